@@ -1,0 +1,48 @@
+# happywhale_nb: `make demo` runs the study on drawn photographs, `make test` checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+README ?= README.md
+export PYTHONNOUSERSITE := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check export readme lock
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: .venv/.ready  ## draw the demo photographs and run the whole study on them
+	@happywhale demo
+
+test: .venv/.ready check  ## run every notebook's lessons, then the tests of the whole
+	nbdev_test --n_workers 2
+	pytest -q
+
+check: .venv/.ready  ## lint notebooks and package
+	@ruff check nbs happywhale_nb tests setup.py
+
+export: .venv/.ready  ## after editing notebooks: clean them, write the package and the README from them
+	nbdev_clean
+	nbdev_export
+	@$(MAKE) --no-print-directory readme
+
+readme: .venv/.ready
+	@jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \
+	| sed -E -e 's#\]\((\.\./)#](#g' -e 's#\]\((images/|lib/|[0-9]{2}_)#](nbs/\1#g' -e 's#src="images/#src="nbs/images/#g' > $(README)
+
+# opencv-python's wheel loads libGL from the system; where that is missing, the same version without windows takes its place
+.venv/.ready: requirements.lock requirements-headless.lock settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11, 3.12 or 3.13 is needed (TensorFlow has no other builds); {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
+	@echo "Installing the pinned environment into .venv: once, some minutes, 3 GB"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { $(BIN)/python -m pip uninstall --quiet --yes opencv-python && $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-headless.lock; }
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock:  ## pin the requirements of settings.ini anew, with hashes
+	$(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install --quiet uv
+	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("settings.ini"); d = c["DEFAULT"]; print("\n".join((d["requirements"] + " " + d["dev_requirements"]).split() + ["setuptools>=70.1"]))' \
+	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements.lock
+	grep '^opencv-python==' requirements.lock | tr -d '\\' | sed 's/opencv-python/opencv-python-headless/' \
+	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes --no-annotate --no-header - -o requirements-headless.lock

@@ -1,0 +1,29 @@
+"""Builds the package from settings.ini, the one source of name, version and requirements."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+settings = ConfigParser(delimiters=["="])
+settings.read(root / "settings.ini", encoding="utf-8")
+cfg = settings["DEFAULT"]
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    keywords=cfg["keywords"].split(),
+    author=cfg["author"],
+    license="Apache-2.0",
+    classifiers=["Programming Language :: Python :: 3", f"Intended Audience :: {cfg['audience']}"],
+    python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
+    package_data={cfg["lib_name"]: ["*.csv"]},
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    long_description=(root / "README.md").read_text(encoding="utf-8") if (root / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+)

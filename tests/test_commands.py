@@ -1,0 +1,165 @@
+"""What a person types: one clear line for each mistake, nothing half-written, and a study that runs."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from happywhale_nb.metrics import map_at_5
+from happywhale_nb.predictions import read_predictions
+from happywhale_nb.splits import true_answers
+
+BIN = Path(sys.executable).parent
+
+
+def happywhale(checkout, *words):
+    return subprocess.run([BIN / "happywhale", *map(str, words)], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def outputs(checkout):
+    return sorted(str(p.relative_to(checkout)) for p in (checkout / "outputs").rglob("*"))
+
+
+def spoil_column(data):
+    table = pd.read_csv(data / "train.csv", dtype=str)
+    table.rename(columns={"individual_id": "who"}).to_csv(data / "train.csv", index=False)
+
+
+def spoil_image(data):
+    next((data / "train_images").iterdir()).unlink()
+
+
+MISTAKES = {
+    "unknown parameter": (None, ["-p", "fould", "2"], ["unknown parameter 'fould'", "did you mean 'fold'?"]),
+    "wrong type": (None, ["-p", "fold", "two"], ["'fold' is a whole number, not 'two'"]),
+    "unknown preset": (None, ["-p", "preset", "smal_resnet_arcface"], ["unknown preset", "did you mean 'small_resnet_arcface'?"]),
+    "fold out of range": (None, ["-p", "fold", "9"], ["fold 9 does not exist", "0 to 4"]),
+    "unknown boxes": (None, ["-p", "crops", "yolo99"], ["no boxes called 'yolo99'", "fullbody"]),
+    "no such folder": (None, ["-p", "data_dir", "nowhere"], ["no data folder at", "nowhere", "happywhale demo"]),
+    "a column is missing": (spoil_column, [], ["train.csv", "no column 'individual_id'", "found: image, species, who"]),
+    "an image is missing": (spoil_image, [], ["train.csv, row", "is not in", "train_images"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_line_before_any_kernel_starts(mistake, checkout, tiny_copy):
+    spoil, words, expected = MISTAKES[mistake]
+    if spoil:
+        spoil(tiny_copy)
+    data = [] if "data_dir" in words else ["-p", "data_dir", tiny_copy]
+    before = outputs(checkout)
+    done = happywhale(checkout, "train", *data, *words)
+    assert done.returncode == 2 and not done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+    assert all(part in done.stderr for part in expected), done.stderr
+    assert outputs(checkout) == before
+
+
+def test_a_truncated_photograph_is_named_and_leaves_no_result(checkout, tiny_copy):
+    photo = sorted((tiny_copy / "train_images").iterdir())[5]
+    photo.write_bytes(photo.read_bytes()[:-400])
+    done = happywhale(checkout, "train", "-p", "data_dir", tiny_copy, "-p", "study", "truncated", "-p", "quick", "true")
+    assert done.returncode == 2
+    assert photo.name in done.stderr and "cannot be decoded" in done.stderr and "Traceback" not in done.stderr
+    left = {Path(p).name for p in outputs(checkout) if "truncated" in p and Path(checkout, p).is_file()}
+    assert left == {"folds.csv", "03_train.failed.ipynb", "03_train.log"}
+
+
+def test_papermill_trains_the_fold_it_is_told(checkout, tiny):
+    place = checkout / "outputs" / "by_papermill.ipynb"
+    done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", place, "-p", "fold", "2", "-p", "quick", "True", "-p", "data_dir", tiny,
+                           "-p", "study", "papermill"], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = json.loads((checkout / "outputs/papermill-quick/small_resnet_arcface/fold2/config.json").read_text())
+    assert config["parameters"]["fold"] == 2
+    injected = [c for c in nbformat.read(place, as_version=4).cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == 1 and "fold = 2" in injected[0].source
+
+
+@pytest.fixture(scope="module")
+def study(checkout, tiny):
+    """A whole study, quick, on the tiny demo data."""
+    began = time.time()
+    done = happywhale(checkout, "run", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return checkout / "outputs" / "whole-quick", done, time.time() - began
+
+
+def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
+    folder, done, _ = study
+    images, answers = read_predictions(folder / "submission.csv")
+    assert images.tolist() == pd.read_csv(tiny / "sample_submission.csv")["image"].tolist()
+    assert all(len({a for a in row if a}) == sum(row != "") for row in answers)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    truth = pd.read_csv(tiny / "test_truth.csv", dtype=str).set_index("image")["individual_id"].reindex(images)
+    expected = map_at_5(true_answers(truth, pd.read_csv(tiny / "train.csv", dtype=str)["individual_id"]), answers)
+    assert metrics["test"]["map5"] == pytest.approx(expected)
+    assert metrics["protocol"]["folds"] == 2 and metrics["protocol"]["split"] == "stratified-2-seed0"
+    page = (folder / "report.html").read_text()
+    assert page.count("<figure") >= 6 * len(images) - 12 and "http" not in page.replace("http-equiv", "")
+    assert "submission.csv" in done.stdout and "MAP@5" in done.stdout and "Next:" in done.stdout
+
+
+def test_out_of_fold_answers_come_from_models_that_did_not_see_the_photograph(study):
+    folder, _, _ = study
+    folds = pd.read_csv(folder / "folds.csv", dtype=str)
+    for k in "01":
+        images, answers = read_predictions(folder / "small_resnet_arcface" / f"fold{k}" / "oof.csv")
+        assert sorted(images) == sorted(folds.loc[folds["fold"] == k, "image"])
+        known = set(folds.loc[folds["fold"] != k, "individual_id"]) | {"new_individual", ""}
+        assert set(answers.ravel()) <= known
+
+
+def test_what_is_done_is_not_done_again(study, checkout, tiny):
+    folder, _, seconds = study
+    weights = folder / "small_resnet_arcface" / "fold0" / "model.keras"
+    before = weights.stat().st_mtime_ns
+    done = happywhale(checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole")
+    assert done.returncode == 0 and weights.stat().st_mtime_ns == before
+    done = happywhale(checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "3", "-p", "quick", "true", "-p", "study", "whole")
+    assert done.returncode == 2 and "another split" in done.stderr
+
+
+TRAIN = """
+import sys, numpy as np
+from dataclasses import replace
+from happywhale_nb.fitting import train
+from happywhale_nb.presets import configure
+config = replace(configure("small_resnet_arcface", epochs=4, image_size=32), batch_size=8)
+crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
+model, history = train(config, crops, np.arange(64) % 8, 8, sys.argv[1], "stamp")
+np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())
+"""
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    subprocess.run([sys.executable, "-c", TRAIN, whole], check=True, capture_output=True)
+    process = subprocess.Popen([sys.executable, "-c", TRAIN, broken], stderr=subprocess.DEVNULL)
+    while not (broken / "resume.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(json.loads((broken / "resume.json").read_text())["history"])
+    assert 1 <= done < 4 and not (broken / "weights.npz").exists()
+    subprocess.run([sys.executable, "-c", TRAIN, broken], check=True, capture_output=True)
+    with np.load(whole / "weights.npz") as a, np.load(broken / "weights.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_unwritable_place_is_said(checkout, tiny):
+    blocked = checkout / "outputs" / "blocked"
+    blocked.parent.mkdir(exist_ok=True)
+    blocked.write_text("a file where a folder is wanted")
+    done = happywhale(checkout, "eda", "-p", "data_dir", tiny, "-o", checkout / "outputs" / "blocked" / "eda.ipynb")
+    assert done.returncode == 2 and "cannot write" in done.stderr
