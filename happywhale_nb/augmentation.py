@@ -17,8 +17,8 @@ class Recipe:
     """How strongly training photographs are varied.
 
     flip, grey, erase are probabilities (mirror image; no colour; a grey rectangle of up to a third of each side).
-    rotate is in degrees, shift in shares of the side, zoom and stretch in shares of the scale; hue is in turns of the colour
-    circle; saturation, contrast and brightness are factors' distances from 1."""
+    rotate is in degrees, shift in shares of the side, zoom and stretch in shares of the scale; hue is in turns of the
+    colour circle; saturation, contrast and brightness are factors' distances from 1."""
 
     flip: float = 0.0
     rotate: float = 0.0
@@ -37,7 +37,18 @@ RECIPES = {
     "none": Recipe(),
     "basic_cnn": Recipe(flip=0.5, rotate=15, shift=0.1, zoom=0.1),
     "paper": Recipe(flip=0.5, hue=0.01, saturation=0.3, contrast=0.2, brightness=0.1, grey=0.1),
-    "small": Recipe(rotate=10, shift=0.08, zoom=0.12, stretch=0.08, hue=0.02, saturation=0.3, contrast=0.3, brightness=0.2, grey=0.1, erase=0.3),
+    "small": Recipe(
+        rotate=10,
+        shift=0.08,
+        zoom=0.12,
+        stretch=0.08,
+        hue=0.02,
+        saturation=0.3,
+        contrast=0.3,
+        brightness=0.2,
+        grey=0.1,
+        erase=0.3,
+    ),
 }
 
 # %% ../nbs/02_augmentation.ipynb #02-augmentation-08
@@ -59,8 +70,13 @@ def geometric(images, recipe, seed):
     dx = centre_x - a * centre_x - b * centre_y + _uniform([n], seed, 5, recipe.shift) * w
     dy = centre_y - c * centre_x - d * centre_y + _uniform([n], seed, 6, recipe.shift) * h
     return tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(images, tf.float32), transforms=tf.stack([a, b, dx, c, d, dy, 0 * a, 0 * a], axis=1),
-        output_shape=tf.shape(images)[1:3], interpolation="BILINEAR", fill_mode="REFLECT", fill_value=0.0)
+        images=tf.cast(images, tf.float32),
+        transforms=tf.stack([a, b, dx, c, d, dy, 0 * a, 0 * a], axis=1),
+        output_shape=tf.shape(images)[1:3],
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+        fill_value=0.0,
+    )
 
 # %% ../nbs/02_augmentation.ipynb #02-augmentation-11
 LUMA = (0.299, 0.587, 0.114)
@@ -71,8 +87,14 @@ def _hue_rotation(turns):
     angle = 2 * math.pi * turns
     k, cos = math.sqrt(1 / 3) * tf.sin(angle), tf.cos(angle)
     same, other = cos + (1 - cos) / 3, (1 - cos) / 3
-    return tf.stack([tf.stack([same, other - k, other + k], 1), tf.stack([other + k, same, other - k], 1),
-                     tf.stack([other - k, other + k, same], 1)], 1)
+    return tf.stack(
+        [
+            tf.stack([same, other - k, other + k], 1),
+            tf.stack([other + k, same, other - k], 1),
+            tf.stack([other - k, other + k, same], 1),
+        ],
+        1,
+    )
 
 
 def colour(images, recipe, seed):

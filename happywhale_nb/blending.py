@@ -42,18 +42,26 @@ def blend(lists, weights=None):
     if len(weights) != len(lists) or (weights < 0).any():
         raise ValueError(f"{len(lists)} lists need as many weights, none negative; got {weights.tolist()}")
     n, width = lists[0].shape
-    frame = pd.DataFrame({
-        "row": np.tile(np.repeat(np.arange(n), width), len(lists)),
-        "name": np.concatenate([answers.ravel() for answers in lists]),
-        "votes": np.concatenate([w * _votes(answers).ravel() for w, answers in zip(weights, lists, strict=True)]),
-        "rank": np.tile(np.arange(width), n * len(lists)),
-        "model": np.repeat(np.arange(len(lists)), n * width),
-    })
+    frame = pd.DataFrame(
+        {
+            "row": np.tile(np.repeat(np.arange(n), width), len(lists)),
+            "name": np.concatenate([answers.ravel() for answers in lists]),
+            "votes": np.concatenate([w * _votes(answers).ravel() for w, answers in zip(weights, lists, strict=True)]),
+            "rank": np.tile(np.arange(width), n * len(lists)),
+            "model": np.repeat(np.arange(len(lists)), n * width),
+        }
+    )
     frame = frame[frame["name"] != ""].sort_values(["rank", "model"], kind="stable")
-    totals = frame.groupby(["row", "name"], sort=False).agg(votes=("votes", "sum"), rank=("rank", "first"), model=("model", "first"))
+    totals = frame.groupby(["row", "name"], sort=False).agg(
+        votes=("votes", "sum"), rank=("rank", "first"), model=("model", "first")
+    )
     totals = totals.reset_index().sort_values(["row", "votes", "rank", "model"], ascending=[True, False, True, True])
     totals["place"] = totals.groupby("row").cumcount()
-    best = totals[totals["place"] < 5].pivot(index="row", columns="place", values="name").reindex(index=range(n), columns=range(5))
+    best = (
+        totals[totals["place"] < 5]
+        .pivot(index="row", columns="place", values="name")
+        .reindex(index=range(n), columns=range(5))
+    )
     return best.fillna("").to_numpy(dtype=str)
 
 # %% ../nbs/07_blending.ipynb #07-blending-09
@@ -62,8 +70,10 @@ def blend_stage(dataset, folder, force=False):
 
     Raises `UserError` if the study has no test answers."""
     if dataset.test.empty:
-        raise UserError(f"{dataset.root} has no test photographs (test_images/): there is nothing to submit; the "
-                        "out-of-fold figures are in knn.json")
+        raise UserError(
+            f"{dataset.root} has no test photographs (test_images/): there is nothing to submit; the "
+            "out-of-fold figures are in knn.json"
+        )
     paths = sorted(folder.glob("*/fold*/test.csv"))
     if not paths:
         raise UserError(f"no test answers in {folder}: run 03_train and 06_knn first")
@@ -75,7 +85,16 @@ def blend_stage(dataset, folder, force=False):
     blended = blend(lists)
     write_predictions(folder / "submission.csv", images, blended)
     agreement = float(np.mean([[(a[:, 0] == b[:, 0]).mean() for a in lists] for b in lists]))
-    write_json(record, {"stamp": stamp, "lists": [str(p.relative_to(folder)) for p in paths], "weights": [1.0] * len(paths),
-                        "photos": len(images), "new_first": float((blended[:, 0] == NEW).mean()),
-                        "agreement": agreement, "versions": versions()})
+    write_json(
+        record,
+        {
+            "stamp": stamp,
+            "lists": [str(p.relative_to(folder)) for p in paths],
+            "weights": [1.0] * len(paths),
+            "photos": len(images),
+            "new_first": float((blended[:, 0] == NEW).mean()),
+            "agreement": agreement,
+            "versions": versions(),
+        },
+    )
     return read_json(record)

@@ -101,11 +101,20 @@ def closing_lines(folder, seconds):
     lines = [f"Made in {seconds / 60:.1f} minutes:", *(f"  {os.path.relpath(path)}" for path in files)]
     for name, model in metrics["models"].items():
         oof = model["oof"]
-        lines.append(f"MAP@5 of {name}, out of fold: {oof['map5']:.3f} (known animals {oof['map5_known'] or 0:.3f}, {oof['n']} photographs)")
+        lines.append(
+            f"MAP@5 of {name}, out of fold: {oof['map5']:.3f} "
+            f"(known animals {oof['map5_known'] or 0:.3f}, {oof['n']} photographs)"
+        )
     if metrics["test"]:
-        lines.append(f"MAP@5 of the submission on {metrics['test']['n']} test photographs: {metrics['test']['map5']:.3f}")
-    return [*lines, f"Next: open {os.path.relpath(folder / 'report.html')} in a browser; `jupyter lab nbs` to read and change the study;",
-            "      `happywhale run -p data_dir YOUR_FOLDER` for photographs of your own."]
+        lines.append(
+            f"MAP@5 of the submission on {metrics['test']['n']} test photographs: {metrics['test']['map5']:.3f}"
+        )
+    return [
+        *lines,
+        f"Next: open {os.path.relpath(folder / 'report.html')} in a browser;",
+        "      `jupyter lab nbs` to read and change the study;",
+        "      `happywhale run -p data_dir YOUR_FOLDER` for photographs of your own.",
+    ]
 
 # %% ../nbs/lib/cli.ipynb #cli-12
 class _Group(click.Group):
@@ -126,13 +135,25 @@ def main():
     """Identify individual whales and dolphins from photographs."""
 
 
-_parameter = click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook; may be repeated.")
-_output = click.option("-o", "--output", type=click.Path(dir_okay=False), help="Where the executed notebook goes instead of its default place.")
+_parameter = click.option(
+    "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook; may be repeated."
+)
+_output = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False),
+    help="Where the executed notebook goes instead of its default place.",
+)
 
 # %% ../nbs/lib/cli.ipynb #cli-13
 def _stage_help(stage):
-    head = {"eda": "Draw what the data are like", "train": "Train one model on one fold", "knn": "Answer all finished folds by nearest neighbours",
-            "blend": "Blend the folds' test answers into a submission", "report": "Write the report page"}[stage]
+    head = {
+        "eda": "Draw what the data are like",
+        "train": "Train one model on one fold",
+        "knn": "Answer all finished folds by nearest neighbours",
+        "blend": "Blend the folds' test answers into a submission",
+        "report": "Write the report page",
+    }[stage]
     example = " -p fold 2" if stage == "train" else ""
     try:
         parameters = read_parameters(stage_notebook(stage)).values()
@@ -156,8 +177,13 @@ class _StageCommand(click.Command):
         super().format_help_text(ctx, formatter)
 
 
-for _name, _head in [("eda", "Draw what the data are like."), ("train", "Train one model on one fold."), ("knn", "Answer the finished folds."),
-                     ("blend", "Blend the test answers."), ("report", "Write the report page.")]:
+for _name, _head in [
+    ("eda", "Draw what the data are like."),
+    ("train", "Train one model on one fold."),
+    ("knn", "Answer the finished folds."),
+    ("blend", "Blend the test answers."),
+    ("report", "Write the report page."),
+]:
     main.add_command(_parameter(_output(_StageCommand(_name, callback=partial(_stage, _name), short_help=_head))))
 
 # %% ../nbs/lib/cli.ipynb #cli-14

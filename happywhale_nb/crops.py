@@ -34,8 +34,10 @@ def _read_box_table(path):
     table = read_table(path, ["image"])
     columns = [c for c in table.columns if table[c][table[c] != ""].head(1).str.match(FOUR_NUMBERS).any()]
     if not columns:
-        raise UserError(f"{path} has no column of boxes (found: {', '.join(table.columns)}; a box is `x0 y0 x1 y1` or "
-                        "`[[x0 y0 x1 y1]]`)")
+        raise UserError(
+            f"{path} has no column of boxes (found: {', '.join(table.columns)}; a box is `x0 y0 x1 y1` or "
+            "`[[x0 y0 x1 y1]]`)"
+        )
     stem = path.stem.removesuffix("_train").removesuffix("_test")
     for column in columns:
         boxes = pd.DataFrame(_numbers(table[column], 4), columns=BOX)
@@ -158,7 +160,14 @@ def _decode_all(target, paths, places, size):
     with atomic(target) as part, ThreadPoolExecutor(os.cpu_count()) as pool:
         crops = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(paths), size, size, 3))
         try:
-            for _ in tqdm(pool.map(decode, range(len(paths))), total=len(paths), desc="decoding", unit="photo", ncols=100, mininterval=1):
+            for _ in tqdm(
+                pool.map(decode, range(len(paths))),
+                total=len(paths),
+                desc="decoding",
+                unit="photo",
+                ncols=100,
+                mininterval=1,
+            ):
                 pass
         except UserError:
             pool.shutdown(cancel_futures=True)

@@ -43,7 +43,7 @@ def read_table(path, columns):
 
 # %% ../nbs/lib/dataset.ipynb #dataset-10
 def check_images(table, path, folder):
-    """Raise `UserError` if an image of `table` (read from `path`) is listed twice, leaves `folder`, or is absent in it."""
+    """Raise `UserError` if an image of `table` (read from `path`) is listed twice, leaves `folder`, or is absent."""
     images = table["image"]
     for row, name in images[images.str.contains(r"[/\\]", regex=True)].items():
         raise UserError(f"{path}, row {row + 2}: image {name!r} must be a plain file name inside {folder}")
@@ -53,8 +53,10 @@ def check_images(table, path, folder):
     present = {entry.name for entry in os.scandir(folder)}
     absent = images[~images.isin(present)]
     for row, name in absent.items():
-        raise UserError(f"{path}, row {row + 2}: image {name} is not in {folder} ({len(absent)} of {len(table)} are "
-                        "absent): add the files or remove the rows")
+        raise UserError(
+            f"{path}, row {row + 2}: image {name} is not in {folder} ({len(absent)} of {len(table)} are "
+            "absent): add the files or remove the rows"
+        )
 
 # %% ../nbs/lib/dataset.ipynb #dataset-12
 @dataclass(frozen=True)
@@ -89,8 +91,10 @@ def _read_train(root):
     table = read_table(path, COLUMNS)
     odd = table["individual_id"].str.contains(r"\s", regex=True) | (table["individual_id"] == NEW)
     for row, name in table.loc[odd, "individual_id"].items():
-        raise UserError(f"{path}, row {row + 2}: individual_id {name!r} cannot be used: ids have no blanks (answers are "
-                        f"separated by them) and are not {NEW!r}")
+        raise UserError(
+            f"{path}, row {row + 2}: individual_id {name!r} cannot be used: ids have no blanks (answers are "
+            f"separated by them) and are not {NEW!r}"
+        )
     folder = folder if folder.is_dir() else root / "images"
     if not folder.is_dir():
         raise UserError(f"{root} has neither train_images/ nor images/: put the photographs into one of them")
@@ -106,7 +110,9 @@ def _read_test(root):
         table = read_table(path, ["image"])[["image"]]
         check_images(table, path, folder)
         return table, folder
-    return pd.DataFrame({"image": sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PHOTO_ENDINGS)}), folder
+    return pd.DataFrame(
+        {"image": sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PHOTO_ENDINGS)}
+    ), folder
 
 
 def read_dataset(data_dir=""):

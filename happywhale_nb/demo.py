@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .paths import UserError, atomic
 
@@ -179,7 +179,7 @@ def draw_nicks(rng, species: str) -> np.ndarray:
     "The nicks of one individual, float [k, 3]: see `cut_nicks`."
     count, width, depth = {
         'humpback_whale': (4, .05, .085), 'bottlenose_dolphin': (3.6, .09, .14), 'beluga': (2.5, .08, .05),
-        'killer_whale': (2.8, .11, .15), 'blue_whale': (.8, .04, .05), 'gray_whale': (3, .14, .05),
+        'killer_whale': (2.8, .11, .16), 'blue_whale': (.8, .04, .05), 'gray_whale': (3, .14, .05),
         'false_killer_whale': (2.6, .07, .11)}[species]
     n = max(1, rng.poisson(count)) if count > 1 else rng.poisson(count)
     place, deep = rng.uniform(.06, .94, n), depth * rng.uniform(.4, 1.7, n)
@@ -652,7 +652,7 @@ SINGLE, NEW = .45, .16  # shares: of individuals with one training photograph, o
 def photos_each(individuals: int, photos: int) -> np.ndarray:
     "How many training photographs each individual has, int [individuals], falling, summing to `photos`: a long tail."
     single = round(SINGLE * individuals)
-    weight = np.geomspace(18, 1, individuals - single)
+    weight = np.geomspace(11, 1, individuals - single)
     share = np.concatenate([weight / weight.sum() * (photos - individuals), np.zeros(single)])
     count = 1 + np.floor(share).astype(int)
     count[np.argsort(np.floor(share) - share, kind='stable')[:photos - count.sum()]] += 1
@@ -679,9 +679,9 @@ def plan(seed: int, individuals: int, train_photos: int, test_photos: int) -> pd
     known = rng.choice(individuals, test_photos - new_photos, p=count / count.sum())
     fresh = individuals + rng.permutation(np.arange(new_photos) % max(new, 1))
     animal = np.concatenate([np.repeat(np.arange(individuals), count), known, fresh])
-    table = pd.DataFrame(dict(image=[f'{n}.jpg' for n in hex_names(seed, 2, len(animal), 14)],
-                              species=[species[i] for i in animal], individual_id=[ids[i] for i in animal],
-                              test=np.arange(len(animal)) >= train_photos, animal=animal))
+    table = pd.DataFrame({'image': [f'{n}.jpg' for n in hex_names(seed, 2, len(animal), 14)],
+                          'species': [species[i] for i in animal], 'individual_id': [ids[i] for i in animal],
+                          'test': np.arange(len(animal)) >= train_photos, 'animal': animal})
     return table.sort_values('image', ignore_index=True)
 
 # %% ../nbs/lib/demo.ipynb #demo-87
@@ -703,10 +703,10 @@ def draw_group(folder: Path, seed: int, group: pd.DataFrame, size: tuple, tile) 
         quality = int(rng.integers(58, 88))
         _, code = cv2.imencode('.jpg', photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         (folder / ('test_images' if test else 'train_images') / image).write_bytes(code.tobytes())
-        fine, rough = (jitter(rng, box, photo.shape, s) for s in (.025, .10))
+        fine, rough = (jitter(rng, box, photo.shape, s) for s in (.05, .11))
         bbox = '[[' + '  '.join(map(str, fine)) + ']]'
-        rows.append(dict(image=image, bbox=bbox, conf=f'[{rng.beta(6, 2):.6g}]',
-                         box='' if rng.random() < .1 else ' '.join(map(str, rough))))
+        rows.append({'image': image, 'bbox': bbox, 'conf': f'[{rng.beta(6, 2):.6g}]',
+                     'box': '' if rng.random() < .1 else ' '.join(map(str, rough))})
     return rows
 
 # %% ../nbs/lib/demo.ipynb #demo-90
@@ -739,7 +739,7 @@ def check_sizes(individuals: int, train_photos: int, test_photos: int, size: tup
                         'give the smallest and the largest width, between 96 and 2048 pixels')
 
 # %% ../nbs/lib/demo.ipynb #demo-94
-def draw_demo(root, seed: int = 0, individuals: int = 100, train_photos: int = 560, test_photos: int = 150,
+def draw_demo(root, seed: int = 0, individuals: int = 90, train_photos: int = 570, test_photos: int = 150,
               size: tuple[int, int] = (320, 400), workers: int | None = None, progress: bool = True) -> Path:
     """Draw a demo data set in Happywhale's layout and return its folder.
 

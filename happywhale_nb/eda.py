@@ -21,8 +21,15 @@ def species_table(train):
     the share of its individuals that have a single photograph."""
     counts = train.groupby(["species", "individual_id"]).size()
     by_species = counts.groupby("species")
-    table = pd.DataFrame({"photos": by_species.sum(), "share": by_species.sum() / len(train), "individuals": by_species.size(),
-                          "photos_per_individual": by_species.mean(), "singletons": (counts == 1).groupby("species").mean()})
+    table = pd.DataFrame(
+        {
+            "photos": by_species.sum(),
+            "share": by_species.sum() / len(train),
+            "individuals": by_species.size(),
+            "photos_per_individual": by_species.mean(),
+            "singletons": (counts == 1).groupby("species").mean(),
+        }
+    )
     return table.sort_values("photos", ascending=False)
 
 # %% ../nbs/01_eda.ipynb #01-eda-07
@@ -33,7 +40,9 @@ def plot_species(table):
     for i, (photos, individuals) in enumerate(zip(table["photos"], table["individuals"], strict=True)):
         ax.text(photos, i, f" {individuals:,} individuals", va="center", fontsize=8, color="0.35")
     top = table["share"].iloc[:5].sum()
-    ax.set(xlabel="photographs", ylabel="", title=f"The five most photographed species have {top:.0%} of all photographs")
+    ax.set(
+        xlabel="photographs", ylabel="", title=f"The five most photographed species have {top:.0%} of all photographs"
+    )
     ax.margins(x=0.18)
     sns.despine(left=True)
     return ax
@@ -45,8 +54,11 @@ def plot_photos_per_individual(train):
     frequency = counts.value_counts().sort_index()
     _, ax = plt.subplots(figsize=(6, 3.2))
     ax.loglog(frequency.index, frequency.to_numpy(), "o", ms=5, color="#2a7f9e")
-    ax.set(xlabel="photographs of an individual", ylabel="individuals",
-           title=f"{(counts == 1).mean():.0%} of {len(counts):,} individuals have one photograph; one has {counts.max()}")
+    ax.set(
+        xlabel="photographs of an individual",
+        ylabel="individuals",
+        title=f"{(counts == 1).mean():.0%} of {len(counts):,} individuals have one photograph; one has {counts.max()}",
+    )
     sns.despine()
     return ax
 

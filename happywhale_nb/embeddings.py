@@ -27,8 +27,10 @@ class Embeddings:
         """`[m, d]` the vectors of `images`, in that order. Raises `UserError` naming the first that has none."""
         place = pd.Index(self.images).get_indexer(list(images))
         if (place < 0).any():
-            raise UserError(f"no embedding of {list(images)[int(np.argmax(place < 0))]} ({(place < 0).sum()} are missing): "
-                            "the data changed since training; train again")
+            raise UserError(
+                f"no embedding of {list(images)[int(np.argmax(place < 0))]} ({(place < 0).sum()} are missing): "
+                "the data changed since training; train again"
+            )
         return self.vectors[place]
 
 # %% ../nbs/lib/embeddings.ipynb #embeddings-06
@@ -42,8 +44,8 @@ def write_embeddings(path, embeddings):
 
 
 def read_embeddings(path):
-    """Read what `write_embeddings` wrote. Raises `UserError` if the file is missing, damaged, or has a vector that is not
-    finite or not of length 1."""
+    """Read what `write_embeddings` wrote. Raises `UserError` if the file is missing, damaged, or has a vector that is
+    not finite or not of length 1."""
     try:
         table = pq.read_table(path, columns=["image", "embedding"])
         column = table["embedding"].combine_chunks()
@@ -55,5 +57,7 @@ def read_embeddings(path):
     images = np.asarray(table["image"].to_pylist(), dtype=str)
     odd = ~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3)
     if odd.any():
-        raise UserError(f"{path}: the embedding of {images[odd][0]} is not a finite vector of length 1 ({odd.sum()} such)")
+        raise UserError(
+            f"{path}: the embedding of {images[odd][0]} is not a finite vector of length 1 ({odd.sum()} such)"
+        )
     return Embeddings(images, vectors)

@@ -30,7 +30,9 @@ def build_model(config, classes):
     embedding `[b, config.embedding]`, not yet of length 1."""
     pixels = keras.Input((config.image_size, config.image_size, 3), name="pixels")
     features = lookup(BACKBONES, config.backbone, "backbone")(pixels)
-    embedding = neck(layers.Activation("linear", dtype="float32", name="features")(features), config.embedding, config.dropout)
+    embedding = neck(
+        layers.Activation("linear", dtype="float32", name="features")(features), config.embedding, config.dropout
+    )
     return keras.Model(pixels, CosineClassifier(classes, name="cosines")(embedding), name=config.backbone)
 
 
@@ -41,8 +43,12 @@ def compile_model(model, config, steps):
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     top5 = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5")
     on_cpu = keras.backend.backend() == "tensorflow" and not tf.config.list_physical_devices("GPU")
-    model.compile(optimizer, ArcFaceLoss(config.scale, config.margin), metrics=["accuracy", top5],
-                  jit_compile=False if on_cpu else "auto")
+    model.compile(
+        optimizer,
+        ArcFaceLoss(config.scale, config.margin),
+        metrics=["accuracy", top5],
+        jit_compile=False if on_cpu else "auto",
+    )
     return model
 
 # %% ../nbs/lib/fitting.ipynb #fitting-08
@@ -65,7 +71,14 @@ class Resumable(keras.callbacks.Callback):
         return len(self.history)
 
     def on_train_begin(self, logs=None):
-        self.bar = tqdm(total=self.epochs * self.steps, initial=len(self.history) * self.steps, desc="training", unit="step", ncols=100, mininterval=1)
+        self.bar = tqdm(
+            total=self.epochs * self.steps,
+            initial=len(self.history) * self.steps,
+            desc="training",
+            unit="step",
+            ncols=100,
+            mininterval=1,
+        )
 
     def on_epoch_begin(self, epoch, logs=None):
         self.began = time.perf_counter()
@@ -110,7 +123,15 @@ def train(config, crops, labels, classes, folder, stamp, seed=0):
     if first < config.epochs:
         recipe = lookup(RECIPES, config.recipe, "recipe")
         batches = training_batches(crops, labels, recipe, orders, config.batch_size, seed, first)
-        model.fit(batches, epochs=config.epochs, initial_epoch=first, steps_per_epoch=steps, shuffle=False, callbacks=[keeper], verbose=0)
+        model.fit(
+            batches,
+            epochs=config.epochs,
+            initial_epoch=first,
+            steps_per_epoch=steps,
+            shuffle=False,
+            callbacks=[keeper],
+            verbose=0,
+        )
     return model, keeper.history
 
 # %% ../nbs/lib/fitting.ipynb #fitting-13
@@ -118,7 +139,14 @@ def embed(model, crops, batch_size=128):
     """`[n, d]` float32 embeddings of length 1 for crops `[n, s, s, 3]` uint8 in 0 … 255; a bar shows the progress."""
     encoder = keras.Model(model.inputs, model.get_layer("embedding").output)
     parts = [np.empty((0, encoder.output.shape[-1]), np.float32)]
-    for start in tqdm(range(0, len(crops), batch_size), desc="embedding", unit="batch", ncols=100, mininterval=1, disable=not len(crops)):
+    for start in tqdm(
+        range(0, len(crops), batch_size),
+        desc="embedding",
+        unit="batch",
+        ncols=100,
+        mininterval=1,
+        disable=not len(crops),
+    ):
         batch = np.zeros((batch_size, *crops.shape[1:]), np.float32)  # one shape, so that nothing is traced twice
         rows = crops[start : start + batch_size]
         batch[: len(rows)] = rows

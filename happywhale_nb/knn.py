@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from .dataset import NEW, read_dataset
+from .dataset import read_dataset
 from .embeddings import read_embeddings
 from .metrics import summary
 from .paths import UserError, fold_dir, study_dir
@@ -118,13 +118,15 @@ def finished_folds(study_folder, model, folds):
     done = [k for k in numbers if (fold_dir(study_folder, model, k) / "config.json").is_file()]
     if not done:
         trained = sorted({p.parent.parent.name for p in Path(study_folder).glob("*/fold*/config.json")})
-        raise UserError(f"no trained fold of model {model!r} in {study_folder} (trained: {', '.join(trained) or 'none'}): "
-                        "run 03_train first")
+        raise UserError(
+            f"no trained fold of model {model!r} in {study_folder} (trained: {', '.join(trained) or 'none'}): "
+            "run 03_train first"
+        )
     return done
 
 
 def knn_stage(dataset, folder, model, folds, head, seed=0, force=False):
-    """Answer every finished fold: writes `oof.csv`, `test.csv`, `metrics.json` to its folder and `knn.json` to the model's.
+    """Answer every finished fold: `oof.csv`, `test.csv`, `metrics.json` go to it, `knn.json` to the model's folder.
 
     Returns the content of `knn.json`: protocol, parameters, threshold, and `summary` figures for all queries together
     and for each fold."""
@@ -159,5 +161,12 @@ def _write_fold(place, r):
         write_predictions(place / "test.csv", r["test_images"], r["test_answers"])
     figures = read_json(place / "config.json")
     keep = {name: figures[name] for name in ("protocol", "parameters", "result", "versions", "stamp")}
-    write_json(place / "metrics.json", keep | {"threshold": r["threshold"], "threshold_from": r["threshold_from"],
-                                               "oof": summary(r["truth"], r["answers"])})
+    write_json(
+        place / "metrics.json",
+        keep
+        | {
+            "threshold": r["threshold"],
+            "threshold_from": r["threshold_from"],
+            "oof": summary(r["truth"], r["answers"]),
+        },
+    )

@@ -36,17 +36,27 @@ TYPES = {t.__name__: t for t in (int, float, str, bool)}
 
 
 def read_parameters(notebook):
-    """The `Parameter`s of a notebook file, by name, from its cell tagged `parameters`. Raises `UserError` if the cell is
-    missing or holds anything else than `name: type = literal  # help` lines."""
+    """The `Parameter`s of a notebook file, by name, from its cell tagged `parameters`. Raises `UserError` if the cell
+    is missing or holds anything else than `name: type = literal  # help` lines."""
     cells = nbformat.read(notebook, as_version=4).cells
     source = next((c.source for c in cells if "parameters" in c.metadata.get("tags", [])), None)
     if source is None:
-        raise UserError(f"{notebook} has no cell tagged `parameters`: was it cleaned without `allowed_cell_metadata_keys = tags`?")
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+        raise UserError(
+            f"{notebook} has no cell tagged `parameters`: was it cleaned without `allowed_cell_metadata_keys = tags`?"
+        )
+    comments = {
+        t.start[0]: t.string.lstrip("# ")
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT
+    }
     found = {}
     for line in ast.parse(source).body:
-        if not (isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Constant) and line.annotation.id in TYPES):
-            raise UserError(f"{notebook}: line {line.lineno} of the parameters cell is not `name: type = literal  # help`")
+        if not (
+            isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Constant) and line.annotation.id in TYPES
+        ):
+            raise UserError(
+                f"{notebook}: line {line.lineno} of the parameters cell is not `name: type = literal  # help`"
+            )
         name = line.target.id
         found[name] = Parameter(name, TYPES[line.annotation.id], line.value.value, comments.get(line.lineno, ""))
     return found
@@ -108,19 +118,28 @@ def run_notebook(notebook, output, values):
 
     Progress bars go to standard error. Raises `UserError` with the message of the cell that failed and the place of the
     partly executed notebook."""
-    import papermill  # noqa: PLC0415 - half a second that `--help` does not need
+    import papermill
 
     output = Path(output)
     failed, log = output.with_suffix(".failed.ipynb"), output.with_suffix(".log")
     with atomic(output) as part, _stderr_of_children(part.with_suffix(".log")) as terminal:
         try:
-            papermill.execute_notebook(str(notebook), str(part), values, cwd=str(project_root()), kernel_name="python3",
-                                       progress_bar=False, stderr_file=_Bars(terminal))
+            papermill.execute_notebook(
+                str(notebook),
+                str(part),
+                values,
+                cwd=str(project_root()),
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=_Bars(terminal),
+            )
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
             for left, place in ((part, failed), (part.with_suffix(".log"), log)):
                 if left.exists():
                     left.replace(place)
-            raise UserError(f"{Path(notebook).stem}: {_reason(error)}\n  (the notebook as far as it came: {failed})") from None
+            raise UserError(
+                f"{Path(notebook).stem}: {_reason(error)}\n  (the notebook as far as it came: {failed})"
+            ) from None
     failed.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
 

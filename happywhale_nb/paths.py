@@ -32,6 +32,7 @@ def project_root(start=None):
 # %% ../nbs/lib/paths.ipynb #paths-09
 KAGGLE_INPUT = Path("/kaggle/input")
 
+
 def find_data(data_dir=""):
     """The data folder: `data_dir` if given (relative ones from the project root), else `$HAPPYWHALE_DATA`, else the
     first folder with a `train.csv` under Kaggle's input, else `data/happywhale`, else `data/demo`.

@@ -35,13 +35,17 @@ def read_predictions(path, images=None):
     rows = table["predictions"].str.split()
     for i, row in enumerate(rows):
         if len(row) > 5 or len(set(row)) < len(row) or row[0].startswith("["):
-            raise UserError(f"{path}, row {i + 2}: {table['predictions'][i]!r} is not a list of at most five distinct "
-                            "names separated by blanks")
+            raise UserError(
+                f"{path}, row {i + 2}: {table['predictions'][i]!r} is not a list of at most five distinct "
+                "names separated by blanks"
+            )
     answers = np.array([row + [""] * (5 - len(row)) for row in rows])
     names = table["image"].to_numpy(dtype=str)
     if images is None:
         return names, answers
     place = pd.Index(names).get_indexer(list(images))
     if (place < 0).any():
-        raise UserError(f"{path} has no answer for {np.asarray(images)[place < 0][0]} ({(place < 0).sum()} are missing)")
+        raise UserError(
+            f"{path} has no answer for {np.asarray(images)[place < 0][0]} ({(place < 0).sum()} are missing)"
+        )
     return names[place], answers[place]

@@ -16,7 +16,7 @@ from .paths import UserError
 class Preset:
     """One model and its training.
 
-    backbone, recipe: names in `backbones.BACKBONES` and `augmentation.RECIPES`. image_size: side of the crops in pixels.
+    backbone, recipe: names in `backbones.BACKBONES` and `augmentation.RECIPES`. image_size: side of the crops, pixels.
     learning_rate: AdamW's peak, reached after `warmup` epochs. embedding: its dimension. scale, margin: ArcFace's s and
     m (radians)."""
 
@@ -52,7 +52,9 @@ def configure(preset, epochs=0, image_size=0, quick=False):
     Raises `UserError` for an unknown name or an impossible number."""
     config = lookup(PRESETS, preset, "preset")
     if epochs < 0 or image_size < 0 or 0 < image_size < 32:
-        raise UserError(f"epochs={epochs}, image_size={image_size}: at least 1 epoch and crops of 32 pixels (0: the preset's)")
+        raise UserError(
+            f"epochs={epochs}, image_size={image_size}: at least 1 epoch and crops of 32 pixels (0: the preset's)"
+        )
     if quick:
         config = replace(config, epochs=2, image_size=48)
     return replace(config, epochs=epochs or config.epochs, image_size=image_size or config.image_size)

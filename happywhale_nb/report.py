@@ -50,8 +50,14 @@ def collect(dataset, folder, split, seed=0):
         model["train"] = {k: fold["result"] for k, fold in folds.items()}
         model["preset"] = next(iter(folds.values()))["parameters"]
     blend = read_json(folder / "blend.json") if (folder / "blend.json").is_file() else None
-    return {"study": folder.name, "protocol": protocol_card(split, dataset.fingerprint, seed), "models": models,
-            "blend": blend, "test": score_submission(dataset, folder), "versions": versions()}
+    return {
+        "study": folder.name,
+        "protocol": protocol_card(split, dataset.fingerprint, seed),
+        "models": models,
+        "blend": blend,
+        "test": score_submission(dataset, folder),
+        "versions": versions(),
+    }
 
 # %% ../nbs/08_report.ipynb #08-report-08
 def data_uri(data, kind):
@@ -60,7 +66,7 @@ def data_uri(data, kind):
 
 
 def photo_uri(path, width=260):
-    """A photograph, at most `width` pixels wide and high, as a JPEG `data:` address. Raises `UserError` if unreadable."""
+    """A photograph, at most `width` pixels each way, as a JPEG `data:` address. Raises `UserError` if unreadable."""
     try:
         with Image.open(path) as photo:
             photo.draft("RGB", (width, width))
@@ -83,10 +89,24 @@ def figure_uri(figure):
 # %% ../nbs/08_report.ipynb #08-report-10
 def plot_folds(models):
     """MAP@5 of each fold, of all photographs and of known animals alone, one group a model. Returns the figure."""
-    rows = [{"model": name, "MAP@5": fold[key], "photographs": label} for name, model in models.items()
-            for fold in model["folds"].values() for key, label in (("map5", "all"), ("map5_known", "known animals"))]
+    rows = [
+        {"model": name, "MAP@5": fold[key], "photographs": label}
+        for name, model in models.items()
+        for fold in model["folds"].values()
+        for key, label in (("map5", "all"), ("map5_known", "known animals"))
+    ]
     figure, ax = plt.subplots(figsize=(6.4, 1.1 + 0.7 * len(models)))
-    sns.stripplot(pd.DataFrame(rows), x="MAP@5", y="model", hue="photographs", dodge=True, palette=["#17475e", "#58b4c9"], ax=ax, size=7, jitter=False)
+    sns.stripplot(
+        pd.DataFrame(rows),
+        x="MAP@5",
+        y="model",
+        hue="photographs",
+        dodge=True,
+        palette=["#17475e", "#58b4c9"],
+        ax=ax,
+        size=7,
+        jitter=False,
+    )
     ax.set(xlim=(0, 1), ylabel="", title="Out of fold, one dot a fold")
     ax.legend(title="", loc="lower left", frameon=False)
     sns.despine(left=True)
@@ -118,7 +138,11 @@ def answered_queries(dataset, folder, split, model, examples, seed):
     rng = np.random.default_rng(seed)
     if (folder / "submission.csv").is_file():
         images, answers = read_predictions(folder / "submission.csv", dataset.test["image"])
-        gallery, photos, truth_path = split[split["query_only"] == 0], dataset.test_images, dataset.root / "test_truth.csv"
+        gallery, photos, truth_path = (
+            split[split["query_only"] == 0],
+            dataset.test_images,
+            dataset.root / "test_truth.csv",
+        )
         truth = [None] * len(images)
         if truth_path.is_file():
             names = read_table(truth_path, ["image", "individual_id"]).set_index("image")["individual_id"]
@@ -129,7 +153,10 @@ def answered_queries(dataset, folder, split, model, examples, seed):
         gallery, photos = split[in_gallery], dataset.train_images
         truth = true_answers(split.set_index("image")["individual_id"].reindex(images), gallery["individual_id"])
     drawn = np.sort(rng.permutation(len(images))[:examples])
-    queries = [{"image": images[i], "path": photos / images[i], "answers": [a for a in answers[i] if a], "truth": truth[i]} for i in drawn]
+    queries = [
+        {"image": images[i], "path": photos / images[i], "answers": [a for a in answers[i] if a], "truth": truth[i]}
+        for i in drawn
+    ]
     return queries, read_embeddings(place / "embeddings.parquet"), gallery
 
 
@@ -144,9 +171,16 @@ def illustrate(queries, vectors, gallery, photo_folder):
         for name in query["answers"]:
             theirs = np.flatnonzero(names == name)
             best = theirs[cosine[theirs].argmax()] if len(theirs) else None
-            answers.append({"name": name, "new": name == NEW, "right": name == query["truth"],
-                            "photo": None if best is None else photo_uri(photo_folder / images[best]),
-                            "image": "" if best is None else images[best], "cosine": None if best is None else float(cosine[best])})
+            answers.append(
+                {
+                    "name": name,
+                    "new": name == NEW,
+                    "right": name == query["truth"],
+                    "photo": None if best is None else photo_uri(photo_folder / images[best]),
+                    "image": "" if best is None else images[best],
+                    "cosine": None if best is None else float(cosine[best]),
+                }
+            )
         shown.append(query | {"photo": photo_uri(query["path"], 340), "answers": answers})
     return shown
 
@@ -178,10 +212,13 @@ figcaption { font-size: .74rem; color: var(--soft); overflow-wrap: anywhere; mar
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 0; } dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) { .query { grid-template-columns: 1fr; } .answers { grid-template-columns: repeat(3, 1fr); } }
 @media print { body { background: #fff; } .query { break-inside: avoid; } }
-"""
+"""  # noqa: E501
 
 # %% ../nbs/08_report.ipynb #08-report-15
-PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string("""
+PAGE = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+).from_string(
+    """
 <!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ m.study }}: who is on the photographs?</title><style>{{ style | safe }}</style></head><body><main>
 <h1>Who is on the photographs?</h1>
@@ -213,12 +250,16 @@ to the query. A green frame marks the right answer{% if not truth_known %}; here
 <h2>What the figures stand on</h2>
 <dl>{% for name, value in card.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
 </main></body></html>
-""".strip())
+""".strip()  # noqa: E501
+)
 
 # %% ../nbs/08_report.ipynb #08-report-17
 def _row(label, figures, seconds="", kind=""):
     cells = [jinja2.utils.markupsafe.escape(label)]
-    cells += ["–" if figures[key] is None else f"{figures[key]:.3f}" for key in ("map5", "map5_known", "map5_new", "top1", "top5")]
+    cells += [
+        "–" if figures[key] is None else f"{figures[key]:.3f}"
+        for key in ("map5", "map5_known", "map5_new", "top1", "top5")
+    ]
     cells += [f"{figures['n']:,}", f"{figures['share_new']:.1%}", seconds]
     return jinja2.utils.markupsafe.Markup(f'<tr class="{kind}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
 
@@ -228,13 +269,28 @@ def render(metrics, plots, queries, on_test):
     best = max(metrics["models"].values(), key=lambda model: model["oof"]["map5"])
     seconds = sum(fold["train_seconds"] for model in metrics["models"].values() for fold in model["train"].values())
     tiles = [("MAP@5 on test photographs", f"{metrics['test']['map5']:.3f}")] if metrics["test"] else []
-    tiles += [("MAP@5 out of fold", f"{best['oof']['map5']:.3f}"), ("of known animals", f"{best['oof']['map5_known'] or 0:.3f}"),
-              ("minutes of training", f"{seconds / 60:.1f}"), ("individuals", f"{metrics['protocol']['individuals']:,}")]
+    tiles += [
+        ("MAP@5 out of fold", f"{best['oof']['map5']:.3f}"),
+        ("of known animals", f"{best['oof']['map5_known'] or 0:.3f}"),
+        ("minutes of training", f"{seconds / 60:.1f}"),
+        ("individuals", f"{metrics['protocol']['individuals']:,}"),
+    ]
     card = metrics["protocol"] | {f"{name} preset": model["preset"] for name, model in metrics["models"].items()}
-    card |= {f"{name} threshold": round(model["threshold"], 3) for name, model in metrics["models"].items()} | metrics["versions"]
+    card |= {f"{name} threshold": round(model["threshold"], 3) for name, model in metrics["models"].items()} | metrics[
+        "versions"
+    ]
     heading = "Test photographs and their five answers" if on_test else "Held-out photographs and their five answers"
-    return PAGE.render(m=metrics, style=STYLE, tiles=tiles, row=_row, plots=plots, queries=queries, card=card, heading=heading,
-                       truth_known=any(q["truth"] is not None for q in queries))
+    return PAGE.render(
+        m=metrics,
+        style=STYLE,
+        tiles=tiles,
+        row=_row,
+        plots=plots,
+        queries=queries,
+        card=card,
+        heading=heading,
+        truth_known=any(q["truth"] is not None for q in queries),
+    )
 
 
 def report_stage(dataset, folder, split, seed=0, examples=24):
@@ -242,9 +298,16 @@ def report_stage(dataset, folder, split, seed=0, examples=24):
     metrics = collect(dataset, folder, split, seed)
     model = max(metrics["models"], key=lambda name: metrics["models"][name]["oof"]["map5"])
     queries, vectors, gallery = answered_queries(dataset, folder, split, model, examples, seed)
-    plots = [("MAP@5 of each fold", figure_uri(plot_folds(metrics["models"]))),
-             ("loss by epoch", figure_uri(plot_history(folder, metrics["models"])))]
-    page = render(metrics, plots, illustrate(queries, vectors, gallery, dataset.train_images), (folder / "submission.csv").is_file())
+    plots = [
+        ("MAP@5 of each fold", figure_uri(plot_folds(metrics["models"]))),
+        ("loss by epoch", figure_uri(plot_history(folder, metrics["models"]))),
+    ]
+    page = render(
+        metrics,
+        plots,
+        illustrate(queries, vectors, gallery, dataset.train_images),
+        (folder / "submission.csv").is_file(),
+    )
     with atomic(folder / "report.html") as part:
         part.write_text(page, encoding="utf-8")
     write_json(folder / "metrics.json", metrics)

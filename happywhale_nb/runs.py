@@ -31,7 +31,9 @@ def _plain(value):
 def write_json(path, value):
     """Write `value` (dicts, lists, NumPy arrays and numbers, paths) to `path` as indented JSON, atomically."""
     with atomic(path) as part:
-        part.write_text(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path):
@@ -64,7 +66,7 @@ def is_done(record, stamp, outputs=()):
 
 # %% ../nbs/lib/runs.ipynb #runs-14
 def versions(*packages):
-    """Installed versions of Python, this project, and of `packages` (NumPy, pandas and scikit-learn if none is named)."""
+    """Installed versions of Python, this project, and of `packages` (by default NumPy, pandas, scikit-learn)."""
     found = {"python": platform.python_version()}
     for name in ("happywhale_nb", *(packages or ("numpy", "pandas", "scikit-learn"))):
         try:

@@ -28,7 +28,7 @@ def make_folds(train, k=5, seed=0):
         seed: any integer; the same seed gives the same folds for any order of the rows.
 
     Returns:
-        `DataFrame` image, individual_id, species, fold (0 … k-1), protocol, sorted by image.
+        `DataFrame` image, individual_id, species, fold (0 … k-1), protocol, query_only (0), sorted by image.
     """
     if not 2 <= k <= len(train):
         raise UserError(f"folds={k} is not possible with {len(train)} photographs: choose 2 to {len(train)}")
@@ -38,6 +38,7 @@ def make_folds(train, k=5, seed=0):
     table = table.sort_values(["species", "animal", "photo"], ignore_index=True)
     table["fold"] = np.arange(len(table)) % k
     table["protocol"] = f"stratified-{k}-seed{seed}"
+    table["query_only"] = 0
     return table.drop(columns=["animal", "photo"]).sort_values("image", ignore_index=True)
 
 # %% ../nbs/lib/splits.ipynb #splits-07
@@ -61,7 +62,7 @@ def dataset_folds(dataset, k=5, seed=0):
 
     Returns image, individual_id, species, fold (int), protocol, query_only (0 or 1), sorted by image."""
     given = dataset.root / "folds.csv"
-    folds = _given_folds(given, dataset.train) if given.is_file() else make_folds(dataset.train, k, seed).assign(query_only=0)
+    folds = _given_folds(given, dataset.train) if given.is_file() else make_folds(dataset.train, k, seed)
     return folds[["image", "individual_id", "species", "fold", "protocol", "query_only"]]
 
 
@@ -76,8 +77,10 @@ def study_folds(dataset, folder, k=0, seed=0, keep=True):
         k = 5 if kept is None else kept["fold"].nunique()
     folds = dataset_folds(dataset, k, seed)
     if kept is not None and not kept.equals(folds.astype(str)):
-        raise UserError(f"{path} holds another split (other data, number of folds or seed): choose another study name, "
-                        f"or remove {folder} to start anew")
+        raise UserError(
+            f"{path} holds another split (other data, number of folds or seed): choose another study name, "
+            f"or remove {folder} to start anew"
+        )
     if kept is None and keep:
         with atomic(path) as part:
             folds.to_csv(part, index=False)

@@ -42,8 +42,11 @@ def study_crops(dataset, config, crops, study_folder):
     train_boxes = choose_boxes(dataset.train["image"], boxes, crops)
     test_boxes = choose_boxes(dataset.test["image"], boxes, crops)
     folder, counts = study_folder / "crops", pd.concat([train_boxes, test_boxes])["source"].value_counts()
-    return (load_crops(dataset.train_paths(), train_boxes, config.image_size, folder),
-            load_crops(dataset.test_paths(), test_boxes, config.image_size, folder), counts.to_dict())
+    return (
+        load_crops(dataset.train_paths(), train_boxes, config.image_size, folder),
+        load_crops(dataset.test_paths(), test_boxes, config.image_size, folder),
+        counts.to_dict(),
+    )
 
 # %% ../nbs/03_train.ipynb #03-train-09
 def train_stage(dataset, folds, fold, preset, config, study_folder, crops="auto", seed=0, force=False):
@@ -55,7 +58,10 @@ def train_stage(dataset, folds, fold, preset, config, study_folder, crops="auto"
     parameters = {"preset": preset, **asdict(config), "fold": fold, "crops": crops, "seed": seed}
     protocol = protocol_card(folds, dataset.fingerprint, seed)
     stamp = fingerprint(parameters, protocol)
-    if is_done(place / "config.json", stamp, [place / n for n in ("model.keras", "history.csv", "embeddings.parquet")]) and not force:
+    if (
+        is_done(place / "config.json", stamp, [place / n for n in ("model.keras", "history.csv", "embeddings.parquet")])
+        and not force
+    ):
         return read_json(place / "config.json")
     if force:
         Resumable(place, stamp, 0, 0, seed).clear()
@@ -66,14 +72,31 @@ def train_stage(dataset, folds, fold, preset, config, study_folder, crops="auto"
     names, labels = np.unique(individuals[gallery], return_inverse=True)
     began = time.perf_counter()
     model, history = train(config, train_crops[gallery], labels, len(names), place, stamp, seed)
-    result = {"train_seconds": sum(row["seconds"] for row in history), "train_photos": int(gallery.sum()), "classes": len(names)}
+    result = {
+        "train_seconds": sum(row["seconds"] for row in history),
+        "train_photos": int(gallery.sum()),
+        "classes": len(names),
+    }
     vectors = embed(model, train_crops)
     test_vectors = embed(model, test_crops)
-    result |= {"map5_known": known_map5(vectors, individuals, gallery, query), "boxes": sources,
-               "seconds": round(time.perf_counter() - began, 1)}
-    _write_fold(place, model, history, Embeddings(np.r_[folds["image"], dataset.test["image"]].astype(str), np.r_[vectors, test_vectors]))
-    record = {"stamp": stamp, "protocol": protocol, "parameters": parameters, "result": result,
-              "versions": versions("keras", "tensorflow", "numpy") | {"backend": keras.backend.backend()}}
+    result |= {
+        "map5_known": known_map5(vectors, individuals, gallery, query),
+        "boxes": sources,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    _write_fold(
+        place,
+        model,
+        history,
+        Embeddings(np.r_[folds["image"], dataset.test["image"]].astype(str), np.r_[vectors, test_vectors]),
+    )
+    record = {
+        "stamp": stamp,
+        "protocol": protocol,
+        "parameters": parameters,
+        "result": result,
+        "versions": versions("keras", "tensorflow", "numpy") | {"backend": keras.backend.backend()},
+    }
     write_json(place / "config.json", record)
     Resumable(place, stamp, 0, 0, seed).clear()
     return read_json(place / "config.json")

@@ -17,7 +17,14 @@ os.environ.pop("HAPPYWHALE_DATA", None)
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A demo set small enough to train on in seconds; tests must not change it."""
-    return draw_demo(tmp_path_factory.mktemp("data") / "tiny", seed=3, individuals=12, train_photos=48, test_photos=10, progress=False)
+    return draw_demo(
+        tmp_path_factory.mktemp("data") / "tiny",
+        seed=3,
+        individuals=12,
+        train_photos=48,
+        test_photos=10,
+        progress=False,
+    )
 
 
 @pytest.fixture

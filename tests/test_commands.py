@@ -20,7 +20,9 @@ BIN = Path(sys.executable).parent
 
 
 def happywhale(checkout, *words):
-    return subprocess.run([BIN / "happywhale", *map(str, words)], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [BIN / "happywhale", *map(str, words)], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
 
 
 def outputs(checkout):
@@ -39,7 +41,11 @@ def spoil_image(data):
 MISTAKES = {
     "unknown parameter": (None, ["-p", "fould", "2"], ["unknown parameter 'fould'", "did you mean 'fold'?"]),
     "wrong type": (None, ["-p", "fold", "two"], ["'fold' is a whole number, not 'two'"]),
-    "unknown preset": (None, ["-p", "preset", "smal_resnet_arcface"], ["unknown preset", "did you mean 'small_resnet_arcface'?"]),
+    "unknown preset": (
+        None,
+        ["-p", "preset", "smal_resnet_arcface"],
+        ["unknown preset", "did you mean 'small_resnet_arcface'?"],
+    ),
     "fold out of range": (None, ["-p", "fold", "9"], ["fold 9 does not exist", "0 to 4"]),
     "unknown boxes": (None, ["-p", "crops", "yolo99"], ["no boxes called 'yolo99'", "fullbody"]),
     "no such folder": (None, ["-p", "data_dir", "nowhere"], ["no data folder at", "nowhere", "happywhale demo"]),
@@ -74,26 +80,50 @@ def test_a_truncated_photograph_is_named_and_leaves_no_result(checkout, tiny_cop
 
 def test_papermill_trains_the_fold_it_is_told(checkout, tiny):
     place = checkout / "outputs" / "by_papermill.ipynb"
-    done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", place, "-p", "fold", "2", "-p", "quick", "True", "-p", "data_dir", tiny,
-                           "-p", "study", "papermill"], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [
+            BIN / "papermill",
+            "nbs/03_train.ipynb",
+            place,
+            "-p",
+            "fold",
+            "2",
+            "-p",
+            "quick",
+            "True",
+            "-p",
+            "data_dir",
+            tiny,
+            "-p",
+            "study",
+            "papermill",
+        ],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     config = json.loads((checkout / "outputs/papermill-quick/small_resnet_arcface/fold2/config.json").read_text())
     assert config["parameters"]["fold"] == 2
-    injected = [c for c in nbformat.read(place, as_version=4).cells if "injected-parameters" in c.metadata.get("tags", [])]
+    injected = [
+        c for c in nbformat.read(place, as_version=4).cells if "injected-parameters" in c.metadata.get("tags", [])
+    ]
     assert len(injected) == 1 and "fold = 2" in injected[0].source
 
 
 @pytest.fixture(scope="module")
 def study(checkout, tiny):
     """A whole study, quick, on the tiny demo data."""
-    began = time.time()
-    done = happywhale(checkout, "run", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole")
+    done = happywhale(
+        checkout, "run", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    return checkout / "outputs" / "whole-quick", done, time.time() - began
+    return checkout / "outputs" / "whole-quick", done
 
 
 def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
-    folder, done, _ = study
+    folder, done = study
     images, answers = read_predictions(folder / "submission.csv")
     assert images.tolist() == pd.read_csv(tiny / "sample_submission.csv")["image"].tolist()
     assert all(len({a for a in row if a}) == sum(row != "") for row in answers)
@@ -108,7 +138,7 @@ def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
 
 
 def test_out_of_fold_answers_come_from_models_that_did_not_see_the_photograph(study):
-    folder, _, _ = study
+    folder, _ = study
     folds = pd.read_csv(folder / "folds.csv", dtype=str)
     for k in "01":
         images, answers = read_predictions(folder / "small_resnet_arcface" / f"fold{k}" / "oof.csv")
@@ -118,12 +148,16 @@ def test_out_of_fold_answers_come_from_models_that_did_not_see_the_photograph(st
 
 
 def test_what_is_done_is_not_done_again(study, checkout, tiny):
-    folder, _, seconds = study
+    folder, _ = study
     weights = folder / "small_resnet_arcface" / "fold0" / "model.keras"
     before = weights.stat().st_mtime_ns
-    done = happywhale(checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole")
+    done = happywhale(
+        checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole"
+    )
     assert done.returncode == 0 and weights.stat().st_mtime_ns == before
-    done = happywhale(checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "3", "-p", "quick", "true", "-p", "study", "whole")
+    done = happywhale(
+        checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "3", "-p", "quick", "true", "-p", "study", "whole"
+    )
     assert done.returncode == 2 and "another split" in done.stderr
 
 
