@@ -643,6 +643,8 @@ def take_photo(a: Animal, rng, size: tuple, tile) -> tuple[np.ndarray, np.ndarra
     seen = immerse(scene, waves, w, lit, alpha, row)
     add_foam(rng, scene, w, seen, row)
     xs, ys = np.flatnonzero(seen.max(0) > .5), np.flatnonzero(seen.max(1) > .5)
+    if min(len(xs), len(ys)) < 8:  # a wave hid it: nobody would have kept this photograph
+        return take_photo(a, rng, size, tile)
     return develop(rng, scene), np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], float)
 
 # %% ../nbs/lib/demo.ipynb #demo-80
