@@ -19,7 +19,7 @@ def check_crops(crops) -> np.ndarray:
     "`crops` as an array, if they are uint8 [n, s, s, 3]; otherwise `ValueError`."
     crops = np.asarray(crops)
     if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3 or crops.dtype != np.uint8:
-        raise ValueError(f'crops are {crops.dtype} {list(crops.shape)}: give square pictures, uint8 [n, s, s, 3]')
+        raise ValueError(f"crops are {crops.dtype} {list(crops.shape)}: give square pictures, uint8 [n, s, s, 3]")
     return crops
 
 # %% ../nbs/lib/baselines.ipynb #baselines-10
@@ -44,13 +44,13 @@ def gradients(grey) -> tuple[np.ndarray, np.ndarray]:
 def cell_histograms(strength, direction, cell: int, bins: int) -> np.ndarray:
     "Histograms of direction weighted by strength, float32 [n, s/cell, s/cell, bins]; a vote is shared by two bins."
     n, side = len(strength), strength.shape[1] // cell
-    place = direction * (bins / np.pi) - .5
+    place = direction * (bins / np.pi) - 0.5
     low = np.floor(place)
     share = place - low
     total = np.zeros((n, side, side, bins), np.float32)
     for k in range(bins):
         vote = strength * ((low % bins == k) * (1 - share) + ((low + 1) % bins == k) * share)
-        total[..., k] = vote[:, :side * cell, :side * cell].reshape(n, side, cell, side, cell).sum((2, 4))
+        total[..., k] = vote[:, : side * cell, : side * cell].reshape(n, side, cell, side, cell).sum((2, 4))
     return total
 
 # %% ../nbs/lib/baselines.ipynb #baselines-17
@@ -63,9 +63,9 @@ def hog(crops, cell: int = 8, bins: int = 9) -> np.ndarray:
     """
     crops = check_crops(crops)
     if crops.shape[1] < 2 * cell:
-        raise ValueError(f'crops of {crops.shape[1]} pixels are smaller than one block: give at least {2 * cell}')
-    grey = crops.astype(np.float32) @ np.array([.299, .587, .114], np.float32)
+        raise ValueError(f"crops of {crops.shape[1]} pixels are smaller than one block: give at least {2 * cell}")
+    grey = crops.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     cells = cell_histograms(*gradients(grey), cell, bins)
     blocks = np.concatenate([cells[:, :-1, :-1], cells[:, :-1, 1:], cells[:, 1:, :-1], cells[:, 1:, 1:]], -1)
-    flat = np.minimum(unit_rows(blocks.reshape(-1, 4 * bins)), .2)
+    flat = np.minimum(unit_rows(blocks.reshape(-1, 4 * bins)), 0.2)
     return unit_rows(unit_rows(flat).reshape(len(crops), -1))

@@ -27,7 +27,7 @@ def _votes(answers):
     votes[answers == ""] = 0
     return votes
 
-
+# %% ../nbs/07_blending.ipynb #07-blending-06
 def blend(lists, weights=None):
     """Blend the answers of several models by weighted rank votes.
 
@@ -64,7 +64,7 @@ def blend(lists, weights=None):
     )
     return best.fillna("").to_numpy(dtype=str)
 
-# %% ../nbs/07_blending.ipynb #07-blending-09
+# %% ../nbs/07_blending.ipynb #07-blending-10
 def blend_stage(dataset, folder, force=False):
     """Blend all `<model>/fold<k>/test.csv` of a study into `submission.csv`. Returns the content of `blend.json`.
 

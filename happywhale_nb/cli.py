@@ -51,7 +51,7 @@ def stage_notebook(stage):
         raise UserError(f"{path} is missing: run this inside a checkout of the project")
     return path
 
-
+# %% ../nbs/lib/cli.ipynb #cli-06
 def stage_output(stage, values):
     """The default place of a stage's executed notebook, from all of its parameter values."""
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
@@ -61,7 +61,7 @@ def stage_output(stage, values):
         folder = folder / values["model"]
     return folder / f"{STAGES[stage]}.ipynb"
 
-# %% ../nbs/lib/cli.ipynb #cli-07
+# %% ../nbs/lib/cli.ipynb #cli-08
 def check_stage(stage, values):
     """Raise `UserError` for whatever would stop a stage later. Returns nothing and writes nothing."""
     dataset = read_dataset(values["data_dir"])
@@ -88,7 +88,7 @@ def run_stage(stage, given, output=None):
     run_notebook(notebook, output, values)
     return output
 
-# %% ../nbs/lib/cli.ipynb #cli-09
+# %% ../nbs/lib/cli.ipynb #cli-10
 def plan_study(given):
     """The jobs of a study with parameters `given` (name → text): `(folder, [(stage, given of that stage), …])`."""
     known = {stage: read_parameters(stage_notebook(stage)) for stage in ("eda", "train", "knn", "blend", "report")}
@@ -113,7 +113,7 @@ def run_study(given):
         run_stage(stage, values)
     return folder
 
-# %% ../nbs/lib/cli.ipynb #cli-10
+# %% ../nbs/lib/cli.ipynb #cli-11
 def closing_lines(folder, seconds):
     """What a finished study made, its MAP@5, and what to try next, as lines of text."""
     metrics = read_json(folder / "metrics.json")
@@ -136,7 +136,7 @@ def closing_lines(folder, seconds):
         "      `happywhale run -p data_dir YOUR_FOLDER` for photographs of your own.",
     ]
 
-# %% ../nbs/lib/cli.ipynb #cli-12
+# %% ../nbs/lib/cli.ipynb #cli-13
 class _Group(click.Group):
     def invoke(self, ctx):
         try:
@@ -165,7 +165,7 @@ _output = click.option(
     help="Where the executed notebook goes instead of its default place.",
 )
 
-# %% ../nbs/lib/cli.ipynb #cli-13
+# %% ../nbs/lib/cli.ipynb #cli-14
 def _stage_help(stage):
     try:
         parameters = list(read_parameters(stage_notebook(stage)).values())
@@ -193,7 +193,7 @@ class _StageCommand(click.Command):
 for _name, _head in HEADLINES.items():
     main.add_command(_parameter(_output(_StageCommand(_name, callback=partial(_stage, _name), short_help=_head))))
 
-# %% ../nbs/lib/cli.ipynb #cli-14
+# %% ../nbs/lib/cli.ipynb #cli-15
 @main.command()
 @_parameter
 def run(given):

@@ -48,7 +48,7 @@ def _read_box_table(path):
             boxes[name] = pd.to_numeric(table[name]) if name in table else np.nan
         yield boxes[(boxes["x1"] > boxes["x0"]) & (boxes["y1"] > boxes["y0"])]
 
-
+# %% ../nbs/lib/crops.ipynb #crops-06
 def read_boxes(root):
     """All boxes of a data folder, from `boxes.csv` and `boxes/*.csv`.
 
@@ -60,7 +60,7 @@ def read_boxes(root):
     columns = ["image", "source", *BOX, "confidence", "W", "H"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
-# %% ../nbs/lib/crops.ipynb #crops-08
+# %% ../nbs/lib/crops.ipynb #crops-09
 def choose_boxes(images, boxes, order="auto"):
     """One box for each of `images` (a sequence of names), from the first source in `order` that has one.
 
@@ -83,7 +83,7 @@ def choose_boxes(images, boxes, order="auto"):
     chosen = best.drop_duplicates("image").set_index("image").reindex(list(images)).drop(columns="rank")
     return chosen.fillna({"source": "whole"}).reset_index()
 
-# %% ../nbs/lib/crops.ipynb #crops-11
+# %% ../nbs/lib/crops.ipynb #crops-12
 def load_crop(path, size, box=None, frame=None, margin=0.05):
     """Decode one photograph, cut out `box` widened by `margin` on each side, and resize it to a square.
 
@@ -114,7 +114,7 @@ def load_crop(path, size, box=None, frame=None, margin=0.05):
     left, top, right, bottom = (int(v * scale) for v in (x0, y0, x1, y1))
     return _square(pixels[top : max(bottom, top + 1), left : max(right, left + 1)], size)
 
-
+# %% ../nbs/lib/crops.ipynb #crops-13
 def _place(box, frame, photo_size, margin):
     width, height = photo_size
     if box is None:
@@ -130,7 +130,7 @@ def _square(pixels, size):
     smaller = pixels.shape[0] * pixels.shape[1] > size * size
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
-# %% ../nbs/lib/crops.ipynb #crops-14
+# %% ../nbs/lib/crops.ipynb #crops-16
 def load_crops(paths, chosen, size, folder):
     """Crops of many photographs, decoded in parallel on first use and kept in `folder`.
 
@@ -150,7 +150,7 @@ def load_crops(paths, chosen, size, folder):
         _decode_all(path, paths, places, size)
     return np.load(path, mmap_mode="r") if len(places) else np.empty((0, size, size, 3), np.uint8)
 
-
+# %% ../nbs/lib/crops.ipynb #crops-17
 def _decode_all(target, paths, places, size):
     def decode(i):
         box = None if np.isnan(places[i, 0]) else places[i, :4]

@@ -101,7 +101,7 @@ def _read_train(root):
     check_images(table, path, folder)
     return table, folder
 
-
+# %% ../nbs/lib/dataset.ipynb #dataset-14
 def _read_test(root):
     path, folder = root / "sample_submission.csv", root / "test_images"
     if not folder.is_dir():

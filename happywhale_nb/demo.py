@@ -34,7 +34,7 @@ def hex_names(seed: int, kind: int, n: int, digits: int) -> list[str]:
     "`n` different hexadecimal names of `digits` digits (at most 15), like Kaggle's."
     rng, names = stream(seed, kind), {}
     while len(names) < n:
-        names[f'{int(rng.integers(16 ** digits)):0{digits}x}'] = None
+        names[f"{int(rng.integers(16**digits)):0{digits}x}"] = None
     return list(names)
 
 # %% ../nbs/lib/demo.ipynb #demo-08
@@ -46,8 +46,8 @@ def spline(points, steps: int = 16) -> np.ndarray:
     p = np.asarray(points, np.float32)
     p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
     t = np.linspace(0, 1, steps, endpoint=False, dtype=np.float32)[None, :, None]
-    a, b, c, d = (p[i:len(p) - 3 + i, None] for i in range(4))
-    curve = b + .5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
+    a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
+    curve = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
     return np.concatenate([curve.reshape(-1, 2), p[-2:-1]])
 
 # %% ../nbs/lib/demo.ipynb #demo-10
@@ -62,7 +62,7 @@ def three(mask) -> np.ndarray:
     return cv2.merge([np.ascontiguousarray(mask, np.float32)] * 3)
 
 # %% ../nbs/lib/demo.ipynb #demo-12
-def cloud(rng, shape: tuple, cells: float, stretch: float = 1.) -> np.ndarray:
+def cloud(rng, shape: tuple, cells: float, stretch: float = 1.0) -> np.ndarray:
     """Smooth noise, float32 of `shape` (height, width), mean about 0, deviation about 1.
 
     `cells` bumps fit across the width; `stretch` > 1 makes them longer than high.
@@ -75,14 +75,30 @@ def cloud(rng, shape: tuple, cells: float, stretch: float = 1.) -> np.ndarray:
 # %% ../nbs/lib/demo.ipynb #demo-15
 def fluke_outline(rng) -> tuple[np.ndarray, slice]:
     "Outline [n, 2] of a raised fluke seen from behind, and the stretch of it that is the trailing edge."
-    lift, belly, notch = rng.uniform(-.02, .20), rng.uniform(-.06, .10), rng.uniform(.05, .17)
-    chord, stock, hook = rng.uniform(-.05, .09), rng.uniform(.10, .15), rng.uniform(-.05, .06)
-    half = np.array([
-        (.34, 1.5), (stock + .03, .95), (stock, .66 + chord), (stock + .05, .50 + chord), (.36, .36 + chord),
-        (.64, .23 + chord * .6), (.86, .08 + lift * .5), (.975, -.04 + lift * .8), (1.01, -.12 + lift),
-        (.94, -.12 + lift + hook), (.74, -.08 + lift * .5 + hook), (.48, -.09 - belly), (.24, -.14 - belly),
-        (.07, -.14), (.018, -.14 + notch * .6), (0, -.14 + notch)], np.float32)
-    other = half[:-1] + rng.normal(0, .012, (len(half) - 1, 2)) * (half[:-1, 1:] < .6)
+    lift, belly, notch = rng.uniform(-0.02, 0.20), rng.uniform(-0.06, 0.10), rng.uniform(0.05, 0.17)
+    chord, stock, hook = rng.uniform(-0.05, 0.09), rng.uniform(0.10, 0.15), rng.uniform(-0.05, 0.06)
+    half = np.array(
+        [
+            (0.34, 1.5),
+            (stock + 0.03, 0.95),
+            (stock, 0.66 + chord),
+            (stock + 0.05, 0.50 + chord),
+            (0.36, 0.36 + chord),
+            (0.64, 0.23 + chord * 0.6),
+            (0.86, 0.08 + lift * 0.5),
+            (0.975, -0.04 + lift * 0.8),
+            (1.01, -0.12 + lift),
+            (0.94, -0.12 + lift + hook),
+            (0.74, -0.08 + lift * 0.5 + hook),
+            (0.48, -0.09 - belly),
+            (0.24, -0.14 - belly),
+            (0.07, -0.14),
+            (0.018, -0.14 + notch * 0.6),
+            (0, -0.14 + notch),
+        ],
+        np.float32,
+    )
+    other = half[:-1] + rng.normal(0, 0.012, (len(half) - 1, 2)) * (half[:-1, 1:] < 0.6)
     points = np.concatenate([half * (-1, 1), other[::-1]])
     return spline(points), slice(8 * 16, 22 * 16)
 
@@ -90,26 +106,27 @@ def fluke_outline(rng) -> tuple[np.ndarray, slice]:
 @dataclass(frozen=True)
 class Build:
     "The proportions of a species: a back that arches out of the water, and the fin on it."
-    share: float            # of the individuals
-    length: float           # of the back, from where it leaves the water to where it enters it again
-    arch: float             # height of the back above the water
-    fin: float = 0.         # height of the fin; 0: none
-    foot: float = 1.        # length of the fin where it stands on the back
-    rake: float = .5        # how far back the tip stands
-    hollow: float = .2      # how concave the trailing edge is
-    place: float = 0.       # where on the back the fin stands: -1 the front end, 1 the rear end
-    spread: float = 1.      # how much individuals differ
-    frame: tuple = (.7, 1.2)  # the animal's length as a share of the photograph's width
+
+    share: float  # of the individuals
+    length: float  # of the back, from where it leaves the water to where it enters it again
+    arch: float  # height of the back above the water
+    fin: float = 0.0  # height of the fin; 0: none
+    foot: float = 1.0  # length of the fin where it stands on the back
+    rake: float = 0.5  # how far back the tip stands
+    hollow: float = 0.2  # how concave the trailing edge is
+    place: float = 0.0  # where on the back the fin stands: -1 the front end, 1 the rear end
+    spread: float = 1.0  # how much individuals differ
+    frame: tuple = (0.7, 1.2)  # the animal's length as a share of the photograph's width
 
 # %% ../nbs/lib/demo.ipynb #demo-19
 BUILDS = {
-    'humpback_whale': Build(.25, 2., .75, frame=(.45, .85)),
-    'bottlenose_dolphin': Build(.21, 3.1, .42, .86, 1.1, .58, .17, .05, 1., (.8, 1.5)),
-    'beluga': Build(.13, 3.0, .95, frame=(.5, .95)),
-    'killer_whale': Build(.13, 3.9, .50, 1.3, 1.08, .30, .09, -.05, 1.5, (.65, 1.1)),
-    'blue_whale': Build(.10, 4.9, .62, .30, .52, .30, .10, .50, 1.3, (.8, 1.2)),
-    'gray_whale': Build(.10, 4.2, .74, frame=(.7, 1.15)),
-    'false_killer_whale': Build(.08, 3.3, .40, .72, .90, .38, .15, -.05, 1., (.75, 1.45)),
+    "humpback_whale": Build(0.25, 2.0, 0.75, frame=(0.45, 0.85)),
+    "bottlenose_dolphin": Build(0.21, 3.1, 0.42, 0.86, 1.1, 0.58, 0.17, 0.05, 1.0, (0.8, 1.5)),
+    "beluga": Build(0.13, 3.0, 0.95, frame=(0.5, 0.95)),
+    "killer_whale": Build(0.13, 3.9, 0.50, 1.3, 1.08, 0.30, 0.09, -0.05, 1.5, (0.65, 1.1)),
+    "blue_whale": Build(0.10, 4.9, 0.62, 0.30, 0.52, 0.30, 0.10, 0.50, 1.3, (0.8, 1.2)),
+    "gray_whale": Build(0.10, 4.2, 0.74, frame=(0.7, 1.15)),
+    "false_killer_whale": Build(0.08, 3.3, 0.40, 0.72, 0.90, 0.38, 0.15, -0.05, 1.0, (0.75, 1.45)),
 }
 
 # %% ../nbs/lib/demo.ipynb #demo-20
@@ -122,38 +139,38 @@ def bezier(a, b, c, at) -> list:
 def fin_points(rng, b: Build, x: float, back) -> list:
     "Points of a dorsal fin standing at `x` on the line y = `back`(x), from its front foot to its rear foot."
     s, y = b.spread, back(x)
-    h, foot = b.fin * np.exp(rng.normal(0, .13 * s)), b.foot * np.exp(rng.normal(0, .08 * s))
-    rake = b.rake * b.fin * rng.uniform(1 - .5 * s, 1 + .4 * s)
-    hollow = b.hollow * b.fin * rng.uniform(1 - .9 * s, 1 + .7 * s)
-    full, blunt = rng.uniform(.62, .9), rng.uniform(.09, .18) * foot
+    h, foot = b.fin * np.exp(rng.normal(0, 0.13 * s)), b.foot * np.exp(rng.normal(0, 0.08 * s))
+    rake = b.rake * b.fin * rng.uniform(1 - 0.5 * s, 1 + 0.4 * s)
+    hollow = b.hollow * b.fin * rng.uniform(1 - 0.9 * s, 1 + 0.7 * s)
+    full, blunt = rng.uniform(0.62, 0.9), rng.uniform(0.09, 0.18) * foot
     front, rear = x - foot / 2, x + foot / 2
-    tip = front + foot * .5 + rake
-    belly = front + (tip - front) * rng.uniform(.3, .5), y - full * h
-    lead = bezier((front, back(front) - .03 * h), belly, (tip, y - h), (0, .25, .5, .75, .94))
-    waist = rear + .15 * (tip - rear) - 1.2 * hollow, y - .42 * h
-    trail = bezier((tip + blunt, y - .93 * h), waist, (rear, back(rear) - .02 * h), (.06, .3, .55, .8, 1))
-    point = [(tip + blunt * .45, y - .995 * h), (tip + blunt * .95, y - .95 * h)]
-    ends = [(x, back(x)) for x in (front - .25 * foot, rear + .25 * foot)]
+    tip = front + foot * 0.5 + rake
+    belly = front + (tip - front) * rng.uniform(0.3, 0.5), y - full * h
+    lead = bezier((front, back(front) - 0.03 * h), belly, (tip, y - h), (0, 0.25, 0.5, 0.75, 0.94))
+    waist = rear + 0.15 * (tip - rear) - 1.2 * hollow, y - 0.42 * h
+    trail = bezier((tip + blunt, y - 0.93 * h), waist, (rear, back(rear) - 0.02 * h), (0.06, 0.3, 0.55, 0.8, 1))
+    point = [(tip + blunt * 0.45, y - 0.995 * h), (tip + blunt * 0.95, y - 0.95 * h)]
+    ends = [(x, back(x)) for x in (front - 0.25 * foot, rear + 0.25 * foot)]
     return [ends[0], *lead, *point, *trail, ends[1]]
 
 # %% ../nbs/lib/demo.ipynb #demo-22
 def back_outline(rng, species: str) -> tuple[np.ndarray, slice]:
     "Outline [n, 2] of a back (front to the left), with its fin if it has one, and its stretch that takes nicks."
     b = BUILDS[species]
-    half, arch = b.length / 2 * rng.uniform(.95, 1.05), b.arch * rng.uniform(.92, 1.1)
-    skew = rng.uniform(-.12, .12)
+    half, arch = b.length / 2 * rng.uniform(0.95, 1.05), b.arch * rng.uniform(0.92, 1.1)
+    skew = rng.uniform(-0.12, 0.12)
 
     def back(x):
         u = x / half
         return arch * np.abs(u - skew * (1 - u * u)) ** 2.1 + 3 * np.clip(np.abs(u) - 1, 0, None) ** 1.4
 
-    where = b.place + rng.normal(0, .03)
+    where = b.place + rng.normal(0, 0.03)
     fin = fin_points(rng, b, where * half, back) if b.fin else []
     gap = (fin[0][0], fin[-1][0]) if fin else (9, 9)
     xs = np.linspace(-1.25, 1.25, 27) * half
-    left = [(x, back(x)) for x in xs if x < gap[0] - .05]
-    right = [(x, back(x)) for x in xs if x > gap[1] + .05]
-    bottom = [(s * 1.25 * half, back(1.25 * half) + .35) for s in (-1, 1)]
+    left = [(x, back(x)) for x in xs if x < gap[0] - 0.05]
+    right = [(x, back(x)) for x in xs if x > gap[1] + 0.05]
+    bottom = [(s * 1.25 * half, back(1.25 * half) + 0.35) for s in (-1, 1)]
     outline = spline([bottom[0], *left, *fin, *right, bottom[1]])
     first = len(left) + 8 if fin else len(left) // 3
     last = len(left) + 13 if fin else len(left) - 3
@@ -170,7 +187,7 @@ def cut_nicks(outline, edge: slice, nicks) -> np.ndarray:
     depth = np.zeros(len(line), np.float32)
     for place, width, deep in nicks:
         t = (along - place * along[-1]) / width
-        depth = np.maximum(depth, deep * np.clip(1 - np.where(t < 0, -t, t * .6), 0, 1) ** .75)
+        depth = np.maximum(depth, deep * np.clip(1 - np.where(t < 0, -t, t * 0.6), 0, 1) ** 0.75)
     cut[edge] = line + normal * depth[:, None]
     return cut
 
@@ -178,14 +195,19 @@ def cut_nicks(outline, edge: slice, nicks) -> np.ndarray:
 def draw_nicks(rng, species: str) -> np.ndarray:
     "The nicks of one individual, float [k, 3]: see `cut_nicks`."
     count, width, depth = {
-        'humpback_whale': (4, .05, .085), 'bottlenose_dolphin': (3.6, .09, .14), 'beluga': (2.5, .08, .05),
-        'killer_whale': (2.8, .11, .16), 'blue_whale': (.8, .04, .05), 'gray_whale': (3, .14, .05),
-        'false_killer_whale': (2.6, .07, .11)}[species]
+        "humpback_whale": (4, 0.05, 0.085),
+        "bottlenose_dolphin": (3.6, 0.09, 0.14),
+        "beluga": (2.5, 0.08, 0.05),
+        "killer_whale": (2.8, 0.11, 0.16),
+        "blue_whale": (0.8, 0.04, 0.05),
+        "gray_whale": (3, 0.14, 0.05),
+        "false_killer_whale": (2.6, 0.07, 0.11),
+    }[species]
     n = max(1, rng.poisson(count)) if count > 1 else rng.poisson(count)
-    place, deep = rng.uniform(.06, .94, n), depth * rng.uniform(.4, 1.7, n)
+    place, deep = rng.uniform(0.06, 0.94, n), depth * rng.uniform(0.4, 1.7, n)
     if BUILDS[species].fin:
-        deep *= np.minimum(1, .3 + 1.6 * place)  # a fin is thin near its tip, and would be cut through
-    return np.stack([place, width * rng.uniform(.7, 1.8, n), deep], 1)
+        deep *= np.minimum(1, 0.3 + 1.6 * place)  # a fin is thin near its tip, and would be cut through
+    return np.stack([place, width * rng.uniform(0.7, 1.8, n), deep], 1)
 
 # %% ../nbs/lib/demo.ipynb #demo-29
 HIDE = 480
@@ -194,6 +216,7 @@ HIDE = 480
 @dataclass
 class Canvas:
     "Skin under the brush: colours [h, w, 3] in 0 to 1 (RGB), its coverage `alpha` [h, w], and where each pixel lies."
+
     colour: np.ndarray
     alpha: np.ndarray
     x: np.ndarray
@@ -204,7 +227,7 @@ class Canvas:
         "Lay `colour` (3 numbers) over the skin where `mask` [h, w] in 0 to 1 says so."
         self.colour += three(mask) * (np.asarray(colour, np.float32) - self.colour)
 
-    def strokes(self, curves, width: float, colour, strength: float = 1., blur: float = .8):
+    def strokes(self, curves, width: float, colour, strength: float = 1.0, blur: float = 0.8):
         "Draw curves (lists of points in units) of `width` units as one layer of marks."
         mask = np.zeros(self.alpha.shape, np.uint8)
         origin = np.array([self.x[0, 0], self.y[0, 0]])
@@ -213,20 +236,20 @@ class Canvas:
             cv2.polylines(mask, [pixels], False, 255, max(1, round(width * self.scale)), cv2.LINE_AA, 4)
         self.blend(cv2.GaussianBlur(mask, (0, 0), blur).astype(np.float32) * (strength / 255), colour)
 
-    def spots(self, centres, radii, colour, strength: float = 1., blur: float = 1.):
+    def spots(self, centres, radii, colour, strength: float = 1.0, blur: float = 1.0):
         "Draw filled ellipses at `centres` [k, 2] with `radii` [k], in units."
         mask = np.zeros(self.alpha.shape, np.uint8)
         origin = np.array([self.x[0, 0], self.y[0, 0]])
         for centre, radius in zip(np.asarray(centres), radii, strict=True):
             cx, cy = np.round((centre - origin) * self.scale * 16).astype(int).tolist()
             r = max(8, round(float(radius) * self.scale * 16))
-            cv2.ellipse(mask, (cx, cy), (r, round(r * .8)), float(cx % 180), 0, 360, 255, -1, cv2.LINE_AA, 4)
+            cv2.ellipse(mask, (cx, cy), (r, round(r * 0.8)), float(cx % 180), 0, 360, 255, -1, cv2.LINE_AA, 4)
         self.blend(cv2.GaussianBlur(mask, (0, 0), blur).astype(np.float32) * (strength / 255), colour)
 
 # %% ../nbs/lib/demo.ipynb #demo-30
 def new_canvas(outline) -> Canvas:
     "An unpainted skin of the given outline, `HIDE` pixels wide."
-    low, high = outline.min(0) - .06, outline.max(0) + .06
+    low, high = outline.min(0) - 0.06, outline.max(0) + 0.06
     scale = HIDE / float(high[0] - low[0])
     height = round(float(high[1] - low[1]) * scale)
     mask = np.zeros((height, HIDE), np.uint8)
@@ -238,8 +261,8 @@ def new_canvas(outline) -> Canvas:
 def scratch(rng, x: tuple, y: tuple, length: float) -> np.ndarray:
     "Three points of a slightly bent scratch of about `length` units, somewhere in the box x x y."
     start, angle = np.array([rng.uniform(*x), rng.uniform(*y)]), rng.uniform(0, np.pi)
-    way = np.array([np.cos(angle), np.sin(angle)]) * length * rng.uniform(.5, 1.3)
-    return np.stack([start, start + way / 2 + way[::-1] * (-.5, .5) * rng.uniform(-.4, .4), start + way])
+    way = np.array([np.cos(angle), np.sin(angle)]) * length * rng.uniform(0.5, 1.3)
+    return np.stack([start, start + way / 2 + way[::-1] * (-0.5, 0.5) * rng.uniform(-0.4, 0.4), start + way])
 
 
 def rakes(rng, x: tuple, y: tuple, length: float, gap: float) -> list:
@@ -253,129 +276,153 @@ def rakes(rng, x: tuple, y: tuple, length: float, gap: float) -> list:
 def paint_fluke(c: Canvas, rng):
     "A humpback's fluke: pigment, trailing rim, scratches, rings left by barnacles."
     shape = c.alpha.shape
-    c.colour[:] = np.array([.15, .16, .18]) * rng.uniform(.8, 1.25)
+    c.colour[:] = np.array([0.15, 0.16, 0.18]) * rng.uniform(0.8, 1.25)
     same, own = cloud(rng, (shape[0], shape[1] // 2), 3.2), cloud(rng, shape, 6.5)
     same = np.concatenate([same[:, ::-1], same], 1)
-    centre, rim = rng.uniform(-1.6, 1.2), rng.uniform(-1.4, 1.)
-    field = .8 * same + .62 * own + centre * np.exp(-(c.x / .34) ** 2) + rim * smoothstep(.62, 1., np.abs(c.x))
-    inside = cv2.distanceTransform((c.alpha > .5).astype(np.uint8), cv2.DIST_L2, 5) / c.scale
-    lobes = smoothstep(.62, .34, c.y) * smoothstep(.02, .06, inside)
-    white = smoothstep(-.12, .12, field - rng.uniform(-1.3, 1.1)) * lobes
-    c.blend(white * (.86 + .05 * cloud(rng, shape, 40)), np.array([.86, .87, .86]) * rng.uniform(.9, 1.05))
-    c.strokes([scratch(rng, (-.8, .8), (-.1, .3), .25) for _ in range(rng.integers(2, 7))], .013, (.10, .10, .11), .8)
-    c.strokes([scratch(rng, (-.9, .9), (-.1, .35), .22) for _ in range(rng.integers(1, 8))], .012, (.80, .80, .78), .7)
+    centre, rim = rng.uniform(-1.6, 1.2), rng.uniform(-1.4, 1.0)
+    field = 0.8 * same + 0.62 * own + centre * np.exp(-((c.x / 0.34) ** 2)) + rim * smoothstep(0.62, 1.0, np.abs(c.x))
+    inside = cv2.distanceTransform((c.alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 5) / c.scale
+    lobes = smoothstep(0.62, 0.34, c.y) * smoothstep(0.02, 0.06, inside)
+    white = smoothstep(-0.12, 0.12, field - rng.uniform(-1.3, 1.1)) * lobes
+    c.blend(white * (0.86 + 0.05 * cloud(rng, shape, 40)), np.array([0.86, 0.87, 0.86]) * rng.uniform(0.9, 1.05))
+    c.strokes(
+        [scratch(rng, (-0.8, 0.8), (-0.1, 0.3), 0.25) for _ in range(rng.integers(2, 7))],
+        0.013,
+        (0.10, 0.10, 0.11),
+        0.8,
+    )
+    c.strokes(
+        [scratch(rng, (-0.9, 0.9), (-0.1, 0.35), 0.22) for _ in range(rng.integers(1, 8))],
+        0.012,
+        (0.80, 0.80, 0.78),
+        0.7,
+    )
     n = int(rng.integers(0, 9))
-    at = np.stack([rng.uniform(-.85, .85, n), rng.uniform(-.1, .3, n)], 1)
-    c.spots(at, rng.uniform(.02, .05, n), (.78, .77, .72), .85)
-    c.spots(at, rng.uniform(.01, .02, n), (.2, .2, .2), .7)
+    at = np.stack([rng.uniform(-0.85, 0.85, n), rng.uniform(-0.1, 0.3, n)], 1)
+    c.spots(at, rng.uniform(0.02, 0.05, n), (0.78, 0.77, 0.72), 0.85)
+    c.spots(at, rng.uniform(0.01, 0.02, n), (0.2, 0.2, 0.2), 0.7)
 
 # %% ../nbs/lib/demo.ipynb #demo-35
 def paint_killer(c: Canvas, rng):
     "A killer whale: black, with a grey saddle behind the fin and, forward, the white eye patch."
-    c.colour[:] = (.075, .08, .09)
-    x0, y0, w, h = rng.uniform(.15, .95), rng.uniform(.08, .26), rng.uniform(.38, .9), rng.uniform(.12, .30)
+    c.colour[:] = (0.075, 0.08, 0.09)
+    x0, y0, w, h = rng.uniform(0.15, 0.95), rng.uniform(0.08, 0.26), rng.uniform(0.38, 0.9), rng.uniform(0.12, 0.30)
     angle = np.linspace(0, 2 * np.pi, 9)[:-1]
-    radius = np.exp(rng.normal(0, .4, 8))
+    radius = np.exp(rng.normal(0, 0.4, 8))
     blob = np.stack([x0 + w * radius * np.cos(angle), y0 + h * radius * np.sin(angle)], 1)
     outline = spline(np.concatenate([blob, blob[:1]]), 12)
     mask = np.zeros(c.alpha.shape, np.uint8)
     pixels = (outline - (c.x[0, 0], c.y[0, 0])) * c.scale * 16
     cv2.fillPoly(mask, [np.round(pixels).astype(np.int32)], 255, cv2.LINE_AA, 4)
     saddle = cv2.GaussianBlur(mask, (0, 0), 2.2).astype(np.float32) / 255
-    c.blend(saddle * (.9 + .08 * cloud(rng, c.alpha.shape, 30)), np.array([.58, .60, .61]) * rng.uniform(.75, 1.15))
-    c.spots([(-1.72 + rng.uniform(-.06, .06), .36)], [rng.uniform(.13, .19)], (.88, .88, .86), 1., 1.5)
-    c.strokes(rakes(rng, (-1, 1.2), (0, .4), .35, .045), .014, (.45, .46, .47), .7)
-    c.strokes([scratch(rng, (-1, .6), (-.8, .4), .3) for _ in range(rng.integers(0, 4))], .016, (.42, .43, .44), .8)
+    c.blend(
+        saddle * (0.9 + 0.08 * cloud(rng, c.alpha.shape, 30)), np.array([0.58, 0.60, 0.61]) * rng.uniform(0.75, 1.15)
+    )
+    c.spots([(-1.72 + rng.uniform(-0.06, 0.06), 0.36)], [rng.uniform(0.13, 0.19)], (0.88, 0.88, 0.86), 1.0, 1.5)
+    c.strokes(rakes(rng, (-1, 1.2), (0, 0.4), 0.35, 0.045), 0.014, (0.45, 0.46, 0.47), 0.7)
+    c.strokes(
+        [scratch(rng, (-1, 0.6), (-0.8, 0.4), 0.3) for _ in range(rng.integers(0, 4))], 0.016, (0.42, 0.43, 0.44), 0.8
+    )
 
 # %% ../nbs/lib/demo.ipynb #demo-37
 def paint_dolphin(c: Canvas, rng, dark: bool):
     "A bottlenose dolphin, or with `dark` a false killer whale: cape, rakes, scars, sometimes a pale fin tip."
-    grey = (.13 if dark else .36) * rng.uniform(.85, 1.15)
-    top = np.array([.93, .98, 1.05]) * grey
-    c.colour[:] = top * .8
-    c.blend(smoothstep(.05, .75, c.y + .05 * cloud(rng, c.alpha.shape, 5)), top * (1.2 if dark else 1.45))
-    pale = top * 1.2 + np.array([.34, .33, .32])
-    patchy = cloud(rng, c.alpha.shape, 13) + .4 * cloud(rng, c.alpha.shape, 40) + rng.uniform(-.5, .3)
-    c.blend(smoothstep(.9, 1.6, patchy) * rng.uniform(.2, .8), pale)
+    grey = (0.13 if dark else 0.36) * rng.uniform(0.85, 1.15)
+    top = np.array([0.93, 0.98, 1.05]) * grey
+    c.colour[:] = top * 0.8
+    c.blend(smoothstep(0.05, 0.75, c.y + 0.05 * cloud(rng, c.alpha.shape, 5)), top * (1.2 if dark else 1.45))
+    pale = top * 1.2 + np.array([0.34, 0.33, 0.32])
+    patchy = cloud(rng, c.alpha.shape, 13) + 0.4 * cloud(rng, c.alpha.shape, 40) + rng.uniform(-0.5, 0.3)
+    c.blend(smoothstep(0.9, 1.6, patchy) * rng.uniform(0.2, 0.8), pale)
     for _ in range(rng.integers(1, 4)):
-        c.strokes(rakes(rng, (-.9, .9), (-.5, .35), .42, .055), .018, pale, .8)
-    c.strokes([scratch(rng, (-1.1, 1.1), (-.6, .4), .4) for _ in range(rng.integers(1, 5))], .022, pale, .85)
+        c.strokes(rakes(rng, (-0.9, 0.9), (-0.5, 0.35), 0.42, 0.055), 0.018, pale, 0.8)
+    c.strokes([scratch(rng, (-1.1, 1.1), (-0.6, 0.4), 0.4) for _ in range(rng.integers(1, 5))], 0.022, pale, 0.85)
     n = int(rng.integers(0, 5))
-    at = np.stack([rng.uniform(-1, 1, n), rng.uniform(-.5, .35, n)], 1)
-    c.spots(at, rng.uniform(.03, .09, n), pale if rng.random() < .6 else top * .5, .8, 1.5)
-    if rng.random() < .3:
-        c.blend(smoothstep(-.42, -.7, c.y + .06 * cloud(rng, c.alpha.shape, 9)) * .8, pale)
+    at = np.stack([rng.uniform(-1, 1, n), rng.uniform(-0.5, 0.35, n)], 1)
+    c.spots(at, rng.uniform(0.03, 0.09, n), pale if rng.random() < 0.6 else top * 0.5, 0.8, 1.5)
+    if rng.random() < 0.3:
+        c.blend(smoothstep(-0.42, -0.7, c.y + 0.06 * cloud(rng, c.alpha.shape, 9)) * 0.8, pale)
 
 # %% ../nbs/lib/demo.ipynb #demo-39
 def paint_blue(c: Canvas, rng):
     "A blue whale: slate blue under pale and dark mottling that is its fingerprint."
-    shape, slate = c.alpha.shape, np.array([.40, .47, .54]) * rng.uniform(.85, 1.1)
-    c.colour[:] = slate * .82
+    shape, slate = c.alpha.shape, np.array([0.40, 0.47, 0.54]) * rng.uniform(0.85, 1.1)
+    c.colour[:] = slate * 0.82
     size = rng.uniform(11, 17)
-    light = cloud(rng, shape, size, .8) + .7 * cloud(rng, shape, size * .35) + .45 * cloud(rng, shape, size * 3)
-    c.blend(smoothstep(.2, 1.1, light) * .85, slate * 1.45)
-    shade = cloud(rng, shape, size * 1.3) + .8 * cloud(rng, shape, size * .3) + .45 * cloud(rng, shape, size * 3)
-    c.blend(smoothstep(.6, 1.4, shade) * .75, slate * .5)
-    c.strokes([scratch(rng, (-2, 2), (0, .6), .5) for _ in range(rng.integers(0, 4))], .02, slate * 1.6, .6)
+    light = cloud(rng, shape, size, 0.8) + 0.7 * cloud(rng, shape, size * 0.35) + 0.45 * cloud(rng, shape, size * 3)
+    c.blend(smoothstep(0.2, 1.1, light) * 0.85, slate * 1.45)
+    shade = cloud(rng, shape, size * 1.3) + 0.8 * cloud(rng, shape, size * 0.3) + 0.45 * cloud(rng, shape, size * 3)
+    c.blend(smoothstep(0.6, 1.4, shade) * 0.75, slate * 0.5)
+    c.strokes([scratch(rng, (-2, 2), (0, 0.6), 0.5) for _ in range(rng.integers(0, 4))], 0.02, slate * 1.6, 0.6)
 
 # %% ../nbs/lib/demo.ipynb #demo-41
 def paint_gray(c: Canvas, rng):
     "A gray whale: mottled grey, barnacle patches in clusters, pale scars where some have fallen off."
-    shape, grey = c.alpha.shape, np.array([.36, .37, .38]) * rng.uniform(.8, 1.1)
-    c.colour[:] = grey * .8
-    mottle = cloud(rng, shape, 16) + .8 * cloud(rng, shape, 5) + .5 * cloud(rng, shape, 45)
-    c.blend(smoothstep(.4, 1.5, mottle) * .7, grey * 1.7)
+    shape, grey = c.alpha.shape, np.array([0.36, 0.37, 0.38]) * rng.uniform(0.8, 1.1)
+    c.colour[:] = grey * 0.8
+    mottle = cloud(rng, shape, 16) + 0.8 * cloud(rng, shape, 5) + 0.5 * cloud(rng, shape, 45)
+    c.blend(smoothstep(0.4, 1.5, mottle) * 0.7, grey * 1.7)
     for _ in range(rng.integers(3, 8)):
-        heart, n = (rng.uniform(-1.7, 1.7), rng.uniform(.05, .65)), int(rng.integers(8, 45))
-        at = heart + rng.normal(0, 1, (n, 2)) * rng.uniform(.05, .16) * np.array([1.5, .8])
-        c.spots(at, rng.uniform(.025, .075, n), (.80, .76, .66), .9, .8)
-        c.spots(at[::3], rng.uniform(.012, .03, len(at[::3])), (.52, .42, .30), .8, .8)
+        heart, n = (rng.uniform(-1.7, 1.7), rng.uniform(0.05, 0.65)), int(rng.integers(8, 45))
+        at = heart + rng.normal(0, 1, (n, 2)) * rng.uniform(0.05, 0.16) * np.array([1.5, 0.8])
+        c.spots(at, rng.uniform(0.025, 0.075, n), (0.80, 0.76, 0.66), 0.9, 0.8)
+        c.spots(at[::3], rng.uniform(0.012, 0.03, len(at[::3])), (0.52, 0.42, 0.30), 0.8, 0.8)
     n = int(rng.integers(4, 12))
-    at = np.stack([rng.uniform(-1.8, 1.8, n), rng.uniform(.05, .6, n)], 1)
-    c.spots(at, rng.uniform(.04, .1, n), (.62, .63, .62), .6, 2)
+    at = np.stack([rng.uniform(-1.8, 1.8, n), rng.uniform(0.05, 0.6, n)], 1)
+    c.spots(at, rng.uniform(0.04, 0.1, n), (0.62, 0.63, 0.62), 0.6, 2)
 
 # %% ../nbs/lib/demo.ipynb #demo-43
 def paint_beluga(c: Canvas, rng):
     "A beluga: white, a dusky ridge, grey scars, rakes and blotches."
-    shape, ivory = c.alpha.shape, np.array([.90, .91, .89]) * rng.uniform(.88, 1.04)
+    shape, ivory = c.alpha.shape, np.array([0.90, 0.91, 0.89]) * rng.uniform(0.88, 1.04)
     c.colour[:] = ivory
-    c.blend(smoothstep(.2, 2., cloud(rng, shape, 9) + .5 * cloud(rng, shape, 25)) * .25, ivory * .75)
-    ridge = smoothstep(.13, .02, c.y - .25 * (c.x / 1.5) ** 2 + .03 * cloud(rng, shape, 14))
-    c.blend(ridge * rng.uniform(0, .55), (.48, .46, .43))
-    blotch = cloud(rng, shape, rng.uniform(5, 9)) + .35 * cloud(rng, shape, 30)
-    c.blend(smoothstep(1.15, 1.45, blotch + rng.uniform(-.6, .2)) * rng.uniform(.35, .75), np.array([.50, .49, .45]))
+    c.blend(smoothstep(0.2, 2.0, cloud(rng, shape, 9) + 0.5 * cloud(rng, shape, 25)) * 0.25, ivory * 0.75)
+    ridge = smoothstep(0.13, 0.02, c.y - 0.25 * (c.x / 1.5) ** 2 + 0.03 * cloud(rng, shape, 14))
+    c.blend(ridge * rng.uniform(0, 0.55), (0.48, 0.46, 0.43))
+    blotch = cloud(rng, shape, rng.uniform(5, 9)) + 0.35 * cloud(rng, shape, 30)
+    c.blend(
+        smoothstep(1.15, 1.45, blotch + rng.uniform(-0.6, 0.2)) * rng.uniform(0.35, 0.75), np.array([0.50, 0.49, 0.45])
+    )
     for _ in range(rng.integers(1, 4)):
-        c.strokes(rakes(rng, (-1, 1), (.05, .75), .5, .07), .026, (.42, .42, .40), .75)
-    c.strokes([scratch(rng, (-1.1, 1.1), (.05, .8), .5) for _ in range(rng.integers(1, 6))], .03, (.40, .38, .36), .8)
+        c.strokes(rakes(rng, (-1, 1), (0.05, 0.75), 0.5, 0.07), 0.026, (0.42, 0.42, 0.40), 0.75)
+    c.strokes(
+        [scratch(rng, (-1.1, 1.1), (0.05, 0.8), 0.5) for _ in range(rng.integers(1, 6))], 0.03, (0.40, 0.38, 0.36), 0.8
+    )
     n = int(rng.integers(0, 6))
-    at = np.stack([rng.uniform(-1, 1, n), rng.uniform(.1, .7, n)], 1)
-    c.spots(at, rng.uniform(.04, .11, n), (.45, .44, .42), .8, 1.2)
+    at = np.stack([rng.uniform(-1, 1, n), rng.uniform(0.1, 0.7, n)], 1)
+    c.spots(at, rng.uniform(0.04, 0.11, n), (0.45, 0.44, 0.42), 0.8, 1.2)
 
 # %% ../nbs/lib/demo.ipynb #demo-45
-PAINTERS = {'humpback_whale': paint_fluke, 'killer_whale': paint_killer, 'beluga': paint_beluga,
-            'blue_whale': paint_blue, 'gray_whale': paint_gray,
-            'bottlenose_dolphin': lambda c, rng: paint_dolphin(c, rng, False),
-            'false_killer_whale': lambda c, rng: paint_dolphin(c, rng, True)}
+PAINTERS = {
+    "humpback_whale": paint_fluke,
+    "killer_whale": paint_killer,
+    "beluga": paint_beluga,
+    "blue_whale": paint_blue,
+    "gray_whale": paint_gray,
+    "bottlenose_dolphin": lambda c, rng: paint_dolphin(c, rng, False),
+    "false_killer_whale": lambda c, rng: paint_dolphin(c, rng, True),
+}
 
 
 @dataclass(frozen=True)
 class Animal:
     "One individual: everything about it that no photograph changes."
+
     species: str
-    colour: np.ndarray   # [h, w, 3] float32, RGB in 0 to 1, unlit
-    alpha: np.ndarray    # [h, w] float32, 1 inside
-    normal: np.ndarray   # [h, w, 3] float32, unit vectors: right, up, towards the viewer
-    origin: tuple        # the pixel of (0, waterline)
-    scale: float         # pixels per unit
+    colour: np.ndarray  # [h, w, 3] float32, RGB in 0 to 1, unlit
+    alpha: np.ndarray  # [h, w] float32, 1 inside
+    normal: np.ndarray  # [h, w, 3] float32, unit vectors: right, up, towards the viewer
+    origin: tuple  # the pixel of (0, waterline)
+    scale: float  # pixels per unit
 
 # %% ../nbs/lib/demo.ipynb #demo-47
 def relief(alpha, scale: float, radii: tuple, bumps) -> np.ndarray:
     "Unit normals [h, w, 3] of a body whose rim is rounded over each of `radii` (units), with fine `bumps` [h, w]."
-    inside = cv2.distanceTransform((alpha > .5).astype(np.uint8), cv2.DIST_L2, 5) / scale
+    inside = cv2.distanceTransform((alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 5) / scale
     height = bumps / scale
     for r in radii:
         t = 1 - np.clip(inside / r, 0, 1)
-        height = height + cv2.GaussianBlur(r * np.sqrt(np.clip(1 - t * t, 0, 1)), (0, 0), max(1.2, .16 * r * scale))
+        height = height + cv2.GaussianBlur(r * np.sqrt(np.clip(1 - t * t, 0, 1)), (0, 0), max(1.2, 0.16 * r * scale))
     gx, gy = (cv2.Sobel(height.astype(np.float32), cv2.CV_32F, *d, ksize=3) * scale / 8 for d in ((1, 0), (0, 1)))
     front = 1 / np.sqrt(1 + gx * gx + gy * gy)
     return cv2.merge([-gx * front, gy * front, front])
@@ -383,24 +430,26 @@ def relief(alpha, scale: float, radii: tuple, bumps) -> np.ndarray:
 # %% ../nbs/lib/demo.ipynb #demo-49
 def draw_animal(species: str, rng) -> Animal:
     "One individual of `species` (a key of `BUILDS`): outline, nicks, skin and relief, all drawn from `rng`."
-    fluke = species == 'humpback_whale'
+    fluke = species == "humpback_whale"
     outline, edge = fluke_outline(rng) if fluke else back_outline(rng, species)
     if fluke:
         n = edge.stop - edge.start
         wave = np.interp(np.arange(n), np.linspace(0, n, 36), rng.normal(0, 1, 36))
-        outline[edge, 1] += wave * rng.uniform(.003, .014)
-    if species == 'gray_whale':
+        outline[edge, 1] += wave * rng.uniform(0.003, 0.014)
+    if species == "gray_whale":
         x = outline[:, 0]
-        knuckles = np.clip(np.sin((x - rng.uniform(0, .5)) * rng.uniform(9, 15)), -.2, 1)
-        knuckles *= smoothstep(.1, .5, x) * smoothstep(1.9, 1.5, x)
-        outline[:, 1] -= np.where(outline[:, 1] < .8, rng.uniform(.03, .08) * knuckles, 0)
+        knuckles = np.clip(np.sin((x - rng.uniform(0, 0.5)) * rng.uniform(9, 15)), -0.2, 1)
+        knuckles *= smoothstep(0.1, 0.5, x) * smoothstep(1.9, 1.5, x)
+        outline[:, 1] -= np.where(outline[:, 1] < 0.8, rng.uniform(0.03, 0.08) * knuckles, 0)
     outline = cut_nicks(outline, edge, draw_nicks(rng, species))
     canvas = new_canvas(outline)
     PAINTERS[species](canvas, rng)
     shape = canvas.alpha.shape
-    canvas.colour *= three(1 + .03 * cloud(rng, shape, 90) + .03 * cloud(rng, shape, 30, .4))
-    bumps = .25 * cloud(rng, shape, 60) + .5 * cloud(rng, shape, 18)
-    normal = relief(canvas.alpha, canvas.scale, (.05, .16) if fluke else (.06, .2, .7), bumps * (.5 if fluke else .8))
+    canvas.colour *= three(1 + 0.03 * cloud(rng, shape, 90) + 0.03 * cloud(rng, shape, 30, 0.4))
+    bumps = 0.25 * cloud(rng, shape, 60) + 0.5 * cloud(rng, shape, 18)
+    normal = relief(
+        canvas.alpha, canvas.scale, (0.05, 0.16) if fluke else (0.06, 0.2, 0.7), bumps * (0.5 if fluke else 0.8)
+    )
     water = BUILDS[species].arch
     origin = -canvas.x[0, 0] * canvas.scale, (water - canvas.y[0, 0]) * canvas.scale
     colour = np.clip(canvas.colour, 0, 1).astype(np.float32)
@@ -415,41 +464,47 @@ def sea_tile(seed: int = 0, spread: float = 2.2) -> np.ndarray:
     rng = stream(seed, 77)
     f = np.fft.fftfreq(TILE, 1 / TILE)
     k, angle = np.hypot(f[None], f[:, None]) + 1e-6, np.arctan2(f[:, None], f[None])
-    wind = np.abs(np.sin(angle - .35)) ** spread + .25
-    height = np.fft.fft2(rng.standard_normal((TILE, TILE))) * wind * k ** -2.15 * np.exp(-(5 / k) ** 2 - (k / 150) ** 2)
+    wind = np.abs(np.sin(angle - 0.35)) ** spread + 0.25
+    height = np.fft.fft2(rng.standard_normal((TILE, TILE))) * wind * k**-2.15 * np.exp(-((5 / k) ** 2) - (k / 150) ** 2)
     maps = [np.fft.ifft2(h).real for h in (height * 1j * f[None], height * 1j * f[:, None], height)]
     return np.stack([m / m.std() for m in maps], -1).astype(np.float32)
 
 # %% ../nbs/lib/demo.ipynb #demo-54
 MOODS = pd.DataFrame(
-    [('clear', '5b8fd0', 'c9dcec', '123f66', 'fff3dc', 1.), ('blue hour', '3f6aa5', '9db9d6', '0c2c50', 'e8ecff', .6),
-     ('overcast', 'aab3ba', 'cdd2d5', '3c4b50', 'ffffff', .25), ('steel', '8593a0', 'b4bdc4', '26333c', 'f4f6ff', .35),
-     ('evening', '6f7fa6', 'f2c796', '2a3446', 'ffc27a', 1.),
-     ('green coast', '94aeb4', 'cfd9d2', '2b5a4b', 'fff8e8', .5),
-     ('tropic', '4f9fd8', 'c2e2ea', '0a6a80', 'fff6e0', 1.),
-     ('silt', 'a9b4b8', 'd6d2c4', '6b6a48', 'fff4dc', .5)],
-    columns=['mood', 'zenith', 'horizon', 'deep', 'sun', 'sunny']).set_index('mood')
+    [
+        ("clear", "5b8fd0", "c9dcec", "123f66", "fff3dc", 1.0),
+        ("blue hour", "3f6aa5", "9db9d6", "0c2c50", "e8ecff", 0.6),
+        ("overcast", "aab3ba", "cdd2d5", "3c4b50", "ffffff", 0.25),
+        ("steel", "8593a0", "b4bdc4", "26333c", "f4f6ff", 0.35),
+        ("evening", "6f7fa6", "f2c796", "2a3446", "ffc27a", 1.0),
+        ("green coast", "94aeb4", "cfd9d2", "2b5a4b", "fff8e8", 0.5),
+        ("tropic", "4f9fd8", "c2e2ea", "0a6a80", "fff6e0", 1.0),
+        ("silt", "a9b4b8", "d6d2c4", "6b6a48", "fff4dc", 0.5),
+    ],
+    columns=["mood", "zenith", "horizon", "deep", "sun", "sunny"],
+).set_index("mood")
 
 
 def rgb(code: str) -> np.ndarray:
     "Six hexadecimal digits as three numbers in 0 to 1."
-    return np.array([int(code[i:i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
+    return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
 
 # %% ../nbs/lib/demo.ipynb #demo-56
 @dataclass(frozen=True)
 class Weather:
     "What a photograph is taken in: sizes in pixels, colours RGB in 0 to 1, a unit vector (right, up, viewer) of light."
+
     width: int
     height: int
-    horizon: float       # row; negative when it lies above the picture
-    waterline: float     # row at which the animal stands in the water
+    horizon: float  # row; negative when it lies above the picture
+    waterline: float  # row at which the animal stands in the water
     zenith: np.ndarray
     haze: np.ndarray
     deep: np.ndarray
     sun: np.ndarray
-    sunny: float         # strength of direct light, 0 to 1
-    light: np.ndarray    # where it comes from
-    swell: float         # steepness of the waves
+    sunny: float  # strength of direct light, 0 to 1
+    light: np.ndarray  # where it comes from
+    swell: float  # steepness of the waves
 
 # %% ../nbs/lib/demo.ipynb #demo-58
 def draw_weather(rng, size: tuple, waterline: float) -> Weather:
@@ -457,42 +512,42 @@ def draw_weather(rng, size: tuple, waterline: float) -> Weather:
     width = int(rng.integers(size[0], size[1] + 1))
     height = round(width / rng.uniform(1.25, 1.75))
     m = MOODS.iloc[int(rng.integers(len(MOODS)))]
-    near = rng.random() < .38
-    horizon = height * (rng.uniform(.04, .24) if near else rng.uniform(-3., -.6))
-    warm = rng.normal(0, .07)
-    tint = np.exp(np.array([warm, 0, -warm]) + rng.normal(0, .02, 3))
-    colours = [np.clip(rgb(m[c]) * tint, 0, 1).astype(np.float32) for c in ('zenith', 'horizon', 'deep', 'sun')]
-    light = np.array([rng.normal(0, .8), rng.uniform(.35, 1.), rng.normal(.35, .6)])
+    near = rng.random() < 0.38
+    horizon = height * (rng.uniform(0.04, 0.24) if near else rng.uniform(-3.0, -0.6))
+    warm = rng.normal(0, 0.07)
+    tint = np.exp(np.array([warm, 0, -warm]) + rng.normal(0, 0.02, 3))
+    colours = [np.clip(rgb(m[c]) * tint, 0, 1).astype(np.float32) for c in ("zenith", "horizon", "deep", "sun")]
+    light = np.array([rng.normal(0, 0.8), rng.uniform(0.35, 1.0), rng.normal(0.35, 0.6)])
     light = (light / np.linalg.norm(light)).astype(np.float32)
-    sunny, swell = float(m.sunny) * rng.uniform(.5, 1.15), float(np.exp(rng.normal(-2.35, .4)))
+    sunny, swell = float(m.sunny) * rng.uniform(0.5, 1.15), float(np.exp(rng.normal(-2.35, 0.4)))
     return Weather(width, height, horizon, height * waterline, *colours, sunny, light, swell)
 
 # %% ../nbs/lib/demo.ipynb #demo-60
 def draw_water(rng, w: Weather, tile) -> tuple[np.ndarray, np.ndarray]:
     "The sea below the horizon, float32 [h, w, 3], and its slopes and height [h, w, 3]."
-    y, x = np.mgrid[:w.height, :w.width].astype(np.float32)
+    y, x = np.mgrid[: w.height, : w.width].astype(np.float32)
     y, x = y[:, :1], x[:1]
     reach = w.waterline - w.horizon
     below = np.maximum(y - np.float32(w.horizon), np.float32(1.5))
-    grain, flat = rng.uniform(.35, .95), rng.uniform(.22, .42)
+    grain, flat = rng.uniform(0.35, 0.95), rng.uniform(0.22, 0.42)
     u = (x - w.width / 2) * (reach / below) * grain + rng.uniform(0, TILE)
     v = reach * reach / below * grain / flat + rng.uniform(0, TILE)
     v = np.repeat(np.mod(v, TILE).astype(np.float32), w.width, 1)
     waves = cv2.remap(tile, np.mod(u, np.float32(TILE)), v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    gx, gy, height = (plane * np.minimum(1, (below / reach) ** .7 * 1.3) for plane in cv2.split(waves))
-    low, waves = rng.uniform(.17, .34), cv2.merge([gx, gy, height])
+    gx, gy, height = (plane * np.minimum(1, (below / reach) ** 0.7 * 1.3) for plane in cv2.split(waves))
+    low, waves = rng.uniform(0.17, 0.34), cv2.merge([gx, gy, height])
     gx, gy = gx * w.swell, gy * w.swell
-    facing = np.clip(gy + low, .012, 1) / np.sqrt(1 + gx * gx + gy * gy)
+    facing = np.clip(gy + low, 0.012, 1) / np.sqrt(1 + gx * gx + gy * gy)
     away = 1 - facing
-    mirror = .02 + .98 * away * np.square(np.square(away))
+    mirror = 0.02 + 0.98 * away * np.square(np.square(away))
     high = mirror * np.sqrt(np.clip(2 * facing - low, 0, 1))
-    depth = (1 - mirror) * (.75 + .5 * np.clip(height * .5 + .4, 0, 1.3))
-    glint = np.clip(1 - np.abs(gx - .15 * w.light[0]) * 6, 0, 1) * smoothstep(.22, .36, gy)
-    parts, colours = (depth, mirror - high, high, glint), (w.deep, w.haze, w.zenith, w.sun * np.float32(.7 * w.sunny))
+    depth = (1 - mirror) * (0.75 + 0.5 * np.clip(height * 0.5 + 0.4, 0, 1.3))
+    glint = np.clip(1 - np.abs(gx - 0.15 * w.light[0]) * 6, 0, 1) * smoothstep(0.22, 0.36, gy)
+    parts, colours = (depth, mirror - high, high, glint), (w.deep, w.haze, w.zenith, w.sun * np.float32(0.7 * w.sunny))
     return cv2.transform(cv2.merge([part.astype(np.float32) for part in parts]), np.stack(colours, 1)), waves
 
 # %% ../nbs/lib/demo.ipynb #demo-62
-LAND = np.array([.20, .27, .25], np.float32)
+LAND = np.array([0.20, 0.27, 0.25], np.float32)
 
 
 def draw_scene(rng, w: Weather, tile) -> tuple[np.ndarray, np.ndarray]:
@@ -501,17 +556,18 @@ def draw_scene(rng, w: Weather, tile) -> tuple[np.ndarray, np.ndarray]:
     y = np.arange(w.height, dtype=np.float32)[:, None]
     if w.horizon < 1:
         return scene, waves
-    far = np.exp(-np.clip(y - np.float32(w.horizon), 0, None) / np.float32(.10 * w.height))[..., None] * .75
-    scene += far * (w.haze * .92 - scene)
-    sky = w.haze + (w.zenith - w.haze) * smoothstep(0, w.height * .5, w.horizon - y)[..., None]
-    clouds = cloud(rng, (w.height, w.width), 5, 3.5) + .4 * cloud(rng, (w.height, w.width), 17, 2.5)
-    sky = sky + three(.45 * smoothstep(.2, 1.8, clouds)) * (np.float32(.96) - sky)
+    far = np.exp(-np.clip(y - np.float32(w.horizon), 0, None) / np.float32(0.10 * w.height))[..., None] * 0.75
+    scene += far * (w.haze * 0.92 - scene)
+    sky = w.haze + (w.zenith - w.haze) * smoothstep(0, w.height * 0.5, w.horizon - y)[..., None]
+    clouds = cloud(rng, (w.height, w.width), 5, 3.5) + 0.4 * cloud(rng, (w.height, w.width), 17, 2.5)
+    sky = sky + three(0.45 * smoothstep(0.2, 1.8, clouds)) * (np.float32(0.96) - sky)
     for k in range(int(rng.integers(0, 3))):
-        ridge = w.horizon - w.height * rng.uniform(.02, .12) * (1 + .5 * cloud(rng, (3, w.width), rng.uniform(2, 6))[0]
-                                                               + .10 * cloud(rng, (3, w.width), 40)[0])
-        land = LAND + (w.haze - LAND) * np.float32(.72 - .25 * k)
-        sky += three(smoothstep(-.7, .7, y - ridge)) * (land - sky)
-    scene += smoothstep(.8, -.8, y - w.horizon)[..., None] * (sky - scene)
+        ridge = w.horizon - w.height * rng.uniform(0.02, 0.12) * (
+            1 + 0.5 * cloud(rng, (3, w.width), rng.uniform(2, 6))[0] + 0.10 * cloud(rng, (3, w.width), 40)[0]
+        )
+        land = LAND + (w.haze - LAND) * np.float32(0.72 - 0.25 * k)
+        sky += three(smoothstep(-0.7, 0.7, y - ridge)) * (land - sky)
+    scene += smoothstep(0.8, -0.8, y - w.horizon)[..., None] * (sky - scene)
     return scene, waves
 
 # %% ../nbs/lib/demo.ipynb #demo-65
@@ -524,26 +580,26 @@ def light_animal(a: Animal, w: Weather, gloss: float) -> np.ndarray:
     for _ in range(5):  # to the power 32; squaring is many times faster than pow
         gleam = gleam * gleam
     rim = np.square(1 - front) * np.maximum(up, 0)
-    sky, sun = w.haze * .55 + w.zenith * .25 + .2, w.sun * w.sunny
-    shade = cv2.transform(cv2.merge([up, sunlit]), np.stack([sky * .25, sun * 1.05, sky * .67], 1))
-    shine = cv2.transform(cv2.merge([gleam, rim]), np.stack([sun * .55 * gloss, w.haze * .35], 1))
+    sky, sun = w.haze * 0.55 + w.zenith * 0.25 + 0.2, w.sun * w.sunny
+    shade = cv2.transform(cv2.merge([up, sunlit]), np.stack([sky * 0.25, sun * 1.05, sky * 0.67], 1))
+    shine = cv2.transform(cv2.merge([gleam, rim]), np.stack([sun * 0.55 * gloss, w.haze * 0.35], 1))
     return a.colour * np.minimum(shade, 1.12) + shine
 
 # %% ../nbs/lib/demo.ipynb #demo-67
 def pose(rng, a: Animal, w: Weather) -> np.ndarray:
     "The homography [3, 3] from the animal's skin to the photograph: side, scale, turn, tilt, depth in the water."
-    b, fluke = BUILDS[a.species], a.species == 'humpback_whale'
+    b, fluke = BUILDS[a.species], a.species == "humpback_whale"
     height, width = a.alpha.shape
     share = rng.uniform(*b.frame)
     s = share * w.width / (b.length * a.scale)
-    turn, yaw = np.deg2rad(rng.normal(0, 6)), rng.uniform(0, .75)
-    sx, sy = s * np.cos(yaw) * (-1 if rng.random() < .5 else 1), s * rng.uniform(.88, 1.10)
-    sink = rng.uniform(-.12, .22) * (b.arch + b.fin * .3) if not fluke else rng.uniform(-.25, .30)
-    room = max(0, .5 - share * .5 * abs(np.cos(yaw)))
-    cx = w.width * (.5 + rng.uniform(-1, 1) * (room + .06))
-    skew = np.tan(rng.normal(0, .10))
+    turn, yaw = np.deg2rad(rng.normal(0, 6)), rng.uniform(0, 0.75)
+    sx, sy = s * np.cos(yaw) * (-1 if rng.random() < 0.5 else 1), s * rng.uniform(0.88, 1.10)
+    sink = rng.uniform(-0.12, 0.22) * (b.arch + b.fin * 0.3) if not fluke else rng.uniform(-0.25, 0.30)
+    room = max(0, 0.5 - share * 0.5 * abs(np.cos(yaw)))
+    cx = w.width * (0.5 + rng.uniform(-1, 1) * (room + 0.06))
+    skew = np.tan(rng.normal(0, 0.10))
     to_origin = np.array([[1, 0, -a.origin[0]], [0, 1, -a.origin[1] + sink * a.scale], [0, 0, 1]])
-    away = rng.normal(0, .32) * np.sin(yaw) / width, rng.normal(0, .06) / height
+    away = rng.normal(0, 0.32) * np.sin(yaw) / width, rng.normal(0, 0.06) / height
     flat = np.array([[sx, skew * s, 0], [0, sy, 0], [*away, 1]])
     c, d = np.cos(turn), np.sin(turn)
     return np.array([[c, -d, cx], [d, c, w.waterline], [0, 0, 1]]) @ flat @ to_origin
@@ -551,10 +607,14 @@ def pose(rng, a: Animal, w: Weather) -> np.ndarray:
 # %% ../nbs/lib/demo.ipynb #demo-69
 def waterline(rng, w: Weather) -> np.ndarray:
     "The row at which the water covers the animal, for each column, float32 [width]; some have a wave in front."
-    row = w.waterline + w.height * (.012 * cloud(rng, (3, w.width), 4)[0] + .006 * cloud(rng, (3, w.width), 17)[0])
+    row = w.waterline + w.height * (0.012 * cloud(rng, (3, w.width), 4)[0] + 0.006 * cloud(rng, (3, w.width), 17)[0])
     x = np.linspace(0, 1, w.width)
-    if rng.random() < .4:
-        row -= w.height * rng.uniform(.02, .10) * np.exp(-((x - rng.uniform(.15, .85)) / rng.uniform(.06, .2)) ** 2)
+    if rng.random() < 0.4:
+        row -= (
+            w.height
+            * rng.uniform(0.02, 0.10)
+            * np.exp(-(((x - rng.uniform(0.15, 0.85)) / rng.uniform(0.06, 0.2)) ** 2))
+        )
     return row.astype(np.float32)
 
 # %% ../nbs/lib/demo.ipynb #demo-71
@@ -568,12 +628,12 @@ def immerse(scene, waves, w: Weather, lit, alpha, row) -> np.ndarray:
     mx = x + waves[..., 0] * (w.swell * 26)
     my = row[None] - deep * 1.15 + waves[..., 1] * (w.swell * 42) - 1
     mirrored = cv2.remap(skin, mx, my, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-    wet = smoothstep(-1, 2, deep) * np.exp(down * (-1 / (.22 * w.height))) * .62
-    sea += three(wet) * (mirrored[..., :3] * .8 - sea * three(mirrored[..., 3]))
-    under = smoothstep(-1, 1, deep) * np.exp(down * (-1 / (.035 * w.height))) * .55
-    sea += three(under) * (lit[top:] * .6 + (w.deep * .4 - sea) * three(alpha[top:]))
+    wet = smoothstep(-1, 2, deep) * np.exp(down * (-1 / (0.22 * w.height))) * 0.62
+    sea += three(wet) * (mirrored[..., :3] * 0.8 - sea * three(mirrored[..., 3]))
+    under = smoothstep(-1, 1, deep) * np.exp(down * (-1 / (0.035 * w.height))) * 0.55
+    sea += three(under) * (lit[top:] * 0.6 + (w.deep * 0.4 - sea) * three(alpha[top:]))
     dry = np.ones_like(alpha)
-    dry[top:] = smoothstep(.9, -.9, deep)
+    dry[top:] = smoothstep(0.9, -0.9, deep)
     seen = alpha * dry
     scene += lit * three(dry) - scene * three(seen)
     return seen
@@ -581,21 +641,25 @@ def immerse(scene, waves, w: Weather, lit, alpha, row) -> np.ndarray:
 # %% ../nbs/lib/demo.ipynb #demo-73
 def add_foam(rng, scene, w: Weather, seen, row):
     "Foam where the animal breaks the water, sometimes a splash, and drops in the air; in place."
-    white = np.clip(w.haze * .5 + .5 * w.sun * (.55 + .5 * w.sunny), 0, 1)
-    top = max(0, int(row.min() - .2 * w.height))
+    white = np.clip(w.haze * 0.5 + 0.5 * w.sun * (0.55 + 0.5 * w.sunny), 0, 1)
+    top = max(0, int(row.min() - 0.2 * w.height))
     deep = np.arange(top, w.height, dtype=np.float32)[:, None] - row[None]
-    columns = cv2.GaussianBlur(seen.max(0)[None], (0, 0), .02 * w.width)
-    noise = .6 * cloud(rng, deep.shape, 36, 2.5) + .5 * cloud(rng, deep.shape, 90, 1.8)
-    band = columns * np.exp(np.where(deep < 0, deep / (.006 * w.height), deep / (-rng.uniform(.01, .05) * w.height)))
-    foam = smoothstep(.35, 1.25, noise + band * rng.uniform(1.0, 2.3) - .15) * band
-    if rng.random() < .35:
+    columns = cv2.GaussianBlur(seen.max(0)[None], (0, 0), 0.02 * w.width)
+    noise = 0.6 * cloud(rng, deep.shape, 36, 2.5) + 0.5 * cloud(rng, deep.shape, 90, 1.8)
+    band = columns * np.exp(np.where(deep < 0, deep / (0.006 * w.height), deep / (-rng.uniform(0.01, 0.05) * w.height)))
+    foam = smoothstep(0.35, 1.25, noise + band * rng.uniform(1.0, 2.3) - 0.15) * band
+    if rng.random() < 0.35:
         x = np.linspace(0, 1, w.width, dtype=np.float32)[None]
-        at, wide, high = rng.uniform(.1, .9), rng.uniform(.05, .16), rng.uniform(.03, .13) * w.height
-        plume = np.exp(-((x - at) / wide) ** 2 - np.clip(-deep, 0, None) / high) * smoothstep(.06 * w.height, 0, deep)
-        foam = np.maximum(foam, smoothstep(.45, 1.5, 1.3 * plume + .35 * noise + .2 * cloud(rng, deep.shape, 12)) * .9)
+        at, wide, high = rng.uniform(0.1, 0.9), rng.uniform(0.05, 0.16), rng.uniform(0.03, 0.13) * w.height
+        plume = np.exp(-(((x - at) / wide) ** 2) - np.clip(-deep, 0, None) / high) * smoothstep(
+            0.06 * w.height, 0, deep
+        )
+        foam = np.maximum(
+            foam, smoothstep(0.45, 1.5, 1.3 * plume + 0.35 * noise + 0.2 * cloud(rng, deep.shape, 12)) * 0.9
+        )
     drops = np.zeros(scene.shape[:2], np.uint8)
-    for _ in range(int(rng.integers(0, 60)) if rng.random() < .45 else 0):
-        cx, cy = rng.uniform(0, w.width), w.waterline - np.abs(rng.normal(0, .16)) * w.height
+    for _ in range(int(rng.integers(0, 60)) if rng.random() < 0.45 else 0):
+        cx, cy = rng.uniform(0, w.width), w.waterline - np.abs(rng.normal(0, 0.16)) * w.height
         radius, bright = int(rng.integers(7, 20)), int(rng.integers(90, 255))
         cv2.circle(drops, (round(cx * 16), round(cy * 16)), radius, bright, -1, cv2.LINE_AA, 4)
     sea = scene[top:]
@@ -607,48 +671,50 @@ def develop(rng, scene) -> np.ndarray:
     "What the camera makes of `scene` [h, w, 3]: the photograph, uint8 RGB."
     image = scene.astype(np.float32)
     kind = rng.random()
-    if kind < .22:
+    if kind < 0.22:
         n, angle = int(rng.integers(3, 7)), rng.uniform(0, np.pi)
         kernel = np.zeros((9, 9), np.float32)
         ends = [tuple(round(4 + q * n / 2 * float(v)) for v in (np.cos(angle), np.sin(angle))) for q in (-1, 1)]
         cv2.line(kernel, *ends, 1, 1, cv2.LINE_AA)
         image = cv2.filter2D(image, -1, kernel / kernel.sum())
     else:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(.9, 1.9) if kind < .45 else rng.uniform(.4, .7))
-    image *= np.exp(rng.normal(0, .2) + rng.normal(0, .035, 3)).astype(np.float32)
-    image += rng.uniform(0, .14) * rng.random() * (rng.uniform(.6, .9) - image)
-    if rng.random() < .06:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.9, 1.9) if kind < 0.45 else rng.uniform(0.4, 0.7))
+    image *= np.exp(rng.normal(0, 0.2) + rng.normal(0, 0.035, 3)).astype(np.float32)
+    image += rng.uniform(0, 0.14) * rng.random() * (rng.uniform(0.6, 0.9) - image)
+    if rng.random() < 0.06:
         image = np.repeat(image.mean(-1, keepdims=True), 3, -1)
-    image = cv2.pow(np.clip(image, 0, 1.4), float(np.exp(rng.normal(0, .12))))
-    hot = image > .8
-    image[hot] = .8 + .2 * np.tanh((image[hot] - .8) / .2)
+    image = cv2.pow(np.clip(image, 0, 1.4), float(np.exp(rng.normal(0, 0.12))))
+    hot = image > 0.8
+    image[hot] = 0.8 + 0.2 * np.tanh((image[hot] - 0.8) / 0.2)
     h, w = image.shape[:2]
-    grain = three(rng.standard_normal((h, w), dtype=np.float32)) * rng.uniform(.003, .022)
-    return (np.clip(image + grain, 0, 1) * 255 + .5).astype(np.uint8)
+    grain = three(rng.standard_normal((h, w), dtype=np.float32)) * rng.uniform(0.003, 0.022)
+    return (np.clip(image + grain, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 # %% ../nbs/lib/demo.ipynb #demo-77
 def take_photo(a: Animal, rng, size: tuple, tile) -> tuple[np.ndarray, np.ndarray]:
     """One photograph of `a`: uint8 RGB [h, w, 3] with a width in `size`, and the box (x0, y0, x1, y1) of what shows
     of the animal above the water, float [4] in pixels."""
-    fluke = a.species == 'humpback_whale'
-    w = draw_weather(rng, size, rng.uniform(.72, .86) if fluke or BUILDS[a.species].fin > .5 else rng.uniform(.55, .82))
+    fluke = a.species == "humpback_whale"
+    w = draw_weather(
+        rng, size, rng.uniform(0.72, 0.86) if fluke or BUILDS[a.species].fin > 0.5 else rng.uniform(0.55, 0.82)
+    )
     scene, waves = draw_scene(rng, w, tile)
-    lit = light_animal(a, w, rng.uniform(.2, 1.2))
+    lit = light_animal(a, w, rng.uniform(0.2, 1.2))
     skin = cv2.merge([*cv2.split(lit * three(a.alpha)), a.alpha])
-    matrix = np.diag([2., 2., 1.]) @ pose(rng, a, w)
+    matrix = np.diag([2.0, 2.0, 1.0]) @ pose(rng, a, w)
     skin = cv2.warpPerspective(skin, matrix, (2 * w.width, 2 * w.height), flags=cv2.INTER_LINEAR)
     skin = cv2.resize(skin, (w.width, w.height), interpolation=cv2.INTER_AREA)
     row = waterline(rng, w)
     lit, alpha = np.ascontiguousarray(skin[..., :3]), np.ascontiguousarray(skin[..., 3])
     seen = immerse(scene, waves, w, lit, alpha, row)
     add_foam(rng, scene, w, seen, row)
-    xs, ys = np.flatnonzero(seen.max(0) > .5), np.flatnonzero(seen.max(1) > .5)
+    xs, ys = np.flatnonzero(seen.max(0) > 0.5), np.flatnonzero(seen.max(1) > 0.5)
     if min(len(xs), len(ys)) < 8:  # a wave hid it: nobody would have kept this photograph
         return take_photo(a, rng, size, tile)
     return develop(rng, scene), np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], float)
 
 # %% ../nbs/lib/demo.ipynb #demo-80
-SINGLE, NEW = .45, .16  # shares: of individuals with one training photograph, of test photographs that show new ones
+SINGLE, NEW = 0.45, 0.16  # shares: of individuals with one training photograph, of test photographs that show new ones
 
 
 def photos_each(individuals: int, photos: int) -> np.ndarray:
@@ -657,7 +723,7 @@ def photos_each(individuals: int, photos: int) -> np.ndarray:
     weight = np.geomspace(11, 1, individuals - single)
     share = np.concatenate([weight / weight.sum() * (photos - individuals), np.zeros(single)])
     count = 1 + np.floor(share).astype(int)
-    count[np.argsort(np.floor(share) - share, kind='stable')[:photos - count.sum()]] += 1
+    count[np.argsort(np.floor(share) - share, kind="stable")[: photos - count.sum()]] += 1
     return count
 
 # %% ../nbs/lib/demo.ipynb #demo-82
@@ -681,10 +747,16 @@ def plan(seed: int, individuals: int, train_photos: int, test_photos: int) -> pd
     known = rng.choice(individuals, test_photos - new_photos, p=count / count.sum())
     fresh = individuals + rng.permutation(np.arange(new_photos) % max(new, 1))
     animal = np.concatenate([np.repeat(np.arange(individuals), count), known, fresh])
-    table = pd.DataFrame({'image': [f'{n}.jpg' for n in hex_names(seed, 2, len(animal), 14)],
-                          'species': [species[i] for i in animal], 'individual_id': [ids[i] for i in animal],
-                          'test': np.arange(len(animal)) >= train_photos, 'animal': animal})
-    return table.sort_values('image', ignore_index=True)
+    table = pd.DataFrame(
+        {
+            "image": [f"{n}.jpg" for n in hex_names(seed, 2, len(animal), 14)],
+            "species": [species[i] for i in animal],
+            "individual_id": [ids[i] for i in animal],
+            "test": np.arange(len(animal)) >= train_photos,
+            "animal": animal,
+        }
+    )
+    return table.sort_values("image", ignore_index=True)
 
 # %% ../nbs/lib/demo.ipynb #demo-87
 def jitter(rng, box, shape: tuple, strength: float) -> np.ndarray:
@@ -703,46 +775,69 @@ def draw_group(folder: Path, seed: int, group: pd.DataFrame, size: tuple, tile) 
         rng = stream(seed, 4, number, k)
         photo, box = take_photo(animal, rng, size, tile)
         quality = int(rng.integers(58, 88))
-        _, code = cv2.imencode('.jpg', photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        (folder / ('test_images' if test else 'train_images') / image).write_bytes(code.tobytes())
-        fine, rough = (jitter(rng, box, photo.shape, s) for s in (.05, .11))
-        bbox = '[[' + '  '.join(map(str, fine)) + ']]'
-        rows.append({'image': image, 'bbox': bbox, 'conf': f'[{rng.beta(6, 2):.6g}]',
-                     'box': '' if rng.random() < .1 else ' '.join(map(str, rough))})
+        _, code = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        (folder / ("test_images" if test else "train_images") / image).write_bytes(code.tobytes())
+        fine, rough = (jitter(rng, box, photo.shape, s) for s in (0.05, 0.11))
+        bbox = "[[" + "  ".join(map(str, fine)) + "]]"
+        rows.append(
+            {
+                "image": image,
+                "bbox": bbox,
+                "conf": f"[{rng.beta(6, 2):.6g}]",
+                "box": "" if rng.random() < 0.1 else " ".join(map(str, rough)),
+            }
+        )
     return rows
 
 # %% ../nbs/lib/demo.ipynb #demo-90
 def write_tables(folder: Path, table: pd.DataFrame, boxes: pd.DataFrame):
     "Write Happywhale's tables for the drawn photographs of `plan` with their `boxes` into `folder`."
-    names = ['image', 'species', 'individual_id']
-    both = table.merge(boxes, on='image', validate='one_to_one')
+    names = ["image", "species", "individual_id"]
+    both = table.merge(boxes, on="image", validate="one_to_one")
     train, test = both[~both.test], both[both.test]
-    usual = ' '.join([*train.individual_id.value_counts(sort=True).sort_index().nlargest(4).index, 'new_individual'])
-    files = {'train.csv': train[names], 'test_truth.csv': test[names],
-             'sample_submission.csv': test[['image']].assign(predictions=usual),
-             'boxes/fullbody_train.csv': train[[*names, 'bbox', 'conf']],
-             'boxes/fullbody_test.csv': test[['image', 'bbox', 'conf']],
-             'boxes/detic_train.csv': train[[*names, 'box']],
-             'boxes/detic_test.csv': test[['image', 'box']].assign(predictions=usual)[['image', 'predictions', 'box']]}
-    (folder / 'boxes').mkdir()
+    usual = " ".join([*train.individual_id.value_counts(sort=True).sort_index().nlargest(4).index, "new_individual"])
+    files = {
+        "train.csv": train[names],
+        "test_truth.csv": test[names],
+        "sample_submission.csv": test[["image"]].assign(predictions=usual),
+        "boxes/fullbody_train.csv": train[[*names, "bbox", "conf"]],
+        "boxes/fullbody_test.csv": test[["image", "bbox", "conf"]],
+        "boxes/detic_train.csv": train[[*names, "box"]],
+        "boxes/detic_test.csv": test[["image", "box"]].assign(predictions=usual)[["image", "predictions", "box"]],
+    }
+    (folder / "boxes").mkdir()
     for name, frame in files.items():
         frame.to_csv(folder / name, index=False)
 
 # %% ../nbs/lib/demo.ipynb #demo-92
-def check_sizes(individuals: int, train_photos: int, test_photos: int, size: tuple):
+def check_sizes(seed: int, individuals: int, train_photos: int, test_photos: int, size: tuple):
     "Refuse a demo data set that cannot be drawn, saying what to change."
     if individuals < 2 or train_photos < individuals:
-        raise UserError(f'a demo of {individuals} individuals and {train_photos} training photographs cannot be drawn: '
-                        'ask for at least 2 individuals and one training photograph for each')
+        raise UserError(
+            f"a demo of {individuals} individuals and {train_photos} training photographs cannot be drawn: "
+            "ask for at least 2 individuals and one training photograph for each"
+        )
+    if seed < 0:
+        raise UserError(f"seed {seed} cannot be used: give a whole number from 0")
     if test_photos < 1:
-        raise UserError(f'a demo with {test_photos} test photographs cannot be drawn: ask for at least 1')
+        raise UserError(f"a demo with {test_photos} test photographs cannot be drawn: ask for at least 1")
     if not 96 <= size[0] <= size[1] <= 2048:
-        raise UserError(f'photographs of width {size[0]} to {size[1]} cannot be drawn: '
-                        'give the smallest and the largest width, between 96 and 2048 pixels')
+        raise UserError(
+            f"photographs of width {size[0]} to {size[1]} cannot be drawn: "
+            "give the smallest and the largest width, between 96 and 2048 pixels"
+        )
 
 # %% ../nbs/lib/demo.ipynb #demo-94
-def draw_demo(root, seed: int = 0, individuals: int = 90, train_photos: int = 570, test_photos: int = 150,
-              size: tuple[int, int] = (320, 400), workers: int | None = None, progress: bool = True) -> Path:
+def draw_demo(
+    root,
+    seed: int = 0,
+    individuals: int = 90,
+    train_photos: int = 570,
+    test_photos: int = 150,
+    size: tuple[int, int] = (320, 400),
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
     """Draw a demo data set in Happywhale's layout and return its folder.
 
     `root`: the folder to make; one that exists is replaced, and nothing is there until all is drawn. `seed` ≥ 0: the
@@ -750,15 +845,18 @@ def draw_demo(root, seed: int = 0, individuals: int = 90, train_photos: int = 57
     `individuals` ≥ 2 live in `train.csv`; `NEW` of the `test_photos` ≥ 1 show further ones. `size`: the smallest and
     the largest width of a photograph in pixels, 96 to 2048. Raises `UserError` for numbers that make no data set.
     """
-    check_sizes(individuals, train_photos, test_photos, size)
+    check_sizes(seed, individuals, train_photos, test_photos, size)
     root, threads = Path(root), cv2.getNumThreads()
     table, tile = plan(seed, individuals, train_photos, test_photos), sea_tile(seed)
-    groups = [g for _, g in table.groupby('animal')]
+    groups = [g for _, g in table.groupby("animal")]
     cv2.setNumThreads(1)
     try:
-        with atomic(root) as folder, ThreadPoolExecutor(workers or os.cpu_count()) as pool, \
-                tqdm(total=len(table), unit='photo', disable=not progress) as bar:
-            for sub in ('', 'train_images', 'test_images'):
+        with (
+            atomic(root) as folder,
+            ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+            tqdm(total=len(table), unit="photo", disable=not progress) as bar,
+        ):
+            for sub in ("", "train_images", "test_images"):
                 (folder / sub).mkdir()
             rows = []
             for part in pool.map(lambda g: draw_group(folder, seed, g, size, tile), groups):

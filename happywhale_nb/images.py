@@ -24,25 +24,26 @@ def epoch_orders(n, epochs, batch_size, seed):
     return orders
 
 # %% ../nbs/lib/images.ipynb #images-06
-def training_batches(crops, labels, recipe, orders, batch_size, seed, first_epoch=0):
+def training_batches(crops, rows, labels, recipe, orders, batch_size, seed, first_epoch=0):
     """All batches from `first_epoch` on, as a `tf.data.Dataset` of `(images [b, s, s, 3] float32, labels [b] int32)`.
 
     Args:
         crops: `[n, s, s, 3]` uint8, an array or memory map.
-        labels: `[n]` integer classes.
+        rows: `[m]` indices of the crops to train on.
+        labels: `[m]` their integer classes.
         recipe: `augmentation.Recipe`.
-        orders: of `epoch_orders`.
+        orders: of `epoch_orders` for m photographs.
     """
-    side, labels = crops.shape[1], np.asarray(labels, np.int32)
+    side, rows, labels = crops.shape[1], np.asarray(rows), np.asarray(labels, np.int32)
     steps = orders.shape[1] // batch_size
     batches = orders[first_epoch:].reshape(-1, batch_size)
     numbers = np.arange(first_epoch * steps, orders.shape[0] * steps, dtype=np.int32)
 
-    def read(rows):
-        return crops[rows], labels[rows]
+    def read(batch):
+        return crops[rows[batch]], labels[batch]
 
-    def prepare(rows, number):
-        images, classes = tf.numpy_function(read, [rows], [tf.uint8, tf.int32])
+    def prepare(batch, number):
+        images, classes = tf.numpy_function(read, [batch], [tf.uint8, tf.int32])
         images = tf.ensure_shape(images, [batch_size, side, side, 3])
         return augment(images, recipe, tf.stack([seed, number * 100])), tf.ensure_shape(classes, [batch_size])
 

@@ -31,7 +31,7 @@ def _best_individuals(labels, scores, n_answers, aggregate):
     keep = order[:n_answers]
     return ids[keep], scores[first[keep]]
 
-
+# %% ../nbs/06_knn.ipynb #06-knn-07
 class KNNHead(BaseEstimator):
     """Ranks individuals for a query embedding by the known photographs nearest to it.
 
@@ -76,7 +76,7 @@ class KNNHead(BaseEstimator):
         """`[n]` the individual ranked first for each query."""
         return self.rank(X, 1)[0][:, 0]
 
-# %% ../nbs/06_knn.ipynb #06-knn-10
+# %% ../nbs/06_knn.ipynb #06-knn-11
 def rank_fold(folder, dataset, folds, fold, head):
     """Rank individuals for one fold's queries and for the test photographs.
 
@@ -96,7 +96,7 @@ def rank_fold(folder, dataset, folds, fold, head):
         found["test_ids"], found["test_scores"] = head.fit(known[usable], individuals[usable]).rank(test)
     return found
 
-# %% ../nbs/06_knn.ipynb #06-knn-12
+# %% ../nbs/06_knn.ipynb #06-knn-13
 def answer_folds(ranked):
     """Put `new_individual` into the ranked lists of all folds (dicts of `rank_fold`), in place.
 
@@ -111,7 +111,7 @@ def answer_folds(ranked):
             r["test_answers"] = rank_new(r["test_ids"], r["test_scores"], everything)
     return everything
 
-# %% ../nbs/06_knn.ipynb #06-knn-14
+# %% ../nbs/06_knn.ipynb #06-knn-15
 def finished_folds(study_folder, model, folds):
     """Numbers of the folds whose embeddings are there. Raises `UserError` if there are none."""
     numbers = sorted(set(folds["fold"]))
@@ -124,7 +124,7 @@ def finished_folds(study_folder, model, folds):
         )
     return done
 
-
+# %% ../nbs/06_knn.ipynb #06-knn-16
 def knn_stage(dataset, folder, model, folds, head, seed=0, force=False):
     """Answer every finished fold: `oof.csv`, `test.csv`, `metrics.json` go to it, `knn.json` to the model's folder.
 
@@ -154,7 +154,7 @@ def knn_stage(dataset, folder, model, folds, head, seed=0, force=False):
     write_json(record, result)
     return read_json(record)
 
-
+# %% ../nbs/06_knn.ipynb #06-knn-17
 def _write_fold(place, r):
     write_predictions(place / "oof.csv", r["images"], r["answers"])
     if "test_answers" in r:

@@ -34,7 +34,7 @@ class Parameter:
 
 TYPES = {t.__name__: t for t in (int, float, str, bool)}
 
-
+# %% ../nbs/lib/notebooks.ipynb #notebooks-06
 def read_parameters(notebook):
     """The `Parameter`s of a notebook file, by name, from its cell tagged `parameters`. Raises `UserError` if the cell
     is missing or holds anything else than `name: type = literal  # help` lines."""
@@ -61,7 +61,7 @@ def read_parameters(notebook):
         found[name] = Parameter(name, TYPES[line.annotation.id], line.value.value, comments.get(line.lineno, ""))
     return found
 
-# %% ../nbs/lib/notebooks.ipynb #notebooks-08
+# %% ../nbs/lib/notebooks.ipynb #notebooks-09
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -84,7 +84,7 @@ def check_parameters(given, parameters):
             raise UserError(f"unknown parameter {name!r}; {hint}")
     return {name: _convert(parameters[name], text) for name, text in given.items()}
 
-# %% ../nbs/lib/notebooks.ipynb #notebooks-11
+# %% ../nbs/lib/notebooks.ipynb #notebooks-12
 class _Bars:
     """A text stream that passes on progress bars (`… 45%|####     | …`) and nothing else."""
 
@@ -112,7 +112,7 @@ def _stderr_of_children(path):
         os.dup2(own, 2)
         os.close(own)
 
-# %% ../nbs/lib/notebooks.ipynb #notebooks-14
+# %% ../nbs/lib/notebooks.ipynb #notebooks-15
 def run_notebook(notebook, output, values):
     """Run `notebook` with parameter `values` (name → value) and leave the executed copy at `output`.
 
@@ -143,7 +143,7 @@ def run_notebook(notebook, output, values):
     failed.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
 
-
+# %% ../nbs/lib/notebooks.ipynb #notebooks-16
 def _reason(error):
     """One line on why a notebook stopped: the message of a `UserError`, else the error's name with it."""
     if isinstance(error, DeadKernelError):

@@ -25,7 +25,7 @@ def write_predictions(path, images, answers):
     with atomic(path) as part:
         table.to_csv(part, index=False)
 
-
+# %% ../nbs/lib/predictions.ipynb #predictions-05
 def read_predictions(path, images=None):
     """Read such a CSV. Returns `(images [n], answers [n, 5])` as arrays of `str`, short lists filled with "".
 

@@ -30,13 +30,16 @@ class Preset:
     warmup: float = 2.0
     embedding: int = 512
     dropout: float = 0.2
-    scale: float = 30.0
+    scale: float = 16.0
     margin: float = 0.3
 
+# %% ../nbs/lib/presets.ipynb #presets-06
+PRESETS = {
+    "small_resnet_arcface": Preset("small_resnet", "small", image_size=80, epochs=30),
+    "small_resnet_aligned": Preset("small_resnet", "aligned", image_size=80, epochs=80),
+}
 
-PRESETS = {"small_resnet_arcface": Preset("small_resnet", "small", image_size=96, epochs=24)}
-
-# %% ../nbs/lib/presets.ipynb #presets-07
+# %% ../nbs/lib/presets.ipynb #presets-09
 def lookup(table, name, kind):
     """`table[name]`. Raises `UserError` that names the nearest, and all that are known, if there is none."""
     if name in table:

@@ -37,7 +37,7 @@ def score_submission(dataset, folder):
         raise UserError(f"{truth_path} does not say who is on {truth.index[truth.isna()][0]}")
     return summary(true_answers(truth, dataset.train["individual_id"]), answers)
 
-
+# %% ../nbs/08_report.ipynb #08-report-07
 def collect(dataset, folder, split, seed=0):
     """Every figure of a study as one dict: protocol, models (with their folds), blend, test, versions.
 
@@ -59,7 +59,7 @@ def collect(dataset, folder, split, seed=0):
         "versions": versions(),
     }
 
-# %% ../nbs/08_report.ipynb #08-report-08
+# %% ../nbs/08_report.ipynb #08-report-09
 def data_uri(data, kind):
     """Bytes as a `data:` address of an image of this kind (`jpeg`, `png`)."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
@@ -86,7 +86,7 @@ def figure_uri(figure):
     plt.close(figure)
     return data_uri(buffer.getvalue(), "png")
 
-# %% ../nbs/08_report.ipynb #08-report-10
+# %% ../nbs/08_report.ipynb #08-report-11
 def plot_folds(models):
     """MAP@5 of each fold, of all photographs and of known animals alone, one group a model. Returns the figure."""
     rows = [
@@ -108,12 +108,12 @@ def plot_folds(models):
         jitter=False,
     )
     ax.set(xlim=(0, 1), ylabel="", title="Out of fold, one dot a fold")
-    ax.legend(title="", loc="lower left", frameon=False)
+    ax.legend(title="", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     sns.despine(left=True)
     figure.tight_layout()
     return figure
 
-
+# %% ../nbs/08_report.ipynb #08-report-12
 def plot_history(folder, models):
     """Loss by epoch, one line a fold. Returns the figure."""
     figure, ax = plt.subplots(figsize=(6.4, 2.4))
@@ -127,7 +127,7 @@ def plot_history(folder, models):
     figure.tight_layout()
     return figure
 
-# %% ../nbs/08_report.ipynb #08-report-12
+# %% ../nbs/08_report.ipynb #08-report-14
 def answered_queries(dataset, folder, split, model, examples, seed):
     """A drawn sample of queries with answers and truth (None where unknown) and the gallery to illustrate them.
 
@@ -159,7 +159,7 @@ def answered_queries(dataset, folder, split, model, examples, seed):
     ]
     return queries, read_embeddings(place / "embeddings.parquet"), gallery
 
-
+# %% ../nbs/08_report.ipynb #08-report-15
 def illustrate(queries, vectors, gallery, photo_folder):
     """Turn queries into what the page shows: each with its photograph and, for each answer, the nearest known one."""
     known = vectors.of(gallery["image"])
@@ -184,7 +184,7 @@ def illustrate(queries, vectors, gallery, photo_folder):
         shown.append(query | {"photo": photo_uri(query["path"], 340), "answers": answers})
     return shown
 
-# %% ../nbs/08_report.ipynb #08-report-14
+# %% ../nbs/08_report.ipynb #08-report-17
 STYLE = """
 :root { --ink: #10242e; --soft: #5b7480; --line: #d8e2e6; --paper: #f7fafb; --card: #fff; --sea: #1b7a99; --good: #1a8f5a; }
 @media (prefers-color-scheme: dark) {
@@ -214,7 +214,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; m
 @media print { body { background: #fff; } .query { break-inside: avoid; } }
 """  # noqa: E501
 
-# %% ../nbs/08_report.ipynb #08-report-15
+# %% ../nbs/08_report.ipynb #08-report-18
 PAGE = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
 ).from_string(
@@ -253,7 +253,7 @@ to the query. A green frame marks the right answer{% if not truth_known %}; here
 """.strip()  # noqa: E501
 )
 
-# %% ../nbs/08_report.ipynb #08-report-17
+# %% ../nbs/08_report.ipynb #08-report-20
 def _row(label, figures, seconds="", kind=""):
     cells = [jinja2.utils.markupsafe.escape(label)]
     cells += [
@@ -263,7 +263,7 @@ def _row(label, figures, seconds="", kind=""):
     cells += [f"{figures['n']:,}", f"{figures['share_new']:.1%}", seconds]
     return jinja2.utils.markupsafe.Markup(f'<tr class="{kind}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
 
-
+# %% ../nbs/08_report.ipynb #08-report-21
 def render(metrics, plots, queries, on_test):
     """The report as HTML text, from the dict of `collect`, `(title, data address)` plots and illustrated queries."""
     best = max(metrics["models"].values(), key=lambda model: model["oof"]["map5"])
@@ -292,7 +292,7 @@ def render(metrics, plots, queries, on_test):
         truth_known=any(q["truth"] is not None for q in queries),
     )
 
-
+# %% ../nbs/08_report.ipynb #08-report-22
 def report_stage(dataset, folder, split, seed=0, examples=24):
     """Write `metrics.json` and `report.html` of a study. Returns the dict of `collect`."""
     metrics = collect(dataset, folder, split, seed)

@@ -19,7 +19,6 @@ from .fitting import embed
 from .knn import KNNHead
 from .metrics import average_precision
 from .paths import fold_dir, study_dir
-from .presets import Preset
 from .runs import read_json, versions, write_json
 from .splits import gallery_and_queries, protocol_card, study_folds, true_answers
 from .train import study_crops
@@ -30,7 +29,7 @@ BRIGHTNESS = (1.0, 0.7, 0.6, 0.5)
 
 
 def degrade(crops, sigma=0.0, brightness=1.0):
-    """Crops `[n, s, s, 3]` uint8, blurred by a Gaussian of `sigma` ≥ 0 pixels, darkened by a factor in [0, 1]; uint8."""
+    """Crops `[n, s, s, 3]` uint8, blurred by `sigma` ≥ 0 pixels (Gaussian), darkened by a factor in [0, 1]; uint8."""
     soft = [cv2.GaussianBlur(crop, (0, 0), sigma) if sigma else crop for crop in crops]
     return np.rint(np.stack(soft) * brightness).astype(np.uint8)
 

@@ -65,7 +65,7 @@ def dataset_folds(dataset, k=5, seed=0):
     folds = _given_folds(given, dataset.train) if given.is_file() else make_folds(dataset.train, k, seed)
     return folds[["image", "individual_id", "species", "fold", "protocol", "query_only"]]
 
-
+# %% ../nbs/lib/splits.ipynb #splits-08
 def study_folds(dataset, folder, k=0, seed=0, keep=True):
     """The folds of a study: `dataset_folds`, kept in `<folder>/folds.csv` (unless not `keep`).
 
@@ -86,7 +86,7 @@ def study_folds(dataset, folder, k=0, seed=0, keep=True):
             folds.to_csv(part, index=False)
     return folds
 
-# %% ../nbs/lib/splits.ipynb #splits-09
+# %% ../nbs/lib/splits.ipynb #splits-10
 def gallery_and_queries(folds, fold):
     """Two boolean masks over the rows of `folds`: the gallery (trained on, searched in) and the queries of one fold.
 
@@ -106,7 +106,7 @@ def true_answers(individuals, gallery_individuals):
     individuals = np.asarray(individuals, dtype=str)
     return np.where(np.isin(individuals, np.asarray(gallery_individuals, dtype=str)), individuals, NEW)
 
-# %% ../nbs/lib/splits.ipynb #splits-12
+# %% ../nbs/lib/splits.ipynb #splits-13
 def protocol_card(folds, dataset_fingerprint, seed):
     """A dict that says on what a figure stands: split, folds, seed, share of new queries over all folds, data."""
     new = []

@@ -34,7 +34,7 @@ if given["train"]:
     config = replace(configure("small_resnet_arcface", epochs=2, image_size=32), batch_size=8)
     crops = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3)).astype("uint8")
     with tempfile.TemporaryDirectory() as tmp:
-        model, history = train(config, crops, np.arange(24) % 4, 4, tmp, "stamp")
+        model, history = train(config, crops, np.arange(24), np.arange(24) % 4, 4, tmp, "stamp")
         model.save(tmp + "/model.keras")
         again = keras.saving.load_model(tmp + "/model.keras")
     out["history"] = [row["loss"] for row in history]
