@@ -35,8 +35,8 @@ class Preset:
 
 # %% ../nbs/lib/presets.ipynb #presets-06
 PRESETS = {
-    "small_resnet_arcface": Preset("small_resnet", "small", image_size=80, epochs=30),
-    "small_resnet_aligned": Preset("small_resnet", "aligned", image_size=80, epochs=80),
+    "small_resnet_arcface": Preset("small_resnet", "small", image_size=64, epochs=20),
+    "small_resnet_aligned": Preset("small_resnet", "aligned", image_size=80, epochs=60),
 }
 
 # %% ../nbs/lib/presets.ipynb #presets-09
