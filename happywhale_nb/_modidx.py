@@ -239,6 +239,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'happywhale_nb.report.figure_uri': ('report.html#figure_uri', 'happywhale_nb/report.py'),
                                       'happywhale_nb.report.illustrate': ('report.html#illustrate', 'happywhale_nb/report.py'),
                                       'happywhale_nb.report.photo_uri': ('report.html#photo_uri', 'happywhale_nb/report.py'),
+                                      'happywhale_nb.report.plot_answers': ('report.html#plot_answers', 'happywhale_nb/report.py'),
                                       'happywhale_nb.report.plot_folds': ('report.html#plot_folds', 'happywhale_nb/report.py'),
                                       'happywhale_nb.report.plot_history': ('report.html#plot_history', 'happywhale_nb/report.py'),
                                       'happywhale_nb.report.render': ('report.html#render', 'happywhale_nb/report.py'),

@@ -220,4 +220,4 @@ def demo(ctx, given, draw_only):
     if not (place / "train.csv").is_file():
         draw_demo(place)
     if not draw_only:
-        ctx.invoke(run, given=(("folds", "3"), *given, ("data_dir", str(place))))
+        ctx.invoke(run, given=(("folds", "3"), ("share_new", "0.16"), *given, ("data_dir", str(place))))

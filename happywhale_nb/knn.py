@@ -97,19 +97,21 @@ def rank_fold(folder, dataset, folds, fold, head):
     return found
 
 # %% ../nbs/06_knn.ipynb #06-knn-13
-def answer_folds(ranked):
+def answer_folds(ranked, share_new=None):
     """Put `new_individual` into the ranked lists of all folds (dicts of `rank_fold`), in place.
 
-    Each gains answers `[n, 5]` (and test_answers), threshold and threshold_from; returns the threshold of all folds."""
+    Each gains answers `[n, 5]` (and test_answers), threshold and threshold_from. Returns the test photographs'
+    threshold, fitted on all folds for the share of new animals expected there (None: that of the folds)."""
     cross = cross_fit_threshold([(r["ids"], r["scores"], r["truth"]) for r in ranked])
-    everything = fit_threshold(*(np.concatenate([r[name] for r in ranked]) for name in ("ids", "scores", "truth")))
+    together = [np.concatenate([r[name] for r in ranked]) for name in ("ids", "scores", "truth")]
+    for_test = fit_threshold(*together, share_new=share_new)
     for r, threshold in zip(ranked, cross, strict=True):
         r["threshold"] = threshold
         r["threshold_from"] = "the other folds" if len(ranked) > 1 else "this fold (optimistic)"
         r["answers"] = rank_new(r["ids"], r["scores"], threshold)
         if "test_ids" in r:
-            r["test_answers"] = rank_new(r["test_ids"], r["test_scores"], everything)
-    return everything
+            r["test_answers"] = rank_new(r["test_ids"], r["test_scores"], for_test)
+    return for_test
 
 # %% ../nbs/06_knn.ipynb #06-knn-15
 def finished_folds(study_folder, model, folds):
@@ -125,26 +127,28 @@ def finished_folds(study_folder, model, folds):
     return done
 
 # %% ../nbs/06_knn.ipynb #06-knn-16
-def knn_stage(dataset, folder, model, folds, head, seed=0, force=False):
+def knn_stage(dataset, folder, model, folds, head, share_new=None, seed=0, force=False):
     """Answer every finished fold: `oof.csv`, `test.csv`, `metrics.json` go to it, `knn.json` to the model's folder.
 
     Returns the content of `knn.json`: protocol, parameters, threshold, and `summary` figures for all queries together
     and for each fold."""
+    if share_new is not None and not 0 < share_new < 1:
+        raise UserError(f"share_new={share_new}: a share lies between 0 and 1")
     numbers = finished_folds(folder, model, folds)
     places = [fold_dir(folder, model, k) for k in numbers]
-    trained = [read_json(p / "config.json")["stamp"] for p in places]
-    stamp = fingerprint(trained, head.get_params(), dataset.fingerprint)
+    embeddings = [p / "embeddings.parquet" for p in places]
+    stamp = fingerprint(head.get_params(), share_new, dataset.fingerprint, files=embeddings)
     record = Path(folder) / model / "knn.json"
     outputs = [p / name for p in places for name in ("oof.csv", "metrics.json")]
     if is_done(record, stamp, outputs) and not force:
         return read_json(record)
     ranked = [rank_fold(p, dataset, folds, k, head) for p, k in zip(places, numbers, strict=True)]
-    threshold = answer_folds(ranked)
+    threshold = answer_folds(ranked, share_new)
     for place, r in zip(places, ranked, strict=True):
         _write_fold(place, r)
     result = {
         "protocol": protocol_card(folds, dataset.fingerprint, seed),
-        "parameters": head.get_params(),
+        "parameters": head.get_params() | {"share_new": share_new},
         "threshold": threshold,
         "oof": summary(*(np.concatenate([r[name] for r in ranked]) for name in ("truth", "answers"))),
         "folds": {k: summary(r["truth"], r["answers"]) for k, r in zip(numbers, ranked, strict=True)},

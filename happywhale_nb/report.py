@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'PAGE', 'score_submission', 'collect', 'data_uri', 'photo_uri', 'figure_uri', 'plot_folds', 'plot_history',
-           'answered_queries', 'illustrate', 'render', 'report_stage']
+           'answered_queries', 'illustrate', 'plot_answers', 'render', 'report_stage']
 
 # %% ../nbs/08_report.ipynb #08-report-02
 import base64
@@ -170,21 +170,34 @@ def illustrate(queries, vectors, gallery, photo_folder):
         answers = []
         for name in query["answers"]:
             theirs = np.flatnonzero(names == name)
-            best = theirs[cosine[theirs].argmax()] if len(theirs) else None
-            answers.append(
-                {
-                    "name": name,
-                    "new": name == NEW,
-                    "right": name == query["truth"],
-                    "photo": None if best is None else photo_uri(photo_folder / images[best]),
-                    "image": "" if best is None else images[best],
-                    "cosine": None if best is None else float(cosine[best]),
-                }
-            )
+            answer = {"name": name, "new": name == NEW, "right": name == query["truth"], "photo": None}
+            if len(theirs):
+                best = theirs[cosine[theirs].argmax()]
+                path = photo_folder / images[best]
+                answer |= {"photo": photo_uri(path), "path": path, "image": images[best], "cosine": cosine[best]}
+            answers.append(answer)
         shown.append(query | {"photo": photo_uri(query["path"], 340), "answers": answers})
     return shown
 
 # %% ../nbs/08_report.ipynb #08-report-17
+def plot_answers(queries):
+    """Illustrated queries, one a row, each beside its answers; returns the figure."""
+    figure, axes = plt.subplots(len(queries), 6, figsize=(11, 1.5 * len(queries)), squeeze=False, layout="constrained")
+    for row, query in zip(axes, queries, strict=True):
+        cells = [{"path": query["path"], "name": "", "right": False}, *query["answers"]]
+        for rank, ax in enumerate(row):
+            cell = cells[rank] if rank < len(cells) else {"name": ""}
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set(visible=cell.get("right", False), color="#1a8f5a", linewidth=4)
+            if "path" in cell:
+                with Image.open(cell["path"]) as photo:
+                    ax.imshow(photo)
+            elif cell["name"]:
+                ax.text(0.5, 0.5, "new\nindividual", ha="center", va="center", color="0.4", transform=ax.transAxes)
+            ax.set_title("" if rank == 0 else f"{rank}", fontsize=8, color="0.4", pad=2)
+    return figure
+
+# %% ../nbs/08_report.ipynb #08-report-19
 STYLE = """
 :root { --ink: #10242e; --soft: #5b7480; --line: #d8e2e6; --paper: #f7fafb; --card: #fff; --sea: #1b7a99; --good: #1a8f5a; }
 @media (prefers-color-scheme: dark) {
@@ -214,7 +227,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; m
 @media print { body { background: #fff; } .query { break-inside: avoid; } }
 """  # noqa: E501
 
-# %% ../nbs/08_report.ipynb #08-report-18
+# %% ../nbs/08_report.ipynb #08-report-20
 PAGE = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
 ).from_string(
@@ -253,7 +266,7 @@ to the query. A green frame marks the right answer{% if not truth_known %}; here
 """.strip()  # noqa: E501
 )
 
-# %% ../nbs/08_report.ipynb #08-report-20
+# %% ../nbs/08_report.ipynb #08-report-22
 def _row(label, figures, seconds="", kind=""):
     cells = [jinja2.utils.markupsafe.escape(label)]
     cells += [
@@ -263,7 +276,7 @@ def _row(label, figures, seconds="", kind=""):
     cells += [f"{figures['n']:,}", f"{figures['share_new']:.1%}", seconds]
     return jinja2.utils.markupsafe.Markup(f'<tr class="{kind}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
 
-# %% ../nbs/08_report.ipynb #08-report-21
+# %% ../nbs/08_report.ipynb #08-report-23
 def render(metrics, plots, queries, on_test):
     """The report as HTML text, from the dict of `collect`, `(title, data address)` plots and illustrated queries."""
     best = max(metrics["models"].values(), key=lambda model: model["oof"]["map5"])
@@ -292,22 +305,22 @@ def render(metrics, plots, queries, on_test):
         truth_known=any(q["truth"] is not None for q in queries),
     )
 
-# %% ../nbs/08_report.ipynb #08-report-22
+# %% ../nbs/08_report.ipynb #08-report-24
 def report_stage(dataset, folder, split, seed=0, examples=24):
-    """Write `metrics.json` and `report.html` of a study. Returns the dict of `collect`."""
+    """Write `metrics.json`, `report.html` and `answers.jpg` (the first five queries) of a study. Returns the first."""
     metrics = collect(dataset, folder, split, seed)
     model = max(metrics["models"], key=lambda name: metrics["models"][name]["oof"]["map5"])
     queries, vectors, gallery = answered_queries(dataset, folder, split, model, examples, seed)
+    shown = illustrate(queries, vectors, gallery, dataset.train_images)
     plots = [
         ("MAP@5 of each fold", figure_uri(plot_folds(metrics["models"]))),
         ("loss by epoch", figure_uri(plot_history(folder, metrics["models"]))),
     ]
-    page = render(
-        metrics,
-        plots,
-        illustrate(queries, vectors, gallery, dataset.train_images),
-        (folder / "submission.csv").is_file(),
-    )
+    page = render(metrics, plots, shown, (folder / "submission.csv").is_file())
+    with atomic(folder / "answers.jpg") as part:
+        figure = plot_answers(shown[:5])
+        figure.savefig(part, dpi=110, pil_kwargs={"quality": 85})
+        plt.close(figure)
     with atomic(folder / "report.html") as part:
         part.write_text(page, encoding="utf-8")
     write_json(folder / "metrics.json", metrics)

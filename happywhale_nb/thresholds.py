@@ -9,7 +9,7 @@ __all__ = ['rank_new', 'fit_threshold', 'cross_fit_threshold']
 import numpy as np
 
 from .dataset import NEW
-from .metrics import map_at_5
+from .metrics import average_precision
 
 # %% ../nbs/lib/thresholds.ipynb #thresholds-03
 def rank_new(ids, scores, threshold):
@@ -31,26 +31,30 @@ def rank_new(ids, scores, threshold):
     return np.take_along_axis(names, order, axis=1)
 
 # %% ../nbs/lib/thresholds.ipynb #thresholds-06
-def fit_threshold(ids, scores, truth, n_grid=201):
+def fit_threshold(ids, scores, truth, share_new=None, n_grid=201):
     """The threshold with the highest MAP@5 (the middle one of several).
 
     Args:
         ids, scores: `[n, 5]`, as for `rank_new`.
         truth: `[n]` names; `new_individual` for animals that are not in the gallery.
+        share_new: expected share of new animals, in (0, 1); None for that of `truth`.
         n_grid: number of thresholds tried, quantiles of the scores.
 
     Returns:
-        float; -1 (never new, for cosines) if no truth is `new_individual`.
+        float; for lack of evidence -1 (never new, for cosines) if no truth is `new_individual`, 1 if all are.
     """
     scores, truth = np.asarray(scores, dtype=float), np.asarray(truth)
-    if not (truth == NEW).any():
-        return -1.0
+    new = truth == NEW
+    if not new.any() or new.all():
+        return -1.0 if not new.any() else 1.0
+    share = new.mean() if share_new is None else share_new
+    weights = np.where(new, share / new.sum(), (1 - share) / (~new).sum())
     grid = np.quantile(scores[np.isfinite(scores)], np.linspace(0, 1, n_grid))
-    values = np.array([map_at_5(truth, rank_new(ids, scores, t)) for t in grid])
+    values = np.array([weights @ average_precision(truth, rank_new(ids, scores, t)) for t in grid])
     best = np.flatnonzero(values >= values.max() - 1e-12)
     return float(grid[best[len(best) // 2]])
 
-# %% ../nbs/lib/thresholds.ipynb #thresholds-10
+# %% ../nbs/lib/thresholds.ipynb #thresholds-11
 def cross_fit_threshold(folds):
     """A threshold for each fold, fitted on all others (on itself if it is the only one).
 
