@@ -845,8 +845,8 @@ def draw_demo(
 
     `root`: the folder to make; one that exists is replaced, and nothing is there until all is drawn. `seed` ≥ 0: the
     same arguments give the same bytes, whatever the number of `workers` (threads; default: one a processor).
-    `individuals` ≥ 2 live in `train.csv`; `SHARE_NEW` of the `test_photos` ≥ 1 show further ones. `size`: the smallest and
-    the largest width of a photograph in pixels, 96 to 2048. Raises `UserError` for numbers that make no data set.
+    `individuals` ≥ 2 live in `train.csv`; `SHARE_NEW` of the `test_photos` ≥ 1 show further ones. `size`: the smallest
+    and the largest width of a photograph in pixels, 96 to 2048. Raises `UserError` for numbers that make no data set.
     """
     check_sizes(seed, individuals, train_photos, test_photos, size)
     root, threads = Path(root), cv2.getNumThreads()
