@@ -9,15 +9,13 @@ __all__ = ['TYPES', 'WORDS', 'Parameter', 'read_parameters', 'check_parameters',
 import ast
 import difflib
 import io
+import json
 import os
 import re
 import tokenize
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import nbformat
-from nbclient.exceptions import DeadKernelError
 
 from .paths import UserError, atomic, project_root
 
@@ -38,8 +36,8 @@ TYPES = {t.__name__: t for t in (int, float, str, bool)}
 def read_parameters(notebook):
     """The `Parameter`s of a notebook file, by name, from its cell tagged `parameters`. Raises `UserError` if the cell
     is missing or holds anything else than `name: type = literal  # help` lines."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    source = next((c.source for c in cells if "parameters" in c.metadata.get("tags", [])), None)
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    source = next(("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), None)
     if source is None:
         raise UserError(
             f"{notebook} has no cell tagged `parameters`: was it cleaned without `allowed_cell_metadata_keys = tags`?"
@@ -118,7 +116,8 @@ def run_notebook(notebook, output, values):
 
     Progress bars go to standard error. Raises `UserError` with the message of the cell that failed and the place of the
     partly executed notebook."""
-    import papermill
+    import papermill  # here and not above: with its kernels it takes seconds, and most calls need none
+    from nbclient.exceptions import DeadKernelError
 
     output = Path(output)
     failed, log = output.with_suffix(".failed.ipynb"), output.with_suffix(".log")
@@ -137,15 +136,15 @@ def run_notebook(notebook, output, values):
             for left, place in ((part, failed), (part.with_suffix(".log"), log)):
                 if left.exists():
                     left.replace(place)
-            raise UserError(
-                f"{Path(notebook).stem}: {_reason(error)}\n  (the notebook as far as it came: {failed})"
-            ) from None
+            reason = _reason(error, isinstance(error, DeadKernelError))
+            message = f"{Path(notebook).stem}: {reason}\n  (the notebook as far as it came: {failed})"
+            raise UserError(message) from None
     failed.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
 
 # %% ../nbs/lib/notebooks.ipynb #notebooks-16
-def _reason(error):
+def _reason(error, dead):
     """One line on why a notebook stopped: the message of a `UserError`, else the error's name with it."""
-    if isinstance(error, DeadKernelError):
+    if dead:
         return "the kernel died, most often for want of memory: a smaller image_size or batch needs less"
     return error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
