@@ -16,7 +16,7 @@ demo: .venv/.ready  ## draw the demo photographs and run the whole study on them
 
 test: .venv/.ready check  ## run every notebook's lessons, then the tests of the whole
 	nbdev_test --n_workers 2
-	pytest -q
+	pytest -q -n 2 --dist loadgroup
 
 check: .venv/.ready  ## lint notebooks and package
 	@ruff check nbs happywhale_nb tests setup.py

@@ -128,12 +128,14 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0):
     keras.utils.set_random_seed(seed)
     orders = epoch_orders(len(rows), config.epochs, config.batch_size, seed)
     steps = orders.shape[1] // config.batch_size
-    model = compile_model(build_model(config, classes), config, steps)
+    model = compile_model(build_model(config, classes * (1 + config.twins)), config, steps)
     keeper = Resumable(folder, stamp, seed)
     done = keeper.restore(model)
     if done < config.epochs:
         recipe = lookup(RECIPES, config.recipe, "recipe")
-        batches = training_batches(crops, rows, labels, recipe, orders, config.batch_size, seed, done)
+        batches = training_batches(
+            crops, rows, labels, recipe, orders, config.batch_size, seed, done, classes * config.twins
+        )
         callbacks = [keeper, ProgressBar(config.epochs, steps, done)]
         how = {"epochs": config.epochs, "initial_epoch": done, "steps_per_epoch": steps, "shuffle": False, "verbose": 0}
         model.fit(batches, callbacks=callbacks, **how)

@@ -24,7 +24,7 @@ def epoch_orders(n, epochs, batch_size, seed):
     return orders
 
 # %% ../nbs/lib/images.ipynb #images-06
-def training_batches(crops, rows, labels, recipe, orders, batch_size, seed, first_epoch=0):
+def training_batches(crops, rows, labels, recipe, orders, batch_size, seed, first_epoch=0, twins=0):
     """All batches from `first_epoch` on, as a `tf.data.Dataset` of `(images [b, s, s, 3] float32, labels [b] int32)`.
 
     Args:
@@ -33,6 +33,8 @@ def training_batches(crops, rows, labels, recipe, orders, batch_size, seed, firs
         labels: `[m]` their integer classes.
         recipe: `augmentation.Recipe`.
         orders: of `epoch_orders` for m photographs.
+        twins: number of classes if each has a mirrored twin, else 0: half of the photographs, drawn anew in every epoch,
+            are then mirrored top to bottom and get the class of the twin, their own plus `twins`.
     """
     side, rows, labels = crops.shape[1], np.asarray(rows), np.asarray(labels, np.int32)
     steps = orders.shape[1] // batch_size
@@ -44,8 +46,12 @@ def training_batches(crops, rows, labels, recipe, orders, batch_size, seed, firs
 
     def prepare(batch, number):
         images, classes = tf.numpy_function(read, [batch], [tf.uint8, tf.int32])
-        images = tf.ensure_shape(images, [batch_size, side, side, 3])
-        return augment(images, recipe, tf.stack([seed, number * 100])), tf.ensure_shape(classes, [batch_size])
+        images, classes = tf.ensure_shape(images, [batch_size, side, side, 3]), tf.ensure_shape(classes, [batch_size])
+        if twins:
+            mirrored = tf.random.stateless_uniform([batch_size], [seed, number * 100 + 31]) < 0.5
+            images = tf.where(mirrored[:, None, None, None], images[:, ::-1], images)
+            classes = tf.where(mirrored, classes + twins, classes)
+        return augment(images, recipe, tf.stack([seed, number * 100])), classes
 
     data = tf.data.Dataset.from_tensor_slices((batches, numbers))
     return data.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)

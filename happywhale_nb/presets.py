@@ -18,7 +18,7 @@ class Preset:
 
     backbone, recipe: names in `backbones.BACKBONES` and `augmentation.RECIPES`. image_size: side of the crops, pixels.
     learning_rate: AdamW's peak, reached after `warmup` epochs. embedding: its dimension. scale, margin: ArcFace's s and
-    m (radians)."""
+    m (radians). twins: whether each individual's photographs, mirrored top to bottom, are one more individual."""
 
     backbone: str
     recipe: str
@@ -32,11 +32,12 @@ class Preset:
     dropout: float = 0.2
     scale: float = 16.0
     margin: float = 0.3
+    twins: bool = False
 
 # %% ../nbs/lib/presets.ipynb #presets-06
 PRESETS = {
     "small_resnet_arcface": Preset("small_resnet", "small", image_size=64, epochs=20),
-    "small_resnet_aligned": Preset("small_resnet", "aligned", image_size=80, epochs=60),
+    "small_resnet_aligned": Preset("small_resnet", "aligned", image_size=64, epochs=90, learning_rate=1e-3, twins=True),
 }
 
 # %% ../nbs/lib/presets.ipynb #presets-09

@@ -122,6 +122,7 @@ def study(checkout, tiny):
     return checkout / "outputs" / "whole-quick", done
 
 
+@pytest.mark.xdist_group("study")
 def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
     folder, done = study
     images, answers = read_predictions(folder / "submission.csv")
@@ -137,6 +138,7 @@ def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
     assert "submission.csv" in done.stdout and "MAP@5" in done.stdout and "Next:" in done.stdout
 
 
+@pytest.mark.xdist_group("study")
 def test_out_of_fold_answers_come_from_models_that_did_not_see_the_photograph(study):
     folder, _ = study
     folds = pd.read_csv(folder / "folds.csv", dtype=str)
@@ -147,6 +149,7 @@ def test_out_of_fold_answers_come_from_models_that_did_not_see_the_photograph(st
         assert set(answers.ravel()) <= known
 
 
+@pytest.mark.xdist_group("study")
 def test_what_is_done_is_not_done_again(study, checkout, tiny):
     folder, _ = study
     weights = folder / "small_resnet_arcface" / "fold0" / "model.keras"
