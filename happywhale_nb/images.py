@@ -46,7 +46,8 @@ def training_batches(crops, rows, labels, recipe, orders, batch_size, seed, firs
 
     def prepare(batch, number):
         images, classes = tf.numpy_function(read, [batch], [tf.uint8, tf.int32])
-        images, classes = tf.ensure_shape(images, [batch_size, side, side, 3]), tf.ensure_shape(classes, [batch_size])
+        images = tf.ensure_shape(images, [batch_size, side, side, 3])
+        classes = tf.ensure_shape(classes, [batch_size])
         if twins:
             mirrored = tf.random.stateless_uniform([batch_size], [seed, number * 100 + 31]) < 0.5
             images = tf.where(mirrored[:, None, None, None], images[:, ::-1], images)
