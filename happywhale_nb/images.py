@@ -33,7 +33,7 @@ def training_batches(crops, rows, labels, recipe, orders, batch_size, seed, firs
         labels: `[m]` their integer classes.
         recipe: `augmentation.Recipe`.
         orders: of `epoch_orders` for m photographs.
-        twins: number of classes if each has a mirrored twin, else 0: half of the photographs, drawn anew in every epoch,
+        twins: number of classes if each has a mirrored twin, else 0: half of the photographs, drawn anew every epoch,
             are then mirrored top to bottom and get the class of the twin, their own plus `twins`.
     """
     side, rows, labels = crops.shape[1], np.asarray(rows), np.asarray(labels, np.int32)
