@@ -30,25 +30,39 @@ def _numbers(column, count):
     return np.array([[float(v) for v in row[:count]] if len(row) >= count else [np.nan] * count for row in found])
 
 
-def _read_box_table(path):
-    table = read_table(path, ["image"])
+def _corners(table, path):
+    """The boxes of a table, whichever way they are written: `(source, [n, 4] x0 y0 x1 y1)`, one pair a source."""
+    stem = path.stem.removesuffix("_train").removesuffix("_test")
+    for spelling in (["xmin", "ymin", "xmax", "ymax"], ["x", "y", "w", "h"]):
+        if set(spelling) <= set(table.columns):
+            boxes = table[spelling].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float, copy=True)
+            if spelling[2] == "w":
+                boxes[:, 2:] += boxes[:, :2]
+            return [(stem, boxes)]
     columns = [c for c in table.columns if table[c][table[c] != ""].head(1).str.match(FOUR_NUMBERS).any()]
     if not columns:
         raise UserError(
-            f"{path} has no column of boxes (found: {', '.join(table.columns)}; a box is `x0 y0 x1 y1` or "
-            "`[[x0 y0 x1 y1]]`)"
+            f"{path} has no boxes that are recognised (found: {', '.join(table.columns)}; a box is a column "
+            "`x0 y0 x1 y1` or `[[x0 y0 x1 y1]]`, or columns xmin, ymin, xmax, ymax, or x, y, w, h)"
         )
-    stem = path.stem.removesuffix("_train").removesuffix("_test")
-    for column in columns:
-        boxes = pd.DataFrame(_numbers(table[column], 4), columns=BOX)
-        boxes.insert(0, "image", table["image"])
-        boxes.insert(1, "source", column if len(columns) > 1 else stem)
-        boxes["confidence"] = _numbers(table["conf"], 1) if "conf" in table else 1.0
+    return [(column if len(columns) > 1 else stem, _numbers(table[column], 4)) for column in columns]
+
+# %% ../nbs/lib/crops.ipynb #crops-06
+def _read_box_table(path):
+    table = read_table(path, [])
+    if "image" not in table and "filename" not in table:
+        raise UserError(f"{path} has no column 'image' (found: {', '.join(table.columns)})")
+    confidence = next((c for c in ("conf", "confidence") if c in table), None)
+    for source, corners in _corners(table, path):
+        boxes = pd.DataFrame(corners, columns=BOX)
+        boxes.insert(0, "image", table["image"] if "image" in table else table["filename"])
+        boxes.insert(1, "source", source)
+        boxes["confidence"] = 1.0 if confidence is None else _numbers(table[confidence], 1)
         for name in "WH":
             boxes[name] = pd.to_numeric(table[name]) if name in table else np.nan
         yield boxes[(boxes["x1"] > boxes["x0"]) & (boxes["y1"] > boxes["y0"])]
 
-# %% ../nbs/lib/crops.ipynb #crops-06
+# %% ../nbs/lib/crops.ipynb #crops-07
 def read_boxes(root):
     """All boxes of a data folder, from `boxes.csv` and `boxes/*.csv`.
 
@@ -60,7 +74,7 @@ def read_boxes(root):
     columns = ["image", "source", *BOX, "confidence", "W", "H"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
-# %% ../nbs/lib/crops.ipynb #crops-09
+# %% ../nbs/lib/crops.ipynb #crops-10
 def choose_boxes(images, boxes, order="auto"):
     """One box for each of `images` (a sequence of names), from the first source in `order` that has one.
 
@@ -83,7 +97,7 @@ def choose_boxes(images, boxes, order="auto"):
     chosen = best.drop_duplicates("image").set_index("image").reindex(list(images)).drop(columns="rank")
     return chosen.fillna({"source": "whole"}).reset_index()
 
-# %% ../nbs/lib/crops.ipynb #crops-12
+# %% ../nbs/lib/crops.ipynb #crops-13
 def load_crop(path, size, box=None, frame=None, margin=0.05):
     """Decode one photograph, cut out `box` widened by `margin` on each side, and resize it to a square.
 
@@ -114,7 +128,7 @@ def load_crop(path, size, box=None, frame=None, margin=0.05):
     left, top, right, bottom = (int(v * scale) for v in (x0, y0, x1, y1))
     return _square(pixels[top : max(bottom, top + 1), left : max(right, left + 1)], size)
 
-# %% ../nbs/lib/crops.ipynb #crops-13
+# %% ../nbs/lib/crops.ipynb #crops-14
 def _place(box, frame, photo_size, margin):
     width, height = photo_size
     if box is None:
@@ -130,7 +144,7 @@ def _square(pixels, size):
     smaller = pixels.shape[0] * pixels.shape[1] > size * size
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
-# %% ../nbs/lib/crops.ipynb #crops-16
+# %% ../nbs/lib/crops.ipynb #crops-17
 def load_crops(paths, chosen, size, folder):
     """Crops of many photographs, decoded in parallel on first use and kept in `folder`.
 
@@ -150,7 +164,7 @@ def load_crops(paths, chosen, size, folder):
         _decode_all(path, paths, places, size)
     return np.load(path, mmap_mode="r") if len(places) else np.empty((0, size, size, 3), np.uint8)
 
-# %% ../nbs/lib/crops.ipynb #crops-17
+# %% ../nbs/lib/crops.ipynb #crops-18
 def _decode_all(target, paths, places, size):
     def decode(i):
         box = None if np.isnan(places[i, 0]) else places[i, :4]
