@@ -43,14 +43,15 @@ def bootstrap_interval(scores, individuals, draws=1000, seed=0):
     return tuple(np.quantile(means, [0.025, 0.975]).tolist())
 
 
-def robustness_grid(model, head, queries, truth):
-    """MAP@5 of degraded queries `[n, s, s, 3]` of known animals `[n]` against a fitted `KNNHead`, over the grid.
+def robustness_grid(model, head, queries, truth, mirror=None):
+    """MAP@5 of degraded queries `[n, s, s, 3]` of known animals `[n]` against a fitted `KNNHead`, over the grid;
+    `mirror` as for `fitting.embed`, and as it was for the gallery.
 
     Returns a `DataFrame` sigma, brightness, map5, low, high (95 % interval)."""
     rows = []
     for sigma in SIGMAS:
         for brightness in BRIGHTNESS:
-            scores = average_precision(truth, head.rank(embed(model, degrade(queries, sigma, brightness)))[0])
+            scores = average_precision(truth, head.rank(embed(model, degrade(queries, sigma, brightness), mirror))[0])
             low, high = bootstrap_interval(scores, truth)
             rows.append({"sigma": sigma, "brightness": brightness, "map5": scores.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)

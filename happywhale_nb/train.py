@@ -15,7 +15,7 @@ import pandas as pd
 from .crops import choose_boxes, load_crops, read_boxes
 from .dataset import NEW, read_dataset
 from .embeddings import Embeddings, write_embeddings
-from .fitting import Resumable, embed, train
+from .fitting import Resumable, embed, mirror_axis, train
 from .knn import KNNHead
 from .metrics import map_at_5
 from .paths import atomic, fold_dir, study_dir
@@ -65,15 +65,15 @@ def train_stage(dataset, folds, fold, preset, config, study_folder, crops="auto"
     individuals = folds["individual_id"].to_numpy(dtype=str)
     names, labels = np.unique(individuals[gallery], return_inverse=True)
     model, history = train(config, known, np.flatnonzero(gallery), labels, len(names), place, stamp, seed)
-    images, vectors = (
-        np.r_[folds["image"], dataset.test["image"]].astype(str),
-        np.r_[embed(model, known), embed(model, test)],
-    )
+    mirror = mirror_axis(config)
+    images = np.r_[folds["image"], dataset.test["image"]].astype(str)
+    vectors = np.concatenate([embed(model, part, mirror) for part in (known, test)])
     result = {
         "map5_known": known_map5(vectors[: len(known)], individuals, gallery, query),
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "train_photos": int(gallery.sum()),
         "classes": len(names),
+        "mirror": mirror,
         "boxes": sources,
     }
     _write_fold(place, model, history, Embeddings(images, vectors))

@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as tmp:
     model.save(tmp + "/model.keras")
     again = keras.saving.load_model(tmp + "/model.keras")
 out["history"] = [row["loss"] for row in history]
-out["same"] = bool(np.allclose(embed(model, crops, 8), embed(again, crops, 8), atol=1e-5))
+out["same"] = bool(np.allclose(embed(model, crops, batch_size=8), embed(again, crops, batch_size=8), atol=1e-5))
 print("RESULT" + json.dumps(out))
 """
 
