@@ -36,7 +36,7 @@ class Preset:
 
 # %% ../nbs/lib/presets.ipynb #presets-06
 PRESETS = {
-    "small_resnet_arcface": Preset("small_resnet", "small", image_size=64, epochs=20),
+    "small_resnet_arcface": Preset("small_resnet", "small", image_size=64, epochs=26),
     "small_resnet_aligned": Preset("small_resnet", "aligned", image_size=64, epochs=90, learning_rate=1e-3, twins=True),
 }
 
