@@ -196,7 +196,6 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path):
 
 def test_an_unwritable_place_is_said(checkout, tiny):
     blocked = checkout / "outputs" / "blocked"
-    blocked.parent.mkdir(exist_ok=True)
     blocked.write_text("a file where a folder is wanted")
     done = happywhale(checkout, "eda", "-p", "data_dir", tiny, "-o", checkout / "outputs" / "blocked" / "eda.ipynb")
     assert done.returncode == 2 and "cannot write" in done.stderr
