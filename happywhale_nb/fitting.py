@@ -53,23 +53,27 @@ def compile_model(model, config, steps):
 
 # %% ../nbs/lib/fitting.ipynb #fitting-08
 class Resumable(keras.callbacks.Callback):
-    """Keeps weights, optimizer and history in `folder` after each epoch.
+    """Keeps weights, optimizer and history in `folder`, at the end of epochs and at most once in `every` seconds.
 
     `stamp` says what is trained: only a run with the same one goes on from here. `history` is a list of dicts, one an
     epoch; `seed` feeds the drop-out generators."""
 
-    def __init__(self, folder, stamp, seed):
+    def __init__(self, folder, stamp, seed, every=30.0):
         super().__init__()
-        self.stamp, self.seed, self.history = stamp, seed, []
-        self.weights, self.record = Path(folder) / "resume.weights.h5", Path(folder) / "resume.json"
+        self.stamp, self.seed, self.every, self.history = stamp, seed, every, []
+        self.folder, self.record = Path(folder), Path(folder) / "resume.json"
 
     def restore(self, model):
         """Load the state of an interrupted training, if there is one. Returns the number of epochs done."""
-        if is_done(self.record, self.stamp, [self.weights]):
-            self.history = read_json(self.record)["history"]
+        if is_done(self.record, self.stamp):
+            state = read_json(self.record)
             model.optimizer.build(model.trainable_variables)
-            model.load_weights(self.weights)
+            model.load_weights(self.folder / state["weights"])
+            self.history = state["history"]
         return len(self.history)
+
+    def on_train_begin(self, logs=None):
+        self.saved = time.perf_counter()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.began = time.perf_counter()
@@ -82,14 +86,27 @@ class Resumable(keras.callbacks.Callback):
             raise UserError(f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the preset's learning rate")
         figures = {name: float(value) for name, value in logs.items()}
         self.history.append({"epoch": epoch + 1, **figures, "seconds": round(time.perf_counter() - self.began, 2)})
-        with atomic(self.weights) as part:
+        if time.perf_counter() - self.saved >= self.every:
+            self.save()
+
+    def save(self):
+        """Write the weights under a name of their own, then the record that names them; only then drop the old ones."""
+        name = f"resume{len(self.history)}.weights.h5"
+        with atomic(self.folder / name) as part:
             self.model.save_weights(part)
-        write_json(self.record, {"stamp": self.stamp, "history": self.history})
+        write_json(self.record, {"stamp": self.stamp, "history": self.history, "weights": name})
+        self._drop(keep=name)
+        self.saved = time.perf_counter()
 
     def clear(self):
         """Remove what only an interrupted training needs."""
         self.record.unlink(missing_ok=True)
-        self.weights.unlink(missing_ok=True)
+        self._drop()
+
+    def _drop(self, keep=""):
+        for path in self.folder.glob("resume*.weights.h5"):
+            if path.name != keep:
+                path.unlink()
 
 # %% ../nbs/lib/fitting.ipynb #fitting-10
 BAR = {"ncols": 100, "mininterval": 1}
@@ -116,13 +133,14 @@ class ProgressBar(keras.callbacks.Callback):
         self.bar.close()
 
 # %% ../nbs/lib/fitting.ipynb #fitting-11
-def train(config, crops, rows, labels, classes, folder, stamp, seed=0):
+def train(config, crops, rows, labels, classes, folder, stamp, seed=0, save_every=30.0):
     """Train a model of `config` on some of the crops, or go on with an interrupted run of the same `stamp` in `folder`.
 
     Args:
         crops: `[n, s, s, 3]` uint8, an array or memory map.
         rows: `[m]` indices of the crops to train on.
         labels: `[m]` their integer classes, below `classes`.
+        save_every: seconds between two states kept for a resumed run.
 
     Returns:
         `(model, history)`, the latter a list of dicts: epoch, loss, accuracy, top5 (of plain cosines, on augmented
@@ -132,7 +150,7 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0):
     orders = epoch_orders(len(rows), config.epochs, config.batch_size, seed)
     steps = orders.shape[1] // config.batch_size
     model = compile_model(build_model(config, classes * (1 + config.twins)), config, steps)
-    keeper = Resumable(folder, stamp, seed)
+    keeper = Resumable(folder, stamp, seed, save_every)
     done = keeper.restore(model)
     if done < config.epochs:
         recipe = lookup(RECIPES, config.recipe, "recipe")
