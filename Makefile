@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check export readme lock
+.PHONY: help demo test bench check export readme lock
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,8 +18,11 @@ test: .venv/.ready check  ## run every notebook's lessons, then the tests of the
 	nbdev_test --n_workers 2
 	pytest -q -n 2 --dist loadgroup
 
+bench: .venv/.ready  ## time the project against named alternatives (QUICK=--quick to see that it works)
+	@for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do echo "\n$$script"; python $$script $(QUICK) || exit 1; done
+
 check: .venv/.ready  ## lint notebooks and package
-	@ruff check nbs happywhale_nb tests setup.py
+	@ruff check nbs happywhale_nb tests bench setup.py
 
 export: .venv/.ready  ## after editing notebooks: clean them, write the package and the README from them
 	nbdev_clean
@@ -42,7 +45,7 @@ readme: .venv/.ready
 
 lock:  ## pin the requirements of settings.ini anew, with hashes
 	$(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install --quiet uv
-	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("settings.ini"); d = c["DEFAULT"]; print("\n".join((d["requirements"] + " " + d["dev_requirements"]).split() + ["setuptools>=70.1"]))' \
+	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("settings.ini"); d = c["DEFAULT"]; print("\n".join(" ".join(d[k + "requirements"] for k in ("", "dev_", "kaggle_")).split() + ["setuptools>=70.1"]))' \
 	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements.lock
 	grep '^opencv-python==' requirements.lock | tr -d '\\' | sed 's/opencv-python/opencv-python-headless/' \
 	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes --no-annotate --no-header - -o requirements-headless.lock

@@ -81,9 +81,11 @@ def blend_stage(dataset, folder, force=False):
     if is_done(record, stamp, [folder / "submission.csv"]) and not force:
         return read_json(record)
     images = dataset.test["image"].to_numpy(dtype=str)
+    unseen = dataset.skipped.loc[dataset.skipped["part"] == "test", "image"].tolist()
     lists = [read_predictions(path, images)[1] for path in paths]
     blended = blend(lists)
-    write_predictions(folder / "submission.csv", images, blended)
+    answers = [*blended.tolist(), *[[NEW]] * len(unseen)]
+    write_predictions(folder / "submission.csv", [*images, *unseen], answers)
     agreement = float(np.mean([[(a[:, 0] == b[:, 0]).mean() for a in lists] for b in lists]))
     write_json(
         record,
@@ -92,6 +94,7 @@ def blend_stage(dataset, folder, force=False):
             "lists": [str(p.relative_to(folder)) for p in paths],
             "weights": [1.0] * len(paths),
             "photos": len(images),
+            "unseen": unseen,
             "new_first": float((blended[:, 0] == NEW).mean()),
             "agreement": agreement,
             "versions": versions(),

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'HEADLINES', 'stage_notebook', 'stage_output', 'check_stage', 'run_stage', 'plan_study', 'run_study',
-           'closing_lines', 'main', 'run', 'demo']
+           'closing_lines', 'main', 'check', 'import_', 'download_', 'run', 'demo']
 
 # %% ../nbs/lib/cli.ipynb #cli-02
+import json
 import os
 import time
 from functools import partial
@@ -15,13 +16,16 @@ from pathlib import Path
 import click
 
 from . import crops as crop_boxes
+from .check import as_json, check_folder, describe, write_skips
 from .dataset import read_dataset
 from .demo import draw_demo
+from .download import COMPETITION, download
+from .importing import SYNONYMS, plan_source, write_import
 from .notebooks import check_parameters, read_parameters, run_notebook
 from .paths import UserError, find_data, fold_dir, project_root, study_dir
 from .presets import configure
 from .runs import read_json
-from .splits import gallery_and_queries, study_folds
+from .splits import fold_numbers, gallery_and_queries, require_catalogue, study_folds
 
 # %% ../nbs/lib/cli.ipynb #cli-05
 STAGES = {
@@ -62,12 +66,18 @@ def stage_output(stage, values):
     return folder / f"{STAGES[stage]}.ipynb"
 
 # %% ../nbs/lib/cli.ipynb #cli-08
+def _folds(dataset, folder, values):
+    """The folds a stage or study with these parameter values will use; nothing is written."""
+    kind = values.get("split", "")
+    return study_folds(dataset, folder, values["folds"], values["seed"], kind, keep=False)
+
+
 def check_stage(stage, values):
     """Raise `UserError` for whatever would stop a stage later. Returns nothing and writes nothing."""
-    dataset = read_dataset(values["data_dir"])
+    dataset = read_dataset(values["data_dir"], need_photos=stage != "eda")
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
     if "fold" in values:
-        gallery_and_queries(study_folds(dataset, folder, values["folds"], values["seed"], keep=False), values["fold"])
+        gallery_and_queries(_folds(dataset, folder, values), values["fold"])
     if stage == "train":
         configure(values["preset"], values["epochs"], values["image_size"], values["quick"])
         crop_boxes.choose_boxes(dataset.train["image"], crop_boxes.read_boxes(dataset.root), values["crops"])
@@ -97,7 +107,9 @@ def plan_study(given):
     values = {name: p.default for name, p in everything.items()} | check_parameters(given, everything)
     dataset = read_dataset(Path(values["data_dir"]).absolute() if values["data_dir"] else "")
     folder = study_dir(values["study"], dataset.root, values["quick"])
-    numbers = sorted(set(study_folds(dataset, folder, values["folds"], values["seed"], keep=False)["fold"]))
+    folds = _folds(dataset, folder, values)
+    require_catalogue(folds)
+    numbers = fold_numbers(folds)
     given = {"model": values["preset"]} | given | {"data_dir": str(dataset.root)}
     order = ["eda", *["train"] * len(numbers), "knn", *["blend"] * (not dataset.test.empty), "report"]
     folds = iter(numbers)
@@ -193,7 +205,84 @@ class _StageCommand(click.Command):
 for _name, _head in HEADLINES.items():
     main.add_command(_parameter(_output(_StageCommand(_name, callback=partial(_stage, _name), short_help=_head))))
 
-# %% ../nbs/lib/cli.ipynb #cli-15
+# %% ../nbs/lib/cli.ipynb #cli-16
+@main.command()
+@click.argument("data_dir", required=False, type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Decode every pixel, and look for the same picture under two names.")
+@click.option("--json", "machine", is_flag=True, help="Print JSON with every finding instead of a summary.")
+@click.option(
+    "--skip", is_flag=True, help="List photographs that cannot be read in DATA_DIR/skip.csv: all stages obey."
+)
+@click.pass_context
+def check(ctx, data_dir, deep, machine, skip):
+    """Say what is wrong with a data folder, and what to do about it.
+
+    \b
+    Example: happywhale check data/happywhale --deep
+
+    Exit status 0: clean; 1: findings; 2: unusable. Without DATA_DIR the folder that the stages would use is checked.
+    """
+    found = check_folder(find_data(data_dir.absolute() if data_dir else ""), deep)
+    click.echo(json.dumps(as_json(found), indent=1, ensure_ascii=False) if machine else describe(found))
+    if skip:
+        click.echo(f"{write_skips(found)} photographs added to {found.root / 'skip.csv'}", err=True)
+    ctx.exit(found.status)
+
+
+def _columns(pairs):
+    if bad := [p for p in pairs if "=" not in p]:
+        raise UserError(f"-c {bad[0]}: write OURS=THEIRS, such as -c individual_id=WhaleName")
+    return dict(p.split("=", 1) for p in pairs)
+
+# %% ../nbs/lib/cli.ipynb #cli-17
+@main.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The data folder to be made.")
+@click.option("--photos", type=click.Path(path_type=Path), help="The photographs' folder, if not SOURCE's own.")
+@click.option(
+    "-c", "columns", multiple=True, metavar="OURS=THEIRS", help=f"A column's name; ours: {', '.join(SYNONYMS)}."
+)
+@click.option("--species", default="", help="The species of photographs for which the source names none.")
+@click.option("--copy", is_flag=True, help="Copy the photographs instead of linking to them.")
+@click.option("--skip-missing", is_flag=True, help="Leave out rows whose photograph is not there.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be written.")
+def import_(source, target, photos, columns, species, copy, skip_missing, dry_run):
+    """Bring another catalogue into Happywhale's layout: folders per individual, a CSV, or COCO Camera Traps JSON.
+
+    \b
+    Example: happywhale import my_photos --to data/mine --species humpback_whale --dry-run
+    """
+    plan = plan_source(source, photos, _columns(columns), species, skip_missing)
+    click.echo(
+        f"{len(plan.train):,} photographs of {plan.train['individual_id'].nunique():,} individuals, "
+        f"{plan.train['species'].nunique()} species; {len(plan.test):,} to be identified; {len(plan.boxes):,} boxes"
+    )
+    for note in plan.notes:
+        click.echo(f"note: {note}")
+    if dry_run:
+        shown = plan.train.drop(columns="path").head(8)
+        click.echo(f"train.csv would begin\n{shown.to_string(index=False)}\nnothing was written (--dry-run)")
+    else:
+        write_import(plan, target, copy)
+        click.echo(f"written to {target}; next: happywhale check {target} --deep")
+
+# %% ../nbs/lib/cli.ipynb #cli-18
+@main.command("download")
+@click.option("--to", "target", type=click.Path(path_type=Path), help="The data folder [data/happywhale].")
+@click.option("--competition", default=COMPETITION, show_default=True, help="Which of Kaggle's competitions.")
+def download_(target, competition):
+    """Fetch the competition's data through Kaggle's client, which is an extra: pip install 'happywhale_nb[kaggle]'.
+
+    \b
+    Example: happywhale download
+
+    Run it again if it was cut off: it goes on where it was. What has arrived is checked.
+    """
+    target = target or project_root() / "data" / "happywhale"
+    download(target, competition)
+    click.echo(describe(check_folder(target)))
+
+# %% ../nbs/lib/cli.ipynb #cli-19
 @main.command()
 @_parameter
 def run(given):

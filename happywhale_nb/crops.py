@@ -119,16 +119,26 @@ def load_crop(path, size, box=None, frame=None, margin=0.05):
             x0, y0, x1, y1 = _place(box, frame, (width, height), margin)
             reduce = max(1, int(min(x1 - x0, y1 - y0) // size))
             photo.draft("RGB", (photo.size[0] // reduce, photo.size[1] // reduce))
-            pixels = np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
+            pixels = _rgb(ImageOps.exif_transpose(photo))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be decoded ({error}): replace the file or remove its row") from None
+        raise UserError(
+            f"{path} cannot be decoded ({error}): replace the file, remove its row, or leave "
+            "such photographs out (`happywhale check --deep --skip`)"
+        ) from None
     scale = pixels.shape[1] / width
     left, top, right, bottom = (int(v * scale) for v in (x0, y0, x1, y1))
     return _square(pixels[top : max(bottom, top + 1), left : max(right, left + 1)], size)
 
 # %% ../nbs/lib/crops.ipynb #crops-14
+def _rgb(photo):
+    """Pixels as uint8 RGB. Of 16-bit greys the upper eight bits are kept, which Pillow would clip to white."""
+    if photo.mode.startswith("I"):
+        photo = Image.fromarray((np.asarray(photo).clip(0, 65535) / 257).astype(np.uint8))
+    return np.asarray(photo.convert("RGB"))
+
+
 def _place(box, frame, photo_size, margin):
     width, height = photo_size
     if box is None:

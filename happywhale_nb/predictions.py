@@ -14,10 +14,10 @@ from .paths import UserError, atomic
 
 # %% ../nbs/lib/predictions.ipynb #predictions-04
 def write_predictions(path, images, answers):
-    """Write answers (`[n, m]` names, best first, at most five used, empty strings left out) for `images` to a CSV.
+    """Write answers (a row of names for each of `images`, best first, at most five used, "" left out) to a CSV.
 
     Raises `ValueError` if a row has no answer or repeats one: that is a fault of the code that made it."""
-    rows = [[name for name in row[:5] if name] for row in np.asarray(answers)]
+    rows = [[str(name) for name in row[:5] if name] for row in answers]
     for image, row in zip(images, rows, strict=True):
         if not row or len(set(row)) < len(row):
             raise ValueError(f"answers for {image} are empty or repeated: {row}")

@@ -23,7 +23,7 @@ from .metrics import summary
 from .paths import UserError, atomic, study_dir
 from .predictions import read_predictions
 from .runs import read_json, versions, write_json
-from .splits import gallery_and_queries, protocol_card, study_folds, true_answers
+from .splits import card_line, foot, gallery_and_queries, study_card, study_folds, true_answers
 
 # %% ../nbs/08_report.ipynb #08-report-06
 def score_submission(dataset, folder):
@@ -52,7 +52,7 @@ def collect(dataset, folder, split, seed=0):
     blend = read_json(folder / "blend.json") if (folder / "blend.json").is_file() else None
     return {
         "study": folder.name,
-        "protocol": protocol_card(split, dataset.fingerprint, seed),
+        "protocol": study_card(dataset, folder, split),
         "models": models,
         "blend": blend,
         "test": score_submission(dataset, folder),
@@ -253,7 +253,7 @@ that fold does not hold; their right answer is <code>new_individual</code>.</p>
 {% if not m.blend %}<p class="soft">No blend: the data have no test photographs, or 07_blending has not run.</p>{% endif %}
 {% for title, uri in plots %}<img class="plot" src="{{ uri }}" alt="{{ title }}">{% endfor %}
 <h2>{{ heading }}</h2>
-<p class="soft">A random draw (seed {{ m.protocol.seed }}). Each answer is shown by the known photograph of that individual that is nearest
+<p class="soft">A random draw. Each answer is shown by the known photograph of that individual that is nearest
 to the query. A green frame marks the right answer{% if not truth_known %}; here the truth is not known, so there is none{% endif %}.</p>
 {% for q in queries %}<div class="query"><figure><img src="{{ q.photo }}" alt="photograph {{ q.image }}"><figcaption>{{ q.image }}
 {% if q.truth %}<br>is {{ q.truth }}{% endif %}</figcaption></figure><div class="answers">
@@ -277,6 +277,15 @@ def _row(label, figures, seconds="", kind=""):
     return jinja2.utils.markupsafe.Markup(f'<tr class="{kind}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
 
 # %% ../nbs/08_report.ipynb #08-report-23
+def _readable(value):
+    """Lists and dicts of shares as a person reads them; anything else as it is."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in value.items())
+    if isinstance(value, list):
+        return ", ".join(f"{share:.1%}" for share in value)
+    return "—" if value is None else value
+
+
 def render(metrics, plots, queries, on_test):
     """The report as HTML text, from the dict of `collect`, `(title, data address)` plots and illustrated queries."""
     best = max(metrics["models"].values(), key=lambda model: model["oof"]["map5"])
@@ -288,7 +297,10 @@ def render(metrics, plots, queries, on_test):
         ("minutes of training", f"{seconds / 60:.1f}"),
         ("individuals", f"{metrics['protocol']['individuals']:,}"),
     ]
-    card = metrics["protocol"] | {f"{name} preset": model["preset"] for name, model in metrics["models"].items()}
+    protocol = metrics["protocol"] | {"in a line": card_line(metrics["protocol"])}
+    card = {name: _readable(value) for name, value in protocol.items()} | {
+        f"{name} preset": model["preset"] for name, model in metrics["models"].items()
+    }
     card |= {f"{name} threshold": round(model["threshold"], 3) for name, model in metrics["models"].items()} | metrics[
         "versions"
     ]
@@ -313,12 +325,12 @@ def report_stage(dataset, folder, split, seed=0, examples=24):
     queries, vectors, gallery = answered_queries(dataset, folder, split, model, examples, seed)
     shown = illustrate(queries, vectors, gallery, dataset.train_images)
     plots = [
-        ("MAP@5 of each fold", figure_uri(plot_folds(metrics["models"]))),
+        ("MAP@5 of each fold", figure_uri(foot(plot_folds(metrics["models"]), metrics["protocol"]))),
         ("loss by epoch", figure_uri(plot_history(folder, metrics["models"]))),
     ]
     page = render(metrics, plots, shown, (folder / "submission.csv").is_file())
     with atomic(folder / "answers.jpg") as part:
-        figure = plot_answers(shown[:5])
+        figure = foot(plot_answers(shown[:5]), metrics["protocol"])
         figure.savefig(part, dpi=110, pil_kwargs={"quality": 85})
         plt.close(figure)
     with atomic(folder / "report.html") as part:

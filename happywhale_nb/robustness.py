@@ -20,7 +20,7 @@ from .knn import KNNHead
 from .metrics import average_precision
 from .paths import fold_dir, study_dir
 from .runs import read_json, versions, write_json
-from .splits import gallery_and_queries, protocol_card, study_folds, true_answers
+from .splits import foot, gallery_and_queries, require_catalogue, study_card, study_folds, true_answers
 from .train import study_crops
 
 # %% ../nbs/05_robustness.ipynb #05-robustness-05

@@ -199,3 +199,27 @@ def test_an_unwritable_place_is_said(checkout, tiny):
     blocked.write_text("a file where a folder is wanted")
     done = happywhale(checkout, "eda", "-p", "data_dir", tiny, "-o", checkout / "outputs" / "blocked" / "eda.ipynb")
     assert done.returncode == 2 and "cannot write" in done.stderr
+
+
+def test_a_disjoint_split_trains_for_retrieval_within_and_is_not_answered_from_a_catalogue(checkout, tiny):
+    words = ["-p", "data_dir", tiny, "-p", "study", "apart", "-p", "quick", "true"]
+    done = happywhale(checkout, "train", *words, "-p", "split", "disjoint", "-p", "folds", 2)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((checkout / "outputs/apart-quick/small_resnet_arcface/fold0/config.json").read_text())
+    assert record["protocol"]["kind"] == "disjoint" and 0 < record["result"]["map5_within"] <= 1
+    refused = happywhale(checkout, "knn", *words)
+    assert refused.returncode == 2 and "no individual is on both sides" in refused.stderr
+
+
+BENCHES = {"data.py": "read the table"}  # a case of each that takes seconds
+
+
+def test_benchmarks_print_their_tables():
+    bench = Path(__file__).parents[1] / "bench"
+    assert {p.name for p in bench.glob("*.py")} == {"harness.py", *BENCHES}
+    for script, case in BENCHES.items():
+        command = [sys.executable, bench / script, "--quick", "--case", case]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {case}")]
+        assert len(rows) >= 2 and " 1.00 |" in rows[0]
