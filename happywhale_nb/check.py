@@ -22,7 +22,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from .crops import read_boxes
+from .boxes import read_boxes
 from .dataset import COLUMNS, EXTRA_COLUMNS, NEW, PHOTO_ENDINGS, parse_csv, photo_folder, read_skips
 from .duplicates import same_pictures, thumbnail
 from .paths import UserError, atomic

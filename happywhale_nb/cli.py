@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from . import crops as crop_boxes
+from .boxes import CropMix, read_boxes
 from .check import as_json, check_folder, describe, write_skips
 from .dataset import read_dataset
 from .demo import draw_demo
@@ -80,7 +80,7 @@ def check_stage(stage, values):
         gallery_and_queries(_folds(dataset, folder, values), values["fold"])
     if stage == "train":
         configure(values["preset"], values["epochs"], values["image_size"], values["quick"])
-        crop_boxes.choose_boxes(dataset.train["image"], crop_boxes.read_boxes(dataset.root), values["crops"])
+        CropMix.parse(values["crops"], read_boxes(dataset.root)["source"])
     elif "fold" in values:
         read_json(fold_dir(folder, values["preset"], values["fold"]) / "config.json")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEW', 'COLUMNS', 'EXTRA_COLUMNS', 'PHOTO_ENDINGS', 'parse_csv', 'read_table', 'check_images', 'read_skips',
-           'read_dates', 'Dataset', 'photo_folder', 'read_dataset']
+           'read_dates', 'read_sizes', 'Dataset', 'photo_folder', 'read_dataset']
 
 # %% ../nbs/lib/dataset.ipynb #dataset-02
 import os
@@ -84,6 +84,20 @@ def read_dates(table):
     return pd.to_datetime(table["date"], errors="coerce", format="ISO8601", utc=True)
 
 # %% ../nbs/lib/dataset.ipynb #dataset-17
+def read_sizes(root):
+    """Width and height in pixels from `<root>/image_sizes*.csv` (columns image, and shapes as "(804, 671)" or width and
+    height): a table image, width, height; None if there is no such file."""
+    paths = sorted(root.glob("image_sizes*.csv"))
+    if not paths:
+        return None
+    table = pd.concat([read_table(path, ["image"]) for path in paths], ignore_index=True)
+    if "shapes" in table:
+        table[["width", "height"]] = table["shapes"].str.extract(r"(\d+),\s*(\d+)").to_numpy()
+    if missing := {"width", "height"} - set(table):
+        raise UserError(f"{paths[0]} has no column {sorted(missing)[0]!r} (found: {', '.join(table.columns)})")
+    return table[["image", "width", "height"]].astype({"width": float, "height": float})
+
+# %% ../nbs/lib/dataset.ipynb #dataset-19
 @dataclass(frozen=True)
 class Dataset:
     """Photographs and tables of one folder in Happywhale's layout.
@@ -113,7 +127,7 @@ class Dataset:
         """Paths of the test photographs, in the order answers are wanted in."""
         return [self.test_images / name for name in self.test["image"]]
 
-# %% ../nbs/lib/dataset.ipynb #dataset-18
+# %% ../nbs/lib/dataset.ipynb #dataset-20
 COLUMNS = ["image", "species", "individual_id"]
 EXTRA_COLUMNS = ["species_raw", "date", "side", "encounter", "place", "latitude", "longitude"]  # kept where present
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png")
@@ -144,7 +158,7 @@ def _read_test(root, folder, need_photos):
     photos = folder.iterdir() if folder.is_dir() else []
     return pd.DataFrame({"image": sorted(p.name for p in photos if p.suffix.lower() in PHOTO_ENDINGS)}, dtype=str)
 
-# %% ../nbs/lib/dataset.ipynb #dataset-19
+# %% ../nbs/lib/dataset.ipynb #dataset-21
 def read_dataset(data_dir="", need_photos=True):
     """Find (`paths.find_data`), read and check a data folder. Returns a `Dataset`.
 

@@ -19,8 +19,8 @@ import pandas as pd
 import seaborn as sns
 from PIL import Image
 
-from .crops import BOX, read_boxes
-from .dataset import read_dataset, read_dates, read_table
+from .boxes import BOX, clean_boxes, read_box_tables
+from .dataset import read_dataset, read_dates, read_sizes
 from .duplicates import COPY, near_duplicates
 from .paths import UserError, study_dir
 from .runs import write_json
@@ -147,11 +147,8 @@ def _header_size(path):
 
 def photo_sizes(dataset):
     """Width and height in pixels of the known photographs, a table image, width, height; None if nothing tells."""
-    tables = sorted(dataset.root.glob("image_sizes*.csv"))
-    if tables:
-        known = pd.concat(read_table(path, ["image", "shapes"]) for path in tables)
-        sizes = known["shapes"].str.extract(r"(\d+),\s*(\d+)").astype(float)
-        return pd.DataFrame({"image": known["image"], "width": sizes[0], "height": sizes[1]})
+    if (sizes := read_sizes(dataset.root)) is not None:
+        return sizes
     if not dataset.has_photos:
         return None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -175,7 +172,7 @@ def plot_sizes(sizes):
 
 # %% ../nbs/01_eda.ipynb #01-eda-20
 def best_boxes(boxes):
-    """The most confident box of each source on each photograph, from `crops.read_boxes`."""
+    """The most confident box of each source on each photograph, from `boxes.read_boxes`."""
     return boxes.sort_values("confidence", ascending=False).drop_duplicates(["image", "source"])
 
 

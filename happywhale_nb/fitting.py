@@ -137,7 +137,7 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, save_ever
     """Train a model of `config` on some of the crops, or go on with an interrupted run of the same `stamp` in `folder`.
 
     Args:
-        crops: `[n, s, s, 3]` uint8, an array or memory map.
+        crops: as for `images.training_batches`.
         rows: `[m]` indices of the crops to train on.
         labels: `[m]` their integer classes, below `classes`.
         save_every: seconds between two states kept for a resumed run.
@@ -174,7 +174,7 @@ def embed(model, crops, mirror=None, batch_size=128):
     """Embeddings of crops; a bar shows the progress.
 
     Args:
-        crops: `[n, s, s, 3]` uint8 in 0 … 255, an array or memory map.
+        crops: `[n, s, s, 3]` uint8 in 0 … 255, an array or `crops.Crops`.
         mirror: axis of `mirror_axis` for the mean of each crop's and its mirror image's embedding; None for the crop's.
 
     Returns:

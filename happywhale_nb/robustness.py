@@ -19,6 +19,7 @@ from .fitting import embed
 from .knn import KNNHead
 from .metrics import average_precision
 from .paths import fold_dir, study_dir
+from .presets import used_preset
 from .runs import read_json, versions, write_json
 from .splits import foot, gallery_and_queries, require_catalogue, study_card, study_folds, true_answers
 from .train import study_crops

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from happywhale_nb.baselines import hog, raw_pixels
-from happywhale_nb.crops import choose_boxes, load_crops, read_boxes
+from happywhale_nb.boxes import CropMix, read_boxes
+from happywhale_nb.crops import load_crops
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.demo import draw_demo
 from happywhale_nb.knn import KNNHead
@@ -59,8 +60,16 @@ def test_the_demo_is_like_happywhale(demo):
 def test_the_demo_is_neither_trivial_nor_hopeless_for_plain_features(demo, tmp_path):
     data = read_dataset(demo)
     boxes = read_boxes(demo)
-    gallery = np.array(load_crops(data.train_paths(), choose_boxes(data.train["image"], boxes), 96, tmp_path))
-    queries = np.array(load_crops(data.test_paths(), choose_boxes(data.test["image"], boxes), 96, tmp_path))
+    gallery = np.array(
+        load_crops(
+            data.train_paths(), CropMix.parse("auto", boxes["source"]).prefer(data.train["image"], boxes), 96, tmp_path
+        )
+    )
+    queries = np.array(
+        load_crops(
+            data.test_paths(), CropMix.parse("auto", boxes["source"]).prefer(data.test["image"], boxes), 96, tmp_path
+        )
+    )
     names = data.train["individual_id"].to_numpy(dtype=str)
     truth = pd.read_csv(demo / "test_truth.csv", dtype=str)["individual_id"].to_numpy(dtype=str)
     known = np.isin(truth, names)

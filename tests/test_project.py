@@ -20,7 +20,8 @@ MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
     "paths runs species dataset metrics predictions",
-    "crops duplicates splits check importing download baselines demo embeddings presets eda thresholds knn blending",
+    "boxes crops duplicates splits check importing download baselines demo embeddings presets eda "
+    "thresholds knn blending",
     "augmentation images backbones heads schedule fitting train gradcam",
     "robustness report notebooks cli",
 ]
