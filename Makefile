@@ -16,7 +16,7 @@ demo: .venv/.ready  ## draw the demo photographs and run the whole study on them
 
 test: .venv/.ready check  ## run every notebook's lessons, then the tests of the whole
 	nbdev_test --n_workers 2
-	pytest -q -n 2 --dist loadgroup
+	pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.ready  ## time the project against named alternatives (QUICK=--quick to see that it works)
 	@for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do echo "\n$$script"; python $$script $(QUICK) || exit 1; done

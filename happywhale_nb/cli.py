@@ -76,8 +76,11 @@ def check_stage(stage, values):
     """Raise `UserError` for whatever would stop a stage later. Returns nothing and writes nothing."""
     dataset = read_dataset(values["data_dir"], need_photos=stage != "eda")
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
+    folds = _folds(dataset, folder, values) if "folds" in values else None
     if "fold" in values:
-        gallery_and_queries(_folds(dataset, folder, values), values["fold"])
+        gallery_and_queries(folds, values["fold"])
+    if stage in {"knn", "robustness"}:
+        require_catalogue(folds)
     if stage == "train":
         configure(values["preset"], values["epochs"], values["image_size"], values["quick"])
         CropMix.parse(values["crops"], read_boxes(dataset.root)["source"])

@@ -1,0 +1,70 @@
+"""A whole study, quick, on a tiny demo set: what it leaves behind, and that it does nothing twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from happywhale_nb.metrics import map_at_5
+from happywhale_nb.predictions import read_predictions
+from happywhale_nb.splits import true_answers
+
+BIN = Path(sys.executable).parent
+
+
+def happywhale(checkout, *words):
+    return subprocess.run(
+        [BIN / "happywhale", *map(str, words)], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture(scope="module")
+def study(checkout, tiny):
+    """A whole study, quick, on the tiny demo data."""
+    done = happywhale(
+        checkout, "run", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return checkout / "outputs" / "whole-quick", done
+
+
+def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
+    folder, done = study
+    images, answers = read_predictions(folder / "submission.csv")
+    assert images.tolist() == pd.read_csv(tiny / "sample_submission.csv")["image"].tolist()
+    assert all(len({a for a in row if a}) == sum(row != "") for row in answers)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    truth = pd.read_csv(tiny / "test_truth.csv", dtype=str).set_index("image")["individual_id"].reindex(images)
+    expected = map_at_5(true_answers(truth, pd.read_csv(tiny / "train.csv", dtype=str)["individual_id"]), answers)
+    assert metrics["test"]["map5"] == pytest.approx(expected)
+    assert metrics["protocol"]["folds"] == 2 and metrics["protocol"]["split"] == "stratified-2-seed0"
+    page = (folder / "report.html").read_text()
+    assert page.count("<figure") >= 6 * len(images) - 12 and "http" not in page.replace("http-equiv", "")
+    assert "submission.csv" in done.stdout and "MAP@5" in done.stdout and "Next:" in done.stdout
+
+
+def test_out_of_fold_answers_come_from_models_that_did_not_see_the_photograph(study):
+    folder, _ = study
+    folds = pd.read_csv(folder / "folds.csv", dtype=str)
+    for k in "01":
+        images, answers = read_predictions(folder / "small_resnet_arcface" / f"fold{k}" / "oof.csv")
+        assert sorted(images) == sorted(folds.loc[folds["fold"] == k, "image"])
+        known = set(folds.loc[folds["fold"] != k, "individual_id"]) | {"new_individual", ""}
+        assert set(answers.ravel()) <= known
+
+
+def test_what_is_done_is_not_done_again(study, checkout, tiny):
+    folder, _ = study
+    weights = folder / "small_resnet_arcface" / "fold0" / "model.keras"
+    before = weights.stat().st_mtime_ns
+    done = happywhale(
+        checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole"
+    )
+    assert done.returncode == 0 and weights.stat().st_mtime_ns == before
+    done = happywhale(
+        checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "3", "-p", "quick", "true", "-p", "study", "whole"
+    )
+    assert done.returncode == 2 and "another split" in done.stderr
