@@ -19,7 +19,7 @@ import pandas as pd
 import seaborn as sns
 from PIL import Image
 
-from .boxes import BOX, clean_boxes, read_box_tables
+from .boxes import BOX, clean_boxes, iou, read_box_tables
 from .dataset import read_dataset, read_dates, read_sizes
 from .duplicates import COPY, near_duplicates
 from .paths import UserError, study_dir
@@ -61,6 +61,7 @@ def plot_species(table):
         ylabel="",
         title=f"Five species have {top:.0%} of the photographs; the largest has {ratio:,.0f} times the smallest",
     )
+    ax.tick_params(axis="x", which="minor", labelbottom=False)
     sns.despine(left=True)
     return ax
 
@@ -191,9 +192,7 @@ def box_agreement(boxes):
     for a, b in combinations(sorted(best["source"].unique()), 2):
         both = best[best["source"] == a].merge(best[best["source"] == b], on="image", suffixes=("_a", "_b"))
         one, two = (both[[f"{side}_{c}" for side in BOX]].to_numpy(float) for c in "ab")
-        inner = (np.minimum(one[:, 2:], two[:, 2:]) - np.maximum(one[:, :2], two[:, :2])).clip(0).prod(1)
-        outer = sum((box[:, 2:] - box[:, :2]).prod(1) for box in (one, two)) - inner
-        found.append(pd.DataFrame({"image": both["image"], "sources": f"{a} and {b}", "iou": inner / outer}))
+        found.append(pd.DataFrame({"image": both["image"], "sources": f"{a} and {b}", "iou": iou(one, two)}))
     columns = ["image", "sources", "iou"]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
@@ -207,7 +206,8 @@ def plot_agreement(agreement):
         xlim=(0, 1),
         xlabel="intersection over union",
         ylabel="",
-        title=f"Best agreement: {median.index[-1]}, median IoU {median.iloc[-1]:.2f}; worst: {median.iloc[0]:.2f}",
+        title=f"Of {len(median)} pairs {median.index[-1]} agree best, median IoU {median.iloc[-1]:.2f} "
+        f"(worst {median.iloc[0]:.2f})",
     )
     sns.despine(left=True)
     return ax

@@ -12,6 +12,7 @@ from happywhale_nb.boxes import CropMix, read_boxes
 from happywhale_nb.crops import load_crops
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.demo import draw_demo
+from happywhale_nb.eda import imbalance_table, species_table
 from happywhale_nb.knn import KNNHead
 from happywhale_nb.metrics import map_at_5
 from happywhale_nb.paths import UserError
@@ -156,3 +157,18 @@ def test_given_folds_keep_rare_whales_out_of_the_gallery(shared):
     truth = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
     assert folds.loc[gallery, "individual_id"].nunique() == 60
     assert (truth == "new_individual").sum() == 7 and query.sum() == 206
+
+
+def test_the_figures_of_imbalance_are_those_of_the_real_table(shared):
+    train = read_dataset(shared / "happywhale", need_photos=False).train
+    figures = imbalance_table(train)
+    spelled, merged, paper = figures["as spelled"], figures["merged"], figures["the paper"]
+    same = ["photographs", "individuals", "species", "photographs of the largest species"]
+    same += ["photographs of the smallest species", "largest to smallest individual"]
+    assert (spelled[same] == paper[same]).all() and merged["species"] == 26
+    assert round(spelled["largest to smallest species"]) == 690 and round(merged["largest to smallest species"]) == 770
+    assert spelled["share of the five largest species"] == pytest.approx(0.6399, abs=1e-4)
+    assert merged["share of the five largest species"] == pytest.approx(0.6618, abs=1e-4)
+    assert spelled["share of the ten smallest species"] == pytest.approx(0.0271, abs=1e-4)
+    table = species_table(train, "species_raw")
+    assert (table.index[0], table.index[-1]) == ("bottlenose_dolphin", "frasiers_dolphin")

@@ -22,7 +22,7 @@ FLOORS = [
     "paths runs species dataset metrics predictions",
     "boxes crops duplicates splits check importing download baselines demo embeddings presets eda "
     "thresholds knn blending",
-    "augmentation images backbones heads schedule fitting train gradcam",
+    "augmentation images backbones heads schedule detector fitting train gradcam",
     "robustness report notebooks cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
