@@ -195,6 +195,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'happywhale_nb/detector.py'),
                                         'happywhale_nb.detector.learn_detector': ( 'lib/detector.html#learn_detector',
                                                                                    'happywhale_nb/detector.py'),
+                                        'happywhale_nb.detector.read_detector': ( 'lib/detector.html#read_detector',
+                                                                                  'happywhale_nb/detector.py'),
                                         'happywhale_nb.detector.train_detector': ( 'lib/detector.html#train_detector',
                                                                                    'happywhale_nb/detector.py'),
                                         'happywhale_nb.detector.whole_photos': ( 'lib/detector.html#whole_photos',

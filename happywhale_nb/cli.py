@@ -307,14 +307,10 @@ def detect(data_dir, place):
     place = (place or project_root() / DETECTOR).absolute()
     if not place.is_file():
         raise UserError(f"there is no detector at {place}: train one with `happywhale detector DATA_DIR`")
-    import keras
-
-    from happywhale_nb.detector import write_own_boxes
+    from happywhale_nb.detector import read_detector, write_own_boxes
 
     dataset = read_dataset(data_dir.absolute())
-    count = write_own_boxes(
-        dataset, keras.saving.load_model(place, compile=False), study_dir("", dataset.root) / "crops"
-    )
+    count = write_own_boxes(dataset, read_detector(place), study_dir("", dataset.root) / "crops")
     click.echo(
         f"{count} photographs boxed" + (f" in {dataset.root / 'boxes' / 'own.csv'}" if count else ": all had boxes")
     )

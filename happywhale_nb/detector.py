@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'LOOSE', 'BoxFromCells', 'build_detector', 'box_loss', 'windows', 'detector_batches', 'train_detector',
-           'draw_boxes', 'whole_photos', 'boxed_photos', 'evaluate_detector', 'write_own_boxes', 'learn_detector']
+           'draw_boxes', 'whole_photos', 'boxed_photos', 'evaluate_detector', 'read_detector', 'write_own_boxes',
+           'learn_detector']
 
 # %% ../nbs/lib/detector.ipynb #detector-02
 import keras
@@ -201,6 +202,19 @@ def evaluate_detector(model, photos, boxes, train_boxes):
         n: {"mean IoU": s.mean(), "median IoU": np.median(s), "IoU > 0.5": (s > 0.5).mean()} for n, s in scores.items()
     }
     return pd.DataFrame(rows).T
+
+
+def read_detector(path):
+    """The detector kept in a `.keras` file. Raises `UserError` if it is none."""
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a detector ({error}): train one with `happywhale detector`"
+        ) from None
+    if model.name != "detector":
+        raise UserError(f"{path} is a model called {model.name!r}, not a detector")
+    return model
 
 
 def write_own_boxes(dataset, model, folder):

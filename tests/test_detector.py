@@ -48,6 +48,10 @@ def test_a_detector_is_trained_measured_and_used(tiny_copy, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     refused = CliRunner().invoke(main, ["detect", str(tiny_copy), "--detector", str(place)])
     assert refused.exit_code == 2 and "there is no detector" in refused.stderr
+    place.write_text("no model")
+    broken = CliRunner().invoke(main, ["detect", str(tiny_copy), "--detector", str(place)])
+    assert broken.exit_code == 2 and "cannot be read as a detector" in broken.stderr
+    place.unlink()
     too_few = CliRunner().invoke(main, ["detector", str(tiny_copy), "--to", str(place)])
     assert too_few.exit_code == 2 and "needs 50 or more" in too_few.stderr and not place.exists()
     from happywhale_nb.detector import build_detector, write_own_boxes
