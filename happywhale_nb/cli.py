@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from .boxes import CropMix, read_boxes
-from .check import as_json, check_folder, describe, write_skips
+from .check import as_json, check_folder, count, describe, write_skips
 from .dataset import read_dataset
 from .demo import draw_demo
 from .download import COMPETITION, download
@@ -195,6 +195,9 @@ def _stage(stage, given, output):
     began = time.perf_counter()
     place = run_stage(stage, dict(given), output)
     click.echo(f"{os.path.relpath(place)} ({time.perf_counter() - began:.0f} s)")
+    if stage == "train" and (record := place.parent / "config.json").is_file():
+        scores = {n: v for n, v in read_json(record)["result"].items() if n.startswith("map5") and v is not None}
+        click.echo("".join(f"{name} {value:.3f}; " for name, value in scores.items()) + "next: happywhale knn, or run")
 
 
 class _StageCommand(click.Command):
@@ -214,7 +217,7 @@ for _name, _head in HEADLINES.items():
 @click.option("--deep", is_flag=True, help="Decode every pixel, and look for the same picture under two names.")
 @click.option("--json", "machine", is_flag=True, help="Print JSON with every finding instead of a summary.")
 @click.option(
-    "--skip", is_flag=True, help="List photographs that cannot be read in DATA_DIR/skip.csv: all stages obey."
+    "--skip", is_flag=True, help="With --deep: list unreadable photographs in DATA_DIR/skip.csv; all stages obey."
 )
 @click.pass_context
 def check(ctx, data_dir, deep, machine, skip):
@@ -225,10 +228,10 @@ def check(ctx, data_dir, deep, machine, skip):
 
     Exit status 0: clean; 1: findings; 2: unusable. Without DATA_DIR the folder that the stages would use is checked.
     """
-    found = check_folder(find_data(data_dir.absolute() if data_dir else ""), deep)
+    found = check_folder(find_data(data_dir.absolute() if data_dir else ""), deep or skip)
     click.echo(json.dumps(as_json(found), indent=1, ensure_ascii=False) if machine else describe(found))
     if skip:
-        click.echo(f"{write_skips(found)} photographs added to {found.root / 'skip.csv'}", err=True)
+        click.echo(f"{count(write_skips(found), 'photograph')} added to {found.root / 'skip.csv'}", err=True)
     ctx.exit(found.status)
 
 
@@ -257,7 +260,7 @@ def import_(source, target, photos, columns, species, copy, skip_missing, dry_ru
     """
     plan = plan_source(source, photos, _columns(columns), species, skip_missing)
     click.echo(
-        f"{len(plan.train):,} photographs of {plan.train['individual_id'].nunique():,} individuals, "
+        f"{count(len(plan.train), 'photograph')} of {count(plan.train['individual_id'].nunique(), 'individual')}, "
         f"{plan.train['species'].nunique()} species; {len(plan.test):,} to be identified; {len(plan.boxes):,} boxes"
     )
     for note in plan.notes:
@@ -338,7 +341,7 @@ def run(given):
     """Run the whole study on a data folder: EDA, training of every fold, search, blend, report.
 
     \b
-    Example: happywhale run -p data_dir my_photos -p epochs 40
+    Example: happywhale run -p data_dir data/mine -p epochs 40
 
     Parameters are those of the stages (`happywhale train --help` lists one). Work that is done already, with the same
     data and parameters, is not done again.

@@ -62,7 +62,7 @@ def check_images(table, path, folder):
     for row, name in images[images.duplicated()].items():
         first = images.index[images == name][0]
         raise UserError(f"{path}, row {row + 2}: image {name} is listed already in row {first + 2}")
-    present = {entry.name for entry in os.scandir(folder)}
+    present = {entry.name for entry in os.scandir(folder) if entry.is_file()}
     absent = images[~images.isin(present)]
     for row, name in absent.items():
         raise UserError(
@@ -141,6 +141,10 @@ def photo_folder(root, part):
 
 def _read_train(root):
     path = root / "train.csv"
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: photographs in folders, a CSV or COCO become a data folder by `happywhale import`"
+        )
     table = read_table(path, COLUMNS)
     odd = table["individual_id"].str.contains(r"\s", regex=True) | (table["individual_id"] == NEW)
     for row, name in table.loc[odd, "individual_id"].items():

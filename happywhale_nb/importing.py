@@ -50,7 +50,8 @@ def match_columns(found, given=None):
     given = given or {}
     for ours, theirs in given.items():
         if ours not in SYNONYMS:
-            raise UserError(f"no column is called {ours!r} here: choose one of {', '.join(SYNONYMS)}")
+            hint = f"write {theirs}={ours}" if theirs in SYNONYMS else f"choose one of {', '.join(SYNONYMS)}"
+            raise UserError(f"no column is called {ours!r} here: {hint}")
         if theirs not in found:
             raise UserError(f"there is no column {theirs!r} (found: {', '.join(map(str, found))})")
     plain = {_plain(name): name for name in reversed(list(found))}

@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'SELDOM', 'FOLD_COLUMNS', 'parse_kind', 'make_folds', 'kind_
            'study_card']
 
 # %% ../nbs/lib/splits.ipynb #splits-02
+import difflib
 import hashlib
 
 import numpy as np
@@ -29,7 +30,9 @@ def parse_kind(text):
     Raises `UserError` for a name that is not one of `KINDS`, or a share that is missing or not between 0 and 1."""
     kind, _, share = text.partition(":")
     if kind not in KINDS or (share and kind != "open"):
-        raise UserError(f"split {text!r} is not known: choose one of {', '.join(KINDS)} (open with a share, open:0.3)")
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"split {text!r} is not known; {hint}choose {', '.join(KINDS)} (open with a share, open:0.3)")
     if kind != "open":
         return kind, None
     try:
@@ -107,7 +110,7 @@ def _open(train, k, seed, share):
         return folds
     missing, held = share * len(table) - len(singles), []
     for animal, count in sorted(counts[counts > 1].items(), key=lambda pair: (pair[1] > SELDOM, pair[0])):
-        if count <= missing:
+        if count < 2 * missing:  # which brings the share nearer
             held.append(animal)
             missing -= count
     whole = table["animal"].isin(held)

@@ -97,6 +97,10 @@ def plant_folds(root):
     table.assign(fold="first")[["image", "fold"]].to_csv(root / "folds.csv", index=False)
 
 
+def plant_skip(root):
+    (root / "skip.csv").write_text(f"image,reason\n{sorted((root / 'train_images').iterdir())[0].name},truncated\n")
+
+
 def in_lines(row):
     return row.loc[1, "image"]
 
@@ -144,6 +148,7 @@ PLANTS = {
     "16-bit": photo(grey16),
     "alpha": photo(lambda path, image: image.convert("RGBA").save(path, format="PNG")),
     "exif-rotation": photo(turned),
+    "readable-again": plant_skip,
 }
 
 
@@ -259,3 +264,15 @@ def test_a_skipped_test_photograph_is_still_answered(tiny_copy, tmp_path):
     sample = pd.read_csv(tiny_copy / "sample_submission.csv")["image"]
     assert record["unseen"] == [name] and sorted(images) == sorted(sample)
     assert given[images == name].tolist() == [["new_individual", "", "", "", ""]]
+
+
+def test_links_that_point_nowhere_are_absent(tiny_copy, tmp_path):
+    path = sorted((tiny_copy / "train_images").iterdir())[0]
+    path.rename(tmp_path / path.name)
+    path.symlink_to(tmp_path / path.name)
+    assert check_folder(tiny_copy, progress=False).status == 0
+    (tmp_path / path.name).unlink()
+    found = [f for f in check_folder(tiny_copy, progress=False).findings if f.kind == "absent"]
+    assert len(found) == 1 and "link points to a file that is no longer there" in found[0].detail
+    with pytest.raises(UserError, match=f"{path.name} is not in"):
+        read_dataset(tiny_copy)
