@@ -16,7 +16,7 @@ from keras import layers, ops
 from PIL import Image
 from tqdm import tqdm
 
-from .augmentation import RECIPES, colour
+from .augmentation import RECIPES, affine, augment, warp
 from .boxes import BOX, CropMix, iou, read_boxes
 from .crops import load_crops
 from .paths import UserError, atomic
@@ -96,7 +96,7 @@ def windows(boxes, seed, smallest=0.55):
 
 def detector_batches(photos, boxes, epochs, batch_size, seed):
     """A `tf.data.Dataset` of `(pixels [b, 96, 96, 3], boxes [b, 4])` for all epochs, and the number of steps of one."""
-    steps, recipe = -(-len(photos) // batch_size), RECIPES["small"]
+    steps, light = -(-len(photos) // batch_size), [step for step in RECIPES["small"] if step.kind == "colour"]
     orders = [np.random.default_rng([seed, e]).permutation(len(photos)) for e in range(epochs)]
     rows = np.stack([np.resize(order, (steps, batch_size)) for order in orders]).reshape(-1, batch_size)
 
@@ -105,13 +105,13 @@ def detector_batches(photos, boxes, epochs, batch_size, seed):
         mirror = np.random.default_rng([seed, number, 1]).random(len(batch)) < 0.5
         seen[mirror] = np.stack([1 - seen[mirror, 2], seen[mirror, 1], 1 - seen[mirror, 0], seen[mirror, 3]], 1)
         window[mirror] = window[mirror][:, [2, 1, 0, 3]]  # a window from right to left is a mirrored one
-        return photos[batch].astype(np.float32), window[:, [1, 0, 3, 2]], seen
+        (x0, y0, x1, y1) = window.T
+        maps = affine(a=x1 - x0, x=(x0 + x1 - 1) / 2, d=y1 - y0, y=(y0 + y1 - 1) / 2)[:, :2]
+        return augment(warp(photos[batch], maps, SIDE), light, [seed, number, 2]), seen
 
     def prepare(batch, number):
-        pixels, window, seen = tf.numpy_function(read, [batch, number], [tf.float32] * 3)
-        pixels = tf.image.crop_and_resize(pixels, window, tf.range(batch_size), (SIDE, SIDE))
-        pixels = colour(tf.ensure_shape(pixels, [batch_size, SIDE, SIDE, 3]), recipe, tf.stack([seed, number]))
-        return pixels, tf.ensure_shape(seen, [batch_size, 4])
+        pixels, seen = tf.numpy_function(read, [batch, number], [tf.uint8, tf.float32])
+        return tf.ensure_shape(pixels, [batch_size, SIDE, SIDE, 3]), tf.ensure_shape(seen, [batch_size, 4])
 
     numbers = np.arange(len(rows), dtype=np.int32)
     data = tf.data.Dataset.from_tensor_slices((rows, numbers))

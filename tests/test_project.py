@@ -20,9 +20,9 @@ MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
     "paths runs species dataset metrics predictions",
-    "boxes crops duplicates splits check importing download baselines demo embeddings presets eda "
+    "augmentation boxes crops duplicates splits check importing download baselines demo embeddings presets eda "
     "thresholds knn blending",
-    "augmentation images backbones heads schedule detector fitting train gradcam",
+    "images backbones heads schedule detector fitting train gradcam",
     "robustness report notebooks cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]

@@ -1,0 +1,135 @@
+"""Augmentation keeps its promises: 0 to 255, the same on both Keras backends, the same from any number of workers."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from happywhale_nb.augmentation import RECIPES, STEPS, augment, plan, sections
+
+EXTREME = {"Rotation": 180, "Affine": 60, "HorizonTilt": 90, "Noise": 200, "Jpeg": 200, "Spray": 0.5, "Blur": 0.2}
+INSIDE = """
+import sys
+import numpy as np
+from keras import ops
+from happywhale_nb.augmentation import RECIPES, STEPS, plan
+from happywhale_nb.images import Augmenter
+photos = np.load(sys.argv[1])
+cases = RECIPES | {name: (step(eval(sys.argv[3]).get(name, 0.8), 1.0),) for name, step in STEPS.items()}
+found = {}
+for name, recipe in cases.items():
+    out = Augmenter(recipe)([photos, plan(recipe, len(photos), [1, 2])], training=True)
+    found[name] = ops.convert_to_numpy(out)
+np.savez(sys.argv[2], **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Six crops of 36 pixels (no multiple of JPEG's 8): smooth ones, noise, black and white."""
+    rng = np.random.default_rng(0)
+    smooth = 127 + 120 * np.sin(np.linspace(0, 9, 36)[:, None, None] * rng.uniform(0.3, 1, (3, 1, 36, 3)))
+    return np.concatenate(
+        [smooth, rng.uniform(0, 255, (1, 36, 36, 3)), np.zeros((1, 36, 36, 3)), np.full((1, 36, 36, 3), 255)]
+    ).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def inside(photos, tmp_path_factory):
+    """What the layer gives under each backend: {backend: {recipe or step: images}}."""
+    folder = tmp_path_factory.mktemp("inside")
+    np.save(folder / "photos.npy", photos)
+    found = {}
+    for backend in ("tensorflow", "jax"):
+        command = [sys.executable, "-c", INSIDE, folder / "photos.npy", folder / f"{backend}.npz", repr(EXTREME)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"KERAS_BACKEND": backend})
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[backend] = dict(np.load(folder / f"{backend}.npz"))
+    return found
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *STEPS])
+def test_inside_a_network_both_backends_agree_and_stay_in_0_to_255(inside, name):
+    one, other = inside["tensorflow"][name], inside["jax"][name]
+    assert one.dtype == other.dtype == np.float32 and np.isfinite(one).all()
+    assert min(one.min(), other.min()) >= 0 and max(one.max(), other.max()) <= 255
+    if any(type(step).__name__ == "Jpeg" for step in RECIPES.get(name, ())) or name == "Jpeg":
+        # a wave half-way between two steps of JPEG's table may be rounded either way
+        assert (np.abs(one - other) > 0.05).mean() < 0.02
+    else:
+        np.testing.assert_allclose(one, other, atol=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+def test_a_step_changes_photographs_and_only_with_its_probability(photos, name):
+    strong, never = STEPS[name](EXTREME.get(name, 0.8), 1.0), STEPS[name](EXTREME.get(name, 0.8), 0.0)
+    changed = augment(photos, (strong,), 5)
+    assert changed.dtype == np.uint8 and changed.shape == photos.shape
+    assert (changed[:4] != photos[:4]).any(axis=(1, 2, 3)).all(), "textured photographs all change"
+    assert (augment(photos, (never,), 5) == photos).all()
+    many = plan((STEPS[name](0.5, 0.3),), 4000, 1)
+    calm = plan((STEPS[name](0.5, 0.0),), 1, 1)
+    kind = sections((strong,))[0][0]
+    touched = many[:, 0] > 0 if kind in ("paint", "flip") else (many != calm).any(axis=1)
+    assert 0.27 < touched.mean() < 0.33
+
+
+def test_steps_of_one_kind_are_one_pass():
+    kinds = {name: [kind for kind, _, _ in sections(recipe)] for name, recipe in RECIPES.items()}
+    assert kinds["paper"] == ["flip", "colour"] and kinds["basic_cnn"] == ["geometry"] and kinds["none"] == []
+
+
+def test_a_batch_depends_on_its_seed_alone(photos):
+    alone = [augment(photos, RECIPES["recommended"], [3, number]) for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        beside = list(pool.map(lambda number: augment(photos, RECIPES["recommended"], [3, number]), range(12)))
+    assert all((a == b).all() for a, b in zip(alone, beside, strict=True))
+    assert any((alone[0] != later).any() for later in alone[1:])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_batches_are_the_same_from_any_number_of_workers(photos, inside):
+    from happywhale_nb.images import epoch_orders, training_batches
+
+    crops, rows = np.tile(photos, (4, 1, 1, 1)), np.arange(24)
+    given = (crops, rows, rows, RECIPES["recommended"], epoch_orders(24, 2, 4, seed=1), 4, 9)
+
+    def read(private_threads):
+        import tensorflow as tf
+
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = private_threads
+        return [tf.nest.flatten(batch) for batch in training_batches(*given, inside=inside).with_options(options)]
+
+    for one, other in zip(read(1), read(8), strict=True):
+        assert all((a.numpy() == b.numpy()).all() for a, b in zip(one, other, strict=True))
+
+
+def test_only_training_batches_are_augmented():
+    """`augment` and `Augmenter` are called where training batches are made, and nowhere else in the package."""
+    from pathlib import Path
+
+    import happywhale_nb
+
+    package = Path(happywhale_nb.__file__).parent
+    text = {
+        path.stem: path.read_text() for path in package.glob("*.py") if path.stem not in ("_modidx", "augmentation")
+    }
+    assert {name for name in text if "augment(" in text[name]} == {"images", "detector"}
+    assert {name for name in text if "augmented(" in text[name]} == {"images", "fitting"}
+    assert {name for name in text if "Augmenter(" in text[name]} == {"images"}
+
+
+def test_a_recipe_survives_being_written_and_unknown_steps_are_named():
+    from happywhale_nb.augmentation import recipe_as_data, recipe_from_data
+    from happywhale_nb.paths import UserError
+
+    for recipe in RECIPES.values():
+        assert recipe_from_data(recipe_as_data(recipe)) == recipe
+    with pytest.raises(UserError, match=r"'Wave'.*Rotation"):
+        recipe_from_data([{"step": "Wave", "strength": 1, "probability": 1}])
+    with pytest.raises(ValueError, match="probability"):
+        STEPS["Blur"](0.1, 1.5)
