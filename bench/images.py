@@ -1,8 +1,13 @@
-"""From photographs to crops of 380 pixels, two cores: decoding originals by three libraries, and the folder of crops.
+"""From photographs to batches of 380 pixels: decoding, the folder of crops, augmentation; all over all cores.
+
+1. Originals decoded by three libraries, and the folder of crops, which has been filled before.
+2. Batches of 16 from the folder of crops: as they are, and with the paper's recipe (flip, hue, saturation, contrast,
+   brightness, grey) by this project, by `keras.layers.Random*` and by `tf.image` a photograph at a time.
+3. The recipe alone, on crops in memory.
+4. What a longer epoch costs in memory.
 
 The photographs are 24 of Happywhale's in full resolution, if HAPPYWHALE_SHARED names a folder that holds
-happywhale_photos/fullres; otherwise as many of 12 megapixels are drawn. Every alternative gives the same number of
-photographs as uint8 RGB, all in a row and over all cores; the folder of crops has been filled before.
+happywhale_photos/fullres; otherwise as many of 12 megapixels are drawn.
 """
 
 import os
@@ -17,12 +22,13 @@ from harness import main
 from PIL import Image
 
 from happywhale_nb import crops as crops_module
+from happywhale_nb.augmentation import RECIPES, augment
 from happywhale_nb.boxes import BOX
 from happywhale_nb.crops import load_crop, load_crops
 
 HERE = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("HAPPYWHALE_SHARED", HERE.parent / "shared" / "data"))
-SIDE = 380
+SIDE, BATCH = 380, 16
 
 
 def photos(quick):
@@ -71,28 +77,125 @@ def tensorflow(quick):
     return lambda: f"{sum(1 for _ in data)} photographs"
 
 
-def kept(quick):
-    crops_module.IN_MEMORY = 0  # as for a set that is too large for memory: every crop is read from its file
+def folder_of_crops(quick):
+    """`Crops` of 380 pixels, read from files: as for a set that is too large for memory."""
+    crops_module.IN_MEMORY = 0
     paths = photos(quick)
     chosen = pd.DataFrame({name: [np.nan] * len(paths) for name in [*BOX, "W", "H"]})
-    crops = load_crops(paths, chosen, SIDE, tempfile.mkdtemp())
-    rows = np.arange(len(paths))
+    return load_crops(paths, chosen, SIDE, tempfile.mkdtemp())
+
+
+def kept(quick):
+    crops = folder_of_crops(quick)
+    rows = np.arange(len(crops))
     return lambda: f"{len(crops[rows])} photographs"
 
 
 def decoder(quick):
     """The limit: the JPEG decoder alone, on the bytes of the same crops in memory."""
-    crops_module.IN_MEMORY = 0
-    paths = photos(quick)
-    chosen = pd.DataFrame({name: [np.nan] * len(paths) for name in [*BOX, "W", "H"]})
-    crops = load_crops(paths, chosen, SIDE, tempfile.mkdtemp())
-    bodies = [np.frombuffer(crops.path(i).read_bytes()[:-20], np.uint8) for i in range(len(paths))]
+    crops = folder_of_crops(quick)
+    bodies = [np.frombuffer(crops.path(i).read_bytes()[:-20], np.uint8) for i in range(len(crops))]
 
     def run():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return f"{sum(1 for _ in pool.map(lambda b: cv2.imdecode(b, cv2.IMREAD_COLOR), bodies))} photographs"
 
     return run
+
+
+def batches(recipe, after=None, epochs=1):
+    """A `prepare` that reads `epochs` epochs of batches of 16 with a recipe, then `after` (made by a function)."""
+
+    def prepare(quick):
+        from happywhale_nb.images import epoch_orders, training_batches
+
+        crops, n = folder_of_crops(quick), 64 if quick else 384
+        rows = np.arange(n) % len(crops)
+        orders = epoch_orders(n, epochs, BATCH, seed=0)
+        data = training_batches(crops, rows, rows, RECIPES[recipe], orders, BATCH, seed=0)
+        if after:
+            data = after()(data)
+
+        def run():
+            for images, _ in data:
+                last = images
+            return f"{n * epochs} photographs, {last.dtype.name}"
+
+        return run
+
+    return prepare
+
+
+def keras_layers():
+    """The paper's recipe as Keras' own layers."""
+    from keras import layers
+
+    chain = [
+        layers.RandomFlip("horizontal", seed=1),
+        layers.RandomHue(0.01, seed=2),
+        layers.RandomSaturation((0.35, 0.65), seed=3),
+        layers.RandomContrast(0.2, value_range=(0, 255), seed=4),
+        layers.RandomBrightness(0.1, seed=5),
+        layers.RandomGrayscale(0.1, seed=6),
+    ]
+
+    def vary(images, labels):
+        for layer in chain:
+            images = layer(images, training=True)
+        return images, labels
+
+    return lambda data: data.map(vary, num_parallel_calls=os.cpu_count()).prefetch(2)
+
+
+def tf_image_chain(image):
+    """The paper's recipe on one photograph, as notebooks of the competition write it."""
+    import tensorflow as tf
+
+    image = tf.image.random_flip_left_right(tf.cast(image, tf.float32) / 255)
+    image = tf.image.random_hue(image, 0.01)
+    image = tf.image.random_saturation(image, 0.7, 1.3)
+    image = tf.image.random_contrast(image, 0.8, 1.2)
+    image = tf.image.random_brightness(image, 0.1)
+    if tf.random.uniform([]) < 0.1:
+        image = tf.tile(tf.image.rgb_to_grayscale(image), [1, 1, 3])
+    return tf.clip_by_value(image, 0, 1) * 255
+
+
+def tf_image():
+    def back(data):
+        data = data.unbatch().map(
+            lambda image, label: (tf_image_chain(image), label), num_parallel_calls=os.cpu_count()
+        )
+        return data.batch(BATCH).prefetch(2)
+
+    return back
+
+
+def memory_crops(quick):
+    crops = folder_of_crops(quick)
+    return np.resize(crops[np.arange(len(crops))], (2 if quick else 12, BATCH, SIDE, SIDE, 3))
+
+
+def recipe_by_tf_image(quick):
+    import tensorflow as tf
+
+    stacks = memory_crops(quick)
+    flat = tf.data.Dataset.from_tensor_slices(stacks.reshape(-1, SIDE, SIDE, 3))
+    data = flat.map(tf_image_chain, num_parallel_calls=os.cpu_count()).batch(BATCH).prefetch(2)
+    return lambda: f"{sum(len(images) for images in data)} photographs"
+
+
+def recipe_by_keras(quick):
+    import tensorflow as tf
+
+    stacks = memory_crops(quick)
+    data = keras_layers()(tf.data.Dataset.from_tensor_slices((stacks, np.zeros(len(stacks)))))
+    return lambda: f"{sum(len(images) for images, _ in data)} photographs"
+
+
+def recipe_by_augment(quick):
+    stacks = memory_crops(quick)
+    return lambda: f"{sum(len(augment(stack, RECIPES['paper'], i)) for i, stack in enumerate(stacks))} photographs"
 
 
 CASES = {
@@ -102,6 +205,23 @@ CASES = {
         "Pillow, draft mode (load_crop)": with_threads(pillow),
         "folder of crops": kept,
         "JPEG decoder alone": decoder,
+    },
+    "folder of crops to batches": {
+        "as they are": batches("none"),
+        "paper's recipe, training_batches": batches("paper"),
+        "recommended recipe, training_batches": batches("recommended"),
+        "paper's recipe, keras.layers.Random*": batches("none", keras_layers),
+        "paper's recipe, tf.image": batches("none", tf_image),
+    },
+    "paper's recipe alone": {
+        "tf.image, a photograph at a time": recipe_by_tf_image,
+        "keras.layers.Random*": recipe_by_keras,
+        "augment": recipe_by_augment,
+    },
+    "memory": {
+        "one epoch": batches("paper"),
+        "three epochs": batches("paper", epochs=3),
+        "six epochs": batches("paper", epochs=6),
     },
 }
 

@@ -107,7 +107,8 @@ def detector_batches(photos, boxes, epochs, batch_size, seed):
         window[mirror] = window[mirror][:, [2, 1, 0, 3]]  # a window from right to left is a mirrored one
         (x0, y0, x1, y1) = window.T
         maps = affine(a=x1 - x0, x=(x0 + x1 - 1) / 2, d=y1 - y0, y=(y0 + y1 - 1) / 2)[:, :2]
-        return augment(warp(photos[batch], maps, SIDE), light, [seed, number, 2]), seen
+        pixels = np.stack([warp(photos[i], numbers.ravel(), SIDE) for i, numbers in zip(batch, maps, strict=True)])
+        return augment(pixels, light, [seed, number, 2]), seen
 
     def prepare(batch, number):
         pixels, seen = tf.numpy_function(read, [batch, number], [tf.uint8, tf.float32])
