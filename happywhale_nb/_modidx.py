@@ -212,7 +212,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'happywhale_nb.crops.decode_crop': ('lib/crops.html#decode_crop', 'happywhale_nb/crops.py'),
                                      'happywhale_nb.crops.encode_crop': ('lib/crops.html#encode_crop', 'happywhale_nb/crops.py'),
                                      'happywhale_nb.crops.load_crop': ('lib/crops.html#load_crop', 'happywhale_nb/crops.py'),
-                                     'happywhale_nb.crops.load_crops': ('lib/crops.html#load_crops', 'happywhale_nb/crops.py')},
+                                     'happywhale_nb.crops.load_crops': ('lib/crops.html#load_crops', 'happywhale_nb/crops.py'),
+                                     'happywhale_nb.crops.upright_size': ('lib/crops.html#upright_size', 'happywhale_nb/crops.py')},
             'happywhale_nb.dataset': { 'happywhale_nb.dataset.Dataset': ('lib/dataset.html#dataset', 'happywhale_nb/dataset.py'),
                                        'happywhale_nb.dataset.Dataset.has_photos': ( 'lib/dataset.html#dataset.has_photos',
                                                                                      'happywhale_nb/dataset.py'),
@@ -605,6 +606,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'happywhale_nb.train.fold_score': ('train.html#fold_score', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.known_map5': ('train.html#known_map5', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.study_crops': ('train.html#study_crops', 'happywhale_nb/train.py'),
-                                     'happywhale_nb.train.study_mix': ('train.html#study_mix', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.train_stage': ('train.html#train_stage', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.training_variants': ('train.html#training_variants', 'happywhale_nb/train.py')}}}

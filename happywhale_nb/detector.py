@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .augmentation import RECIPES, affine, augment, warp
 from .boxes import BOX, CropMix, iou, read_boxes
-from .crops import load_crops
+from .crops import load_crops, upright_size
 from .paths import UserError, atomic
 from .schedule import WarmupCosine
 from .splits import make_folds
@@ -169,8 +169,7 @@ def _sizes(paths):
     sizes = []
     for path in paths:
         with Image.open(path) as photo:
-            turned = photo.getexif().get(0x0112, 1) >= 5
-            sizes.append(photo.size[::-1] if turned else photo.size)
+            sizes.append(upright_size(photo))
     return np.array(sizes, float).reshape(-1, 2)
 
 
