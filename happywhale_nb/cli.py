@@ -60,7 +60,7 @@ def stage_output(stage, values):
     """The default place of a stage's executed notebook, from all of its parameter values."""
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
     if "fold" in values:
-        folder = fold_dir(folder, values["preset"], values["fold"])
+        folder = fold_dir(folder, values["model"] or values["preset"], values["fold"])
     if stage == "knn":
         folder = folder / values["model"]
     return folder / f"{STAGES[stage]}.ipynb"
@@ -82,10 +82,12 @@ def check_stage(stage, values):
     if stage in {"knn", "robustness"}:
         require_catalogue(folds)
     if stage == "train":
-        configure(values["preset"], values["epochs"], values["image_size"], values["quick"])
-        CropMix.parse(values["crops"], read_boxes(dataset.root)["source"])
+        names = ("preset", "epochs", "image_size", "quick", "size", "changes")
+        config = configure(**{name: values[name] for name in names})
+        crops = config.sources if values["crops"] == "auto" else values["crops"]
+        CropMix.parse(crops, read_boxes(dataset.root)["source"])
     elif "fold" in values:
-        read_json(fold_dir(folder, values["preset"], values["fold"]) / "config.json")
+        read_json(fold_dir(folder, values["model"], values["fold"]) / "config.json")
 
 
 def run_stage(stage, given, output=None):
@@ -113,7 +115,7 @@ def plan_study(given):
     folds = _folds(dataset, folder, values)
     require_catalogue(folds)
     numbers = fold_numbers(folds)
-    given = {"model": values["preset"]} | given | {"data_dir": str(dataset.root)}
+    given = given | {"model": given.get("model") or values["preset"], "data_dir": str(dataset.root)}
     order = ["eda", *["train"] * len(numbers), "knn", *["blend"] * (not dataset.test.empty), "report"]
     folds = iter(numbers)
     jobs = [(stage, {n: v for n, v in given.items() if n in known[stage]}) for stage in order]

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from .dataset import read_dataset
-from .heads import ArcFaceLoss  # noqa: F401 - registers the layers that a stored model names
+from .fitting import identifier  # noqa: F401 - registers the layers that a stored model names
 from .paths import UserError, atomic, fold_dir, study_dir
 from .presets import used_preset
 from .runs import read_json

@@ -111,10 +111,9 @@ def test_papermill_trains_the_fold_it_is_told(checkout, tiny):
 
 TRAIN = """
 import sys, numpy as np
-from dataclasses import replace
 from happywhale_nb.fitting import train
 from happywhale_nb.presets import configure
-config = replace(configure("small_resnet_arcface", epochs=4, image_size=32), batch_size=8)
+config = configure("small_resnet_arcface", epochs=4, image_size=32, changes="batch_size=8")
 crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
 model, history = train(config, crops, np.arange(64), np.arange(64) % 8, 8, sys.argv[1], "stamp", save_every=0)
 np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())
