@@ -60,7 +60,9 @@ def stage_output(stage, values):
     """The default place of a stage's executed notebook, from all of its parameter values."""
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
     if "fold" in values:
-        folder = fold_dir(folder, values["model"] or values["preset"], values["fold"])
+        folder = fold_dir(
+            folder, values["model"] if "model" in values else values["name"] or values["preset"], values["fold"]
+        )
     if stage == "knn":
         folder = folder / values["model"]
     return folder / f"{STAGES[stage]}.ipynb"
@@ -115,7 +117,7 @@ def plan_study(given):
     folds = _folds(dataset, folder, values)
     require_catalogue(folds)
     numbers = fold_numbers(folds)
-    given = given | {"model": given.get("model") or values["preset"], "data_dir": str(dataset.root)}
+    given = given | {"model": values["name"] or values["preset"], "data_dir": str(dataset.root)}
     order = ["eda", *["train"] * len(numbers), "knn", *["blend"] * (not dataset.test.empty), "report"]
     folds = iter(numbers)
     jobs = [(stage, {n: v for n, v in given.items() if n in known[stage]}) for stage in order]

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPECIES_SCALE', 'build_network', 'identifier', 'build_optimizer', 'compile_trainer', 'targets_of', 'train',
-           'fit_network', 'mirror_axis', 'embed']
+           'fit_network', 'readable', 'mirror_axis', 'embed']
 
 # %% ../nbs/lib/fitting.ipynb #fitting-02
+import contextlib
+
 import keras
 import numpy as np
 from keras import layers
@@ -14,10 +16,11 @@ from tqdm import tqdm
 
 from .augmentation import RECIPES, Flip
 from .backbones import backbone_layers, copy_weights, feature_maps
-from .callbacks import BAR, ProgressBar, Resumable
+from .callbacks import BAR, ProgressBar, Resumable, TrainingState
 from .devices import accelerated, compiled, device_line, prepare, replicas
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
 from .images import augmented, epoch_orders, training_batches
+from .paths import UserError
 from .presets import configure, lookup
 from .schedule import RATE_PER_PHOTO, TwoRateAdamW, WarmupCosine, WarmupExponential
 from .targets import SPECIES, Targets, class_margins, effective_weights
@@ -83,7 +86,7 @@ def compile_trainer(trainer, config, optimizer):
     )
     return trainer
 
-# %% ../nbs/lib/fitting.ipynb #fitting-09
+# %% ../nbs/lib/fitting.ipynb #fitting-11
 def targets_of(config, labels, classes, species=None, steps=1, seed=0):
     """The `Targets` that a preset asks for: labels `[m]` below `classes`, species `[m]` whole numbers or None."""
     counts = np.bincount(labels, minlength=classes)
@@ -134,7 +137,7 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
         history = fit_network(network, config, crops, rows, targets, orders, size, folder, stamp, seed, made, **how)
     return model, history
 
-# %% ../nbs/lib/fitting.ipynb #fitting-10
+# %% ../nbs/lib/fitting.ipynb #fitting-12
 def fit_network(
     network, config, crops, rows, targets, orders, size, folder, stamp, seed, callbacks=(), save_every=30.0, inside=None
 ):
@@ -146,18 +149,31 @@ def fit_network(
     recipe = lookup(RECIPES, config.recipe, "recipe")
     optimizer = build_optimizer(config, network, steps, size)
     trainer = compile_trainer(augmented(network, recipe) if inside else network, config, optimizer)
-    keeper = Resumable(folder, stamp, seed, save_every)
-    done = keeper.restore(trainer)
+    state = TrainingState(folder, stamp)
+    keeper = Resumable(state, seed, save_every)
+    keeper.history = state.load(trainer)
+    done = len(keeper.history)
     if done < config.epochs and not any(callback.over(keeper.history) for callback in callbacks):
         batches = training_batches(crops, rows, targets, recipe, orders, size, seed, done, inside)
         watchers = [*callbacks, keeper, ProgressBar(config.epochs, steps, done)]
         epochs = {"epochs": config.epochs, "initial_epoch": done, "steps_per_epoch": steps}
-        trainer.fit(batches, callbacks=watchers, shuffle=False, verbose=0, **epochs)
+        with readable():
+            trainer.fit(batches, callbacks=watchers, shuffle=False, verbose=0, **epochs)
     for callback in callbacks:
         callback.finish()
     return keeper.history
 
-# %% ../nbs/lib/fitting.ipynb #fitting-14
+# %% ../nbs/lib/fitting.ipynb #fitting-13
+@contextlib.contextmanager
+def readable():
+    """What a person can act upon, out of TensorFlow's report of a failed batch."""
+    try:
+        yield
+    except Exception as error:
+        lines = [line.partition("UserError: ")[2] for line in str(error).splitlines() if "UserError: " in line]
+        raise (UserError(lines[-1]) if lines else error) from None
+
+# %% ../nbs/lib/fitting.ipynb #fitting-17
 def mirror_axis(config):
     """The axis of `[n, h, w, 3]` along which a preset's training mirrors crops: 1 (twins), 2 (side to side) or None."""
     if config.twins:
