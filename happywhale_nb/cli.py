@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'HEADLINES', 'DETECTOR', 'stage_notebook', 'stage_output', 'check_stage', 'run_stage', 'plan_study',
-           'run_study', 'closing_lines', 'main', 'check', 'import_', 'detector', 'detect', 'download_', 'run', 'demo']
+           'run_study', 'closing_lines', 'main', 'check', 'import_', 'detector', 'detect', 'export', 'download_', 'run',
+           'demo']
 
 # %% ../nbs/lib/cli.ipynb #cli-02
 import json
@@ -323,6 +324,22 @@ def detect(data_dir, place):
     )
 
 # %% ../nbs/lib/cli.ipynb #cli-19
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The file (onnx) or folder.")
+@click.option("--format", "kind", default="openvino", show_default=True, help="openvino or onnx.")
+def export(model, target, kind):
+    """Write a trained model's encoder for OpenVINO or ONNX Runtime, checked against Keras.
+
+    \b
+    Example: happywhale export outputs/demo/small_resnet_arcface/fold0/model.keras --to outputs/encoder
+    """
+    from happywhale_nb.export import export_encoder
+
+    worst = export_encoder(model.absolute(), target.absolute(), kind)
+    click.echo(f"{os.path.relpath(target)}: embeddings as Keras makes them, smallest cosine {worst:.6f}")
+
+# %% ../nbs/lib/cli.ipynb #cli-20
 @main.command("download")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="The data folder [data/happywhale].")
 @click.option("--competition", default=COMPETITION, show_default=True, help="Which of Kaggle's competitions.")
@@ -338,7 +355,7 @@ def download_(target, competition):
     download(target, competition)
     click.echo(describe(check_folder(target)))
 
-# %% ../nbs/lib/cli.ipynb #cli-20
+# %% ../nbs/lib/cli.ipynb #cli-21
 @main.command()
 @_parameter
 def run(given):

@@ -22,7 +22,7 @@ FLOORS = [
     "paths runs species dataset metrics predictions",
     "augmentation boxes crops duplicates splits check importing download baselines demo embeddings presets eda "
     "thresholds knn blending",
-    "targets devices images backbones heads schedule callbacks detector fitting train gradcam",
+    "targets devices images backbones heads schedule callbacks detector fitting export train gradcam",
     "robustness report notebooks cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
