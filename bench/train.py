@@ -77,11 +77,11 @@ def saved_model(n=256):
 
         model, path = stored()
         encoder(model).export(path.parent / "saved", format="tf_saved_model", verbose=False)
-        serve, photos = tf.saved_model.load(path.parent / "saved").serve, crops(quick, n)
+        loaded, photos = tf.saved_model.load(path.parent / "saved"), crops(quick, n)
 
         def run():
             for start in range(0, len(photos), BATCH):
-                vectors = serve(tf.constant(photos[start : start + BATCH], tf.float32)).numpy()
+                vectors = loaded.serve(tf.constant(photos[start : start + BATCH], tf.float32)).numpy()
             return f"{len(photos)} crops, {vectors.shape[1]}-d"
 
         run()

@@ -99,7 +99,7 @@ class Encoder:
             if path.is_dir():
                 import openvino
 
-                how = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
+                how = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
                 compiled = openvino.Core().compile_model(path / "encoder.xml", "CPU", how)
                 self.run = lambda pixels: compiled(pixels)[0]
             else:
