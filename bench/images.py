@@ -108,11 +108,13 @@ def batches(recipe, after=None, epochs=1):
 
     def prepare(quick):
         from happywhale_nb.images import epoch_orders, training_batches
+        from happywhale_nb.targets import Targets
 
         crops, n = folder_of_crops(quick), 64 if quick else 384
         rows = np.arange(n) % len(crops)
-        orders = epoch_orders(n, epochs, BATCH, seed=0)
-        data = training_batches(crops, rows, rows, RECIPES[recipe], orders, BATCH, seed=0)
+        orders, targets = epoch_orders(n, epochs, BATCH, seed=0), Targets(rows, np.zeros(len(crops), np.float32))
+        data = training_batches(crops, rows, targets, RECIPES[recipe], orders, BATCH, seed=0)
+        data = data.map(lambda inputs, labels, weights: (inputs["pixels"], labels["cosines"]))
         if after:
             data = after()(data)
 
