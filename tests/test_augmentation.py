@@ -93,9 +93,18 @@ def test_a_batch_depends_on_its_seed_alone(photos):
 @pytest.mark.parametrize("inside", [False, True])
 def test_batches_are_the_same_from_any_number_of_workers(photos, inside):
     from happywhale_nb.images import epoch_orders, training_batches
+    from happywhale_nb.targets import Targets
 
     crops, rows = np.tile(photos, (4, 1, 1, 1)), np.arange(24)
-    given = (crops, rows, rows, RECIPES["recommended"], epoch_orders(24, 2, 4, seed=1), 4, 9)
+    given = (
+        crops,
+        rows,
+        Targets(rows, np.full(24, 0.3, np.float32), spread=0.1),
+        RECIPES["recommended"],
+        epoch_orders(24, 2, 4, seed=1),
+        4,
+        9,
+    )
 
     def read(private_threads):
         import tensorflow as tf
