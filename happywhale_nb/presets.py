@@ -11,6 +11,7 @@ import difflib
 from dataclasses import asdict, dataclass, fields, replace
 
 from .paths import UserError
+from .targets import DYNAMIC, ELASTIC
 
 # %% ../nbs/lib/presets.ipynb #presets-04
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Preset:
 
     The network: backbone, recipe: names in `backbones.BACKBONES` and `augmentation.RECIPES`. image_size: side of the
     crops, pixels. weights: of the backbone, as for `backbones.feature_maps`, or a `.keras` file. bn_momentum: of its
-    BatchNorm. pool: of `heads.POOLS`. embedding: its dimension. centres: per class.
+    BatchNorm. pool: as for `heads.neck`. embedding: its dimension. centres: per class.
 
     The loss: scale: ArcFace's s. margin, margin_power, margin_floor: as for `targets.class_margins`. margin_spread: σ
     of elastic margins. margin_ramp: epochs over which margins rise from 0. label_smoothing. species_share: the species'
@@ -71,14 +72,13 @@ class Preset:
 # %% ../nbs/lib/presets.ipynb #presets-06
 PAPER = {"schedule": "paper", "learning_rate": 0.0, "epochs": 30, "batch_size": 16, "warmup": 6.0, "weight_decay": 0.0}
 PAPER |= {"weights": "imagenet", "bn_momentum": 0.99, "scale": 30.0}
-_elastic = {"margin": 0.3, "margin_spread": 0.025}
 PRESETS = {
     "basic_cnn": Preset("basic_cnn", "basic_cnn", 128, 30, learning_rate=1e-3, margin=0.0),
     "resnet50_arcmargin": Preset("resnet50", "resnet_baseline", 224, **PAPER),
-    "efficientnet_b3_arcface": Preset("efficientnet_b3", "paper", 380, **PAPER, **_elastic),
-    "efficientnet_b5_arcface": Preset("efficientnet_b5", "paper", 380, **PAPER, **_elastic),
-    "efficientnet_b7_arcface": Preset("efficientnet_b7", "paper", 380, **PAPER, **_elastic),
-    "swin_l_arcface": Preset("swin_l", "paper", 384, **PAPER | {"weights": ""}, **_elastic),
+    "efficientnet_b3_arcface": Preset("efficientnet_b3", "paper", 380, **PAPER, **ELASTIC),
+    "efficientnet_b5_arcface": Preset("efficientnet_b5", "paper", 380, **PAPER, **ELASTIC),
+    "efficientnet_b7_arcface": Preset("efficientnet_b7", "paper", 380, **PAPER, **ELASTIC),
+    "swin_l_arcface": Preset("swin_l", "paper", 384, **PAPER | {"weights": ""}, **ELASTIC),
 }
 
 # %% ../nbs/lib/presets.ipynb #presets-08
@@ -90,7 +90,7 @@ WINNERS = {
     "head_rate": 10.0,
     "weight_decay": 1e-4,
 }
-WINNERS |= {"margin": 0.27126, "margin_power": 0.364399, "margin_floor": 0.05}
+WINNERS |= DYNAMIC
 SIZES = {  # backbone, side, photographs a batch and device
     "s": ("efficientnet_b0", 224, 64),
     "m": ("efficientnet_v2_s", 384, 32),
@@ -115,7 +115,6 @@ def lookup(table, name, kind):
 
 
 _expert = replace(PRESETS["efficientnet_b5_arcface"], recipe="recommended", pool="gem2", head_rate=10.0)
-_dynamic = {"margin": 0.27126, "margin_power": 0.364399, "margin_floor": 0.05}
 PRESETS |= {
     "recommended": recommended(),
     "beluga_specialist": replace(_expert, only_species="beluga"),
@@ -125,8 +124,8 @@ PRESETS |= {
     "fullbody_b6_specialist": replace(_expert, sources="fullbody", backbone="efficientnet_b6"),
     "small_resnet_arcface": Preset("small_resnet", "small", image_size=64, epochs=26),
     "small_resnet_aligned": Preset("small_resnet", "aligned", image_size=64, epochs=90, learning_rate=1e-3, twins=True),
-    "small_efficientnet_elastic": Preset("small_efficientnet", "small", image_size=64, epochs=26, **_elastic),
-    "small_recommended": Preset("small_resnet", "small", 64, 26, pool="gem2", centres=2, **_dynamic),
+    "small_efficientnet_elastic": Preset("small_efficientnet", "small", image_size=64, epochs=26, **ELASTIC),
+    "small_recommended": Preset("small_resnet", "small", 64, 26, pool="gem2", centres=2, **DYNAMIC),
 }
 
 # %% ../nbs/lib/presets.ipynb #presets-13

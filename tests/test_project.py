@@ -20,9 +20,9 @@ MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
     "paths runs species dataset metrics predictions",
-    "augmentation boxes crops duplicates splits check importing download baselines demo embeddings presets eda "
+    "augmentation boxes crops duplicates splits check importing download baselines demo embeddings targets presets eda "
     "thresholds knn blending",
-    "targets devices images backbones heads schedule callbacks detector fitting export train gradcam",
+    "devices images backbones heads schedule callbacks detector fitting export train gradcam",
     "robustness report notebooks cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
