@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .augmentation import RECIPES, affine, augment, warp
 from .boxes import BOX, CropMix, iou, read_boxes
 from .crops import load_crops, upright_size
+from .devices import compiled
 from .paths import UserError, atomic
 from .schedule import WarmupCosine
 from .splits import make_folds
@@ -133,9 +134,8 @@ def train_detector(photos, boxes, epochs=60, batch_size=32, seed=0):
     batches, steps = detector_batches(photos, boxes.astype(np.float32), epochs, batch_size, seed)
     model = build_detector()
     rate = WarmupCosine(2e-3, steps * epochs, 2 * steps)
-    on_cpu = keras.backend.backend() == "tensorflow" and not tf.config.list_physical_devices("GPU")
     optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0)
-    model.compile(optimizer, box_loss, jit_compile=False if on_cpu else "auto")
+    model.compile(optimizer, box_loss, jit_compile="auto" if compiled() else False)
     with tqdm(total=epochs * steps, desc="detector", unit="step", ncols=100, mininterval=1) as bar:
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
         model.fit(batches, epochs=epochs, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[tick])
