@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPECIES_SCALE', 'build_network', 'identifier', 'build_optimizer', 'compile_trainer', 'targets_of', 'train',
-           'fit_network', 'readable', 'mirror_axis', 'embed']
+           'fit_network', 'readable', 'mirror_axis', 'embed', 'embed_views']
 
 # %% ../nbs/lib/fitting.ipynb #fitting-02
 import contextlib
+import weakref
 
 import keras
 import numpy as np
@@ -191,7 +192,7 @@ def embed(model, crops, mirror=None, batch_size=128, quiet=False):
     Returns:
         `[n, d]` float32 with rows of length 1.
     """
-    encoder = keras.Model(model.inputs, model.get_layer("embedding").output)
+    encoder = _encoder(model)
     parts = [np.empty((0, encoder.output.shape[-1]), np.float32)]
     for start in tqdm(
         range(0, len(crops), batch_size), desc="embedding", unit="batch", disable=quiet or not len(crops), **BAR
@@ -204,6 +205,24 @@ def embed(model, crops, mirror=None, batch_size=128, quiet=False):
             vectors = _unit(vectors + _unit(encoder.predict_on_batch(np.flip(batch, mirror))))
         parts.append(vectors[: len(rows)])
     return np.concatenate(parts)
+
+
+_ENCODERS = weakref.WeakKeyDictionary()
+
+
+def _encoder(model):
+    """A model's part up to the embedding, traced once in the model's life."""
+    if model not in _ENCODERS:
+        _ENCODERS[model] = keras.Model(model.inputs, model.get_layer("embedding").output)
+        _ENCODERS[model].jit_compile = compiled()
+    return _ENCODERS[model]
+
+
+def embed_views(model, views, mirror=None, **how):
+    """Embeddings of photographs by several crops of each: views `[(share, crops), …]`, crops and `how` as for `embed`.
+
+    Returns `[n, d]` float32 with rows of length 1: the mean of the crops' embeddings, weighted by share."""
+    return _unit(sum(share * embed(model, crops, mirror, **how) for share, crops in views))
 
 
 def _unit(vectors):

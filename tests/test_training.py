@@ -9,8 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from happywhale_nb.paths import UserError
+from happywhale_nb.boxes import read_boxes
+from happywhale_nb.dataset import read_dataset
+from happywhale_nb.embeddings import read_embeddings
+from happywhale_nb.paths import UserError, fold_dir
 from happywhale_nb.presets import configure
+from happywhale_nb.splits import study_folds
 
 SPREAD = """
 import json, sys, tempfile
@@ -204,3 +208,24 @@ def test_two_individuals_are_the_least(tmp_path):
     assert rows.tolist() == [0, 1, 2] and labels.tolist() == [0, 0, 1] and species.tolist() == [0, 0, 1]
     with pytest.raises(UserError, match=r"1 individuals of the species 'beluga'.*at least two"):
         training_rows(folds, np.ones(3, bool), configure("beluga_specialist"))
+
+
+def test_an_embedding_averages_the_crops_of_several_sources(tiny, tmp_path):
+    from happywhale_nb.train import train_stage
+
+    dataset = read_dataset(tiny)
+    folds = study_folds(dataset, tmp_path, 2, 0)
+    config = configure("small_resnet_arcface", quick=True, changes="backbone=basic_cnn", epochs=1)
+    mix = f"{read_boxes(tiny)['source'].iloc[0]}:.75 whole:.25"
+    one = train_stage(dataset, folds, 0, "one", config, tmp_path)
+    two = train_stage(dataset, folds, 0, "two", config, tmp_path, views=mix)
+    assert one["parameters"]["views"] == "" and two["parameters"]["views"] == mix
+    vectors = [read_embeddings(fold_dir(tmp_path, name, 0) / "embeddings.parquet").vectors for name in ("one", "two")]
+    whole = train_stage(dataset, folds, 0, "whole", config, tmp_path, views="whole:1")
+    assert whole["result"]["boxes"] == one["result"]["boxes"]  # what was trained on
+    vectors.append(read_embeddings(fold_dir(tmp_path, "whole", 0) / "embeddings.parquet").vectors)
+    mean = 0.75 * vectors[0] + 0.25 * vectors[2]  # training was the same but for rounding
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    assert (vectors[1] * mean).sum(1).min() > 0.999 > (vectors[0] * vectors[2]).sum(1).min()
+    with pytest.raises(UserError, match="a share for each source"):
+        train_stage(dataset, folds, 0, "none", config, tmp_path, views="whole")
