@@ -4,9 +4,13 @@
 2. Training steps with 20,000 and 200,000 classes, all scored or 512 of them sampled: look at the memory.
 3. Embedding of 256 crops: a TensorFlow SavedModel, `fitting.embed`, and the exported encoders.
 4. Embedding of one crop, as for a photograph that has just come in.
+5. Training steps and embedding of presets at their own size, against the same backbone of timm in PyTorch where both
+   are installed (they are no dependency of this project), eager as timm is used.
 """
 
+import importlib.util
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -52,6 +56,151 @@ def training(defaults=False, classes=100, changes=""):
         return run
 
     return prepare
+
+
+# preset: (name in timm, photographs a batch here); a batch has to fit into memory
+PRESETS = {
+    "small_resnet_arcface": ("", 32),
+    "small_efficientnet_elastic": ("", 32),
+    "basic_cnn": ("", 32),
+    "resnet50_arcmargin": ("resnet50", 16),
+    "efficientnet_b3_arcface": ("tf_efficientnet_b3", 4),
+    "efficientnet_b5_arcface": ("tf_efficientnet_b5", 4),
+}
+HAVE_TIMM = bool(importlib.util.find_spec("torch") and importlib.util.find_spec("timm"))
+
+
+def preset_training(preset, classes=1000):
+    """A `prepare` that takes one training step of a preset at its own size."""
+
+    def prepare(quick):
+        from happywhale_nb.fitting import build_network, build_optimizer, compile_trainer
+        from happywhale_nb.presets import configure
+
+        batch = 2 if quick else PRESETS[preset][1]
+        config = configure(preset, changes="weights=")
+        network = build_network(config, classes)
+        trainer = compile_trainer(network, config, build_optimizer(config, network, 100, batch))
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, *network.input["pixels"].shape[1:])).astype(np.uint8)
+        wanted = {"cosines": np.stack([np.arange(batch), np.full(batch, 0.3)], 1).astype(np.float32)}
+
+        def run():
+            trainer.train_on_batch({"pixels": pixels}, wanted)
+            return f"{batch} photographs of {config.image_size}²"
+
+        run()
+        return run
+
+    return prepare
+
+
+def preset_embedding(preset):
+    """A `prepare` that embeds one batch with a preset's network at its own size."""
+
+    def prepare(quick):
+        from happywhale_nb.fitting import build_network, embed, identifier
+        from happywhale_nb.presets import configure
+
+        batch, config = 2 if quick else PRESETS[preset][1], configure(preset, changes="weights=")
+        model, side = identifier(build_network(config, 10)), config.image_size
+        photos = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
+
+        def run():
+            return f"{len(embed(model, photos, batch_size=batch, quiet=True))} photographs of {side}²"
+
+        run()
+        return run
+
+    return prepare
+
+
+def timm_network(preset, classes):
+    """timm's backbone with the preset's neck and head in PyTorch: from pixels to cosines."""
+    import timm
+    import torch
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = timm.create_model(PRESETS[preset][0], num_classes=0)
+            wide = self.body.num_features
+            neck = (torch.nn.BatchNorm1d(wide), torch.nn.Dropout(0.2), torch.nn.Linear(wide, 512))
+            self.neck, self.table = torch.nn.Sequential(*neck), torch.nn.Parameter(torch.randn(classes, 512))
+
+        def embed(self, pixels):
+            return torch.nn.functional.normalize(self.neck(self.body(pixels / 127.5 - 1)))
+
+        def forward(self, pixels):
+            return (self.embed(pixels) @ torch.nn.functional.normalize(self.table).T).clamp(-1 + 1e-7, 1 - 1e-7)
+
+    return Network().to(memory_format=torch.channels_last)
+
+
+def timm_photos(preset, batch):
+    import torch
+
+    from happywhale_nb.presets import configure
+
+    side = configure(preset).image_size
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, 3, side, side)).astype(np.float32))
+    return pixels.contiguous(memory_format=torch.channels_last), side
+
+
+def timm_training(preset, classes=1000):
+    """As `preset_training`, in PyTorch."""
+
+    def prepare(quick):
+        import torch
+
+        network = timm_network(preset, classes)
+        optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
+        pixels, side = timm_photos(preset, 2 if quick else PRESETS[preset][1])
+        wanted = torch.arange(len(pixels))
+
+        def run():
+            cosines = network(pixels)
+            asked = torch.nn.functional.one_hot(wanted, classes).bool()
+            logits = 30 * torch.where(asked, torch.cos(torch.acos(cosines) + 0.3), cosines)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, wanted).backward()
+            optimizer.step()
+            return f"{len(pixels)} photographs of {side}²"
+
+        run()
+        return run
+
+    return prepare
+
+
+def timm_embedding(preset):
+    """As `preset_embedding`, in PyTorch."""
+
+    def prepare(quick):
+        import torch
+
+        network = timm_network(preset, 10).eval()
+        pixels, side = timm_photos(preset, 2 if quick else PRESETS[preset][1])
+
+        def run():
+            with torch.inference_mode():
+                return f"{len(network.embed(pixels).numpy())} photographs of {side}²"
+
+        run()
+        return run
+
+    return prepare
+
+
+def preset_cases():
+    """A case for training and one for embedding of each of `PRESETS`."""
+    cases = {}
+    for preset, (theirs, _) in PRESETS.items():
+        cases[f"{preset}: training"] = {"this project": preset_training(preset)}
+        cases[f"{preset}: embedding"] = {"this project": preset_embedding(preset)}
+        if theirs and HAVE_TIMM:
+            cases[f"{preset}: training"] = {"timm": timm_training(preset)} | cases[f"{preset}: training"]
+            cases[f"{preset}: embedding"] = {"timm": timm_embedding(preset)} | cases[f"{preset}: embedding"]
+    return cases
 
 
 def crops(quick, n=256):
@@ -136,7 +285,10 @@ CASES = {
         "OpenVINO": exported("openvino", 1),
         "ONNX Runtime": exported("onnx", 1),
     },
+    **preset_cases(),
 }
 
 if __name__ == "__main__":
+    if not HAVE_TIMM:
+        print("PyTorch and timm are not installed: no comparison with them", file=sys.stderr)
     main(CASES)
