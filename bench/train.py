@@ -203,30 +203,34 @@ def preset_cases():
     return cases
 
 
-def crops(quick, n=256):
-    return np.random.default_rng(0).integers(0, 256, (32 if quick and n > 32 else n, SIDE, SIDE, 3)).astype(np.uint8)
+LARGE = "efficientnet_b5_arcface"
 
 
-def stored():
-    """A model of the CPU preset, kept in a file."""
+def crops(quick, n=256, side=SIDE):
+    return np.random.default_rng(0).integers(0, 256, (32 if quick and n > 32 else n, side, side, 3)).astype(np.uint8)
+
+
+def stored(preset=PRESET):
+    """A model of the CPU preset on crops of `SIDE`, or of another preset at its own size, kept in a file."""
     from happywhale_nb.fitting import build_network, identifier
     from happywhale_nb.presets import configure
 
-    model = identifier(build_network(configure(PRESET, image_size=SIDE), classes=100))
+    config = configure(preset, image_size=SIDE if preset == PRESET else 0, changes="weights=")
+    model = identifier(build_network(config, classes=100))
     path = Path(tempfile.mkdtemp()) / "model.keras"
     model.save(path)
     return model, path
 
 
-def saved_model(n=256):
+def saved_model(n=256, preset=PRESET):
     def prepare(quick):
         import tensorflow as tf
 
         from happywhale_nb.export import encoder
 
-        model, path = stored()
+        model, path = stored(preset)
         encoder(model).export(path.parent / "saved", format="tf_saved_model", verbose=False)
-        loaded, photos = tf.saved_model.load(path.parent / "saved"), crops(quick, n)
+        loaded, photos = tf.saved_model.load(path.parent / "saved"), crops(quick, n, model.input_shape[1])
 
         def run():
             for start in range(0, len(photos), BATCH):
@@ -239,12 +243,12 @@ def saved_model(n=256):
     return prepare
 
 
-def exported(kind, n=256):
+def exported(kind, n=256, preset=PRESET):
     def prepare(quick):
         from happywhale_nb.export import Encoder, export_encoder
 
-        _, path = stored()
-        photos = crops(quick, n)
+        model, path = stored(preset)
+        photos = crops(quick, n, model.input_shape[1])
         worst = export_encoder(path, path.parent / kind, kind)
         run = Encoder(path.parent / kind)
         run(photos[:BATCH])
@@ -284,6 +288,11 @@ CASES = {
         "TensorFlow SavedModel": saved_model(1),
         "OpenVINO": exported("openvino", 1),
         "ONNX Runtime": exported("onnx", 1),
+    },
+    "embedding one crop with EfficientNet-B5": {
+        "TensorFlow SavedModel": saved_model(1, LARGE),
+        "OpenVINO": exported("openvino", 1, LARGE),
+        "ONNX Runtime": exported("onnx", 1, LARGE),
     },
     **preset_cases(),
 }
