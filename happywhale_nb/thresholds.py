@@ -54,9 +54,10 @@ def precision_by_threshold(ids, scores, truth, grid):
 
 
 def score_grid(scores, n_grid=201):
-    """Thresholds worth trying, `[n_grid]` ascending: quantiles of the finite scores."""
+    """Thresholds worth trying, `[n_grid]` ascending: quantiles of the finite scores, the last one above them all."""
     scores = np.asarray(scores, dtype=float)
-    return np.quantile(scores[np.isfinite(scores)], np.linspace(0, 1, n_grid))
+    grid = np.quantile(scores[np.isfinite(scores)], np.linspace(0, 1, n_grid - 1))
+    return np.r_[grid, np.nextafter(grid[-1], np.inf)]
 
 # %% ../nbs/lib/thresholds.ipynb #thresholds-10
 def threshold_curve(ids, scores, truth, individuals=None, grid=None):
