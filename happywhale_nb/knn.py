@@ -4,21 +4,38 @@
 
 # %% auto #0
 __all__ = ['AGGREGATES', 'BLOCK', 'VectorError', 'unit_vectors', 'candidates', 'first_of_each', 'KNNHead', 'rank_sets',
-           'neighbour_grid', 'within_map5', 'rank_fold', 'answer_folds', 'finished_folds', 'knn_stage']
+           'neighbour_grid', 'within_map5', 'rank_fold', 'answer_folds', 'evaluate', 'candidate_lists',
+           'finished_folds', 'ranked_folds', 'knn_stage', 'study_grid', 'draw_evaluation', 'examples', 'draw_examples',
+           'thumbnail']
 
 # %% ../nbs/06_knn.ipynb #06-knn-02
 from pathlib import Path
 
+import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
 
-from .dataset import read_dataset
+from .dataset import NEW, read_dataset
 from .embeddings import read_embeddings
-from .metrics import map_at_5, summary
+from happywhale_nb.metrics import (
+    auroc_new,
+    average_precision,
+    balanced_accuracies,
+    bootstrap_interval,
+    calibration,
+    classification,
+    cmc,
+    map_at_5,
+    rank_of_truth,
+    student_interval,
+    summary,
+    summary_by,
+)
 from .paths import UserError, fold_dir, study_dir
 from .predictions import write_predictions
 from .runs import fingerprint, is_done, read_json, versions, write_json
@@ -31,9 +48,17 @@ from happywhale_nb.splits import (
     study_folds,
     true_answers,
 )
-from .thresholds import cross_fit_threshold, fit_threshold, rank_new
+from happywhale_nb.thresholds import (
+    CandidateSets,
+    cross_fit_confidence,
+    estimate_share_new,
+    fit_species_thresholds,
+    fit_threshold,
+    rank_new,
+    threshold_curve,
+)
 
-# %% ../nbs/06_knn.ipynb #06-knn-06
+# %% ../nbs/06_knn.ipynb #06-knn-05
 class VectorError(UserError, ValueError):
     """An embedding that cannot be compared."""
 
@@ -55,7 +80,7 @@ def unit_vectors(X, width=None):
         raise VectorError(f"row {int(np.argmax(odd))} of the embeddings {kind} ({odd.sum()} such rows)")
     return X / norms
 
-# %% ../nbs/06_knn.ipynb #06-knn-07
+# %% ../nbs/06_knn.ipynb #06-knn-06
 AGGREGATES = ("max", "vote", "softmax_sum")
 
 
@@ -102,7 +127,7 @@ def first_of_each(found, n, n_answers):
     scores[found["row"][kept], rank[kept]] = found["score"][kept]
     return entry, np.minimum.accumulate(scores, axis=1)
 
-# %% ../nbs/06_knn.ipynb #06-knn-08
+# %% ../nbs/06_knn.ipynb #06-knn-07
 class KNNHead(ClassifierMixin, BaseEstimator):
     """Ranks individuals for a query embedding by the known photographs nearest to it.
 
@@ -161,7 +186,7 @@ class KNNHead(ClassifierMixin, BaseEstimator):
         codes, _ = _ranked(self, X, 1)
         return self.classes_[codes[:, 0]]
 
-# %% ../nbs/06_knn.ipynb #06-knn-09
+# %% ../nbs/06_knn.ipynb #06-knn-08
 BLOCK = 4096  # queries whose cosines to all class centres are in memory at a time
 
 
@@ -194,7 +219,7 @@ def _ranked(head, X, n_answers):
 def _names(head, codes):
     return np.where(codes >= 0, head.classes_.astype(str)[codes], "")
 
-# %% ../nbs/06_knn.ipynb #06-knn-10
+# %% ../nbs/06_knn.ipynb #06-knn-09
 def _take_centres(head, centres):
     """Codes `[c]`, ascending, and vectors `[c, d]` of those centres whose individual is in the gallery."""
     if centres is None or head.aggregate == "vote":
@@ -219,7 +244,7 @@ def _centre_cosines(head, X):
         near[:, kept] = np.maximum.reduceat(X @ vectors.T, starts, axis=1)
     return near
 
-# %% ../nbs/06_knn.ipynb #06-knn-16
+# %% ../nbs/06_knn.ipynb #06-knn-15
 def rank_sets(head, X, sets, n_answers=5):
     """Rank individuals for sets of photographs, each of one animal, by a fitted `KNNHead`.
 
@@ -246,7 +271,7 @@ def rank_sets(head, X, sets, n_answers=5):
     codes, drivers = (np.where(entry >= 0, fused[name][entry], -1) for name in ("code", "place"))
     return names, _names(head, codes), scores, drivers
 
-# %% ../nbs/06_knn.ipynb #06-knn-19
+# %% ../nbs/06_knn.ipynb #06-knn-18
 def neighbour_grid(X, y, queries, truth, ks=(1, 3, 5, 10, 20, 50, 75, 100), aggregates=("max", "vote")):
     """MAP@5 of `queries` `[n, d]` whose individuals `truth` `[n]` are in the gallery `X`, `y`, for every k and rule:
     a `DataFrame` with one row a k and one column a rule. k is cut at the size of the gallery."""
@@ -260,7 +285,7 @@ def neighbour_grid(X, y, queries, truth, ks=(1, 3, 5, 10, 20, 50, 75, 100), aggr
             table.loc[k, rule] = map_at_5(truth, _names(head, np.where(entry >= 0, found["code"][entry], -1)))
     return table
 
-# %% ../nbs/06_knn.ipynb #06-knn-22
+# %% ../nbs/06_knn.ipynb #06-knn-21
 def within_map5(vectors, individuals):
     """MAP@5 of photographs asked about among all the others of the set, for animals with two or more photographs.
 
@@ -280,44 +305,106 @@ def within_map5(vectors, individuals):
     asked = np.bincount(head.codes_)[head.codes_] > 1
     return map_at_5(np.asarray(individuals, dtype=str)[asked], ids[asked])
 
-# %% ../nbs/06_knn.ipynb #06-knn-25
-def rank_fold(folder, dataset, folds, fold, head):
+# %% ../nbs/06_knn.ipynb #06-knn-24
+def rank_fold(folder, dataset, folds, fold, head, n_answers=10):
     """Rank individuals for one fold's queries and for the test photographs.
 
-    Returns a dict: images, truth, ids, scores of the queries (`[n]`, `[n]`, `[n, 5]`, `[n, 5]`), and test_images,
-    test_ids, test_scores."""
+    Returns a dict of the queries' images, individuals, species, truth `[n]`, ids, scores `[n, n_answers]` and guessed
+    `[n]` (the species of the first answer), and of the test photographs' test_images, test_ids, test_scores,
+    test_guessed."""
     vectors = read_embeddings(Path(folder) / "embeddings.parquet")
     gallery, query = gallery_and_queries(folds, fold)
-    individuals = folds["individual_id"].to_numpy(dtype=str)
-    known = vectors.of(folds["image"])
-    test = vectors.of(dataset.test["image"])
-    ids, scores = head.fit(known[gallery], individuals[gallery]).rank(known[query])
+    individuals, species = (folds[name].to_numpy(dtype=str) for name in ("individual_id", "species"))
+    kind = pd.Series(species, individuals).groupby(level=0).first()
+    known, test = vectors.of(folds["image"]), vectors.of(dataset.test["image"])
+    table = read_embeddings(Path(folder) / "centres.parquet") if head.centre_share else None
+    centres = (table.images, table.vectors) if table else None
+    ids, scores = head.fit(known[gallery], individuals[gallery], centres).rank(known[query], n_answers)
     found = {"images": folds["image"].to_numpy(dtype=str)[query], "ids": ids, "scores": scores}
-    found["truth"] = true_answers(individuals[query], individuals[gallery])
+    found |= {"individuals": individuals[query], "species": species[query]}
+    found |= {"truth": true_answers(individuals[query], individuals[gallery]), "guessed": kind[ids[:, 0]].to_numpy(str)}
     found["test_images"] = dataset.test["image"].to_numpy(dtype=str)
     if len(test):
         usable = (folds["query_only"] == 0).to_numpy()
-        found["test_ids"], found["test_scores"] = head.fit(known[usable], individuals[usable]).rank(test)
+        head.fit(known[usable], individuals[usable], centres)
+        found["test_ids"], found["test_scores"] = head.rank(test, n_answers)
+        found["test_guessed"] = kind[found["test_ids"][:, 0]].to_numpy(str)
     return found
 
-# %% ../nbs/06_knn.ipynb #06-knn-27
-def answer_folds(ranked, share_new=None):
+# %% ../nbs/06_knn.ipynb #06-knn-26
+def answer_folds(ranked, share_new=None, species_strength=0.0):
     """Put `new_individual` into the ranked lists of all folds (dicts of `rank_fold`), in place.
 
-    Each gains answers `[n, 5]` (and test_answers), threshold and threshold_from. Returns the test photographs'
-    threshold, fitted on all folds for the share of new animals expected there (None: that of the folds)."""
-    cross = cross_fit_threshold([(r["ids"], r["scores"], r["truth"]) for r in ranked])
-    together = [np.concatenate([r[name] for r in ranked]) for name in ("ids", "scores", "truth")]
-    for_test = fit_threshold(*together, share_new=share_new)
-    for r, threshold in zip(ranked, cross, strict=True):
-        r["threshold"] = threshold
-        r["threshold_from"] = "the other folds" if len(ranked) > 1 else "this fold (optimistic)"
-        r["answers"] = rank_new(r["ids"], r["scores"], threshold)
+    Each gains threshold `[n]`, answers `[n, 5]`, confidence `[n]` (that the first is right; learnt from the other
+    folds) and test_answers. share_new: for the test photographs; None: that of the folds, -1: estimated from each
+    fold's test scores. Returns `{"threshold", "share_new", "species"}` of the test photographs."""
+    cut = [[r[name] for name in ("ids", "scores", "truth", "guessed")] for r in ranked]
+    together = [np.concatenate(part) for part in zip(*cut, strict=True)]
+    if share_new == -1:
+        shares = [estimate_share_new(*together[1:3], r["test_scores"]) for r in ranked if "test_scores" in r]
+        share_new = float(np.mean(shares)) if shares else None
+    common, species = _thresholds(together, species_strength, share_new)
+    for i, r in enumerate(ranked):
+        others = [c for j, c in enumerate(cut) if j != i] or cut
+        one, own = _thresholds([np.concatenate(part) for part in zip(*others, strict=True)], species_strength)
+        r["threshold"] = np.array([own.get(name, one) for name in r["guessed"]])
+        r["answers"] = rank_new(r["ids"], r["scores"], r["threshold"])
         if "test_ids" in r:
-            r["test_answers"] = rank_new(r["test_ids"], r["test_scores"], for_test)
-    return for_test
+            level = np.array([species.get(name, common) for name in r["test_guessed"]])
+            r["test_answers"] = rank_new(r["test_ids"], r["test_scores"], level)
+    sure = cross_fit_confidence([(_sorted(r), r["answers"][:, 0] == r["truth"]) for r in ranked])
+    for r, confidence in zip(ranked, sure, strict=True):
+        r["confidence"] = confidence
+    return {"threshold": common, "share_new": share_new, "species": species}
 
-# %% ../nbs/06_knn.ipynb #06-knn-29
+
+def _thresholds(answers, strength, share_new=None):
+    if strength > 0:
+        return fit_species_thresholds(*answers, strength, share_new)
+    return fit_threshold(*answers[:3], share_new), {}
+
+
+def _sorted(r):
+    """Scores with the threshold among them, `[n, m + 1]` descending."""
+    return -np.sort(-np.column_stack([r["scores"], r["threshold"]]), axis=1)
+
+# %% ../nbs/06_knn.ipynb #06-knn-28
+def evaluate(ranked, alpha=0.1):
+    """Figures of all folds' answers (dicts of `rank_fold` after `answer_folds`) together, for a JSON file."""
+    truth, answers, individuals = _joined(ranked, "truth", "answers", "individuals")
+    ids, scores, confidence = _joined(ranked, "ids", "scores", "confidence")
+    values, known = average_precision(truth, answers), truth != NEW
+    figures = {"cmc_known": cmc(truth[known], ids[known])}
+    parts = {"map5": np.ones(len(truth), bool), "map5_known": known}
+    figures["intervals"] = {name: bootstrap_interval(values[rows], individuals[rows]) for name, rows in parts.items()}
+    figures["folds"] = student_interval([average_precision(r["truth"], r["answers"]).mean() for r in ranked])
+    figures |= classification(truth, answers[:, 0]) | balanced_accuracies(truth, answers[:, 0], individuals)
+    figures["auroc_new"] = auroc_new(truth, scores[:, 0])
+    reliable = calibration(answers[:, 0] == truth, confidence)
+    return figures | {"ece": reliable["ece"], "brier": reliable["brier"], "lists": candidate_lists(ranked, alpha)}
+
+
+def _joined(ranked, *names):
+    return [np.concatenate([r[name] for r in ranked]) for name in names]
+
+
+def candidate_lists(ranked, alpha=0.1):
+    """How conformal lists of `CandidateSets`, learnt on the other folds for each species, do on each fold: alpha,
+    `coverage` (share that holds the truth), mean and largest size. With one fold: not-a-number."""
+    held, sizes = [], []
+    for i, r in enumerate(ranked if len(ranked) > 1 else []):
+        others = [o for j, o in enumerate(ranked) if j != i]
+        sets = CandidateSets(alpha).fit(*_joined(others, "ids", "scores", "threshold", "truth", "guessed"))
+        names, size = sets.predict(r["ids"], r["scores"], r["threshold"], r["guessed"])
+        place = rank_of_truth(r["truth"], names)
+        held, sizes = [*held, (place > 0) & (place <= size)], [*sizes, size]
+    if not held:
+        return {"alpha": alpha, "coverage": float("nan"), "mean_size": float("nan"), "largest": 0}
+    held, sizes = np.concatenate(held), np.concatenate(sizes)
+    whole = {"alpha": alpha, "coverage": float(held.mean())}
+    return whole | {"mean_size": float(sizes.mean()), "largest": int(sizes.max())}
+
+# %% ../nbs/06_knn.ipynb #06-knn-30
 def finished_folds(study_folder, model, folds):
     """Numbers of the folds whose embeddings are there. Raises `UserError` if there are none."""
     numbers = fold_numbers(folds)
@@ -330,41 +417,52 @@ def finished_folds(study_folder, model, folds):
         )
     return done
 
-# %% ../nbs/06_knn.ipynb #06-knn-30
-def knn_stage(dataset, folder, model, folds, head, share_new=None, seed=0, force=False):
+# %% ../nbs/06_knn.ipynb #06-knn-31
+def ranked_folds(dataset, folder, model, folds, head, share_new=None, species_strength=0.0):
+    """`rank_fold` and `answer_folds` for every finished fold: `({fold: dict}, what answer_folds returns)`."""
+    numbers = finished_folds(folder, model, folds)
+    ranked = [rank_fold(fold_dir(folder, model, k), dataset, folds, k, head) for k in numbers]
+    return dict(zip(numbers, ranked, strict=True)), answer_folds(ranked, share_new, species_strength)
+
+
+def knn_stage(dataset, folder, model, folds, head, share_new=None, species_strength=0.0, force=False):
     """Answer every finished fold: `oof.csv`, `test.csv`, `metrics.json` go to it, `knn.json` to the model's folder.
 
-    Returns the content of `knn.json`: protocol, parameters, threshold, and `summary` figures for all queries together
-    and for each fold."""
-    if share_new is not None and not 0 < share_new < 1:
-        raise UserError(f"share_new={share_new}: a share lies between 0 and 1")
+    Returns the content of `knn.json`: protocol, parameters, threshold, share_new and thresholds of species for the
+    test, `summary` figures for all queries together, for each fold and each species, and those of `evaluate`."""
+    if share_new not in (None, -1) and not 0 < share_new < 1:
+        raise UserError(f"share_new={share_new}: a share lies between 0 and 1 (or -1: estimate it)")
     require_catalogue(folds)
     numbers = finished_folds(folder, model, folds)
     places = [fold_dir(folder, model, k) for k in numbers]
     embeddings = [p / "embeddings.parquet" for p in places]
-    stamp = fingerprint(head.get_params(), share_new, dataset.fingerprint, files=embeddings)
+    asked = head.get_params() | {"share_new": share_new, "species_strength": species_strength}
+    stamp = fingerprint(asked, dataset.fingerprint, files=embeddings)
     record = Path(folder) / model / "knn.json"
     outputs = [p / name for p in places for name in ("oof.csv", "metrics.json")]
     if is_done(record, stamp, outputs) and not force:
         return read_json(record)
-    ranked = [rank_fold(p, dataset, folds, k, head) for p, k in zip(places, numbers, strict=True)]
-    threshold = answer_folds(ranked, share_new)
-    for place, r in zip(places, ranked, strict=True):
-        _write_fold(place, r)
+    ranked, for_test = ranked_folds(dataset, folder, model, folds, head, share_new, species_strength)
+    for place, r in zip(places, ranked.values(), strict=True):
+        _write_fold(place, r, len(ranked))
+    truth, answers, species = _joined(ranked.values(), "truth", "answers", "species")
     result = {
         "protocol": study_card(dataset, folder, folds),
-        "parameters": head.get_params() | {"share_new": share_new},
-        "threshold": threshold,
-        "oof": summary(*(np.concatenate([r[name] for r in ranked]) for name in ("truth", "answers"))),
-        "folds": {k: summary(r["truth"], r["answers"]) for k, r in zip(numbers, ranked, strict=True)},
+        "parameters": asked,
+        "threshold": for_test["threshold"],
+        "for_test": for_test,
+        "oof": summary(truth, answers),
+        "folds": {k: summary(r["truth"], r["answers"]) for k, r in ranked.items()},
+        "species": summary_by(species, truth, answers).to_dict("index"),
+        "open_set": evaluate(list(ranked.values())),
         "versions": versions(),
         "stamp": stamp,
     }
     write_json(record, result)
     return read_json(record)
 
-# %% ../nbs/06_knn.ipynb #06-knn-31
-def _write_fold(place, r):
+# %% ../nbs/06_knn.ipynb #06-knn-32
+def _write_fold(place, r, n_folds):
     write_predictions(place / "oof.csv", r["images"], r["answers"])
     if "test_answers" in r:
         write_predictions(place / "test.csv", r["test_images"], r["test_answers"])
@@ -374,8 +472,89 @@ def _write_fold(place, r):
         place / "metrics.json",
         keep
         | {
-            "threshold": r["threshold"],
-            "threshold_from": r["threshold_from"],
+            "threshold": float(np.median(r["threshold"])),
+            "threshold_from": "the other folds" if n_folds > 1 else "this fold (optimistic)",
             "oof": summary(r["truth"], r["answers"]),
         },
     )
+
+# %% ../nbs/06_knn.ipynb #06-knn-34
+def study_grid(folder, model, folds, numbers):
+    """`neighbour_grid` of a model's folds `numbers`, known animals only, the mean over the folds."""
+    grids, individuals = [], folds["individual_id"].to_numpy(dtype=str)
+    for k in numbers:
+        gallery, query = gallery_and_queries(folds, k)
+        vectors = read_embeddings(fold_dir(folder, model, k) / "embeddings.parquet").of(folds["image"])
+        query = query & np.isin(individuals, individuals[gallery])
+        grids.append(neighbour_grid(vectors[gallery], individuals[gallery], vectors[query], individuals[query]))
+    return pd.concat(grids).groupby(level=0).mean()
+
+
+def draw_evaluation(ranked, threshold, grid):
+    """CMC, threshold curves, reliability and the grid of k, in one figure; ranked as for `evaluate`."""
+    ids, scores, truth, people = _joined(ranked, "ids", "scores", "truth", "individuals")
+    answers, confidence = _joined(ranked, "answers", "confidence")
+    fig, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    share = cmc(truth[truth != NEW], ids[truth != NEW], range(1, ids.shape[1] + 1))
+    axes[0, 0].plot(list(share), list(share.values()), "o-")
+    axes[0, 0].set(title="CMC, known animals", xlabel="candidates", ylabel="share found", ylim=(0, 1))
+    curve = threshold_curve(ids, scores, truth, people).set_index("threshold")
+    curve[["map5", "baks", "baus", "false_negatives"]].plot(ax=axes[0, 1], ylim=(0, 1), title="The threshold")
+    axes[0, 1].axvline(threshold, color="0.4", lw=1, ls="--")
+    table = calibration(answers[:, 0] == truth, confidence)["table"]
+    axes[1, 0].plot([0, 1], [0, 1], color="0.7", lw=1)
+    axes[1, 0].scatter(table["confidence"], table["accuracy"], s=10 + 300 * table["n"] / table["n"].sum())
+    axes[1, 0].set(
+        title="Reliability (area: photographs)", xlabel="confidence", ylabel="share right", ylim=(-0.03, 1.03)
+    )
+    grid.plot(ax=axes[1, 1], marker="o", logx=True, xticks=grid.index, title="MAP@5, known animals, by k")
+    axes[1, 1].set_xticklabels(grid.index)
+    axes[1, 1].minorticks_off()
+    fig.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # room for the line under the figure
+    return fig
+
+# %% ../nbs/06_knn.ipynb #06-knn-35
+def examples(ranked, each=3):
+    """Rows to be looked at, a `DataFrame` of kind, fold, row, confidence: the surest right answers (of known animals),
+    the surest wrong ones, and photographs of new animals, those surely taken for known ones first."""
+    tables = []
+    for fold, r in ranked.items():
+        first, new = r["answers"][:, 0], r["truth"] == NEW
+        kind = np.where(new, "new", np.where(first == r["truth"], "right", "wrong"))
+        tables.append(pd.DataFrame({"kind": kind, "fold": fold, "confidence": r["confidence"], "missed": first != NEW}))
+    table = pd.concat([t.rename_axis("row").reset_index() for t in tables])
+    table["order"] = -table["confidence"] - 2 * (table["missed"] & (table["kind"] == "new"))
+    best = table.sort_values(["order", "fold", "row"]).groupby("kind", sort=False).head(each)
+    return best.sort_values("kind", key=lambda kind: kind.map({"right": 0, "wrong": 1, "new": 2}), kind="stable")
+
+
+def draw_examples(dataset, folder, model, folds, ranked, head, each=3, neighbours=4):
+    """`examples` beside their nearest known photographs, with names and cosines."""
+    chosen, individuals = examples(ranked, each), folds["individual_id"].to_numpy(dtype=str)
+    fig, axes = plt.subplots(len(chosen), 1 + neighbours, figsize=(11, 1.7 * len(chosen)), layout="constrained")
+    for line, (_, row) in zip(np.atleast_2d(axes), chosen.iterrows(), strict=True):
+        r, place = ranked[row["fold"]], fold_dir(folder, model, row["fold"])
+        gallery, _ = gallery_and_queries(folds, row["fold"])
+        names, who = folds["image"].to_numpy(dtype=str)[gallery], individuals[gallery]
+        vectors, image = read_embeddings(place / "embeddings.parquet"), r["images"][row["row"]]
+        cosine, near = (
+            clone(head).set_params(centre_share=0.0).fit(vectors.of(names), who).kneighbors(vectors.of([image]))
+        )
+        shown = [(image, f"{row['kind']}: {r['individuals'][row['row']]}\nsays {r['answers'][row['row'], 0]}")]
+        shown += [(names[i], f"{who[i]}\n{c:.2f}") for c, i in zip(cosine[0], near[0], strict=True)]
+        for ax, (name, text) in zip(line, shown, strict=False):
+            ax.imshow(thumbnail(dataset.train_images / name))
+            ax.set_title(text, fontsize=7)
+        for ax in line:
+            ax.axis("off")
+    fig.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
+    return fig
+
+
+def thumbnail(path, side=160):
+    """A photograph, RGB uint8, its longer side `side` pixels. Raises `UserError` if it cannot be read."""
+    picture = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_2)
+    if picture is None:
+        raise UserError(f"{path} cannot be read as a picture")
+    scale = side / max(picture.shape[:2])
+    return cv2.cvtColor(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'known_map5', 'fold_score', 'study_crops', 'crop_variants', 'training_rows', 'watchers', 'fold_crops',
-           'keep_fold', 'train_stage']
+           'class_centres', 'keep_fold', 'train_stage']
 
 # %% ../nbs/03_train.ipynb #03-train-02
 from dataclasses import asdict
@@ -128,14 +128,24 @@ def fold_crops(dataset, folds, config, sources, views, study_folder):
     return learned, [(1.0, single)], [(1.0, test)], facts
 
 
-OUTPUTS = ("model.keras", "history.csv", "embeddings.parquet")
+OUTPUTS = ("model.keras", "history.csv", "embeddings.parquet", "centres.parquet")
 
 
-def keep_fold(place, model, history, embeddings, record):
-    """Write what a fold's folder holds, `config.json` last."""
+def class_centres(model, individuals):
+    """The centres an identifier has learnt, as `Embeddings` under the names of its first classes `[c]`; with k centres
+    a class each name stands k times."""
+    table = keras.ops.convert_to_numpy(model.get_layer("cosines").table)[: len(individuals)]
+    vectors = table.reshape(-1, model.get_layer("embedding").output.shape[-1]).astype(np.float32)
+    names = np.repeat(individuals, len(vectors) // len(individuals))
+    return Embeddings(names, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def keep_fold(place, model, individuals, history, embeddings, record):
+    """Write what a fold's folder holds, `config.json` last; individuals: names of the model's classes."""
     with atomic(place / "model.keras") as part:
         model.save(part)
     write_embeddings(place / "embeddings.parquet", embeddings)
+    write_embeddings(place / "centres.parquet", class_centres(model, individuals))
     with atomic(place / "history.csv") as part:
         pd.DataFrame(history).to_csv(part, index=False)
     used = versions("keras", "tensorflow", "numpy") | {"backend": keras.backend.backend()}
@@ -184,6 +194,7 @@ def _train_fold(dataset, folds, config, study_folder, record, watched, how):
     facts |= {"train_seconds": round(sum(row["seconds"] for row in history), 1), "train_photos": len(rows)}
     facts |= {"classes": int(labels.max() + 1), "mirror": mirror, "device": device_line(how.get("devices", 0))}
     facts |= {"epoch_chosen_on_fold": True} if watched.get("patience") else {}
+    names = np.unique(folds["individual_id"].to_numpy(dtype=str)[rows])
     images, last = np.r_[folds["image"], dataset.test["image"]].astype(str), model.get_weights()
     for epoch in [*(e for e in epochs if e <= len(history)), 0]:  # the last weights last
         weights = place / f"snapshot{epoch}.weights.h5"
@@ -192,5 +203,5 @@ def _train_fold(dataset, folds, config, study_folder, record, watched, how):
         result = fold_score(folds, vectors[: len(folds)], gallery & asked, query & asked)
         result |= facts | ({"snapshot": epoch} if epoch else {})
         to = fold_dir(study_folder, f"{given['model']}@{epoch}", given["fold"]) if epoch else place
-        keep_fold(to, model, history, Embeddings(images, vectors), record | {"result": result})
+        keep_fold(to, model, names, history, Embeddings(images, vectors), record | {"result": result})
         weights.unlink(missing_ok=True)
