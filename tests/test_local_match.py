@@ -1,0 +1,249 @@
+"""Local features: the same marks in the same places, nothing where there is nothing, and an honest fusion."""
+
+import cv2
+import numpy as np
+import pytest
+
+from happywhale_nb.dataset import read_dataset
+from happywhale_nb.local_match import (
+    Evidence,
+    FeatureCache,
+    Fusion,
+    cross_probabilities,
+    draw_match,
+    features,
+    gather,
+    match,
+    rerank,
+    worth_it,
+)
+from happywhale_nb.paths import UserError
+
+
+def pattern(seed, side=128):
+    """Patches of random place, size and grey."""
+    rng = np.random.default_rng(seed)
+    picture = np.full((side, side, 3), 70, np.uint8)
+    for _ in range(40):
+        x, y, r, value = (int(v) for v in (*rng.integers(10, side - 10, 2), rng.integers(2, 8), rng.integers(30, 220)))
+        cv2.circle(picture, (x, y), r, (value,) * 3, -1, cv2.LINE_AA)
+    return picture
+
+
+def changed(picture, turn, grow, alpha=1.0, beta=0.0):
+    """The picture turned, scaled and brightened."""
+    side = len(picture)
+    matrix = cv2.getRotationMatrix2D((side / 2, side / 2), turn, grow)
+    moved = cv2.warpAffine(picture, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
+    return cv2.convertScaleAbs(moved, alpha=alpha, beta=beta)
+
+
+@pytest.mark.parametrize("change", [(0, 1, 1.3, 20), (8, 1, 1, 0), (-8, 1, 0.6, 0), (0, 1.1, 1, 0), (5, 0.93, 1.2, 10)])
+def test_a_changed_copy_shares_many_marks_and_another_pattern_few(change):
+    one = features(pattern(0))
+    same, other = match(one, features(changed(pattern(0), *change))), match(one, features(pattern(1)))
+    assert same.inliers >= 15
+    assert other.inliers <= 5
+    assert same.score > 5 * other.score
+
+
+def test_matched_points_are_the_same_spots():
+    picture = pattern(2)
+    moved = np.roll(picture, (6, -4), axis=(0, 1))  # down 6, left 4
+    found = match(features(picture), features(moved))
+    step = (found.two - found.one) * 128
+    assert found.inliers >= 20
+    assert np.abs(np.median(step, axis=0) - [-4, 6]).max() < 0.5
+    assert np.abs(step - [-4, 6]).max() < 2 * 2 * 0.02 * 128
+
+
+def test_the_same_marks_elsewhere_do_not_count():
+    picture = pattern(3)
+    far = np.roll(picture, 50, axis=1)
+    one, two = features(picture), features(far)
+    assert match(one, two).inliers <= 8 < 20 <= match(one, two, near=0.6).inliers
+    turned = features(np.ascontiguousarray(np.rot90(picture)))
+    assert match(one, turned).inliers <= 8
+
+
+def test_pictures_of_any_size_compare():
+    small = pattern(4)
+    large = cv2.resize(small, (300, 260), interpolation=cv2.INTER_CUBIC)
+    assert match(features(small), features(large)).inliers >= 25
+
+
+@pytest.mark.parametrize("empty", [np.zeros((64, 64, 3), np.uint8), np.full((1, 1, 3), 200, np.uint8)])
+def test_pictures_without_marks_match_nothing(empty):
+    none, some = features(empty), features(pattern(0))
+    assert len(none) == 0 and none.places.shape == (0, 2) and none.descriptors.shape == (0, 128)
+    for found in (match(none, some), match(some, none), match(none, none)):
+        assert (found.score, found.inliers) == (0.0, 0)
+        assert draw_match(empty, pattern(0), found).shape == (384, 776, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8, 3), np.uint8)],
+)
+def test_what_is_no_picture_is_refused(wrong):
+    with pytest.raises(UserError, match="RGB, uint8"):
+        features(wrong)
+
+
+def test_the_same_pictures_give_the_same_answer_twice():
+    first, second = (match(features(pattern(0)), features(changed(pattern(0), 5, 1.03))) for _ in range(2))
+    assert first.score == second.score
+    np.testing.assert_array_equal(first.one, second.one)
+    np.testing.assert_array_equal(first.two, second.two)
+
+
+def test_a_single_match_is_a_match():
+    one = features(pattern(0), most=1)
+    found = match(one, one)
+    assert found.inliers == 1 and found.score > 0
+
+
+def test_most_keeps_the_strongest():
+    many, few = features(pattern(0)), features(pattern(0), most=7)
+    assert len(few) == 7 < len(many) <= 200
+    np.testing.assert_array_equal(few.places, many.places[:7])
+
+
+def test_a_drawing_shows_both_pictures_and_the_lines():
+    one, two = pattern(0), changed(pattern(0), 4, 1)
+    found = match(features(one), features(two))
+    with_lines, without = draw_match(one, two, found), draw_match(one, two, found, most=0)
+    assert with_lines.dtype == np.uint8 and (with_lines != without).any(axis=2).sum() > 1000
+    np.testing.assert_array_equal(without[:, :384], cv2.resize(one, (384, 384), interpolation=cv2.INTER_CUBIC))
+
+
+def test_the_cache_reads_each_photograph_once():
+    read = []
+    cache = FeatureCache(lambda name: read.append(name) or pattern(int(name)), most=9)
+    assert len(cache["1"]) == 9 and cache["1"] is cache["1"] and len(cache["2"]) == 9
+    assert read == ["1", "2"]
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Twelve animals with two known photographs each, two queries an animal, and cosines that mislead."""
+    animals = np.repeat([f"w{k:02}" for k in range(12)], 2)
+    known = [features(changed(pattern(10 + i // 2), 4 * (-1) ** i, 1)) for i in range(24)]
+    queries = [features(changed(pattern(10 + i // 2), 2 * (-1) ** i, 0.97, 1.2)) for i in range(24)]
+    rng = np.random.default_rng(0)
+    cosines = rng.normal(0.4, 0.15, (24, 24)) + 0.1 * (animals[:, None] == animals)
+    return cosines, animals, queries, known
+
+
+def test_reranking_puts_the_true_animal_first(case):
+    cosines, animals, queries, known = case
+    evidence = gather(cosines, animals, queries, known, top=12)
+    assert (evidence.ids[:, 0] == animals).mean() < 0.7
+    ids, probabilities = rerank(evidence, cross_probabilities(evidence, animals))
+    assert (ids[:, 0] == animals).all() and (np.diff(probabilities, axis=1) <= 0).all()
+    assert probabilities.min() >= 0 and probabilities.max() <= 1
+
+
+def test_only_the_candidates_are_matched(case):
+    cosines, animals, queries, known = case
+    asked = set()
+
+    class Watched(list):
+        def __getitem__(self, place):
+            asked.add(int(place))
+            return super().__getitem__(place)
+
+    evidence = gather(cosines[:1], animals, queries[:1], Watched(known), top=3)
+    best = [cosines[0, animals == name].max() for name in np.unique(animals)]
+    names = np.unique(animals)[np.argsort(best)[::-1][:3]]
+    assert evidence.ids.tolist() == [names.tolist()]
+    assert asked == set(np.flatnonzero(np.isin(animals, names)).tolist())
+    np.testing.assert_allclose(evidence.cosine[0], np.sort(best)[::-1][:3])
+    scores = [max(match(queries[0], known[p]).score for p in np.flatnonzero(animals == name)) for name in names]
+    np.testing.assert_allclose(evidence.local[0], np.log1p(scores))
+
+
+def test_lengths_that_do_not_fit_are_refused(case):
+    cosines, animals, queries, known = case
+    with pytest.raises(UserError, match="do not fit"):
+        gather(cosines[:3], animals, queries, known)
+    with pytest.raises(UserError, match="do not fit"):
+        gather(cosines, animals[:5], queries, known)
+
+
+def evidence_of(rng, helpful, n=300, m=8):
+    """Simulated: 30 animals, the truth among the first `m`, its cosine a little higher, its local score if helpful."""
+    truth = np.array([f"w{k:02}" for k in rng.integers(0, 30, n)])
+    ids = np.array([[t, *[f"w{k:02}" for k in rng.permutation(30) if f"w{k:02}" != t][: m - 1]] for t in truth])
+    cosine, local = rng.normal(0.3, 0.1, (n, m)), rng.normal(1, 0.5, (n, m))
+    cosine[:, 0] += 0.15
+    local[:, 0] += 1 * helpful
+    order = np.argsort(-cosine, axis=1)
+    return Evidence(*(np.take_along_axis(part, order, axis=1) for part in (ids, cosine, local))), truth
+
+
+def test_fusion_is_recommended_where_it_helps_and_only_there():
+    helped = worth_it(*evidence_of(np.random.default_rng(0), True))
+    assert helped["recommended"] and helped["low"] < helped["gain"] < helped["high"] and helped["gain"] > 0.05
+    assert helped["fused"] > max(helped["cosine"], helped["local"])
+    assert helped["gain"] == pytest.approx(helped["fused"] - helped["cosine"])
+    useless = [worth_it(*evidence_of(np.random.default_rng(seed), False)) for seed in range(1, 5)]
+    assert not any(report["recommended"] for report in useless)
+
+
+def test_weights_come_from_other_animals():
+    evidence, truth = evidence_of(np.random.default_rng(0), True)
+    before = cross_probabilities(evidence, truth)
+    own = truth == truth[0]
+    spoilt = evidence.local.copy()
+    spoilt[own] = spoilt[own][:, ::-1] * 5
+    after = cross_probabilities(Evidence(evidence.ids, evidence.cosine, spoilt), truth)
+    kept = [name for name in np.unique(truth) if np.array_equal(before[truth == name], after[truth == name])]
+    assert 14 <= len(kept) <= 15 and truth[0] not in kept  # its own part: same weights for the others in it
+
+
+def test_probabilities_are_calibrated():
+    evidence, truth = evidence_of(np.random.default_rng(0), True, n=1500)
+    chance = Fusion().fit(evidence, truth).probabilities(evidence)
+    same = evidence.ids == truth[:, None]
+    for low, high in ((0, 0.1), (0.2, 0.5), (0.5, 0.8), (0.9, 1)):
+        chosen = (chance >= low) & (chance < high)
+        assert abs(chance[chosen].mean() - same[chosen].mean()) < 0.06
+
+
+def test_nothing_to_learn_from_is_refused():
+    evidence, _ = evidence_of(np.random.default_rng(0), True, n=20)
+    with pytest.raises(UserError, match="right and with wrong"):
+        Fusion().fit(evidence, np.full(20, "nobody"))
+    with pytest.raises(UserError, match="cannot be cut"):
+        cross_probabilities(evidence, np.full(20, "w01"))
+
+
+def test_few_candidates_leave_places_empty():
+    evidence = Evidence(np.array([["a", "b"]]), np.array([[0.5, 0.4]]), np.array([[0.0, 3.0]]))
+    ids, scores = rerank(evidence, evidence.local)
+    assert ids.tolist() == [["b", "a", "", "", ""]] and scores[0, :2].tolist() == [3, 0]
+    assert np.isneginf(scores[0, 2:]).all()
+
+
+def test_right_whales_are_told_apart_by_their_heads(shared):
+    """Six animals with ten photographs each, one half asked about: chance would name one in six."""
+    dataset = read_dataset(shared / "rightwhale80")
+    names = dataset.train["individual_id"].value_counts(sort=False).loc[lambda n: n >= 10].index.sort_values()[:6]
+    rows = dataset.train[dataset.train["individual_id"].isin(names)].sort_values("image")
+    rows = rows.groupby("individual_id").head(10)
+    described = [
+        features(cv2.imread(str(dataset.train_images / image), cv2.IMREAD_COLOR_RGB), side=128)
+        for image in rows["image"]
+    ]
+    animals = rows["individual_id"].to_numpy(dtype=str)
+    asked = rows.groupby("individual_id").cumcount().to_numpy() % 2 == 0
+    evidence = gather(
+        np.zeros((asked.sum(), (~asked).sum())),
+        animals[~asked],
+        [f for f, a in zip(described, asked, strict=True) if a],
+        [f for f, a in zip(described, asked, strict=True) if not a],
+        top=6,
+    )
+    first = rerank(evidence, evidence.local)[0][:, 0]
+    assert (first == animals[asked]).mean() >= 0.5
