@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from .metrics import average_precision, map_at_5
+from .metrics import average_precision, bootstrap_interval, map_at_5
 from .paths import UserError
 
 # %% ../nbs/lib/local_match.ipynb #local-match-05
@@ -310,15 +310,6 @@ def worth_it(evidence, truth, parts=2, draws=2000, seed=0):
     orders["fused"] = cross_probabilities(evidence, truth, parts, seed)
     scores = {name: average_precision(truth, rerank(evidence, order)[0]) for name, order in orders.items()}
     gains = scores["fused"] - scores["cosine"]
-    names, group = np.unique(truth, return_inverse=True)
-    totals, counts = np.bincount(group, gains), np.bincount(group)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
-    low, high = np.quantile(totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    low, high = bootstrap_interval(gains, truth, rounds=draws, seed=seed)
     figures = {name: float(values.mean()) for name, values in scores.items()}
-    return {
-        **figures,
-        "gain": float(gains.mean()),
-        "low": float(low),
-        "high": float(high),
-        "recommended": bool(low > 0),
-    }
+    return figures | {"gain": float(gains.mean()), "low": low, "high": high, "recommended": low > 0}
