@@ -184,15 +184,17 @@ class Gallery:
     def add(self, ids, vectors):
         """Add `vectors` `[n, d]` (any scale) named `ids` (`[n]` str). Raises `UserError`, and adds nothing, if a name
         occurs twice or a vector is zero, not finite or of another width."""
-        ids, places = [str(i) for i in ids], dict(self._place)
+        ids, fresh = [str(i) for i in ids], {}
         if len(ids) != len(vectors):
             raise UserError(f"{len(ids)} ids for {len(vectors)} vectors: give one to each")
         for name in ids:
-            if places.setdefault(name, len(places)) != len(places) - 1 or name in self._place:
+            if name in self._place or name in fresh:
                 raise UserError(f"{name} is in the index already, or is given twice: remove it first")
+            fresh[name] = len(self) + len(fresh)
         if ids:
             unit = unit_rows(vectors, names=ids, width=self._parts[0].shape[1] if self._parts else None)
-            self._take(places, [*self._parts, unit.astype(self.dtype, copy=False)])
+            self._place.update(fresh)
+            self._take(self._place, [*self._parts, unit.astype(self.dtype, copy=False)])
 
     def remove(self, ids):
         """Remove the named vectors. Raises `UserError`, and removes nothing, if one is not there."""
