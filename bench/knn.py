@@ -44,11 +44,11 @@ def product(asked):
 
     def prepare(quick):
         queries, gallery = catalogue(quick, asked)
-        buffer = np.empty((min(1024, len(queries)), len(gallery)), np.float32)
+        buffer = np.empty((min(256, len(queries)), len(gallery)), np.float32)
 
         def run():
-            for start in range(0, len(queries), 1024):
-                part = queries[start : start + 1024]
+            for start in range(0, len(queries), 256):
+                part = queries[start : start + 256]
                 np.matmul(part, gallery.T, out=buffer[: len(part)])
             return f"{len(queries) * len(gallery):,} cosines"
 

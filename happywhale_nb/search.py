@@ -105,7 +105,7 @@ def settle(queries, vectors, k, row, column, cosine):
     return scores.astype(np.float32), np.take_along_axis(columns, order, axis=1)
 
 # %% ../nbs/lib/search.ipynb #search-13
-def nearest(queries, vectors, k, block=(1024, 65536), limit=2**23):
+def nearest(queries, vectors, k, block=(256, 65536), limit=2**23):
     """The k largest cosines of each query with vectors of length 1, exactly.
 
     Args:
@@ -246,9 +246,9 @@ class ExactIndex(Gallery):
 
     Args:
         dtype: `float32`, or `float16` for half the memory; neighbours are exact for the stored numbers.
-        block: queries and vectors multiplied at a time; the buffer takes 4 bytes times their product (256 MiB)."""
+        block: queries and vectors multiplied at a time; the buffer takes 4 bytes times their product (64 MiB)."""
 
-    def __init__(self, dtype="float32", block=(1024, 65536)):
+    def __init__(self, dtype="float32", block=(256, 65536)):
         super().__init__(dtype)
         self.block = block
 
@@ -327,7 +327,7 @@ class FaissIndex(ExactIndex):
     Attributes:
         engine: faiss's index, made when it is first needed."""
 
-    def __init__(self, dtype="float32", block=(1024, 65536), flat=200_000, least_recall=0.995):
+    def __init__(self, dtype="float32", block=(256, 65536), flat=200_000, least_recall=0.995):
         optional("faiss", "search")
         super().__init__(dtype, block)
         self.flat, self.least_recall = flat, least_recall
