@@ -511,12 +511,13 @@ QdrantIndex.save, QdrantIndex.load = _save_collection, classmethod(_load_collect
 INDEXES = {"exact": ExactIndex, "faiss": FaissIndex, "qdrant": QdrantIndex}
 
 
-def make_index(kind="auto", **options):
-    """An empty index of a `kind` (`exact`, `faiss`, `qdrant`) with its options; `auto` is the fastest installed.
+def make_index(kind="auto", size=0, **options):
+    """An empty index of a `kind` (`exact`, `faiss`, `qdrant`) with its options.
 
-    Raises `UserError` for another kind."""
+    `auto` is the fastest for `size` vectors: `faiss` above 200,000 where it is installed, else `exact`. Raises
+    `UserError` for another kind."""
     if kind == "auto":
-        kind = "faiss" if importlib.util.find_spec("faiss") else "exact"
+        kind = "faiss" if size > 200_000 and importlib.util.find_spec("faiss") else "exact"
     if kind not in INDEXES:
         raise UserError(f"index {kind!r} is not known: choose auto, {', '.join(INDEXES)}")
     return INDEXES[kind](**options)

@@ -223,3 +223,8 @@ def test_a_server_finds_the_same_and_filters(tmp_path):
 def test_a_server_that_is_not_there_is_said():
     with pytest.raises(UserError, match="no Qdrant server answers at http://localhost:9"):
         QdrantIndex("http://localhost:9")
+
+
+@needs_faiss
+def test_the_fastest_is_chosen_by_size():
+    assert type(make_index(size=51_033)) is ExactIndex and type(make_index(size=10**6)) is FaissIndex
