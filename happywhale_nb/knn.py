@@ -43,6 +43,7 @@ from happywhale_nb.metrics import (
 )
 from .paths import UserError, atomic, fold_dir, study_dir
 from .predictions import write_predictions
+from .presets import used_preset
 from .runs import fingerprint, is_done, read_json, versions, write_json
 from happywhale_nb.splits import (
     fold_numbers,
@@ -342,9 +343,9 @@ def crop_features(dataset, folder, used, images, part="train"):
     """`local_match.features` of photographs, cut as a model's crops were: a list. used: parameters of its
     `config.json`; part: `train` or `test`."""
     boxes, root = read_boxes(dataset.root), dataset.train_images if part == "train" else dataset.test_images
-    chosen = CropMix.parse(used["crops"], boxes["source"], used["least_confidence"]).prefer(images, boxes)
-    paths = [root / name for name in chosen["image"]]
-    how = (used["margin_around"], used["keep_aspect"])
+    config = used_preset(used)
+    chosen = CropMix.parse(used["crops"], boxes["source"], config.least_confidence).prefer(images, boxes)
+    paths, how = [root / name for name in chosen["image"]], (config.margin_around, config.keep_aspect)
     crops = load_crops(paths, chosen, LOCAL_SIDE, Path(folder) / "crops", *how)
     return [features(crops[i]) for i in tqdm(range(len(crops)), desc="local features", unit="photo")]
 

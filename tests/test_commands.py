@@ -155,7 +155,12 @@ def test_a_disjoint_split_trains_for_retrieval_within_and_is_not_answered_from_a
     assert refused.returncode == 2 and "no individual is on both sides" in refused.stderr
 
 
-BENCHES = {"data.py": "read the table", "images.py": "memory", "train.py": "embedding one crop"}
+BENCHES = {
+    "data.py": "read the table",
+    "images.py": "memory",
+    "knn.py": "27,956 queries",
+    "train.py": "embedding one crop",
+}
 
 
 def test_benchmarks_print_their_tables():

@@ -20,8 +20,8 @@ MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
     "paths runs species dataset metrics predictions",
-    "augmentation boxes crops duplicates splits check importing download baselines demo embeddings targets presets eda "
-    "thresholds local_match knn blending",
+    "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
+    "presets eda thresholds local_match knn blending",
     "devices images backbones heads schedule callbacks detector fitting export train gradcam",
     "robustness report notebooks cli",
 ]
