@@ -8,9 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from happywhale_nb.dataset import read_dataset
+from happywhale_nb.knn import KNNHead, knn_stage
 from happywhale_nb.metrics import map_at_5
 from happywhale_nb.predictions import read_predictions
-from happywhale_nb.splits import true_answers
+from happywhale_nb.splits import study_folds, true_answers
 
 BIN = Path(sys.executable).parent
 
@@ -68,3 +70,23 @@ def test_what_is_done_is_not_done_again(study, checkout, tiny):
         checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "3", "-p", "quick", "true", "-p", "study", "whole"
     )
     assert done.returncode == 2 and "another split" in done.stderr
+
+
+def test_every_option_of_the_answers_leaves_a_whole_study(study, tiny):
+    folder, _ = study
+    dataset = read_dataset(tiny)
+    folds = study_folds(dataset, folder, 0, 0)
+    head = KNNHead(10, "softmax_sum", centre_share=0.3)
+    how = {"share_new": -1, "species_strength": 50, "local": 3}
+    result = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, **how)
+    kept = sorted(folder.glob("small_resnet_arcface/fold*/local.npz"))
+    made = [path.stat().st_mtime_ns for path in kept]
+    local, open_set = result["for_test"]["local"], result["open_set"]
+    assert len(kept) == 2 and -1 <= local["low"] <= local["gain"] <= local["high"] <= 1
+    assert local["used"] == (local["low"] > 0) and local["fused"] == pytest.approx(local["cosine"] + local["gain"])
+    assert 0 <= result["for_test"]["share_new"] <= 1 and set(result["species"]) == set(folds["species"])
+    assert open_set["intervals"]["map5"][0] <= result["oof"]["map5"] <= open_set["intervals"]["map5"][1]
+    assert sum(row["n"] for row in result["species"].values()) == result["oof"]["n"]
+    again = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, **how, force=True)
+    assert {k: v for k, v in again.items() if k != "stamp"} == {k: v for k, v in result.items() if k != "stamp"}
+    assert [path.stat().st_mtime_ns for path in kept] == made  # matches are not made twice
