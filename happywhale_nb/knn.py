@@ -650,7 +650,7 @@ def draw_examples(dataset, folder, model, folds, ranked, head, each=3, neighbour
 
 def thumbnail(path, side=160):
     """A photograph, RGB uint8, its longer side `side` pixels. Raises `UserError` if it cannot be read."""
-    picture = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_2)
+    picture = cv2.imread(str(path))
     if picture is None:
         raise UserError(f"{path} cannot be read as a picture")
     scale = side / max(picture.shape[:2])
