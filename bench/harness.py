@@ -48,6 +48,8 @@ def main(cases):
     if given.who:
         print(json.dumps(work(cases[given.case][given.who], given.quick)))
         return
+    if given.case and given.case not in cases:
+        parser.error(f"no case {given.case!r}; there are: {'; '.join(cases)}")
     print("| case | who | median | times the first | memory, more | peak | result |\n|---|---|--:|--:|--:|--:|---|")
     for case, alternatives in cases.items():
         if given.case in (None, case):

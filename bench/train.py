@@ -292,7 +292,6 @@ CASES = {
     "embedding one crop with EfficientNet-B5": {
         "TensorFlow SavedModel": saved_model(1, LARGE),
         "OpenVINO": exported("openvino", 1, LARGE),
-        "ONNX Runtime": exported("onnx", 1, LARGE),
     },
     **preset_cases(),
 }
