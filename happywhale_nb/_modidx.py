@@ -720,6 +720,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'happywhale_nb/notebooks.py'),
                                          'happywhale_nb.notebooks.check_parameters': ( 'lib/notebooks.html#check_parameters',
                                                                                        'happywhale_nb/notebooks.py'),
+                                         'happywhale_nb.notebooks.collapse_bars': ( 'lib/notebooks.html#collapse_bars',
+                                                                                    'happywhale_nb/notebooks.py'),
                                          'happywhale_nb.notebooks.read_parameters': ( 'lib/notebooks.html#read_parameters',
                                                                                       'happywhale_nb/notebooks.py'),
                                          'happywhale_nb.notebooks.run_notebook': ( 'lib/notebooks.html#run_notebook',
