@@ -62,6 +62,7 @@ from happywhale_nb.thresholds import (
     fit_threshold,
     rank_new,
     threshold_curve,
+    threshold_for_share,
 )
 
 # %% ../nbs/06_knn.ipynb #06-knn-05
@@ -420,13 +421,15 @@ def _joined(ranked, *names):
     return [np.concatenate([r[name] for r in ranked]) for name in names]
 
 # %% ../nbs/06_knn.ipynb #06-knn-31
-def answer_folds(ranked, share_new=None, species_strength=0.0):
+def answer_folds(ranked, share_new=None, species_strength=0.0, by_share=False):
     """Put `new_individual` into the ranked lists of all folds (dicts of `rank_fold`), in place.
 
     Each gains guessed `[n]` (species of the first answer), threshold `[n]`, answers `[n, 5]`, confidence `[n]` (that
     the first is right; learnt from the other folds) and test_answers. share_new: for the test photographs; None: that
-    of the folds, -1: estimated from each fold's test scores. Returns `{"threshold", "share_new", "species"}` of the
-    test photographs."""
+    of the folds, -1: estimated from each fold's test scores. by_share: each fold's test photographs get the threshold
+    at which that share of them is new. Returns what the test photographs got: threshold (fitted on all folds),
+    share_new, species (their thresholds), by_fold (the threshold used with each fold's model, of species the median).
+    """
     for r in ranked:
         r["guessed"] = r["kind"][r["ids"][:, 0]].to_numpy(str)
     cut = [[r[name] for name in ("ids", "scores", "truth", "guessed")] for r in ranked]
@@ -442,11 +445,16 @@ def answer_folds(ranked, share_new=None, species_strength=0.0):
         r["answers"] = rank_new(r["ids"], r["scores"], r["threshold"])
         if "test_ids" in r:
             level = np.array([species.get(name, common) for name in r["kind"][r["test_ids"][:, 0]]])
+            if by_share:
+                share = share_new or float(np.mean(together[2] == NEW))
+                level = threshold_for_share(r["test_scores"], share)
+            r["test_threshold"] = float(np.median(level))
             r["test_answers"] = rank_new(r["test_ids"], r["test_scores"], level)
     sure = cross_fit_confidence([(_sorted(r), r["answers"][:, 0] == r["truth"]) for r in ranked])
     for r, confidence in zip(ranked, sure, strict=True):
         r["confidence"] = confidence
-    return {"threshold": common, "share_new": share_new, "species": species}
+    by_fold = [r["test_threshold"] for r in ranked if "test_threshold" in r]
+    return {"threshold": common, "share_new": share_new, "species": species, "by_fold": by_fold}
 
 
 def _thresholds(answers, strength, share_new=None):
@@ -505,7 +513,7 @@ def finished_folds(study_folder, model, folds):
     return done
 
 # %% ../nbs/06_knn.ipynb #06-knn-36
-def ranked_folds(dataset, folder, model, folds, head, share_new=None, species_strength=0.0, local=0):
+def ranked_folds(dataset, folder, model, folds, head, share_new=None, species_strength=0.0, by_share=False, local=0):
     """`rank_fold`, `fuse_local` and `answer_folds` for every finished fold: `({fold: dict}, facts)`, facts being what
     answer_folds returns and, as `local`, what fuse_local does (with local = 0: None)."""
     numbers = finished_folds(folder, model, folds)
@@ -518,11 +526,13 @@ def ranked_folds(dataset, folder, model, folds, head, share_new=None, species_st
         test = cache(lambda: crop_features(dataset, folder, used, tests, "test"))
         given = zip(places, numbers, strict=True)
         figures = fuse_local(ranked, [local_evidence(p, folds, k, local, known, test, tests) for p, k in given])
-    facts = answer_folds(ranked, share_new, species_strength) | {"local": figures}
+    facts = answer_folds(ranked, share_new, species_strength, by_share) | {"local": figures}
     return dict(zip(numbers, ranked, strict=True)), facts
 
 
-def knn_stage(dataset, folder, model, folds, head, share_new=None, species_strength=0.0, local=0, force=False):
+def knn_stage(
+    dataset, folder, model, folds, head, share_new=None, species_strength=0.0, by_share=False, local=0, force=False
+):
     """Answer every finished fold: `oof.csv`, `test.csv`, `metrics.json` go to it, `knn.json` to the model's folder.
 
     Returns the content of `knn.json`: protocol, parameters, threshold, share_new and thresholds of species for the
@@ -533,13 +543,14 @@ def knn_stage(dataset, folder, model, folds, head, share_new=None, species_stren
     numbers = finished_folds(folder, model, folds)
     places = [fold_dir(folder, model, k) for k in numbers]
     embeddings = [p / "embeddings.parquet" for p in places]
-    asked = head.get_params() | {"share_new": share_new, "species_strength": species_strength, "local": local}
+    how = {"share_new": share_new, "species_strength": species_strength, "by_share": by_share, "local": local}
+    asked = head.get_params() | how
     stamp = fingerprint(asked, dataset.fingerprint, files=embeddings)
     record = Path(folder) / model / "knn.json"
     outputs = [p / name for p in places for name in ("oof.csv", "metrics.json")]
     if is_done(record, stamp, outputs) and not force:
         return read_json(record)
-    ranked, for_test = ranked_folds(dataset, folder, model, folds, head, share_new, species_strength, local)
+    ranked, for_test = ranked_folds(dataset, folder, model, folds, head, **how)
     for place, r in zip(places, ranked.values(), strict=True):
         _write_fold(place, r, len(ranked))
     truth, answers, species = _joined(ranked.values(), "truth", "answers", "species")

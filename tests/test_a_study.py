@@ -77,14 +77,18 @@ def test_every_option_of_the_answers_leaves_a_whole_study(study, tiny):
     dataset = read_dataset(tiny)
     folds = study_folds(dataset, folder, 0, 0)
     head = KNNHead(10, "softmax_sum", centre_share=0.3)
-    how = {"share_new": -1, "species_strength": 50, "local": 3}
+    how = {"share_new": -1, "species_strength": 50, "by_share": True, "local": 3}
     result = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, **how)
     kept = sorted(folder.glob("small_resnet_arcface/fold*/local.npz"))
     made = [path.stat().st_mtime_ns for path in kept]
     local, open_set = result["for_test"]["local"], result["open_set"]
     assert len(kept) == 2 and -1 <= local["low"] <= local["gain"] <= local["high"] <= 1
     assert local["used"] == (local["low"] > 0) and local["fused"] == pytest.approx(local["cosine"] + local["gain"])
-    assert 0 <= result["for_test"]["share_new"] <= 1 and set(result["species"]) == set(folds["species"])
+    share = result["for_test"]["share_new"]
+    for k in "01":
+        _, answers = read_predictions(folder / "small_resnet_arcface" / f"fold{k}" / "test.csv")
+        assert (answers[:, 0] == "new_individual").mean() == pytest.approx(share, abs=0.5 / len(answers) + 0.1)
+    assert 0 <= share <= 1 and set(result["species"]) == set(folds["species"])
     assert open_set["intervals"]["map5"][0] <= result["oof"]["map5"] <= open_set["intervals"]["map5"][1]
     assert sum(row["n"] for row in result["species"].values()) == result["oof"]["n"]
     again = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, **how, force=True)
