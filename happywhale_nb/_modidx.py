@@ -930,8 +930,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'happywhale_nb/thresholds.py'),
                                           'happywhale_nb.thresholds.cross_fit_confidence': ( 'lib/thresholds.html#cross_fit_confidence',
                                                                                              'happywhale_nb/thresholds.py'),
-                                          'happywhale_nb.thresholds.cross_fit_threshold': ( 'lib/thresholds.html#cross_fit_threshold',
-                                                                                            'happywhale_nb/thresholds.py'),
                                           'happywhale_nb.thresholds.estimate_share_new': ( 'lib/thresholds.html#estimate_share_new',
                                                                                            'happywhale_nb/thresholds.py'),
                                           'happywhale_nb.thresholds.fit_species_thresholds': ( 'lib/thresholds.html#fit_species_thresholds',

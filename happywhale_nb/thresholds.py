@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['rank_new', 'precision_by_threshold', 'score_grid', 'threshold_curve', 'fit_threshold', 'threshold_for_share',
-           'cross_fit_threshold', 'estimate_share_new', 'fit_species_thresholds', 'Confidence', 'cross_fit_confidence',
-           'CandidateSets']
+           'estimate_share_new', 'fit_species_thresholds', 'Confidence', 'cross_fit_confidence', 'CandidateSets']
 
 # %% ../nbs/lib/thresholds.ipynb #thresholds-02
 import numpy as np
@@ -128,22 +127,7 @@ def threshold_for_share(scores, share_new):
     rule: 16.5 % of the test photographs). `scores` `[n, m]` as for `rank_new`, no truth is needed."""
     return float(np.quantile(np.asarray(scores, dtype=float)[:, 0], share_new, method="higher"))
 
-# %% ../nbs/lib/thresholds.ipynb #thresholds-17
-def cross_fit_threshold(folds):
-    """A threshold for each fold, fitted on all others (on itself if it is the only one).
-
-    Args:
-        folds: list of `(ids, scores, truth)`, one a fold.
-
-    Returns:
-        list of floats, in the same order.
-    """
-    if len(folds) == 1:
-        return [fit_threshold(*folds[0])]
-    others = [[f for j, f in enumerate(folds) if j != i] for i in range(len(folds))]
-    return [fit_threshold(*(np.concatenate(part) for part in zip(*group, strict=True))) for group in others]
-
-# %% ../nbs/lib/thresholds.ipynb #thresholds-20
+# %% ../nbs/lib/thresholds.ipynb #thresholds-18
 def estimate_share_new(scores, truth, queries, rounds=1000):
     """Share of new animals among unlabelled photographs (Saerens et al. 2002, equations 2.8 and 2.9), in [0, 1].
 
@@ -167,7 +151,7 @@ def estimate_share_new(scores, truth, queries, rounds=1000):
             break
     return share
 
-# %% ../nbs/lib/thresholds.ipynb #thresholds-23
+# %% ../nbs/lib/thresholds.ipynb #thresholds-21
 def fit_species_thresholds(ids, scores, truth, species, strength=200, share_new=None):
     """Thresholds by species, shrunk to the common one: `(common, {species: threshold})`.
 
@@ -182,7 +166,7 @@ def fit_species_thresholds(ids, scores, truth, species, strength=200, share_new=
         found[str(name)] = float((n * own + strength * common) / (n + strength))
     return common, found
 
-# %% ../nbs/lib/thresholds.ipynb #thresholds-26
+# %% ../nbs/lib/thresholds.ipynb #thresholds-24
 class Confidence:
     """Probability that the first answer is right, from the scores of a ranked list.
 
@@ -226,7 +210,7 @@ def cross_fit_confidence(folds, kind="logistic"):
         parts.append(Confidence(kind).fit(*map(np.concatenate, zip(*others, strict=True))).predict(scores))
     return parts
 
-# %% ../nbs/lib/thresholds.ipynb #thresholds-29
+# %% ../nbs/lib/thresholds.ipynb #thresholds-27
 class CandidateSets:
     """Conformal lists of candidates (split conformal prediction, one distance a group).
 
