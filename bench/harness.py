@@ -15,7 +15,7 @@ import sys
 import time
 
 
-def work(prepare, quick, least_seconds=0.5, most=5):
+def work(prepare, quick, least_seconds=0.5, most=40):
     """Time one alternative in this process: seconds (median of up to `most` calls), peak and own memory, result."""
     run = prepare(quick)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

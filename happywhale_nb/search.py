@@ -8,12 +8,16 @@ __all__ = ['INDEXES', 'unit_rows', 'candidates', 'settle', 'nearest', 'Gallery',
 
 # %% ../nbs/lib/search.ipynb #search-02
 import importlib.util
+import os
+import queue
 import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .paths import UserError, atomic
 from .runs import fingerprint, read_json, write_json
@@ -111,24 +115,42 @@ def nearest(queries, vectors, k, block=(256, 65536), limit=2**23):
     Args:
         queries: `[n, d]` float32; vectors: `[m, d]` float32 or float16, m >= k >= 1. All rows have length 1.
         k: neighbours wanted.
-        block: queries and vectors multiplied at a time: 4 bytes each times the other is the buffer's size.
+        block: queries and vectors multiplied at a time: 4 bytes each times the other is the size of a buffer, of which
+            there are as many as cores, up to four.
         limit: cosines looked at again at a time.
 
     Returns:
         `(cosine [n, k] float32, best first, row [n, k] int64)`; equals in the order of rows."""
-    height, width = min(block[0], len(queries), max(1, limit // (64 * k))), min(block[1], len(vectors))
-    buffer = np.empty(height * (width + 31), np.float32)
-    scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    todo = [(start, min(start + height, len(queries))) for start in range(0, len(queries), max(height, 1))]
-    while todo:
-        start, stop = todo.pop()
-        found = _candidates_of_all(queries[start:stop], vectors, k, width, buffer, limit)
-        if found is None:
-            middle = (start + stop) // 2
-            todo += [(start, middle), (middle, stop)]
-        else:
-            scores[start:stop], rows[start:stop] = settle(queries[start:stop], vectors, k, *found)
-    return scores, rows
+    if len(queries) == 0:
+        return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
+    height, width = max(1, min(block[0], limit // (64 * k))), min(block[1], len(vectors))
+    parts = [queries[start : start + height] for start in range(0, len(queries), height)]
+    cores = os.cpu_count() or 1
+    workers, buffers = min(4, cores, len(parts)), queue.SimpleQueue()
+    for _ in range(workers):
+        buffers.put(np.empty(len(parts[0]) * (width + 31), np.float32))
+
+    def answer(part):
+        buffer = buffers.get()
+        try:
+            return _in_halves(part, vectors, k, width, buffer, limit)
+        finally:
+            buffers.put(buffer)
+
+    if workers == 1:
+        found = [answer(part) for part in parts]
+    else:
+        with threadpool_limits(cores // workers, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+            found = list(pool.map(answer, parts))
+    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+
+# %% ../nbs/lib/search.ipynb #search-14
+def _in_halves(queries, vectors, k, width, buffer, limit):
+    found = _candidates_of_all(queries, vectors, k, width, buffer, limit)
+    if found is not None:
+        return settle(queries, vectors, k, *found)
+    halves = [_in_halves(half, vectors, k, width, buffer, limit) for half in np.array_split(queries, 2)]
+    return tuple(np.concatenate(column) for column in zip(*halves, strict=True))
 
 
 def _candidates_of_all(queries, vectors, k, width, buffer, limit):
@@ -146,7 +168,7 @@ def _candidates_of_all(queries, vectors, k, width, buffer, limit):
         found.append((hits[0], hits[1] + start, hits[2]))
     return [np.concatenate(part) for part in zip(*found, strict=True)]
 
-# %% ../nbs/lib/search.ipynb #search-17
+# %% ../nbs/lib/search.ipynb #search-18
 class Gallery:
     """Known embeddings by name: `add`, `remove`, `save`, `load`, `len`.
 
@@ -205,7 +227,7 @@ class Gallery:
         left = [name for name in self._place if name not in gone]
         self._take({name: i for i, name in enumerate(left)}, [self.vectors[keep]] if left else [])
 
-# %% ../nbs/lib/search.ipynb #search-18
+# %% ../nbs/lib/search.ipynb #search-19
 def _save(self, folder):
     """Write `index.json` (ids, checksum) and `vectors.npy` to `folder`, which is replaced if it holds an index. Raises
     `UserError` if it holds something else."""
@@ -240,7 +262,7 @@ def _load(cls, folder, **options):
 
 Gallery.save, Gallery.load = _save, classmethod(_load)
 
-# %% ../nbs/lib/search.ipynb #search-20
+# %% ../nbs/lib/search.ipynb #search-21
 class ExactIndex(Gallery):
     """Exact nearest neighbours by cosine, in NumPy alone.
 
@@ -277,7 +299,7 @@ class ExactIndex(Gallery):
         self._asked(queries, k)
         return 1.0
 
-# %% ../nbs/lib/search.ipynb #search-25
+# %% ../nbs/lib/search.ipynb #search-26
 def optional(name, extra):
     """Import an optional package. Raises `UserError` that says how to install it."""
     try:
@@ -312,7 +334,7 @@ def inverted_lists(vectors, recall=0.995, k=50, sample=256):
             return None
     return engine
 
-# %% ../nbs/lib/search.ipynb #search-26
+# %% ../nbs/lib/search.ipynb #search-27
 class FaissIndex(ExactIndex):
     """Nearest neighbours by cosine with faiss: all of them up to `flat` vectors, inverted lists above.
 
@@ -358,7 +380,7 @@ class FaissIndex(ExactIndex):
         """Share of the k nearest that is found, in [0, 1], against exact search."""
         return hit_rate(self.kneighbors(queries, k)[1], ExactIndex.kneighbors(self, queries, k)[1])
 
-# %% ../nbs/lib/search.ipynb #search-27
+# %% ../nbs/lib/search.ipynb #search-28
 def kept_lists(index):
     """The `inverted_lists` of a `FaissIndex`: from the cache in its folder, else learnt and kept there.
 
@@ -383,7 +405,7 @@ def kept_lists(index):
             write_json(folder / "faiss.json", {"stamp": stamp, "file": file, "enough": engine is not None})
     return engine
 
-# %% ../nbs/lib/search.ipynb #search-30
+# %% ../nbs/lib/search.ipynb #search-31
 def conditions(where):
     """A Qdrant filter: `{"species": "orca", "site": ["north", "south"], "date": ("2019-01-01", "2019-12-31")}`. A list
     is any of, a pair is from and to, both included (dates as ISO text, or numbers; None leaves a side open)."""
@@ -402,7 +424,7 @@ def point(name):
     """The identifier Qdrant knows a photograph by: a UUID made from its name."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
-# %% ../nbs/lib/search.ipynb #search-31
+# %% ../nbs/lib/search.ipynb #search-32
 class QdrantIndex:
     """Nearest neighbours by cosine in a collection of a Qdrant server, with what is known of each photograph.
 
@@ -454,7 +476,7 @@ class QdrantIndex:
             points = [self.models.PointStruct(id=point(i), vector=v, payload={**m, "id": i}) for i, v, m in rows]
             self.client.upsert(self.collection, points)
 
-# %% ../nbs/lib/search.ipynb #search-32
+# %% ../nbs/lib/search.ipynb #search-33
 def _search(self, queries, k=50, where=None, exact=False):
     """`(cosine [n, k] float32, ids [n, k] str)`, best first; -inf and "" where `where` (see `conditions`) leaves fewer.
     `exact` searches everything instead of the server's graph."""
@@ -486,7 +508,7 @@ def _remove(self, ids):
 
 QdrantIndex.search, QdrantIndex.recall, QdrantIndex.remove = _search, _recall, _remove
 
-# %% ../nbs/lib/search.ipynb #search-34
+# %% ../nbs/lib/search.ipynb #search-35
 def _save_collection(self, folder):
     """Write names and vectors to `folder`, as `Gallery.save`; payloads stay on the server."""
     gallery, place = Gallery(), None
@@ -507,7 +529,7 @@ def _load_collection(cls, folder, payload=None, **options):
 
 QdrantIndex.save, QdrantIndex.load = _save_collection, classmethod(_load_collection)
 
-# %% ../nbs/lib/search.ipynb #search-37
+# %% ../nbs/lib/search.ipynb #search-38
 INDEXES = {"exact": ExactIndex, "faiss": FaissIndex, "qdrant": QdrantIndex}
 
 

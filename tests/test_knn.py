@@ -33,12 +33,13 @@ def naive(gallery, names, query, k, aggregate, temperature=0.05):
     return sorted(groups, key=lambda name: -key(groups[name]))  # stable: ties go to the nearer
 
 
+@pytest.mark.parametrize("search", ["auto", "sklearn"])
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize("k", [1, 7, 50, 1000])
-def test_lists_equal_those_made_one_by_one(gallery, aggregate, k):
+def test_lists_equal_those_made_one_by_one(gallery, aggregate, k, search):
     X, y = gallery
     queries = np.random.default_rng(1).normal(size=(25, 16))
-    ids, scores = KNNHead(k, aggregate).fit(X, y).rank(queries, 4)
+    ids, scores = KNNHead(k, aggregate, search=search).fit(X, y).rank(queries, 4)
     for row, query in zip(ids, queries, strict=True):
         expected = naive(X, y, query, k, aggregate)[:4]
         assert row.tolist() == expected + [""] * (4 - len(expected))
@@ -77,6 +78,8 @@ def test_vectors_that_cannot_be_compared_are_named(rows, said):
 def test_unknown_rules_and_missing_centres_are_refused():
     with pytest.raises(UserError, match="choose max, vote, softmax_sum"):
         KNNHead(aggregate="mean").fit([[1, 0]], ["a"])
+    with pytest.raises(UserError, match="choose auto, exact, faiss, sklearn"):
+        KNNHead(search="annoy").fit([[1, 0]], ["a"])
     with pytest.raises(UserError, match="train again"):
         KNNHead(centre_share=0.5).fit([[1, 0]], ["a"])
 
