@@ -22,7 +22,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     install_requires=cfg["requirements"].split(),
     extras_require={
-        extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "kaggle", "export", "search", "qdrant")
+        extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "kaggle", "export", "search", "qdrant", "tensorboard")
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     long_description=(root / "README.md").read_text(encoding="utf-8") if (root / "README.md").exists() else "",

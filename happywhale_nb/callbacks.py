@@ -207,7 +207,7 @@ class TensorBoard(Watcher):
         try:
             from tensorboard.summary import Writer
         except ImportError:
-            raise UserError("tensorboard is not installed: pip install tensorboard") from None
+            raise UserError("tensorboard is not installed: pip install 'happywhale_nb[tensorboard]'") from None
         self.writer = Writer(str(folder))
 
     def on_epoch_end(self, epoch, logs=None):

@@ -108,6 +108,18 @@ def test_snapshots_keep_the_weights_of_their_epoch(crops, tmp_path):
     assert all((a == b).all() for a, b in zip(model.get_weights(), last, strict=True))
 
 
+def test_tensorboard_shows_the_history(crops, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from happywhale_nb.callbacks import TensorBoard
+
+    _, history = fit(crops, tmp_path, 3, callbacks=[lambda model: TensorBoard(tmp_path / "tensorboard")])
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    assert {"loss", "accuracy", "top5", "learning rate"} <= set(events.Tags()["tensors"])
+    for name in ("loss", "top5"):
+        shown = [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors(name)]
+        assert shown == [(row["epoch"], pytest.approx(row[name], abs=1e-6)) for row in history]
+
+
 def test_a_full_disk_is_said_and_the_last_state_kept(crops, tmp_path):
     fit(crops, tmp_path, 2)
     before = json.loads((tmp_path / "resume.json").read_text())
