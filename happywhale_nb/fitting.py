@@ -32,15 +32,17 @@ SPECIES_SCALE = 33.14  # the winners' scale of the species head
 
 def build_network(config, classes, species=0):
     """A Keras model from `{"pixels": [b, s, s, 3]}` in 0 … 255 (and `"chosen"` classes, if the preset samples them) to
-    `{"cosines": [b, classes]}` and `"species"` `[b, species]`; its layer `embedding` gives `[b, config.embedding]`."""
+    `{"cosines": [b, classes]}` (with parts `[b, parts, classes]`) and `"species"` `[b, species]`; its layer
+    `embedding` gives `[b, config.embedding]`."""
     pixels = keras.Input((config.image_size, config.image_size, 3), name="pixels")
     weights = "" if config.weights.endswith(".keras") else config.weights
     before, last = feature_maps(config.backbone, pixels, config.bn_momentum, weights)
     if config.pool == "gem2":
         before = layers.Activation("linear", dtype="float32", name="features_before")(before)
     last = layers.Activation("linear", dtype="float32", name="features")(last)
-    embedding = neck([before, last], config.pool, config.embedding, config.dropout, config.bn_momentum)
-    inputs, classifier = {"pixels": pixels}, CosineClassifier(classes, config.centres, name="cosines")
+    embedding = neck([before, last], config.pool, config.embedding, config.dropout, config.bn_momentum, config.parts)
+    parts = config.parts**2 if config.pool == "parts" else 1
+    inputs, classifier = {"pixels": pixels}, CosineClassifier(classes, config.centres, parts, name="cosines")
     if config.sample:
         inputs["chosen"] = keras.Input(batch_shape=(config.sample,), dtype="int32", name="chosen")
     outputs = {"cosines": classifier(embedding, inputs.get("chosen"))}
@@ -55,7 +57,10 @@ def build_network(config, classes, species=0):
 def identifier(network):
     """The part of a network that is kept: from pixels `[b, s, s, 3]` to cosines `[b, classes]`."""
     pixels, embedding = network.input["pixels"], network.get_layer("embedding").output
-    return keras.Model(pixels, network.get_layer("cosines")(embedding), name=network.name)
+    cosines = network.get_layer("cosines")(embedding)
+    if len(cosines.shape) == 3:
+        cosines = layers.GlobalAveragePooling1D(name="mean_cosines", dtype="float32")(cosines)
+    return keras.Model(pixels, cosines, name=network.name)
 
 # %% ../nbs/lib/fitting.ipynb #fitting-06
 def build_optimizer(config, network, steps, size):

@@ -20,7 +20,7 @@ class Preset:
 
     The network: backbone, recipe: names in `backbones.BACKBONES` and `augmentation.RECIPES`. image_size: side of the
     crops, pixels. weights: of the backbone, as for `backbones.feature_maps`, or a `.keras` file. bn_momentum: of its
-    BatchNorm. pool: as for `heads.neck`. embedding: its dimension. centres: per class.
+    BatchNorm. pool, parts: as for `heads.neck`. embedding: its dimension. centres: per class.
 
     The loss: scale: ArcFace's s. margin, margin_power, margin_floor: as for `targets.class_margins`. margin_spread: σ
     of elastic margins. margin_ramp: epochs over which margins rise from 0. label_smoothing. species_share: the species'
@@ -49,6 +49,7 @@ class Preset:
     weights: str = ""
     bn_momentum: float = 0.9
     pool: str = "gap"
+    parts: int = 4
     embedding: int = 512
     dropout: float = 0.2
     centres: int = 1
@@ -123,7 +124,7 @@ PRESETS |= {
     "backfin_b7_specialist": replace(_expert, sources="backfin", backbone="efficientnet_b7"),
     "fullbody_b6_specialist": replace(_expert, sources="fullbody", backbone="efficientnet_b6"),
     "small_resnet_arcface": Preset("small_resnet", "small", image_size=64, epochs=26),
-    "small_resnet_aligned": Preset("small_resnet", "aligned", image_size=64, epochs=90, learning_rate=1e-3, twins=True),
+    "small_resnet_aligned": Preset("small_resnet", "aligned", 64, 150, pool="parts", learning_rate=1e-3, twins=True),
     "small_efficientnet_elastic": Preset("small_efficientnet", "small", image_size=64, epochs=26, **ELASTIC),
     "small_recommended": Preset("small_resnet", "small", 64, 26, pool="gem2", centres=2, **DYNAMIC),
 }
@@ -167,7 +168,8 @@ def _change(part):
         raise UserError(f"changes: {part!r} should be {name}=… with a value of type {kind.__name__}") from None
 
 
-CHOICES = {"schedule": ("cosine", "paper"), "pool": ("gap", "gem", "gem2"), "balance": ("", "weights", "sampler")}
+CHOICES = {"schedule": ("cosine", "paper"), "pool": ("gap", "gem", "gem2", "parts")}
+CHOICES |= {"balance": ("", "weights", "sampler")}
 
 
 def check_preset(config):
@@ -175,12 +177,14 @@ def check_preset(config):
     for name, known in CHOICES.items():
         if getattr(config, name) not in known:
             raise UserError(f"{name}={getattr(config, name)!r}: one of {', '.join(map(repr, known))}")
-    for name in ("batch_size", "embedding", "centres", "scale", "epochs", "head_rate"):
+    for name in ("batch_size", "embedding", "centres", "parts", "scale", "epochs", "head_rate"):
         if getattr(config, name) <= 0:
             raise UserError(f"{name}={getattr(config, name)}: it has to be positive")
     for name in ("dropout", "bn_momentum", "label_smoothing", "species_share"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)}: it has to be in [0, 1)")
+    if config.pool == "parts" and config.embedding % config.parts**2:
+        raise UserError(f"embedding={config.embedding}: parts={config.parts} wants a multiple of {config.parts**2}")
     if config.sample and config.sample < config.batch_size:
         raise UserError(f"sample={config.sample} has to hold the classes of a batch of {config.batch_size}")
     return config

@@ -134,8 +134,8 @@ OUTPUTS = ("model.keras", "history.csv", "embeddings.parquet", "centres.parquet"
 def class_centres(model, individuals):
     """The centres an identifier has learnt, as `Embeddings` under the names of its first classes `[c]`; with k centres
     a class each name stands k times."""
-    table = keras.ops.convert_to_numpy(model.get_layer("cosines").table)[: len(individuals)]
-    vectors = table.reshape(-1, model.get_layer("embedding").output.shape[-1]).astype(np.float32)
+    layer, dim = model.get_layer("cosines"), model.get_layer("embedding").output.shape[-1]
+    vectors = keras.ops.convert_to_numpy(layer.unit(layer.table[: len(individuals)], dim)).reshape(-1, dim)
     names = np.repeat(individuals, len(vectors) // len(individuals))
     return Embeddings(names, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 

@@ -13,7 +13,7 @@ import json, sys, tempfile
 from dataclasses import replace
 import numpy as np
 import keras
-from happywhale_nb.heads import ArcFaceLoss, CosineClassifier, GeM, accuracy, add_angular_margin, top5
+from happywhale_nb.heads import ArcFaceLoss, CosineClassifier, GeM, Parts, accuracy, add_angular_margin, top5
 from happywhale_nb.presets import configure
 from happywhale_nb.fitting import embed, train
 from keras import ops
@@ -37,18 +37,28 @@ layer(vectors)
 layer.table.assign(given["centres"].reshape(6, 32).astype("float32"))
 out["products"] = ops.convert_to_numpy(layer(vectors)).tolist()
 out["some"] = ops.convert_to_numpy(layer(vectors, given["chosen"])).tolist()
+parted = CosineClassifier(6, centres=2, parts=4)
+parted(vectors)
+parted.table.assign(layer.table)
+out["parted"] = ops.convert_to_numpy(parted(vectors)).tolist()
+target = np.array([[1, 0.3], [0, 0.3], [5, 0.2], [2, 0], [3, 0.5]], "float32")
+out["parted_losses"] = ops.convert_to_numpy(ArcFaceLoss(30, 0.1, reduction=None)(target, parted(vectors))).tolist()
+out["parted_first"] = ops.convert_to_numpy(accuracy(target, parted(vectors))).tolist()
+out["cells"] = ops.convert_to_numpy(Parts(2)(given["maps"].astype("float32"))).tolist()
 out["means"] = ops.convert_to_numpy(GeM(3.0)(given["maps"].astype("float32"))).tolist()
 
 crops = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3)).astype("uint8")
 changes = "batch_size=8 species_share=.5 margin_spread=.02 margin_ramp=1"
-config = configure("small_recommended", epochs=2, image_size=32, changes=changes)
-with tempfile.TemporaryDirectory() as tmp:
-    many = (np.arange(24), np.arange(24) % 4, 4, tmp, "stamp", 0, np.arange(24) % 2)
-    model, history = train(config, crops, *many, inside=True)
-    model.save(tmp + "/model.keras")
-    again = keras.saving.load_model(tmp + "/model.keras")
-out["history"] = [row["loss"] for row in history]
-out["same"] = bool(np.allclose(embed(model, crops, batch_size=8), embed(again, crops, batch_size=8), atol=1e-5))
+out["history"], out["same"] = [], []
+for more in ("", " pool=parts"):
+    config = configure("small_recommended", epochs=2, image_size=32, changes=changes + more)
+    with tempfile.TemporaryDirectory() as tmp:
+        many = (np.arange(24), np.arange(24) % 4, 4, tmp, "stamp", 0, np.arange(24) % 2)
+        model, history = train(config, crops, *many, inside=True)
+        model.save(tmp + "/model.keras")
+        again = keras.saving.load_model(tmp + "/model.keras")
+    out["history"] += [row["loss"] for row in history]
+    out["same"] += [bool(np.allclose(*(embed(m, crops, batch_size=8) for m in (model, again)), atol=1e-5))]
 print("RESULT" + json.dumps(out))
 """
 
@@ -109,7 +119,17 @@ def test_head_agrees_with_its_formulas_and_trains_on_both_backends(backend):
     np.testing.assert_allclose(found["products"], products, atol=1e-5)
     np.testing.assert_allclose(found["some"], products[:, [4, 1, 2]], atol=1e-5)
     np.testing.assert_allclose(found["means"], (given["maps"] ** 3).mean((1, 2)) ** (1 / 3), rtol=1e-4)
-    assert found["same"] and len(found["history"]) == 2 and np.isfinite(found["history"]).all()
+    assert found["same"] == [True, True] and len(found["history"]) == 4 and np.isfinite(found["history"]).all()
+    unit, centres = (v.reshape(*v.shape[:-1], 4, 4) for v in (given["vectors"], given["centres"]))
+    unit, centres = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (unit, centres))
+    parted = np.einsum("npd,ckpd->npck", unit, centres).max(-1)
+    np.testing.assert_allclose(found["parted"], parted, atol=1e-5)
+    classes, margins = [1, 0, 5, 2, 3], [0.3, 0.3, 0.2, 0, 0.5]
+    expected = [arcface(parted[:, part], classes, 30, margins, 0.1) for part in range(4)]
+    np.testing.assert_allclose(found["parted_losses"], np.mean(expected, axis=0), rtol=2e-4, atol=1e-3)
+    assert found["parted_first"] == (parted.mean(1).argmax(1) == classes).tolist()
+    cells = [given["maps"][:, y : y + 3, x : x + 3].mean((1, 2)) for y in (0, 2) for x in (0, 2)]
+    np.testing.assert_allclose(found["cells"], np.stack(cells, 1), rtol=1e-4)
 
 
 def test_the_margin_has_finite_slopes_everywhere():
