@@ -9,6 +9,7 @@ root = Path(__file__).parent
 settings = ConfigParser(delimiters=["="])
 settings.read(root / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
+extras = ("dev", "kaggle", "export", "search", "qdrant", "tensorboard")
 
 setup(
     name=cfg["lib_name"],
@@ -21,9 +22,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     install_requires=cfg["requirements"].split(),
-    extras_require={
-        extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "kaggle", "export", "search", "qdrant", "tensorboard")
-    },
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in extras},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     long_description=(root / "README.md").read_text(encoding="utf-8") if (root / "README.md").exists() else "",
     long_description_content_type="text/markdown",
