@@ -160,7 +160,7 @@ def test_only_the_candidates_are_matched(case):
     assert asked == set(np.flatnonzero(np.isin(animals, names)).tolist())
     np.testing.assert_allclose(evidence.cosine[0], np.sort(best)[::-1][:3])
     scores = [max(match(queries[0], known[p]).score for p in np.flatnonzero(animals == name)) for name in names]
-    np.testing.assert_allclose(evidence.local[0], np.log1p(scores))
+    np.testing.assert_allclose(evidence.local[0], np.log1p(scores), rtol=1e-5)  # float32 products, in any order
 
 
 def test_lengths_that_do_not_fit_are_refused(case):
