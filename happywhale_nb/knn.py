@@ -36,6 +36,7 @@ from happywhale_nb.metrics import (
     classification,
     cmc,
     map_at_5,
+    paired_gain,
     rank_of_truth,
     student_interval,
     summary,
@@ -421,10 +422,9 @@ def fuse_local(ranked, evidence, n_answers=10):
         fused.append(rerank(part, chance, n_answers))
     truth, ids, who = _joined(ranked, "truth", "ids", "individuals")
     known, after = truth != NEW, np.concatenate([ids for ids, _ in fused])
-    gains = (average_precision(truth, after) - average_precision(truth, ids))[known]
-    low, high = bootstrap_interval(gains, who[known])
     figures = {"cosine": map_at_5(truth[known], ids[known]), "fused": map_at_5(truth[known], after[known])}
-    figures |= {"gain": float(gains.mean()) if known.any() else float("nan"), "low": low, "high": high, "used": low > 0}
+    figures |= paired_gain(truth[known], ids[known], after[known], who[known])
+    figures["used"] = figures["low"] > 0
     if figures["used"]:
         fusion = Fusion().fit(_stacked(own), truth)
         for r, (ids, scores), test in zip(ranked, fused, tests, strict=True):
@@ -629,20 +629,19 @@ def study_grid(folder, model, folds, numbers):
 def compare_rules(folder, model, folds, numbers, rules=(("max", 50), ("vote", 50), ("max", 1), ("vote", 1))):
     """MAP@5 of known animals by each (rule, k), and what each loses to the first: a `DataFrame`, columns map5, lost,
     low, high (95 %, paired, bootstrap over individuals); all photographs of the folds together."""
-    values, people = {rule: [] for rule in rules}, []
+    answers, people = {rule: [] for rule in rules}, []
     for X, y, queries, truth in _known_queries(folder, model, folds, numbers):
         head = KNNHead(max(k for _, k in rules)).fit(X, y)
         cosine, index = head.kneighbors(queries)
         people.append(truth)
         for rule, k in rules:
             found = candidates(head.codes_[index[:, :k]], cosine[:, :k], rule)
-            values[rule, k].append(average_precision(truth, _leading(head, found, len(truth))))
-    people, values = np.concatenate(people), {rule: np.concatenate(part) for rule, part in values.items()}
-    table = pd.DataFrame(index=pd.Index([f"{rule}, k = {k}" for rule, k in rules], name="rule"))
-    table["map5"], lost = [v.mean() for v in values.values()], [values[rules[0]] - v for v in values.values()]
-    table["lost"] = [v.mean() for v in lost]
-    table[["low", "high"]] = [bootstrap_interval(v, people) for v in lost]
-    return table
+            answers[rule, k].append(_leading(head, found, len(truth)))
+    people, answers = np.concatenate(people), {rule: np.concatenate(part) for rule, part in answers.items()}
+    first, names = answers[rules[0]], pd.Index([f"{rule}, k = {k}" for rule, k in rules], name="rule")
+    table = pd.DataFrame([paired_gain(people, ids, first, people) for ids in answers.values()], names)
+    table.insert(0, "map5", [map_at_5(people, ids) for ids in answers.values()])
+    return table.rename(columns={"gain": "lost"})
 
 # %% ../nbs/06_knn.ipynb #06-knn-40
 def draw_evaluation(ranked, threshold, grid):

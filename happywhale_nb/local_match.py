@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from .metrics import average_precision, bootstrap_interval, map_at_5
+from .metrics import map_at_5, paired_gain
 from .paths import UserError
 
 # %% ../nbs/lib/local_match.ipynb #local-match-05
@@ -292,14 +292,13 @@ def _rows(evidence, keep):
     return Evidence(evidence.ids[keep], evidence.cosine[keep], evidence.local[keep])
 
 # %% ../nbs/lib/local_match.ipynb #local-match-31
-def worth_it(evidence, truth, parts=2, draws=2000, seed=0):
+def worth_it(evidence, truth, parts=2, seed=0):
     """Does local matching help? A dict.
 
     Args:
         evidence: of held-out queries (`gather`).
         truth: `[n]` their animals, all known to the gallery.
         parts, seed: as for `cross_probabilities`.
-        draws: of the bootstrap over animals.
 
     Returns:
         cosine, local, fused: MAP@5 of each order; gain: fused less cosine, low and high: its 95 % interval;
@@ -308,8 +307,6 @@ def worth_it(evidence, truth, parts=2, draws=2000, seed=0):
     truth = np.asarray(truth, dtype=str)
     orders = {"cosine": evidence.cosine, "local": evidence.local}
     orders["fused"] = cross_probabilities(evidence, truth, parts, seed)
-    scores = {name: average_precision(truth, rerank(evidence, order)[0]) for name, order in orders.items()}
-    gains = scores["fused"] - scores["cosine"]
-    low, high = bootstrap_interval(gains, truth, rounds=draws, seed=seed)
-    figures = {name: float(values.mean()) for name, values in scores.items()}
-    return figures | {"gain": float(gains.mean()), "low": low, "high": high, "recommended": low > 0}
+    ids = {name: rerank(evidence, order)[0] for name, order in orders.items()}
+    gain = paired_gain(truth, ids["cosine"], ids["fused"], truth)
+    return {name: map_at_5(truth, answers) for name, answers in ids.items()} | gain | {"recommended": gain["low"] > 0}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from happywhale_nb.dataset import read_dataset
-from happywhale_nb.knn import KNNHead, knn_stage
+from happywhale_nb.knn import KNNHead, compare_rules, knn_stage
 from happywhale_nb.metrics import map_at_5
 from happywhale_nb.predictions import read_predictions
 from happywhale_nb.splits import study_folds, true_answers
@@ -70,6 +70,16 @@ def test_what_is_done_is_not_done_again(study, checkout, tiny):
         checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "3", "-p", "quick", "true", "-p", "study", "whole"
     )
     assert done.returncode == 2 and "another split" in done.stderr
+
+
+def test_rules_are_compared_on_the_same_photographs(study, tiny):
+    folder, _ = study
+    folds = study_folds(read_dataset(tiny), folder, 0, 0)
+    table = compare_rules(folder, "small_resnet_arcface", folds, [0, 1], (("max", 5), ("vote", 5), ("vote", 1)))
+    assert list(table.index) == ["max, k = 5", "vote, k = 5", "vote, k = 1"]
+    assert table.iloc[0, 1:].tolist() == [0, 0, 0] and 0 < table["map5"].min() <= table["map5"].max() <= 1
+    assert table["map5"].iloc[0] - table["map5"].to_numpy() == pytest.approx(table["lost"].to_numpy())
+    assert ((table["low"] <= table["lost"]) & (table["lost"] <= table["high"])).all()
 
 
 def test_every_option_of_the_answers_leaves_a_whole_study(study, tiny):
