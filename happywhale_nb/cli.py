@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'HEADLINES', 'DETECTOR', 'stage_notebook', 'stage_output', 'check_stage', 'run_stage', 'plan_study',
-           'run_study', 'closing_lines', 'main', 'check', 'import_', 'detector', 'detect', 'export', 'download_', 'run',
-           'demo']
+           'run_study', 'closing_lines', 'main', 'check', 'import_', 'detector', 'detect', 'export', 'blend', 'score',
+           'validate', 'download_', 'run', 'demo']
 
 # %% ../nbs/lib/cli.ipynb #cli-02
 import json
@@ -18,7 +18,7 @@ import click
 
 from .boxes import CropMix, read_boxes
 from .check import as_json, check_folder, count, describe, write_skips
-from .dataset import read_dataset
+from .dataset import read_dataset, read_table
 from .demo import draw_demo
 from .download import COMPETITION, download
 from .importing import SYNONYMS, plan_source, write_import
@@ -214,6 +214,8 @@ class _StageCommand(click.Command):
 
 
 for _name, _head in HEADLINES.items():
+    if _name == "blend":  # takes files, too: below
+        continue
     main.add_command(_parameter(_output(_StageCommand(_name, callback=partial(_stage, _name), short_help=_head))))
 
 # %% ../nbs/lib/cli.ipynb #cli-16
@@ -338,6 +340,72 @@ def export(model, target, kind):
 
     worst = export_encoder(model.absolute(), target.absolute(), kind)
     click.echo(f"{os.path.relpath(target)}: embeddings as Keras makes them, smallest cosine {worst:.6f}")
+
+# %% ../nbs/lib/cli.ipynb #cli-31
+_path = click.Path(path_type=Path)
+
+
+@main.command(cls=_StageCommand, short_help="Blend test answers of a study, or files of answers.")
+@click.argument("files", nargs=-1, type=_path)
+@_parameter
+@click.option("-o", "--output", type=_path, help="Where the blend of FILES goes (else: the executed notebook).")
+@click.option("--like", type=_path, help="Of FILES: a CSV with the photographs asked about, as sample_submission.csv.")
+@click.option("--catalogue", type=_path, help="Of FILES: train.csv; names that it lacks are left out.")
+@click.option("--truth", type=_path, help="Of FILES: a CSV of image, individual_id[, fold]: weights are fitted to it.")
+@click.option("--rule", default="paper", show_default=True, help="Of FILES: paper, notebook or borda.")
+@click.option("--weights", default="", help="Of FILES: a number for each, as in '2 1 1'.")
+def blend(files, given, output, **how):
+    if not files:
+        return _stage("blend", given, output)
+    if output is None or given:
+        raise UserError("files are blended with -o submission.csv and without -p")
+    from happywhale_nb.blending import blend_files
+
+    try:
+        weights = [float(part) for part in how.pop("weights").split()] or None
+    except ValueError:
+        raise UserError("--weights: a number for each file, as in '2 1 1'") from None
+    for line in blend_files(files, output, weights=weights, **how):
+        click.echo(line)
+    click.echo(f"{os.path.relpath(output)}; next: happywhale validate {output} --like sample_submission.csv")
+
+# %% ../nbs/lib/cli.ipynb #cli-32
+@main.command()
+@click.argument("predictions", type=_path)
+@click.argument("truth", type=_path)
+@click.option("--json", "machine", is_flag=True, help="Print JSON.")
+def score(predictions, truth, machine):
+    """Score answers (image,predictions) by the truth (image,individual_id): MAP@5 and more, of all, known and new.
+
+    \b
+    Example: happywhale score submission.csv truth.csv
+    """
+    from happywhale_nb.blending import score_file
+
+    figures, lines = score_file(predictions, truth)
+    for line in lines:
+        click.echo(f"note: {line}", err=True)
+    shown = [f"{name:<12} " + (f"{v:.4f}" if isinstance(v, float) else str(v)) for name, v in figures.items()]
+    click.echo(json.dumps(figures, indent=1) if machine else "\n".join(shown))
+
+
+@main.command()
+@click.argument("submission", type=_path)
+@click.option("--like", type=_path, help="A CSV with the photographs asked about: sample_submission.csv.")
+@click.option("--catalogue", type=_path, help="train.csv: no other names may be answered.")
+@click.pass_context
+def validate(ctx, submission, like, catalogue):
+    """Say whether Kaggle would take a submission, and what is wrong with it. Exit status 0: nothing; 1: findings.
+
+    \b
+    Example: happywhale validate submission.csv --like data/happywhale/sample_submission.csv
+    """
+    from happywhale_nb.ballots import check_submission
+
+    known = read_table(catalogue, ["individual_id"])["individual_id"].tolist() if catalogue else None
+    found = check_submission(submission, like, known)
+    click.echo("\n".join(f"{submission}: {line}" for line in found) or f"{submission} is a valid submission")
+    ctx.exit(1 if found else 0)
 
 # %% ../nbs/lib/cli.ipynb #cli-20
 @main.command("download")

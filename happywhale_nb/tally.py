@@ -243,7 +243,7 @@ def search_weights(contest, gain=1e-5, step=0.1, shrink=True, start=None, share=
         contest: a `Contest`; its weights are changed.
         gain: least gain of MAP@5 for a step to be kept.
         step: of the weights; of the frequency penalty a thirtieth of it.
-        shrink: whether to go on with half the step, down to a thousandth.
+        shrink: whether to try weight 0 as well, and to go on with half the step, down to a thousandth.
         start: `[m]` first weights; None: 1 for every model, 0 for the frequency penalty.
         share: `[n]` how often each photograph counts; None: once.
         most: rounds at most."""
@@ -258,9 +258,10 @@ def search_weights(contest, gain=1e-5, step=0.1, shrink=True, start=None, share=
             size = np.where(size > 0, np.maximum(size // 2, 1), size)
         rounds, kept = rounds + 1, False
         for column, change in enumerate(size):
-            found = [(contest.points(column, sign * change, share), sign * change) for sign in (1, -1)]
+            steps = [change, -change, -int(contest.weights[column])][: 3 if shrink else 2]
+            found = [(contest.points(column, step, share), step) for step in steps]
             best, change = max(found, key=lambda pair: pair[0])
-            tries += 2
+            tries += len(steps)
             if best - now >= least:
                 contest.move(column, change)
                 now, kept, moves = best, True, moves + 1

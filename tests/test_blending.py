@@ -1,9 +1,14 @@
 """Blending against a plain count of votes, files as people send them, and the honesty of fitted weights."""
 
+import json
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from happywhale_nb.ballots import Ballots, read_ballots
+from happywhale_nb.blending import error_correlation, select_runs
+from happywhale_nb.cli import main
 from happywhale_nb.dataset import NEW
 from happywhale_nb.paths import UserError
 from happywhale_nb.tally import (
@@ -284,3 +289,76 @@ def test_real_submissions(shared):
     answers = tally(ballots).answers([1, 1, 1])
     assert all(len(set(row)) == 5 for row in answers[::500])
     assert (rank_votes(ballots)[0, :, 0] == 400).all()
+
+
+def test_a_harmful_model_is_left_out_at_once():
+    ballots, truth = simulate(1, 600, animals=500, seed=6)
+    wrong = np.random.default_rng(0).integers(1, 500, (1, 600, 5)).astype(np.int32)
+    both = Ballots(ballots.images, np.array(["good", "bad"]), ballots.names, np.concatenate([ballots.codes, wrong]))
+    contest = Contest(tally(both), truth)
+    alone = contest.start([1, 0]).map5()
+    literal, fit = (search_weights(contest, gain=1e-4, shrink=shrink) for shrink in (False, True))
+    assert literal.after < alone - 0.02  # from .9 to .8 nothing changes places, so small steps stay there
+    assert fit.after >= alone
+
+
+def test_files_are_blended_scored_and_validated_by_commands(files, tmp_path):
+    run = CliRunner().invoke
+    one, two = files("one.csv", "x,a b c", "y,b c", "z,c"), files("two.csv", "z,a", "y,a", "x,b a a")
+    truth = files("truth.csv", "x,b", "y,a", "z,new_individual", header="image,individual_id")
+    like, to = files("like.csv", "y,a", "x,a", "z,a"), tmp_path / "blend.csv"
+    done = run(main, ["blend", str(one), str(two), "-o", str(to), "--weights", "1 2", "--like", str(like)])
+    assert done.exit_code == 0 and "two.csv: 1 rows name an animal twice" in done.output, done.output
+    assert to.read_text().splitlines() == ["image,predictions", "y,a b c", "x,b a c", "z,a c"]
+    assert run(main, ["validate", str(to), "--like", str(like)]).exit_code == 0
+    bad = run(main, ["validate", str(two), "--like", str(one)])
+    assert bad.exit_code == 1 and "row 4: x names an animal twice (1 such)" in bad.output
+    scored = run(main, ["score", str(to), str(truth), "--json"])
+    assert json.loads(scored.stdout)["map5"] == pytest.approx(2 / 3)
+    for wrong, message in (
+        (["blend", str(one), str(two)], "-o submission.csv"),
+        (["blend", str(one), "-o", str(to), "--weights", "1 2"], "2 weights for 1 files"),
+        (["blend", str(one), "-o", str(to), "--rule", "votes"], "rule 'votes' is not known"),
+        (["blend", str(one), "-o", str(to), "--rule", "notebook"], "catalogue"),
+        (["score", str(to), str(like)], "no column 'individual_id'"),
+    ):
+        refused = run(main, wrong)
+        assert refused.exit_code == 2 and message in refused.output, refused.output
+
+
+def test_weights_are_fitted_from_the_command_line_and_nothing_is_half_written(files, tmp_path):
+    ballots, truth = simulate(3, 200, animals=40, seed=1)
+    paths = []
+    for j, name in enumerate(ballots.models):
+        rows = ballots.answers(ballots.codes[j])
+        lines = [f"{i},{' '.join(filter(None, row))}" for i, row in zip(ballots.images, rows, strict=True)]
+        paths.append(str(files(f"{name}.csv", *lines)))
+    known = files("truth.csv", *map(",".join, zip(ballots.images, truth, strict=True)), header="image,individual_id")
+    to = tmp_path / "blend.csv"
+    done = CliRunner().invoke(main, ["blend", *paths, "-o", str(to), "--truth", str(known)])
+    assert done.exit_code == 0 and "expected" in done.output and "model01" in done.output, done.output
+    before = to.read_text()
+    broken = files("broken.csv", "000000.jpg,")
+    failed = CliRunner().invoke(main, ["blend", *paths, str(broken), "-o", str(to)])
+    assert failed.exit_code == 2 and "broken.csv" in failed.output and to.read_text() == before
+
+
+def test_models_are_selected_by_what_they_reach_out_of_fold(tmp_path):
+    for study, model, value in (("a", "good", 0.85), ("a", "poor", 0.5), ("b", "expert", 0.3)):
+        place = tmp_path / study / model
+        place.mkdir(parents=True)
+        (place / "knn.json").write_text(json.dumps({"oof": {"map5": value, "map5_known": value}, "folds": {"0": {}}}))
+    table = select_runs(tmp_path, 0.84, keep=["expert"]).set_index("model")
+    assert table["chosen"].to_dict() == {"good": True, "poor": False, "expert": True}
+    assert table.loc["expert", "why"] == "named" and list(table.index) == ["good", "poor", "expert"]
+    with pytest.raises(UserError, match="no model 'other'"):
+        select_runs(tmp_path, 0.84, keep=["other"])
+    with pytest.raises(UserError, match="no finished models"):
+        select_runs(tmp_path / "a" / "good" / "none")
+
+
+def test_errors_of_copies_are_one():
+    ballots, truth = simulate(3, 300, animals=60)
+    twice = Ballots(ballots.images, ballots.models, ballots.names, ballots.codes[[0, 1, 0]])
+    table = error_correlation(twice, truth)
+    assert table.iloc[0, 2] == pytest.approx(1) and 0 < table.iloc[0, 1] < 0.95
