@@ -173,18 +173,20 @@ class EarlyStop(Watcher):
     def __init__(self, model, folder, score, patience):
         super().__init__()
         self.kept, self.score, self.patience = model, score, patience
-        self.best, self.path = -np.inf, Path(folder) / "best.weights.h5"
+        self.best, self.waited, self.path = -np.inf, 0, Path(folder) / "best.weights.h5"
 
     def over(self, history):
         scores = [row["map5"] for row in history]
         self.best = max(scores, default=-np.inf)
-        return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= self.patience
-
-    def on_train_begin(self, logs=None):
-        self.waited = 0
+        self.waited = len(scores) - 1 - int(np.argmax(scores)) if scores else 0
+        return self.waited >= self.patience
 
     def on_epoch_end(self, epoch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            return  # `Resumable` says so
         logs["map5"] = self.score(self.kept if self.model else None)
+        if not np.isfinite(logs["map5"]):
+            raise UserError("patience needs photographs of known animals in the fold, and there are none")
         if logs["map5"] > self.best:
             self.best, self.waited = logs["map5"], 0
             with atomic(self.path) as part:

@@ -43,7 +43,7 @@ from happywhale_nb.metrics import (
     summary_by,
 )
 from .paths import UserError, atomic, fold_dir, study_dir
-from .predictions import write_predictions
+from .predictions import write_predictions, write_scores
 from .presets import used_preset
 from .runs import fingerprint, is_done, read_json, versions, write_json
 from .search import make_index
@@ -117,7 +117,9 @@ def candidates(codes, cosine, aggregate="max", temperature=0.05):
     if aggregate == "vote":
         key = np.diff(np.r_[starts, len(row)]).astype(float)
     elif aggregate == "softmax_sum" and len(row):
-        key = score = temperature * np.log(np.add.reduceat(np.exp(value / temperature), starts))
+        sizes = np.diff(np.r_[starts, len(value)])
+        beyond = np.exp((value - np.repeat(value[starts], sizes)) / temperature)  # the first of a group is its largest
+        key = score = value[starts] + temperature * np.log(np.add.reduceat(beyond, starts))
     return _ordered({"row": row[starts], "code": code[starts], "key": key, "score": score, "place": place[starts]})
 
 
@@ -150,8 +152,9 @@ class KNNHead(ClassifierMixin, BaseEstimator):
             neighbours; needs `centres` in `fit`.
         search: `auto`, `exact` or `faiss` (see `search.make_index`), or `sklearn`, the paper's NearestNeighbors.
 
-    Equal cosines, to six decimals, go by the order of the gallery. Several views of a photograph (mirrored, cropped)
-    count as so many photographs of the gallery, and each view of a query brings its own neighbours.
+    Equal cosines, to six decimals, go by the order of the gallery; `sklearn` may pick others of more than k equals.
+    Several views of a photograph (mirrored, cropped) count as so many photographs of the gallery, and each view of a
+    query brings its own neighbours.
 
     Attributes: classes_: the individuals; codes_: which of them each row of the gallery shows; gallery_: the rows.
     """
@@ -171,6 +174,8 @@ class KNNHead(ClassifierMixin, BaseEstimator):
         check_consistent_length(X, y)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
+        if NEW in self.classes_.astype(str):
+            raise UserError(f"{NEW!r} is no individual: leave such photographs out of the gallery")
         rows = X.reshape(-1, X.shape[-1])
         self.n_features_in_, self.codes_ = X.shape[-1], np.repeat(codes, len(rows) // len(X))
         self.gallery_ = _index(self.search, rows)
@@ -189,6 +194,10 @@ class KNNHead(ClassifierMixin, BaseEstimator):
 
     def rank(self, X, n_answers=5):
         """`(ids [n, n_answers] str, scores [n, n_answers] float)`, best first; "" and -inf where there are too few."""
+        check_is_fitted(self)
+        if len(np.shape(X)) > 1 and np.shape(X)[0] == 0:
+            return np.empty((0, n_answers), str), np.empty((0, n_answers))
+        X = unit_vectors(X, self.n_features_in_)
         parts = [_ranked(self, X[i : i + BLOCK], n_answers) for i in range(0, len(X), BLOCK)]
         codes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         return _names(self, codes), scores
@@ -203,6 +212,9 @@ def _check_choices(head):
     for name, known in (("aggregate", AGGREGATES), ("search", SEARCHES)):
         if (value := getattr(head, name)) not in known:
             raise UserError(f"{name} {value!r} is not known: choose {', '.join(known)}")
+    if not head.temperature > 0 or not 0 <= head.centre_share < 1:
+        values = f"temperature={head.temperature}, centre_share={head.centre_share}"
+        raise UserError(f"{values}: a temperature is above 0, a share from 0 to below 1")
 
 
 def _index(search, rows):
@@ -297,7 +309,9 @@ def rank_sets(head, X, sets, n_answers=5):
     group, code, row = group[order], found["code"][order], found["row"][order]
     starts = np.flatnonzero(np.r_[len(row) > 0, (np.diff(group) != 0) | (np.diff(code) != 0)])
     fused = {"row": group[starts], "code": code[starts], "place": row[starts]}  # the first of a group drove it
-    for name, base in (("score", floor), ("key", floor * (head.aggregate != "vote"))):
+    least = floor.copy()  # what an absent animal is worth: with class centres a present one may have less than `floor`
+    np.minimum.at(least, found["row"], found["score"])
+    for name, base in (("score", least), ("key", least * (head.aggregate != "vote"))):
         above = np.add.reduceat(found[name][order] - base[row], starts)
         fused[name] = (above + np.bincount(of, base)[fused["row"]]) / size[fused["row"]]
     fused = _ordered(fused)
@@ -308,8 +322,8 @@ def rank_sets(head, X, sets, n_answers=5):
 # %% ../nbs/06_knn.ipynb #06-knn-18
 def neighbour_grid(X, y, queries, truth, ks=(1, 3, 5, 10, 20, 50, 75, 100), aggregates=("max", "vote")):
     """MAP@5 of `queries` `[n, d]` whose individuals `truth` `[n]` are in the gallery `X`, `y`, for every k and rule:
-    a `DataFrame` with one row a k and one column a rule. k is cut at the size of the gallery."""
-    head = KNNHead(n_neighbors=max(ks)).fit(X, y)
+    a `DataFrame` with one row a k and one column a rule. Above the size of the gallery there are no rows."""
+    head, truth = KNNHead(n_neighbors=max(ks)).fit(X, y), np.asarray(truth, dtype=str)
     cosine, index = head.kneighbors(queries)
     table = pd.DataFrame(index=pd.Index([k for k in ks if k <= cosine.shape[1]], name="k"))
     for rule in aggregates:
@@ -379,8 +393,15 @@ def local_evidence(place, folds, fold, top, known, test, test_images):
     """`local_match.gather` for one fold's queries and for the test photographs: two `Evidence`s.
 
     known, test: functions that give the features of the photographs of `folds`, and of the test. Both results are kept
-    in `local.npz` in the fold's folder, and read from there if embeddings and `top` are the same."""
-    path, stamp = Path(place) / "local.npz", fingerprint(top, files=[Path(place) / "embeddings.parquet"])
+    in `local.npz` in the fold's folder, and read from there if nothing they depend on has changed."""
+    asked = folds[["image", "individual_id", "fold", "query_only"]].astype(str).to_numpy().tolist()
+    files = [
+        Path(place) / name for name in ("embeddings.parquet", "config.json")
+    ]  # how crops were cut is in the second
+    path, stamp = (
+        Path(place) / "local.npz",
+        fingerprint(top, LOCAL_SIDE, asked, list(map(str, test_images)), files=files),
+    )
     if path.is_file():
         with np.load(path) as kept:
             if str(kept["stamp"]) == stamp:
@@ -556,7 +577,8 @@ def ranked_folds(dataset, folder, model, folds, head, share_new=None, species_st
 def knn_stage(
     dataset, folder, model, folds, head, share_new=None, species_strength=0.0, by_share=False, local=0, force=False
 ):
-    """Answer every finished fold: `oof.csv`, `test.csv`, `metrics.json` go to it, `knn.json` to the model's folder.
+    """Answer every finished fold: `oof.csv`, `test.csv`, their candidates with scores
+    (`oof_scores.parquet` …) and `metrics.json` go to it, `knn.json` to the model's folder.
 
     Returns the content of `knn.json`: protocol, parameters, threshold, share_new and thresholds of species for the
     test, `summary` figures for all queries together, for each fold and each species, and those of `evaluate`."""
@@ -570,7 +592,9 @@ def knn_stage(
     asked = head.get_params() | how
     stamp = fingerprint(asked, dataset.fingerprint, files=embeddings)
     record = Path(folder) / model / "knn.json"
-    outputs = [p / name for p in places for name in ("oof.csv", "metrics.json")]
+    parts = ("oof",) if dataset.test.empty else ("oof", "test")
+    names = ["metrics.json", *(part + end for part in parts for end in (".csv", "_scores.parquet"))]
+    outputs = [place / name for place in places for name in names]
     if is_done(record, stamp, outputs) and not force:
         return read_json(record)
     ranked, for_test = ranked_folds(dataset, folder, model, folds, head, **how)
@@ -595,8 +619,10 @@ def knn_stage(
 # %% ../nbs/06_knn.ipynb #06-knn-37
 def _write_fold(place, r, n_folds):
     write_predictions(place / "oof.csv", r["images"], r["answers"])
+    write_scores(place / "oof_scores.parquet", r["images"], r["ids"], r["scores"])
     if "test_answers" in r:
         write_predictions(place / "test.csv", r["test_images"], r["test_answers"])
+        write_scores(place / "test_scores.parquet", r["test_images"], r["test_ids"], r["test_scores"])
     figures = read_json(place / "config.json")
     keep = {name: figures[name] for name in ("protocol", "parameters", "result", "versions", "stamp")}
     write_json(
@@ -617,6 +643,8 @@ def _known_queries(folder, model, folds, numbers):
         gallery, query = gallery_and_queries(folds, k)
         vectors = read_embeddings(fold_dir(folder, model, k) / "embeddings.parquet").of(folds["image"])
         query = query & np.isin(individuals, individuals[gallery])
+        if not query.any():
+            continue
         yield vectors[gallery], individuals[gallery], vectors[query], individuals[query]
 
 

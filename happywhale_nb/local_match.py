@@ -224,7 +224,7 @@ def gather(cosines, individuals, queries, gallery, top=20, **options):
             [max(match(query, gallery[p], **options).score for p in photos[k]) for k in row]
             for query, row in zip(queries, order, strict=True)
         ]
-    return Evidence(names[order], np.take_along_axis(best, order, axis=1), np.log1p(local))
+    return Evidence(names[order], np.take_along_axis(best, order, axis=1), np.log1p(local).reshape(order.shape))
 
 # %% ../nbs/lib/local_match.ipynb #local-match-26
 class Fusion:

@@ -26,11 +26,15 @@ def rank_of_truth(truth, answers):
         `[n]` int.
 
     Raises:
-        ValueError: if the two differ in length.
+        ValueError: if the two differ in length or kind, or the answers are no table.
     """
     truth, answers = np.asarray(truth), np.asarray(answers)
+    if answers.ndim != 2 or truth.ndim != 1:
+        raise ValueError(f"truth {list(truth.shape)}, answers {list(answers.shape)}: give [n] and [n, m], best first")
     if len(truth) != len(answers):
         raise ValueError(f"{len(truth)} truths for {len(answers)} rows of answers")
+    if len(truth) and (truth.dtype.kind in "iub") != (answers.dtype.kind in "iub"):
+        raise ValueError(f"truth is of {truth.dtype}, answers of {answers.dtype}: names or numbers, both alike")
     hit = answers == truth[:, None]
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 
@@ -144,17 +148,19 @@ def calibration(right, confidence, bins=10):
     table = pd.DataFrame({"confidence": confidence, "accuracy": right, "n": 1}).groupby(place).agg("sum")
     table[["confidence", "accuracy"]] = table[["confidence", "accuracy"]].div(table["n"], axis=0)
     ece = float((table["n"] * (table["accuracy"] - table["confidence"]).abs()).sum() / max(len(right), 1))
+    if not len(right):
+        return {"ece": float("nan"), "brier": float("nan"), "table": table.reset_index(drop=True)}
     return {"ece": ece, "brier": float(((right - confidence) ** 2).mean()), "table": table.reset_index(drop=True)}
 
 # %% ../nbs/lib/metrics.ipynb #metrics-22
 def bootstrap_interval(values, individuals, level=0.95, rounds=2000, seed=0):
     """Interval of the mean of `values` `[n]`, by drawing individuals `[n]` (names) with replacement.
 
-    For paired comparisons give the differences. Returns `(low, high)`; not-a-number for no rows."""
+    For paired comparisons give the differences. Returns `(low, high)`; not-a-number for fewer than two individuals."""
     values = np.asarray(values, float)
-    if not len(values):
+    names, place = np.unique(individuals, return_inverse=True)
+    if len(names) < 2:
         return float("nan"), float("nan")
-    _, place = np.unique(individuals, return_inverse=True)
     sums, counts = np.bincount(place, values), np.bincount(place)
     drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), rounds)
     low, high = np.quantile((drawn @ sums) / (drawn @ counts), [(1 - level) / 2, (1 + level) / 2])

@@ -178,9 +178,12 @@ def check_preset(config):
         if getattr(config, name) not in known:
             raise UserError(f"{name}={getattr(config, name)!r}: one of {', '.join(map(repr, known))}")
     for name in ("batch_size", "embedding", "centres", "parts", "scale", "epochs", "head_rate"):
-        if getattr(config, name) <= 0:
+        if not 0 < getattr(config, name) < float("inf"):
             raise UserError(f"{name}={getattr(config, name)}: it has to be positive")
-    for name in ("dropout", "bn_momentum", "label_smoothing", "species_share"):
+    for name in ("learning_rate", "weight_decay", "warmup", "margin", "margin_spread", "margin_ramp", "sample"):
+        if not 0 <= getattr(config, name) < float("inf"):
+            raise UserError(f"{name}={getattr(config, name)}: it cannot be negative")
+    for name in ("dropout", "bn_momentum", "label_smoothing", "species_share", "least_confidence"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)}: it has to be in [0, 1)")
     if config.pool == "parts" and config.embedding % config.parts**2:

@@ -206,7 +206,7 @@ def true_answers(individuals, gallery_individuals):
 # %% ../nbs/lib/splits.ipynb #splits-20
 def require_catalogue(folds):
     """Raise `UserError` if the split leaves no query's individual in its gallery, so that answers cannot be scored."""
-    if kind_of(folds) == "disjoint":
+    if kind_of(folds) == "disjoint" or all(_is_new(folds, k).all() for k in fold_numbers(folds)):
         raise UserError(
             "this split is disjoint: no individual is on both sides, every right answer would be new_individual, and "
             "MAP@5 against the catalogue would say nothing about recognition. Train its folds for retrieval within the "

@@ -73,11 +73,13 @@ class Targets:
 
     def _choose(self, classes, rng):
         """The batch's classes and others, `sample` in all, sorted."""
-        own, total = np.unique(classes), len(self.margins) * (2 if self.twins else 1)
+        own, total = np.unique(classes), len(self.margins)
         if not self.sample:
             return np.empty(0, np.int32)
         if total <= self.sample:
             raise UserError(f"{self.sample} of {total} classes cannot be sampled: score all of them (sample 0)")
+        if len(own) > self.sample:
+            raise UserError(f"sample={self.sample} has to hold the {len(own)} classes of a batch on all devices")
         others = rng.choice(total - len(own), self.sample - len(own), replace=False, shuffle=False)
         others += np.searchsorted(
             own - np.arange(len(own)), others, side="right"

@@ -29,9 +29,8 @@ def rank_new(ids, scores, threshold, n_answers=5):
     Returns:
         `[n, n_answers]` names, best first, "" where there are fewer.
     """
-    ids, scores = np.asarray(ids), np.asarray(scores, dtype=float)
-    width = max(int(ids.dtype.itemsize // 4), len(NEW))
-    names = np.concatenate([ids.astype(f"U{width}"), np.full((len(ids), 1), NEW)], axis=1)
+    ids, scores = np.asarray(ids, dtype=str), np.asarray(scores, dtype=float)
+    names = np.concatenate([ids, np.full((len(ids), 1), NEW)], axis=1)
     column = np.broadcast_to(np.asarray(threshold, dtype=float), len(ids))[:, None]
     order = np.argsort(-np.concatenate([scores, column], axis=1), axis=1, kind="stable")[:, :n_answers]
     return np.take_along_axis(names, order, axis=1)
@@ -108,12 +107,18 @@ def fit_threshold(ids, scores, truth, share_new=None, n_grid=201):
         n_grid: number of thresholds tried, quantiles of the scores.
 
     Returns:
-        float; for lack of evidence -1 (never new, for cosines) if no truth is `new_individual`, 1 if all are.
+        float; if no truth is `new_individual` one below all scores (-1 or lower), if all are one above (1 or higher).
     """
     truth = np.asarray(truth)
     new = truth == NEW
     if not new.any() or new.all():
-        return -1.0 if not new.any() else 1.0
+        finite = np.asarray(scores, float)[np.isfinite(scores)]
+        below, above = finite.min(initial=-1.0), finite.max(initial=1.0)
+        return (
+            float(below if below == -1 else np.nextafter(below, -np.inf))
+            if not new.any()
+            else float(above if above == 1 else np.nextafter(above, np.inf))
+        )
     share = new.mean() if share_new is None else share_new
     weights = np.where(new, share / new.sum(), (1 - share) / (~new).sum())
     grid = score_grid(scores, n_grid)
@@ -156,13 +161,14 @@ def fit_species_thresholds(ids, scores, truth, species, strength=200, share_new=
     """Thresholds by species, shrunk to the common one: `(common, {species: threshold})`.
 
     (n · own + strength · common) / (n + strength) for a species with n rows of which some are new and some known; a
-    species with only one kind gets the common one. Arguments as for `fit_threshold`; species `[n]` names."""
+    species with only one kind gets the common one. Arguments as for `fit_threshold`; share_new counts for each species
+    alike; species `[n]` names."""
     ids, scores, truth, species = map(np.asarray, (ids, scores, truth, species))
     common, found = fit_threshold(ids, scores, truth, share_new), {}
     for name in np.unique(species):
         rows = species == name
         new, n = truth[rows] == NEW, int(rows.sum())
-        own = fit_threshold(ids[rows], scores[rows], truth[rows]) if 0 < new.sum() < n else common
+        own = fit_threshold(ids[rows], scores[rows], truth[rows], share_new) if 0 < new.sum() < n else common
         found[str(name)] = float((n * own + strength * common) / (n + strength))
     return common, found
 

@@ -92,15 +92,17 @@ def training_rows(folds, gallery, config):
     return rows, labels, species
 
 # %% ../nbs/03_train.ipynb #03-train-11
-def watchers(place, score, snapshots="", patience=0, tensorboard=False):
+def watchers(place, score, last, snapshots="", patience=0, tensorboard=False):
     """What `fitting.train` takes as callbacks, from the stage's parameters.
 
-    Raises `UserError` if `snapshots` are no numbers of epochs."""
+    Raises `UserError` if `snapshots` are no numbers of epochs up to the `last`."""
     try:
         epochs = [int(part) for part in snapshots.split()]
     except ValueError:
         raise UserError(f"snapshots={snapshots!r}: numbers of epochs, as in `20 25`") from None
     made = []
+    if any(not 0 < epoch <= last for epoch in epochs):
+        raise UserError(f"snapshots={snapshots!r}: epochs from 1 to {last}, the last")
     if epochs:
         made.append(lambda model: Snapshots(model, place, epochs))
     if patience:
@@ -161,7 +163,7 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
 
     Returns the content of its `config.json`: stamp, protocol, parameters, result, versions."""
     crops = config.sources if crops == "auto" else crops
-    watched = {key: how.pop(key) for key in ("snapshots", "patience") if key in how}
+    watched = {"snapshots": how.pop("snapshots", ""), "patience": how.pop("patience", 0)}
     place = fold_dir(study_folder, name, fold)
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "views": views, "seed": seed}
     parameters |= watched
@@ -188,7 +190,7 @@ def _train_fold(dataset, folds, config, study_folder, record, watched, how):
         found = fold_score(folds, embed_views(model, known, mirror, quiet=True), gallery & asked, query & asked)
         return next(iter(found.values()))
 
-    made, epochs = watchers(place, score, **watched, tensorboard=how.pop("tensorboard", False))
+    made, epochs = watchers(place, score, config.epochs, **watched, tensorboard=how.pop("tensorboard", False))
     learned = (rows, labels, labels.max() + 1, place, record["stamp"], given["seed"], species, made)
     model, history = train(config, crops, *learned, **how)
     facts |= {"train_seconds": round(sum(row["seconds"] for row in history), 1), "train_photos": len(rows)}

@@ -1,6 +1,7 @@
 """A whole study, quick, on a tiny demo set: what it leaves behind, and that it does nothing twice."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from happywhale_nb.blending import blend_stage
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.knn import KNNHead, compare_rules, knn_stage
 from happywhale_nb.metrics import map_at_5
+from happywhale_nb.paths import UserError
 from happywhale_nb.predictions import read_predictions
 from happywhale_nb.splits import study_folds, true_answers
 
@@ -80,6 +83,36 @@ def test_rules_are_compared_on_the_same_photographs(study, tiny):
     assert table.iloc[0, 1:].tolist() == [0, 0, 0] and 0 < table["map5"].min() <= table["map5"].max() <= 1
     assert table["map5"].iloc[0] - table["map5"].to_numpy() == pytest.approx(table["lost"].to_numpy())
     assert ((table["low"] <= table["lost"]) & (table["lost"] <= table["high"])).all()
+
+
+def test_models_of_a_study_are_blended_by_fitted_weights_and_by_scores(study, tiny, tmp_path):
+    folder, dataset = tmp_path / "study", read_dataset(tiny)
+    shutil.copytree(study[0], folder)
+    shutil.copytree(folder / "small_resnet_arcface", folder / "other")
+    equal = blend_stage(dataset, folder)
+    before = (folder / "submission.csv").read_text()
+    assert len(equal["lists"]) == 4 and equal["fit"] is None and set(equal["weights"]) == {1}
+    fit = blend_stage(dataset, folder, weights="fit", penalty=True)
+    assert fit["fit"]["fitted"] >= fit["fit"]["equal"] and len(fit["table"]) == 3
+    assert fit["table"][0]["map5"] == fit["table"][1]["map5"] > 0  # a model and its copy
+    scores = blend_stage(dataset, folder, rule="scores")
+    assert scores["fit"]["equal"] > 0 and scores["fit"]["threshold"] <= 1
+    assert blend_stage(dataset, folder, rule="scores") == scores  # nothing is done twice
+    one = blend_stage(dataset, folder, models="other", weights="fit")
+    assert one["models"] == {"other": 1} and one["fit"] is None
+    blend_stage(dataset, folder)
+    assert (folder / "submission.csv").read_text() == before
+    for how, message in (
+        ({"models": "none"}, "model 'none' has no test answers"),
+        ({"least": 0.999}, "no model reaches"),
+        ({"weights": "best"}, "equal, or fit"),
+        ({"rule": "scores", "weights": "fit"}, "count votes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            blend_stage(dataset, folder, **how)
+    (folder / "other" / "fold0" / "test_scores.parquet").unlink()
+    with pytest.raises(UserError, match="run 06_knn again"):
+        blend_stage(dataset, folder, rule="scores")
 
 
 def test_every_option_of_the_answers_leaves_a_whole_study(study, tiny):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
-from happywhale_nb.knn import AGGREGATES, KNNHead, VectorError, rank_sets
-from happywhale_nb.metrics import average_precision, classification, map_at_5
+from happywhale_nb.knn import AGGREGATES, KNNHead, VectorError, neighbour_grid, rank_sets
+from happywhale_nb.metrics import average_precision, bootstrap_interval, classification, map_at_5, top_k_accuracy
 from happywhale_nb.paths import UserError
-from happywhale_nb.thresholds import CandidateSets, fit_threshold, rank_new
+from happywhale_nb.thresholds import CandidateSets, fit_species_thresholds, fit_threshold, rank_new
 
 
 @pytest.fixture
@@ -171,3 +171,85 @@ def test_groups_too_small_for_a_distance_of_their_own_share_one():
     few = CandidateSets(0.1).fit(ids[:5], scores[:5], -9.0, np.repeat("a", 5))
     assert few.distances_[""] == np.inf  # five rows cannot promise nine in ten: everything is listed
     assert few.predict(ids[:2], scores[:2], -9.0)[1].tolist() == [4, 4]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_bad_rows_are_named_wherever_they_are_and_no_rows_give_no_answers(rng):
+    X, y = rng.normal(size=(30, 8)), np.arange(30) % 6
+    head = KNNHead(5).fit(X, y.astype(str))
+    queries = rng.normal(size=(4600, 8))
+    queries[[4500, 4599]] = np.nan
+    with pytest.raises(UserError, match=r"row 4500 .*\(2 such rows\)"):
+        head.rank(queries)
+    ids, scores = head.rank(np.empty((0, 8)))
+    assert ids.shape == scores.shape == (0, 5)
+
+
+def test_what_the_head_refuses(rng):
+    X, y = rng.normal(size=(6, 4)), list("aabbcc")
+    for wrong in ({"temperature": 0}, {"temperature": -1.0}, {"centre_share": 1.5}, {"centre_share": -0.3}):
+        with pytest.raises(UserError, match="temperature is above 0"):
+            KNNHead(**wrong).fit(X, y, (y, X))
+    with pytest.raises(UserError, match="is no individual"):
+        KNNHead().fit(X, [*y[:5], "new_individual"])
+
+
+def test_a_soft_sum_at_a_low_temperature_is_the_maximum(rng):
+    X, y = rng.normal(size=(40, 8)), np.arange(40) % 7
+    queries = rng.normal(size=(9, 8))
+    soft, hard = (KNNHead(40, rule, temperature=1e-4).fit(X, y).rank(queries) for rule in ("softmax_sum", "max"))
+    assert (soft[0] == hard[0]).all()
+    np.testing.assert_allclose(soft[1], hard[1], atol=1e-3)
+
+
+def test_sets_with_class_centres_give_nobody_less_for_being_a_neighbour(rng):
+    centres = rng.normal(size=(12, 16))
+    X, y = np.repeat(centres, 4, axis=0) + rng.normal(size=(48, 16)), np.repeat(np.arange(12), 4).astype(str)
+    names = np.unique(y)
+    table = np.stack([X[y == name].mean(axis=0) for name in names])
+    queries = np.repeat(centres, 3, axis=0) + rng.normal(size=(36, 16))
+    head = KNNHead(8, centre_share=0.6).fit(X, y, (names, table))
+    found, scores = head.rank(queries, 12)
+    _, _, fused, _ = rank_sets(head, queries, np.repeat(np.arange(12), 3).astype(str), 12)
+    for i, name in enumerate(sorted(map(str, range(12)))):
+        rows = scores[3 * int(name) : 3 * int(name) + 3]
+        least = np.where(np.isfinite(rows), rows, np.inf).min(axis=1).mean()
+        assert np.isfinite(fused[i]).sum() == 0 or fused[i][np.isfinite(fused[i])].min() >= least - 1e-9
+    assert (found != "").any()
+
+
+def test_numbers_and_names_are_not_compared(rng):
+    with pytest.raises(ValueError, match="both alike"):
+        map_at_5(np.arange(3), np.array([["0"], ["1"], ["2"]]))
+    with pytest.raises(ValueError, match="best first"):
+        top_k_accuracy(np.arange(3), np.arange(3))
+    X, y = rng.normal(size=(20, 4)), np.arange(20) % 5
+    assert neighbour_grid(X, y, X, y, ks=(1,)).loc[1, "max"] == 1
+    assert np.isnan(bootstrap_interval([0.5, 1], ["a", "a"])).all()
+
+
+def test_long_names_and_thresholds_at_the_ends():
+    ids = np.array([["humpback_tail_0001_left", "humpback_tail_0001_right"]], object)
+    assert rank_new(ids, [[0.9, 0.8]], 0.5)[0].tolist() == [*ids[0], "new_individual"]
+    many, scores = np.array([list("abcde")] * 3), np.array([[5.0, 4, 3, 2, 1]] * 3)  # sums of votes say: above 1
+    above = fit_threshold(many, scores, ["new_individual"] * 3)
+    assert (rank_new(many, scores, above)[:, 0] == "new_individual").all()
+    below = fit_threshold(many, scores - 10, ["a"] * 3)
+    assert (rank_new(many, scores - 10, below, 6)[:, 5] == "new_individual").all()
+
+
+def test_an_expected_share_of_new_animals_reaches_each_species(rng):
+    n = 2000
+    truth = np.where(rng.random(n) < 0.2, "new_individual", "a")
+    best = np.where(truth == "a", rng.normal(0.7, 0.15, n), rng.normal(0.5, 0.15, n))
+    scores, ids = best[:, None] - np.arange(5) * 0.05, np.tile(np.array(list("abcde")), (n, 1))
+    species = np.repeat(["orca", "minke"], n // 2)
+    called = []
+    for share in (0.02, 0.2, 0.9):
+        _, own = fit_species_thresholds(ids, scores, truth, species, 50, share)
+        called.append(np.mean([best[i] < own[species[i]] for i in range(n)]))
+    assert called[0] < called[1] - 0.05 < called[2] - 0.1
