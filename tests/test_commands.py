@@ -156,6 +156,7 @@ def test_a_disjoint_split_trains_for_retrieval_within_and_is_not_answered_from_a
 
 
 BENCHES = {
+    "blend.py": "search",
     "data.py": "read the table",
     "images.py": "memory",
     "knn.py": "one query, 51,033 known",
