@@ -174,8 +174,7 @@ class KNNHead(ClassifierMixin, BaseEstimator):
         check_consistent_length(X, y)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
-        if NEW in self.classes_.astype(str):
-            raise UserError(f"{NEW!r} is no individual: leave such photographs out of the gallery")
+        _check_names(self.classes_)
         rows = X.reshape(-1, X.shape[-1])
         self.n_features_in_, self.codes_ = X.shape[-1], np.repeat(codes, len(rows) // len(X))
         self.gallery_ = _index(self.search, rows)
@@ -194,13 +193,7 @@ class KNNHead(ClassifierMixin, BaseEstimator):
 
     def rank(self, X, n_answers=5):
         """`(ids [n, n_answers] str, scores [n, n_answers] float)`, best first; "" and -inf where there are too few."""
-        check_is_fitted(self)
-        if len(np.shape(X)) > 1 and np.shape(X)[0] == 0:
-            return np.empty((0, n_answers), str), np.empty((0, n_answers))
-        X = unit_vectors(X, self.n_features_in_)
-        parts = [_ranked(self, X[i : i + BLOCK], n_answers) for i in range(0, len(X), BLOCK)]
-        codes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return _names(self, codes), scores
+        return _rank(self, X, n_answers)
 
     def predict(self, X):
         """`[n]` the individual ranked first for each query."""
@@ -254,6 +247,21 @@ def _ranked(head, X, n_answers):
     found, floor = _scored(head, X)
     entry, scores = first_of_each(found, len(floor), n_answers)
     return np.where(entry >= 0, found["code"][entry], -1), scores
+
+
+def _check_names(names):
+    if NEW in names.astype(str):
+        raise UserError(f"{NEW!r} is no individual: leave such photographs out of the gallery")
+
+
+def _rank(head, X, n_answers):
+    check_is_fitted(head)
+    if len(np.shape(X)) > 1 and np.shape(X)[0] == 0:
+        return np.empty((0, n_answers), str), np.empty((0, n_answers))
+    X = unit_vectors(X, head.n_features_in_)
+    parts = [_ranked(head, X[i : i + BLOCK], n_answers) for i in range(0, len(X), BLOCK)]
+    codes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _names(head, codes), scores
 
 
 def _names(head, codes):

@@ -167,7 +167,7 @@ def _change(part):
     except (ValueError, KeyError):
         raise UserError(f"changes: {part!r} should be {name}=… with a value of type {kind.__name__}") from None
 
-
+# %% ../nbs/lib/presets.ipynb #presets-30
 CHOICES = {"schedule": ("cosine", "paper"), "pool": ("gap", "gem", "gem2", "parts")}
 CHOICES |= {"balance": ("", "weights", "sampler")}
 
