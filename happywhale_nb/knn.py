@@ -248,7 +248,7 @@ def _ranked(head, X, n_answers):
     entry, scores = first_of_each(found, len(floor), n_answers)
     return np.where(entry >= 0, found["code"][entry], -1), scores
 
-
+# %% ../nbs/06_knn.ipynb #06-knn-60
 def _check_names(names):
     if NEW in names.astype(str):
         raise UserError(f"{NEW!r} is no individual: leave such photographs out of the gallery")
