@@ -204,6 +204,12 @@ def true_answers(individuals, gallery_individuals):
     return np.where(np.isin(individuals, np.asarray(gallery_individuals, dtype=str)), individuals, NEW)
 
 # %% ../nbs/lib/splits.ipynb #splits-20
+def _is_new(folds, fold):
+    gallery, query = gallery_and_queries(folds, fold)
+    truth = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
+    return pd.Series(truth == NEW, index=folds.index[query])
+
+
 def require_catalogue(folds):
     """Raise `UserError` if the split leaves no query's individual in its gallery, so that answers cannot be scored."""
     if kind_of(folds) == "disjoint" or all(_is_new(folds, k).all() for k in fold_numbers(folds)):
@@ -244,12 +250,6 @@ def protocol_card(folds, data_fingerprint, pairs=None):
         "near_duplicates": None if pairs is None else _across(folds, pairs),
         "data": data_fingerprint,
     }
-
-
-def _is_new(folds, fold):
-    gallery, query = gallery_and_queries(folds, fold)
-    truth = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
-    return pd.Series(truth == NEW, index=folds.index[query])
 
 
 def _across(folds, pairs):

@@ -180,7 +180,7 @@ def _start(self, weights):
 
 
 def _ranks(self, column=None, change=0):
-    """`[right]` uint16: rivals above the truth, if one weight changed by so many thousandths."""
+    """`[right]` uint16: rivals above the truth, if one weight changed by so many thousandths (20,000 at most)."""
     leads = self._now
     if column is not None:
         kind = self._now.dtype.type
@@ -277,7 +277,8 @@ def nested(contest, folds, **how):
 
     Returns:
         a dict: fitted (MAP@5 of weights fitted on all), expected (of weights that never saw the photograph), equal
-        (all weights 1), optimism (fitted less expected), folds (a `DataFrame` of expected, equal and weights)."""
+        (all weights 1), optimism (fitted less expected), weights and moves (kept) of the fit on all, folds
+        (a `DataFrame` of expected, equal and weights)."""
     folds, rows = np.asarray(folds), {}
     if len(np.unique(folds)) < 2:
         raise UserError("nested cross-validation needs at least two folds: give each photograph's fold")
@@ -292,6 +293,7 @@ def nested(contest, folds, **how):
     expected, equal = (float(np.average(table[name], weights=table["photos"])) for name in ("expected", "equal"))
     return {"fitted": whole.after, "expected": expected, "equal": equal, "optimism": whole.after - expected} | {
         "weights": whole.weights,
+        "moves": whole.moves,
         "folds": table,
     }
 
@@ -335,9 +337,8 @@ def simulate(models, photos, animals=15_587, seed=0, skill=(0.4, 1.4)):
     codes = np.empty((models, photos, 5), np.int32)
     for j, spread in enumerate(np.linspace(*skill, models)):
         seen = shared + spread * rng.gumbel(size=shared.shape).astype(np.float32)
-        codes[j] = np.take_along_axis(likely, np.argsort(-seen, axis=1)[:, :5], axis=1)
-    for j in range(models):
-        codes[j] = first_five(codes[j].ravel(), np.full(photos, 5))[0]
+        named = np.take_along_axis(likely, np.argsort(-seen, axis=1)[:, :5], axis=1)
+        codes[j] = first_five(named.ravel(), np.full(photos, 5))[0]
     names = np.array([NEW, *(f"{i:06x}" for i in range(1, animals))])
     images = np.array([f"{i:06d}.jpg" for i in range(photos)])
     return Ballots(images, np.array([f"model{j:02d}" for j in range(models)]), names, codes), names[likely[:, 0]]

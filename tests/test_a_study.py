@@ -100,11 +100,13 @@ def test_models_of_a_study_are_blended_by_fitted_weights_and_by_scores(study, ti
     assert blend_stage(dataset, folder, rule="scores") == scores  # nothing is done twice
     one = blend_stage(dataset, folder, models="other", weights="fit")
     assert one["models"] == {"other": 1} and one["fit"] is None
+    assert blend_stage(dataset, folder, least=0.999, keep="other")["models"] == {"other": 1}
     blend_stage(dataset, folder)
     assert (folder / "submission.csv").read_text() == before
     for how, message in (
         ({"models": "none"}, "model 'none' has no test answers"),
         ({"least": 0.999}, "no model reaches"),
+        ({"least": 0.999, "keep": "none"}, "no model 'none'"),
         ({"weights": "best"}, "equal, or fit"),
         ({"rule": "scores", "weights": "fit"}, "count votes"),
     ):

@@ -337,6 +337,8 @@ def test_weights_are_fitted_from_the_command_line_and_nothing_is_half_written(fi
     to = tmp_path / "blend.csv"
     done = CliRunner().invoke(main, ["blend", *paths, "-o", str(to), "--truth", str(known)])
     assert done.exit_code == 0 and "expected" in done.output and "model01" in done.output, done.output
+    stuck = CliRunner().invoke(main, ["blend", paths[0], paths[0], "-o", str(to), "--truth", str(known)])
+    assert "no step of any weight gains" in stuck.output  # a model and itself
     before = to.read_text()
     broken = files("broken.csv", "000000.jpg,")
     failed = CliRunner().invoke(main, ["blend", *paths, str(broken), "-o", str(to)])
