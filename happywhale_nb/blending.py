@@ -114,16 +114,16 @@ def error_correlation(ballots, truth):
 
 def draw_blend(report, correlation):
     """Weights with their intervals beside the `error_correlation`, of a report of `fit_models`."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 1.6 + 0.35 * len(correlation)), layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(10, 2.4 + 0.3 * len(correlation)), layout="constrained")
     table = report["models"].iloc[::-1]
     axes[0].hlines(table.index, table["low"], table["high"], color="0.7", lw=4)
     axes[0].plot(table["weight"], table.index, "o")
     axes[0].axvline(1, color="0.7", lw=1, ls="--")
-    axes[0].set(title="Weights (bars: 95 % over animals)", xlabel="weight; 1 is equal")
+    axes[0].set(title="Weights (bars: 95 % over animals)", xlabel="weight; 1 is equal", ylim=(-0.6, len(table) - 0.4))
     shown = axes[1].imshow(correlation, vmin=0, vmax=1, cmap="viridis")
     axes[1].set(title="Correlation of errors", xticks=range(len(correlation)), yticks=range(len(correlation)))
-    axes[1].set_xticklabels(correlation.index, rotation=90)
-    axes[1].set_yticklabels(correlation.index)
+    axes[1].set_xticklabels(range(1, len(correlation) + 1))
+    axes[1].set_yticklabels([f"{name}  {i}" for i, name in enumerate(correlation.index, 1)])
     fig.colorbar(shown, ax=axes[1])
     return fig
 
@@ -259,7 +259,7 @@ def blend_files(files, to, like=None, catalogue=None, rule="paper", weights=None
     Args:
         files: CSVs of image, predictions; to: where the blend goes.
         like: a CSV with the photographs asked about, in its order; None: those of the first file.
-        catalogue: a CSV with a column individual_id, one row a photograph: names it lacks are left out.
+        catalogue: a CSV with a column individual_id, one row a photograph: names it lacks are left out, and new.
         weights: one number for each file; None: 1 each, or fitted if there is a `truth`.
         truth: a CSV for `read_truth`."""
     known = read_table(catalogue, ["individual_id"])["individual_id"] if catalogue else None
@@ -271,7 +271,7 @@ def blend_files(files, to, like=None, catalogue=None, rule="paper", weights=None
     if weights is not None and len(weights) != len(files):
         raise UserError(f"{len(weights)} weights for {len(files)} files: give one to each")
     if weights is None and truth is not None and len(files) > 1:
-        report = fit_models(*_with_truth(ballots, truth), rule, gain, counts=counts)
+        report = fit_models(*_with_truth(ballots, truth, known), rule, gain, counts=counts)
         weights = report["models"]["weight"].tolist()
         lines += [report["models"].round(3).to_string()]
         lines += [fit_line(report, gain)]
@@ -282,28 +282,31 @@ def blend_files(files, to, like=None, catalogue=None, rule="paper", weights=None
     return [*lines, f"{len(blended):,} photographs, {len(files)} files"]
 
 # %% ../nbs/07_blending.ipynb #07-blending-28
-def read_truth(path):
-    """The right answers in a CSV of image, individual_id and perhaps fold: a `DataFrame` by image, fold whole numbers
-    (without it five folds of whole animals)."""
+def read_truth(path, known=None):
+    """The right answers in a CSV of image, individual_id and perhaps fold: a `DataFrame` by image of individual_id,
+    fold (without the column: five folds of whole animals) and truth: `new_individual` for those not in `known`."""
     table = read_table(path, ["image", "individual_id"]).drop_duplicates("image").set_index("image")
     if "fold" not in table:
         names, place = np.unique(table["individual_id"], return_inverse=True)
         table["fold"] = np.random.default_rng(0).permutation(len(names))[place] % 5
-    return table[["individual_id", "fold"]]
+    truth = table["individual_id"] if known is None else table["individual_id"].where(lambda who: who.isin(known), NEW)
+    return table[["individual_id", "fold"]].assign(truth=truth)
 
 
-def _with_truth(ballots, path):
+def _with_truth(ballots, path, known):
     """The part of ballots whose truth is known, and its truth, folds and individuals."""
-    table = read_truth(path).reindex(ballots.images)
-    there = table["individual_id"].notna().to_numpy()
+    table = read_truth(path, known).reindex(ballots.images)
+    there = table["truth"].notna().to_numpy()
     if not there.any():
         raise UserError(f"{path} knows none of these photographs")
-    who = table["individual_id"][there].to_numpy(dtype=str)
-    return replace(ballots, images=ballots.images[there], codes=ballots.codes[:, there]), who, table["fold"][there], who
+    truth, fold, who = (table[name][there].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id"))
+    return replace(ballots, images=ballots.images[there], codes=ballots.codes[:, there]), truth, fold, who
 
 
-def score_file(path, truth):
-    """`metrics.summary` of a file of answers against the truth, and lines of what was repaired."""
-    table = read_truth(truth)
+def score_file(path, truth, catalogue=None):
+    """`metrics.summary` of a file of answers against the truth, and lines of what was repaired; catalogue: as for
+    `blend_files`, None if the truth itself says who is `new_individual`."""
+    known = read_table(catalogue, ["individual_id"])["individual_id"] if catalogue else None
+    table = read_truth(truth, known)
     ballots, lines = read_ballots([path], table.index)
-    return summary(table["individual_id"].to_numpy(dtype=str), ballots.answers(ballots.codes[0])), lines
+    return summary(table["truth"].to_numpy(dtype=str), ballots.answers(ballots.codes[0])), lines

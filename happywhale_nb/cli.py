@@ -350,7 +350,7 @@ _path = click.Path(path_type=Path)
 @_parameter
 @click.option("-o", "--output", type=_path, help="Where the blend of FILES goes (else: the executed notebook).")
 @click.option("--like", type=_path, help="Of FILES: a CSV with the photographs asked about, as sample_submission.csv.")
-@click.option("--catalogue", type=_path, help="Of FILES: train.csv; names that it lacks are left out.")
+@click.option("--catalogue", type=_path, help="Of FILES: train.csv; names that it lacks are left out, and new.")
 @click.option("--truth", type=_path, help="Of FILES: a CSV of image, individual_id[, fold]: weights are fitted to it.")
 @click.option("--rule", default="paper", show_default=True, help="Of FILES: paper, notebook or borda.")
 @click.option("--weights", default="", help="Of FILES: a number for each, as in '2 1 1'.")
@@ -373,16 +373,19 @@ def blend(files, given, output, **how):
 @main.command()
 @click.argument("predictions", type=_path)
 @click.argument("truth", type=_path)
+@click.option("--catalogue", type=_path, help="train.csv: whoever is not in it is new_individual.")
 @click.option("--json", "machine", is_flag=True, help="Print JSON.")
-def score(predictions, truth, machine):
+def score(predictions, truth, catalogue, machine):
     """Score answers (image,predictions) by the truth (image,individual_id): MAP@5 and more, of all, known and new.
 
     \b
-    Example: happywhale score submission.csv truth.csv
+    Example: happywhale score outputs/demo/submission.csv data/demo/test_truth.csv --catalogue data/demo/train.csv
+
+    Without --catalogue the truth itself has to say who is new_individual.
     """
     from happywhale_nb.blending import score_file
 
-    figures, lines = score_file(predictions, truth)
+    figures, lines = score_file(predictions, truth, catalogue)
     for line in lines:
         click.echo(f"note: {line}", err=True)
     shown = [f"{name:<12} " + (f"{v:.4f}" if isinstance(v, float) else str(v)) for name, v in figures.items()]

@@ -315,6 +315,9 @@ def test_files_are_blended_scored_and_validated_by_commands(files, tmp_path):
     assert bad.exit_code == 1 and "row 4: x names an animal twice (1 such)" in bad.output
     scored = run(main, ["score", str(to), str(truth), "--json"])
     assert json.loads(scored.stdout)["map5"] == pytest.approx(2 / 3)
+    catalogue = files("train.csv", "q,b", "r,c", header="image,individual_id")
+    scored = run(main, ["score", str(to), str(truth), "--catalogue", str(catalogue), "--json"])  # a is new there
+    assert json.loads(scored.stdout)["share_new"] == pytest.approx(2 / 3)
     for wrong, message in (
         (["blend", str(one), str(two)], "-o submission.csv"),
         (["blend", str(one), "-o", str(to), "--weights", "1 2"], "2 weights for 1 files"),
