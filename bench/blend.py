@@ -1,4 +1,4 @@
-"""Blending 30 models' answers to 51,033 photographs, twenty or so candidates each.
+"""Blending 30 models' answers to 51,033 photographs, sixteen candidates each on average.
 
 1. MAP@5 after one changed weight: a contest's column of leads, everything counted again with SciPy's sparse matrices,
    and a pandas `apply` that counts each row's votes.
