@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIES_SCALE', 'build_network', 'identifier', 'build_optimizer', 'compile_trainer', 'targets_of', 'train',
-           'fit_network', 'readable', 'mirror_axis', 'embed', 'embed_views']
+           'fit_network', 'readable', 'mirror_axis', 'averaged', 'encoder', 'embed', 'embed_views']
 
 # %% ../nbs/lib/fitting.ipynb #fitting-02
 import contextlib
@@ -12,7 +12,7 @@ import weakref
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 from tqdm import tqdm
 
 from .augmentation import RECIPES, Flip
@@ -187,49 +187,72 @@ def mirror_axis(config):
     return 2 if any(isinstance(step, Flip) for step in lookup(RECIPES, config.recipe, "recipe")) else None
 
 
-def embed(model, crops, mirror=None, batch_size=128, quiet=False):
+def averaged(config):
+    """What a preset's embeddings are the mean of, as keyword arguments of `encoder` and `embed`."""
+    return {"mirror": mirror_axis(config), "zoom": config.zoom}
+
+
+def encoder(model, mirror=None, zoom=0.0):
+    """The encoder of an `identifier`, as a Keras model.
+
+    Args:
+        mirror: axis of `mirror_axis` to average each crop with its mirror image; None: not.
+        zoom: share of the side, in [0, 0.5), by which to narrow and to widen each crop at each edge, to average what is
+            seen then with the crop; 0: not.
+
+    Returns:
+        Model from pixels `[n, s, s, 3]` float32 in 0 … 255 to embeddings `[n, d]` float32 of length 1.
+    """
+    plain = keras.Model(model.input, model.get_layer("embedding").output)
+    pixels = keras.Input(model.input_shape[1:], dtype="float32", name="pixels")
+    edge, unit = round(zoom * pixels.shape[1]), layers.UnitNormalization(dtype="float32", name="unit")
+    seen = [pixels]
+    if edge:
+        widened = ops.pad(pixels, ((0, 0), (edge, edge), (edge, edge), (0, 0)), mode="reflect")
+        seen += [ops.image.resize(view, pixels.shape[1:3]) for view in (pixels[:, edge:-edge, edge:-edge], widened)]
+    if mirror is not None:
+        seen += [ops.flip(view, axis=mirror) for view in seen]
+    vectors = [unit(plain(view)) for view in seen]
+    return keras.Model(pixels, vectors[0] if len(vectors) == 1 else unit(sum(vectors)), name="encoder")
+
+
+def embed(model, crops, mirror=None, zoom=0.0, batch_size=128, quiet=False):
     """Embeddings of crops; a bar shows the progress, unless `quiet`.
 
     Args:
         crops: `[n, s, s, 3]` uint8 in 0 … 255, an array or `crops.Crops`.
-        mirror: axis of `mirror_axis` for the mean of each crop's and its mirror image's embedding; None for the crop's.
+        mirror, zoom: as for `encoder`.
 
     Returns:
         `[n, d]` float32 with rows of length 1.
     """
-    encoder = _encoder(model)
-    parts = [np.empty((0, encoder.output.shape[-1]), np.float32)]
+    network = _encoder(model, mirror, zoom)
+    parts = [np.empty((0, network.output.shape[-1]), np.float32)]
     for start in tqdm(
         range(0, len(crops), batch_size), desc="embedding", unit="batch", disable=quiet or not len(crops), **BAR
     ):
         batch = np.zeros((batch_size, *crops.shape[1:]), np.float32)  # one shape, so that nothing is traced twice
         rows = crops[start : start + batch_size]
         batch[: len(rows)] = rows
-        vectors = _unit(encoder.predict_on_batch(batch))
-        if mirror is not None:
-            vectors = _unit(vectors + _unit(encoder.predict_on_batch(np.flip(batch, mirror))))
-        parts.append(vectors[: len(rows)])
+        parts.append(network.predict_on_batch(batch)[: len(rows)])
     return np.concatenate(parts)
 
 
 _ENCODERS = weakref.WeakKeyDictionary()
 
 
-def _encoder(model):
-    """A model's part up to the embedding, traced once in the model's life."""
-    if model not in _ENCODERS:
-        _ENCODERS[model] = keras.Model(model.inputs, model.get_layer("embedding").output)
-        _ENCODERS[model].jit_compile = compiled()
-    return _ENCODERS[model]
+def _encoder(model, *averaged):
+    """A model's encoder, traced once in the model's life."""
+    made = _ENCODERS.setdefault(model, {})
+    if averaged not in made:
+        made[averaged] = encoder(model, *averaged)
+        made[averaged].jit_compile = compiled()
+    return made[averaged]
 
 
-def embed_views(model, views, mirror=None, **how):
+def embed_views(model, views, **how):
     """Embeddings of photographs by several crops of each: views `[(share, crops), …]`, crops and `how` as for `embed`.
 
     Returns `[n, d]` float32 with rows of length 1: the mean of the crops' embeddings, weighted by share."""
-    return _unit(sum(share * embed(model, crops, mirror, **how) for share, crops in views))
-
-
-def _unit(vectors):
-    vectors = np.asarray(vectors, np.float32)
+    vectors = sum(share * embed(model, crops, **how) for share, crops in views)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AGGREGATES', 'SEARCHES', 'BLOCK', 'LOCAL_SIDE', 'KEPT', 'VectorError', 'unit_vectors', 'candidates', 'first_of_each',
            'KNNHead', 'rank_sets', 'neighbour_grid', 'within_map5', 'rank_fold', 'crop_features', 'local_evidence',
-           'fuse_local', 'answer_folds', 'evaluate', 'candidate_lists', 'finished_folds', 'ranked_folds', 'knn_stage',
+           'fuse_local', 'answer_folds', 'list_folds', 'evaluate', 'finished_folds', 'ranked_folds', 'knn_stage',
            'study_grid', 'compare_rules', 'draw_evaluation', 'examples', 'draw_examples', 'thumbnail']
 
 # %% ../nbs/06_knn.ipynb #06-knn-02
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .boxes import CropMix, read_boxes
 from .crops import load_crops
-from .dataset import NEW, read_dataset
+from .dataset import NEW, read_dataset, read_table
 from .embeddings import read_embeddings
 from .local_match import Evidence, Fusion, cross_probabilities, features, gather, rerank
 from happywhale_nb.metrics import (
@@ -43,7 +43,7 @@ from happywhale_nb.metrics import (
     summary_by,
 )
 from .paths import UserError, atomic, fold_dir, study_dir
-from .predictions import write_predictions, write_scores
+from .predictions import write_lists, write_predictions, write_scores
 from .presets import used_preset
 from .runs import fingerprint, is_done, read_json, versions, write_json
 from .search import make_index
@@ -58,6 +58,7 @@ from happywhale_nb.splits import (
 )
 from happywhale_nb.thresholds import (
     CandidateSets,
+    Confidence,
     cross_fit_confidence,
     estimate_share_new,
     fit_species_thresholds,
@@ -476,12 +477,11 @@ def _joined(ranked, *names):
 def answer_folds(ranked, share_new=None, species_strength=0.0, by_share=False):
     """Put `new_individual` into the ranked lists of all folds (dicts of `rank_fold`), in place.
 
-    Each gains guessed `[n]` (species of the first answer), threshold `[n]`, answers `[n, 5]`, confidence `[n]` (that
-    the first is right; learnt from the other folds) and test_answers. share_new: for the test photographs; None: that
-    of the folds, -1: estimated from each fold's test scores. by_share: each fold's test photographs get the threshold
-    at which that share of them is new. Returns what the test photographs got: threshold (fitted on all folds),
-    share_new, species (their thresholds), by_fold (the threshold used with each fold's model, of species the median).
-    """
+    Each gains guessed `[n]` (species of the first answer), threshold `[n]`, answers `[n, 5]`, and the same for the test
+    photographs (test_guessed …). share_new: for these; None: that of the folds, -1: estimated from each fold's test
+    scores. by_share: each fold's test photographs get the threshold at which that share of them is new. Returns what
+    the test photographs got: threshold (fitted on all folds), share_new, species (their thresholds), by_fold (the
+    threshold used with each fold's model, of species the median)."""
     for r in ranked:
         r["guessed"] = r["kind"][r["ids"][:, 0]].to_numpy(str)
     cut = [[r[name] for name in ("ids", "scores", "truth", "guessed")] for r in ranked]
@@ -496,16 +496,14 @@ def answer_folds(ranked, share_new=None, species_strength=0.0, by_share=False):
         r["threshold"] = np.array([own.get(name, one) for name in r["guessed"]])
         r["answers"] = rank_new(r["ids"], r["scores"], r["threshold"])
         if "test_ids" in r:
-            level = np.array([species.get(name, common) for name in r["kind"][r["test_ids"][:, 0]]])
+            r["test_guessed"] = r["kind"][r["test_ids"][:, 0]].to_numpy(str)
+            level = np.array([species.get(name, common) for name in r["test_guessed"]])
             if by_share:
                 share = share_new or float(np.mean(together[2] == NEW))
-                level = threshold_for_share(r["test_scores"], share)
-            r["test_threshold"] = float(np.median(level))
+                level = np.full(len(level), threshold_for_share(r["test_scores"], share))
+            r["test_threshold"] = level
             r["test_answers"] = rank_new(r["test_ids"], r["test_scores"], level)
-    sure = cross_fit_confidence([(_sorted(r), r["answers"][:, 0] == r["truth"]) for r in ranked])
-    for r, confidence in zip(ranked, sure, strict=True):
-        r["confidence"] = confidence
-    by_fold = [r["test_threshold"] for r in ranked if "test_threshold" in r]
+    by_fold = [float(np.median(r["test_threshold"])) for r in ranked if "test_threshold" in r]
     return {"threshold": common, "share_new": share_new, "species": species, "by_fold": by_fold}
 
 
@@ -514,14 +512,40 @@ def _thresholds(answers, strength, share_new=None):
         return fit_species_thresholds(*answers, strength, share_new)
     return fit_threshold(*answers[:3], share_new), {}
 
+# %% ../nbs/06_knn.ipynb #06-knn-62
+def list_folds(ranked, alpha=0.1):
+    """How sure the answers of all folds are and who else it could be (dicts of `rank_fold` after `answer_folds`), in
+    place.
 
-def _sorted(r):
+    Each gains confidence `[n]`, that the first answer is right, and listed `[n, m + 1]`, the names of the shortest list
+    that holds the truth with probability 1 - alpha, "" beyond its end; both learnt from the other folds (with one fold:
+    from itself). Likewise test_confidence and test_listed, learnt from all folds."""
+    learnt = [(_with_level(r["scores"], r["threshold"]), r["answers"][:, 0] == r["truth"]) for r in ranked]
+    for r, confidence in zip(ranked, cross_fit_confidence(learnt), strict=True):
+        r["confidence"] = confidence
+    for i, r in enumerate(ranked):
+        sets = _learnt_lists([o for j, o in enumerate(ranked) if j != i] or ranked, alpha)
+        r["listed"] = sets.lists(r["ids"], r["scores"], r["threshold"], r["guessed"])
+    sets, sure = _learnt_lists(ranked, alpha), Confidence().fit(*map(np.concatenate, zip(*learnt, strict=True)))
+    for r in ranked:
+        if "test_ids" in r:
+            r["test_confidence"] = sure.predict(_with_level(r["test_scores"], r["test_threshold"]))
+            given = (r[f"test_{name}"] for name in ("ids", "scores", "threshold", "guessed"))
+            r["test_listed"] = sets.lists(*given)
+
+
+def _learnt_lists(ranked, alpha):
+    return CandidateSets(alpha).fit(*_joined(ranked, "ids", "scores", "threshold", "truth", "guessed"))
+
+
+def _with_level(scores, threshold):
     """Scores with the threshold among them, `[n, m + 1]` descending."""
-    return -np.sort(-np.column_stack([r["scores"], r["threshold"]]), axis=1)
+    return -np.sort(-np.column_stack([scores, threshold]), axis=1)
 
 # %% ../nbs/06_knn.ipynb #06-knn-33
 def evaluate(ranked, alpha=0.1):
-    """Figures of all folds' answers (dicts of `rank_fold` after `answer_folds`) together, for a JSON file."""
+    """Figures of all folds' answers (dicts of `rank_fold` after `list_folds`) together, for a JSON file; alpha: of the
+    lists."""
     truth, answers, individuals = _joined(ranked, "truth", "answers", "individuals")
     ids, scores, confidence = _joined(ranked, "ids", "scores", "confidence")
     values, known = average_precision(truth, answers), truth != NEW
@@ -531,25 +555,11 @@ def evaluate(ranked, alpha=0.1):
     figures["folds"] = student_interval([average_precision(r["truth"], r["answers"]).mean() for r in ranked])
     figures |= classification(truth, answers[:, 0]) | balanced_accuracies(truth, answers[:, 0], individuals)
     figures["auroc_new"] = auroc_new(truth, scores[:, 0])
-    reliable = calibration(answers[:, 0] == truth, confidence)
-    return figures | {"ece": reliable["ece"], "brier": reliable["brier"], "lists": candidate_lists(ranked, alpha)}
-
-
-def candidate_lists(ranked, alpha=0.1):
-    """How conformal lists of `CandidateSets`, learnt on the other folds for each species, do on each fold: alpha,
-    `coverage` (share that holds the truth), mean and largest size. With one fold: not-a-number."""
-    held, sizes = [], []
-    for i, r in enumerate(ranked if len(ranked) > 1 else []):
-        others = [o for j, o in enumerate(ranked) if j != i]
-        sets = CandidateSets(alpha).fit(*_joined(others, "ids", "scores", "threshold", "truth", "guessed"))
-        names, size = sets.predict(r["ids"], r["scores"], r["threshold"], r["guessed"])
-        place = rank_of_truth(r["truth"], names)
-        held, sizes = [*held, (place > 0) & (place <= size)], [*sizes, size]
-    if not held:
-        return {"alpha": alpha, "coverage": float("nan"), "mean_size": float("nan"), "largest": 0}
-    held, sizes = np.concatenate(held), np.concatenate(sizes)
-    whole = {"alpha": alpha, "coverage": float(held.mean())}
-    return whole | {"mean_size": float(sizes.mean()), "largest": int(sizes.max())}
+    reliable, (listed,) = calibration(answers[:, 0] == truth, confidence), _joined(ranked, "listed")
+    sizes, cross = (listed != "").sum(axis=1), len(ranked) > 1  # a single fold has learnt its lists from itself
+    lists = {"alpha": alpha, "coverage": float((rank_of_truth(truth, listed) > 0).mean()) if cross else float("nan")}
+    lists |= {"mean_size": float(sizes.mean()), "largest": int(sizes.max())}
+    return figures | {"ece": reliable["ece"], "brier": reliable["brier"], "lists": lists}
 
 # %% ../nbs/06_knn.ipynb #06-knn-35
 def finished_folds(study_folder, model, folds):
@@ -565,9 +575,13 @@ def finished_folds(study_folder, model, folds):
     return done
 
 # %% ../nbs/06_knn.ipynb #06-knn-36
-def ranked_folds(dataset, folder, model, folds, head, share_new=None, species_strength=0.0, by_share=False, local=0):
-    """`rank_fold`, `fuse_local` and `answer_folds` for every finished fold: `({fold: dict}, facts)`, facts being what
-    answer_folds returns and, as `local`, what fuse_local does (with local = 0: None)."""
+def ranked_folds(
+    dataset, folder, model, folds, head, share_new=None, species_strength=0.0, by_share=False, local=0, alpha=0.1
+):
+    """`rank_fold`, `fuse_local`, `answer_folds` and `list_folds` for every finished fold: `({fold: dict}, facts)`,
+    facts being what answer_folds returns and, as `local`, what fuse_local does (with local = 0: None)."""
+    if share_new not in (None, -1) and not 0 < share_new < 1:
+        raise UserError(f"share_new={share_new}: a share lies between 0 and 1 (or -1: estimate it)")
     numbers = finished_folds(folder, model, folds)
     places = [fold_dir(folder, model, k) for k in numbers]
     ranked = [rank_fold(place, dataset, folds, k, head) for place, k in zip(places, numbers, strict=True)]
@@ -579,29 +593,26 @@ def ranked_folds(dataset, folder, model, folds, head, share_new=None, species_st
         given = zip(places, numbers, strict=True)
         figures = fuse_local(ranked, [local_evidence(p, folds, k, local, known, test, tests) for p, k in given])
     facts = answer_folds(ranked, share_new, species_strength, by_share) | {"local": figures}
+    list_folds(ranked, alpha)
     return dict(zip(numbers, ranked, strict=True)), facts
 
 
-def knn_stage(
-    dataset, folder, model, folds, head, share_new=None, species_strength=0.0, by_share=False, local=0, force=False
-):
-    """Answer every finished fold: `oof.csv`, `test.csv`, their candidates with scores
-    (`oof_scores.parquet` …) and `metrics.json` go to it, `knn.json` to the model's folder.
+def knn_stage(dataset, folder, model, folds, head, force=False, **how):
+    """Answer every finished fold: `oof.csv`, `test.csv`, their candidates with scores (`oof_scores.parquet` …), how
+    sure they are and who else it could be (`oof_lists.csv` …) and `metrics.json` go to it, `knn.json` to the model's
+    folder. how: as for `ranked_folds`.
 
     Returns the content of `knn.json`: protocol, parameters, threshold, share_new and thresholds of species for the
     test, `summary` figures for all queries together, for each fold and each species, and those of `evaluate`."""
-    if share_new not in (None, -1) and not 0 < share_new < 1:
-        raise UserError(f"share_new={share_new}: a share lies between 0 and 1 (or -1: estimate it)")
     require_catalogue(folds)
     numbers = finished_folds(folder, model, folds)
     places = [fold_dir(folder, model, k) for k in numbers]
     embeddings = [p / "embeddings.parquet" for p in places]
-    how = {"share_new": share_new, "species_strength": species_strength, "by_share": by_share, "local": local}
     asked = head.get_params() | how
     stamp = fingerprint(asked, dataset.fingerprint, files=embeddings)
     record = Path(folder) / model / "knn.json"
     parts = ("oof",) if dataset.test.empty else ("oof", "test")
-    names = ["metrics.json", *(part + end for part in parts for end in (".csv", "_scores.parquet"))]
+    names = ["metrics.json", *(part + end for part in parts for end in (".csv", "_scores.parquet", "_lists.csv"))]
     outputs = [place / name for place in places for name in names]
     if is_done(record, stamp, outputs) and not force:
         return read_json(record)
@@ -617,7 +628,7 @@ def knn_stage(
         "oof": summary(truth, answers),
         "folds": {k: summary(r["truth"], r["answers"]) for k, r in ranked.items()},
         "species": summary_by(species, truth, answers).to_dict("index"),
-        "open_set": evaluate(list(ranked.values())),
+        "open_set": evaluate(list(ranked.values()), how.get("alpha", 0.1)),
         "versions": versions(),
         "stamp": stamp,
     }
@@ -628,9 +639,11 @@ def knn_stage(
 def _write_fold(place, r, n_folds):
     write_predictions(place / "oof.csv", r["images"], r["answers"])
     write_scores(place / "oof_scores.parquet", r["images"], r["ids"], r["scores"])
+    write_lists(place / "oof_lists.csv", r["images"], r["confidence"], r["listed"])
     if "test_answers" in r:
         write_predictions(place / "test.csv", r["test_images"], r["test_answers"])
         write_scores(place / "test_scores.parquet", r["test_images"], r["test_ids"], r["test_scores"])
+        write_lists(place / "test_lists.csv", r["test_images"], r["test_confidence"], r["test_listed"])
     figures = read_json(place / "config.json")
     keep = {name: figures[name] for name in ("protocol", "parameters", "result", "versions", "stamp")}
     write_json(

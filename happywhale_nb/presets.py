@@ -32,6 +32,8 @@ class Preset:
     peak; 0: 5e-6 for each photograph of a batch. head_rate: neck and head learn this many times as fast. weight_decay.
     warmup: epochs up to the peak.
 
+    The embedding: zoom: as for `fitting.encoder`.
+
     The crops: sources: where a stage's parameter `crops` is "auto". only_species: train on this species alone.
     margin_around, keep_aspect: as margin and keep_aspect of `crops.load_crop`. least_confidence: boxes below count as
     missing."""
@@ -64,6 +66,7 @@ class Preset:
     balance: str = ""
     sample: int = 0
     twins: bool = False
+    zoom: float = 0.0
     sources: str = "auto"
     only_species: str = ""
     margin_around: float = 0.05
@@ -125,7 +128,9 @@ PRESETS |= {
     "backfin_b7_specialist": replace(_expert, sources="backfin", backbone="efficientnet_b7"),
     "fullbody_b6_specialist": replace(_expert, sources="fullbody", backbone="efficientnet_b6"),
     "small_resnet_arcface": Preset("small_resnet", "small", image_size=64, epochs=26),
-    "small_resnet_aligned": Preset("small_resnet", "aligned", 96, 150, **PARTS, learning_rate=1e-3, twins=True),
+    "small_resnet_aligned": Preset(
+        "small_resnet", "aligned", 96, 150, **PARTS, learning_rate=1e-3, twins=True, zoom=0.03
+    ),
     "small_efficientnet_elastic": Preset("small_efficientnet", "small", image_size=64, epochs=26, **ELASTIC),
     "small_recommended": Preset("small_resnet", "small", 64, 26, pool="gem2", centres=2, **DYNAMIC),
 }
@@ -187,6 +192,8 @@ def check_preset(config):
     for name in ("dropout", "bn_momentum", "label_smoothing", "species_share", "least_confidence"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)}: it has to be in [0, 1)")
+    if not 0 <= config.zoom < 0.5:
+        raise UserError(f"zoom={config.zoom}: a share of the side at each edge, in [0, 0.5)")
     if config.pool == "parts" and config.embedding % config.parts**2:
         raise UserError(f"embedding={config.embedding}: parts={config.parts} wants a multiple of {config.parts**2}")
     if config.sample and config.sample < config.batch_size:

@@ -15,7 +15,7 @@ import seaborn as sns
 
 from .dataset import NEW, read_dataset
 from .embeddings import read_embeddings
-from .fitting import embed
+from .fitting import averaged, embed
 from .knn import KNNHead
 from .metrics import average_precision
 from .paths import fold_dir, study_dir
@@ -44,15 +44,16 @@ def bootstrap_interval(scores, individuals, draws=1000, seed=0):
     return tuple(np.quantile(means, [0.025, 0.975]).tolist())
 
 
-def robustness_grid(model, head, queries, truth, mirror=None):
+def robustness_grid(model, head, queries, truth, **averaged):
     """MAP@5 of degraded queries `[n, s, s, 3]` of known animals `[n]` against a fitted `KNNHead`, over the grid;
-    `mirror` as for `fitting.embed`, and as it was for the gallery.
+    `averaged` as for `fitting.encoder`, and as it was for the gallery.
 
     Returns a `DataFrame` sigma, brightness, map5, low, high (95 % interval)."""
     rows = []
     for sigma in SIGMAS:
         for brightness in BRIGHTNESS:
-            scores = average_precision(truth, head.rank(embed(model, degrade(queries, sigma, brightness), mirror))[0])
+            vectors = embed(model, degrade(queries, sigma, brightness), **averaged)
+            scores = average_precision(truth, head.rank(vectors)[0])
             low, high = bootstrap_interval(scores, truth)
             rows.append({"sigma": sigma, "brightness": brightness, "map5": scores.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)

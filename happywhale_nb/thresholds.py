@@ -241,6 +241,11 @@ class CandidateSets:
         self.distances_[""] = _quantile(away[small] if small.sum() >= self.least else away, self.alpha)
         return self
 
+    def lists(self, ids, scores, threshold, groups=None):
+        """`[n, m + 1]` names of the lists, best first, `new_individual` among them, "" beyond their ends."""
+        names, sizes = self.predict(ids, scores, threshold, groups)
+        return np.where(np.arange(names.shape[1]) < sizes[:, None], names, "")
+
     def predict(self, ids, scores, threshold, groups=None):
         """`(names [n, m + 1], sizes [n])`: the ranked names with `new_individual`, and how many belong to the list."""
         names, values = _with_new(ids, scores, threshold)

@@ -19,7 +19,7 @@ from .crops import load_crops
 from .dataset import NEW, read_dataset
 from .devices import device_line
 from .embeddings import Embeddings, write_embeddings
-from .fitting import embed_views, mirror_axis, train
+from .fitting import averaged, embed_views, train
 from .knn import KNNHead, within_map5
 from .metrics import map_at_5
 from .paths import UserError, atomic, fold_dir, study_dir
@@ -179,7 +179,7 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
 
 
 def _train_fold(dataset, folds, config, study_folder, record, watched, how):
-    given, mirror = record["parameters"], mirror_axis(config)
+    given, looks = record["parameters"], averaged(config)
     place = fold_dir(study_folder, given["model"], given["fold"])
     gallery, query = gallery_and_queries(folds, given["fold"])
     rows, labels, species = training_rows(folds, gallery, config)
@@ -187,21 +187,21 @@ def _train_fold(dataset, folds, config, study_folder, record, watched, how):
     asked = (folds["species"] == config.only_species).to_numpy() if config.only_species else True
 
     def score(model):
-        found = fold_score(folds, embed_views(model, known, mirror, quiet=True), gallery & asked, query & asked)
+        found = fold_score(folds, embed_views(model, known, **looks, quiet=True), gallery & asked, query & asked)
         return next(iter(found.values()))
 
     made, epochs = watchers(place, score, config.epochs, **watched, tensorboard=how.pop("tensorboard", False))
     learned = (rows, labels, labels.max() + 1, place, record["stamp"], given["seed"], species, made)
     model, history = train(config, crops, *learned, **how)
     facts |= {"train_seconds": round(sum(row["seconds"] for row in history), 1), "train_photos": len(rows)}
-    facts |= {"classes": int(labels.max() + 1), "mirror": mirror, "device": device_line(how.get("devices", 0))}
+    facts |= {"classes": int(labels.max() + 1), "device": device_line(how.get("devices", 0))}
     facts |= {"epoch_chosen_on_fold": True} if watched.get("patience") else {}
     names = np.unique(folds["individual_id"].to_numpy(dtype=str)[rows])
     images, last = np.r_[folds["image"], dataset.test["image"]].astype(str), model.get_weights()
     for epoch in [*(e for e in epochs if e <= len(history)), 0]:  # the last weights last
         weights = place / f"snapshot{epoch}.weights.h5"
         model.load_weights(weights) if epoch else model.set_weights(last)
-        vectors = np.concatenate([embed_views(model, part, mirror) for part in (known, test)])
+        vectors = np.concatenate([embed_views(model, part, **looks) for part in (known, test)])
         result = fold_score(folds, vectors[: len(folds)], gallery & asked, query & asked)
         result |= facts | ({"snapshot": epoch} if epoch else {})
         to = fold_dir(study_folder, f"{given['model']}@{epoch}", given["fold"]) if epoch else place

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,18 +15,19 @@ pytest.importorskip("openvino", reason="the extra `export` is not installed")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small model in a fold's folder whose record asks for mirrored averaging, and crops."""
+    """A small model in a fold's folder whose preset averages mirror images and zooms, and crops."""
     from happywhale_nb.fitting import build_network, identifier
     from happywhale_nb.presets import configure
 
     folder = tmp_path_factory.mktemp("fold0")
-    identifier(build_network(configure("small_resnet_arcface", image_size=48), classes=5)).save(folder / "model.keras")
-    (folder / "config.json").write_text(json.dumps({"result": {"mirror": 2}}))
+    config = configure("small_resnet_arcface", image_size=48, changes="zoom=0.1")
+    identifier(build_network(config, classes=5)).save(folder / "model.keras")
+    (folder / "config.json").write_text(json.dumps({"parameters": asdict(config)}))
     return folder, np.random.default_rng(1).integers(0, 256, (40, 48, 48, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["openvino", "onnx"])
-def test_the_command_exports_what_embed_gives_mirror_images_included(trained, tmp_path, kind):
+def test_the_command_exports_what_embed_gives_mirror_images_and_zooms_included(trained, tmp_path, kind):
     import keras
 
     from happywhale_nb.export import Encoder
@@ -43,7 +45,7 @@ def test_the_command_exports_what_embed_gives_mirror_images_included(trained, tm
     ]
     done = subprocess.run([*command, "--format", kind], capture_output=True, text=True)
     assert done.returncode == 0 and "smallest cosine 1.0000" in done.stdout, done.stderr
-    expected = embed(keras.saving.load_model(folder / "model.keras"), crops, mirror=2, quiet=True)
+    expected = embed(keras.saving.load_model(folder / "model.keras"), crops, mirror=2, zoom=0.1, quiet=True)
     found = Encoder(tmp_path / kind)(crops)
     assert found.shape == expected.shape and (found * expected).sum(axis=1).min() > 0.9999
     assert [p.name for p in tmp_path.iterdir()] == [kind]
