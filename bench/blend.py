@@ -1,4 +1,4 @@
-"""Blending 30 models' answers to 51,033 photographs, sixteen candidates each on average.
+"""Blending 30 models' answers to 51,033 photographs, twenty candidates each on average.
 
 1. MAP@5 after one changed weight: a contest's column of leads, everything counted again with SciPy's sparse matrices,
    and a pandas `apply` that counts each row's votes.
@@ -22,10 +22,11 @@ from happywhale_nb.predictions import write_predictions
 from happywhale_nb.tally import VOTES, Contest, search_weights, simulate, tally
 
 MODELS, PHOTOS, QUICK = 30, 51_033, 20  # QUICK: that many times fewer photographs
+SKILL = (0.5, 2.0)  # of the simulated models
 
 
 def answers(quick, models=MODELS, photos=PHOTOS):
-    return simulate(models, photos // QUICK if quick else photos)
+    return simulate(models, photos // QUICK if quick else photos, skill=SKILL)
 
 
 def changed(quick):

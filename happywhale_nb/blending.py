@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['select_runs', 'asked_photographs', 'out_of_fold', 'fit_models', 'fit_line', 'error_correlation', 'draw_blend',
-           'mean_scores', 'score_blend', 'answered_tests', 'blend_stage', 'blend_files', 'read_truth', 'score_file']
+           'mean_scores', 'score_blend', 'answer_files', 'without_fin', 'blend_stage', 'blend_files', 'read_truth',
+           'score_file']
 
 # %% ../nbs/07_blending.ipynb #07-blending-02
 from dataclasses import replace
@@ -77,24 +78,24 @@ def out_of_fold(folder, models, folds):
     return read_ballots(files, table["image"])[0], table
 
 # %% ../nbs/07_blending.ipynb #07-blending-09
-def fit_models(ballots, truth, folds, individuals, rule="paper", gain=1e-4, draws=50, counts=None, penalised=False):
+def fit_models(ballots, truth, folds, individuals, rule="paper", gain=1e-4, draws=50, **how):
     """Weights of models, and what they are worth.
 
     Args:
         ballots: out-of-fold answers of two or more models; truth, folds, individuals: `[n]` of the photographs.
         gain: as for `tally.search_weights`; draws: as for `tally.weight_intervals`.
-        counts, penalised: as for `tally.tally`.
+        how: counts, finless, penalised as for `tally.tally`.
 
     Returns:
-        a dict: equal, fitted, expected, optimism (of `tally.nested`), moves, and models, a `DataFrame` with a row for
-        each: map5 alone, weight, low, high, positive, and what is lost without it."""
-    contest = Contest(tally(ballots, rule, counts, penalised=penalised), truth)
+        a dict: equal, fitted, expected, optimism, moves, folds (of `tally.nested`), and models, a `DataFrame` with a
+        row for each: map5 alone, weight, low, high, positive, and what is lost without it."""
+    contest = Contest(tally(ballots, rule, **how), truth)
     report = nested(contest, folds, gain=gain)
     table = weight_intervals(contest, individuals, draws, gain=gain)
     table["lost without it"] = dropping(contest, report["weights"])
     alone = [float(average_precision(truth, ballots.answers(codes)).mean()) for codes in ballots.codes]
-    table.insert(0, "map5", alone + [float("nan")] * penalised)
-    return {name: report[name] for name in ("equal", "fitted", "expected", "optimism", "moves")} | {"models": table}
+    table.insert(0, "map5", alone + [float("nan")] * (len(table) - len(alone)))
+    return {name: value for name, value in report.items() if name != "weights"} | {"models": table}
 
 
 def fit_line(report, gain):
@@ -113,8 +114,15 @@ def error_correlation(ballots, truth):
 
 
 def draw_blend(report, correlation):
-    """Weights with their intervals beside the `error_correlation`, of a report of `fit_models`."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 2.4 + 0.3 * len(correlation)), layout="constrained")
+    """What the weights of a report of `fit_models` bring on each fold, the weights with their intervals, and the
+    `error_correlation`."""
+    shape = {"figsize": (12, 2.4 + 0.3 * len(correlation)), "width_ratios": (1, 1.4, 1.6)}
+    fig, (first, *axes) = plt.subplots(1, 3, layout="constrained", **shape)
+    for _, fold in report["folds"].iterrows():
+        first.plot([0, 2], fold[["equal", "expected"]], "o-", color="0.75", ms=3, lw=1)
+    first.plot(range(3), [report[name] for name in ("equal", "fitted", "expected")], "o", ms=8)
+    first.set(title="MAP@5 (grey: each fold)", xticks=range(3), xlim=(-0.4, 2.4))
+    first.set_xticklabels(["equal\nweights", "fitted, on\nthe same", "fitted,\non others"], fontsize=8)
     table = report["models"].iloc[::-1]
     axes[0].hlines(table.index, table["low"], table["high"], color="0.7", lw=4)
     axes[0].plot(table["weight"], table.index, "o")
@@ -154,30 +162,34 @@ def mean_scores(lists, n_answers=10):
 
 # %% ../nbs/07_blending.ipynb #07-blending-43
 def score_blend(folder, lists, folds, test_images):
-    """The test answers `[n, 5]` by means of scores, and what is known of them: a dict of threshold, fitted on the means
-    of the models' out-of-fold scores, and equal, their MAP@5 with it. lists: as of `answered_tests`."""
+    """The test answers `[n, 5]` by means of scores (without test images: the out-of-fold ones), and what is known of
+    them: a dict of threshold, fitted on the means of the models' out-of-fold scores, and equal, their MAP@5 with it.
+    lists: as of `answer_files`."""
     file, parts = "oof_scores.parquet", []
     for k, table in asked_photographs(folder, lists, folds, file).items():
         means = mean_scores([read_scores(folder / model / f"fold{k}" / file, table["image"]) for model in lists])
         parts.append((*means, table["truth"].to_numpy(dtype=str)))
     ids, scores, truth = (np.concatenate(part) for part in zip(*parts, strict=True))
     threshold = fit_threshold(ids, scores, truth)
-    reached = average_precision(truth, rank_new(ids, scores, threshold)).mean()
+    answers = rank_new(ids, scores, threshold)
+    facts = {"threshold": threshold, "equal": float(average_precision(truth, answers).mean())}
+    if not len(test_images):
+        return answers, facts
     paths = [path.with_name("test_scores.parquet") for part in lists.values() for path in part]
     test = mean_scores([read_scores(path, test_images) for path in paths])
-    return rank_new(*test, threshold), {"threshold": threshold, "equal": float(reached)}
+    return rank_new(*test, threshold), facts
 
 # %% ../nbs/07_blending.ipynb #07-blending-17
-def answered_tests(folder, models="", least=0.0, keep=""):
-    """`{model: [test.csv of its folds]}` of a study's models that are good enough (`select_runs`); models: their names,
-    or "" for all; keep: names of those that are taken whatever they reach."""
+def answer_files(folder, file="test.csv", models="", least=0.0, keep=""):
+    """`{model: [file of its folds]}` of a study's models that are good enough (`select_runs`); models: their names, or
+    "" for all; keep: names of those that are taken whatever they reach."""
     found = {}
-    for path in sorted(Path(folder).glob("*/fold*/test.csv")):
+    for path in sorted(Path(folder).glob(f"*/fold*/{file}")):
         found.setdefault(path.parent.parent.name, []).append(path)
     if unknown := [name for name in models.split() if name not in found]:
-        raise UserError(f"model {unknown[0]!r} has no test answers in {folder} (there: {', '.join(found) or 'none'})")
+        raise UserError(f"model {unknown[0]!r} has no {file} in {folder} (there: {', '.join(found) or 'none'})")
     if not found:
-        raise UserError(f"no test answers in {folder}: run 03_train and 06_knn first")
+        raise UserError(f"no {file} in {folder}: run 03_train and 06_knn first")
     names = models.split() or list(found)
     if least > 0:
         runs = select_runs(folder, least, keep.split())
@@ -186,74 +198,116 @@ def answered_tests(folder, models="", least=0.0, keep=""):
             raise UserError(f"no model reaches an out-of-fold MAP@5 of {least}; the best has {runs['map5'].max():.3f}")
     return {name: found[name] for name in names}
 
+# %% ../nbs/07_blending.ipynb #07-blending-44
+def without_fin(path, rule, images):
+    """Which `images` `[n]` show no back fin by a CSV with a column image, `[n]` bool; None without a `path`. In the
+    rule `notebook` only the first 24 lists answer them. Raises `UserError` for another rule."""
+    if not path:
+        return None
+    if rule != "notebook":
+        raise UserError(
+            f"finless={path}: photographs without a back fin matter to the rule notebook alone, not to {rule}"
+        )
+    return np.isin(images, read_table(path, ["image"])["image"].to_numpy(dtype=str))
+
 # %% ../nbs/07_blending.ipynb #07-blending-18
 def blend_stage(
-    dataset, folder, models="", least=0.0, keep="", rule="paper", weights="equal", gain=1e-4, penalty=False, force=False
+    dataset,
+    folder,
+    models="",
+    least=0.0,
+    keep="",
+    rule="paper",
+    weights="equal",
+    gain=1e-4,
+    penalty=False,
+    finless="",
+    force=False,
 ):
-    """Blend test answers of a study into `submission.csv`. Returns the content of `blend.json`.
+    """Blend test answers of a study into `submission.csv`; without test photographs, out-of-fold answers, to know their
+    worth. Returns the content of `blend.json`.
 
-    models, least, keep: as for `answered_tests`. rule: as for `tally.tally`, or "scores" (`score_blend`). weights:
-    "equal", or "fit" for `fit_models` (on the study's folds; a single model gets 1). gain, penalty: of the fit. Raises
-    `UserError` if the study has no test answers, or for another rule or choice of weights."""
-    if dataset.test.empty:
-        raise UserError(
-            f"{dataset.root} has no test photographs (test_images/): there is nothing to submit; the "
-            "out-of-fold figures are in knn.json"
-        )
+    models, least, keep: as for `answer_files`. rule: as for `tally.tally`, or "scores" (`score_blend`). weights:
+    "equal", or "fit" for `fit_models` (on the study's folds; a single model gets 1). gain, penalty: of the fit.
+    finless: as for `without_fin`. Raises `UserError` if the study has no answers, or for another rule or choice of
+    weights."""
+    tested = not dataset.test.empty
     if weights not in ("equal", "fit") or (rule == "scores" and weights == "fit"):
         raise UserError(f"weights={weights!r} with rule={rule!r}: equal, or fit for rules that count votes")
-    lists = answered_tests(folder, models, least, keep)
+    lists = answer_files(folder, "test.csv" if tested else "oof.csv", models, least, keep)
+    if not tested and len(lists) < 2:
+        raise UserError(
+            f"{dataset.root} has no test photographs (test_images/): there is nothing to submit, and a blend of "
+            f"out-of-fold answers takes two models (here: {', '.join(lists)}, whose figures are in knn.json)"
+        )
     paths = [path for part in lists.values() for path in part]
-    fitting = weights == "fit" and len(lists) > 1
-    kinds = ["oof.csv"] * fitting + ["oof_scores.parquet", "test_scores.parquet"] * (rule == "scores")
+    kinds = ["oof.csv"] * (weights == "fit") + ["oof_scores.parquet", "test_scores.parquet"] * (rule == "scores")
     seen = paths + [found for p in paths for kind in kinds if (found := p.with_name(kind)).is_file()]
+    seen += [Path(finless)] * bool(finless)
     how = {"rule": rule, "weighting": weights, "gain": gain, "penalty": penalty, "least": least, "keep": keep}
+    how |= {"finless": finless}
     stamp, record = fingerprint(how, dataset.fingerprint, files=seen), folder / "blend.json"
-    if is_done(record, stamp, [folder / "submission.csv"]) and not force:
+    if is_done(record, stamp, [folder / "submission.csv"] * tested) and not force:
         return read_json(record)
-    counts, fit = dataset.train["individual_id"].value_counts().to_dict(), None
-    folds = study_folds(dataset, folder, keep=False)
-    if fitting:
-        ballots, asked = out_of_fold(folder, list(lists), folds)
-        known = [asked[name].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id")]
-        fit = fit_models(ballots, *known, rule, gain, counts=counts, penalised=penalty)
-    blended, fit = score_blend(folder, lists, folds, dataset.test["image"]) if rule == "scores" else (None, fit)
-    return _write_blend(dataset, folder, lists, how, stamp, counts, fit, blended)
-
-# %% ../nbs/07_blending.ipynb #07-blending-19
-def _write_blend(dataset, folder, lists, how, stamp, counts, fit, blended=None):
-    fitted = fit["models"] if fit and "models" in fit else None
-    table = fitted["weight"] if fitted is not None else pd.Series(1.0, list(lists))
-    weights = [table[name] for name, part in lists.items() for _ in part]
-    penalised = "frequency" in table.index
-    images = dataset.test["image"].to_numpy(dtype=str)
-    unseen = dataset.skipped.loc[dataset.skipped["part"] == "test", "image"].tolist()
-    paths = [path for part in lists.values() for path in part]
-    ballots, repaired = read_ballots({str(p.relative_to(folder)): p for p in paths}, images)
-    if blended is None:
-        tallied = tally(ballots, how["rule"], counts, penalised=penalised)
-        blended = tallied.answers(weights + table[table.index == "frequency"].tolist())
-    write_predictions(folder / "submission.csv", [*images, *unseen], [*blended.tolist(), *[[NEW]] * len(unseen)])
-    first = ballots.codes[:, :, 0]
-    record = how | {
-        "stamp": stamp,
-        "lists": ballots.models.tolist(),
-        "weights": weights,
-        "models": table.to_dict(),
-        "fit": fit and {name: value for name, value in fit.items() if name != "models"},
-        "table": None if fitted is None else fitted.reset_index().to_dict("records"),
-        "repaired": repaired,
-        "photos": len(images),
-        "unseen": unseen,
-        "new_first": float((blended[:, 0] == NEW).mean()),
-        "agreement": float(np.mean([[(a == b).mean() for a in first] for b in first])),
-        "versions": versions(),
-    }
-    write_json(folder / "blend.json", record)
+    record = how | {"stamp": stamp} | _blend(dataset, folder, lists, how)
+    write_json(folder / "blend.json", record | {"versions": versions()})
     return read_json(folder / "blend.json")
 
+# %% ../nbs/07_blending.ipynb #07-blending-19
+def _blend(dataset, folder, lists, how):
+    """Write the submission, if there are test photographs. Returns what is to be recorded."""
+    images, folds = dataset.test["image"].to_numpy(dtype=str), study_folds(dataset, folder, keep=False)
+    counts, tested = dataset.train["individual_id"].value_counts().to_dict(), len(images) > 0
+    fitting, known, worth = how["weighting"] == "fit" and len(lists) > 1, None, None
+    if fitting or not tested:
+        known, asked = out_of_fold(folder, list(lists), folds)
+        worth = _worth(known, asked, how, counts, fitting)
+    table = worth["models"]["weight"] if fitting else pd.Series(1.0, list(lists))
+    if tested:
+        files = {str(path.relative_to(folder)): path for part in lists.values() for path in part}
+        ballots, repaired = read_ballots(files, images)
+        weights = [table[name] for name, part in lists.items() for _ in part]
+    else:
+        ballots, repaired, weights = known, [], table[known.models].tolist()
+    if how["rule"] == "scores":
+        blended, worth = score_blend(folder, lists, folds, images)
+    else:
+        tallied = tally(ballots, how["rule"], counts, _fins(how, ballots), "frequency" in table.index)
+        blended = tallied.answers(weights + table[table.index == "frequency"].tolist())
+    unseen = dataset.skipped.loc[dataset.skipped["part"] == "test", "image"].tolist()
+    if tested:
+        write_predictions(folder / "submission.csv", [*images, *unseen], [*blended.tolist(), *[[NEW]] * len(unseen)])
+    first, facts = ballots.codes[:, :, 0], {"lists": ballots.models.tolist(), "weights": weights, "unseen": unseen}
+    facts |= {"models": table.to_dict(), "repaired": repaired, "photos": len(blended), "tested": tested}
+    facts |= {"new_first": float((blended[:, 0] == NEW).mean())}
+    return facts | _told(worth) | {"agreement": float(np.mean([[(a == b).mean() for a in first] for b in first]))}
+
+
+def _fins(how, ballots):
+    return without_fin(how["finless"], how["rule"], ballots.images)
+
+
+def _worth(ballots, asked, how, counts, fitting):
+    """The report of `fit_models`, or with equal weights their MAP@5 alone."""
+    truth, fold, who = (asked[name].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id"))
+    votes = {"counts": counts, "finless": _fins(how, ballots)}
+    if fitting:
+        return fit_models(ballots, truth, fold, who, how["rule"], how["gain"], penalised=how["penalty"], **votes)
+    if how["rule"] == "scores":
+        return None
+    answers = tally(ballots, how["rule"], **votes).answers(np.ones(len(ballots.models)))
+    return {"equal": float(average_precision(truth, answers).mean())}
+
+
+def _told(worth):
+    """The parts of what a blend is worth, for a JSON file: figures, and tables of models and folds."""
+    tables = {"table": "models", "fit_folds": "folds"}
+    told = {to: worth[name].reset_index().to_dict("records") for to, name in tables.items() if worth and name in worth}
+    figures = worth and {name: value for name, value in worth.items() if name not in tables.values()}
+    return {"fit": figures} | dict.fromkeys(tables) | told
+
 # %% ../nbs/07_blending.ipynb #07-blending-27
-def blend_files(files, to, like=None, catalogue=None, rule="paper", weights=None, truth=None, gain=1e-4):
+def blend_files(files, to, like=None, catalogue=None, rule="paper", weights=None, truth=None, gain=1e-4, finless=""):
     """Blend files of answers into one. Returns lines that say what was done.
 
     Args:
@@ -261,7 +315,8 @@ def blend_files(files, to, like=None, catalogue=None, rule="paper", weights=None
         like: a CSV with the photographs asked about, in its order; None: those of the first file.
         catalogue: a CSV with a column individual_id, one row a photograph: names it lacks are left out, and new.
         weights: one number for each file; None: 1 each, or fitted if there is a `truth`.
-        truth: a CSV for `read_truth`."""
+        truth: a CSV for `read_truth`.
+        finless: as for `without_fin`."""
     known = read_table(catalogue, ["individual_id"])["individual_id"] if catalogue else None
     images = read_table(like, ["image"])["image"] if like else None
     ballots, lines = read_ballots(files, images, None if known is None else {NEW, *known})
@@ -271,11 +326,14 @@ def blend_files(files, to, like=None, catalogue=None, rule="paper", weights=None
     if weights is not None and len(weights) != len(files):
         raise UserError(f"{len(weights)} weights for {len(files)} files: give one to each")
     if weights is None and truth is not None and len(files) > 1:
-        report = fit_models(*_with_truth(ballots, truth, known), rule, gain, counts=counts)
+        judged, *answers = _with_truth(ballots, truth, known)
+        fins = without_fin(finless, rule, judged.images)
+        report = fit_models(judged, *answers, rule, gain, counts=counts, finless=fins)
         weights = report["models"]["weight"].tolist()
         lines += [report["models"].round(3).to_string()]
         lines += [fit_line(report, gain)]
-    blended = tally(ballots, rule, counts).answers(weights or np.ones(len(files)))
+    fins = without_fin(finless, rule, ballots.images)
+    blended = tally(ballots, rule, counts, fins).answers(weights or np.ones(len(files)))
     if (silent := blended[:, 0] == "").any():
         raise UserError(f"nobody answers {ballots.images[silent][0]} ({silent.sum()} such photographs)")
     write_predictions(to, ballots.images, blended)

@@ -353,6 +353,7 @@ _path = click.Path(path_type=Path)
 @click.option("--catalogue", type=_path, help="Of FILES: train.csv; names that it lacks are left out, and new.")
 @click.option("--truth", type=_path, help="Of FILES: a CSV of image, individual_id[, fold]: weights are fitted to it.")
 @click.option("--rule", default="paper", show_default=True, help="Of FILES: paper, notebook or borda.")
+@click.option("--finless", type=_path, help="Of the rule notebook: a CSV of image, photographs without a back fin.")
 @click.option("--weights", default="", help="Of FILES: a number for each, as in '2 1 1'.")
 def blend(files, given, output, **how):
     if not files:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -104,7 +105,7 @@ def test_models_of_a_study_are_blended_by_fitted_weights_and_by_scores(study, ti
     blend_stage(dataset, folder)
     assert (folder / "submission.csv").read_text() == before
     for how, message in (
-        ({"models": "none"}, "model 'none' has no test answers"),
+        ({"models": "none"}, "model 'none' has no test.csv"),
         ({"least": 0.999}, "no model reaches"),
         ({"least": 0.999, "keep": "none"}, "no model 'none'"),
         ({"weights": "best"}, "equal, or fit"),
@@ -115,6 +116,23 @@ def test_models_of_a_study_are_blended_by_fitted_weights_and_by_scores(study, ti
     (folder / "other" / "fold0" / "test_scores.parquet").unlink()
     with pytest.raises(UserError, match="run 06_knn again"):
         blend_stage(dataset, folder, rule="scores")
+
+
+def test_models_are_blended_out_of_fold_where_there_is_nothing_to_submit(study, tiny, tmp_path):
+    folder, dataset = tmp_path / "study", read_dataset(tiny)
+    dataset = replace(dataset, test=dataset.test.iloc[:0])
+    shutil.copytree(study[0], folder)
+    (folder / "submission.csv").unlink()
+    with pytest.raises(UserError, match=r"nothing to submit.* two models \(here: small_resnet_arcface"):
+        blend_stage(dataset, folder)
+    shutil.copytree(folder / "small_resnet_arcface", folder / "other")
+    alone = json.loads((folder / "other" / "knn.json").read_text())["oof"]["map5"]
+    equal = blend_stage(dataset, folder, rule="borda")
+    assert equal["fit"] == {"equal": pytest.approx(alone)} and not equal["tested"]  # a model and its copy
+    fit = blend_stage(dataset, folder, rule="borda", weights="fit")
+    assert fit["fit"]["equal"] == pytest.approx(alone) and len(fit["fit_folds"]) == 2
+    assert blend_stage(dataset, folder, rule="scores")["fit"]["equal"] > 0
+    assert not (folder / "submission.csv").exists()
 
 
 def test_every_option_of_the_answers_leaves_a_whole_study(study, tiny):

@@ -323,6 +323,7 @@ def test_files_are_blended_scored_and_validated_by_commands(files, tmp_path):
         (["blend", str(one), "-o", str(to), "--weights", "1 2"], "2 weights for 1 files"),
         (["blend", str(one), "-o", str(to), "--rule", "votes"], "rule 'votes' is not known"),
         (["blend", str(one), "-o", str(to), "--rule", "notebook"], "catalogue"),
+        (["blend", str(one), "-o", str(to), "--finless", str(like)], "matter to the rule notebook alone, not to paper"),
         (["score", str(to), str(like)], "no column 'individual_id'"),
     ):
         refused = run(main, wrong)
@@ -346,6 +347,30 @@ def test_weights_are_fitted_from_the_command_line_and_nothing_is_half_written(fi
     broken = files("broken.csv", "000000.jpg,")
     failed = CliRunner().invoke(main, ["blend", *paths, str(broken), "-o", str(to)])
     assert failed.exit_code == 2 and "broken.csv" in failed.output and to.read_text() == before
+
+
+def test_photographs_without_a_back_fin_are_answered_by_the_first_24_files_alone(files, tmp_path):
+    sure, late = files("sure.csv", "x,a", "y,a"), files("late.csv", "x,b", "y,b")
+    finless, catalogue = (
+        files("finless.csv", "y", header="image"),
+        files("train.csv", "q,a", "r,b", header="image,individual_id"),
+    )
+    paths, to = [str(sure)] * 24 + [str(late)] * 30, tmp_path / "blend.csv"
+    how = ["-o", str(to), "--rule", "notebook", "--catalogue", str(catalogue)]
+    for asked, expected in (([], ["x,b a", "y,b a"]), (["--finless", str(finless)], ["x,b a", "y,a b"])):
+        done = CliRunner().invoke(main, ["blend", *paths, *how, *asked])
+        assert done.exit_code == 0, done.output
+        assert to.read_text().splitlines()[1:] == expected
+
+
+def test_thirty_of_120_runs_are_kept_and_a_specialist(tmp_path):
+    for i, value in enumerate(np.linspace(0.72, 0.88, 120)):
+        place = tmp_path / f"study{i % 4}" / f"run{i:03d}"
+        place.mkdir(parents=True)
+        (place / "knn.json").write_text(json.dumps({"oof": {"map5": value, "map5_known": value}, "folds": {"0": {}}}))
+    table = select_runs(tmp_path, 0.84, keep=["run005"])
+    assert len(table) == 120 and table["chosen"].sum() == 31 and table["map5"].is_monotonic_decreasing
+    assert table[table["chosen"]].iloc[-1][["model", "why"]].tolist() == ["run005", "named"]
 
 
 def test_models_are_selected_by_what_they_reach_out_of_fold(tmp_path):
