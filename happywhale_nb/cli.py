@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'HEADLINES', 'DETECTOR', 'stage_notebook', 'stage_output', 'check_stage', 'run_stage', 'plan_study',
            'run_study', 'closing_lines', 'main', 'check', 'import_', 'detector', 'detect', 'export', 'blend', 'score',
-           'validate', 'download_', 'run', 'demo']
+           'validate', 'architectures', 'download_', 'run', 'demo']
 
 # %% ../nbs/lib/cli.ipynb #cli-02
 import json
@@ -25,7 +25,7 @@ from .importing import SYNONYMS, plan_source, write_import
 from .notebooks import check_parameters, read_parameters, run_notebook
 from .paths import UserError, atomic, find_data, fold_dir, project_root, study_dir
 from .presets import configure
-from .runs import read_json
+from .runs import read_json, write_json
 from .splits import fold_numbers, gallery_and_queries, require_catalogue, study_folds
 
 # %% ../nbs/lib/cli.ipynb #cli-05
@@ -410,6 +410,28 @@ def validate(ctx, submission, like, catalogue):
     found = check_submission(submission, like, known)
     click.echo("\n".join(f"{submission}: {line}" for line in found) or f"{submission} is a valid submission")
     ctx.exit(1 if found else 0)
+
+# %% ../nbs/lib/cli.ipynb #cli-33
+@main.command()
+@click.argument("presets", nargs=-1)
+@click.option("--to", "target", type=_path, help="The JSON file [outputs/architectures.json], which reports read.")
+def architectures(presets, target):
+    """Parameters, multiply-adds, memory and speed of PRESETS (else of the paper's and those for CPUs) on this machine.
+
+    \b
+    Example: happywhale architectures
+    """
+    from happywhale_nb.architectures import COMPARED, compare_architectures
+
+    target = (target or project_root() / "outputs" / "architectures.json").absolute()
+    found = compare_architectures(presets or COMPARED)
+    write_json(target, found)
+    for row in found["models"]:
+        rate, adds = row["photographs a second"], row["multiply-adds"] / 1e9
+        click.echo(
+            f"{row['preset']:<28} {row['parameters'] / 1e6:7.1f} M  {adds:7.2f} G  {rate:8.1f} photographs a second"
+        )
+    click.echo(f"{os.path.relpath(target)}; {found['device']}")
 
 # %% ../nbs/lib/cli.ipynb #cli-20
 @main.command("download")

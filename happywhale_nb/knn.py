@@ -6,9 +6,10 @@
 __all__ = ['AGGREGATES', 'SEARCHES', 'BLOCK', 'LOCAL_SIDE', 'KEPT', 'VectorError', 'unit_vectors', 'candidates', 'first_of_each',
            'KNNHead', 'rank_sets', 'neighbour_grid', 'within_map5', 'rank_fold', 'crop_features', 'local_evidence',
            'fuse_local', 'answer_folds', 'list_folds', 'evaluate', 'finished_folds', 'ranked_folds', 'knn_stage',
-           'study_grid', 'compare_rules', 'draw_evaluation', 'examples', 'draw_examples', 'thumbnail']
+           'known_queries', 'study_grid', 'compare_rules', 'draw_evaluation', 'examples', 'draw_examples', 'thumbnail']
 
 # %% ../nbs/06_knn.ipynb #06-knn-02
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 from tqdm import tqdm
 
 from .boxes import CropMix, read_boxes
-from .crops import load_crops
+from .crops import cut
 from .dataset import NEW, read_dataset, read_table
 from .embeddings import read_embeddings
 from .local_match import Evidence, Fusion, cross_probabilities, features, gather, rerank
@@ -173,7 +174,9 @@ class KNNHead(ClassifierMixin, BaseEstimator):
         _check_choices(self)
         X, y = unit_vectors(X), column_or_1d(y, warn=True)
         check_consistent_length(X, y)
-        check_classification_targets(y)
+        with warnings.catch_warnings():  # most animals have a single photograph, and that is no regression
+            warnings.filterwarnings("ignore", "The number of unique classes")
+            check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         _check_names(self.classes_)
         rows = X.reshape(-1, X.shape[-1])
@@ -390,11 +393,9 @@ LOCAL_SIDE = 128
 def crop_features(dataset, folder, used, images, part="train"):
     """`local_match.features` of photographs, cut as a model's crops were: a list. used: parameters of its
     `config.json`; part: `train` or `test`."""
-    boxes, root = read_boxes(dataset.root), dataset.train_images if part == "train" else dataset.test_images
-    config = used_preset(used)
+    boxes, config = read_boxes(dataset.root), used_preset(used)
     chosen = CropMix.parse(used["crops"], boxes["source"], config.least_confidence).prefer(images, boxes)
-    paths, how = [root / name for name in chosen["image"]], (config.margin_around, config.keep_aspect)
-    crops = load_crops(paths, chosen, LOCAL_SIDE, Path(folder) / "crops", *how)
+    crops = cut(dataset, chosen, config, folder, part, LOCAL_SIDE)
     return [features(crops[i]) for i in tqdm(range(len(crops)), desc="local features", unit="photo")]
 
 
@@ -657,7 +658,7 @@ def _write_fold(place, r, n_folds):
     )
 
 # %% ../nbs/06_knn.ipynb #06-knn-39
-def _known_queries(folder, model, folds, numbers):
+def known_queries(folder, model, folds, numbers):
     """Of each fold: gallery `[m, d]`, its individuals, the known animals' queries `[n, d]` and their individuals."""
     individuals = folds["individual_id"].to_numpy(dtype=str)
     for k in numbers:
@@ -671,7 +672,7 @@ def _known_queries(folder, model, folds, numbers):
 
 def study_grid(folder, model, folds, numbers):
     """`neighbour_grid` of a model's folds `numbers`, known animals only, the mean over the folds."""
-    grids = [neighbour_grid(*parts) for parts in _known_queries(folder, model, folds, numbers)]
+    grids = [neighbour_grid(*parts) for parts in known_queries(folder, model, folds, numbers)]
     return pd.concat(grids).groupby(level=0).mean()
 
 
@@ -679,7 +680,7 @@ def compare_rules(folder, model, folds, numbers, rules=(("max", 50), ("vote", 50
     """MAP@5 of known animals by each (rule, k), and what each loses to the first: a `DataFrame`, columns map5, lost,
     low, high (95 %, paired, bootstrap over individuals); all photographs of the folds together."""
     answers, people = {rule: [] for rule in rules}, []
-    for X, y, queries, truth in _known_queries(folder, model, folds, numbers):
+    for X, y, queries, truth in known_queries(folder, model, folds, numbers):
         head = KNNHead(max(k for _, k in rules)).fit(X, y)
         cosine, index = head.kneighbors(queries)
         people.append(truth)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .boxes import CropMix, read_boxes
 from .callbacks import EarlyStop, Snapshots, TensorBoard, TrainingState
-from .crops import load_crops
+from .crops import cut
 from .dataset import NEW, read_dataset
 from .devices import device_line
 from .embeddings import Embeddings, write_embeddings
@@ -60,19 +60,13 @@ def study_crops(dataset, images, config, sources, folder, part="train", boxes=No
     """
     boxes = read_boxes(dataset.root) if boxes is None else boxes
     chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
-    return _cut(dataset, chosen, config, folder, part), chosen["source"].to_numpy()
-
-
-def _cut(dataset, chosen, config, folder, part="train"):
-    place = dataset.train_images if part == "train" else dataset.test_images
-    paths = [place / name for name in chosen["image"]]
-    return load_crops(paths, chosen, config.image_size, folder / "crops", config.margin_around, config.keep_aspect)
+    return cut(dataset, chosen, config, folder, part), chosen["source"].to_numpy()
 
 
 def crop_variants(dataset, images, config, sources, folder, boxes, part="train"):
     """Crops of several sources: `[(share, crops), …]`, one for each; empty if `sources` has no shares."""
     mix = CropMix.parse(sources, boxes["source"], config.least_confidence)
-    return [(share, _cut(dataset, chosen, config, folder, part)) for share, chosen in mix.variants(images, boxes)]
+    return [(share, cut(dataset, chosen, config, folder, part)) for share, chosen in mix.variants(images, boxes)]
 
 # %% ../nbs/03_train.ipynb #03-train-09
 def training_rows(folds, gallery, config):
