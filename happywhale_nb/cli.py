@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'HEADLINES', 'DETECTOR', 'stage_notebook', 'stage_output', 'check_stage', 'run_stage', 'plan_study',
-           'run_study', 'closing_lines', 'main', 'check', 'import_', 'detector', 'detect', 'export', 'blend', 'score',
-           'validate', 'architectures', 'download_', 'run', 'demo']
+           'run_study', 'closing_lines', 'main', 'check', 'import_', 'detector', 'detect', 'export', 'report', 'blend',
+           'score', 'validate', 'architectures', 'download_', 'run', 'demo']
 
 # %% ../nbs/lib/cli.ipynb #cli-02
 import json
@@ -26,7 +26,7 @@ from .notebooks import check_parameters, read_parameters, run_notebook
 from .paths import UserError, atomic, find_data, fold_dir, project_root, study_dir
 from .presets import configure
 from .runs import read_json, write_json
-from .splits import fold_numbers, gallery_and_queries, require_catalogue, study_folds
+from .splits import fold_numbers, gallery_and_queries, require_catalogue, study_data, study_folds
 
 # %% ../nbs/lib/cli.ipynb #cli-05
 STAGES = {
@@ -136,19 +136,17 @@ def run_study(given):
 # %% ../nbs/lib/cli.ipynb #cli-11
 def closing_lines(folder, seconds):
     """What a finished study made, its MAP@5, and what to try next, as lines of text."""
-    metrics = read_json(folder / "metrics.json")
-    files = [folder / name for name in ("submission.csv", "metrics.json", "report.html") if (folder / name).is_file()]
+    report = read_json(folder / "report.json")
+    files = [folder / name for name in ("submission.csv", "report.json", "report.html") if (folder / name).is_file()]
     lines = [f"Made in {seconds / 60:.1f} minutes:", *(f"  {os.path.relpath(path)}" for path in files)]
-    for name, model in metrics["models"].items():
+    for name, model in report["models"].items():
         oof = model["oof"]
         lines.append(
             f"MAP@5 of {name}, out of fold: {oof['map5']:.3f} "
             f"(known animals {oof['map5_known'] or 0:.3f}, {oof['n']} photographs)"
         )
-    if metrics["test"]:
-        lines.append(
-            f"MAP@5 of the submission on {metrics['test']['n']} test photographs: {metrics['test']['map5']:.3f}"
-        )
+    if report["test"]:
+        lines.append(f"MAP@5 of the submission on {report['test']['n']} test photographs: {report['test']['map5']:.3f}")
     return [
         *lines,
         f"Next: open {os.path.relpath(folder / 'report.html')} in a browser;",
@@ -192,7 +190,8 @@ def _stage_help(stage):
     except UserError:
         parameters = []
     lines = "\n".join(f"  {p.name:<11} {p.help} [{p.default!r}]" for p in parameters)
-    example = f"happywhale {stage}" + " -p fold 2" * any(p.name == "fold" for p in parameters)
+    example = f"happywhale {stage}" + " demo" * (stage == "report")
+    example += " -p fold 2" * any(p.name == "fold" for p in parameters)
     return f"{HEADLINES[stage]}\n\n\b\nExample: {example}\n\n\b\nParameters, given as -p NAME VALUE:\n{lines}"
 
 
@@ -214,7 +213,7 @@ class _StageCommand(click.Command):
 
 
 for _name, _head in HEADLINES.items():
-    if _name == "blend":  # takes files, too: below
+    if _name in ("blend", "report"):  # take files or a study, too: below
         continue
     main.add_command(_parameter(_output(_StageCommand(_name, callback=partial(_stage, _name), short_help=_head))))
 
@@ -340,6 +339,18 @@ def export(model, target, kind):
 
     worst = export_encoder(model.absolute(), target.absolute(), kind)
     click.echo(f"{os.path.relpath(target)}: embeddings as Keras makes them, smallest cosine {worst:.6f}")
+
+# %% ../nbs/lib/cli.ipynb #cli-34
+@main.command(cls=_StageCommand, short_help=HEADLINES["report"])
+@click.argument("study", required=False, metavar="[STUDY]")
+@_parameter
+@_output
+def report(study, given, output):
+    if study:  # a folder of outputs/ knows its data
+        quick = study.endswith("-quick")
+        named = {"study": study.removesuffix("-quick"), "quick": str(quick).lower()}
+        given = {**named, "data_dir": str(study_data(project_root() / "outputs" / study)), **dict(given)}
+    _stage("report", given, output)
 
 # %% ../nbs/lib/cli.ipynb #cli-31
 _path = click.Path(path_type=Path)

@@ -49,7 +49,7 @@ def species_errors(table):
         }
         others = confusion.loc[name].drop(name)
         rows[name]["taken_for"] = others.idxmax() if others.sum() else ""
-    return pd.DataFrame(rows).T.infer_objects().sort_values("photos", ascending=False)
+    return pd.DataFrame(rows).T.infer_objects().rename_axis("species").sort_values("photos", ascending=False)
 
 # %% ../nbs/lib/errors.ipynb #errors-06
 def draw_confusion(table):
@@ -211,7 +211,7 @@ def check_claims(table, effects, pair=("bottlenose_dolphin", "spinner_dolphin"))
     rows = {}
     for claim, name in CLAIMS.items():
         if name not in effects.index:
-            rows[claim] = {"found": f"{name} does not vary here"}
+            rows[claim] = {"found": f"{name.replace('_', ' ')} does not vary here"}
             continue
         sign, effect = -1 if name == "backlight" else 1, effects.loc[name]
         low, high = sorted((sign * effect["low"], sign * effect["high"]))

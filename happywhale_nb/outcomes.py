@@ -56,6 +56,8 @@ def _fold_outcomes(place, folds, fold):
     table["first_species"] = table["first"].map(species).fillna("")
     table["rank"] = rank_of_truth(table["truth"].to_numpy(str), answers)
     table["score"] = np.divide(1.0, table["rank"], out=np.zeros(len(table)), where=table["rank"] > 0)
+    if not (place / "oof_lists.csv").is_file():
+        raise UserError(f"{place} holds answers of an older version, without lists of candidates: run 06_knn again")
     lists = read_table(place / "oof_lists.csv", ["image", "confidence", "n"]).set_index("image").loc[table["image"]]
     return table.assign(confidence=lists["confidence"].astype(float).to_numpy(), n=lists["n"].astype(int).to_numpy())
 

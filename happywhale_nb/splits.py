@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['KINDS', 'SELDOM', 'FOLD_COLUMNS', 'parse_kind', 'make_folds', 'kind_of', 'fold_numbers', 'gallery_and_queries',
            'true_answers', 'require_catalogue', 'protocol_card', 'card_line', 'foot', 'dataset_folds', 'study_folds',
-           'study_card']
+           'study_data', 'study_card']
 
 # %% ../nbs/lib/splits.ipynb #splits-02
 import difflib
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from .dataset import NEW, read_dates, read_table
 from .duplicates import among_known, near_duplicates, read_duplicates
 from .paths import UserError, atomic
+from .runs import read_json, write_json
 
 # %% ../nbs/lib/splits.ipynb #splits-03
 KINDS = ("stratified", "open", "similar", "time", "disjoint")
@@ -300,7 +302,8 @@ def dataset_folds(dataset, k=5, seed=0, kind="", folder=None):
 
 # %% ../nbs/lib/splits.ipynb #splits-30
 def study_folds(dataset, folder, k=0, seed=0, kind="", keep=True):
-    """The folds of a study: `dataset_folds`, kept in `<folder>/folds.csv` (unless not `keep`).
+    """The folds of a study: `dataset_folds`, kept in `<folder>/folds.csv`, and the data's place in `study.json` (unless
+    not `keep`).
 
     `k` = 0 and `kind` = "" mean what the study has; in a new one 5, and the data folder's own split or `stratified`.
     Raises `UserError` if the study has another split already, since figures from two splits must not be mixed."""
@@ -319,7 +322,23 @@ def study_folds(dataset, folder, k=0, seed=0, kind="", keep=True):
     if kept is None and keep:
         with atomic(path) as part:
             folds.to_csv(part, index=False)
+    place = {"data_dir": str(dataset.root)}
+    if keep and not ((folder / "study.json").is_file() and read_json(folder / "study.json") == place):
+        write_json(folder / "study.json", place)
     return folds
+
+
+def study_data(folder):
+    """The data folder that a study was last run on. Raises `UserError` if that is not known, or not there."""
+    if not Path(folder).is_dir():
+        there = sorted(p.name for p in Path(folder).parent.glob("*/") if (p / "folds.csv").is_file())
+        raise UserError(f"no study in {folder} (there: {', '.join(there) or 'none'})")
+    if not (Path(folder) / "study.json").is_file():
+        raise UserError(f"{folder} does not say where its data are: name their place once, -p data_dir")
+    place = Path(read_json(Path(folder) / "study.json")["data_dir"])
+    if not place.is_dir():
+        raise UserError(f"the data of {folder} were in {place}, which is not there: name their place, -p data_dir")
+    return place
 
 
 def study_card(dataset, folder, folds):

@@ -16,6 +16,7 @@ from happywhale_nb.knn import KNNHead, compare_rules, knn_stage
 from happywhale_nb.metrics import map_at_5
 from happywhale_nb.paths import UserError
 from happywhale_nb.predictions import read_predictions
+from happywhale_nb.report import report_stage
 from happywhale_nb.splits import study_folds, true_answers
 
 BIN = Path(sys.executable).parent
@@ -42,7 +43,7 @@ def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
     images, answers = read_predictions(folder / "submission.csv")
     assert images.tolist() == pd.read_csv(tiny / "sample_submission.csv")["image"].tolist()
     assert all(len({a for a in row if a}) == sum(row != "") for row in answers)
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "report.json").read_text())
     truth = pd.read_csv(tiny / "test_truth.csv", dtype=str).set_index("image")["individual_id"].reindex(images)
     expected = map_at_5(true_answers(truth, pd.read_csv(tiny / "train.csv", dtype=str)["individual_id"]), answers)
     assert metrics["test"]["map5"] == pytest.approx(expected)
@@ -157,3 +158,52 @@ def test_every_option_of_the_answers_leaves_a_whole_study(study, tiny):
     again = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, **how, force=True)
     assert {k: v for k, v in again.items() if k != "stamp"} == {k: v for k, v in result.items() if k != "stamp"}
     assert [path.stat().st_mtime_ns for path in kept] == made  # matches are not made twice
+
+
+def test_a_report_names_what_is_missing_and_takes_kaggles_scores(study, tiny, tmp_path):
+    folder = Path(shutil.copytree(study[0], tmp_path / "study"))
+    dataset = read_dataset(tiny)
+    split = study_folds(dataset, folder, keep=False)
+    report = report_stage(dataset, folder, split, examples=3, public=0.5, private=0.4)
+    assert {"pairs", "robustness", "grad-cam", "architectures"} <= set(report["missing"])
+    sent = report["sections"]["submission"]
+    assert (sent["public"], sent["private"]) == (0.5, 0.4) and sent["test"]["n"] == 10
+    page = (folder / "report.html").read_text()
+    assert "Not in this report" in page and "run happywhale gradcam" in page and "public less private" in page
+    rows = report["sections"]["models"]["small_resnet_arcface"]["folds"]
+    assert [row["map5"] for row in rows] == pytest.approx([f["map5"] for f in report_folds(report).values()])
+    assert sum(report["sections"]["errors"]["kinds"].values()) == pytest.approx(1)
+    with pytest.raises(UserError, match="between 0 and 1"):
+        report_stage(dataset, folder, split, public=88)
+
+
+def report_folds(report):
+    return report["models"]["small_resnet_arcface"]["folds"]
+
+
+def test_a_report_is_found_by_the_name_of_its_study(study, checkout):
+    done = happywhale(checkout, "report", "whole-quick", "-p", "examples", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lost = happywhale(checkout, "report", "another")
+    assert lost.returncode == 2 and "there: whole-quick" in lost.stderr
+
+
+PROBE = """<script>addEventListener("load", () => {
+const asked = performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"));
+const broken = [...document.images].filter(i => !i.complete || i.naturalWidth === 0).length;
+const wide = document.documentElement.scrollWidth > innerWidth;
+document.title = JSON.stringify({images: document.images.length, broken, asked, wide}); })</script></body>"""
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_a_browser_shows_the_page_without_errors_or_requests(study, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here: install the system's package")
+    (tmp_path / "page.html").write_text((study[0] / "report.html").read_text().replace("</body>", PROBE))
+    how = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--enable-logging=stderr"]
+    how += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run([browser, *how, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120)
+    seen = json.loads(done.stdout.partition("<title>")[2].partition("</title>")[0].replace("&quot;", '"'))
+    assert seen["images"] > 20 and seen["broken"] == 0 and seen["asked"] == [] and not seen["wide"]
+    assert "CONSOLE" not in done.stderr

@@ -24,11 +24,11 @@ FLOORS = [
     "presets eda thresholds local_match ballots tally knn blending outcomes "
     "statistics errors",
     "devices images backbones heads schedule callbacks detector fitting architectures export train gradcam",
-    "robustness report notebooks cli",
+    "page robustness report notebooks cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
 ORDER = [name for floor in FLOORS for name in floor]
-WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], "report", "notebooks", "cli"]
+WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], "page", "report", "notebooks", "cli"]
 
 
 def imports(path):
