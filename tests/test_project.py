@@ -1,6 +1,8 @@
 """The project's own rules: the package is what the notebooks export, layers hold, notebooks are well formed."""
 
 import ast
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -196,3 +198,20 @@ def test_settings_are_the_only_source_of_the_version():
     settings = (ROOT / "settings.ini").read_text()
     assert f"version = {happywhale_nb.__version__}\n" in settings
     assert happywhale_nb.__version__ not in (ROOT / "setup.py").read_text()
+
+
+def test_the_paper_map_names_what_is_there():
+    cells = json.loads((ROOT / "nbs" / "paper_map.ipynb").read_text())["cells"]
+    rows = [line for cell in cells for line in "".join(cell["source"]).splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    text = "\n".join(rows)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / "nbs" / target).is_file(), target
+    names = {p.stem: {n.name for n in ast.parse(p.read_text()).body if hasattr(n, "name")} for p in MODULES}
+    constants = {p.stem: p.read_text() for p in MODULES}
+    found = [pair for pair in re.findall(r"`([a-z_]+)\.([A-Za-z_0-9]+)`", text) if pair[0] in names]
+    assert len(found) > 20
+    for module, name in found:
+        assert name in names[module] or f"\n{name} = " in constants[module], f"{module}.{name}"
+    for path in re.findall(r"`((?:tests|bench)/[a-z_]+\.py)`", text):
+        assert (ROOT / path).is_file(), path
