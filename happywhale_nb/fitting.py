@@ -215,7 +215,7 @@ def encoder(model, mirror=None, zoom=0.0):
     vectors = [unit(plain(view)) for view in seen]
     return keras.Model(pixels, vectors[0] if len(vectors) == 1 else unit(sum(vectors)), name="encoder")
 
-
+# %% ../nbs/lib/fitting.ipynb #fitting-19
 def embed(model, crops, mirror=None, zoom=0.0, batch_size=128, quiet=False):
     """Embeddings of crops; a bar shows the progress, unless `quiet`.
 

@@ -597,7 +597,7 @@ def ranked_folds(
     list_folds(ranked, alpha)
     return dict(zip(numbers, ranked, strict=True)), facts
 
-
+# %% ../nbs/06_knn.ipynb #06-knn-65
 def knn_stage(dataset, folder, model, folds, head, force=False, **how):
     """Answer every finished fold: `oof.csv`, `test.csv`, their candidates with scores (`oof_scores.parquet` …), how
     sure they are and who else it could be (`oof_lists.csv` …) and `metrics.json` go to it, `knn.json` to the model's
