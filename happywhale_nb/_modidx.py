@@ -679,6 +679,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'happywhale_nb.knn._centre_cosines': ('knn.html#_centre_cosines', 'happywhale_nb/knn.py'),
                                    'happywhale_nb.knn._check_choices': ('knn.html#_check_choices', 'happywhale_nb/knn.py'),
                                    'happywhale_nb.knn._check_names': ('knn.html#_check_names', 'happywhale_nb/knn.py'),
+                                   'happywhale_nb.knn._check_targets': ('knn.html#_check_targets', 'happywhale_nb/knn.py'),
                                    'happywhale_nb.knn._index': ('knn.html#_index', 'happywhale_nb/knn.py'),
                                    'happywhale_nb.knn._joined': ('knn.html#_joined', 'happywhale_nb/knn.py'),
                                    'happywhale_nb.knn._leading': ('knn.html#_leading', 'happywhale_nb/knn.py'),

@@ -174,9 +174,7 @@ class KNNHead(ClassifierMixin, BaseEstimator):
         _check_choices(self)
         X, y = unit_vectors(X), column_or_1d(y, warn=True)
         check_consistent_length(X, y)
-        with warnings.catch_warnings():  # most animals have a single photograph, and that is no regression
-            warnings.filterwarnings("ignore", "The number of unique classes")
-            check_classification_targets(y)
+        _check_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         _check_names(self.classes_)
         rows = X.reshape(-1, X.shape[-1])
@@ -212,6 +210,12 @@ def _check_choices(head):
     if not head.temperature > 0 or not 0 <= head.centre_share < 1:
         values = f"temperature={head.temperature}, centre_share={head.centre_share}"
         raise UserError(f"{values}: a temperature is above 0, a share from 0 to below 1")
+
+
+def _check_targets(y):
+    with warnings.catch_warnings():  # most animals have a single photograph, and that is no regression
+        warnings.filterwarnings("ignore", "The number of unique classes")
+        check_classification_targets(y)
 
 
 def _index(search, rows):
