@@ -127,15 +127,16 @@ def degraded_views(dataset, images, used, folder, changes, seed=0, before=False)
 # %% ../nbs/05_robustness.ipynb #05-robustness-17
 def trained_folds(folder, model, folds, fold):
     """The folds asked for, a list. Raises `UserError` for one that does not exist or is not trained."""
-    if fold == -1:
-        return finished_folds(folder, model, folds)
-    gallery_and_queries(folds, fold)
-    if not (fold_dir(folder, model, fold) / "model.keras").is_file():
-        raise UserError(
-            f"fold {fold} of {model!r} is not trained in {folder}: `happywhale train -p fold {fold}`, choose a fold "
-            "that is, or -1 for all that are"
-        )
-    return [fold]
+    if fold != -1:
+        gallery_and_queries(folds, fold)
+    numbers = finished_folds(folder, model, folds) if fold == -1 else [fold]
+    for k in numbers:
+        if not (fold_dir(folder, model, k) / "model.keras").is_file():
+            raise UserError(
+                f"fold {k} of {model!r} is not trained in {folder}: `happywhale train -p fold {k}`, or choose a fold "
+                "that is (-1: all of them)"
+            )
+    return numbers
 
 
 def known_queries(folds, numbers, photos=500, seed=0):
@@ -215,9 +216,13 @@ def robustness_stage(dataset, folder, model, folds, fold=0, photos=500, seed=0, 
         mine = (rows["fold"] == k).to_numpy()
         scores[mine] = fold_scores(places[k], dataset, folds, k, rows[mine], changes, folder, seed, before)
     found = dict(zip(changes, costs(scores, rows["individual_id"].to_numpy(dtype=str)), strict=True))
-    size = read_json(places[numbers[0]] / "config.json")["parameters"]["image_size"]
+    sizes = {read_json(place / "config.json")["parameters"]["image_size"] for place in places.values()}
     used = {"fold": fold, "trained": numbers, "queries": len(rows), "queried": rows["individual_id"].nunique()}
-    pixels = f"of the photograph, at most {LONGEST} on its longer side" if before else f"of the crop, {size} a side"
+    pixels = (
+        f"of the photograph, at most {LONGEST} on its longer side"
+        if before
+        else f"of the crop, {', '.join(map(str, sorted(sizes)))} a side"
+    )
     result = {
         "protocol": study_card(dataset, folder, folds) | used | {"drawn_by": seed, "before": before, "pixels": pixels},
         "grid": [{"sigma": s, "brightness": b} | found[grid_change(s, b)] for s in SIGMAS for b in BRIGHTNESS],
