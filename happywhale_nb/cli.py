@@ -22,6 +22,7 @@ from .dataset import read_dataset, read_table
 from .demo import draw_demo
 from .download import COMPETITION, download
 from .importing import SYNONYMS, plan_source, write_import
+from .knn import finished_folds
 from .notebooks import check_parameters, read_parameters, run_notebook
 from .paths import UserError, atomic, find_data, fold_dir, project_root, study_dir
 from .presets import configure
@@ -60,11 +61,11 @@ def stage_notebook(stage):
 def stage_output(stage, values):
     """The default place of a stage's executed notebook, from all of its parameter values."""
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
-    if "fold" in values:
+    if values.get("fold", -1) != -1:
         folder = fold_dir(
             folder, values["model"] if "model" in values else values["name"] or values["preset"], values["fold"]
         )
-    if stage == "knn":
+    if stage == "knn" or (stage == "robustness" and values["fold"] == -1):
         folder = folder / values["model"]
     return folder / f"{STAGES[stage]}.ipynb"
 
@@ -80,7 +81,8 @@ def check_stage(stage, values):
     dataset = read_dataset(values["data_dir"], need_photos=stage != "eda")
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
     folds = _folds(dataset, folder, values) if "folds" in values else None
-    if "fold" in values:
+    every = stage == "robustness" and values["fold"] == -1
+    if "fold" in values and not every:
         gallery_and_queries(folds, values["fold"])
     if stage in {"knn", "robustness"}:
         require_catalogue(folds)
@@ -89,6 +91,8 @@ def check_stage(stage, values):
         config = configure(**{name: values[name] for name in names})
         crops = config.sources if values["crops"] == "auto" else values["crops"]
         CropMix.parse(crops, read_boxes(dataset.root)["source"])
+    elif every:
+        finished_folds(folder, values["model"], folds)
     elif "fold" in values:
         read_json(fold_dir(folder, values["model"], values["fold"]) / "config.json")
 

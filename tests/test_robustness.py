@@ -1,0 +1,189 @@
+"""Degradations do what they are called, and what they cost is measured as it is said to be."""
+
+import cv2
+import numpy as np
+import pytest
+
+from happywhale_nb.dataset import read_dataset
+from happywhale_nb.degradations import DEGRADATIONS, degrade
+from happywhale_nb.embeddings import read_embeddings
+from happywhale_nb.knn import KNNHead
+from happywhale_nb.metrics import bootstrap_interval, map_at_5
+from happywhale_nb.paths import UserError, fold_dir
+from happywhale_nb.presets import configure
+from happywhale_nb.robustness import all_changes, costs, known_queries, robustness_stage
+from happywhale_nb.runs import read_json
+from happywhale_nb.splits import make_folds, study_folds
+from happywhale_nb.train import train_stage
+
+NAMES = list(DEGRADATIONS)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """Smooth light and dark with some texture, as a photograph of the sea has; not a square."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(150, 220, 3))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 12)
+    value = 110 + 45 * smooth / smooth.std() + 6 * cv2.GaussianBlur(noise, (0, 0), 1) / 0.28
+    return np.clip(value, 20, 200).astype(np.uint8)
+
+
+def moved(picture, name, strength, seed=1):
+    return np.abs(degrade(picture, [(name, strength)], seed).astype(int) - picture).mean()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_changes_at_the_strength_that_is_none(picture, name):
+    none = DEGRADATIONS[name].none
+    if none is None:
+        assert name == "jpeg"
+    else:
+        assert (degrade(picture, [(name, none)], 1) == picture).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_five_strengths_each_worse_than_the_one_before(picture, name):
+    strengths = DEGRADATIONS[name].strengths
+    by_strength = [moved(picture, name, strength) for strength in strengths]
+    assert len(strengths) == 5 and DEGRADATIONS[name].unit
+    assert by_strength[0] > 0 and (np.diff(by_strength) > 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(64, 64), (33, 120), (7, 5)])
+def test_shape_and_kind_are_kept_and_the_original_is_not_touched(picture, name, shape):
+    pixels = np.ascontiguousarray(picture[: shape[0], : shape[1]])
+    before = pixels.copy()
+    for strength in DEGRADATIONS[name].strengths:
+        out = degrade(pixels, [(name, strength)], [2, 3])
+        assert out.shape == pixels.shape and out.dtype == np.uint8
+    assert (pixels == before).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_of_a_photograph_decides_and_nothing_else_does(picture, name):
+    strong = DEGRADATIONS[name].strengths[3]
+    once, again = (degrade(picture, [(name, strong)], [4, 5]) for _ in range(2))
+    others = [degrade(picture, [(name, strong)], [4, seed]) for seed in range(6, 12)]
+    assert (once == again).all()
+    drawn = name in {"glare", "spray", "occlusion", "tilt"}
+    assert any((other != once).any() for other in others) == drawn
+
+
+def test_each_is_what_its_name_says(picture):
+    def one(name, strength):
+        return degrade(picture, [(name, strength)], 1)
+
+    assert (one("darkness", 0.5) == np.rint(picture / 2)).all()
+    code = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 30])[1]
+    assert (one("jpeg", 30) == cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]).all()
+    assert (one("blur", 2.0) == cv2.GaussianBlur(picture, (0, 0), 2.0)).all()
+    assert abs((one("occlusion", 0.35) != picture).any(axis=2).mean() - 0.35) < 0.01
+    assert abs((one("glare", 0.2) > picture).any(axis=2).mean() - 0.2) < 0.02
+    for name in ("glare", "spray"):
+        assert (one(name, DEGRADATIONS[name].strengths[2]) >= picture).all()
+    contrast = [one("haze", share).std() / picture.std() for share in (0.35, 0.8)]
+    assert contrast == pytest.approx([0.65, 0.2], abs=0.05)
+    assert cv2.Laplacian(one("scale", 6.0), cv2.CV_64F).std() < 0.3 * cv2.Laplacian(picture, cv2.CV_64F).std()
+    still = degrade(picture, [("tilt", 20.0)], 1, centre=(60, 40))
+    assert np.abs(still[40, 60].astype(int) - picture[40, 60]).max() <= 1
+
+
+def test_faults_of_the_caller_are_named(picture):
+    with pytest.raises(UserError, match="did you mean 'spray'"):
+        degrade(picture, [("sprai", 3)])
+    with pytest.raises(UserError, match=r"\[h, w, 3\] uint8, not \[150, 220, 3\] float64"):
+        degrade(picture / 255.0, [])
+
+
+def test_paired_losses_are_a_plain_computation():
+    rng = np.random.default_rng(0)
+    scores, who = rng.choice([0, 0.2, 0.5, 1], (40, 3)), np.array(list("abcdefgh") * 5)
+    found = costs(scores, who)
+    for j, cost in enumerate(found):
+        by_hand = sum(scores[i, 0] - scores[i, j] for i in range(40)) / 40
+        assert cost["loss"] == pytest.approx(by_hand) and cost["map5"] == pytest.approx(scores[:, j].mean())
+        assert (cost["loss_low"], cost["loss_high"]) == bootstrap_interval(scores[:, 0] - scores[:, j], who)
+        assert cost["loss_low"] <= cost["loss"] <= cost["loss_high"]
+    assert found[0]["loss_low"] == found[0]["loss_high"] == 0
+
+
+def stored_map5(place, folds, fold):
+    """MAP@5 of a fold's known animals by the embeddings that training stored."""
+    rows, gallery = known_queries(folds, [fold]), folds[folds["fold"] != fold]
+    kept = read_embeddings(place / "embeddings.parquet")
+    head = KNNHead().fit(kept.of(gallery["image"]), gallery["individual_id"].to_numpy(dtype=str))
+    answers, _ = head.rank(kept.of(rows["image"]))
+    return map_at_5(rows["individual_id"].to_numpy(dtype=str), answers)
+
+
+@pytest.fixture(scope="module")
+def study(tiny, tmp_path_factory):
+    """Two of three folds on the tiny demo data, trained only as far as it takes to have a network. The embeddings of
+    the second are the means of two crops."""
+    folder, dataset = tmp_path_factory.mktemp("study"), read_dataset(tiny)
+    folds = study_folds(dataset, folder, 3, 0)
+    config = configure("small_resnet_arcface", epochs=1, image_size=32)
+    for k, views in enumerate(("", "fullbody:.5 whole:.5")):
+        train_stage(dataset, folds, k, "small", config, folder, views=views)
+    return dataset, folder, folds
+
+
+def test_the_stage_leaves_its_figures_and_does_not_do_them_twice(study):
+    dataset, folder, folds = study
+    result = robustness_stage(dataset, folder, "small", folds, -1)
+    record = folder / "small" / "robustness.json"
+    assert read_json(record) == result
+    protocol = result["protocol"]
+    drawn = known_queries(folds, [0, 1])
+    assert protocol["trained"] == [0, 1] and protocol["queries"] == len(drawn) and not protocol["before"]
+    assert set(result["degradations"]) == set(DEGRADATIONS) and len(result["grid"]) == 16
+    for name, part in result["degradations"].items():
+        assert [row["strength"] for row in part["rows"]] == list(DEGRADATIONS[name].strengths)
+        assert part["unit"] == DEGRADATIONS[name].unit
+    untouched = result["grid"][0]
+    rows = [row for part in result["degradations"].values() for row in part["rows"]]
+    assert all(row["loss"] == pytest.approx(untouched["map5"] - row["map5"]) for row in rows + result["grid"])
+    blur = {row["strength"]: row["map5"] for row in result["degradations"]["blur"]["rows"]}
+    assert all(row["map5"] == blur[row["sigma"]] for row in result["grid"] if row["brightness"] == 1 and row["sigma"])
+    written = record.stat().st_mtime_ns
+    assert robustness_stage(dataset, folder, "small", folds, -1) == result
+    assert record.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_untouched_photographs_score_as_their_stored_embeddings_do(study, fold):
+    dataset, folder, folds = study
+    place = fold_dir(folder, "small", fold)
+    result = robustness_stage(dataset, folder, "small", folds, fold)
+    assert result["grid"][0]["map5"] == pytest.approx(stored_map5(place, folds, fold))
+    assert read_json(place / "robustness.json") == result
+
+
+def test_photographs_can_be_degraded_before_they_are_cropped(study):
+    dataset, folder, folds = study
+    result = robustness_stage(dataset, folder, "small", folds, 0, photos=6, before=True)
+    on_crops = robustness_stage(dataset, folder, "small", folds, 0, photos=6)
+    assert result["protocol"]["before"] and "photograph" in result["protocol"]["pixels"]
+    assert (fold_dir(folder, "small", 0) / "robustness_before.json").is_file()
+    assert result["protocol"]["queries"] == 6 == on_crops["protocol"]["queries"]
+    worst = [sum(row["loss"] for row in r["degradations"]["blur"]["rows"]) for r in (result, on_crops)]
+    assert len(all_changes()) == 55 and worst[0] != worst[1]
+
+
+def test_what_cannot_be_measured_is_refused_in_a_line(study):
+    dataset, folder, folds = study
+    for fold, message in ((2, "fold 2 of 'small' is not trained"), (3, "fold 3 does not exist"), (-2, "fold -2 does")):
+        with pytest.raises(UserError, match=message):
+            robustness_stage(dataset, folder, "small", folds, fold)
+    with pytest.raises(UserError, match="no trained fold of model 'none'"):
+        robustness_stage(dataset, folder, "none", folds, -1)
+    with pytest.raises(UserError, match="photos=0"):
+        robustness_stage(dataset, folder, "small", folds, 0, photos=0)
+    with pytest.raises(UserError, match="this split is disjoint"):
+        robustness_stage(dataset, folder, "small", make_folds(dataset.train, 3, kind="disjoint"), 0)
+    alone = folds["individual_id"].map(folds.groupby("individual_id")["fold"].nunique()) > 1
+    strangers = folds[~((folds["fold"] == 0) & alone)]
+    with pytest.raises(UserError, match="no held-out photograph of fold 0 shows an animal of the gallery"):
+        robustness_stage(dataset, folder, "small", strangers, 0)
