@@ -43,7 +43,7 @@ HEADLINES = {
     "eda": "Draw what the data are like.",
     "train": "Train one model on one fold.",
     "gradcam": "Show where a trained model looked.",
-    "robustness": "Measure what blur and dusk cost a trained model.",
+    "robustness": "Measure what blur, dusk, glare, spray and more cost a trained model.",
     "knn": "Answer all finished folds by nearest neighbours.",
     "blend": "Blend the folds' test answers into a submission.",
     "report": "Write the report page.",
@@ -113,8 +113,9 @@ def run_stage(stage, given, output=None):
 # %% ../nbs/lib/cli.ipynb #cli-10
 def plan_study(given):
     """The jobs of a study with parameters `given` (name → text): `(folder, [(stage, given of that stage), …])`."""
-    known = {stage: read_parameters(stage_notebook(stage)) for stage in ("eda", "train", "knn", "blend", "report")}
-    known["train"].pop("fold")
+    known = {stage: read_parameters(stage_notebook(stage)) for stage in STAGES}
+    for parameters in known.values():
+        parameters.pop("fold", None)  # the study's to say
     everything = {name: p for parameters in known.values() for name, p in parameters.items()}
     values = {name: p.default for name, p in everything.items()} | check_parameters(given, everything)
     dataset = read_dataset(Path(values["data_dir"]).absolute() if values["data_dir"] else "")
@@ -123,10 +124,10 @@ def plan_study(given):
     require_catalogue(folds)
     numbers = fold_numbers(folds)
     given = given | {"model": values["name"] or values["preset"], "data_dir": str(dataset.root)}
-    order = ["eda", *["train"] * len(numbers), "knn", *["blend"] * (not dataset.test.empty), "report"]
-    folds = iter(numbers)
-    jobs = [(stage, {n: v for n, v in given.items() if n in known[stage]}) for stage in order]
-    return folder, [(stage, p | {"fold": str(next(folds))} if stage == "train" else p) for stage, p in jobs]
+    order = [("eda", {}), *(("train", {"fold": str(k)}) for k in numbers), ("knn", {})]
+    order += [("gradcam", {"fold": str(numbers[0])}), ("robustness", {"fold": "-1"})]
+    order += [("blend", {})] * (not dataset.test.empty) + [("report", {})]
+    return folder, [(stage, {n: v for n, v in given.items() if n in known[stage]} | p) for stage, p in order]
 
 
 def run_study(given):

@@ -503,7 +503,7 @@ def sections_of(study, public=0.0, private=0.0):
         "Blur, dusk and spray",
         "robustness.json",
         ("robustness.png", "degradations.png"),
-        "happywhale robustness -p model",
+        "happywhale robustness -p fold -1 -p model",
     )
     looked = (
         "Where the network looks",
