@@ -21,7 +21,7 @@ MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.
 FLOORS = [
     "paths runs species dataset metrics predictions",
     "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
-    "presets eda thresholds local_match ballots tally knn blending",
+    "presets eda thresholds local_match ballots tally knn blending faithfulness",
     "devices images backbones heads schedule callbacks detector fitting export train gradcam",
     "robustness report notebooks cli",
 ]
