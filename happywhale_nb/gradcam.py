@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'TITLES', 'EXPLAINED', 'RULE', 'feature_layers', 'last_feature_layer', 'find_layer', 'overheard', 'Probe',
-           'enlarged', 'grad_cam', 'similarity_cam', 'overlay', 'fold_answers', 'matched_photos', 'plot_gradcam',
-           'wanted_values', 'boxes_in_crops']
+           'grad_cam', 'similarity_cam', 'overlay', 'fold_answers', 'matched_photos', 'plot_gradcam', 'wanted_values',
+           'boxes_in_crops']
 
 # %% ../nbs/04_gradcam.ipynb #04-gradcam-02
 import difflib
 from contextlib import contextmanager
 from dataclasses import replace
 
-import cv2
 import keras
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -25,7 +24,15 @@ from .boxes import BOX, CropMix, read_boxes
 from .crops import upright_size
 from .dataset import NEW, read_dataset, read_table
 from .embeddings import read_embeddings
-from .faithfulness import box_in_crop, compare_orders, draw_curves, pointing_figures, verdicts
+from happywhale_nb.faithfulness import (
+    box_in_crop,
+    compare_orders,
+    draw_curves,
+    enlarged,
+    occlusion_maps,
+    pointing_figures,
+    verdicts,
+)
 from .fitting import identifier  # noqa: F401 - registers the layers that a stored model names
 from .knn import examples as choose_examples
 from .paths import UserError, atomic, fold_dir, study_dir
@@ -108,6 +115,10 @@ class Probe:
         """What is explained, for crops `[n, s, s, 3]`: `[n, d]` float32."""
         return np.concatenate([self._values(pixels).numpy() for _, pixels in self._batches(crops)])
 
+    def score(self, wanted):
+        """The function of pixels `[b, s, s, 3]` and rows `[b]` that gives Σ values · wanted[rows], `[b]`."""
+        return lambda pixels, rows: (self.values(pixels) * wanted[rows]).sum(axis=1)
+
     def maps(self, crops, wanted):
         """Grad-CAM of the scores Σ values · wanted (Selvaraju et al. 2017, equations 1 and 2).
 
@@ -141,15 +152,6 @@ class Probe:
         return tf.nn.relu(tf.reduce_sum(weights * tf.cast(features[-1], tf.float32), axis=-1))
 
 # %% ../nbs/04_gradcam.ipynb #04-gradcam-12
-def enlarged(coarse, size):
-    """Maps `[n, h, w]` at `size` (height, width), cubic, clipped at 0, each divided by its maximum; float32."""
-    height, width = size
-    maps = [cv2.resize(m, (width, height), interpolation=cv2.INTER_CUBIC) for m in np.asarray(coarse, np.float32)]
-    maps = np.stack(maps).clip(min=0)
-    peak = maps.max(axis=(1, 2), keepdims=True)
-    return np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
-
-
 def grad_cam(model, crops, classes=None, layer="", batch_size=32):
     """Grad-CAM of a class's cosine, the paper's.
 
@@ -226,28 +228,31 @@ def matched_photos(vectors, folds, fold, answered):
     return rows[np.where(theirs, cosine, -2).argmax(axis=1)]
 
 # %% ../nbs/04_gradcam.ipynb #04-gradcam-25
-TITLES = ("photograph", "map", "overlay", "matched")
+TITLES = ("photograph", "map", "overlay", "matched", "occlusion")
 
 
 def plot_gradcam(shown, explain="similarity", colours="inferno"):
-    """Examples side by side: photograph, map, overlay, and the matched photograph with its own map laid over it.
+    """Examples side by side: photograph, map, overlay, the matched photograph with its own map laid over it, and the
+    photograph with the map of occlusion.
 
-    shown: dict of kind (`right`, `wrong`, `new`) to a list of dicts of crop, map, matched, matched_map (`[s, s(, 3)]`)
-    and text. explain: what the maps explain, for the title. Returns the figure."""
+    shown: dict of kind (`right`, `wrong`, `new`) to a list of dicts of crop, map, matched, matched_map, occlusion
+    (`[s, s(, 3)]`) and text. explain: what the maps explain, for the title. Returns the figure."""
     rows, width = max(map(len, shown.values())), len(TITLES)
     figure, axes = plt.subplots(
-        rows, width * len(shown), figsize=(1.25 * width * len(shown), 1.45 * rows + 0.7), squeeze=False
+        rows, width * len(shown), figsize=(1.25 * width * len(shown), 1.5 * rows + 0.7), squeeze=False
     )
     for ax in axes.flat:
         ax.axis("off")
     for block, (kind, cases) in enumerate(shown.items()):
-        for line, case in zip(axes[:, block * width : (block + 1) * width], cases, strict=False):
-            pair = (("crop", "map"), ("matched", "matched_map"))
-            over, other = (overlay(case[c][None], case[m][None], colours=colours)[0] for c, m in pair)
-            for ax, picture in zip(line, (case["crop"], case["map"], over, other), strict=True):
-                ax.imshow(picture, cmap=colours, vmin=0, vmax=None if picture.ndim == 3 else 1)
-            line[0].set_title(f"{kind}: {case['text']}", fontsize=7, loc="left")
-            line[3].set_title("matched", fontsize=7)
+        for row, case in enumerate(cases):
+            line = axes[row, block * width : (block + 1) * width]
+            pairs = (("crop", "map"), ("matched", "matched_map"), ("crop", "occlusion"))
+            laid = [overlay(case[c][None], case[m][None], colours=colours)[0] for c, m in pairs]
+            for ax, picture, title in zip(line, (case["crop"], case["map"], *laid), TITLES, strict=True):
+                ax.imshow(picture, cmap=colours, vmin=0, vmax=1)
+                ax.set_title("" if row else title, fontsize=7)
+            line[0].set_title(f"{kind}: {case['text']}", fontsize=6, loc="left")
+            line[0].set_title("")
     figure.suptitle(f"Where the evidence lies (Grad-CAM of the {explain})", fontsize=11)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     return figure
