@@ -232,29 +232,24 @@ TITLES = ("photograph", "map", "overlay", "matched", "occlusion")
 
 
 def plot_gradcam(shown, explain="similarity", colours="inferno"):
-    """Examples side by side: photograph, map, overlay, the matched photograph with its own map laid over it, and the
+    """A line for each example: photograph, map, overlay, the matched photograph with its own map laid over it, and the
     photograph with the map of occlusion.
 
-    shown: dict of kind (`right`, `wrong`, `new`) to a list of dicts of crop, map, matched, matched_map, occlusion
-    (`[s, s(, 3)]`) and text. explain: what the maps explain, for the title. Returns the figure."""
-    rows, width = max(map(len, shown.values())), len(TITLES)
-    figure, axes = plt.subplots(
-        rows, width * len(shown), figsize=(1.25 * width * len(shown), 1.5 * rows + 0.7), squeeze=False
-    )
-    for ax in axes.flat:
-        ax.axis("off")
-    for block, (kind, cases) in enumerate(shown.items()):
-        for row, case in enumerate(cases):
-            line = axes[row, block * width : (block + 1) * width]
-            pairs = (("crop", "map"), ("matched", "matched_map"), ("crop", "occlusion"))
-            laid = [overlay(case[c][None], case[m][None], colours=colours)[0] for c, m in pairs]
-            for ax, picture, title in zip(line, (case["crop"], case["map"], *laid), TITLES, strict=True):
-                ax.imshow(picture, cmap=colours, vmin=0, vmax=1)
-                ax.set_title("" if row else title, fontsize=7)
-            line[0].set_title(f"{kind}: {case['text']}", fontsize=6, loc="left")
-            line[0].set_title("")
+    shown: list of dicts of crop, map, matched, matched_map, occlusion (`[s, s(, 3)]`) and text. explain: what the maps
+    explain, for the title. Returns the figure."""
+    width, rows = len(TITLES), len(shown)
+    figure, axes = plt.subplots(rows, width, figsize=(1.5 * width + 1.5, 1.5 * rows + 0.6), squeeze=False)
+    for line, case in zip(axes, shown, strict=True):
+        pairs = (("crop", "map"), ("matched", "matched_map"), ("crop", "occlusion"))
+        laid = [overlay(case[c][None], case[m][None], colours=colours)[0] for c, m in pairs]
+        for ax, picture in zip(line, (case["crop"], case["map"], *laid), strict=True):
+            ax.imshow(picture, cmap=colours, vmin=0, vmax=1)
+            ax.axis("off")
+        line[0].text(-0.05, 0.5, case["text"], ha="right", va="center", fontsize=7, transform=line[0].transAxes)
+    for ax, title in zip(axes[0], TITLES, strict=True):
+        ax.set_title(title, fontsize=9)
     figure.suptitle(f"Where the evidence lies (Grad-CAM of the {explain})", fontsize=11)
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.tight_layout(rect=(0, 0.1 / rows, 1, 1), h_pad=0.2, w_pad=0.2)
     return figure
 
 # %% ../nbs/04_gradcam.ipynb #04-gradcam-28
