@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'TITLES', 'EXPLAINED', 'RULE', 'feature_layers', 'last_feature_layer', 'find_layer', 'overheard',
-           'weighted_sum', 'Probe', 'grad_cam', 'similarity_cam', 'overlay', 'fold_answers', 'matched_photos',
-           'plot_gradcam', 'wanted_values', 'boxes_in_crops']
+           'weighted_sum', 'batches', 'Probe', 'grad_cam', 'similarity_cam', 'overlay', 'fold_answers',
+           'matched_photos', 'plot_gradcam', 'wanted_values', 'boxes_in_crops']
 
 # %% ../nbs/04_gradcam.ipynb #04-gradcam-02
 import difflib
@@ -95,6 +95,13 @@ def weighted_sum(features, slope):
     return tf.nn.relu(tf.reduce_sum(weights * tf.cast(features, tf.float32), axis=-1))
 
 # %% ../nbs/04_gradcam.ipynb #04-gradcam-14
+def batches(crops, size):
+    """Rows `[b]` and pixels `[b, s, s, 3]` float32 of crops, `size` at a time."""
+    for start in range(0, len(crops), size):
+        rows = np.arange(start, min(start + size, len(crops)))
+        yield rows, tf.cast(crops[rows], tf.float32)
+
+# %% ../nbs/04_gradcam.ipynb #04-gradcam-16
 class Probe:
     """A model opened at its feature map and at what is explained.
 
@@ -120,7 +127,7 @@ class Probe:
 
     def values(self, crops):
         """What is explained, for crops `[n, s, s, 3]`: `[n, d]` float32."""
-        return np.concatenate([self._values(pixels).numpy() for _, pixels in self._batches(crops)])
+        return np.concatenate([self._values(pixels).numpy() for _, pixels in batches(crops, self.batch_size)])
 
     def score(self, wanted):
         """The function of pixels `[b, s, s, 3]` and rows `[b]` that gives Σ values · wanted[rows], `[b]`."""
@@ -132,13 +139,10 @@ class Probe:
         wanted: `[n, d]`. Returns `[n, s, s]` float32 in [0, 1], each map divided by its maximum; zero where nothing
         speaks for the score."""
         wanted = tf.cast(wanted, tf.float32)
-        coarse = [self._maps(pixels, tf.gather(wanted, rows)).numpy() for rows, pixels in self._batches(crops)]
+        coarse = [
+            self._maps(pixels, tf.gather(wanted, rows)).numpy() for rows, pixels in batches(crops, self.batch_size)
+        ]
         return enlarged(np.concatenate(coarse), crops.shape[1:3])
-
-    def _batches(self, crops):
-        for start in range(0, len(crops), self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, len(crops)))
-            yield rows, tf.cast(crops[rows], tf.float32)
 
     def _forward(self, pixels, note=lambda features: None):
         heard = []
@@ -157,7 +161,7 @@ class Probe:
             raise UserError(f"layer {self.layer.name!r} has no part in what is explained: choose another")
         return weighted_sum(features[-1], slope)
 
-# %% ../nbs/04_gradcam.ipynb #04-gradcam-15
+# %% ../nbs/04_gradcam.ipynb #04-gradcam-17
 def grad_cam(model, crops, classes=None, layer="", batch_size=32):
     """Grad-CAM of a class's cosine, the paper's.
 
@@ -174,7 +178,7 @@ def grad_cam(model, crops, classes=None, layer="", batch_size=32):
     classes = probe.values(crops).argmax(axis=1) if classes is None else classes
     return probe.maps(crops, tf.one_hot(classes, model.output_shape[-1]))
 
-# %% ../nbs/04_gradcam.ipynb #04-gradcam-19
+# %% ../nbs/04_gradcam.ipynb #04-gradcam-21
 def similarity_cam(model, crops, matched, layer="", embedding="embedding", batch_size=32):
     """Grad-CAM of the cosine between the embeddings of photographs and of their matches, on both.
 
@@ -191,7 +195,7 @@ def similarity_cam(model, crops, matched, layer="", embedding="embedding", batch
     one, two = probe.values(crops), probe.values(matched)
     return probe.maps(crops, two), probe.maps(matched, one), (one * two).sum(axis=1)
 
-# %% ../nbs/04_gradcam.ipynb #04-gradcam-23
+# %% ../nbs/04_gradcam.ipynb #04-gradcam-25
 COLOURS = {name: mpl.colormaps[name] for name in ("inferno", "viridis", "cividis", "magma", "jet")}
 
 
@@ -201,7 +205,7 @@ def overlay(crops, maps, alpha=0.4, colours="inferno"):
     heat = 255 * COLOURS[colours](maps)[..., :3]
     return ((1 - alpha) * crops + alpha * heat).round().astype(np.uint8)
 
-# %% ../nbs/04_gradcam.ipynb #04-gradcam-26
+# %% ../nbs/04_gradcam.ipynb #04-gradcam-28
 def fold_answers(place, folds, fold):
     """What `06_knn` answered for a fold's queries: a dict of images, answers `[n, 5]`, confidence, individuals, truth.
 
@@ -233,7 +237,7 @@ def matched_photos(vectors, folds, fold, answered):
     theirs = (named[:, None] == NEW) | (named[:, None] == who[None, :])
     return rows[np.where(theirs, cosine, -2).argmax(axis=1)]
 
-# %% ../nbs/04_gradcam.ipynb #04-gradcam-28
+# %% ../nbs/04_gradcam.ipynb #04-gradcam-30
 TITLES = ("photograph", "map", "overlay", "matched", "occlusion")
 
 
@@ -258,7 +262,7 @@ def plot_gradcam(shown, explain="similarity", colours="inferno"):
     figure.tight_layout(rect=(0, 0.1 / rows, 1, 1), h_pad=0.2, w_pad=0.2)
     return figure
 
-# %% ../nbs/04_gradcam.ipynb #04-gradcam-31
+# %% ../nbs/04_gradcam.ipynb #04-gradcam-33
 EXPLAINED = {"similarity": {"output": "embedding", "unit": True}, "class": {}}
 
 
@@ -281,7 +285,7 @@ RULE = (
     "the animal or the answer is new"
 )
 
-# %% ../nbs/04_gradcam.ipynb #04-gradcam-39
+# %% ../nbs/04_gradcam.ipynb #04-gradcam-41
 def boxes_in_crops(dataset, images, config, sources):
     """Where the animals' boxes lie in training photographs' crops by `config`: `[n, 4]` as of
     `faithfulness.box_in_crop`, not-a-number where no box is known; sources as for `train.study_crops`."""
