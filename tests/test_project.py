@@ -24,7 +24,7 @@ FLOORS = [
     "paths runs species dataset metrics predictions",
     "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
     "presets degradations eda thresholds local_match ballots tally knn blending outcomes "
-    "statistics errors",
+    "statistics errors faithfulness",
     "devices images backbones heads schedule callbacks detector fitting architectures export train gradcam",
     "page robustness report notebooks cli",
 ]

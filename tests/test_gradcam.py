@@ -1,0 +1,309 @@
+"""Grad-CAM against maps worked out by other means, in graphs of several kinds; the tests of maps; the stage."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from happywhale_nb.cli import check_stage
+from happywhale_nb.dataset import NEW, read_dataset
+from happywhale_nb.faithfulness import (
+    area,
+    box_in_crop,
+    centre_maps,
+    compare_orders,
+    curves,
+    occlusion_maps,
+    pointing,
+    ranks,
+)
+from happywhale_nb.knn import KNNHead, knn_stage
+from happywhale_nb.notebooks import read_parameters
+from happywhale_nb.paths import UserError
+from happywhale_nb.splits import study_folds
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def crops():
+    """Six crops of noise, each with a bright square in another place."""
+    rng = np.random.default_rng(0)
+    made = rng.integers(0, 120, (6, 32, 32, 3)).astype(np.uint8)
+    for i in range(6):
+        made[i, 4 * i : 4 * i + 8, 24 - 4 * i : 32 - 4 * i] += 120
+    return made
+
+
+@pytest.fixture(scope="module")
+def network():
+    """`network(precision="float32", nested=False)`: a small network of pixels to 5 cosines, the same weights each time;
+    its feature map is `features`, its embedding `embedding`."""
+    import keras
+
+    def build(precision="float32", nested=False):
+        keras.utils.set_random_seed(1)
+        layers, how = keras.layers, {"dtype": precision}
+        pixels = keras.Input((32, 32, 3))
+        x = layers.Rescaling(1 / 127.5, offset=-1.0, **how)(pixels)
+        x = layers.Conv2D(8, 3, 2, "same", activation="relu", **how)(x)
+        x = layers.Conv2D(12, 3, 2, "same", activation="relu", name="features", **how)(x)
+        body = keras.Model(pixels, x, name="body")
+        start = keras.Input((32, 32, 3)) if nested else pixels
+        x = layers.GlobalAveragePooling2D(dtype="float32")(body(start) if nested else x)
+        embedding = layers.Dense(6, name="embedding", dtype="float32")(x)
+        return keras.Model(start, layers.Dense(5, name="cosines", dtype="float32")(embedding))
+
+    return build
+
+
+def by_differences(model, crops, score, step=1e-3):
+    """Grad-CAM from its definition without any gradient: each channel of the feature map is raised everywhere by a
+    little, and the change of the score, over the number of places, is the channel's weight."""
+    import cv2
+    import keras
+
+    features = keras.Model(model.input, model.get_layer("features").output)(crops.astype(np.float32)).numpy()
+    places = features.shape[1] * features.shape[2]
+    rest = keras.Input(features.shape[1:])
+    embedding = model.get_layer("embedding")(keras.layers.GlobalAveragePooling2D()(rest))
+    head = keras.Model(rest, [embedding, model.get_layer("cosines")(embedding)])
+    weights = np.empty((len(crops), features.shape[-1]))
+    for k in range(features.shape[-1]):
+        up, down = features.astype(float), features.astype(float)
+        up[..., k] += step
+        down[..., k] -= step
+        change = score(*(part.numpy() for part in head(up))) - score(*(part.numpy() for part in head(down)))
+        weights[:, k] = change / (2 * step) / places
+    maps = np.maximum((features * weights[:, None, None]).sum(axis=-1), 0)
+    large = np.stack([cv2.resize(m, (32, 32), interpolation=cv2.INTER_CUBIC) for m in maps]).clip(min=0)
+    return large / large.max(axis=(1, 2), keepdims=True)
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_a_map_of_a_class_is_what_small_changes_of_the_channels_say(network, crops):
+    from happywhale_nb.gradcam import grad_cam
+
+    model, classes = network(), np.array([0, 1, 2, 3, 4, 0])
+    expected = by_differences(model, crops, lambda embedding, cosines: cosines[np.arange(6), classes])
+    np.testing.assert_allclose(grad_cam(model, crops, classes), expected, atol=5e-3)
+    best = model(crops.astype(np.float32)).numpy().argmax(axis=1)
+    np.testing.assert_array_equal(grad_cam(model, crops), grad_cam(model, crops, best))
+
+
+def test_a_map_of_a_match_is_what_small_changes_of_the_channels_say_on_either_side(network, crops):
+    import keras
+
+    from happywhale_nb.gradcam import similarity_cam
+
+    model, others = network(), crops[::-1].copy()
+    maps, back, cosines = similarity_cam(model, crops, others, batch_size=4)
+    vectors = keras.Model(model.input, model.get_layer("embedding").output)
+    one, two = (unit(vectors(part.astype(np.float32)).numpy()) for part in (crops, others))
+    np.testing.assert_allclose(cosines, (one * two).sum(axis=1), atol=1e-5)
+    here = by_differences(model, crops, lambda embedding, cosines: (unit(embedding) * two).sum(axis=1))
+    there = by_differences(model, others, lambda embedding, cosines: (unit(embedding) * one).sum(axis=1))
+    np.testing.assert_allclose(maps, here, atol=0.02)
+    np.testing.assert_allclose(back, there, atol=0.02)
+    np.testing.assert_allclose(back, maps[::-1], atol=1e-4)  # the same pairs the other way round
+
+
+def test_nested_and_flat_graphs_and_all_batch_sizes_give_the_same_maps(network, crops):
+    from happywhale_nb.gradcam import feature_layers, grad_cam, last_feature_layer, similarity_cam
+
+    flat, nested = network(), network(nested=True)
+    assert last_feature_layer(flat) == "features" and last_feature_layer(nested) == "body"
+    assert "body/features" in feature_layers(nested)
+    whole = grad_cam(flat, crops, batch_size=6)
+    assert whole.dtype == np.float32 and whole.shape == (6, 32, 32)
+    for model, layer in ((nested, ""), (nested, "body/features"), (flat, "features")):
+        for size in (1, 4, 32):
+            np.testing.assert_allclose(grad_cam(model, crops, layer=layer, batch_size=size), whole, atol=1e-4)
+    pairs = [similarity_cam(model, crops, crops[::-1].copy(), batch_size=s) for model, s in ((flat, 6), (nested, 1))]
+    for one, other in zip(*pairs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_photograph_and_itself_agree_and_half_precision_gives_float32_maps(network, crops):
+    from happywhale_nb.gradcam import grad_cam, similarity_cam
+
+    maps, back, cosines = similarity_cam(network(), crops, crops)
+    np.testing.assert_allclose(cosines, 1, atol=1e-5)
+    np.testing.assert_array_equal(maps, back)
+    half = grad_cam(network("mixed_bfloat16"), crops, np.zeros(6, int))
+    full = grad_cam(network(), crops, np.zeros(6, int))
+    assert half.dtype == np.float32
+    assert np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(half, full, strict=True)]) > 0.95
+
+
+@pytest.mark.parametrize("kind", ["parts", "gem2", "swin", "vit"])
+def test_the_project_s_networks_are_explained_by_class_and_by_match(kind, crops):
+    import keras
+
+    from happywhale_nb.backbones import swin, vit
+    from happywhale_nb.fitting import build_network, identifier
+    from happywhale_nb.gradcam import grad_cam, last_feature_layer, similarity_cam
+    from happywhale_nb.presets import configure
+
+    if kind in ("parts", "gem2"):
+        preset = {"parts": "small_resnet_aligned", "gem2": "small_recommended"}[kind]
+        model = identifier(build_network(configure(preset, image_size=32), 4))
+    else:
+        crops = crops.repeat(2, axis=1).repeat(2, axis=2)  # a window of attention needs several places
+        pixels = keras.Input((64, 64, 3))
+        small = {"swin": (swin, {"width": 24, "depths": (1, 1), "heads": (1, 2)}), "vit": (vit, {"depth": 2})}
+        body, how = small[kind]
+        x = keras.layers.Activation("linear", name="features")(body(pixels, **how)[-1])
+        x = keras.layers.Dense(8, name="embedding")(keras.layers.GlobalAveragePooling2D()(x))
+        model = keras.Model(pixels, keras.layers.Dense(4)(x))
+    assert last_feature_layer(model) == "features"
+    both = [grad_cam(model, crops), *similarity_cam(model, crops, crops[::-1].copy())[:2]]
+    for maps in both:
+        assert maps.shape == crops.shape[:3] and np.isfinite(maps).all() and maps.min() >= 0
+        assert set(maps.max(axis=(1, 2)).tolist()) <= {0, 1}
+    assert max(maps.max() for maps in both) == 1
+
+
+def test_what_cannot_be_looked_at_is_said_in_one_line(network, crops):
+    import keras
+
+    from happywhale_nb.gradcam import grad_cam, last_feature_layer, similarity_cam
+
+    model = network()
+    with pytest.raises(UserError, match="no layer 'featurs' to look at: did you mean features"):
+        grad_cam(model, crops, layer="featurs")
+    with pytest.raises(UserError, match="no layer 'embeding' to look at: did you mean embedding"):
+        similarity_cam(model, crops, crops, embedding="embeding")
+    flat = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(UserError, match="no layer with a feature map"):
+        last_feature_layer(flat)
+    pixels = keras.Input((32, 32, 3))
+    aside = keras.layers.Conv2D(2, 3, name="aside")(pixels)
+    mean, other = (keras.layers.GlobalAveragePooling2D()(x) for x in (pixels, aside))
+    with pytest.raises(UserError, match="'aside' has no part in what is explained"):
+        similarity_cam(keras.Model(pixels, [keras.layers.Dense(3, name="embedding")(mean), other]), crops, crops)
+
+
+def test_curves_run_between_the_whole_crop_and_the_blurred_one_and_fall_until_the_region_is_gone(crops):
+    from happywhale_nb.faithfulness import soften
+
+    region = np.zeros((6, 32, 32), np.float32)
+    for i in range(6):
+        region[i, 4 * i : 4 * i + 8, 24 - 4 * i : 32 - 4 * i] = 1
+    seen = []
+
+    def score(pixels, rows):
+        seen.append(len(rows))
+        return (pixels.mean(axis=3) * region[rows]).sum(axis=(1, 2))
+
+    deletion, insertion = curves(score, crops, region, steps=16, batch_size=4)
+    assert max(seen) == 4 and deletion.shape == insertion.shape == (6, 17)
+    whole, soft = (score(part.astype(np.float32), np.arange(6)) for part in (crops, soften(crops)))
+    for curve, first, last in ((deletion, whole, soft), (insertion, soft, whole)):
+        np.testing.assert_allclose(curve[:, 0], first, rtol=1e-5)
+        np.testing.assert_allclose(curve[:, -1], last, rtol=1e-5)
+        np.testing.assert_allclose(curve[:, 1:], curve[:, -1:].repeat(16, axis=1), rtol=1e-5)  # 1/16 is the region
+    finer, _ = curves(score, crops, region, steps=64)
+    assert (np.diff(finer[:, :5], axis=1) < 0).all()
+    drawn, _ = curves(score, crops, np.random.default_rng(0).random((6, 32, 32)), steps=16)
+    assert (area(deletion) < area(drawn)).all()
+    np.testing.assert_array_equal(curves(score, crops, region, steps=16, batch_size=1)[0], deletion)
+
+
+def test_areas_and_ranks_are_what_they_say():
+    assert area(np.array([1.0, 0.5, 0.0])) == pytest.approx(0.5)
+    assert area(np.ones((2, 11))).tolist() == pytest.approx([1, 1])
+    maps = np.random.default_rng(0).random((3, 8, 8))
+    np.testing.assert_array_equal(ranks(maps).reshape(3, -1).argmin(axis=1), maps.reshape(3, -1).argmax(axis=1))
+    ties = ranks(np.zeros((2, 8, 8)))
+    assert len(np.unique(ties[0])) == 64 and not np.array_equal(ties[0], ties[1])
+
+
+def test_a_map_of_the_middle_gains_nothing_on_the_middle(crops):
+    def score(pixels, rows):
+        return pixels[:, 12:20, 12:20].mean(axis=(1, 2, 3))
+
+    found = compare_orders(score, crops, centre_maps(6, 32), 4, np.array(list("aabbcc")), seeds=2)
+    assert found["gains"]["centre"]["deletion"] == {"gain": 0, "low": 0, "high": 0}
+    assert found["areas"]["map"] == found["areas"]["centre"] != found["areas"]["random"]
+
+
+def test_pointing_counts_mass_peak_and_area():
+    box = np.array([[0.25, 0.0, 0.75, 0.5]])
+    maps = np.zeros((1, 8, 8))
+    maps[0, 1, 2], maps[0, 6, 7] = 3, 1
+    found = pointing(maps, box)
+    assert found["mass"][0] == 0.75 and found["peak"][0] and found["area"][0] == 0.25
+    whole = box_in_crop([10, 20, 30, 60], [np.nan, np.nan], (100, 100), margin=0)
+    assert whole.tolist() == [0, 0, 1, 1]
+    edge = box_in_crop([0, 40, 20, 60], [np.nan, np.nan], (100, 100), margin=0.5)  # nothing left of the photograph
+    assert edge.tolist() == pytest.approx([0, 0.25, 2 / 3, 0.75])
+
+
+def test_occlusion_finds_the_region_the_score_is_made_of(crops):
+    def score(pixels, rows):
+        return pixels[:, 8:16, 16:24].std(axis=(1, 2, 3))
+
+    maps = occlusion_maps(score, crops, cells=4, batch_size=4)
+    top = np.array(np.unravel_index(maps.reshape(6, -1).argmax(axis=1), (32, 32)))
+    assert ((top >= [[8], [16]]) & (top < [[16], [24]])).all()
+    np.testing.assert_allclose(maps, occlusion_maps(score, crops, cells=4), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def study(checkout, tiny):
+    """The folder of a study with one fold trained, quick, and not answered yet."""
+    from happywhale_nb.presets import configure
+    from happywhale_nb.train import train_stage
+
+    dataset, folder = read_dataset(tiny), checkout / "outputs" / "looked-quick"
+    config = configure("small_resnet_arcface", quick=True)
+    train_stage(dataset, study_folds(dataset, folder, 2), 0, "small_resnet_arcface", config, folder)
+    return folder
+
+
+def test_the_stage_says_what_it_lacks_then_leaves_pictures_and_figures(study, checkout, tiny):
+    from happywhale_nb.gradcam import fold_answers
+
+    dataset, place = read_dataset(tiny), study / "small_resnet_arcface" / "fold0"
+    folds = study_folds(dataset, study)
+    with pytest.raises(UserError, match=r"oof\.csv is missing: run 06_knn for this model first"):
+        fold_answers(place, folds, 0)
+    knn_stage(dataset, study, "small_resnet_arcface", folds, KNNHead())
+    words = {"data_dir": str(tiny), "quick": True, "study": "looked"}
+    values = {name: p.default for name, p in read_parameters(checkout / "nbs" / "04_gradcam.ipynb").items()} | words
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(checkout)
+        with pytest.raises(UserError, match=r"fold1/config\.json is missing"):
+            check_stage("gradcam", values | {"fold": 1})
+    words = [word for name, value in words.items() for word in ("-p", name, value)]
+    done = subprocess.run(
+        [BIN / "happywhale", "gradcam", *map(str, words)], cwd=checkout, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("gradcam.png", "faithfulness.png"):
+        assert (place / name).stat().st_size > 10_000
+    told = json.loads((place / "gradcam.json").read_text())
+    assert told["protocol"]["fold"] == 0 and told["layer"] == "features" and told["explain"] == "similarity"
+    compared, fold = told["faithfulness"], folds.set_index("image")["fold"].astype(int)
+    for kind in ("deletion", "insertion"):
+        ends = np.array([(c[kind][0], c[kind][-1]) for c in compared["curves"].values()])
+        assert len(ends) == 4 and np.ptp(ends, axis=0).max() < 1e-5
+        gain = compared["gains"]["random"][kind]
+        assert gain["low"] <= gain["gain"] <= gain["high"]
+    assert len(compared["verdicts"]) == 6 and all(
+        v.startswith(("deletion: ", "insertion: ")) for v in compared["verdicts"]
+    )
+    for figures in told["pointing"]["maps"].values():
+        assert 0 <= figures["area"] <= 1 and figures["photos"] <= told["protocol"]["photos"]
+    for case in told["examples"]:
+        assert fold[case["image"]] == 0 and fold[case["matched"]] == 1
+        if case["kind"] != "new" and case["answer"] != NEW:
+            assert case["matched_individual"] == case["answer"]
+        assert (case["kind"] == "right") == (case["answer"] == case["individual"])
