@@ -352,9 +352,10 @@ def export(model, target, kind):
 @_output
 def report(study, given, output):
     if study:  # a folder of outputs/ knows its data
-        quick = study.endswith("-quick")
-        named = {"study": study.removesuffix("-quick"), "quick": str(quick).lower()}
-        given = {**named, "data_dir": str(study_data(project_root() / "outputs" / study)), **dict(given)}
+        named = {"study": study.removesuffix("-quick"), "quick": str(study.endswith("-quick")).lower(), **dict(given)}
+        given = (
+            named if "data_dir" in named else named | {"data_dir": str(study_data(project_root() / "outputs" / study))}
+        )
     _stage("report", given, output)
 
 # %% ../nbs/lib/cli.ipynb #cli-31

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TITLES', 'OPEN_SET', 'Study', 'score_submission', 'data_section', 'models_section', 'plot_folds', 'plot_history',
            'pairs_section', 'open_set_section', 'errors_section', 'claims_section', 'learning_section', 'blend_section',
-           'submission_section', 'kept_section', 'architectures_section', 'plot_architectures', 'answered_queries',
-           'illustrate', 'plot_answers', 'card_section', 'sections_of', 'tiles_of', 'report_stage']
+           'submission_section', 'kept', 'robustness_section', 'gradcam_section', 'architectures_section',
+           'plot_architectures', 'answered_queries', 'illustrate', 'plot_answers', 'card_section', 'sections_of',
+           'tiles_of', 'report_stage']
 
 # %% ../nbs/08_report.ipynb #08-report-02
 from dataclasses import dataclass
@@ -345,25 +346,61 @@ def submission_section(study, public=0.0, private=0.0):
     return told, Section("The submission", "", [table(shown)])
 
 # %% ../nbs/08_report.ipynb #08-report-17
-def _picture(path, title):
-    """A PNG file as a block."""
-    return plot(data_uri(path.read_bytes(), "png"), title, photo=True)
-
-
-def kept_section(study, title, record, pictures, command, text=""):
-    """A section made of a stage's JSON file and pictures: those of the best model, else of the first that has some."""
+def kept(study, record):
+    """A stage's JSON file and its folder: of the best model, else of the first that has one; None if nobody has."""
     places = [study.folder / study.best, *(p for p in sorted(study.folder.iterdir()) if p.is_dir())]
-    found = [
-        path for place in places for path in (place / record, *sorted(place.glob(f"fold*/{record}"))) if path.is_file()
-    ]
-    if not found:
-        return f"run {command} {study.best}"
-    numbers, place = read_json(found[0]), found[0].parent
-    shown = [place / name for name in pictures if (place / name).is_file()]
-    text = f"{place.relative_to(study.folder)}. {text}"
-    return numbers, Section(title, text, [_picture(path, title) for path in shown])
+    files = [path for place in places for path in (place / record, *sorted(place.glob(f"fold*/{record}")))]
+    return next(((read_json(path), path.parent) for path in files if path.is_file()), None)
 
 
+def _pictures(place, names):
+    """PNG files that are there, as blocks."""
+    paths = [place / name for name in names if (place / name).is_file()]
+    return [plot(data_uri(path.read_bytes(), "png"), path.stem, photo=True, inches=11) for path in paths]
+
+
+def robustness_section(study):
+    """What degraded photographs cost, as 05_robustness has found."""
+    found = kept(study, "robustness.json")
+    if found is None:
+        return f"run happywhale robustness -p fold -1 -p model {study.best}"
+    (numbers, place), rows = found, {}
+    for name, part in numbers["degradations"].items():
+        row = part["rows"][len(part["rows"]) // 2]
+        rows[name] = {"strength": f"{row['strength']:g} ({part['unit']})", "MAP@5": row["map5"], "lost": row["loss"]}
+        rows[name] |= {"low": row["loss_low"], "high": row["loss_high"]}
+    card = numbers["protocol"]
+    text = (
+        f"{place.relative_to(study.folder)}: {card['queries']} photographs of {card['queried']} known individuals, "
+        f"degraded; sizes in pixels {card['pixels']}. Lost is paired, photograph by photograph, with its 95 % interval "
+        "(bootstrap over individuals). The table is for the middle one of five strengths."
+    )
+    blocks = [*_pictures(place, ("robustness.png", "degradations.png"))]
+    blocks.append(table(pd.DataFrame(rows).T.rename_axis("degradation")))
+    return numbers, Section("Blur, dusk and spray", text, blocks)
+
+
+def gradcam_section(study):
+    """Where the network looks, and whether that is true, as 04_gradcam has found."""
+    found = kept(study, "gradcam.json")
+    if found is None:
+        return f"run happywhale gradcam -p model {study.best}"
+    numbers, place = found
+    text = f"{place.relative_to(study.folder)}, maps of the {numbers['explain']}. Shown are {numbers['rule']}."
+    tested = note("Tested by deletion and insertion: " + "; ".join(numbers["faithfulness"]["verdicts"]) + ".")
+    first, second = (_pictures(place, (name,)) for name in ("gradcam.png", "faithfulness.png"))
+    blocks = [*first, *second, tested]
+    if numbers["pointing"]:
+        names = ["photos", "mass", "peak", "area", "centre_mass"]
+        shown = pd.DataFrame(numbers["pointing"]["maps"]).T.rename_axis("map")[names]
+        told = (
+            "Whether maps fall inside the animal's box: the share of their mass there, how often their peak is, the "
+            "box's share of the crop, and the mass of a blob in the middle."
+        )
+        blocks += [note(told), table(shown)]
+    return numbers, Section("Where the network looks", text, blocks)
+
+# %% ../nbs/08_report.ipynb #08-report-61
 def architectures_section(study):
     """Cost and speed of architectures, beside what they reach in this study."""
     path = study.folder.parent / "architectures.json"
@@ -499,18 +536,6 @@ def card_section(study):
 def sections_of(study, public=0.0, private=0.0):
     """`(numbers, sections, missing)`: dicts by the names of sections of what goes into `report.json`, and of sentences
     on what is not there, and the list of the page's sections."""
-    robust = (
-        "Blur, dusk and spray",
-        "robustness.json",
-        ("robustness.png", "degradations.png"),
-        "happywhale robustness -p fold -1 -p model",
-    )
-    looked = (
-        "Where the network looks",
-        "gradcam.json",
-        ("gradcam.png", "faithfulness.png"),
-        "happywhale gradcam -p model",
-    )
     made = {
         "data": data_section(study),
         "models": models_section(study),
@@ -519,8 +544,8 @@ def sections_of(study, public=0.0, private=0.0):
         "errors": errors_section(study),
         "claims": claims_section(study),
         "learning curve": learning_section(study),
-        "robustness": kept_section(study, *robust),
-        "grad-cam": kept_section(study, *looked),
+        "robustness": robustness_section(study),
+        "grad-cam": gradcam_section(study),
         "blend": blend_section(study),
         "submission": submission_section(study, public, private),
         "architectures": architectures_section(study),
