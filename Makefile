@@ -31,7 +31,7 @@ export: .venv/.ready  ## after editing notebooks: clean them, write the package 
 
 readme: .venv/.ready
 	@jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \
-	| sed -E -e 's#\]\((\.\./)#](#g' -e 's#\]\((images/|lib/|[0-9]{2}_)#](nbs/\1#g' -e 's#src="images/#src="nbs/images/#g' > $(README)
+	| sed -E -e 's#\]\((\.\./)#](#g' -e 's#\]\((images/|lib/|[0-9]{2}_|paper_map)#](nbs/\1#g' -e 's#src="images/#src="nbs/images/#g' > $(README)
 
 # opencv-python's wheel loads libGL from the system; where that is missing, the same version without windows takes its place
 .venv/.ready: requirements.lock requirements-headless.lock settings.ini setup.py pyproject.toml

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['select_runs', 'asked_photographs', 'out_of_fold', 'fit_models', 'fit_line', 'error_correlation', 'draw_blend',
-           'mean_scores', 'score_blend', 'answer_files', 'without_fin', 'blend_stage', 'blend_files', 'read_truth',
-           'score_file']
+           'mean_scores', 'score_blend', 'answer_files', 'without_fin', 'blend_stage', 'is_current', 'blend_files',
+           'read_truth', 'score_file']
 
 # %% ../nbs/07_blending.ipynb #07-blending-02
 from dataclasses import replace
@@ -240,18 +240,35 @@ def blend_stage(
             f"{dataset.root} has no test photographs (test_images/): there is nothing to submit, and a blend of "
             f"out-of-fold answers takes two models (here: {', '.join(lists)}, whose figures are in knn.json)"
         )
-    paths = [path for part in lists.values() for path in part]
-    kinds = ["oof.csv"] * (weights == "fit") + ["oof_scores.parquet", "test_scores.parquet"] * (rule == "scores")
-    seen = paths + [found for p in paths for kind in kinds if (found := p.with_name(kind)).is_file()]
-    seen += [Path(finless)] * bool(finless)
     how = {"rule": rule, "weighting": weights, "gain": gain, "penalty": penalty, "least": least, "keep": keep}
     how |= {"finless": finless}
-    stamp, record = fingerprint(how, dataset.fingerprint, files=seen), folder / "blend.json"
+    stamp, record = _stamp(dataset, lists, how), folder / "blend.json"
     if is_done(record, stamp, [folder / "submission.csv"] * tested) and not force:
         return read_json(record)
     record = how | {"stamp": stamp} | _blend(dataset, folder, lists, how)
     write_json(folder / "blend.json", record | {"versions": versions()})
     return read_json(folder / "blend.json")
+
+
+def _stamp(dataset, lists, how):
+    """A fingerprint of how files are blended, and of all that is read for it."""
+    paths = [path for part in lists.values() for path in part]
+    kinds = ["oof.csv"] * (how["weighting"] == "fit")
+    kinds += ["oof_scores.parquet", "test_scores.parquet"] * (how["rule"] == "scores")
+    seen = paths + [found for p in paths for kind in kinds if (found := p.with_name(kind)).is_file()]
+    seen += [Path(how["finless"])] * bool(how["finless"])
+    return fingerprint(how, dataset.fingerprint, files=seen)
+
+
+def is_current(dataset, folder, record):
+    """Whether the answers that a `blend.json` was made from are still the same."""
+    names = ("rule", "weighting", "gain", "penalty", "least", "keep", "finless")
+    if not {*names, "tested"} <= set(record):
+        return False  # of an older version
+    how = {name: record[name] for name in names}
+    models = " ".join(name for name in record["models"] if name != "frequency")
+    lists = answer_files(folder, "test.csv" if record["tested"] else "oof.csv", models)
+    return record["stamp"] == _stamp(dataset, lists, how)
 
 # %% ../nbs/07_blending.ipynb #07-blending-19
 def _blend(dataset, folder, lists, how):

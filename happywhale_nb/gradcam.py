@@ -258,7 +258,9 @@ def plot_gradcam(shown, explain="similarity", colours="inferno"):
         line[0].text(-0.05, 0.5, case["text"], ha="right", va="center", fontsize=7, transform=line[0].transAxes)
     for ax, title in zip(axes[0], TITLES, strict=True):
         ax.set_title(title, fontsize=9)
-    figure.suptitle(f"Where the evidence lies (Grad-CAM of the {explain})", fontsize=11)
+    figure.suptitle(
+        f"Where Grad-CAM of the {explain} sees the evidence, and, last, where hiding a part costs most", fontsize=11
+    )
     figure.tight_layout(rect=(0, 0.1 / rows, 1, 1), h_pad=0.2, w_pad=0.2)
     return figure
 

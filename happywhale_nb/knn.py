@@ -699,7 +699,8 @@ def compare_rules(folder, model, folds, numbers, rules=(("max", 50), ("vote", 50
 
 # %% ../nbs/06_knn.ipynb #06-knn-40
 def draw_evaluation(ranked, threshold, grid):
-    """CMC, threshold curves, reliability and the grid of k, in one figure; ranked as for `evaluate`."""
+    """CMC, threshold curves, reliability and the grid of k, in one figure; ranked as for `evaluate`. The median of the
+    folds' thresholds is dashed, `threshold`, the test's, dotted."""
     ids, scores, truth, people = _joined(ranked, "ids", "scores", "truth", "individuals")
     answers, confidence = _joined(ranked, "answers", "confidence")
     fig, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
@@ -707,8 +708,10 @@ def draw_evaluation(ranked, threshold, grid):
     axes[0, 0].plot(list(share), list(share.values()), "o-")
     axes[0, 0].set(title="CMC, known animals", xlabel="candidates", ylabel="share found", ylim=(0, 1))
     curve = threshold_curve(ids, scores, truth, people).set_index("threshold")
-    curve[["map5", "baks", "baus", "false_negatives"]].plot(ax=axes[0, 1], ylim=(0, 1), title="The threshold")
-    axes[0, 1].axvline(threshold, color="0.4", lw=1, ls="--")
+    names = {"map5": "MAP@5", "baks": "BAKS", "baus": "BAUS", "false_negatives": "known called new"}
+    curve[list(names)].rename(columns=names).plot(ax=axes[0, 1], ylim=(0, 1), title="The threshold")
+    axes[0, 1].axvline(np.median(_joined(ranked, "threshold")[0]), color="0.4", lw=1, ls="--")
+    axes[0, 1].axvline(threshold, color="0.4", lw=1, ls=":")
     table = calibration(answers[:, 0] == truth, confidence)["table"]
     axes[1, 0].plot([0, 1], [0, 1], color="0.7", lw=1)
     axes[1, 0].scatter(table["confidence"], table["accuracy"], s=10 + 300 * table["n"] / table["n"].sum())
