@@ -27,7 +27,6 @@ check: .venv/.ready  ## lint notebooks and package
 docs: .venv/.ready  ## build the site, _docs/html/index.html, from the notebooks
 	@python docs/stage.py _docs
 	@sphinx-build -q -W --keep-going -c docs _docs/source _docs/html
-	@sphinx-build -q -W --keep-going -c docs -b linkcheck -d _docs/html/.doctrees _docs/source _docs/links
 	@echo "_docs/html/index.html"
 
 export: .venv/.ready  ## after editing notebooks: clean them, write the package and the README from them

@@ -23,7 +23,6 @@ nb_execution_mode = "off"
 highlight_language = "none"  # of blocks that name no language; the notebooks' cells do
 myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
-linkcheck_ignore = [r"https?://"]  # the site is built without a network
 
 html_theme = "sphinx_book_theme"
 html_title = project
@@ -49,7 +48,7 @@ def _inline(self, node):
 
 
 def _display(self, node):
-    self.body.append(f'<div class="equation">{mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f"<p>{mathml(node.astext(), as_block=True)}</p>")
     raise nodes.SkipNode
 
 

@@ -85,8 +85,9 @@ def functions(root):
 
 
 def stage(root, folder):
-    """Write the source of the site into `folder/source`; whatever is in `folder` is removed first."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write the source of the site into `folder/source`; an earlier one, and its `folder/html`, are removed."""
+    for old in ("source", "html"):
+        shutil.rmtree(folder / old, ignore_errors=True)
     target = folder / "source"
     readme = read(root / "README.md").replace("](nbs/lib/)", "](docs/library.md)")
     write(target / "index.md", readme + "\n" + read(root / "docs" / "index.md"))
