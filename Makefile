@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check export readme lock
+.PHONY: help demo test bench check docs export readme lock
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,7 +22,12 @@ bench: .venv/.ready  ## time the project against named alternatives (QUICK=--qui
 	@for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do echo "\n$$script"; python $$script $(QUICK) || exit 1; done
 
 check: .venv/.ready  ## lint notebooks and package
-	@ruff check nbs happywhale_nb tests bench setup.py
+	@ruff check nbs happywhale_nb tests bench docs setup.py
+
+docs: .venv/.ready  ## build the site, _docs/html/index.html, from the notebooks
+	@python docs/stage.py _docs
+	@sphinx-build -q -W --keep-going -c docs _docs/source _docs/html
+	@echo "_docs/html/index.html"
 
 export: .venv/.ready  ## after editing notebooks: clean them, write the package and the README from them
 	nbdev_clean
@@ -45,7 +50,7 @@ readme: .venv/.ready
 
 lock:  ## pin the requirements of settings.ini anew, with hashes
 	$(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install --quiet uv
-	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("settings.ini"); d = c["DEFAULT"]; print("\n".join(" ".join(d[k + "requirements"] for k in ("", "dev_", "kaggle_", "export_", "search_", "qdrant_", "tensorboard_")).split() + ["setuptools>=70.1"]))' \
+	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("settings.ini"); d = c["DEFAULT"]; print("\n".join(" ".join(d[k + "requirements"] for k in ("", "dev_", "kaggle_", "export_", "search_", "qdrant_", "tensorboard_", "docs_")).split() + ["setuptools>=70.1"]))' \
 	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements.lock
 	grep '^opencv-python==' requirements.lock | tr -d '\\' | sed 's/opencv-python/opencv-python-headless/' \
 	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes --no-annotate --no-header - -o requirements-headless.lock

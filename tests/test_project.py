@@ -185,7 +185,8 @@ def test_the_lock_pins_every_requirement_with_a_hash():
     assert blocks and all("==" in b and "--hash=sha256:" in b for b in blocks)
     settings = ConfigParser()
     settings.read(ROOT / "settings.ini")
-    wanted = (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()
+    kinds = ("requirements", "dev_requirements", "docs_requirements")
+    wanted = " ".join(settings["DEFAULT"][kind] for kind in kinds).split()
     pinned = {b.split("==")[0].strip().lower() for b in blocks}
     for requirement in wanted:
         name = requirement.split(">")[0].split("=")[0].split("<")[0].lower()

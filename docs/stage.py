@@ -1,0 +1,107 @@
+"""Lays out the source of the site: README, notebooks and the pages of `docs`, each in its place in the checkout.
+
+`python docs/stage.py FOLDER` writes it to `FOLDER/source`. Since everything keeps its place, links are written once
+and work in the checkout, in Jupyter, and on the site. What only machines read is left out of the notebooks.
+"""
+
+import ast
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def source(cell):
+    """A cell's text without nbdev's directives and papermill's."""
+    lines = "".join(cell["source"]).splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(("#| ", "# papermill_"))).strip("\n")
+
+
+def module(notebook):
+    """The module a notebook (a dict) exports to; "" if it exports none."""
+    found = re.search(r"^#\| default_exp (\w+)", "\n".join("".join(c["source"]) for c in notebook["cells"]), re.M)
+    return found[1] if found else ""
+
+
+def page(notebook):
+    """The notebook as it is shown: no directives, no tags, no cells left empty; the module's name under the summary."""
+    name = module(notebook)
+    cells = [{**cell, "source": source(cell), "metadata": {}} for cell in notebook["cells"]]
+    if name:
+        cells[0]["source"] += f"\n\n*Exported as the module `happywhale_nb.{name}`.*"
+    return {**notebook, "cells": [cell for cell in cells if cell["source"]]}
+
+
+def summary(path):
+    """The line that follows `>` at the head of a notebook."""
+    return re.search(r"^> (.+)", source(json.loads(read(path))["cells"][0]), re.M)[1]
+
+
+def with_summaries(text, root):
+    """A page whose lists of notebooks (toctrees) are followed by their names and summaries."""
+
+    def described(found):
+        names = re.findall(r"^/(nbs/\S+)$", found[0], re.M)
+        lines = [f"- [{Path(name).name}](../{name}.ipynb): {summary(root / f'{name}.ipynb')}" for name in names]
+        return "\n".join([found[0], "", *lines])
+
+    return re.sub(r"^```\{toctree\}.*?^```$", described, text, flags=re.M | re.S)
+
+
+def signature(node):
+    """A function's or class's name with the names of its parameters."""
+    if isinstance(node, ast.ClassDef):
+        start = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        return f"{node.name}({ast.unparse(start[0].args).removeprefix('self').lstrip(', ') if start else '…'})"
+    return f"{node.name}({ast.unparse(node.args)})"
+
+
+def functions(root):
+    """A page that lists what each module offers: signature and the first paragraph of its documentation."""
+    text = ["# Functions", "", "> What each module of `happywhale_nb` offers; its notebook tells the rest.", ""]
+    for path in sorted(root.glob("nbs/**/*.ipynb")):
+        if not (name := module(json.loads(read(path)))):
+            continue
+        tree = ast.parse(read(root / "happywhale_nb" / f"{name}.py"))
+        text += [f"## {name}", "", f"Notebook: [{path.stem}](../{path.relative_to(root).as_posix()})", ""]
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                first = (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
+                text.append(f"- `{signature(node)}`: {first}" if first else f"- `{signature(node)}`")
+        text.append("")
+    return "\n".join(text)
+
+
+def stage(root, folder):
+    """Write the source of the site into `folder/source`; an earlier one, and its `folder/html`, are removed."""
+    for old in ("source", "html"):
+        shutil.rmtree(folder / old, ignore_errors=True)
+    target = folder / "source"
+    readme = read(root / "README.md").replace("](nbs/lib/)", "](docs/library.md)")
+    write(target / "index.md", readme + "\n" + read(root / "docs" / "index.md"))
+    shutil.copy(root / "LICENSE", target)
+    shutil.copytree(root / "nbs" / "images", target / "nbs" / "images")
+    for path in root.glob("nbs/**/*.ipynb"):
+        place = path.relative_to(root)
+        if ".ipynb_checkpoints" not in place.parts and place.name != "index.ipynb":  # the README is made from it
+            write(target / place, json.dumps(page(json.loads(read(path)))))
+    for path in root.glob("docs/**/*.md"):
+        if path.name != "index.md":
+            write(target / path.relative_to(root), with_summaries(read(path), root))
+    write(target / "docs" / "functions.md", functions(root))
+
+
+if __name__ == "__main__":
+    stage(ROOT, Path(sys.argv[1]))
