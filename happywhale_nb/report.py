@@ -107,11 +107,9 @@ def data_section(study):
     once = split.groupby(["species", "individual_id"]).size().eq(1).groupby(level=0).sum()
     rows["seen_once"], rows["share_new"] = once, pd.Series(card["share_new_per_species"])
     rows = rows.sort_values("photos", ascending=False)
-    leak = (
-        "were not looked for" if card["near_duplicates"] is None else f"across folds: {card['near_duplicates']} pairs"
-    )
+    leak = " Near-duplicates were not looked for." if card["near_duplicates"] is None else ""
     text = (
-        f"Split: {card_line(card)}. Near-duplicates {leak}. New are photographs of individuals that the gallery of "
+        f"Split: {card_line(card)}.{leak} New are photographs of individuals that the gallery of "
         "their fold does not hold; their right answer is new_individual."
     )
     return rows.reset_index().to_dict("records"), Section("Data and split", text, [table(rows, ("share_new",))])
@@ -234,9 +232,8 @@ def open_set_section(study):
         f"for {'the share of new animals in the folds' if share is None else f'a share of new animals of {share:.1%}'}."
     )
     told = {"grid": grid.reset_index().to_dict("records"), "rules": rules.reset_index().to_dict("records")}
-    return told, Section(
-        "Who is it, and is it new?", text, [*blocks, table(shown), table(rules.rename(columns=TITLES))]
-    )
+    blocks += [table(shown), note(DEFINED), table(rules.rename(columns=TITLES)), note(RULES)]
+    return told, Section("Who is it, and is it new?", text, blocks)
 
 
 OPEN_SET = {"accuracy": "accuracy", "macro-F1": "macro_f1", "AUROC of new": "auroc_new", "BAKS": "baks", "BAUS": "baus"}
