@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from happywhale_nb.blending import blend_stage
+from happywhale_nb.blending import blend_stage, is_current
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.knn import KNNHead, compare_rules, knn_stage
 from happywhale_nb.metrics import map_at_5
@@ -103,8 +103,13 @@ def test_models_of_a_study_are_blended_by_fitted_weights_and_by_scores(study, ti
     one = blend_stage(dataset, folder, models="other", weights="fit")
     assert one["models"] == {"other": 1} and one["fit"] is None
     assert blend_stage(dataset, folder, least=0.999, keep="other")["models"] == {"other": 1}
-    blend_stage(dataset, folder)
-    assert (folder / "submission.csv").read_text() == before
+    again = blend_stage(dataset, folder)
+    assert (folder / "submission.csv").read_text() == before and is_current(dataset, folder, again)
+    changed = folder / "other" / "fold1" / "test.csv"
+    kept = changed.read_text()
+    changed.write_text(kept.replace("new_individual", "nobody"))
+    assert not is_current(dataset, folder, again)
+    changed.write_text(kept)
     for how, message in (
         ({"models": "none"}, "model 'none' has no test.csv"),
         ({"least": 0.999}, "no model reaches"),

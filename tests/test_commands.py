@@ -173,3 +173,35 @@ def test_benchmarks_print_their_tables():
         assert done.returncode == 0, done.stderr
         rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {case}")]
         assert len(rows) >= 2 and " 1.00 |" in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("knn", "alpha", "5"), "alpha=5.0: from 0 to 1"),
+        (("knn", "alpha", "0"), "between 0 and 1"),
+        (("knn", "local", "-3"), "local=-3"),
+        (("knn", "aggregate", "mean"), "max, vote, softmax_sum"),
+        (("knn", "model", "nobody"), "run 03_train first"),
+        (("blend", "weights", "fti"), "equal, fit"),
+        (("blend", "rule", "votes"), "paper, notebook, borda, scores"),
+        (("report", "public", "88"), "public=88.0"),
+        (("robustness", "photos", "0"), "photos=0"),
+    ],
+)
+def test_parameters_are_checked_before_anything_is_written(checkout, tiny, words, message):
+    stage, name, value = words
+    before = outputs(checkout)
+    done = happywhale(checkout, stage, "-p", "data_dir", tiny, "-p", "study", "checked", "-p", name, value)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert outputs(checkout) == before
+
+
+def test_architectures_measured_alike_are_kept_together(checkout, tmp_path):
+    target = tmp_path / "architectures.json"
+    for preset in ("basic_cnn", "small_resnet_arcface", "basic_cnn"):
+        done = happywhale(checkout, "architectures", preset, "--to", target)
+        assert done.returncode == 0 and preset in done.stdout, done.stderr
+    rows = json.loads(target.read_text())["models"]
+    assert [row["preset"] for row in rows] == ["small_resnet_arcface", "basic_cnn"]
+    assert happywhale(checkout, "architectures", "basic_cn", "--to", target).returncode == 2
