@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ranks', 'centre_maps', 'random_maps', 'soften', 'curves', 'area', 'enlarged', 'occlusion_maps', 'compare_orders',
-           'mean_gain', 'verdicts', 'draw_curves', 'box_in_crop', 'pointing', 'pointing_figures']
+           'verdicts', 'draw_curves', 'box_in_crop', 'pointing', 'pointing_figures']
 
 # %% ../nbs/lib/faithfulness.ipynb #faithfulness-02
 import cv2
@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .metrics import bootstrap_interval
+from .metrics import mean_gain
 
 # %% ../nbs/lib/faithfulness.ipynb #faithfulness-05
 def ranks(maps, seed=0):
@@ -107,7 +107,7 @@ def compare_orders(score, crops, maps, grain, individuals, steps=12, seeds=3, ba
 
     Returns a dict, for a JSON file: shares; empty, how many maps are zero everywhere; curves and areas, `{order:
     {"deletion": …, "insertion": …}}`, means over the photographs; gains of the map over `random`, `centre` and
-    `occlusion`, likewise, each with its 95 % interval low, high (`metrics.bootstrap_interval`)."""
+    `occlusion`, likewise, each with its 95 % interval low, high (`metrics.mean_gain`)."""
     n, side = np.shape(maps)[:2]
     drawn = [curves(score, crops, random_maps(n, side, grain, s), steps, batch_size, s) for s in range(seeds)]
     found = {"map": curves(score, crops, maps, steps, batch_size), "random": np.mean(drawn, axis=0)}
@@ -129,12 +129,6 @@ def compare_orders(score, crops, maps, grain, individuals, steps=12, seeds=3, ba
         "areas": {name: {kind: float(area(c).mean()) for kind, c in pair.items()} for name, pair in both.items()},
         "gains": gains,
     }
-
-
-def mean_gain(values, individuals):
-    """Mean of differences `[n]` with its 95 % interval over individuals `[n]`: gain, low, high."""
-    low, high = bootstrap_interval(values, individuals)
-    return {"gain": float(np.mean(values)), "low": low, "high": high}
 
 # %% ../nbs/lib/faithfulness.ipynb #faithfulness-21
 def verdicts(compared, name="Grad-CAM"):
@@ -211,7 +205,7 @@ def pointing_figures(maps, boxes, individuals):
     """`pointing` over photographs of individuals `[n]`, for a JSON file.
 
     A dict of photos (those whose map is not empty), the means of mass, peak and area over them, centre_mass (the mean
-    mass of `centre_maps`), and what the map's mass gains, on_area and on_centre, as of `mean_gain`."""
+    mass of `centre_maps`), and what the map's mass gains, on_area and on_centre, as of `metrics.mean_gain`."""
     found = pointing(maps, boxes)
     full = np.isfinite(found["mass"])
     middle = pointing(centre_maps(len(maps), np.shape(maps)[1]), boxes)["mass"]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['rank_of_truth', 'average_precision', 'map_at_5', 'top_k_accuracy', 'cmc', 'summary', 'summary_by', 'classification',
-           'auroc_new', 'balanced_accuracies', 'calibration', 'bootstrap_interval', 'paired_gain', 'student_interval']
+           'auroc_new', 'balanced_accuracies', 'calibration', 'bootstrap_interval', 'mean_gain', 'paired_gain',
+           'student_interval']
 
 # %% ../nbs/lib/metrics.ipynb #metrics-02
 import numpy as np
@@ -167,12 +168,17 @@ def bootstrap_interval(values, individuals, level=0.95, rounds=2000, seed=0):
     return float(low), float(high)
 
 
+def mean_gain(values, individuals):
+    """Mean of differences `[n]` and its 95 % interval (`bootstrap_interval` over individuals `[n]`): a dict of gain, low,
+    high; all not-a-number for no rows."""
+    low, high = bootstrap_interval(values, individuals)
+    return {"gain": float(np.mean(values)) if len(values) else float("nan"), "low": low, "high": high}
+
+
 def paired_gain(truth, before, after, individuals):
-    """What answers `after` gain on answers `before`, both `[n, ≥ 5]`, in MAP@5: a dict of gain and its 95 % interval
-    low, high (`bootstrap_interval` over individuals `[n]`); all not-a-number for no rows."""
-    gains = average_precision(truth, after) - average_precision(truth, before)
-    low, high = bootstrap_interval(gains, individuals)
-    return {"gain": float(gains.mean()) if len(gains) else float("nan"), "low": low, "high": high}
+    """What answers `after` gain on answers `before`, both `[n, ≥ 5]`, in MAP@5, as of `mean_gain` over individuals
+    `[n]`."""
+    return mean_gain(average_precision(truth, after) - average_precision(truth, before), individuals)
 
 
 def student_interval(values, level=0.95):

@@ -142,8 +142,8 @@ def models_section(study):
     together = pd.DataFrame(together).T.rename_axis("model").rename(columns=TITLES)
     text = (
         "Each photograph was answered by a model that had not seen it. Mean ± standard deviation over the folds, with "
+        "Student's 95 % interval and the range."
     )
-    text += "Student's 95 % interval and the range."
     blocks = [table(rows), note(TOGETHER), table(together, ("share new",))]
     blocks += [study.drawn(plot_folds(study.models), "MAP@5 of each fold")]
     blocks += [study.drawn(plot_history(study.folder, study.models), "Loss by epoch")]
@@ -196,11 +196,11 @@ def pairs_section(study):
     found = compare_models(study.outcomes, study.best)
     if found.empty:
         return "no two models have answered the same photographs"
-    text = f"Compared with {study.best}, photograph by photograph (95 %, bootstrap over individuals) and fold by fold "
-    text += (
+    text = (
+        f"Compared with {study.best}, photograph by photograph (95 %, bootstrap over individuals) and fold by fold "
         "(Wilcoxon's signed-rank test, two-sided, Holm-adjusted). A p-value cannot be smaller than least p, whatever "
+        "the models are: where that is above .05 the test decides nothing."
     )
-    text += "the models are: where that is above .05 the test decides nothing."
     order = ["gain", "low", "high", "folds", "better", "p", "p_holm", "least_p"]
     found = found[order].astype({"folds": int, "better": int}).sort_values("gain", ascending=False)
     return found.reset_index().to_dict("records"), Section("Models in pairs", text, [table(found)])
@@ -297,7 +297,7 @@ def claims_section(study):
     text = (
         "Measures of each photograph against its score, within species: Spearman's correlation with its 95 % interval "
         "(bootstrap over individuals), known animals. A claim holds where the interval leaves out zero on the side it "
-        "speaks of; of so many intervals one in three such tables has one that does so by chance."
+        "speaks of; with six intervals, one such table in four has one that does so by chance."
     )
     meaning = "; ".join(f"{name}: {what}" for name, what in errors.MEASURES.items())
     told = {"effects": effects.reset_index().to_dict("records"), "claims": claims.reset_index().to_dict("records")}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIGMAS', 'BRIGHTNESS', 'LONGEST', 'grid_change', 'all_changes', 'Degraded', 'photo_reader', 'degraded_views',
-           'trained_folds', 'known_queries', 'fold_scores', 'costs', 'robustness_stage', 'result_path', 'plot_grid',
+           'trained_folds', 'drawn_queries', 'fold_scores', 'costs', 'robustness_stage', 'result_path', 'plot_grid',
            'plot_losses', 'loss_table']
 
 # %% ../nbs/05_robustness.ipynb #05-robustness-02
@@ -139,7 +139,7 @@ def trained_folds(folder, model, folds, fold):
     return numbers
 
 
-def known_queries(folds, numbers, photos=500, seed=0):
+def drawn_queries(folds, numbers, photos=500, seed=0):
     """At most `photos` held-out photographs of known animals from the folds `numbers`, drawn by `seed`.
 
     Returns the rows of `folds`, in their order. Raises `UserError` if there are none."""
@@ -160,7 +160,7 @@ def known_queries(folds, numbers, photos=500, seed=0):
 
 # %% ../nbs/05_robustness.ipynb #05-robustness-20
 def fold_scores(place, dataset, folds, fold, rows, changes, folder, seed=0, before=False):
-    """Average precision `[photographs, changes]` of the photographs `rows` (of `known_queries`), all of them of one
+    """Average precision `[photographs, changes]` of the photographs `rows` (of `drawn_queries`), all of them of one
     `fold`, against the gallery and by the model in the folder `place`."""
     used = read_json(place / "config.json")["parameters"]
     gallery, _ = gallery_and_queries(folds, fold)
@@ -204,7 +204,7 @@ def robustness_stage(dataset, folder, model, folds, fold=0, photos=500, seed=0, 
     Raises `UserError` for a disjoint split, a fold that is not there or not trained, or no known animals."""
     require_catalogue(folds)
     numbers = trained_folds(folder, model, folds, fold)
-    rows, changes = known_queries(folds, numbers, photos, seed), all_changes()
+    rows, changes = drawn_queries(folds, numbers, photos, seed), all_changes()
     places = {k: fold_dir(folder, model, k) for k in numbers}
     record = result_path(folder, model, fold, before)
     embeddings = [place / "embeddings.parquet" for place in places.values()]

@@ -11,7 +11,7 @@ from happywhale_nb.knn import KNNHead
 from happywhale_nb.metrics import bootstrap_interval, map_at_5
 from happywhale_nb.paths import UserError, fold_dir
 from happywhale_nb.presets import configure
-from happywhale_nb.robustness import all_changes, costs, known_queries, robustness_stage
+from happywhale_nb.robustness import all_changes, costs, drawn_queries, robustness_stage
 from happywhale_nb.runs import read_json
 from happywhale_nb.splits import make_folds, study_folds
 from happywhale_nb.train import train_stage
@@ -111,7 +111,7 @@ def test_paired_losses_are_a_plain_computation():
 
 def stored_map5(place, folds, fold):
     """MAP@5 of a fold's known animals by the embeddings that training stored."""
-    rows, gallery = known_queries(folds, [fold]), folds[folds["fold"] != fold]
+    rows, gallery = drawn_queries(folds, [fold]), folds[folds["fold"] != fold]
     kept = read_embeddings(place / "embeddings.parquet")
     head = KNNHead().fit(kept.of(gallery["image"]), gallery["individual_id"].to_numpy(dtype=str))
     answers, _ = head.rank(kept.of(rows["image"]))
@@ -136,7 +136,7 @@ def test_the_stage_leaves_its_figures_and_does_not_do_them_twice(study):
     record = folder / "small" / "robustness.json"
     assert read_json(record) == result
     protocol = result["protocol"]
-    drawn = known_queries(folds, [0, 1])
+    drawn = drawn_queries(folds, [0, 1])
     assert protocol["trained"] == [0, 1] and protocol["queries"] == len(drawn) and not protocol["before"]
     assert set(result["degradations"]) == set(DEGRADATIONS) and len(result["grid"]) == 16
     for name, part in result["degradations"].items():
