@@ -169,8 +169,8 @@ def bootstrap_interval(values, individuals, level=0.95, rounds=2000, seed=0):
 
 
 def mean_gain(values, individuals):
-    """Mean of differences `[n]` and its 95 % interval (`bootstrap_interval` over individuals `[n]`): a dict of gain, low,
-    high; all not-a-number for no rows."""
+    """Mean of differences `[n]` and its 95 % interval (`bootstrap_interval` over individuals `[n]`): a dict of gain,
+    low, high; all not-a-number for no rows."""
     low, high = bootstrap_interval(values, individuals)
     return {"gain": float(np.mean(values)) if len(values) else float("nan"), "low": low, "high": high}
 
