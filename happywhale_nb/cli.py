@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STAGES', 'HEADLINES', 'RANGES', 'DETECTOR', 'stage_notebook', 'stage_output', 'check_ranges', 'check_stage',
            'run_stage', 'plan_study', 'run_study', 'closing_lines', 'main', 'answer_lines', 'check', 'import_',
-           'detector', 'detect', 'export', 'report', 'blend', 'score', 'validate', 'architectures', 'download_', 'run',
-           'demo']
+           'detector', 'detect', 'export', 'report', 'blend', 'score', 'validate', 'architectures', 'compare',
+           'download_', 'run', 'demo']
 
 # %% ../nbs/lib/cli.ipynb #cli-02
 import json
@@ -506,6 +506,28 @@ def architectures(presets, target):
             f"{row['preset']:<28} {row['parameters'] / 1e6:7.1f} M  {adds:7.2f} G  {rate:8.1f} photographs a second"
         )
     click.echo(f"{os.path.relpath(target)}; {found['device']}")
+
+# %% ../nbs/lib/cli.ipynb #cli-41
+@main.command()
+@click.argument("run_a", type=_path)
+@click.argument("run_b", type=_path)
+@click.option("--json", "machine", is_flag=True, help="Print JSON with every difference instead of a summary.")
+@click.pass_context
+def compare(ctx, run_a, run_b, machine):
+    """Say what differs between two runs: parameters, data, code, versions, device, and every result.
+
+    \b
+    Example: happywhale compare outputs/demo outputs/demo-again
+
+    RUN_A and RUN_B are folders of outputs/ (a study's, a model's, a fold's), executed notebooks, or run records
+    (*.run.json). Exit status 0: nothing differs; 1: something does; 2: there is nothing to compare.
+    """
+    from happywhale_nb.compare import compare_runs, describe_comparison
+
+    found = compare_runs(run_a, run_b)
+    lines = describe_comparison(found)
+    click.echo(json.dumps(found, indent=1, ensure_ascii=False) if machine else "\n".join(lines))
+    ctx.exit(1 if found["differs"] else 0)
 
 # %% ../nbs/lib/cli.ipynb #cli-20
 @main.command("download")

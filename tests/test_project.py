@@ -21,9 +21,9 @@ MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.
 
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
-    "paths runs species dataset metrics predictions",
+    "paths runs records species dataset metrics predictions",
     "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
-    "presets degradations eda thresholds local_match ballots tally knn blending outcomes "
+    "presets degradations eda thresholds local_match ballots tally knn blending outcomes compare "
     "statistics errors faithfulness",
     "devices images backbones heads schedule callbacks detector fitting architectures export train gradcam",
     "page robustness report notebooks cli",
