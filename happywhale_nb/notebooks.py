@@ -135,8 +135,8 @@ def collapse_bars(notebook):
 def run_notebook(notebook, output, values):
     """Run `notebook` with parameter `values` (name → value) and leave the executed copy at `output`.
 
-    Progress bars go to standard error. Raises `UserError` with the message of the cell that failed and the place of the
-    partly executed notebook."""
+    Progress bars go to standard error, unless `$HAPPYWHALE_BARS` is off. Raises `UserError` with the message of
+    the cell that failed and the place of the partly executed notebook."""
     import nbformat
     import papermill  # here and not above: with its kernels it takes seconds, and most calls need none
     from nbclient.exceptions import DeadKernelError
@@ -153,7 +153,7 @@ def run_notebook(notebook, output, values):
                 cwd=str(project_root()),
                 kernel_name="python3",
                 progress_bar=False,
-                stderr_file=_Bars(terminal),
+                stderr_file=_Bars(terminal) if os.environ.get("HAPPYWHALE_BARS") != "off" else None,
             )
             nbformat.write(collapse_bars(nbformat.read(part, as_version=4)), part)
         except (papermill.PapermillExecutionError, DeadKernelError) as error:

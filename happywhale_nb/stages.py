@@ -214,7 +214,7 @@ def run_stage(stage, given, output=None, gpus=None):
         begun = time.time()
         begin_record(beside, stamp)
         run_notebook(stage_notebook(stage), output, values)
-        keep_record(beside, stage, full, dataset, time.time() - begun)
+        keep_record(beside, stage, full, dataset.fingerprint, time.time() - begun)
     return output
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,9 +205,9 @@ def study_of_one(given):
 class Job:
     """One notebook to be run.
 
-    stage: of `STAGES`; given: name → text, what the command is told; title: for people; needs: the jobs whose results it
-    reads; output: the executed notebook; record: the record of its run, there if and only if the results are those of
-    these parameters and data; resources: cores, gpus, memory_gb, hours."""
+    stage: of `STAGES`; given: name → text, what the command is told; title: for people; needs: the jobs whose results
+    it reads; output: the executed notebook; record: the record of its run, there if and only if the results are those
+    of these parameters and data; resources: cores, gpus, memory_gb, hours."""
 
     stage: str
     given: dict
@@ -417,8 +418,6 @@ def run_jobs(content, folder, jobs, more=(), force=False):
         words = [*machine_words(), "--quiet", "all"] if local else []
         if local and os.cpu_count() >= 2 * min(job.resources["cores"] for job in jobs):
             os.environ.setdefault("HAPPYWHALE_BARS", "off")  # of jobs at the same time, bars would mix
-        try:
+        with suppress(SystemExit):  # how it went is seen from the records
             snakemake(snakemake_words(config, *words, *more))
-        except SystemExit:  # how it went is seen from the records
-            pass
     return unfinished(jobs, begun)
