@@ -1215,6 +1215,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'happywhale_nb.study._text': ('lib/study.html#_text', 'happywhale_nb/study.py'),
                                      'happywhale_nb.study._texts': ('lib/study.html#_texts', 'happywhale_nb/study.py'),
                                      'happywhale_nb.study._variants': ('lib/study.html#_variants', 'happywhale_nb/study.py'),
+                                     'happywhale_nb.study.before': ('lib/study.html#before', 'happywhale_nb/study.py'),
                                      'happywhale_nb.study.check_study': ('lib/study.html#check_study', 'happywhale_nb/study.py'),
                                      'happywhale_nb.study.draw_plan': ('lib/study.html#draw_plan', 'happywhale_nb/study.py'),
                                      'happywhale_nb.study.failed_notebook': ('lib/study.html#failed_notebook', 'happywhale_nb/study.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'SECTIONS', 'CHOSEN', 'RESOURCES', 'COLUMNS', 'WIDE', 'HIGH', 'read_study', 'check_study', 'override',
-           'study_of_one', 'Job', 'study_jobs', 'snakemake_words', 'plan_states', 'draw_plan', 'failed_notebook',
-           'unfinished', 'machine_words', 'run_jobs']
+           'study_of_one', 'Job', 'study_jobs', 'snakemake_words', 'plan_states', 'before', 'draw_plan',
+           'failed_notebook', 'unfinished', 'machine_words', 'run_jobs']
 
 # %% ../nbs/lib/study.ipynb #study-02
 import json
@@ -19,10 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.path as mpath
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, PathPatch
 
 from .dataset import read_dataset
 from .notebooks import read_parameters
@@ -136,6 +137,11 @@ def _check_model(name, values, shared, where):
     return texts
 
 # %% ../nbs/lib/study.ipynb #study-09
+def _variants(name, given):
+    """A model and its snapshots, as names of folders."""
+    return [name, *(f"{name}@{epoch}" for epoch in given.get("snapshots", "").split())]
+
+
 def _check_section(stage, values, models, where):
     """A stage's section as `{"models": [names] (of `CHOSEN`), "given": texts}`, or None if the stage is left out."""
     if values is False:
@@ -149,6 +155,9 @@ def _check_section(stage, values, models, where):
         if strange := [name for name in chosen if name not in models]:
             raise UserError(f"{where}: {stage}.models: {strange[0]!r} is not among the models ({', '.join(models)})")
     texts = _texts(values, f"{where}: {stage}", stage, ("model",))
+    searched = [each for name, given in models.items() for each in _variants(name, given)]
+    if strange := [name for name in texts.get("models", "").split() if name not in searched]:
+        raise UserError(f"{where}: {stage}.models: {strange[0]!r} is not among the models ({', '.join(searched)})")
     try:
         check_ranges(stage_values(stage, texts | {"data_dir": str(project_root())})[1])
     except UserError as error:
@@ -228,11 +237,6 @@ class Job:
         words = [str(Path(sys.executable).with_name("happywhale")), self.stage]
         return words + [word for name, text in self.given.items() for word in ("-p", name, text)]
 
-
-def _variants(name, given):
-    """A model and its snapshots, as names of folders."""
-    return [name, *(f"{name}@{epoch}" for epoch in given.get("snapshots", "").split())]
-
 # %% ../nbs/lib/study.ipynb #study-16
 def study_jobs(content, where="study"):
     """The folder of a study and its `Job`s in an order in which they can be run: `(Path, [Job, …])`.
@@ -282,7 +286,9 @@ def _add_jobs(add, found, folds, tested):
             told = stages[stage]["given"] | {"model": name, "fold": fold}
             after.append(add(stage, told, (searched[name],), name, fold if stage == "gradcam" else ""))
     if "blend" in stages and tested:
-        after.append(add("blend", stages["blend"]["given"], searched.values()))
+        given = stages["blend"]["given"]
+        chosen = f"{given.get('models', '')} {given.get('keep', '')}".split() or list(searched)
+        after.append(add("blend", given, [searched[name] for name in chosen]))
     add("report", stages["report"]["given"], (*first, *searched.values(), *after))
 
 # %% ../nbs/lib/study.ipynb #study-19
@@ -332,6 +338,11 @@ def _places(jobs):
     return places
 
 
+def before(job):
+    """All the jobs that a job waits for, a set."""
+    return set(job.needs).union(*map(before, job.needs))
+
+
 def draw_plan(jobs, states):
     """A picture of the jobs and of what would be run, a matplotlib `Figure`.
 
@@ -341,10 +352,11 @@ def draw_plan(jobs, states):
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for job in jobs:
-        for need in job.needs:
+        for need in set(job.needs) - {far for near in job.needs for far in before(near)}:  # others are implied
             (x0, y0), (x1, y1) = places[need], places[job]
-            start, end = x0 * WIDE + 2.7, x1 * WIDE
-            axes.plot([start, start + 0.15, end - 0.1, end], [y0, y0, y1, y1], color="0.75", lw=0.6, zorder=1)
+            start, end, half = x0 * WIDE + 2.7, x1 * WIDE, WIDE * (x1 - x0) / 2 - 1.35
+            bend = [(start, y0), (start + half, y0), (end - half, y1), (end, y1)]
+            axes.add_patch(PathPatch(mpath.Path(bend, [1, 4, 4, 4]), facecolor="none", edgecolor="0.7", lw=0.6))
     for job, state in zip(jobs, states, strict=True):
         column, row = places[job]
         todo = state != "done"
