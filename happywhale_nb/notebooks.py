@@ -135,13 +135,14 @@ def collapse_bars(notebook):
 def run_notebook(notebook, output, values):
     """Run `notebook` with parameter `values` (name → value) and leave the executed copy at `output`.
 
-    Progress bars go to standard error. Raises `UserError` with the message of the cell that failed and the place of the
-    partly executed notebook."""
+    Of several processes that run it together, all but the first leave theirs beside it, as `….process1.ipynb` and so
+    on. Progress bars go to standard error. Raises `UserError` with the message of the cell that failed and the place of
+    the partly executed notebook."""
     import nbformat
     import papermill  # here and not above: with its kernels it takes seconds, and most calls need none
     from nbclient.exceptions import DeadKernelError
 
-    output = Path(output)
+    output = _own(Path(output))
     failed, log = output.with_suffix(".failed.ipynb"), output.with_suffix(".log")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without TensorFlow's greetings on the page
     with atomic(output) as part, _stderr_of_children(part.with_suffix(".log")) as terminal:
@@ -167,8 +168,21 @@ def run_notebook(notebook, output, values):
     log.unlink(missing_ok=True)
 
 # %% ../nbs/lib/notebooks.ipynb #notebooks-19
+def _own(output):
+    """`output`, with the number of this process if it is one of several and not the first (see `devices.join`)."""
+    places = (os.environ.get(name) for name in ("KERAS_DISTRIBUTION_PROCESS_ID", "SLURM_PROCID"))
+    place = next(filter(None, places), "0")
+    return output if place == "0" or not _several() else output.with_suffix(f".process{place}.ipynb")
+
+
+def _several():
+    return os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", "1") not in ("", "1")
+
+
 def _reason(error, dead):
     """One line on why a notebook stopped: the message of a `UserError`, else the error's name with it."""
+    if dead and _several():
+        return "the kernel died, most often because another of the processes ended or was not to be reached"
     if dead:
         return "the kernel died, most often for want of memory: a smaller image_size or batch needs less"
     return error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
