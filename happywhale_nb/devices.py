@@ -65,11 +65,12 @@ def join():
         return
     first = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0] or None
     place = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID")
-    limits = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
     silence = os.environ.get("HAPPYWHALE_HEARTBEAT")
-    limits = dict.fromkeys(limits, int(silence)) if silence else {}
+    limits = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds") if silence else ()
     try:
-        jax.distributed.initialize(first, processes(), int(place) if place else None, **limits)
+        jax.distributed.initialize(
+            first, processes(), int(place) if place else None, **dict.fromkeys(limits, int(silence or 0))
+        )
     except ValueError as error:
         needed = "KERAS_DISTRIBUTION_JOB_ADDRESSES=HOST:PORT of process 0, KERAS_DISTRIBUTION_PROCESS_ID"
         raise UserError(f"one of {processes()} processes, but which? Set {needed} ({error})") from None
@@ -128,7 +129,10 @@ def by_itself():
 
 
 def alone(model):
-    """A copy of a model, of the same weights, that this process computes on its own first device."""
+    """A copy of a model, of the same weights, that this process computes on its own first device; the model itself if
+    the process is the only one."""
+    if processes() == 1:
+        return model
     with by_itself():
         copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())

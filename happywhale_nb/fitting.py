@@ -18,18 +18,7 @@ from tqdm import tqdm
 from .augmentation import RECIPES, Flip
 from .backbones import backbone_layers, copy_weights, feature_maps
 from .callbacks import BAR, ProgressBar, Resumable, TrainingState
-from happywhale_nb.devices import (
-    accelerated,
-    agree,
-    alone,
-    chief,
-    compiled,
-    device_line,
-    part,
-    prepare,
-    processes,
-    replicas,
-)
+from .devices import accelerated, agree, alone, chief, compiled, device_line, part, prepare, replicas
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
 from .images import augmented, epoch_orders, training_batches
 from .paths import UserError
@@ -154,7 +143,7 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
         model = identifier(network)
         made = [make(model) for make in callbacks]
         history = fit_network(network, config, crops, rows, targets, orders, size, folder, stamp, seed, made, **how)
-    return alone(model) if processes() > 1 else model, history
+    return alone(model), history
 
 # %% ../nbs/lib/fitting.ipynb #fitting-12
 def fit_network(
@@ -175,7 +164,8 @@ def fit_network(
     agree("how many epochs are behind them: is the folder of outputs one for all?", done)
     if done < config.epochs and not any(callback.over(keeper.history) for callback in callbacks):
         batches = training_batches(crops, rows, targets, recipe, orders, size, seed, done, inside, part())
-        watchers = [*callbacks, keeper, *[ProgressBar(config.epochs, steps, done)] * chief()]
+        watchers = [*callbacks, keeper]
+        watchers += [ProgressBar(config.epochs, steps, done)] if chief() else []
         epochs = {"epochs": config.epochs, "initial_epoch": done, "steps_per_epoch": steps}
         with readable():
             trainer.fit(batches, callbacks=watchers, shuffle=False, verbose=0, **epochs)
@@ -193,7 +183,7 @@ def readable():
         raise
     except Exception as error:
         lines = [line.partition("UserError: ")[2] for line in str(error).splitlines() if "UserError: " in line]
-        if not lines and processes() > 1:
+        if not lines and part()[1] > 1:
             again = "is another one dead? Started again, all go on from the last state kept"
             raise UserError(f"this process cannot go on with the others ({again}): {error}") from error
         raise (UserError(lines[-1]) if lines else error) from None

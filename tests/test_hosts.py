@@ -9,7 +9,11 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
+
+from happywhale_nb.embeddings import read_embeddings
+from happywhale_nb.paths import UserError
 
 TRAIN = """
 import sys
@@ -22,68 +26,106 @@ from happywhale_nb.train import train_stage
 data, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 dataset = read_dataset(data)
 changes = f"backbone=basic_cnn batch_size={size} dropout=0 learning_rate=.0002"
-config = configure("small_resnet_arcface", epochs=6, image_size=32, changes=changes)
-train_stage(dataset, study_folds(dataset, folder, 2, 0), 0, "model", config, folder, snapshots="3", save_every=0.0)
+config = configure("small_resnet_arcface", epochs=4, image_size=32, changes=changes)
+train_stage(dataset, study_folds(dataset, folder, 2, 0), 0, "model", config, folder, snapshots="2", save_every=0.0)
 """
+COMMAND = "from happywhale_nb.cli import main; main()"
 OUTPUTS = ["centres.parquet", "config.json", "embeddings.parquet", "history.csv", "model.keras"]
 
 
-def start(command, log, place=0, of=1, port=0, **more):
-    """One of several processes on this machine, its standard error in `log`."""
-    env = os.environ | {"KERAS_BACKEND": "jax", "HAPPYWHALE_HEARTBEAT": "5"} | more
-    if of > 1:
-        env |= {"KERAS_DISTRIBUTION_NUM_PROCESSES": str(of), "KERAS_DISTRIBUTION_PROCESS_ID": str(place)}
-        env |= {"KERAS_DISTRIBUTION_JOB_ADDRESSES": f"localhost:{port}"}
-    with open(log, "w") as err:
-        return subprocess.Popen([sys.executable, "-c", *map(str, command)], env=env, stdout=err, stderr=err)
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Variables by which a process finds what an earlier one has compiled."""
+    found = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    return found | {"JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
-def start_two(command, folder, **more):
+def start(code, arguments, log, cwd=None, **variables):
+    """A Python process on JAX, its output in the file `log`."""
+    env = os.environ | {"KERAS_BACKEND": "jax", "HAPPYWHALE_HEARTBEAT": "5"} | variables
+    with open(log, "w") as out:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=cwd, env=env)
+
+
+def start_two(code, each, folder, **how):
+    """Two processes that know of each other; each: their arguments; logs are `0.log` and `1.log` in `folder`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [start(command, folder / f"{k}.log", k, 2, port, **more) for k in range(2)]
+        first = f"localhost:{free.getsockname()[1]}"
+    places = {"KERAS_DISTRIBUTION_NUM_PROCESSES": "2", "KERAS_DISTRIBUTION_JOB_ADDRESSES": first}
+    return [
+        start(code, arguments, folder / f"{k}.log", KERAS_DISTRIBUTION_PROCESS_ID=str(k), **places, **how)
+        for k, arguments in enumerate(each)
+    ]
 
 
-def ended(process, log, seconds=120):
+def ended(processes, folder, seconds=120):
+    """Their exit statuses, and what they said. Raises if one runs longer."""
     try:
-        return process.wait(seconds)
+        codes = [process.wait(seconds) for process in processes]
     finally:
-        process.kill()
-        print(log.read_text()[-3000:])
+        for process in processes:
+            process.kill()
+    return codes, [(folder / f"{k}.log").read_text() for k in range(len(processes))]
 
 
-@pytest.fixture(scope="module")
-def one(tiny, tmp_path_factory):
-    """The folder of a training in one process."""
-    folder = tmp_path_factory.mktemp("one")
-    assert ended(start([TRAIN, tiny, folder, 8], folder / "0.log"), folder / "0.log") == 0
-    return folder
+def test_two_processes_train_as_one_does_also_after_one_of_them_was_killed(tiny, tmp_path, compiled):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    codes, said = ended([start(TRAIN, [tiny, one, 8], one / "0.log", **compiled)], one)
+    assert codes == [0], said
 
-
-def test_two_processes_train_as_one_does_also_after_one_was_killed(tiny, tmp_path, one):
-    import pandas as pd
-
-    from happywhale_nb.embeddings import read_embeddings
-
-    place, command = tmp_path / "model" / "fold0", [TRAIN, tiny, tmp_path, 4]
-    both = start_two(command, tmp_path)
+    place = two / "model" / "fold0"
+    both = start_two(TRAIN, [[tiny, two, 4]] * 2, two, **compiled)
     while not (place / "resume.json").is_file() and both[0].poll() is None:
         time.sleep(0.02)
     both[1].send_signal(signal.SIGKILL)
-    began = time.perf_counter()
-    assert ended(both[0], tmp_path / "0.log", 60) != 0
-    print("ended after", time.perf_counter() - began)
+    codes, said = ended(both, two, 60)
+    assert codes[0] not in (0, -signal.SIGKILL), "the survivor ends by itself"
+    assert "cannot go on with the others" in said[0], said[0]
     done = len(json.loads((place / "resume.json").read_text())["history"])
-    assert 1 <= done < 6 and not (place / "config.json").exists()
+    assert 1 <= done < 4 and not (place / "config.json").exists()
 
-    both = start_two(command, tmp_path)
-    assert [ended(p, tmp_path / f"{k}.log") for k, p in enumerate(both)] == [0, 0]
-    assert sorted(p.name for p in place.iterdir()) == OUTPUTS
-    record = json.loads((place / "config.json").read_text())
-    assert "2 × cpu in 2 processes" in record["result"]["device"]
-    for name, fold in (("model", "fold0"), ("model@3", "fold0")):
-        a, b = (read_embeddings(folder / name / fold / "embeddings.parquet") for folder in (one, tmp_path))
-        np.testing.assert_allclose(a.vectors, b.vectors, atol=1e-3)
-    a, b = (pd.read_csv(folder / "model" / "fold0" / "history.csv") for folder in (one, tmp_path))
-    np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
+    codes, said = ended(start_two(TRAIN, [[tiny, two, 4]] * 2, two, **compiled), two)
+    assert codes == [0, 0], said
+    assert f"epoch {done + 1}/4" in said[0] and f"epoch {done}/4" not in said[0] and "epoch" not in said[1]
+    for name in ("model", "model@2"):
+        assert sorted(path.name for path in (two / name / "fold0").iterdir()) == OUTPUTS
+    records = [json.loads((folder / "model/fold0/config.json").read_text())["result"] for folder in (one, two)]
+    assert records[0]["device"].startswith("jax on cpu (")
+    assert records[1]["device"].startswith("jax on 2 × cpu in 2 processes (")
+    losses = [pd.read_csv(folder / "model/fold0/history.csv")["loss"] for folder in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for name in ("model", "model@2"):
+        pair = [read_embeddings(folder / name / "fold0/embeddings.parquet").vectors for folder in (one, two)]
+        np.testing.assert_allclose(*pair, atol=1e-3)
+
+
+def test_processes_that_train_something_different_say_so_and_end(tiny, tmp_path, compiled):
+    codes, said = ended(start_two(TRAIN, [[tiny, tmp_path, size] for size in (4, 2)], tmp_path, **compiled), tmp_path)
+    assert codes == [1, 1]
+    assert all("UserError: the processes do not agree on the model" in text for text in said), said
+
+
+def test_the_command_in_two_processes_leaves_one_set_of_results_and_two_notebooks(checkout, tiny, tmp_path, compiled):
+    words = ["train", "-p", "data_dir", tiny, "-p", "study", "hosts", "-p", "quick", "true", "-p", "folds", 2]
+    words += ["-p", "changes", "backbone=basic_cnn"]
+    codes, said = ended(start_two(COMMAND, [words] * 2, tmp_path, cwd=checkout, **compiled), tmp_path)
+    assert codes == [0, 0], said
+    place = checkout / "outputs/hosts-quick/small_resnet_arcface/fold0"
+    notebooks = ["03_train.ipynb", "03_train.process1.ipynb"]
+    assert sorted(path.name for path in place.iterdir()) == sorted([*OUTPUTS, *notebooks])
+    assert all("map5_known" in text for text in said)
+    shown = [(place / name).read_text() for name in notebooks]
+    assert "in 2 processes" in shown[0] and all("image/png" in text for text in shown)
+
+
+def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
+    from happywhale_nb.train import watchers
+
+    made, _ = watchers(tmp_path, None, 5, patience=2)
+    assert len(made) == 1
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="patience scores the fold in one process"):
+        watchers(tmp_path, None, 5, patience=2)
