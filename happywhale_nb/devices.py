@@ -66,11 +66,9 @@ def join():
     first = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0] or None
     place = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID")
     silence = os.environ.get("HAPPYWHALE_HEARTBEAT")
-    limits = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds") if silence else ()
+    limits = {f"{of}_timeout_seconds": int(silence) for of in ("heartbeat", "shutdown") if silence}
     try:
-        jax.distributed.initialize(
-            first, processes(), int(place) if place else None, **dict.fromkeys(limits, int(silence or 0))
-        )
+        jax.distributed.initialize(first, processes(), int(place) if place else None, **limits)
     except ValueError as error:
         needed = "KERAS_DISTRIBUTION_JOB_ADDRESSES=HOST:PORT of process 0, KERAS_DISTRIBUTION_PROCESS_ID"
         raise UserError(f"one of {processes()} processes, but which? Set {needed} ({error})") from None
