@@ -180,7 +180,7 @@ def _spread(each):
     used = [d for k in range(processes()) for d in jax.local_devices(process_index=k)[:each]]
     return keras.distribution.DataParallel(devices=[f"{d.platform}:{d.id}" for d in used], auto_shard_dataset=False)
 
-
+# %% ../nbs/lib/devices.ipynb #devices-18
 def device_line(devices=0):
     """What was found and how it is used, in one line."""
     device, parts = found(), replicas(devices)

@@ -180,7 +180,7 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
     meet("the results are there")
     return read_json(place / "config.json")
 
-
+# %% ../nbs/03_train.ipynb #03-train-21
 def _train_fold(dataset, folds, config, study_folder, record, watched, how):
     given, looks = record["parameters"], averaged(config)
     place = fold_dir(study_folder, given["model"], given["fold"])
