@@ -20,7 +20,7 @@ from pathlib import Path
 from .boxes import CropMix, read_boxes
 from .dataset import read_dataset
 from .knn import AGGREGATES, finished_folds
-from .notebooks import check_parameters, read_parameters, run_notebook
+from .notebooks import check_parameters, own_output, read_parameters, run_notebook
 from .paths import UserError, find_data, fold_dir, project_root, study_dir
 from .presets import configure
 from .records import begin_record, job_stamp, keep_record, record_path
@@ -209,12 +209,15 @@ def run_stage(stage, given, output=None, gpus=None):
     output = Path(output).absolute() if output else beside
     stamp = job_stamp(stage, full, dataset.fingerprint)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    lock, waiting = beside.with_name(f".{beside.stem}.lock"), f"another process runs {beside}: waiting until it is done"
+    own = own_output(beside)  # of several processes that train together, the first keeps the record
+    lock, waiting = own.with_name(f".{own.stem}.lock"), f"another process runs {own}: waiting until it is done"
     with locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):
         begun = time.time()
-        begin_record(beside, stamp)
+        if own == beside:
+            begin_record(beside, stamp)
         run_notebook(stage_notebook(stage), output, values)
-        keep_record(beside, stage, full, dataset.fingerprint, time.time() - begun)
+        if own == beside:
+            keep_record(beside, stage, full, dataset.fingerprint, time.time() - begun)
     return output
 
 
