@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -79,6 +80,24 @@ def test_a_record_says_everything_and_nothing_of_who_and_where(tmp_path, monkeyp
     text = path.read_text()
     told = [str(tmp_path), "secret-place", os.uname().nodename, str(Path.home()), os.environ.get("USER") or "\0"]
     assert not [word for word in told if len(word) > 5 and word in text]
+
+
+def test_a_stage_that_found_its_work_done_is_not_recorded_as_if_it_had_done_it(tmp_path):
+    output, figures = tmp_path / "03_train.ipynb", tmp_path / "config.json"
+    write_json(figures, {"stamp": "s"})
+    now = time.time()
+    first = keep_record(output, "train", VALUES, "d", 60, {"hash": "0" * 40, "changes": None})
+    made = read_json(first)
+    assert made["commit"]["hash"] == "0" * 40 and not made["found_done"]
+    os.utime(figures, (now - 600, now - 600))
+    os.utime(first, (now - 600, now - 600))
+    assert keep_record(output, "train", VALUES, "d", 5, {"hash": "f" * 40, "changes": None}) == first
+    assert read_json(first) == made and first.stat().st_mtime > now - 5  # as it was, with a new date
+    first.unlink()
+    left = read_json(keep_record(output, "train", VALUES, "d", 5))
+    assert left["found_done"] and not {"commit", "versions", "device", "environment"} & set(left)
+    os.utime(figures)
+    assert not read_json(keep_record(output, "train", VALUES, "d", 60))["found_done"]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +312,7 @@ def test_studies_without_records_are_compared_by_what_their_files_say(two):
     found = compare_runs(*two)
     assert not found["differs"] and found["unrecorded"] == ["blend", "small/fold0/train", "small/knn"]
     text = "\n".join(describe_comparison(found))
-    assert "not both have a run record of blend" in text and "commit" not in text.splitlines()[0]
+    assert "from when the work was done: blend, " in text and "commit" not in text.splitlines()[0]
     edit(two[1] / "small/knn.json", lambda c: c["parameters"].update(k=5))
     edit(two[1] / "small/fold0/config.json", lambda c: c["versions"].update(keras="3.16.0", backend="jax"))
     edit(two[1] / "small/fold0/config.json", lambda c: c["protocol"].update(data="e", near_duplicates=0))
@@ -304,6 +323,13 @@ def test_studies_without_records_are_compared_by_what_their_files_say(two):
         ("versions", "keras", "3.15.1", "3.16.0"),
         ("backend", "", "tensorflow", "jax"),
     ]
+
+
+def test_a_record_that_claims_nothing_is_like_none(two):
+    edit(the_record(two[0]), lambda r: [r.pop(n) for n in ("commit", "versions", "device", "environment", "backend")])
+    edit(the_record(two[0]), lambda r: r.update(found_done=True))
+    found = compare_runs(*two)
+    assert not found["differs"] and found["unrecorded"] == ["blend"] and "commit" in found["unknown"]
 
 
 def test_folds_notebooks_and_records_can_be_compared_too(two):
