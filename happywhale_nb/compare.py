@@ -88,7 +88,8 @@ def _gather_folder(root):
 
 
 def _with_own(side):
-    """`side` with what its result files tell of themselves."""
+    """`side` with what its result files tell of themselves, and without records that know less than that."""
+    side.records = {run: record for run, record in side.records.items() if not record.get("found_done")}
     teller = {names[0]: stage for stage, names in RESULTS.items()}
     for name, path in side.files.items():
         if (stage := teller.get(path.name)) is None:
@@ -347,7 +348,7 @@ def _verdict(found):
     if sure:
         first += f"; {sure[0]} identical"
     elif not found["figures"] and not changed:
-        first += "; results identical"
+        first += "; what both have is identical" if found["only_in_a"] or found["only_in_b"] else "; results identical"
     return [first, *changed[:SHOWN], *[f"… and {len(changed) - SHOWN} files more"] * (len(changed) > SHOWN)]
 
 
@@ -375,7 +376,7 @@ def describe_comparison(found):
     lines = [*_verdict(found), *_figure_lines(found["figures"])]
     if found["unrecorded"]:
         runs = ", ".join(found["unrecorded"][:SHOWN]) + " …" * (len(found["unrecorded"]) > SHOWN)
-        lines.append(f"not both have a run record of {runs}")
+        lines.append(f"not both have a record from when the work was done: {runs}")
     lines += [f"not known of every run: {', '.join(found['unknown'])}"] * bool(found["unknown"])
     for end in ("a", "b"):
         if alone := found[f"only_in_{end}"]:
