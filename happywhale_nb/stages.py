@@ -217,12 +217,10 @@ def run_stage(stage, given, output=None, gpus=None):
     own = own_output(beside)  # of several processes that train together, the first keeps the record
     lock, waiting = own.with_name(f".{own.stem}.lock"), f"another process runs {own}: waiting until it is done"
     with locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):
-        begun = time.time()
-        if own == beside:
-            begin_record(beside, stamp)
+        begun, commit = time.time(), begin_record(beside, stamp) if own == beside else None
         run_notebook(stage_notebook(stage), output, values)
         if own == beside:
-            keep_record(beside, stage, full, dataset.fingerprint, time.time() - begun)
+            keep_record(beside, stage, full, dataset.fingerprint, time.time() - begun, commit)
     return output
 
 
