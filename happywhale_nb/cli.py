@@ -419,7 +419,7 @@ def download_(target, competition):
     download(target, competition)
     click.echo(describe(check_folder(target)))
 
-# %% ../nbs/lib/cli.ipynb #cli-21
+# %% ../nbs/lib/cli.ipynb #cli-50
 def _show_plan(folder, jobs, states):
     from happywhale_nb.study import draw_plan
 
@@ -432,7 +432,7 @@ def _show_plan(folder, jobs, states):
     waiting = sum(state != "done" for state in states)
     click.echo(f"{waiting} of {len(jobs)} notebooks would be run; a picture: {os.path.relpath(folder / 'plan.svg')}")
 
-
+# %% ../nbs/lib/cli.ipynb #cli-21
 @main.command()
 @click.argument("study", required=False, metavar="[STUDY.yaml]", type=click.Path(path_type=Path))
 @_parameter
@@ -472,7 +472,7 @@ def run(ctx, study, given, dry_run, force, executor, at_once, more):
         ctx.exit(1)
     click.echo("\n".join(closing_lines(folder, time.perf_counter() - began)))
 
-
+# %% ../nbs/lib/cli.ipynb #cli-51
 @main.command()
 @_parameter
 @click.option("--draw-only", is_flag=True, help="Only draw the photographs.")
