@@ -72,7 +72,7 @@ def test_a_truncated_photograph_is_named_and_leaves_no_result(checkout, tiny_cop
     assert photo.name in done.stderr and "cannot be decoded" in done.stderr and "Traceback" not in done.stderr
     left = {Path(p).name for p in outputs(checkout) if "truncated" in p and Path(checkout, p).is_file()}
     left = {name for name in left if not name.endswith(".png")}  # crops that were made before it stay, and are whole
-    assert left == {"folds.csv", "study.json", "03_train.failed.ipynb", "03_train.log"}
+    assert left == {"folds.csv", "study.json", "03_train.failed.ipynb", "03_train.log", ".03_train.lock"}
 
 
 def test_papermill_trains_the_fold_it_is_told(checkout, tiny):
