@@ -156,7 +156,7 @@ def build_wheel(folder):
 
 # %% ../nbs/lib/kaggle.ipynb #kaggle-19
 TAKES = {
-    "04_gradcam": ("03_train",),
+    "04_gradcam": ("06_knn",),
     "05_robustness": ("03_train",),
     "06_knn": ("03_train",),
     "07_blending": ("06_knn",),
