@@ -1262,6 +1262,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'happywhale_nb.train.fold_score': ('train.html#fold_score', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.keep_fold': ('train.html#keep_fold', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.known_map5': ('train.html#known_map5', 'happywhale_nb/train.py'),
+                                     'happywhale_nb.train.stopped_record': ('train.html#stopped_record', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.study_crops': ('train.html#study_crops', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.train_stage': ('train.html#train_stage', 'happywhale_nb/train.py'),
                                      'happywhale_nb.train.training_rows': ('train.html#training_rows', 'happywhale_nb/train.py'),

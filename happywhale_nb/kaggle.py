@@ -114,7 +114,7 @@ from happywhale_nb.kaggle import take_up
 print(take_up())"""
 JAX = '\nos.environ["KERAS_BACKEND"] = "jax"  # the way to the TPU; before Keras is imported\n'
 
-
+# %% ../nbs/lib/kaggle.ipynb #kaggle-15
 def kaggle_notebook(path, values, dataset, jax=False):
     """A stage's notebook file as a dict of JSON for Kaggle, without outputs and without metadata but the language's.
 
@@ -134,7 +134,7 @@ def kaggle_notebook(path, values, dataset, jax=False):
     metadata = {name: value for name, value in notebook["metadata"].items() if name in kept}
     return notebook | {"cells": cells, "metadata": metadata}
 
-# %% ../nbs/lib/kaggle.ipynb #kaggle-17
+# %% ../nbs/lib/kaggle.ipynb #kaggle-18
 def build_wheel(folder):
     """Build the checkout's package as a wheel into `folder`, without a network. Returns its path. Raises `UserError`
     outside a checkout, or with pip's last line."""
@@ -154,7 +154,7 @@ def build_wheel(folder):
         raise UserError(f"pip could not build the wheel: {(done.stderr.strip() or 'no word why').splitlines()[-1]}")
     return next(Path(folder).glob("happywhale_nb-*.whl"))
 
-# %% ../nbs/lib/kaggle.ipynb #kaggle-19
+# %% ../nbs/lib/kaggle.ipynb #kaggle-20
 TAKES = {
     "04_gradcam": ("06_knn",),
     "05_robustness": ("03_train",),
@@ -194,7 +194,7 @@ def plan_notebooks(given, folds=(), machine="tpu"):
             made[path.stem] = (path, mine, used)
     return made
 
-# %% ../nbs/lib/kaggle.ipynb #kaggle-21
+# %% ../nbs/lib/kaggle.ipynb #kaggle-22
 def check_plan(plan, folds, weights):
     """Raise `UserError` for what would only fail on Kaggle: an impossible preset, ImageNet's weights that are not
     there, a fold that is given twice."""
@@ -212,7 +212,7 @@ def check_plan(plan, folds, weights):
             "Keras' file and name it, --weights USER/SLUG, or start without, -p changes weights="
         )
 
-
+# %% ../nbs/lib/kaggle.ipynb #kaggle-24
 def build_folder(target, user, competition, given=None, folds=(), machine="tpu", weights="", again=False, prefix=""):
     """Write everything that Kaggle's client wants, into the folder `target`, whole or not at all.
 
@@ -256,7 +256,7 @@ def build_folder(target, user, competition, given=None, folds=(), machine="tpu",
 def _write(path, value):
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-# %% ../nbs/lib/kaggle.ipynb #kaggle-22
+# %% ../nbs/lib/kaggle.ipynb #kaggle-25
 def next_lines(target, cards):
     """What to type after a build, as lines of text; cards: of `build_folder`."""
     place, names = os.path.relpath(target), list(cards)
@@ -271,13 +271,26 @@ def next_lines(target, cards):
         f"  kaggle kernels output {last} -p outputs/kaggle-output",
     ]
 
-# %% ../nbs/lib/kaggle.ipynb #kaggle-26
+# %% ../nbs/lib/kaggle.ipynb #kaggle-29
 def attached(pattern, inputs=None):
     """Files and folders that match `pattern`, one to three folders below `inputs`, Kaggle's input if None."""
     inputs = Path(inputs or kaggle_root() / "input")
     return [path for depth in range(1, 4) for path in sorted(inputs.glob("*/" * depth + pattern))]
 
 
+def _bring(path, target):
+    """Copy a file, or link to a crop, unless what is at `target` is as new. Returns whether it was needed."""
+    if target.exists() and target.stat().st_mtime >= path.stat().st_mtime:
+        return False
+    with atomic(target) as part:
+        if "crops" in target.parts:
+            part.symlink_to(path)
+        else:
+            shutil.copyfile(path, part)  # not its mode: what is attached is read-only
+            os.utime(part, (path.stat().st_atime, path.stat().st_mtime))
+    return True
+
+# %% ../nbs/lib/kaggle.ipynb #kaggle-30
 def take_up(inputs=None, working=None, keras_home=None):
     """Bring what is attached to where it is looked for. Returns a line that says what.
 
@@ -301,16 +314,3 @@ def take_up(inputs=None, working=None, keras_home=None):
     told = [f"{taken} files taken up from {', '.join(map(str, folders))}"] if folders else []
     told += [f"weights for Keras: {', '.join(path.name for path in weights)}"] if weights else []
     return "; ".join(told) or "no earlier outputs attached"
-
-
-def _bring(path, target):
-    """Copy a file, or link to a crop, unless what is at `target` is as new. Returns whether it was needed."""
-    if target.exists() and target.stat().st_mtime >= path.stat().st_mtime:
-        return False
-    with atomic(target) as part:
-        if "crops" in target.parts:
-            part.symlink_to(path)
-        else:
-            shutil.copyfile(path, part)  # not its mode: what is attached is read-only
-            os.utime(part, (path.stat().st_atime, path.stat().st_mtime))
-    return True

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'known_map5', 'fold_score', 'study_crops', 'crop_variants', 'training_rows', 'watchers', 'fold_crops',
-           'class_centres', 'keep_fold', 'train_stage']
+           'class_centres', 'keep_fold', 'stopped_record', 'train_stage']
 
 # %% ../nbs/03_train.ipynb #03-train-02
 from dataclasses import asdict
@@ -147,6 +147,16 @@ def keep_fold(place, model, individuals, history, embeddings, record):
     used = versions("keras", "tensorflow", "numpy") | {"backend": keras.backend.backend()}
     write_json(place / "config.json", record | {"versions": used})
 
+# %% ../nbs/03_train.ipynb #03-train-23
+def stopped_record(place, record, error):
+    """What `train_stage` returns of a training in `place` that `error` (`Unfinished`) says was stopped: the record with
+    result (epochs done, of how many), history and unfinished, a sentence. The fold counts as not trained."""
+    (place / "config.json").unlink(missing_ok=True)  # of a training before this one
+    given, history = record["parameters"], read_json(place / "resume.json")["history"]
+    result = {"epochs": len(history), "of": given["epochs"]}
+    told = f"{given['model']}, fold {given['fold']}: {error}"
+    return record | {"result": result, "history": history, "unfinished": told}
+
 # %% ../nbs/03_train.ipynb #03-train-13
 def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", views="", seed=0, force=False, **how):
     """Train one model on one fold and leave model, history and embeddings in `<study_folder>/<name>/fold<fold>`.
@@ -172,10 +182,7 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
     try:
         _train_fold(dataset, folds, config, study_folder, record, watched, how)
     except Unfinished as error:
-        (place / "config.json").unlink(missing_ok=True)  # of a training before this one
-        history = read_json(place / "resume.json")["history"]
-        result = {"epochs": len(history), "of": config.epochs}
-        return record | {"result": result, "history": history, "unfinished": f"{name}, fold {fold}: {error}"}
+        return stopped_record(place, record, error)
     TrainingState(place, stamp).clear()
     return read_json(place / "config.json")
 
