@@ -450,18 +450,20 @@ PASSES = {
 }
 
 
-def augment(images, recipe, seed):
+def augment(images, recipe, seed=0, drawn=None):
     """A batch for training.
 
     Args:
         images: `[n, s, s, 3]` uint8, squares.
         recipe: a tuple of steps, such as `RECIPES["paper"]`.
         seed: a whole number or a list of such; the batch depends on nothing else, whatever runs beside it or before.
+        drawn: what happens to each, of `plan`; None: drawn now by the seed.
 
     Returns:
         `[n, s, s, 3]` uint8.
     """
-    images, drawn, parts = np.asarray(images), plan(recipe, len(images), seed), sections(recipe)
+    images, parts = np.asarray(images), sections(recipe)
+    drawn = plan(recipe, len(images), seed) if drawn is None else drawn
     out = np.empty_like(images)
 
     def one(i):

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from .devices import by_itself
 from .paths import UserError, atomic
 from .runs import read_json, write_json
 
@@ -61,7 +62,7 @@ class TrainingState:
     def save(self, model, history):
         """Write the weights under a name of their own, then the record that names them; only then drop the old ones."""
         name = f"resume{len(history)}.weights.h5"
-        with atomic(self.folder / name) as part:
+        with by_itself(), atomic(self.folder / name) as part:
             model.save_weights(part)
         write_json(self.record, {"stamp": self.stamp, "history": history, "weights": name})
         self._drop(keep=name)
@@ -163,7 +164,7 @@ class Snapshots(Watcher):
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 in self.epochs and self.model:  # under JAX, asking for the model brings its weights up to date
-            with atomic(self.path(epoch + 1)) as part:
+            with by_itself(), atomic(self.path(epoch + 1)) as part:
                 self.kept.save_weights(part)
 
 # %% ../nbs/lib/callbacks.ipynb #callbacks-11
@@ -203,7 +204,9 @@ class EarlyStop(Watcher):
 
 # %% ../nbs/lib/callbacks.ipynb #callbacks-14
 class TensorBoard(Watcher):
-    """Writes the history's figures for TensorBoard into `folder`. Raises `UserError` if it is not installed."""
+    """Writes the history's figures for TensorBoard into `folder`. Raises `UserError` if it is not installed.
+
+    With several processes all have it, since all of them compute the learning rate; only those with a folder write."""
 
     def __init__(self, folder):
         super().__init__()
@@ -211,15 +214,16 @@ class TensorBoard(Watcher):
             from tensorboard.summary import Writer
         except ImportError:
             raise UserError("tensorboard is not installed: pip install 'happywhale_nb[tensorboard]'") from None
-        self.writer = Writer(str(folder))
+        self.writer = Writer(str(folder)) if folder else None
 
     def on_epoch_end(self, epoch, logs=None):
-        for name, value in figures(logs).items():
+        seen = figures(logs) | {"learning rate": float(self.model.optimizer.learning_rate)}
+        for name, value in seen.items() if self.writer else ():
             self.writer.add_scalar(name, value, epoch + 1)
-        self.writer.add_scalar("learning rate", float(self.model.optimizer.learning_rate), epoch + 1)
 
     def on_train_end(self, logs=None):
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
 
 # %% ../nbs/lib/callbacks.ipynb #callbacks-16
 class Unfinished(UserError):

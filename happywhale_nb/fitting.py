@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .augmentation import RECIPES, Flip
 from .backbones import backbone_layers, copy_weights, feature_maps
 from .callbacks import BAR, ProgressBar, Resumable, TrainingState
-from .devices import accelerated, compiled, device_line, prepare, replicas
+from .devices import accelerated, agree, alone, chief, compiled, device_line, part, prepare, replicas
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
 from .images import augmented, epoch_orders, training_batches
 from .paths import UserError
@@ -114,7 +114,8 @@ def targets_of(config, labels, classes, species=None, steps=1, seed=0):
 
 
 def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=None, callbacks=(), **how):
-    """Train a model of `config` on some of the crops, or go on with an interrupted run of the same `stamp` in `folder`.
+    """Train a model of `config` on some of the crops, or go on with an interrupted run of the same `stamp` in `folder`;
+    as one of several processes (see `devices.join`) if there are several.
 
     Args:
         crops: as for `images.training_batches`.
@@ -126,13 +127,14 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
 
     Returns:
         `(model, history)`: the `identifier`, and a list of dicts: epoch, loss, accuracy, top5 (of plain cosines, on
-        augmented training photographs), seconds.
+        augmented training photographs), seconds. With several processes each has the model as a copy of its own.
     """
     keras.utils.set_random_seed(seed)
     species = species if config.species_share else None
     devices = how.pop("devices", 0)
     scope = prepare(how.pop("precision", "auto"), devices)
-    tqdm.write(device_line(devices))
+    if chief():
+        tqdm.write(device_line(devices))
     size = config.batch_size * replicas(devices)
     orders = epoch_orders(len(rows), config.epochs, size, seed, labels if config.balance == "sampler" else None)
     targets = targets_of(config, labels, classes, species, orders.shape[1] // size, seed)
@@ -141,7 +143,7 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
         model = identifier(network)
         made = [make(model) for make in callbacks]
         history = fit_network(network, config, crops, rows, targets, orders, size, folder, stamp, seed, made, **how)
-    return model, history
+    return alone(model), history
 
 # %% ../nbs/lib/fitting.ipynb #fitting-12
 def fit_network(
@@ -156,12 +158,14 @@ def fit_network(
     optimizer = build_optimizer(config, network, steps, size)
     trainer = compile_trainer(augmented(network, recipe) if inside else network, config, optimizer)
     state = TrainingState(folder, stamp)
-    keeper = Resumable(state, seed, save_every)
+    keeper = Resumable(state, seed, save_every if chief() else np.inf)
     keeper.history = state.load(trainer)
     done = len(keeper.history)
+    agree("how many epochs are behind them: is the folder of outputs one for all?", done)
     if done < config.epochs and not any(callback.over(keeper.history) for callback in callbacks):
-        batches = training_batches(crops, rows, targets, recipe, orders, size, seed, done, inside)
-        watchers = [*callbacks, keeper, ProgressBar(config.epochs, steps, done)]
+        batches = training_batches(crops, rows, targets, recipe, orders, size, seed, done, inside, part())
+        watchers = [*callbacks, keeper]
+        watchers += [ProgressBar(config.epochs, steps, done)] if chief() else []
         epochs = {"epochs": config.epochs, "initial_epoch": done, "steps_per_epoch": steps}
         with readable():
             trainer.fit(batches, callbacks=watchers, shuffle=False, verbose=0, **epochs)
@@ -172,11 +176,16 @@ def fit_network(
 # %% ../nbs/lib/fitting.ipynb #fitting-13
 @contextlib.contextmanager
 def readable():
-    """What a person can act upon, out of TensorFlow's report of a failed batch."""
+    """What a person can act upon, out of TensorFlow's report of a failed batch or JAX's of a lost process."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         lines = [line.partition("UserError: ")[2] for line in str(error).splitlines() if "UserError: " in line]
+        if not lines and part()[1] > 1:
+            again = "is another one dead? Started again, all go on from the last state kept"
+            raise UserError(f"this process cannot go on with the others ({again}): {error}") from error
         raise (UserError(lines[-1]) if lines else error) from None
 
 # %% ../nbs/lib/fitting.ipynb #fitting-17

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .notebooks import check_parameters, read_parameters
 from .paths import UserError, atomic, kaggle_root, project_root
-from .presets import configure
+from .stages import check_training
 
 # %% ../nbs/lib/kaggle.ipynb #kaggle-05
 def kaggle_user(name=""):
@@ -204,8 +204,7 @@ def check_plan(plan, folds, weights):
         raise UserError(f"folds {', '.join(map(str, folds))}: each once, from 0")
     path, values, _ = next(made for name, made in plan.items() if name.startswith("03_train"))
     defaults = {name: parameter.default for name, parameter in read_parameters(path).items()} | values
-    names = ("preset", "epochs", "image_size", "quick", "size", "changes")
-    config = configure(**{name: defaults[name] for name in names})
+    config = check_training(defaults)
     if config.weights == "imagenet" and not weights:
         raise UserError(
             f"{defaults['preset']} starts from ImageNet's weights, which cannot be fetched there: make a dataset of "

@@ -17,7 +17,7 @@ from .boxes import CropMix, read_boxes
 from .callbacks import Deadline, EarlyStop, Snapshots, TensorBoard, TrainingState, Unfinished
 from .crops import cut
 from .dataset import NEW, read_dataset
-from .devices import device_line
+from .devices import agree, chief, device_line, join, leave, meet, processes
 from .embeddings import Embeddings, write_embeddings
 from .fitting import averaged, embed_views, train
 from .knn import KNNHead, within_map5
@@ -89,7 +89,8 @@ def training_rows(folds, gallery, config):
 def watchers(place, score, last, snapshots="", patience=0, tensorboard=False, limit=None):
     """What `fitting.train` takes as callbacks, from the stage's parameters; limit: a `Deadline`, or None.
 
-    Raises `UserError` if `snapshots` are no numbers of epochs up to the `last`."""
+    Raises `UserError` if `snapshots` are no numbers of epochs up to the `last`, or several processes are to stop early.
+    """
     try:
         epochs = [int(part) for part in snapshots.split()]
     except ValueError:
@@ -97,12 +98,16 @@ def watchers(place, score, last, snapshots="", patience=0, tensorboard=False, li
     made = [lambda model: limit] if limit else []
     if any(not 0 < epoch <= last for epoch in epochs):
         raise UserError(f"snapshots={snapshots!r}: epochs from 1 to {last}, the last")
-    if epochs:
+    if limit and processes() > 1:
+        raise UserError("hours are measured in each process, and several would not stop together: give epochs instead")
+    if patience and processes() > 1:
+        raise UserError("patience scores the fold in one process while the others go on: with several, give epochs")
+    if epochs and chief():
         made.append(lambda model: Snapshots(model, place, epochs))
     if patience:
         made.append(lambda model: EarlyStop(model, place, score, patience))
     if tensorboard:
-        made.append(lambda model: TensorBoard(place / "tensorboard"))
+        made.append(lambda model: TensorBoard(place / "tensorboard" if chief() else None))
     return made, epochs
 
 # %% ../nbs/03_train.ipynb #03-train-12
@@ -164,6 +169,7 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
     crops: sources of boxes, as for `CropMix.parse`; "auto": the preset's. views: likewise, with shares: crops of each
     source are averaged in an embedding; "" for one crop, of the first source there is. how: snapshots, patience,
     tensorboard as for `watchers`; precision, devices as for `devices.prepare`; hours as for `Deadline`, 0 for none.
+    With several processes (see `devices.join`) all train, the chief writes, and the others wait for it.
 
     Returns the content of its `config.json`: stamp, protocol, parameters, result, versions. Where the hours were over
     before, there is no `config.json`, and what is returned has also `unfinished`, a sentence, and `history`."""
@@ -174,19 +180,24 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "views": views, "seed": seed}
     parameters |= watched
     stamp = fingerprint(parameters, protocol_card(folds, dataset.fingerprint))
-    if force:
+    join()
+    if force and chief():
         TrainingState(place, stamp).clear()
-    elif is_done(place / "config.json", stamp, [place / name for name in OUTPUTS]):
+    done = not force and is_done(place / "config.json", stamp, [place / name for name in OUTPUTS])
+    agree("the model, or whether it is trained: same command, data and folder of outputs for all?", (stamp, done))
+    if done:
         return read_json(place / "config.json")
     record = {"stamp": stamp, "protocol": study_card(dataset, study_folder, folds), "parameters": parameters}
     try:
         _train_fold(dataset, folds, config, study_folder, record, watched, how)
     except Unfinished as error:
         return stopped_record(place, record, error)
-    TrainingState(place, stamp).clear()
+    if chief():
+        TrainingState(place, stamp).clear()
+    meet("the results are there")
     return read_json(place / "config.json")
 
-
+# %% ../nbs/03_train.ipynb #03-train-21
 def _train_fold(dataset, folds, config, study_folder, record, watched, how):
     given, looks = record["parameters"], averaged(config)
     place = fold_dir(study_folder, given["model"], given["fold"])
@@ -203,6 +214,8 @@ def _train_fold(dataset, folds, config, study_folder, record, watched, how):
     made, epochs = watchers(place, score, config.epochs, **watched, **extra)
     learned = (rows, labels, labels.max() + 1, place, record["stamp"], given["seed"], species, made)
     model, history = train(config, crops, *learned, **how)
+    if not chief():
+        return
     facts |= {"train_seconds": round(sum(row["seconds"] for row in history), 1), "train_photos": len(rows)}
     facts |= {"classes": int(labels.max() + 1), "device": device_line(how.get("devices", 0))}
     facts |= {"epoch_chosen_on_fold": True} if watched.get("patience") else {}

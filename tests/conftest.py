@@ -38,7 +38,8 @@ def checkout(tmp_path_factory):
     """A folder that looks like the project's root, for commands whose outputs go to `<root>/outputs`."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copy(ROOT / "settings.ini", folder)
-    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for part in ("nbs", "studies", "workflow"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     (folder / "outputs").mkdir()
     return folder
 

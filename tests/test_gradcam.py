@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from happywhale_nb.cli import check_stage
 from happywhale_nb.dataset import NEW, read_dataset
 from happywhale_nb.faithfulness import (
     area,
@@ -24,6 +23,7 @@ from happywhale_nb.knn import KNNHead, knn_stage
 from happywhale_nb.notebooks import read_parameters
 from happywhale_nb.paths import UserError
 from happywhale_nb.splits import study_folds
+from happywhale_nb.stages import check_stage
 
 BIN = Path(sys.executable).parent
 

@@ -1,0 +1,134 @@
+"""Several processes train one model: as one process would, with one set of files, and without waiting for the dead."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from happywhale_nb.embeddings import read_embeddings
+from happywhale_nb.paths import UserError
+
+TRAIN = """
+import sys
+from pathlib import Path
+from happywhale_nb.dataset import read_dataset
+from happywhale_nb.presets import configure
+from happywhale_nb.splits import study_folds
+from happywhale_nb.train import train_stage
+
+data, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+dataset = read_dataset(data)
+changes = f"backbone=basic_cnn batch_size={size} dropout=0 learning_rate=.0002"
+config = configure("small_resnet_arcface", epochs=4, image_size=32, changes=changes)
+train_stage(dataset, study_folds(dataset, folder, 2, 0), 0, "model", config, folder, snapshots="2", save_every=0.0)
+"""
+COMMAND = "from happywhale_nb.cli import main; main()"
+OUTPUTS = ["centres.parquet", "config.json", "embeddings.parquet", "history.csv", "model.keras"]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Variables by which processes compile in haste, and find what an earlier one has compiled."""
+    return {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(code, arguments, log, cwd=None, **variables):
+    """A Python process on JAX, its output in the file `log`."""
+    env = os.environ | {"KERAS_BACKEND": "jax", "HAPPYWHALE_HEARTBEAT": "10"} | variables
+    with open(log, "w") as out:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=cwd, env=env)
+
+
+def start_two(code, each, folder, **how):
+    """Two processes that know of each other; each: their arguments; logs are `0.log` and `1.log` in `folder`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        first = f"localhost:{free.getsockname()[1]}"
+    places = {"KERAS_DISTRIBUTION_NUM_PROCESSES": "2", "KERAS_DISTRIBUTION_JOB_ADDRESSES": first}
+    return [
+        start(code, arguments, folder / f"{k}.log", KERAS_DISTRIBUTION_PROCESS_ID=str(k), **places, **how)
+        for k, arguments in enumerate(each)
+    ]
+
+
+def ended(processes, folder, seconds=300):
+    """Their exit statuses, and what they said. Raises if one runs longer."""
+    try:
+        codes = [process.wait(seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return codes, [(folder / f"{k}.log").read_text() for k in range(len(processes))]
+
+
+def test_two_processes_train_as_one_does_also_after_one_of_them_was_killed(tiny, tmp_path, compiled):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    codes, said = ended([start(TRAIN, [tiny, one, 8], one / "0.log", **compiled)], one)
+    assert codes == [0], said
+
+    place = two / "model" / "fold0"
+    both = start_two(TRAIN, [[tiny, two, 4]] * 2, two, **compiled)
+    while not (place / "resume.json").is_file() and both[0].poll() is None:
+        time.sleep(0.02)
+    both[1].send_signal(signal.SIGKILL)
+    codes, said = ended(both, two, 60)
+    assert codes[0] not in (0, -signal.SIGKILL), "the survivor ends by itself"
+    assert "cannot go on with the others" in said[0], said[0]
+    done = len(json.loads((place / "resume.json").read_text())["history"])
+    assert 1 <= done < 4 and not (place / "config.json").exists()
+
+    codes, said = ended(start_two(TRAIN, [[tiny, two, 4]] * 2, two, **compiled), two)
+    assert codes == [0, 0], said
+    assert f"epoch {done + 1}/4" in said[0] and f"epoch {done}/4" not in said[0] and "epoch" not in said[1]
+    for name in ("model", "model@2"):
+        assert sorted(path.name for path in (two / name / "fold0").iterdir()) == OUTPUTS
+    records = [json.loads((folder / "model/fold0/config.json").read_text())["result"] for folder in (one, two)]
+    assert records[0]["device"].startswith("jax on cpu (")
+    assert records[1]["device"].startswith("jax on 2 × cpu in 2 processes (")
+    losses = [pd.read_csv(folder / "model/fold0/history.csv")["loss"] for folder in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for name in ("model", "model@2"):
+        pair = [read_embeddings(folder / name / "fold0/embeddings.parquet").vectors for folder in (one, two)]
+        np.testing.assert_allclose(*pair, atol=1e-3)
+
+
+def test_processes_that_train_something_different_say_so_and_end(tiny, tmp_path, compiled):
+    codes, said = ended(start_two(TRAIN, [[tiny, tmp_path, size] for size in (4, 2)], tmp_path, **compiled), tmp_path)
+    assert codes == [1, 1]
+    assert all("UserError: the processes do not agree on the model" in text for text in said), said
+
+
+def test_the_command_in_two_processes_leaves_one_set_of_results_and_two_notebooks(checkout, tiny, tmp_path, compiled):
+    words = ["train", "-p", "data_dir", tiny, "-p", "study", "hosts", "-p", "quick", "true", "-p", "folds", 2]
+    words += ["-p", "changes", "backbone=basic_cnn"]
+    codes, said = ended(start_two(COMMAND, [words] * 2, tmp_path, cwd=checkout, **compiled), tmp_path)
+    assert codes == [0, 0], said
+    place = checkout / "outputs/hosts-quick/small_resnet_arcface/fold0"
+    notebooks = ["03_train.ipynb", "03_train.process1.ipynb"]
+    assert sorted(path.name for path in place.iterdir()) == sorted([*OUTPUTS, *notebooks])
+    assert all("map5_known" in text for text in said)
+    shown = [(place / name).read_text() for name in notebooks]
+    assert "in 2 processes" in shown[0] and all("image/png" in text for text in shown)
+
+
+def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
+    from happywhale_nb.train import watchers
+
+    made, _ = watchers(tmp_path, None, 5, patience=2)
+    assert len(made) == 1
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="patience scores the fold in one process"):
+        watchers(tmp_path, None, 5, patience=2)
