@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BAR', 'figures', 'seed_generators', 'TrainingState', 'Resumable', 'watched', 'ProgressBar', 'Watcher', 'Snapshots',
-           'EarlyStop', 'TensorBoard']
+           'EarlyStop', 'TensorBoard', 'Unfinished', 'Deadline']
 
 # %% ../nbs/lib/callbacks.ipynb #callbacks-02
 import sys
@@ -79,7 +79,7 @@ class TrainingState:
 
 # %% ../nbs/lib/callbacks.ipynb #callbacks-06
 class Resumable(keras.callbacks.Callback):
-    """Keeps a `TrainingState` at the end of epochs, at most once in `every` seconds.
+    """Keeps a `TrainingState` at the end of epochs, at most once in `every` seconds, and when told to stop.
 
     `history` is a list of dicts, one an epoch; `seed` feeds the drop-out generators."""
 
@@ -100,7 +100,7 @@ class Resumable(keras.callbacks.Callback):
             raise UserError(f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the preset's learning rate")
         seconds = round(time.perf_counter() - self.began, 2)
         self.history.append({"epoch": epoch + 1, **figures(logs), "seconds": seconds})
-        if time.perf_counter() - self.saved >= self.every:
+        if self.model.stop_training or time.perf_counter() - self.saved >= self.every:
             self.state.save(self.model, self.history)
             self.saved = time.perf_counter()
 
@@ -194,7 +194,8 @@ class EarlyStop(Watcher):
                 self.kept.save_weights(part)
         else:
             self.waited += 1
-            self.model.stop_training = self.waited >= self.patience
+            if self.waited >= self.patience:
+                self.model.stop_training = True
 
     def finish(self):
         if self.path.is_file():
@@ -220,6 +221,41 @@ class TensorBoard(Watcher):
         for name, value in seen.items() if self.writer else ():
             self.writer.add_scalar(name, value, epoch + 1)
 
-    def finish(self):
+    def on_train_end(self, logs=None):
         if self.writer:
             self.writer.close()
+
+# %% ../nbs/lib/callbacks.ipynb #callbacks-16
+class Unfinished(UserError):
+    """A training was stopped by its `Deadline`. Its state is kept, and the same training goes on from there."""
+
+
+class Deadline(Watcher):
+    """Stops a training before `hours` from now are over: after at least one epoch, when no other one would fit.
+
+    It comes first among the callbacks: its `finish` raises `Unfinished`, so that those after it are not finished
+    either. Raises `UserError` if `hours` are negative."""
+
+    def __init__(self, hours):
+        super().__init__()
+        if hours < 0:
+            raise UserError(f"hours={hours:g}: a number above 0, or 0 for no limit")
+        self.hours, self.end = hours, time.perf_counter() + 3600 * hours
+        self.longest, self.stopped = 0.0, ""
+
+    def on_train_begin(self, logs=None):
+        self.last = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        now, epochs = time.perf_counter(), self.params["epochs"]
+        self.longest, self.last = max(self.longest, now - self.last), now
+        if epoch + 1 < epochs and now + self.longest > self.end:
+            self.stopped = f"epoch {epoch + 1} of {epochs}"
+            self.model.stop_training = True
+
+    def finish(self):
+        if self.stopped:
+            raise Unfinished(
+                f"stopped after {self.stopped}, before {self.hours:g} hours were over: nothing is lost, and the same "
+                "goes on from there"
+            )

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADLINES', 'DETECTOR', 'closing_lines', 'main', 'answer_lines', 'check', 'import_', 'detector', 'detect', 'export',
-           'report', 'blend', 'score', 'validate', 'architectures', 'compare', 'download_', 'run', 'demo']
+           'report', 'blend', 'score', 'validate', 'architectures', 'compare', 'download_', 'kaggle_', 'build', 'run',
+           'demo']
 
 # %% ../nbs/lib/cli.ipynb #cli-02
 import json
@@ -418,6 +419,38 @@ def download_(target, competition):
     target = target or project_root() / "data" / "happywhale"
     download(target, competition)
     click.echo(describe(check_folder(target)))
+
+# %% ../nbs/lib/cli.ipynb #cli-40
+@main.group("kaggle")
+def kaggle_():
+    """Take the study to Kaggle's machines."""
+
+
+@kaggle_.command()
+@click.option("--to", "target", type=click.Path(path_type=Path), help="The folder to be written [outputs/kaggle].")
+@click.option("--user", default="", help="Your Kaggle name [KAGGLE_USERNAME, or that of kaggle.json].")
+@click.option("--competition", default=COMPETITION, show_default=True, help="Whose data are attached.")
+@click.option("--accelerator", type=click.Choice(["tpu", "gpu", "none"]), default="tpu", show_default=True)
+@click.option("--fold", "folds", multiple=True, type=int, help="A training notebook for this fold; may be repeated.")
+@click.option("--weights", default="", metavar="USER/SLUG", help="A dataset of pretrained weights.")
+@click.option("--continue", "again", is_flag=True, help="Each training goes on from what its last version has left.")
+@click.option("--prefix", default="happywhale", show_default=True, help="What all names on Kaggle begin with.")
+@_parameter
+def build(target, user, competition, accelerator, folds, weights, again, prefix, given):
+    """Write the wheel and the stages' notebooks for Kaggle: a folder to be pushed with its client.
+
+    \b
+    Example: happywhale kaggle build --user jo --fold 0 --fold 1 -p preset small_recommended
+
+    -p sets parameters of all notebooks that know them. Nothing is sent; the lines at the end say how that is done.
+    """
+    from happywhale_nb.kaggle import build_folder, kaggle_user, next_lines
+
+    target = (target or project_root() / "outputs" / "kaggle").absolute()
+    cards = build_folder(
+        target, kaggle_user(user), competition, dict(given), folds, accelerator, weights, again, prefix
+    )
+    click.echo("\n".join(next_lines(target, cards)))
 
 # %% ../nbs/lib/cli.ipynb #cli-50
 def _show_plan(folder, jobs, states):

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
@@ -38,7 +37,13 @@ def thumbnail(photo, whole=False):
 
 
 def perceptual_hash(thumb):
-    """The pHash of a thumbnail: the signs of its 8 x 8 lowest cosine frequencies against their median; uint64."""
+    """The pHash of a thumbnail: the signs of its 8 x 8 lowest cosine frequencies against their median; uint64.
+
+    Raises `UserError` if ImageHash is not installed: only the search for near-duplicates needs it."""
+    try:
+        import imagehash
+    except ImportError:
+        raise UserError("near-duplicates are searched for with ImageHash: pip install imagehash") from None
     bits = imagehash.phash(Image.fromarray(thumb)).hash.ravel()
     return np.packbits(bits).view(">u8")[0].astype(np.uint64)
 

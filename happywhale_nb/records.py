@@ -19,7 +19,7 @@ from .paths import project_root
 from .runs import fingerprint, versions, write_json
 
 # %% ../nbs/lib/records.ipynb #records-05
-PLACES = ("data_dir", "study", "force")  # parameters that change no result
+PLACES = ("data_dir", "study", "force", "hours")  # parameters that change no result
 
 
 def job_stamp(stage, values, data):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'known_map5', 'fold_score', 'study_crops', 'crop_variants', 'training_rows', 'watchers', 'fold_crops',
-           'class_centres', 'keep_fold', 'train_stage']
+           'class_centres', 'keep_fold', 'stopped_record', 'train_stage']
 
 # %% ../nbs/03_train.ipynb #03-train-02
 from dataclasses import asdict
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .boxes import CropMix, read_boxes
-from .callbacks import EarlyStop, Snapshots, TensorBoard, TrainingState
+from .callbacks import Deadline, EarlyStop, Snapshots, TensorBoard, TrainingState, Unfinished
 from .crops import cut
 from .dataset import NEW, read_dataset
 from .devices import agree, chief, device_line, join, leave, meet, processes
@@ -22,7 +22,7 @@ from .embeddings import Embeddings, write_embeddings
 from .fitting import averaged, embed_views, train
 from .knn import KNNHead, within_map5
 from .metrics import map_at_5
-from .paths import UserError, atomic, fold_dir, study_dir
+from .paths import UserError, atomic, fold_dir, on_kaggle, study_dir
 from .presets import PRESETS, configure
 from .runs import fingerprint, is_done, read_json, versions, write_json
 from .splits import gallery_and_queries, kind_of, protocol_card, study_card, study_folds, true_answers
@@ -86,8 +86,8 @@ def training_rows(folds, gallery, config):
     return rows, labels, species
 
 # %% ../nbs/03_train.ipynb #03-train-11
-def watchers(place, score, last, snapshots="", patience=0, tensorboard=False):
-    """What `fitting.train` takes as callbacks, from the stage's parameters.
+def watchers(place, score, last, snapshots="", patience=0, tensorboard=False, limit=None):
+    """What `fitting.train` takes as callbacks, from the stage's parameters; limit: a `Deadline`, or None.
 
     Raises `UserError` if `snapshots` are no numbers of epochs up to the `last`, or several processes are to stop early.
     """
@@ -95,9 +95,11 @@ def watchers(place, score, last, snapshots="", patience=0, tensorboard=False):
         epochs = [int(part) for part in snapshots.split()]
     except ValueError:
         raise UserError(f"snapshots={snapshots!r}: numbers of epochs, as in `20 25`") from None
-    made = []
+    made = [lambda model: limit] if limit else []
     if any(not 0 < epoch <= last for epoch in epochs):
         raise UserError(f"snapshots={snapshots!r}: epochs from 1 to {last}, the last")
+    if limit and processes() > 1:
+        raise UserError("hours are measured in each process, and several would not stop together: give epochs instead")
     if patience and processes() > 1:
         raise UserError("patience scores the fold in one process while the others go on: with several, give epochs")
     if epochs and chief():
@@ -150,17 +152,29 @@ def keep_fold(place, model, individuals, history, embeddings, record):
     used = versions("keras", "tensorflow", "numpy") | {"backend": keras.backend.backend()}
     write_json(place / "config.json", record | {"versions": used})
 
+# %% ../nbs/03_train.ipynb #03-train-23
+def stopped_record(place, record, error):
+    """What `train_stage` returns of a training in `place` that `error` (`Unfinished`) says was stopped: the record with
+    result (epochs done, of how many), history and unfinished, a sentence. The fold counts as not trained."""
+    (place / "config.json").unlink(missing_ok=True)  # of a training before this one
+    given, history = record["parameters"], read_json(place / "resume.json")["history"]
+    result = {"epochs": len(history), "of": given["epochs"]}
+    told = f"{given['model']}, fold {given['fold']}: {error}"
+    return record | {"result": result, "history": history, "unfinished": told}
+
 # %% ../nbs/03_train.ipynb #03-train-13
 def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", views="", seed=0, force=False, **how):
     """Train one model on one fold and leave model, history and embeddings in `<study_folder>/<name>/fold<fold>`.
 
     crops: sources of boxes, as for `CropMix.parse`; "auto": the preset's. views: likewise, with shares: crops of each
     source are averaged in an embedding; "" for one crop, of the first source there is. how: snapshots, patience,
-    tensorboard as for `watchers`; precision, devices as for `devices.prepare`. With several processes (see
-    `devices.join`) all train, the chief writes, and the others wait for it.
+    tensorboard as for `watchers`; precision, devices as for `devices.prepare`; hours as for `Deadline`, 0 for none.
+    With several processes (see `devices.join`) all train, the chief writes, and the others wait for it.
 
-    Returns the content of its `config.json`: stamp, protocol, parameters, result, versions."""
+    Returns the content of its `config.json`: stamp, protocol, parameters, result, versions. Where the hours were over
+    before, there is no `config.json`, and what is returned has also `unfinished`, a sentence, and `history`."""
     crops = config.sources if crops == "auto" else crops
+    how["limit"] = Deadline(hours) if (hours := how.pop("hours", 0)) else None
     watched = {"snapshots": how.pop("snapshots", ""), "patience": how.pop("patience", 0)}
     place = fold_dir(study_folder, name, fold)
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "views": views, "seed": seed}
@@ -174,7 +188,10 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
     if done:
         return read_json(place / "config.json")
     record = {"stamp": stamp, "protocol": study_card(dataset, study_folder, folds), "parameters": parameters}
-    _train_fold(dataset, folds, config, study_folder, record, watched, how)
+    try:
+        _train_fold(dataset, folds, config, study_folder, record, watched, how)
+    except Unfinished as error:
+        return stopped_record(place, record, error)
     if chief():
         TrainingState(place, stamp).clear()
     meet("the results are there")
@@ -193,7 +210,8 @@ def _train_fold(dataset, folds, config, study_folder, record, watched, how):
         found = fold_score(folds, embed_views(model, known, **looks, quiet=True), gallery & asked, query & asked)
         return next(iter(found.values()))
 
-    made, epochs = watchers(place, score, config.epochs, **watched, tensorboard=how.pop("tensorboard", False))
+    extra = {"tensorboard": how.pop("tensorboard", False), "limit": how.pop("limit")}
+    made, epochs = watchers(place, score, config.epochs, **watched, **extra)
     learned = (rows, labels, labels.max() + 1, place, record["stamp"], given["seed"], species, made)
     model, history = train(config, crops, *learned, **how)
     if not chief():

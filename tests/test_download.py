@@ -165,5 +165,5 @@ def test_kaggles_input_folder_is_found_by_itself(tiny, tmp_path, monkeypatch):
 
     (tmp_path / "input" / "competitions").mkdir(parents=True)
     (tmp_path / "input" / "competitions" / "happy").symlink_to(tiny)
-    monkeypatch.setattr(paths, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setenv("HAPPYWHALE_KAGGLE", str(tmp_path))
     assert paths.find_data().samefile(tiny)

@@ -26,11 +26,11 @@ FLOORS = [
     "presets degradations eda thresholds local_match ballots tally knn blending outcomes compare "
     "statistics errors faithfulness",
     "devices images backbones heads schedule callbacks detector fitting architectures export train gradcam",
-    "page robustness report notebooks stages study cli",
+    "page robustness report notebooks stages study kaggle cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
 ORDER = [name for floor in FLOORS for name in floor]
-WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], "page", "report", "notebooks", "stages", "study", "cli"]
+WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], "page", "report", "notebooks", "stages", "study", "kaggle", "cli"]
 
 
 def imports(path):
