@@ -200,7 +200,7 @@ def _read_all(crops, into):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(read, range(len(crops)))
         try:
-            for _ in bar(jobs, "crops", len(crops), disable=not len(crops)):
+            for _ in bar(jobs, "crops", len(crops), delay=1):
                 pass
         except UserError:
             pool.shutdown(cancel_futures=True)
