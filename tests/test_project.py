@@ -21,7 +21,7 @@ MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.
 
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
-    "paths progress runs species dataset metrics predictions",
+    "paths progress runs saving species dataset metrics predictions",
     "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
     "presets degradations eda thresholds local_match ballots tally knn blending outcomes "
     "statistics errors faithfulness",
