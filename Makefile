@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check docs export readme lock
+.PHONY: help demo test bench check docs export hooks readme lock
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ export: .venv/.ready  ## after editing notebooks: clean them, write the package 
 	nbdev_clean
 	nbdev_export
 	@$(MAKE) --no-print-directory readme
+
+hooks: .venv/.ready  ## once, for who edits: JupyterLab saves notebooks clean, git merges them cell by cell
+	@python -c 'from happywhale_nb.saving import install_hooks; print(install_hooks())'
 
 readme: .venv/.ready
 	@jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from . import devices
 from .backbones import cost
 from .fitting import build_network, embed, identifier
 from .presets import configure
+from .progress import bar
 from .runs import versions
 
 # %% ../nbs/lib/architectures.ipynb #architectures-04
@@ -44,7 +44,7 @@ def compare_architectures(presets=COMPARED, classes=1000):
     photographs a second. A bar shows the progress. Raises `UserError` for an unknown preset."""
     configs, rows = {name: configure(name) for name in presets}, []
     devices.prepare()
-    for name, config in tqdm(configs.items(), desc="architectures", unit="model"):
+    for name, config in bar(configs.items(), "architectures", unit="model"):
         keras.utils.clear_session()
         row = {"preset": name, "backbone": config.backbone, "image_size": config.image_size}
         row |= cost(build_network(replace(config, weights=""), classes))

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from .boxes import read_boxes
 from .dataset import COLUMNS, EXTRA_COLUMNS, NEW, PHOTO_ENDINGS, parse_csv, photo_folder, read_skips
 from .duplicates import same_pictures, thumbnail
 from .paths import UserError, atomic
+from .progress import bar
 from .species import merge_species, suspect_spellings
 
 # %% ../nbs/lib/check.ipynb #check-05
@@ -379,7 +379,7 @@ def check_photos(check, listed, deep=False, progress=True):
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; both are findings here
         jobs = pool.map(lambda path: check_photo(path, deep), paths)
         what = "decoding" if deep else "headers"
-        looks = list(tqdm(jobs, what, len(paths), unit="photo", ncols=100, mininterval=1, disable=not progress))
+        looks = list(bar(jobs, what, len(paths), disable=not progress))
     for path, look in zip(paths, looks, strict=True):
         for kind, detail in look.kinds:
             check.add(kind, f"{path.parent.name}/{path.name}", detail)

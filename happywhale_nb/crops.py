@@ -10,16 +10,15 @@ __all__ = ['LOSSLESS', 'JPEG', 'IN_MEMORY', 'upright_size', 'load_crop', 'encode
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from .boxes import BOX
 from .paths import UserError, atomic
+from .progress import bar
 from .runs import fingerprint
 
 # %% ../nbs/lib/crops.ipynb #crops-05
@@ -200,9 +199,8 @@ def _read_all(crops, into):
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(read, range(len(crops)))
-        bar = partial(tqdm, desc="crops", unit="photo", ncols=100, mininterval=1, disable=not len(crops))
         try:
-            for _ in bar(jobs, total=len(crops)):
+            for _ in bar(jobs, "crops", len(crops), delay=1):
                 pass
         except UserError:
             pool.shutdown(cancel_futures=True)

@@ -20,9 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from .paths import UserError, atomic
+from .progress import bar
 
 # %% ../nbs/lib/demo.ipynb #demo-05
 def stream(seed: int, *path: int) -> np.random.Generator:
@@ -857,14 +857,14 @@ def draw_demo(
         with (
             atomic(root) as folder,
             ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-            tqdm(total=len(table), desc="drawing", unit="photo", ncols=100, mininterval=1, disable=not progress) as bar,
+            bar(what="drawing", total=len(table), disable=not progress) as drawn,
         ):
             for sub in ("", "train_images", "test_images"):
                 (folder / sub).mkdir()
             rows = []
             for part in pool.map(lambda g: draw_group(folder, seed, g, size, tile), groups):
                 rows += part
-                bar.update(len(part))
+                drawn.update(len(part))
             write_tables(folder, table, pd.DataFrame(rows))
     finally:
         cv2.setNumThreads(threads)

@@ -14,13 +14,13 @@ import pandas as pd
 import tensorflow as tf
 from keras import layers, ops
 from PIL import Image
-from tqdm import tqdm
 
 from .augmentation import RECIPES, affine, augment, warp
 from .boxes import BOX, CropMix, iou, read_boxes
 from .crops import load_crops, upright_size
 from .devices import compiled
 from .paths import UserError, atomic
+from .progress import bar
 from .schedule import WarmupCosine
 from .splits import make_folds
 
@@ -136,8 +136,8 @@ def train_detector(photos, boxes, epochs=60, batch_size=32, seed=0):
     rate = WarmupCosine(2e-3, steps * epochs, 2 * steps)
     optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0)
     model.compile(optimizer, box_loss, jit_compile="auto" if compiled() else False)
-    with tqdm(total=epochs * steps, desc="detector", unit="step", ncols=100, mininterval=1) as bar:
-        tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
+    with bar(what="detector", total=epochs * steps, unit="step") as done:
+        tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: done.update())
         model.fit(batches, epochs=epochs, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[tick])
     return model
 

@@ -12,9 +12,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from .paths import UserError, atomic
+from .progress import bar
 
 # %% ../nbs/lib/download.ipynb #download-04
 COMPETITION = "happy-whale-and-dolphin"
@@ -107,7 +106,7 @@ def unpack(archive, target, progress=True):
     try:
         with zipfile.ZipFile(archive) as packed:
             members = [m for m in packed.infolist() if not m.is_dir()]
-            for member in tqdm(members, "unpacking", unit="file", ncols=100, mininterval=1, disable=not progress):
+            for member in bar(members, "unpacking", unit="file", disable=not progress):
                 place = (target / member.filename).resolve()
                 if target.resolve() not in place.parents:
                     raise UserError(

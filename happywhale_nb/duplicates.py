@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from .paths import UserError, atomic
+from .progress import bar
 from .runs import fingerprint
 
 # %% ../nbs/lib/duplicates.ipynb #duplicates-05
@@ -61,15 +61,7 @@ def read_thumbnails(paths, progress=True):
             raise UserError(f"{path} cannot be decoded ({error}): see `happywhale check --deep`") from None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = tqdm(
-            pool.map(read, paths),
-            "thumbnails",
-            len(paths),
-            unit="photo",
-            ncols=100,
-            mininterval=1,
-            disable=not progress,
-        )
+        jobs = bar(pool.map(read, paths), "thumbnails", len(paths), disable=not progress)
         return np.stack(list(jobs)) if len(paths) else np.empty((0, SIDE, SIDE), np.uint8)
 
 # %% ../nbs/lib/duplicates.ipynb #duplicates-08

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import stats
-from tqdm import tqdm
 
 from .boxes import BOX, CropMix, read_boxes
 from .crops import cut, upright_size
 from .dataset import NEW
 from .metrics import bootstrap_interval
+from .progress import bar
 
 # %% ../nbs/lib/errors.ipynb #errors-04
 def species_confusion(table):
@@ -150,7 +150,7 @@ def measure_photographs(dataset, images, config, sources, folder):
     boxes = read_boxes(dataset.root)
     chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
     crops, rows = cut(dataset, chosen, config, folder, size=SIDE), []
-    for i, box in enumerate(tqdm(chosen[BOX].to_numpy(float), desc="measuring", unit="photo")):
+    for i, box in enumerate(bar(chosen[BOX].to_numpy(float), "measuring")):
         if np.isnan(box[0]):
             with Image.open(dataset.train_images / chosen["image"][i]) as photo:
                 box = np.array([0, 0, *upright_size(photo)])

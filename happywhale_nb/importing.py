@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from .dataset import EXTRA_COLUMNS, NEW, parse_csv
 from .paths import UserError, atomic
+from .progress import bar
 
 # %% ../nbs/lib/importing.ipynb #importing-05
 SYNONYMS = {
@@ -288,9 +288,8 @@ def write_import(plan, target, copy=False, progress=True):
         for table, folder in ((plan.train, "train_images"), (plan.test, "test_images")):
             if len(table):
                 (part / folder).mkdir(parents=True)
-            for image, path in tqdm(
-                zip(table["image"], table["path"], strict=True), folder, len(table), ncols=100, disable=not progress
-            ):
+            pairs = zip(table["image"], table["path"], strict=True)
+            for image, path in bar(pairs, folder, len(table), disable=not progress):
                 put(path, part / folder / image)
         plan.train.drop(columns="path").to_csv(part / "train.csv", index=False)
         if len(plan.test):

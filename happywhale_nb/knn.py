@@ -21,7 +21,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
-from tqdm import tqdm
 
 from .boxes import CropMix, read_boxes
 from .crops import cut
@@ -46,6 +45,7 @@ from happywhale_nb.metrics import (
 from .paths import UserError, atomic, fold_dir, study_dir
 from .predictions import write_lists, write_predictions, write_scores
 from .presets import used_preset
+from .progress import bar
 from .runs import fingerprint, is_done, read_json, versions, write_json
 from .search import make_index
 from happywhale_nb.splits import (
@@ -400,7 +400,7 @@ def crop_features(dataset, folder, used, images, part="train"):
     boxes, config = read_boxes(dataset.root), used_preset(used)
     chosen = CropMix.parse(used["crops"], boxes["source"], config.least_confidence).prefer(images, boxes)
     crops = cut(dataset, chosen, config, folder, part, LOCAL_SIDE)
-    return [features(crops[i]) for i in tqdm(range(len(crops)), desc="local features", unit="photo")]
+    return [features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
 
 def local_evidence(place, folds, fold, top, known, test, test_images):
@@ -427,7 +427,7 @@ def local_evidence(place, folds, fold, top, known, test, test_images):
     found, who = {}, folds["individual_id"].to_numpy(dtype=str)
     for part, (queries, photos, against) in asked.items():
         others = [known()[i] for i in np.flatnonzero(against)]
-        photos = tqdm(photos, desc=f"matches, fold {fold}", unit="photo", disable=not len(photos))
+        photos = bar(photos, f"matches, fold {fold}", disable=not len(photos))
         found[part] = gather(queries @ rows[against].T, who[against], photos, others, top)
     with atomic(path) as part:
         arrays = {f"{key}_{name}": getattr(e, name) for key, e in found.items() for name in KEPT}

@@ -10,14 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from happywhale_nb import widgets
 from happywhale_nb.blending import blend_stage, is_current
 from happywhale_nb.dataset import read_dataset
+from happywhale_nb.embeddings import read_embeddings
 from happywhale_nb.knn import KNNHead, compare_rules, knn_stage
 from happywhale_nb.metrics import map_at_5
 from happywhale_nb.paths import UserError
 from happywhale_nb.predictions import read_predictions
 from happywhale_nb.report import report_stage
-from happywhale_nb.splits import study_folds, true_answers
+from happywhale_nb.splits import gallery_and_queries, study_folds, true_answers
+from happywhale_nb.widgets import Opened, browse_folds, browse_neighbours
 
 BIN = Path(sys.executable).parent
 
@@ -214,3 +217,66 @@ def test_a_browser_shows_the_page_without_errors_or_requests(study, tmp_path, wi
     seen = json.loads(done.stdout.partition("<title>")[2].partition("</title>")[0].replace("&quot;", '"'))
     assert seen["images"] > 20 and seen["broken"] == 0 and seen["asked"] == [] and not seen["wide"]
     assert "CONSOLE" not in done.stderr
+
+
+def test_answers_are_looked_through_as_06_knn_gave_them(study, tiny, monkeypatch):
+    folder, _ = study
+    dataset = read_dataset(tiny)
+    folds = study_folds(dataset, folder, 0, 0)
+    opened = Opened(folder, "small_resnet_arcface")
+    assert opened.numbers == [0, 1] and set(opened.pick(1, "all photographs")) == set(
+        folds["image"][folds["fold"] == 1]
+    )
+    page = browse_folds(folder, "small_resnet_arcface", 1, "all photographs")
+    _, answers = read_predictions(folder / "small_resnet_arcface" / "fold1" / "oof.csv", [page.image])
+    assert page.answers["answer"].tolist() == [a for a in answers[0] if a]
+    vectors = read_embeddings(folder / "small_resnet_arcface" / "fold1" / "embeddings.parquet")
+    gallery, _ = gallery_and_queries(folds, 1)
+    head = KNNHead(5).fit(vectors.of(folds["image"][gallery]), folds["individual_id"][gallery])
+    cosine, rows = head.kneighbors(vectors.of([page.image]))
+    assert page.neighbours["image"].tolist() == folds["image"][gallery].iloc[rows[0]].tolist()
+    assert page.neighbours["cosine"].to_numpy() == pytest.approx(cosine[0], abs=1e-5)
+    individual = folds.set_index("image").loc[page.image, "individual_id"]
+    assert (page.neighbours["same"] == "yes").tolist() == (page.neighbours["individual_id"] == individual).tolist()
+    tested = browse_neighbours(folder, "small_resnet_arcface", dataset.test["image"][0], neighbours=30)
+    assert len(tested.neighbours) == 30 and set(tested.answers["right"]) == {"?"} and tested.crops.shape[0] == 31
+    for wrong, message in (((5,), "fold 5 has no answers"), ((0, "nothing"), "unknown choice")):
+        with pytest.raises(UserError, match=message):
+            browse_folds(folder, "small_resnet_arcface", *wrong)
+    with pytest.raises(UserError, match="is no photograph that fold 0 was asked about"):
+        browse_neighbours(folder, "small_resnet_arcface", "nobody.jpg")
+    with pytest.raises(UserError, match="run 06_knn first"):
+        browse_folds(folder, "another")
+    notebook = json.loads((folder / "small_resnet_arcface" / "06_knn.ipynb").read_text())
+    shown = [o for c in notebook["cells"] for o in c.get("outputs", []) if "browse_folds" in "".join(c["source"])]
+    data = shown[-1]["data"]
+    assert sorted(data) == ["text/html", "text/plain"] and "Answer:" in "".join(data["text/plain"])
+
+
+def test_the_controls_of_the_browsers_show_what_they_say(study, monkeypatch):
+    monkeypatch.setattr(widgets, "live", lambda: True)
+    folder, opened = study[0], Opened(study[0], "small_resnet_arcface")
+    box = browse_folds(folder, "small_resnet_arcface", show="all photographs")
+    (folds, shown, place, back, on), page = box.children[0].children, box.children[1]
+    names = opened.pick(0, "all photographs")
+    assert place.max == len(names) and names[0] in page.value
+    for _ in names:
+        on.click()
+    assert place.value == len(names) and names[-1] in page.value
+    back.click()
+    assert names[-2] in page.value
+    for choice in shown.options:
+        for fold in folds.options:
+            folds.value, shown.value = fold, choice
+            chosen = opened.pick(fold, choice)
+            assert place.value == 1 and place.max == max(1, len(chosen))
+            assert chosen[0] in page.value if chosen else "there are none" in page.value
+    box = browse_neighbours(folder, "small_resnet_arcface", neighbours=3)
+    (folds, asked, count), page = box.children[0].children, box.children[1]
+    assert page.value.count("<tr") == 2 + len(opened.view(0, asked.value).answers) + 3
+    count.value, asked.value = 7, names[5]
+    assert f"Fold 0, {names[5]}" in page.value
+    folds.value = 1
+    assert "was not asked about" in page.value  # a photograph of fold 0
+    asked.value = asked.options[-1]
+    assert "Test photograph" in page.value

@@ -21,16 +21,16 @@ MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.
 
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
-    "paths runs records species dataset metrics predictions",
+    "paths progress runs records saving species dataset metrics predictions",
     "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
     "presets degradations eda thresholds local_match ballots tally knn blending outcomes compare "
     "statistics errors faithfulness",
     "devices images backbones heads schedule callbacks detector fitting architectures export train gradcam",
-    "page robustness report notebooks stages study kaggle cli",
+    "page widgets robustness report notebooks stages study kaggle cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
 ORDER = [name for floor in FLOORS for name in floor]
-WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], "page", "report", "notebooks", "stages", "study", "kaggle", "cli"]
+WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], "page", "widgets", "report", "notebooks", "stages", "study", "kaggle", "cli"]
 
 
 def imports(path):
