@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from .augmentation import RECIPES, Flip
 from .backbones import backbone_layers, copy_weights, feature_maps
-from .callbacks import BAR, ProgressBar, Resumable, TrainingState
+from .callbacks import ProgressBar, Resumable, TrainingState
 from .devices import accelerated, agree, alone, chief, compiled, device_line, part, prepare, replicas
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
 from .images import augmented, epoch_orders, training_batches
 from .paths import UserError
 from .presets import configure, lookup
+from .progress import bar
 from .schedule import RATE_PER_PHOTO, TwoRateAdamW, WarmupCosine, WarmupExponential
 from .targets import SPECIES, Targets, class_margins, effective_weights
 
@@ -237,9 +238,8 @@ def embed(model, crops, mirror=None, zoom=0.0, batch_size=128, quiet=False):
     """
     network = _encoder(model, mirror, zoom)
     parts = [np.empty((0, network.output.shape[-1]), np.float32)]
-    for start in tqdm(
-        range(0, len(crops), batch_size), desc="embedding", unit="batch", disable=quiet or not len(crops), **BAR
-    ):
+    starts = range(0, len(crops), batch_size)
+    for start in bar(starts, "embedding", unit="batch", disable=quiet or not len(crops)):
         batch = np.zeros((batch_size, *crops.shape[1:]), np.float32)  # one shape, so that nothing is traced twice
         rows = crops[start : start + batch_size]
         batch[: len(rows)] = rows

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .paths import UserError, atomic, project_root
+from .progress import text_only
 
 # %% ../nbs/lib/notebooks.ipynb #notebooks-05
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def run_notebook(notebook, output, values):
     output = own_output(Path(output))
     failed, log = output.with_suffix(".failed.ipynb"), output.with_suffix(".log")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without TensorFlow's greetings on the page
-    with atomic(output) as part, _stderr_of_children(part.with_suffix(".log")) as terminal:
+    with text_only(), atomic(output) as part, _stderr_of_children(part.with_suffix(".log")) as terminal:
         try:
             papermill.execute_notebook(
                 str(notebook),

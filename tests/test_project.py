@@ -30,7 +30,7 @@ FLOORS = [
 ]
 FLOORS = [floor.split() for floor in FLOORS]
 ORDER = [name for floor in FLOORS for name in floor]
-WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], "page", "widgets", "report", "notebooks", "stages", "study", "kaggle", "cli"]
+WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], *(name for name in FLOORS[3] if name != "robustness")]
 
 
 def imports(path):
