@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -280,3 +281,19 @@ def test_the_controls_of_the_browsers_show_what_they_say(study, monkeypatch):
     assert "was not asked about" in page.value  # a photograph of fold 0
     asked.value = asked.options[-1]
     assert "Test photograph" in page.value
+
+
+def test_a_folder_is_embedded_as_in_training(study, checkout, tiny, tmp_path):
+    fold = study[0] / "small_resnet_arcface" / "fold0"
+    done = happywhale(checkout, "embed", fold / "model.keras", tiny, "--to", tmp_path / "all.parquet")
+    assert done.returncode == 0 and "512 numbers for each of 58 photographs" in done.stdout, done.stderr
+    kept, found = (read_embeddings(path) for path in (fold / "embeddings.parquet", tmp_path / "all.parquet"))
+    np.testing.assert_allclose(found.of(kept.images), kept.vectors, atol=1e-5)
+    for words, expected in (
+        ((fold / "none.keras", tiny), "there is no model"),
+        ((fold / "model.keras", tmp_path / "none"), "there is no folder"),
+        ((fold / "model.keras", checkout / "studies"), "has no photographs"),
+    ):
+        done = happywhale(checkout, "embed", *words, "--to", tmp_path / "none.parquet")
+        assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "none.parquet").exists()

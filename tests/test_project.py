@@ -25,7 +25,7 @@ FLOORS = [
     "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
     "presets degradations eda thresholds local_match ballots tally knn blending outcomes compare "
     "statistics errors faithfulness",
-    "devices images backbones heads schedule callbacks detector fitting architectures export train gradcam",
+    "devices images backbones heads schedule callbacks detector fitting architectures export encoding train gradcam",
     "page widgets robustness report notebooks stages study kaggle cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
