@@ -210,7 +210,8 @@ def _view(opened, fold, image, row, n):
         title = f"Test photograph {image}: {answers[0]}, confidence {float(lists.loc[image, 'confidence']):.2f}"
     else:
         who = row["individual_id"] + (" (new)" if row["truth"] == NEW else f", known by {row['known']} photographs")
-        said = f"{answers[0]}, confidence {row['confidence']:.2f}: {row['kind']}"
+        worth = "right" if row["kind"] == "right" else f"wrong, {row['kind']}"
+        said = f"{answers[0]}, confidence {row['confidence']:.2f}: {worth}"
         title = f"Fold {fold}, {image}, {row['species']} {who}. Answer: {said}"
     return View(image, title, table, near, _crops(opened, place, image, near["image"], part))
 
