@@ -28,7 +28,7 @@ from .progress import live
 from .runs import read_json
 from .splits import FOLD_COLUMNS, gallery_and_queries, study_data
 
-# %% ../nbs/lib/widgets.ipynb #widgets-05
+# %% ../nbs/lib/widgets.ipynb #widgets-31
 MARKS = {  # by what stands in `same`: words below the neighbour, and its frame's colour, width and line
     "yes": ("same animal", "#1a8f5a", 4, "-"),
     "no": ("another animal", "#a8581c", 1.5, "--"),
@@ -40,6 +40,19 @@ STYLE = """<style>
 </style>"""
 
 
+def _panel(ax, crop, text, below, colour, width, style):
+    ax.set_axis_on()
+    ax.imshow(crop)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(text, fontsize=9)
+    ax.set_xlabel(below, fontsize=9)
+    ax.spines[:].set(color=colour, linewidth=width, linestyle=style)
+
+
+def _text(frame, form="to_string", **how):
+    return getattr(frame, form)(na_rep="–", float_format="{:.3f}".format, **how)
+
+# %% ../nbs/lib/widgets.ipynb #widgets-05
 @dataclass(frozen=True, eq=False)
 class View:
     """One photograph beside the known ones nearest to it.
@@ -82,19 +95,6 @@ class View:
         ]
         page = '<p>{}</p>{}<div class="beside">{}{}</div>'
         return STYLE + str(Markup(page).format(self.title, picture, *map(Markup, tables)))
-
-
-def _panel(ax, crop, text, below, colour, width, style):
-    ax.set_axis_on()
-    ax.imshow(crop)
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(text, fontsize=9)
-    ax.set_xlabel(below, fontsize=9)
-    ax.spines[:].set(color=colour, linewidth=width, linestyle=style)
-
-
-def _text(frame, form="to_string", **how):
-    return getattr(frame, form)(na_rep="–", float_format="{:.3f}".format, **how)
 
 # %% ../nbs/lib/widgets.ipynb #widgets-08
 @dataclass(frozen=True)

@@ -266,6 +266,7 @@ def test_the_controls_of_the_browsers_show_what_they_say(study, monkeypatch):
     assert place.value == len(names) and names[-1] in page.value
     back.click()
     assert names[-2] in page.value
+    shown.value = "new animals"
     for choice in shown.options:
         for fold in folds.options:
             folds.value, shown.value = fold, choice
