@@ -13,7 +13,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from .devices import by_itself
 from .paths import UserError, atomic
@@ -132,7 +131,7 @@ class ProgressBar(keras.callbacks.Callback):
         if self.bar.disable:
             each = (time.perf_counter() - self.began) / (epoch + 1 - self.first)
             left = each * (self.epochs - epoch - 1) / 60
-            tqdm.write(f"{text}, {self.steps / each:.1f} steps/s, {left:.0f} min left", file=sys.stderr)
+            self.bar.write(f"{text}, {self.steps / each:.1f} steps/s, {left:.0f} min left", file=sys.stderr)
 
     def on_train_end(self, logs=None):
         self.bar.close()

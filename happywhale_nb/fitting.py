@@ -13,7 +13,6 @@ import weakref
 import keras
 import numpy as np
 from keras import layers, ops
-from tqdm import tqdm
 
 from .augmentation import RECIPES, Flip
 from .backbones import backbone_layers, copy_weights, feature_maps
@@ -135,7 +134,7 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
     devices = how.pop("devices", 0)
     scope = prepare(how.pop("precision", "auto"), devices)
     if chief():
-        tqdm.write(device_line(devices))
+        print(device_line(devices), flush=True)
     size = config.batch_size * replicas(devices)
     orders = epoch_orders(len(rows), config.epochs, size, seed, labels if config.balance == "sampler" else None)
     targets = targets_of(config, labels, classes, species, orders.shape[1] // size, seed)
