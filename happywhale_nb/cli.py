@@ -29,11 +29,11 @@ from .splits import study_data
 from .stages import run_stage, stage_notebook
 
 # %% ../nbs/lib/cli.ipynb #cli-11
-def closing_lines(folder, seconds):
-    """What a finished study made, its MAP@5, and what to try next, as lines of text."""
+def closing_lines(folder, head):
+    """What a finished study made, under the line `head`, its MAP@5, and what to try next, as lines of text."""
     report = read_json(folder / "report.json")
     files = [folder / name for name in ("submission.csv", "report.json", "report.html") if (folder / name).is_file()]
-    lines = [f"Made in {seconds / 60:.1f} minutes:", *(f"  {os.path.relpath(path)}" for path in files)]
+    lines = [head, *(f"  {os.path.relpath(path)}" for path in files)]
     for name, model in report["models"].items():
         oof = model["oof"]
         lines.append(
@@ -58,7 +58,7 @@ class _Group(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("stopped; the same command goes on where this one was", err=True)
+            click.echo("\nstopped; the same command goes on where this one was", err=True)
             ctx.exit(130)
 
 
@@ -509,7 +509,7 @@ def run(ctx, study, given, dry_run, force, executor, at_once, more):
     """
     from happywhale_nb.study import override, plan_states, read_study, run_jobs, study_jobs, study_of_one
 
-    began, given = time.perf_counter(), dict(given)
+    began, given = time.time(), dict(given)
     if given.get("data_dir"):
         given["data_dir"] = str(Path(given["data_dir"]).absolute())
     content = override(read_study(study), given) if study else study_of_one(given)
@@ -522,7 +522,10 @@ def run(ctx, study, given, dry_run, force, executor, at_once, more):
         click.echo(line, err=True)
     if left:
         ctx.exit(1)
-    click.echo("\n".join(closing_lines(folder, time.perf_counter() - began)))
+    head = f"Nothing to do, all {len(jobs)} notebooks are up to date:"
+    if any(job.mark.stat().st_mtime >= began for job in jobs):
+        head = f"Made in {(time.time() - began) / 60:.1f} minutes:"
+    click.echo("\n".join(closing_lines(folder, head)))
 
 # %% ../nbs/lib/cli.ipynb #cli-51
 @main.command()

@@ -63,7 +63,9 @@ def embed_folder(model, folder, target):
     Returns the `Embeddings`. Raises `UserError` for a photograph that cannot be decoded, with its name.
     """
     model = Path(model)
-    if not model.is_file():
+    if Path(target).suffix != ".parquet":
+        raise UserError(f"{target}: embeddings are written as Parquet, name a file that ends with .parquet")
+    if not model.is_file() or model.suffix != ".keras":
         raise UserError(f"there is no model {model}: name a model.keras of outputs/<study>/<model>/fold<k>/")
     used = read_json(model.with_name("config.json"))["parameters"]
     images, paths, boxes = find_photos(folder)

@@ -114,8 +114,8 @@ def lookup(table, name, kind):
     if name in table:
         return table[name]
     near = difflib.get_close_matches(name, table, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"unknown {kind} {name!r}; {hint}(known: {', '.join(table)})")
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(table)})")
 
 
 PARTS = {"pool": "parts", "parts": 4, "embedding": 1024}

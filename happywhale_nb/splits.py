@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'SELDOM', 'FOLD_COLUMNS', 'parse_kind', 'make_folds', 'kind_
 # %% ../nbs/lib/splits.ipynb #splits-02
 import difflib
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -301,11 +302,12 @@ def dataset_folds(dataset, k=5, seed=0, kind="", folder=None):
     return make_folds(dataset.train, k, seed, kind or "stratified", pairs)
 
 # %% ../nbs/lib/splits.ipynb #splits-30
-def study_folds(dataset, folder, k=0, seed=0, kind="", keep=True):
+def study_folds(dataset, folder, k=0, seed=None, kind="", keep=True):
     """The folds of a study: `dataset_folds`, kept in `<folder>/folds.csv`, and the data's place in `study.json` (unless
     not `keep`).
 
-    `k` = 0 and `kind` = "" mean what the study has; in a new one 5, and the data folder's own split or `stratified`.
+    `k` = 0, `seed` None and `kind` = "" mean what the study has; in a new one 5, 0, and the data folder's own split or
+    `stratified`.
     Raises `UserError` if the study has another split already, since figures from two splits must not be mixed."""
     path = folder / "folds.csv"
     kept = read_table(path, FOLD_COLUMNS) if path.is_file() else None
@@ -313,11 +315,14 @@ def study_folds(dataset, folder, k=0, seed=0, kind="", keep=True):
         k = 5 if kept is None else len(fold_numbers(kept))
     if not kind and kept is not None and kept["protocol"][0] != "given":
         kind = kept["protocol"][0].split("-")[0]
+    if seed is None:
+        drawn = re.search(r"-seed(-?\d+)$", "" if kept is None else kept["protocol"][0])
+        seed = int(drawn[1]) if drawn else 0
     folds = dataset_folds(dataset, k, seed, kind, folder)
     if kept is not None and not kept.equals(folds.astype(str)):
         raise UserError(
-            f"{path} holds another split (other data, kind, number of folds or seed): choose another study name, "
-            f"or remove {folder} to start anew"
+            f"{path} holds another split ({kept['protocol'][0]}, asked for: {folds['protocol'].iloc[0]}; or of other "
+            f"data): give the same folds and seed, choose another study name, or remove {folder} to start anew"
         )
     if kept is None and keep:
         with atomic(path) as part:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'RANGES', 'SCHEDULERS', 'stage_notebook', 'stage_output', 'check_ranges', 'check_training', 'check_stage',
-           'locked', 'visible_gpus', 'own_gpus', 'stage_values', 'run_stage', 'stage_record']
+           'locked', 'visible_gpus', 'own_gpus', 'stage_values', 'run_stage', 'stage_mark']
 
 # %% ../nbs/lib/stages.ipynb #stages-02
 import fcntl
@@ -23,7 +23,7 @@ from .knn import AGGREGATES, finished_folds
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
 from .paths import UserError, find_data, fold_dir, project_root, study_dir
 from .presets import configure
-from .records import begin_record, job_stamp, keep_record, record_path
+from .records import begin_record, job_stamp, keep_record, mark_path, record_path
 from .runs import read_json
 from .splits import gallery_and_queries, require_catalogue, study_folds
 from .tally import VOTES
@@ -220,10 +220,12 @@ def run_stage(stage, given, output=None, gpus=None):
         begun, commit = time.time(), begin_record(beside, stamp) if own == beside else None
         run_notebook(stage_notebook(stage), output, values)
         if own == beside:
-            keep_record(beside, stage, full, dataset.fingerprint, time.time() - begun, commit)
+            record = keep_record(beside, stage, full, dataset.fingerprint, time.time() - begun, commit)
+            mark_path(record).touch()
     return output
 
 
-def stage_record(stage, full, data):
-    """Where the record of a stage's run lies, for all its parameter values and the data's fingerprint."""
-    return record_path(stage_output(stage, full), job_stamp(stage, full, data))
+def stage_mark(stage, full, data):
+    """The file that is there if a stage has been run with these parameter values, on data of this fingerprint; its
+    date is that of the last run."""
+    return mark_path(record_path(stage_output(stage, full), job_stamp(stage, full, data)))

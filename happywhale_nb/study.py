@@ -35,9 +35,9 @@ from happywhale_nb.stages import (
     check_ranges,
     check_training,
     locked,
+    stage_mark,
     stage_notebook,
     stage_output,
-    stage_record,
     stage_values,
     visible_gpus,
 )
@@ -53,16 +53,28 @@ RESOURCES = {
 } | {stage: {"cores": 4, "gpus": 0, "memory_gb": 8, "hours": 4} for stage in ("eda", "knn", "blend", "report")}
 
 
+class _Once(yaml.SafeLoader):
+    """YAML in which no key may stand twice: a copied block would silently take the place of the first."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                mark = node.value[place][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"{key!r} stands here twice", problem_mark=mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_study(path):
     """The content of a study file. Raises `UserError` if it is absent or is not YAML with keys and values."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Once)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         line = f", line {place.line + 1}" if place else ""
-        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+        raise UserError(f"{path}{line}: not a study's YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a study has keys and values, as in `study: demo`")
     return content
@@ -70,7 +82,7 @@ def read_study(path):
 
 def _mapping(value, where):
     if not isinstance(value, dict):
-        raise UserError(f"{where}: keys and values are wanted here, not {value!r}")
+        raise UserError(f"{where}: keys and values are wanted here, as in `name: {{key: value}}`, not {value!r}")
     return value
 
 # %% ../nbs/lib/study.ipynb #study-07
@@ -110,13 +122,16 @@ def check_study(content, where="study"):
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
     shared = {name: _text(content[name], f"{where}: {name}") for name in SHARED if name in content}
+    try:
+        stage_values("train", shared | {"data_dir": str(project_root())})
+        study_dir(shared.get("study", ""), project_root())
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     models = {}
     for name, values in _mapping(content.get("models") or {}, f"{where}: models").items():
         models[str(name)] = _check_model(str(name), values, shared, f"{where}: models.{name}")
     if not models:
-        raise UserError(
-            f"{where}: models is missing: name at least one, as in `models: {{small_resnet_arcface: {{}}}}`"
-        )
+        raise UserError(f"{where}: models is missing: name one at least, `models: {{small_resnet_arcface: {{}}}}`")
     sections = {stage: _check_section(stage, content.get(stage), models, where) for stage in SECTIONS}
     wanted = _check_resources(content.get("resources"), f"{where}: resources")
     return {"shared": shared, "models": models, "sections": sections, "resources": wanted}
@@ -131,9 +146,12 @@ def _check_model(name, values, shared, where):
     texts = {"preset": name, "name": name} | texts
     quick = {"quick": shared.get("quick", "False"), "data_dir": str(project_root())}
     try:
-        check_training(stage_values("train", texts | quick)[1])
+        config = check_training(stage_values("train", texts | quick)[1])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    for epoch in texts.get("snapshots", "").split():
+        if not epoch.isdigit() or not 0 < int(epoch) <= config.epochs:
+            raise UserError(f"{where}.snapshots: {epoch!r} is no epoch from 1 to {config.epochs}, this model's last")
     return texts
 
 # %% ../nbs/lib/study.ipynb #study-09
@@ -148,7 +166,7 @@ def _check_section(stage, values, models, where):
         if stage in ("knn", "report"):
             raise UserError(f"{where}: {stage}: this stage cannot be left out")
         return None
-    values = dict(_mapping(values or {}, f"{where}: {stage}"))
+    values = dict(_mapping({} if values is True else values or {}, f"{where}: {stage}"))
     chosen = list(models)
     if stage in CHOSEN and "models" in values:
         chosen = _text(values.pop("models"), f"{where}: {stage}.models").split()
@@ -215,15 +233,15 @@ class Job:
     """One notebook to be run.
 
     stage: of `STAGES`; given: name → text, what the command is told; title: for people; needs: the jobs whose results
-    it reads; output: the executed notebook; record: the record of its run, there if and only if the results are those
-    of these parameters and data; resources: cores, gpus, memory_gb, hours."""
+    it reads; output: the executed notebook; mark: an empty file, there if and only if the results are those of these
+    parameters and data, with the date of the run; resources: cores, gpus, memory_gb, hours."""
 
     stage: str
     given: dict
     title: str
     needs: tuple
     output: Path
-    record: Path
+    mark: Path
     resources: dict
 
     @property
@@ -259,7 +277,7 @@ def study_jobs(content, where="study"):
         texts = {name: text for name, text in shared.items() if name in known} | given
         full = stage_values(stage, texts)[1]
         title = " ".join(part for part in (STAGES[stage], model, fold and f"fold {fold}") if part)
-        places = (stage_output(stage, full), stage_record(stage, full, dataset.fingerprint))
+        places = (stage_output(stage, full), stage_mark(stage, full, dataset.fingerprint))
         jobs[stage, model, fold] = Job(
             stage, texts, title, tuple(jobs[key] for key in needs), *places, found["resources"][stage]
         )
@@ -311,7 +329,7 @@ def plan_states(content, jobs):
     plans = {row[0]: (row[4], row[5]) for row in rows[1:]}
     states, run = [], set()
     for job in jobs:
-        status, plan = plans[str(job.record)]
+        status, plan = plans[str(job.mark)]
         why = ""
         if status == "missing":
             others = list(job.output.parent.glob(f"{job.output.stem}-*.run.json"))
@@ -386,14 +404,13 @@ def unfinished(jobs, since):
     """Lines on the jobs that a run begun at `since` (seconds) has left undone; empty if all are done."""
     lines, undone = [], set()
     for job in jobs:
-        newest = max((need.record.stat().st_mtime for need in job.needs if need.record.is_file()), default=0)
-        if job.record.is_file() and job.record.stat().st_mtime >= newest and not undone & set(job.needs):
+        newest = max((need.mark.stat().st_mtime for need in job.needs if need.mark.is_file()), default=0)
+        if job.mark.is_file() and job.mark.stat().st_mtime >= newest and not undone & set(job.needs):
             continue
         undone.add(job)
         if found := failed_notebook(job, since):
-            lines.append(
-                f"failed: {job.title}: {found[1]}\n  (the notebook as far as it came: {os.path.relpath(found[0])})"
-            )
+            place = os.path.relpath(found[0])
+            lines.append(f"failed: {job.title}: {found[1]}\n  (the notebook as far as it came: {place})")
         elif waits := [need.title for need in job.needs if need in undone]:
             lines.append(f"not run: {job.title}, which needs {', '.join(waits[:3])}{' …' * (len(waits) > 3)}")
         else:

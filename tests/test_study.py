@@ -15,12 +15,14 @@ import psutil
 import pytest
 import yaml
 
+from happywhale_nb.dataset import read_dataset
 from happywhale_nb.paths import UserError
-from happywhale_nb.records import kept_records
+from happywhale_nb.records import kept_records, mark_path
+from happywhale_nb.splits import study_folds
 from happywhale_nb.study import check_study, override, read_study, study_jobs
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
-SMALL = {"folds": 2, "quick": True, "models": {"basic_cnn": {}}, "gradcam": False, "robustness": False}
+SMALL = {"folds": 2, "seed": 3, "quick": True, "models": {"basic_cnn": {}}, "gradcam": False, "robustness": False}
 
 
 def command(*words):
@@ -55,8 +57,7 @@ def half(finished, checkout, tiny, request):
     shutil.copytree(finished[1], folder)  # keeps the files' times
     shutil.rmtree(folder / "basic_cnn" / "fold1")
     for notebook in ("basic_cnn/06_knn.ipynb", "07_blending.ipynb", "08_report.ipynb"):
-        for record in kept_records(folder / notebook):
-            record.unlink()
+        mark_path(kept_records(folder / notebook)[0]).unlink()
     return path, folder
 
 
@@ -82,7 +83,7 @@ def test_a_study_runs_each_notebook_once_and_then_nothing(finished, checkout):
     assert (folder / "submission.csv").is_file() and "MAP@5 of the submission" in done.stdout
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "study.yaml"}
     again = happywhale(checkout, "run", path)
-    assert again.returncode == 0 and "[" not in again.stderr
+    assert again.returncode == 0 and "[" not in again.stderr and "Nothing to do, all 6 notebooks" in again.stdout
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert set(planned(checkout, path).values()) == {"done"}
 
@@ -120,11 +121,30 @@ def test_results_made_by_hand_with_other_parameters_are_noticed(finished, checko
     by_hand = write_study(checkout, tiny, "byhand")
     words = ("-p", "data_dir", tiny, "-p", "study", "byhand", "-p", "quick", "true", "-p", "model", "basic_cnn")
     assert waiting(checkout, by_hand) == set()
-    done = happywhale(checkout, "knn", *words, "-p", "folds", "2", "-p", "alpha", "0.3")
+    done = happywhale(checkout, "knn", *words, "-p", "folds", "2", "-p", "seed", "3", "-p", "alpha", "0.3")
     assert done.returncode == 0, done.stderr
     states = planned(checkout, by_hand)
     assert states["06_knn basic_cnn"] == "parameters or data have changed"
     assert {title for title, state in states.items() if state != "done"} == REST - {"03_train basic_cnn fold 1"}
+
+
+def test_what_is_found_done_keeps_its_record_and_a_study_keeps_its_seed(half, checkout, tiny):
+    path, folder = half
+    blend = kept_records(folder / "07_blending.ipynb")[0]
+    before = blend.read_bytes()
+    mark_path(blend).unlink(missing_ok=True)
+    shutil.copytree(folder.with_name("finished-quick") / "basic_cnn", folder / "basic_cnn", dirs_exist_ok=True)
+    assert happywhale(checkout, "run", path, "--snakemake", "--until 07_blending").returncode == 1, (
+        "no report asked for"
+    )
+    assert blend.read_bytes() == before and mark_path(blend).is_file()
+    seeded = write_study(checkout, tiny, "seeded", seed=7)
+    dataset, place = read_dataset(tiny), checkout / "outputs" / "seeded-quick"
+    kept = study_folds(dataset, place, 2, 7)
+    assert kept["protocol"][0] == "stratified-2-seed7" and study_folds(dataset, place).equals(kept)
+    assert set(planned(checkout, seeded)) == set(planned(checkout, path))
+    with pytest.raises(UserError, match="stratified-2-seed7, asked for: stratified-2-seed8"):
+        study_folds(dataset, place, 2, 8)
 
 
 MISTAKES = {
@@ -141,6 +161,9 @@ MISTAKES = {
     "a stranger": ({"gradcam": {"models": ["swin"]}}, ["gradcam.models: 'swin' is not among the models (basic_cnn)"]),
     "a blend": ({"blend": {"models": ["basic_cnn@3"]}}, ["blend.models: 'basic_cnn@3' is not among the models"]),
     "needed": ({"report": False}, ["report: this stage cannot be left out"]),
+    "snapshots": ({"models": {"basic_cnn": {"snapshots": [20]}}}, ["models.basic_cnn.snapshots: '20'", "from 1 to 2"]),
+    "folds": ({"folds": "five"}, ["'folds' is a whole number, not 'five'"]),
+    "a study's name": ({"study": "a/b"}, ["one folder name, not 'a/b'"]),
     "a list": ({"models": ["basic_cnn"]}, ["models: keys and values are wanted here"]),
     "a stage": ({"resources": {"trian": {}}}, ["resources: no stage is called 'trian'"]),
     "a resource": ({"resources": {"train": {"gpu": 1}}}, ["resources.train: 'gpu' is not one of cores, gpus"]),
@@ -157,7 +180,13 @@ def test_a_mistake_in_a_study_file_is_named_with_its_place(mistake):
 
 
 def test_a_file_that_is_no_study_is_one_line_and_status_2(checkout, tmp_path):
-    for text, expected in (("models: {a: [", "line 1: not YAML"), ("- 1", "keys and values"), (None, "No such file")):
+    spoilt = {
+        "models: {a: [": "line 1: not a study's YAML",
+        "a: 1\na: 2": "line 2: not a study's YAML ('a' stands here twice)",
+        "- 1": "keys and values",
+        None: "No such file",
+    }
+    for text, expected in spoilt.items():
         path = tmp_path / "study.yaml"
         path.unlink(missing_ok=True)
         if text:
@@ -219,14 +248,14 @@ def test_a_broken_fold_stops_its_own_branch_and_the_next_run_goes_on_there(half,
     fold = folder / "basic_cnn" / "fold1"
     fold.mkdir()
     (fold / "resume.json").write_text("{")
-    for record in kept_records(folder / "01_eda.ipynb"):
-        record.unlink()
+    eda = mark_path(kept_records(folder / "01_eda.ipynb")[0])
+    eda.unlink()
     done = happywhale(checkout, "run", path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "failed: 03_train basic_cnn fold 1" in done.stderr and "resume.json is not valid JSON" in done.stderr
     assert "fold1/03_train.failed.ipynb" in done.stderr
     assert "not run: 06_knn basic_cnn, which needs 03_train basic_cnn fold 1" in done.stderr
-    assert "[1/6] 01_eda" in done.stderr and kept_records(folder / "01_eda.ipynb"), "another branch went on"
+    assert "[1/6] 01_eda" in done.stderr and eda.is_file(), "another branch went on"
     assert waiting(checkout, path) == REST
 
 
