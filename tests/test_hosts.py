@@ -14,7 +14,7 @@ import pytest
 
 from happywhale_nb.embeddings import read_embeddings
 from happywhale_nb.paths import UserError
-from happywhale_nb.records import kept_records
+from happywhale_nb.records import kept_records, mark_path
 
 TRAIN = """
 import sys
@@ -119,10 +119,9 @@ def test_the_command_in_two_processes_leaves_one_set_of_results_and_two_notebook
     assert codes == [0, 0], said
     place = checkout / "outputs/hosts-quick/small_resnet_arcface/fold0"
     notebooks = ["03_train.ipynb", "03_train.process1.ipynb"]
-    left = {path.name for path in place.iterdir() if path.suffix != ".lock"}
-    assert left == {*OUTPUTS, *notebooks, kept_records(place / notebooks[0])[0].name}, (
-        "one record, of the first process"
-    )
+    left = {path.name for path in place.iterdir() if not path.name.startswith(".")}
+    record = kept_records(place / notebooks[0])[0]
+    assert left == {*OUTPUTS, *notebooks, record.name, mark_path(record).name}, "one record, of the first process"
     assert all("map5_known" in text for text in said)
     shown = [(place / name).read_text() for name in notebooks]
     assert "in 2 processes" in shown[0] and all("image/png" in text for text in shown)
