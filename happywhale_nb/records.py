@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'PACKAGES', 'VARIABLES', 'TELLERS', 'job_stamp', 'record_path', 'mark_path', 'kept_records', 'commit_of',
-           'begin_record', 'used_versions', 'keras_backend', 'device', 'without_folders', 'circumstances', 'was_done',
-           'keep_record']
+           'begin_record', 'used_versions', 'keras_backend', 'installed_gpus', 'device', 'without_folders',
+           'circumstances', 'was_done', 'keep_record']
 
 # %% ../nbs/lib/records.ipynb #records-02
 import json
@@ -117,7 +117,7 @@ def _first(path, pattern):
     return found[1].strip() if found else None
 
 
-def _gpus():
+def installed_gpus():
     """Names of NVIDIA's GPUs, without the numbers that belong to one card alone."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
@@ -135,7 +135,7 @@ def device():
         "cpu": _first("/proc/cpuinfo", r"^model name\s*: (.*)$") or platform.processor(),
         "cores": usable,
         "memory_gb": round(int(memory) / 2**20, 1) if memory else None,
-        "gpus": _gpus(),
+        "gpus": installed_gpus(),
     }
 
 # %% ../nbs/lib/records.ipynb #records-20

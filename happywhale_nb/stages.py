@@ -9,8 +9,6 @@ __all__ = ['STAGES', 'RANGES', 'SCHEDULERS', 'stage_notebook', 'stage_output', '
 # %% ../nbs/lib/stages.ipynb #stages-02
 import fcntl
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +21,7 @@ from .knn import AGGREGATES, finished_folds
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
 from .paths import UserError, find_data, fold_dir, project_root, study_dir
 from .presets import configure
-from .records import begin_record, job_stamp, keep_record, mark_path, record_path
+from .records import begin_record, installed_gpus, job_stamp, keep_record, mark_path, record_path
 from .runs import read_json
 from .splits import gallery_and_queries, require_catalogue, study_folds
 from .tally import VOTES
@@ -139,13 +137,10 @@ def locked(path, waiting=""):
 # %% ../nbs/lib/stages.ipynb #stages-14
 def visible_gpus():
     """The graphics cards that may be used, a list of names: those of `CUDA_VISIBLE_DEVICES` if that is set, else the
-    numbers of all that `nvidia-smi` lists."""
+    numbers of all there are."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines()
-    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed))]
+    return [str(number) for number in range(len(installed_gpus()))]
 
 
 SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # variables of a job that has been given its cards

@@ -39,6 +39,8 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             own |= {node.module} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("happywhale_nb."):  # over several lines
+            own.add(node.module.removeprefix("happywhale_nb."))
         elif isinstance(node, ast.ImportFrom):
             other.add(node.module.split(".")[0])
         elif isinstance(node, ast.Import):
