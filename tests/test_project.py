@@ -24,9 +24,10 @@ FLOORS = [
     "paths progress runs records saving species dataset metrics predictions",
     "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
     "presets degradations eda thresholds local_match ballots tally knn blending outcomes compare "
-    "statistics errors faithfulness",
-    "devices images backbones heads schedule callbacks detector fitting architectures export encoding train gradcam",
-    "page widgets robustness report notebooks stages study kaggle cli",
+    "statistics errors faithfulness uploads exports season answering tables catalogue views decisions access asking "
+    "intake schemas",
+    "devices images backbones heads schedule callbacks detector fitting architectures export encoding train gradcam heat",
+    "page widgets robustness report notebooks stages study kaggle api serving identify cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
 ORDER = [name for floor in FLOORS for name in floor]
