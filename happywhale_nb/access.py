@@ -77,10 +77,6 @@ class Limiter:
         """Whether this caller may have another one of this kind; if so, it is counted."""
         return kind not in self.rates or self.window.hit(self.rates[kind], kind, caller)
 
-    def spent(self, kind, caller):
-        """Whether the caller has no more of this kind, without counting."""
-        return kind in self.rates and not self.window.test(self.rates[kind], kind, caller)
-
 # %% ../nbs/lib/access.ipynb #access-11
 def loopback(host):
     """Whether an address or a name of a host is this machine, to itself only."""

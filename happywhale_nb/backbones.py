@@ -241,6 +241,7 @@ def vit(pixels, momentum=0.9, width=384, depth=12, heads=6, patch=16):
 
 # %% ../nbs/lib/backbones.ipynb #backbones-14
 BACKBONES = {"small_resnet": small_resnet, "small_efficientnet": small_efficientnet, "basic_cnn": basic_cnn}
+BACKBONES["tiny_resnet"] = partial(small_resnet, widths=(24, 48, 72, 96))  # a quarter of a million numbers
 BACKBONES["resnet50"] = partial(application, factory="ResNet50", caffe=True)
 BACKBONES |= {f"efficientnet_b{i}": partial(application, factory=f"EfficientNetB{i}") for i in range(8)}
 for size in ("B0", "B1", "B2", "B3", "S", "M", "L"):

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['HEADLINES', 'DETECTOR', 'closing_lines', 'main', 'answer_lines', 'check', 'import_', 'detector', 'detect', 'embed',
-           'export', 'report', 'blend', 'score', 'validate', 'architectures', 'compare', 'download_', 'kaggle_',
-           'build', 'run', 'demo']
+           'export', 'report', 'blend', 'score', 'validate', 'architectures', 'compare', 'catalogue', 'catalogue_build',
+           'catalogue_add', 'catalogue_re_embed', 'catalogue_upgrade', 'catalogue_export', 'catalogue_token', 'serve',
+           'download_', 'kaggle_', 'build', 'run', 'demo']
 
 # %% ../nbs/lib/cli.ipynb #cli-02
+import getpass
 import json
 import os
 import shlex
 import time
+import webbrowser
 from functools import partial
 from pathlib import Path
 
@@ -422,6 +425,200 @@ def compare(ctx, run_a, run_b, machine):
     lines = describe_comparison(found)
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if machine else "\n".join(lines))
     ctx.exit(1 if found["differs"] else 0)
+
+# %% ../nbs/lib/cli.ipynb #cli-c1
+@main.group()
+def catalogue():
+    """A catalogue of known animals: build it, add to it, give access to it."""
+
+
+def _opened(folder):
+    from happywhale_nb.catalogue import CARD, Catalogue
+
+    if folder is not None and not (folder / CARD).is_file() and (folder / "catalogue" / CARD).is_file():
+        folder = folder / "catalogue"  # outputs/<study> will do
+    return Catalogue(folder or study_dir("", find_data()) / "catalogue")
+
+
+def _worth(made):
+    """What a calibration says, in a line or two."""
+    told = f"calibrated on {made.photographs} photographs ({made.new} of animals met once)"
+    figures = {"MAP@5": made.map5, "coverage of the lists": made.coverage, "calibration error": made.ece}
+    shown = [f"{name} {value:.3f}" for name, value in figures.items() if value == value]
+    return [": ".join([told, ", ".join(shown)]) if shown else told] + ([made.note] if made.note else [])
+
+
+@catalogue.command("build")
+@click.argument("data_dir", type=_path)
+@click.option("--model", type=_path, help="A fold's model.keras; without it the catalogue's own.")
+@click.option("--to", "folder", type=_path, help="The catalogue's folder [outputs/<DATA_DIR's name>/catalogue].")
+@click.option("--database", default="", metavar="URL", help="postgresql://USER@HOST/NAME; without it a SQLite file.")
+@click.option("--detector", type=_path, help="Boxes photographs that have no box; see `happywhale detector`.")
+@click.option("--name", default="", help="What the catalogue is called [DATA_DIR's name].")
+def catalogue_build(data_dir, model, folder, database, detector, name):
+    """Make a catalogue of a data folder and a trained model; given again, take in what is new.
+
+    \b
+    Example: happywhale catalogue build data/demo --model outputs/demo/small_resnet_arcface/fold0/model.keras
+
+    Photographs stay where they are. Encounters, dates, places and sides come from train.csv and encounters.csv.
+    """
+    from happywhale_nb.serving import build_catalogue
+
+    folder = folder or study_dir("", data_dir.absolute()) / "catalogue"
+    made, embedder, added, worth = build_catalogue(
+        folder, data_dir.absolute(), model or "", database, detector or "", name
+    )
+    embedder.close()
+    click.echo(f"{os.path.relpath(made.folder)}: {count(added, 'photograph')} added")
+    click.echo("\n".join(_worth(worth)) + f"\nnext: happywhale serve {os.path.relpath(made.folder)}")
+
+# %% ../nbs/lib/cli.ipynb #cli-c2
+_folder = click.argument("folder", type=_path)
+
+
+@catalogue.command("add")
+@_folder
+@click.argument("photos", nargs=-1, required=True, type=_path)
+@click.option("--each", is_flag=True, help="Each photograph is an encounter of its own; else they are one together.")
+@click.option("--date", default="", help="ISO 8601 [the camera's].")
+@click.option("--place", default="", help="The site's name.")
+@click.option("--species", default="")
+@click.option("--side", default="", help="left or right.")
+@click.option("--name", default="", help="The encounter's name.")
+def catalogue_add(folder, photos, each, side, **known):
+    """Add photographs to the catalogue in FOLDER as an encounter to be decided; only they are embedded.
+
+    \b
+    Example: happywhale catalogue add outputs/demo/catalogue IMG_0101.jpg IMG_0102.jpg --date 2026-07-31
+    """
+    from happywhale_nb.intake import take_photos
+    from happywhale_nb.serving import open_embedder
+
+    opened = _opened(folder)
+    embedder = open_embedder(opened)
+    for lot in [[photo] for photo in photos] if each else [photos]:
+        files = [(path.name, path.read_bytes()) for path in lot]
+        place = {"latitude": None, "longitude": None}
+        number = take_photos(opened, embedder, getpass.getuser(), files, side, **known, **place)
+        click.echo(f"encounter {number}: {count(len(lot), 'photograph')}")
+    embedder.close()
+
+
+@catalogue.command("re-embed")
+@_folder
+@click.option("--model", required=True, type=_path, help="The new model.keras.")
+@click.option("--detector", type=_path, help="As for build.")
+def catalogue_re_embed(folder, model, detector):
+    """Change over to another model: embed all photographs anew. Until all are, the old one answers.
+
+    \b
+    Example: happywhale catalogue re-embed outputs/demo/catalogue --model outputs/demo/better/fold0/model.keras
+    """
+    from happywhale_nb.encoding import Embedder
+    from happywhale_nb.intake import re_embed
+    from happywhale_nb.serving import change_over, model_name, trained_on
+
+    opened, embedder = _opened(folder), Embedder(model, detector)
+    made = re_embed(opened, embedder, model_name(model), trained_on(model))
+    worth = change_over(opened, embedder, model, detector or "")
+    embedder.close()
+    click.echo(f"{count(made, 'photograph')} embedded; {model} answers now\n" + "\n".join(_worth(worth)))
+
+# %% ../nbs/lib/cli.ipynb #cli-c3
+@catalogue.command("upgrade")
+@_folder
+def catalogue_upgrade(folder):
+    """Bring a catalogue's tables to this version's; a SQLite file is copied first.
+
+    \b
+    Example: happywhale catalogue upgrade outputs/demo/catalogue
+    """
+    from happywhale_nb.catalogue import upgrade_catalogue
+
+    click.echo(upgrade_catalogue(folder))
+
+
+@catalogue.command("export")
+@_folder
+@click.argument("kind", type=click.Choice(["csv", "wildbook", "camtrap-dp", "mark", "rmark"]))
+@click.option("-o", "--output", type=_path, help="The file [named after what it is].")
+@click.option("--occasions", type=click.Choice(["year", "month", "day"]), default="year", show_default=True)
+def catalogue_export(folder, kind, output, occasions):
+    """Write what is decided: a table, a Wildbook sheet, Camtrap DP, capture histories for MARK or RMark.
+
+    \b
+    Example: happywhale catalogue export outputs/demo/catalogue wildbook -o sheet.xlsx
+    """
+    from happywhale_nb.exports import EXPORTS
+    from happywhale_nb.views import sightings
+
+    make, name, _ = EXPORTS[kind]
+    with _opened(folder).reading() as session:
+        table = sightings(session)
+    with atomic(output or Path(name)) as part:
+        part.write_bytes(make(table, **({"occasions": occasions} if kind in ("mark", "rmark") else {})))
+    click.echo(os.path.relpath(output or name))
+
+
+@catalogue.command("token")
+@_folder
+@click.argument("name")
+@click.option("--role", type=click.Choice(["read", "review", "admin"]), default="read", show_default=True)
+@click.option("--end", is_flag=True, help="End the tokens of this name instead.")
+def catalogue_token(folder, name, role, end):
+    """Make a token, for a person or a program of this NAME. It is shown once; only a digest is kept.
+
+    \b
+    Example: happywhale catalogue token outputs/demo/catalogue Ann --role review
+    """
+    from happywhale_nb.access import list_tokens, make_token, revoke
+
+    with _opened(folder).writing() as session:
+        if end:
+            ended = [row for row in list_tokens(session) if row.name == name]
+            for row in ended:
+                revoke(session, row.id)
+            click.echo(f"{count(len(ended), 'token')} of {name} ended")
+        else:
+            click.echo(make_token(session, name, role)[1])
+
+# %% ../nbs/lib/cli.ipynb #cli-c4
+@main.command()
+@click.argument("folder", required=False, type=_path)
+@click.option("--demo", "drawn", is_flag=True, help="A season of drawn photographs and a small network: to look at it.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0: all.")
+@click.option("--port", default=8000, show_default=True)
+@click.option("--name", "names", multiple=True, help="The name by which others reach this server; may be repeated.")
+@click.option("--tokens/--no-tokens", default=None, help="Whether to ask for tokens [yes, but on the loopback].")
+@click.option("--rate", default=600, show_default=True, help="Questions a minute from one caller; 0: no limits.")
+@click.option("--browser/--no-browser", default=True, help="Whether to open the page.")
+def serve(folder, drawn, host, port, names, tokens, rate, browser):
+    """Serve a catalogue: its page, its interface (/docs), and POST /match for the Photo ID App.
+
+    \b
+    Examples: happywhale serve --demo
+              happywhale serve outputs/mine/catalogue
+              happywhale serve outputs/mine/catalogue --host 0.0.0.0 --name whales.example
+    """
+    from happywhale_nb import serving
+
+    began, embedder = time.perf_counter(), None
+    if drawn:
+        opened, embedder = serving.demo_catalogue(folder or project_root() / "outputs" / "demo-season")
+    else:
+        opened = _opened(folder)
+    asks = not serving.loopback(host) if tokens is None else tokens
+    rates = serving.Options().rates if rate else {}
+    options = serving.Options(asks, (host, *names), rates=rates | ({"question": rate} if rate else {}))
+    address = f"http://{'localhost' if serving.loopback(host) else (names or (host,))[0]}:{port}"
+
+    def ready():
+        click.echo(f"{opened.name}: {address} ({time.perf_counter() - began:.1f} s; Ctrl-C stops it)")
+        if browser:
+            webbrowser.open(address)
+
+    serving.serve(opened, host, port, options, embedder, ready)
 
 # %% ../nbs/lib/cli.ipynb #cli-20
 @main.command("download")

@@ -89,7 +89,7 @@ def _meant(session, encounter, kind, individual_id, name):
         raise UserError(f"{encounter.name} is decided to be {individual.name}: undo that decision instead")
     return individual
 
-
+# %% ../nbs/lib/decisions.ipynb #decisions-07a
 def make_individual(session, name, species):
     """A new, active individual; a name whose making was undone may be used again. Raises `UserError` for one in use."""
     name = plain(name, "name", 80, needed=True)

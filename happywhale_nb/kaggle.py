@@ -177,7 +177,7 @@ def plan_notebooks(given, folds=(), machine="tpu"):
     Raises:
         UserError: for a parameter that no notebook knows or a value it cannot have; outside a checkout.
     """
-    paths = sorted((project_root() / "nbs").glob("[0-9]*.ipynb"))
+    paths = sorted((project_root() / "nbs").glob("0[1-8]*.ipynb"))  # a catalogue is for a lab's own machine
     if not paths:
         raise UserError(f"no notebooks in {project_root() / 'nbs'}: run this inside a checkout of the project")
     known = {path.stem: read_parameters(path) for path in paths}

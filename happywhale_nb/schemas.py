@@ -33,7 +33,7 @@ class SignIn(Asked):
 
 
 class Filters(Asked):
-    """Which individuals may be candidates: those with a photograph of this species, side, place, between these dates."""
+    """Which individuals may be candidates: those with a photograph of this species, side, place, in these dates."""
 
     k: int = Field(10, ge=1, le=50)
     species: Text = ""

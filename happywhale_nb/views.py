@@ -57,7 +57,7 @@ def photo_views(session, settings, encounter_ids):
         found[photo.encounter_id].append(photo_view(photo, crop, settings))
     return found
 
-
+# %% ../nbs/lib/views.ipynb #views-04a
 def rejections(session, encounter_ids):
     """`{encounter: [{"id", "name"}, …]}` of the individuals that somebody said each is not."""
     standing = (Decision.kind == "reject", Decision.undone_by_id.is_(None), Decision.encounter_id.in_(encounter_ids))

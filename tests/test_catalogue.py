@@ -120,7 +120,7 @@ def test_other_versions_of_the_tables_are_refused_with_the_remedy(catalogue):
     ],
 )
 def test_a_database_that_cannot_be_used_is_named_with_what_to_do(tmp_path, url, told):
-    card = {"name": "x", "data": str(tmp_path), "database": url.format(folder=tmp_path)}
+    card = {"name": "x", "data": str(tmp_path), "model": "", "database": url.format(folder=tmp_path)}
     (tmp_path / CARD).write_text(json.dumps(card))
     with pytest.raises(UserError, match=told):
         Catalogue(tmp_path)

@@ -48,7 +48,7 @@ def cards(folder):
 
 def test_every_stage_has_its_folder_with_metadata_that_names_its_sources(built):
     found = cards(built)
-    assert set(found) == {p.stem for p in (ROOT / "nbs").glob("[0-9]*.ipynb")} and len(found) == 8
+    assert set(found) == {p.stem for p in (ROOT / "nbs").glob("0[1-8]*.ipynb")} and len(found) == 8
     fields = {"id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu"}
     fields |= {"enable_internet", "machine_shape", "model_sources"}
     fields |= {"dataset_sources", "competition_sources", "kernel_sources"}

@@ -26,7 +26,8 @@ FLOORS = [
     "presets degradations eda thresholds local_match ballots tally knn blending outcomes compare "
     "statistics errors faithfulness uploads exports season answering tables catalogue views decisions access asking "
     "intake schemas",
-    "devices images backbones heads schedule callbacks detector fitting architectures export encoding train gradcam heat",
+    "devices images backbones heads schedule callbacks detector fitting architectures export encoding train gradcam "
+    "heat",
     "page widgets robustness report notebooks stages study kaggle api serving identify cli",
 ]
 FLOORS = [floor.split() for floor in FLOORS]

@@ -1,0 +1,77 @@
+// Adding photographs: choose, group into encounters, send one request an encounter, and lose nothing.
+
+import { button, el, field, fill } from "./dom.js";
+import { encounterFields } from "./editing.js";
+import { folderOf, grouped, isPhoto, thumbnails, walk } from "./files.js";
+import { fail, say } from "./messages.js";
+import { loadFacets, may } from "./session.js";
+import { sender } from "./sending.js";
+import { bytes, count } from "./words.js";
+
+const SHOWN = 200;  // thumbnails; the others are counted
+
+// Kept when the page is left for another view and come back to: photographs not yet sent.
+const kept = { files: [], grouping: "one" };
+
+export async function showAdd(main, route, signal) {
+  if (!may("review")) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Add" }), el("p", { text: "Your token may look, not add: ask for one with the role review." })));
+  const facets = await loadFacets(signal);
+  const { inputs, nodes } = encounterFields("add", facets);
+  const name = el("input", { type: "text", id: "add-name", maxlength: 80, autocomplete: "off", placeholder: "the next free one" });
+  const shots = el("ul", { class: "shots chosen", "aria-label": "Chosen photographs" });
+  const told = el("p", { class: "total", role: "status", "aria-live": "polite", id: "chosen" });
+  const send = button("Send", () => go(), { class: "primary", id: "send" });
+  const clear = button("Clear", () => { kept.files = []; show(); }, { id: "clear", class: "quiet" });
+  const groups = el("fieldset", { class: "segments", id: "grouping" });
+  const pictures = thumbnails(signal);
+  const sending = sender(signal, { done: (files) => { kept.files = kept.files.filter((file) => !files.includes(file)); show(); }, busy: () => show() });
+
+  function take(files) {
+    const fresh = [...files].filter((file) => isPhoto(file) && !kept.files.some((one) => folderOf(one) === folderOf(file) && one.name === file.name && one.size === file.size));
+    const other = [...files].filter((file) => !isPhoto(file)).length;
+    kept.files.push(...fresh);
+    if (other) say(`${count(other, "file")} left out: not ${other === 1 ? "a photograph" : "photographs"}.`);
+    show();
+  }
+
+  function show() {
+    const { files } = kept;
+    const folders = new Set(files.map(folderOf));
+    if (folders.size < 2 && kept.grouping === "folder") kept.grouping = "one";
+    const number = grouped(files, kept.grouping).length;
+    fill(groups, el("legend", { text: "These photographs are" }), [["one", "One encounter"], ["each", "An encounter each"], ["folder", "An encounter a folder"]].map(([kind, text]) =>
+      el("label", { title: kind === "folder" && folders.size < 2 ? "There is only one folder." : null }, el("input", { type: "radio", name: "grouping", id: `group-${kind}`, value: kind, checked: kept.grouping === kind,
+        disabled: kind === "folder" && folders.size < 2, onChange: () => { kept.grouping = kind; show(); document.getElementById(`group-${kind}`).focus(); } }), el("span", { text }))));
+    groups.hidden = files.length < 2;
+    name.closest("label").hidden = number > 1;
+    told.textContent = files.length ? `${count(files.length, "photograph")}, ${bytes(files.reduce((sum, file) => sum + file.size, 0))}, ${count(number, "encounter")}` : "";
+    send.disabled = clear.disabled = !files.length || sending.running();
+    send.firstChild.textContent = number > 1 ? `Send as ${count(number, "encounter")}` : "Send";
+    fill(shots, files.slice(0, SHOWN).map((file) => el("li", {}, pictures(file), el("small", { class: "file", text: file.name, title: file.name }),
+      button("×", () => { kept.files = kept.files.filter((one) => one !== file); show(); }, { class: "plain close", "aria-label": `Take out ${file.name}`, disabled: sending.running() }))),
+    files.length > SHOWN && el("li", { class: "soft", text: `and ${files.length - SHOWN} more` }));
+    form.hidden = !files.length;
+  }
+
+  async function go() {
+    const bad = Object.values(inputs).find((input) => !input.checkValidity());
+    if (bad) return void bad.reportValidity();
+    const fields = Object.fromEntries(Object.entries(inputs).map(([key, input]) => [key, input.value.trim()]));
+    const list = grouped(kept.files, kept.grouping);
+    if (list.length === 1 && name.value.trim()) list[0].name = name.value.trim();
+    const sent = await sending.send(list, fields);
+    name.value = "";
+    if (sent.length === 1 && list.length === 1 && !signal.aborted) location.hash = `#/encounter/${sent[0].id}`;
+  }
+
+  const pick = el("input", { type: "file", id: "files", multiple: true, accept: "image/*", class: "hidden", onChange: () => { take(pick.files); pick.value = ""; } });
+  const folder = el("input", { type: "file", id: "folder", webkitdirectory: true, multiple: true, class: "hidden", onChange: () => { take(folder.files); folder.value = ""; } });
+  const drop = el("div", { class: "drop", id: "drop", onDragover: (event) => { event.preventDefault(); drop.classList.add("over"); }, onDragleave: () => drop.classList.remove("over"),
+    onDrop: (event) => { event.preventDefault(); drop.classList.remove("over"); walk(event.dataTransfer).then(take, fail); } },
+  el("p", { text: "Drop photographs or a folder here" }), el("div", { class: "buttons" },
+    el("label", { class: "button primary" }, pick, "Choose photographs"), el("label", { class: "button" }, folder, "Choose a folder")));
+  const form = el("section", { class: "adding", "aria-label": "What is known about them" }, groups, el("div", { class: "fields" }, field("Name", name), nodes),
+    el("p", { class: "soft", text: "All of these may stay empty; they hold for every encounter sent now and can be edited later." }), el("div", { class: "buttons" }, send, clear, told), shots);
+  fill(main, el("div", { class: "page-head" }, el("h1", { text: "Add" }), el("p", { class: "total", text: "An encounter is one animal met once." })), drop, sending.node, form);
+  show();
+}

@@ -1,0 +1,113 @@
+// Talking to the server: JSON in and out, one sentence for every failure, patience while the model loads.
+
+export class ApiError extends Error {
+  constructor(status, body) {
+    super(body?.detail && typeof body.detail === "string" ? body.detail : unsaid(status));
+    this.status = status;
+    this.body = body ?? {};
+  }
+}
+
+function unsaid(status) {
+  if (status === 0) return "The server cannot be reached. Is it running, and is there a connection?";
+  if (status === 413) return "This is more than the server takes at once.";
+  if (status === 429) return "Too many requests at once. Wait a moment and try again.";
+  return `The server answered with status ${status}.`;
+}
+
+const pause = (ms, signal) => new Promise((done, stop) => {
+  const timer = setTimeout(done, ms);
+  signal?.addEventListener("abort", () => { clearTimeout(timer); stop(signal.reason); }, { once: true });
+});
+
+/** Asks `/api` + path. body: an object sent as JSON. Answers the JSON, or null for 204. Raises `ApiError`. */
+export async function api(path, { method = "GET", body, signal } = {}) {
+  return patient(async () => {
+    const response = await ask(path, { method, body, signal });
+    return response.status === 204 ? null : response.json();
+  }, signal);
+}
+
+/** Like `api`, for a picture or a file: answers a Blob and the name the server gives it. */
+export async function download(path, { signal } = {}) {
+  return patient(async () => {
+    const response = await ask(path, { signal });
+    const named = /filename\*?=(?:UTF-8'')?"?([^";]+)"?/i.exec(response.headers.get("Content-Disposition") ?? "");
+    return { blob: await response.blob(), name: named ? decodeURIComponent(named[1]) : "" };
+  }, signal);
+}
+
+async function ask(path, { method = "GET", body, signal } = {}) {
+  const headers = method === "GET" ? {} : { "X-Happywhale": "1" };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(`/api${path}`, { method, headers, signal, credentials: "same-origin",
+      body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new ApiError(0);
+  }
+  if (response.ok) return response;
+  const said = await response.json().catch(() => null);
+  const error = new ApiError(response.status, said);
+  error.after = Number(response.headers.get("Retry-After")) || 0;
+  throw error;
+}
+
+/** Runs an action again after the model was loaded (503), or after the wait that the server asked for (429). */
+export async function patient(action, signal) {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      return await action();
+    } catch (error) {
+      if (error.status === 401) dispatchEvent(new CustomEvent("catalogue:signin"));
+      if (error.status === 503 && tries < 5) await untilReady(error, signal);
+      else if (error.status === 429 && tries < 5) await pause(1000 * Math.min(error.after || 2 ** tries, 30), signal);
+      else throw error;
+    }
+  }
+}
+
+async function untilReady(error, signal) {
+  const announce = (text) => dispatchEvent(new CustomEvent("catalogue:waiting", { detail: text }));
+  announce("The model is loading. This page tries again by itself.");
+  try {
+    await pause(1500, signal);
+    for (;;) {
+      const health = await ask("/health", { signal }).then((response) => response.json());
+      if (health.status === "ready") return;
+      if (health.status === "failed") throw new ApiError(500, { detail: health.detail || error.message });
+      await pause(2000, signal);
+    }
+  } finally {
+    announce("");
+  }
+}
+
+/** `a=1&b=2` of what is not empty, with the question mark. */
+export function query(params) {
+  const kept = Object.entries(params).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  return kept.length ? `?${new URLSearchParams(kept)}` : "";
+}
+
+/** Sends a form with files; `progress(sent, total)` in bytes. Raises `ApiError`. */
+export function upload(path, form, { progress = () => {}, signal } = {}) {
+  return patient(() => new Promise((done, stop) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", `/api${path}`);
+    request.setRequestHeader("X-Happywhale", "1");
+    request.responseType = "json";
+    request.upload.onprogress = (event) => progress(event.loaded, event.total);
+    request.onerror = () => stop(new ApiError(0));
+    request.onabort = () => stop(signal?.reason ?? new ApiError(0));
+    request.onload = () => {
+      if (request.status >= 200 && request.status < 300) return done(request.response);
+      const error = new ApiError(request.status, request.response);
+      error.after = Number(request.getResponseHeader("Retry-After")) || 0;
+      return stop(error);
+    };
+    signal?.addEventListener("abort", () => request.abort(), { once: true });
+    request.send(form);
+  }), signal);
+}

@@ -1,0 +1,121 @@
+// The page of the catalogue: who is on a photograph, why, and what a person decided.
+//
+// Every view is a route after the #, so that a reload and a link lead to the same place:
+//   #/queue  #/encounter/ID  #/individuals  #/individual/ID  #/add  #/trail  #/exports  #/tokens
+// An encounter's address may name an answer (?answer=ID) and filters of its candidates
+// (species, side, place, since, until); the queue's address names its filters (also state and q).
+//
+// What a test can hold on to:
+//   sign-in       #token #sign-in #sign-out            header   #catalogue-name #who #nav [data-page=queue|…]
+//   messages      #messages [data-message=info|error], its button [data-action=message]; #waiting while the model loads
+//   filters       #queue-state input[value=…], #queue-species -side -place -since -until -q, and the same with
+//                 #candidates-…; chips [data-chip=KEY|all]
+//   queue         #total, #queue [data-encounter=ID], #more
+//   encounter     #encounter [data-state], [data-version]; #confirm #reject #new #new-name #new-confirm #unsure #next
+//                 #back #note; #heat #zoom; #asked-photo #match-photo (img), .heatmap (img);
+//                 #candidates [data-candidate=RANK][aria-current]; #photos [data-photo=ID]; #filters-note
+//                 #edit #edit-save #draw #box-save #ask; #conflict; #history
+//   add           #drop #files #folder #group-one #group-each #group-folder; #add-date #add-place #add-side
+//                 #add-species #add-name; #send #progress; #failures [data-failed], #retry; #sent [data-encounter=ID]
+//   individuals   #individuals [data-individual=ID], #individuals-q #individuals-species; on the page of one:
+//                 #rename #merge #merge-q [data-into=ID] #split [data-split=ID]; #history [data-decision=ID] [data-undo=ID]
+//   trail         #trail [data-decision=ID] [data-undo=ID]       exports  [data-export=csv|wildbook|camtrap-dp|mark]
+//   tokens        #token-name #token-role #token-make #token-made #token-copy [data-revoke=ID]
+//   dialogs       dialog[open], #dialog-yes, #zoom-view, #box-view, #keys
+
+import { showAdd } from "./add.js";
+import { button, el, fill } from "./dom.js";
+import { showEncounter } from "./encounter.js";
+import { showExports } from "./exports.js";
+import { showIndividual } from "./individual.js";
+import { showIndividuals } from "./individuals.js";
+import { bindKeys, showKeys } from "./keys.js";
+import { fail, waiting } from "./messages.js";
+import { showQueue } from "./queue.js";
+import { loadSession, may, session } from "./session.js";
+import { showSignIn, signOut } from "./signin.js";
+import { showTokens } from "./tokens.js";
+import { showTrail } from "./trail.js";
+import { role } from "./words.js";
+
+const VIEWS = {
+  queue: ["Queue", showQueue], encounter: ["Encounter", showEncounter], individuals: ["Individuals", showIndividuals],
+  individual: ["Individual", showIndividual], add: ["Add", showAdd], trail: ["Trail", showTrail],
+  exports: ["Exports", showExports], tokens: ["Tokens", showTokens],
+};
+const NAV = ["queue", "individuals", "add", "trail", "exports", "tokens"];
+const main = document.getElementById("main");
+let leave = null;
+let shown = location.hash;
+
+/** `#/encounter/12?answer=3` as its view, id and params. */
+function route() {
+  const [path, params = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const [view = "", id = ""] = path.split("/");
+  return { view: VIEWS[view] ? view : "queue", id: Number(id) || null, params: new URLSearchParams(params) };
+}
+
+async function show() {
+  const now = route();
+  shown = location.hash;
+  leave?.abort(new DOMException("left", "AbortError"));
+  leave = new AbortController();
+  const { signal } = leave;
+  const [title, view] = VIEWS[now.view];
+  bindKeys([]);
+  document.querySelectorAll("dialog[open]").forEach((node) => node.close());
+  document.title = `${title} – ${session.catalogue.name}`;
+  showNav(now.view);
+  fill(main, el("p", { class: "soft loading", text: "Loading …" }));
+  main.dataset.view = now.view;
+  scrollTo(0, 0);
+  try {
+    await view(main, now, signal);
+  } catch (error) {
+    if (signal.aborted || error.status === 401) return;
+    if (!("status" in error)) console.error(error);
+    fill(main, el("div", { class: "empty", role: "alert" }, el("h1", { text: error.status === 404 ? "Not found" : "This did not work" }),
+      el("p", { text: error.message }), button("Try again", show)));
+  }
+}
+
+function showNav(current) {
+  const pages = NAV.filter((name) => (name === "tokens" ? may("admin") : name === "add" ? may("review") : true));
+  const on = { encounter: "queue", individual: "individuals" }[current] ?? current;
+  fill(document.getElementById("nav"), pages.map((name) => el("a",
+    { href: `#/${name}`, data: { page: name }, "aria-current": name === on ? "page" : null }, VIEWS[name][0],
+    name === "queue" && session.catalogue.undecided > 0 && el("b", { class: "number", text: session.catalogue.undecided, title: "undecided" }))));
+}
+
+function showHeader() {
+  document.getElementById("catalogue-name").textContent = session.catalogue.name || "Catalogue";
+  fill(document.getElementById("who"), el("span", { title: `The role of your token: ${session.role}` }, session.who, el("small", { text: role(session.role) })),
+    button("?", showKeys, { class: "plain help", "aria-label": "Keys", title: "Keys (?)" }),
+    session.tokens && button("Sign out", () => signOut().then(start, fail), { class: "plain", id: "sign-out" }));
+  showNav(route().view);
+}
+
+async function start() {
+  try {
+    await loadSession();
+  } catch (error) {
+    if (error.status === 401) return;
+    fill(main, el("div", { class: "empty", role: "alert" }, el("h1", { text: "No answer" }), el("p", { text: error.message }), button("Try again", start)));
+    return;
+  }
+  document.body.classList.remove("signed-out");
+  await show();
+}
+
+addEventListener("hashchange", () => {
+  if (location.hash !== shown && !document.body.classList.contains("signed-out")) show();
+});
+addEventListener("catalogue:session", showHeader);
+addEventListener("catalogue:again", show);
+addEventListener("catalogue:waiting", (event) => waiting(event.detail));
+addEventListener("catalogue:signin", () => {
+  leave?.abort(new DOMException("signed out", "AbortError"));
+  if (!document.body.classList.contains("signed-out")) showSignIn(main, start);
+});
+document.getElementById("skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
+start();

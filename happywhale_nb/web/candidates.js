@@ -1,0 +1,69 @@
+// The list of candidates: the shortest list that holds the truth first, then the less likely ones.
+
+import { cropImage, el, fill } from "./dom.js";
+import { chance, count, day, inTen } from "./words.js";
+
+/** The list; `show` draws it, `mark` shows which candidate is compared, `step` and `rank` move to another. */
+export function candidateList(view) {
+  const node = el("div", { id: "candidates", "aria-live": "off" });
+
+  function show() {
+    const { answer } = view;
+    if (!answer) return void fill(node, waiting(view));
+    const inside = answer.candidates.filter((one) => one.in_set);
+    const outside = answer.candidates.filter((one) => !one.in_set);
+    fill(node, answer.note && el("p", { class: "filters-note", text: answer.note }),
+      !answer.candidates.length && el("p", { class: "soft", text: "No candidate: no known individual fits." }),
+      inside.length > 0 && group(`In the list that holds the truth ${inTen(answer.alpha)}`, inside, "inside"),
+      outside.length > 0 && group("Less likely", outside, "outside"),
+      answer.other > 0 && el("p", { class: "soft other", text: `Chance of a known individual that is not listed: ${chance(answer.other)}` }));
+    mark(false);
+  }
+
+  const group = (title, list, kind) => el("section", { class: `group ${kind}` }, el("h3", {}, title, " ", el("span", { class: "soft", text: list.length })),
+    el("ol", {}, list.map((one) => el("li", {}, item(one, view)))));
+
+  function mark(focus) {
+    for (const one of node.querySelectorAll("[data-candidate]")) {
+      const on = Number(one.dataset.candidate) === view.picked?.rank;
+      if (on) one.setAttribute("aria-current", "true"); else one.removeAttribute("aria-current");
+      if (on && focus) one.scrollIntoView({ block: "nearest", inline: "nearest" });
+    }
+  }
+
+  function rank(number) {
+    const found = view.answer?.candidates.find((one) => one.rank === number);
+    if (found) view.pick(found, { focus: true });
+    return Boolean(found);
+  }
+
+  function step(by) {
+    const list = view.answer?.candidates ?? [];
+    const next = list[list.indexOf(view.picked) + by];
+    if (next) view.pick(next, { focus: true });
+    return Boolean(next);
+  }
+
+  return { node, show, mark, rank, step };
+}
+
+function item(one, view) {
+  const name = one.is_new ? "New individual" : one.individual.name;
+  const from = one.photo ? [day(one.photo.date), one.photo.place].filter(Boolean).join(" · ") : "";
+  return el("button", { type: "button", class: `candidate${one.rejected ? " rejected" : ""}`, data: { candidate: one.rank, new: one.is_new ? "1" : "" },
+    onClick: () => { view.pick(one); if (matchMedia("(max-width: 700px)").matches) document.getElementById("stage").scrollIntoView({ block: "start" }); } },
+  el("span", { class: "thumb" }, one.photo ? cropImage(one.photo, 160, "") : el("span", { class: "plus", text: one.is_new ? "+" : "?", "aria-hidden": "true" })),
+  el("span", { class: "told" },
+    el("span", { class: "line" }, el("span", { class: "rank", text: one.rank }), el("b", { text: name }),
+      one.rejected && el("span", { class: "state rejected", text: "rejected" }), el("span", { class: "chance", text: chance(one.chance) })),
+    el("span", { class: "bar", style: { "--chance": String(one.chance ?? 0) }, "aria-hidden": "true" }),
+    one.is_new ? el("small", { text: `would be ${one.proposed ?? "named by you"}` }) : [
+      from && el("small", { text: from }), one.photo && el("small", { class: "file", text: one.photo.name, title: one.photo.name }),
+      el("small", { text: count(one.photos, "known photograph") })]));
+}
+
+function waiting(view) {
+  if (view.asking) return el("p", { class: "soft loading", role: "status", text: "Asking the catalogue …" });
+  if (view.failed) return el("p", { class: "error", text: view.failed.message });
+  return el("p", { class: "soft", text: view.encounter.individual ? "This encounter is decided. Ask to see who else it could be." : "Not asked yet." });
+}

@@ -1,0 +1,84 @@
+// Building the page: elements are made one by one and text is set as text, so that no name, place or note can become markup.
+
+const LISTENER = /^on([A-Z].*)$/;
+
+/** An element. props: attributes (false and null are left out, true is empty), `class`, `text`, `data` (data-…),
+ *  `style` (an object), `onClick` and the like. Children: nodes, strings, arrays of these; null is left out. */
+export function el(tag, props = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (value === null || value === undefined || value === false) continue;
+    const listener = LISTENER.exec(name);
+    if (listener) node.addEventListener(listener[1].toLowerCase(), value);
+    else if (name === "text") node.textContent = value;
+    else if (name === "data") Object.assign(node.dataset, value);
+    else if (name === "style") for (const [key, what] of Object.entries(value)) node.style.setProperty(key, what);
+    else if (name === "value" && "value" in node) node.value = value;
+    else if (name === "checked") node.checked = value;
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  append(node, children);
+  return node;
+}
+
+function append(node, children) {
+  for (const child of children) {
+    if (Array.isArray(child)) append(node, child);
+    else if (child !== null && child !== undefined && child !== false) node.append(child);
+  }
+}
+
+/** Puts these children in the place of all that a node holds. */
+export function fill(node, ...children) {
+  node.replaceChildren();
+  append(node, children);
+  return node;
+}
+
+/** A button. props as in `el`; `key`: the key that does the same, shown beside the text. */
+export function button(text, onClick, { key = "", ...props } = {}) {
+  return el("button", { type: "button", onClick, "aria-keyshortcuts": key || null, ...props },
+    el("span", { text }), key && el("kbd", { text: key, "aria-hidden": "true" }));
+}
+
+/** A labelled control; the label stands above it. */
+export function field(label, control, hint = "") {
+  const text = el("span", { class: "label", text: label });
+  return el("label", { class: "field" }, text, control, hint && el("small", { text: hint }));
+}
+
+/** A select of `[value, text]` pairs. */
+export function select(options, value, props = {}) {
+  const node = el("select", props, options.map(([key, text]) => el("option", { value: key, text })));
+  node.value = value;
+  if (value && node.value !== value) node.append(el("option", { value, text: value, selected: true }));
+  return node;
+}
+
+/** A text field that proposes known values. */
+export function proposing(name, values, props = {}) {
+  const list = el("datalist", { id: `list-${name}` }, values.map((value) => el("option", { value })));
+  return [el("input", { type: "text", list: list.id, autocomplete: "off", ...props }), list];
+}
+
+/** The square that the network sees, drawn in the shape of what was photographed, within a frame of CSS. */
+export function cropImage(photo, side, alt, props = {}) {
+  const aspect = photo.crop?.aspect || 1;
+  return el("img", { src: cropAddress(photo.id, side, photo.crop), alt, loading: "lazy", decoding: "async",
+    style: { "--aspect": String(aspect) }, ...props });
+}
+
+/** The address of a crop. The box is in it: a box drawn anew is a new picture for the browser's cache, too. */
+export function cropAddress(id, side, crop = null) {
+  const box = crop?.box ? `&box=${crop.box.map(Math.round).join("-")}` : "";
+  return `/api/photos/${id}/crop?side=${side}${box}`;
+}
+
+/** Waits until nothing has called for so many milliseconds. */
+export function later(action, ms = 250) {
+  let timer = 0;
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => action(...given), ms);
+  };
+}

@@ -1,0 +1,166 @@
+// An encounter: its photographs beside one candidate at equal scale, all candidates beneath, and the decision.
+
+import { api } from "./api.js";
+import { drawBox } from "./boxing.js";
+import { candidateList } from "./candidates.js";
+import { actionBar, goBack, goNext } from "./deciding.js";
+import { button, el, fill } from "./dom.js";
+import { edit } from "./editing.js";
+import { filterBar, initial, remember } from "./filters.js";
+import { decisions } from "./history.js";
+import { bindKeys } from "./keys.js";
+import { fail } from "./messages.js";
+import { guard, loadFacets, session } from "./session.js";
+import { makeStage } from "./stage.js";
+import { count, facts, moment, sentence, state } from "./words.js";
+
+const KEYS = ["species", "side", "place", "since", "until"];
+const K = 10;
+
+export async function showEncounter(main, route, signal) {
+  const [encounter, facets] = await Promise.all([api(`/encounters/${route.id}`, { signal }), loadFacets(signal)]);
+  // What the parts of the page share. picked: the candidate that is compared; asked: the photograph chosen by hand.
+  const view = { encounter, answer: null, picked: null, asked: null, asking: false, filters: initial("candidates", route, KEYS),
+    signal, facets, id: route.id };
+  const path = `/encounter/${route.id}`;
+  const node = { head: el("div", { class: "encounter-head" }), conflict: el("div", { id: "conflict", role: "alert" }),
+    note: el("p", { id: "filters-note", class: "filters-note", role: "status" }), history: el("details", { id: "history" }) };
+  const stage = makeStage(view);
+  const actions = actionBar(view);
+  const list = candidateList(view);
+  let run = 0;
+
+  view.pick = (candidate, { focus = false } = {}) => {
+    view.picked = candidate;
+    view.asked = null;
+    stage.show();
+    list.mark(focus);
+    actions.show();
+  };
+  view.show = () => {
+    const { encounter: now } = view;
+    document.title = `${now.name} – ${session.catalogue.name}`;
+    article.dataset.state = now.state;
+    article.dataset.version = now.version;
+    fill(node.head, head(view));
+    stage.show();
+    list.show();
+    actions.show();
+  };
+  view.accept = (now) => { view.encounter = now; view.show(); showHistory().catch(fail); };
+  view.conflict = (error) => {
+    const { encounter: now, decision } = error.body;
+    fill(node.conflict, el("div", { class: "notice" }, el("p", {}, el("b", { text: decision
+      ? `${decision.who} decided in the meantime: ` : "Somebody changed this encounter in the meantime." }),
+    decision && `${sentence(decision).map((part) => (Array.isArray(part) ? part[1].name : part)).join("")}, ${moment(decision.at)}.`),
+    el("p", { text: "Your decision was not stored. Below is the encounter as it is now." }),
+    button("Close", () => fill(node.conflict))));
+    if (now) view.accept(now); else reload().catch(fail);
+    node.conflict.scrollIntoView({ block: "center" });
+  };
+  view.ask = async () => {
+    const mine = ++run;
+    view.asking = true;
+    view.answer = view.picked = null;
+    filtersNote();
+    view.show();
+    try {
+      const answer = await api(`/encounters/${route.id}/answers`, { method: "POST", body: { k: K, ...view.filters }, signal });
+      if (mine === run) take(answer);
+    } catch (error) {
+      if (mine === run) { view.failed = error; fail(error); }
+    } finally {
+      if (mine === run) { view.asking = false; view.show(); }
+    }
+  };
+
+  function take(answer) {
+    view.answer = answer;
+    view.failed = null;
+    view.picked = answer.candidates.find((one) => !one.rejected) ?? answer.candidates[0] ?? null;
+  }
+  async function reload() { view.accept(await api(`/encounters/${route.id}`, { signal })); }
+  async function showHistory() {
+    const got = await api(`/trail?encounter_id=${route.id}&limit=50`, { signal });
+    const open = node.history.open;
+    fill(node.history, el("summary", {}, "History ", el("span", { class: "soft", text: count(got.decisions.length, "entry", "entries") })),
+      decisions(got.decisions, async (result) => (result.encounter ? view.accept(result.encounter) : reload())));
+    node.history.open = open;
+    return got.decisions;
+  }
+  function filtersNote() {
+    const active = KEYS.some((key) => view.filters[key]);
+    node.note.textContent = active ? "These filters hide some candidates: who is missing below may still be in the catalogue." : "";
+  }
+
+  const keep = () => remember("candidates", view.filters, path, { answer: view.answer?.id && route.params.get("answer") });
+  const { bar, chips } = filterBar("candidates", KEYS, view.filters, facets, (now) => {
+    Object.assign(view.filters, now);
+    route.params.delete("answer");
+    keep();
+    view.ask();
+  });
+  const article = el("article", { id: "encounter", class: "encounter" }, node.head, node.conflict, stage.node, actions.node,
+    el("section", { class: "candidates", "aria-label": "Candidates" },
+      el("div", { class: "section-head" }, el("h2", { text: "Candidates" }), el("span", { class: "soft", text: "from known photographs of" }), bar), chips, node.note, list.node),
+    node.history);
+  fill(main, article);
+  signal.addEventListener("abort", stage.close);
+  bindKeys(keys(view, stage, list, actions));
+  filtersNote();
+  keep();
+  view.show();
+
+  const past = showHistory();
+  past.catch(fail);
+  const wanted = Number(route.params.get("answer")) || null;
+  if (wanted) { take(await api(`/answers/${wanted}`, { signal })); view.show(); }
+  else if (["undecided", "unsure"].includes(encounter.state)) view.ask();
+  else {
+    const deciding = (await past).find((one) => one.answer_id && !one.undone_by && one.kind !== "reject");
+    if (deciding) take(await api(`/answers/${deciding.answer_id}`, { signal }));
+    const chosen = view.answer?.candidates.find((one) => (one.is_new ? encounter.state === "new" : one.individual.id === encounter.individual?.id));
+    if (chosen) view.picked = chosen;
+    view.show();
+  }
+}
+
+function head(view) {
+  const { encounter } = view;
+  const known = facts(encounter);
+  const decided = encounter.decided_by && encounter.state !== "undecided" && `${encounter.decided_by}, ${moment(encounter.decided_at)}`;
+  return [
+    el("div", {}, el("h1", {}, encounter.name, " ", el("span", { class: `state ${encounter.state}`, text: state(encounter.state) })),
+      el("p", { class: "facts" }, known.length ? known.join(" · ") : "No date, place or species yet", " · ", count(encounter.photos.length, "photograph"))),
+    encounter.individual && el("p", { class: "decided" }, encounter.state === "new" ? "New individual " : "This is ",
+      el("a", { href: `#/individual/${encounter.individual.id}`, text: encounter.individual.name }), decided && el("small", { text: decided })),
+    encounter.state === "unsure" && decided && el("p", { class: "decided soft" }, `Set aside by ${decided}`),
+    el("div", { class: "buttons" },
+      guard(button("Edit", () => edit(view).catch(fail), { id: "edit", title: "Date, place, species, side" })),
+      guard(button("Draw a box", () => drawBox(view).catch(fail), { id: "draw", title: "Mark the animal on the photograph" })),
+      button(view.answer || view.asking ? "Ask again" : "Ask", () => view.ask(), { id: "ask", disabled: view.asking, title: "Ask the catalogue who this is" }))];
+}
+
+function keys(view, stage, list, actions) {
+  let last = 0;
+  const move = (step) => {
+    if (list.step(step) || step < 0) return;
+    if (Date.now() - last < 1500) goNext(view).catch(fail);  // the last candidate: the same key once more leads on
+    last = Date.now();
+  };
+  const digits = [..."123456789"];
+  return [
+    { keys: ["ArrowRight", "ArrowDown"], label: "Next candidate; at the last one, twice: next encounter", repeats: true, run: () => move(1) },
+    { keys: ["ArrowLeft", "ArrowUp"], label: "Candidate before", repeats: true, run: () => move(-1) },
+    { keys: digits, shown: ["1", "9"], label: "Candidate of this rank", run: (name) => list.rank(Number(name)) },
+    { keys: ["c"], label: "Confirm: it is this individual", run: () => actions.press("confirm") },
+    { keys: ["r"], label: "Reject: it is not this individual", run: () => actions.press("reject") },
+    { keys: ["n"], label: "New individual", run: () => actions.press("new") },
+    { keys: ["u"], label: "Unsure: set aside", run: () => actions.press("unsure") },
+    { keys: ["s", "Shift+ArrowRight"], label: "Next undecided encounter", run: () => goNext(view).catch(fail) },
+    { keys: ["b", "Ctrl+z"], label: "Undo the last decision and go back to it", run: () => goBack().catch(fail) },
+    { keys: ["h"], label: "Heat maps on or off", run: () => stage.toggleHeat() },
+    { keys: ["z"], label: "Zoom both photographs", run: () => stage.zoom() },
+    { keys: ["p"], label: "Next photograph of this encounter", run: () => stage.turn() },
+  ];
+}

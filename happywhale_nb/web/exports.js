@@ -1,0 +1,43 @@
+// Exports: the catalogue as files for other programs.
+
+import { download } from "./api.js";
+import { button, el, fill, select } from "./dom.js";
+import { fail, say } from "./messages.js";
+
+const KINDS = [
+  ["csv", "CSV", "One row a photograph, with its encounter and individual: for a spreadsheet, R or pandas."],
+  ["wildbook", "Wildbook", "The standard import sheet of Wildbook (Flukebook): to bring the encounters into a shared catalogue."],
+  ["camtrap-dp", "Camtrap DP", "A Camera Trap Data Package: deployments, media and observations, to archive or to publish through GBIF."],
+  ["mark", "MARK", "Capture histories, one row an individual and one column an occasion: for MARK and RMark."],
+];
+
+export async function showExports(main) {
+  const occasions = select([["year", "Year"], ["month", "Month"], ["day", "Day"]], "year", { id: "occasions" });
+  fill(main, el("div", { class: "page-head" }, el("h1", { text: "Exports" }),
+    el("p", { class: "total", text: "Only what a person confirmed counts as known." })),
+  el("ul", { class: "exports" }, KINDS.map(([kind, title, text]) => {
+    const get = button("Download", async () => {
+      get.disabled = true;
+      try {
+        await save(kind, kind === "mark" ? `?occasions=${occasions.value}` : "");
+      } catch (error) {
+        fail(error);
+      } finally {
+        get.disabled = false;
+      }
+    }, { data: { export: kind }, "aria-label": `Download ${title}` });
+    return el("li", {}, el("div", {}, el("h2", { text: title }), el("p", { text })),
+      kind === "mark" && el("label", { class: "field" }, el("span", { class: "label", text: "Occasion" }), occasions), get);
+  })));
+}
+
+async function save(kind, params) {
+  const { blob, name } = await download(`/exports/${kind}${params}`);
+  const address = URL.createObjectURL(blob);
+  const link = el("a", { href: address, download: name || kind });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(address), 60000);
+  say(`${name || kind} is in your downloads.`);
+}

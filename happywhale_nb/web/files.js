@@ -1,0 +1,78 @@
+// Files that were chosen or dropped: folders, groups, thumbnails.
+
+import { el } from "./dom.js";
+
+const ENDINGS = /\.(jpe?g|png|webp|tiff?|bmp|heic|heif)$/i;
+const WIDE = 320;
+
+export const isPhoto = (file) => file.type.startsWith("image/") || ENDINGS.test(file.name);
+
+/** The folder of a file as it was chosen or dropped, "" without one. */
+export function folderOf(file) {
+  const path = file.foundAt ?? file.webkitRelativePath ?? "";
+  return path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
+}
+
+/** Files as encounters, `{name, files}` each: "one" for all, "each" for every file, "folder" for every folder. */
+export function grouped(files, how) {
+  if (!files.length) return [];
+  if (how === "each") return files.map((file) => ({ name: "", files: [file] }));
+  if (how === "one") return [{ name: "", files: [...files] }];
+  const folders = new Map();
+  for (const file of files) folders.set(folderOf(file), [...(folders.get(folderOf(file)) ?? []), file]);
+  return [...folders].map(([folder, inside]) => ({ name: folder.split("/").at(-1), files: inside }));
+}
+
+/** All files of what was dropped, folders and their folders too. */
+export async function walk(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.length) return [...transfer.files];
+  const found = [];
+  const visit = async (entry) => {
+    if (entry.isFile) {
+      const file = await new Promise((done, stop) => entry.file(done, stop));
+      file.foundAt = entry.fullPath.replace(/^\//, "");
+      found.push(file);
+      return;
+    }
+    const reader = entry.createReader();
+    for (;;) {
+      const batch = await new Promise((done, stop) => reader.readEntries(done, stop));
+      if (!batch.length) return;
+      for (const one of batch) await visit(one);
+    }
+  };
+  for (const entry of entries) await visit(entry);
+  return found;
+}
+
+/** Answers a function from a file to its thumbnail, made small one after the other: a season's photographs in full
+ *  size would not fit a phone's memory. What the browser cannot draw keeps its name alone. */
+export function thumbnails(signal) {
+  const made = new Map();
+  let last = Promise.resolve();
+  async function draw(file, holder) {
+    if (signal.aborted) return;
+    try {
+      const small = await createImageBitmap(file, { resizeWidth: WIDE, resizeQuality: "medium" });
+      const canvas = el("canvas", { width: small.width, height: small.height });
+      canvas.getContext("2d").drawImage(small, 0, 0);
+      small.close();
+      const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.8));
+      const url = URL.createObjectURL(blob);
+      signal.addEventListener("abort", () => URL.revokeObjectURL(url));
+      holder.append(el("img", { src: url, alt: "" }));
+    } catch {
+      holder.classList.add("nobody");
+      holder.textContent = "No preview";
+    }
+  }
+  return (file) => {
+    if (!made.has(file)) {
+      const holder = el("span", { class: "whole" });
+      made.set(file, holder);
+      last = last.then(() => draw(file, holder));
+    }
+    return made.get(file);
+  };
+}

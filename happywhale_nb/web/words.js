@@ -1,0 +1,80 @@
+// Numbers, dates and states as words.
+
+export const STATES = { undecided: "Undecided", unsure: "Unsure", confirmed: "Confirmed", new: "New" };
+export const SIDES = { left: "Left", right: "Right", both: "Both sides" };
+const ROLES = { read: "may look", review: "may decide", admin: "admin" };
+
+export const role = (name) => ROLES[name] ?? name;
+export const state = (name) => STATES[name] ?? name;
+export const side = (name) => SIDES[name] ?? name;
+
+/** `killer_whale` as it is said. */
+export const species = (name) => (name || "").replaceAll("_", " ");
+
+export function count(number, one, many = `${one}s`) {
+  return `${Number(number).toLocaleString("en")} ${number === 1 ? one : many}`;
+}
+
+/** A chance in per cent: what is small or nearly sure is not rounded to 0 or 100. */
+export function chance(value) {
+  if (value === null || value === undefined) return "–";
+  const percent = 100 * value;
+  if (percent > 0 && percent < 1) return "<1 %";
+  if (percent > 99 && percent < 100) return ">99 %";
+  return `${Math.round(percent)} %`;
+}
+
+/** `2019-05-02` as `2 May 2019`; what is no date stays as it is. */
+export function day(text) {
+  const found = /^(\d{4})-(\d{2})-(\d{2})/.exec(text || "");
+  if (!found) return text || "";
+  const date = new Date(Date.UTC(+found[1], +found[2] - 1, +found[3]));
+  return date.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
+}
+
+/** An ISO time, UTC, in the reader's own time. */
+export function moment(text) {
+  const date = new Date(text);
+  if (!text || Number.isNaN(date.getTime())) return text || "";
+  return date.toLocaleString("en-GB", { day: "numeric", month: "short", year: "numeric", hour: "2-digit",
+    minute: "2-digit" });
+}
+
+export function bytes(number) {
+  const units = ["B", "kB", "MB", "GB"];
+  let unit = 0;
+  while (number >= 1000 && unit < units.length - 1) { number /= 1000; unit += 1; }
+  return `${number >= 10 || unit === 0 ? Math.round(number) : number.toFixed(1)} ${units[unit]}`;
+}
+
+/** Nine in ten, for the alpha of a shortest list. */
+export function inTen(alpha) {
+  const hundred = Math.round(100 * (1 - alpha));
+  return hundred % 10 ? `${hundred} times in 100` : `${hundred / 10} times in 10`;
+}
+
+/** What is known of an encounter, most telling first; nothing unknown is listed. */
+export function facts(encounter) {
+  return [day(encounter.date), encounter.place, species(encounter.species), side(encounter.side)].filter(Boolean);
+}
+
+/** A decision as a sentence in parts: strings, and `[kind, {id, name}]` for what can be linked. */
+export function sentence(decision) {
+  const { kind, encounter, individual, other } = decision;
+  const e = encounter ? ["encounter", encounter] : "an encounter";
+  const i = individual ? ["individual", individual] : "an individual";
+  const o = other ? ["individual", other] : "another";
+  switch (kind) {
+    case "confirm": return [e, " is ", i];
+    case "reject": return [e, " is not ", i];
+    case "new": return [e, " is a new individual, ", i];
+    case "unsure": return [e, " set aside as unsure"];
+    case "merge": return [i, " merged into ", o];
+    case "split": return [o, " split off ", i];
+    case "rename": return [i, " renamed"];
+    case "upload": return [e, " added"];
+    case "edit": return [e, " edited"];
+    case "undo": return ["Undone: decision ", String(decision.undoes ?? ""), ...(encounter ? [" of ", e] : individual ? [" of ", i] : [])];
+    default: return [kind, " ", e];
+  }
+}

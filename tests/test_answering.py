@@ -1,0 +1,240 @@
+"""A gallery that grows answers like one made at once, no closed row answers, and chances come true."""
+
+import json
+
+import numpy as np
+import pytest
+
+from happywhale_nb.answering import DEPTH, LEVEL, Calibration, Known, answer, calibrate
+from happywhale_nb.dataset import NEW
+from happywhale_nb.knn import KNNHead, rank_sets
+from happywhale_nb.metrics import calibration
+from happywhale_nb.paths import UserError
+from happywhale_nb.thresholds import Chances, rank_new
+
+
+@pytest.fixture
+def gallery():
+    """Vectors `[300, 16]` float32 of 40 individuals, and who they show."""
+    rng = np.random.default_rng(0)
+    who = rng.integers(0, 40, 300)
+    vectors = rng.normal(size=(40, 16))[who] + rng.normal(size=(300, 16))
+    return vectors.astype(np.float32), np.char.add("w", who.astype(str))
+
+
+@pytest.fixture
+def queries():
+    return np.random.default_rng(1).normal(size=(25, 16)).astype(np.float32)
+
+
+def same(one, other, queries):
+    """Both find the same rows and the same individuals."""
+    (near, rows), (near_2, rows_2) = one.kneighbors(queries), other.kneighbors(queries)
+    assert np.allclose(near, near_2, atol=2e-6)
+    assert (one.classes_[one.codes_[rows]] == other.classes_[other.codes_[rows_2]]).all()
+    assert (rows == rows_2).all() and (one.rank(queries)[0] == other.rank(queries)[0]).all()
+
+
+def test_without_masks_it_is_a_knn_head(gallery, queries):
+    X, y = gallery
+    known, head = Known().fit(X, y), KNNHead().fit(X, y)
+    same(known, head, queries)
+    sets = np.arange(len(queries)) // 4
+    for one, other in zip(rank_sets(known, queries, sets, 10), rank_sets(head, queries, sets, 10), strict=True):
+        assert np.allclose(one, other, atol=2e-6) if one.dtype.kind == "f" else (one == other).all()
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_an_answer_is_rank_sets_with_the_new_one_at_its_rank(gallery, queries, n):
+    X, y = gallery
+    made = Calibration(threshold=0.6)
+    found = answer(Known().fit(X, y), made, queries[:n], k=5)
+    _, ids, scores, drivers = rank_sets(KNNHead().fit(X, y), queries[:n], np.zeros(n), DEPTH)
+    expected = rank_new(ids, scores, 0.6, DEPTH + 1)[0]
+    assert found.names.tolist() == expected[: len(found.names)].tolist()
+    named = found.names != NEW
+    assert (found.asked[named] == drivers[0, :5]).all() and np.allclose(found.scores[named], scores[0, :5], atol=2e-6)
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    for name, photo, asked in zip(found.names[named], found.photos[named], found.asked[named], strict=True):
+        rows = np.flatnonzero(y == name)
+        assert photo == rows[np.argmax(unit[rows] @ queries[asked])]
+
+
+def test_growing_and_changing_equal_a_fresh_fit(gallery, queries):
+    X, y = gallery
+    known = Known().fit(np.empty((0, 16), np.float32), [])
+    for start, end in ((0, 1), (1, 2), (2, 40), (40, 41), (41, 300)):
+        known.extend(X[start:end], y[start:end])
+    fresh = Known().fit(X, y)
+    same(known, fresh, queries)
+    assert (known.vectors == fresh.vectors).all() and known.vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(known.vectors, axis=1), 1)
+    rows, names = [3, 77, 299], ["w5", "another", ""]
+    changed = np.array(y, dtype=object)
+    changed[rows] = names
+    known.relabel(rows, names).replace([10, 20], queries[:2])
+    X = X.copy()
+    X[[10, 20]] = queries[:2]
+    kept = np.flatnonzero(changed != "")
+    near, rows = known.kneighbors(queries)
+    near_2, rows_2 = KNNHead().fit(X[kept], changed[kept].astype(str)).kneighbors(queries)
+    assert (rows == kept[rows_2]).all() and np.allclose(near, near_2, atol=2e-6)
+    names, counts = np.unique(changed[kept].astype(str), return_counts=True)
+    assert known.counts() == dict(zip(names, counts, strict=True))
+
+
+def test_space_is_doubled_not_copied_for_each_row():
+    known, places = Known().fit(np.empty((0, 4), np.float32), []), set()
+    for i in range(1000):
+        known.extend(np.eye(4)[i % 4 : i % 4 + 1], [str(i)])
+        places.add(len(known._rows))
+    assert len(known.vectors) == 1000 and len(places) <= 8
+
+
+def test_closed_and_nameless_rows_never_answer_and_take_no_place(gallery, queries):
+    X, y = gallery
+    rng = np.random.default_rng(2)
+    allowed, left_out, nameless = rng.random(300) < 0.5, rng.random(300) < 0.3, rng.random(300) < 0.3
+    known = Known(n_neighbors=20).fit(X, np.where(nameless, "", y))
+    is_open = allowed & ~left_out & ~nameless
+    kept = np.flatnonzero(is_open)
+    part = known.under(allowed, left_out)
+    _, rows = part.kneighbors(queries)
+    _, expected = KNNHead(20).fit(X[kept], y[kept]).kneighbors(queries)
+    assert rows.shape == (25, 20) and (rows == kept[expected]).all()
+    for query in queries:
+        found = answer(known, Calibration(), [query], 10, allowed, left_out)
+        photos = found.photos[found.photos >= 0]
+        assert is_open[photos].all() and (y[photos] == found.names[found.names != NEW]).all()
+    known.relabel(np.arange(300), [""] * 300)
+    assert is_open.sum() == part.open_.sum(), "what was asked before keeps its names"
+    assert not known.open_.any() and known.counts() == {}
+
+
+def test_nobody_may_answer(queries):
+    empty = Known().fit(np.empty((0, 16), np.float32), [])
+    full = Known().fit(queries, ["a"] * 25)
+    for known, masks in ((empty, {}), (full, {"allowed": np.zeros(25, bool)}), (full, {"left_out": np.ones(25, bool)})):
+        for n in (1, 3):
+            found = answer(known, Calibration(), queries[:n], **masks)
+            assert found.names.tolist() == [NEW] and found.chances.tolist() == [1.0] and found.other == 0
+            assert found.photos.tolist() == found.asked.tolist() == [-1]
+            assert found.in_set.tolist() == [True] and found.set_size == 1
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 50])
+@pytest.mark.parametrize("level", [-0.9, 0.4, 0.99])
+def test_chances_add_up_and_fall_with_the_rank(gallery, queries, k, level):
+    X, y = gallery
+    known, made = Known().fit(X, y), Calibration(level, Chances(0.1, 0.8, 0.0, -0.1), 0.2)
+    few = np.isin(y, ["w1", "w2", "w3"])
+    for n, allowed in ((1, None), (3, None), (1, few)):
+        found = answer(known, made, queries[:n], k=k, allowed=allowed)
+        assert np.isclose(found.chances.sum() + found.other, 1) and (found.chances >= 0).all() and found.other >= 0
+        assert (np.diff(found.chances) <= 1e-12).all() and (np.diff(found.scores) <= 0).all()
+        most = 3 if allowed is not None else DEPTH
+        assert (found.names == NEW).sum() == 1 and (found.names != NEW).sum() == min(k, most)
+        assert found.in_set.tolist() == (found.scores[0] - found.scores <= 0.2).tolist()
+        assert 1 <= found.in_set.sum() <= found.set_size
+    everybody = answer(known, made, queries[:1], k=10, allowed=few)
+    assert everybody.other == 0, "nobody is left who is not listed"
+
+
+def test_faults_are_named_and_change_nothing(gallery, queries):
+    X, y = gallery
+    known = Known().fit(X, y)
+    calls = [
+        lambda: known.extend(X[:2], ["a"]),
+        lambda: known.extend(X[:1, :5], ["a"]),
+        lambda: known.extend(X[:1], [NEW]),
+        lambda: known.extend(np.zeros((1, 16)), ["a"]),
+        lambda: known.relabel([300], ["a"]),
+        lambda: known.relabel([-1], ["a"]),
+        lambda: known.replace([0, 1], X[:1]),
+        lambda: known.replace([0], [[np.nan] * 16]),
+        lambda: known.under(np.ones(299, bool)),
+        lambda: answer(known, Calibration(), queries[:1, :5]),
+        lambda: answer(known, Calibration(), queries[:0]),
+        lambda: answer(known, Calibration(), queries[:1], k=0),
+    ]
+    for call in calls:
+        with pytest.raises(UserError):
+            call()
+    same(known, Known().fit(X, y), queries)
+    assert "a" not in known.counts()
+
+
+def survey(n, seed, animals=600, width=32):
+    """Encounters of one photograph, in the order they happened; some animals are met often, many seldom."""
+    rng = np.random.default_rng(seed)
+    chance = 1 / np.arange(1, animals + 1) ** 0.7
+    who = rng.choice(animals, n, p=chance / chance.sum())
+    clear = rng.uniform(0.5, 1.6, (n, 1))
+    return rng.normal(size=(animals, width))[who] + clear * rng.normal(size=(n, width)), who.astype(str)
+
+
+def test_chances_of_encounters_to_come_are_true():
+    X, who = survey(2600, 5)
+    past = np.arange(2600) < 1600
+    made, known = calibrate(X[past], who[past], np.arange(1600), past[past]), Known().fit(X[past], who[past])
+    met, sure, right, listed, chance_new, new = set(who[past]), [], [], [], [], []
+    for vector, name in zip(X[~past], who[~past], strict=True):
+        truth, found = name if name in met else NEW, answer(known, made, [vector], k=DEPTH)
+        sure.append(found.chances[0])
+        right.append(found.names[0] == truth)
+        listed.append(truth in found.names[found.in_set])
+        chance_new.append(found.chances[found.names == NEW][0])
+        new.append(truth == NEW)
+    assert 0.05 < np.mean(new) < 0.3 and 0.3 < np.mean(right) < 0.9
+    assert calibration(right, np.clip(sure, 0, 1))["ece"] < 0.05
+    assert abs(np.mean(chance_new) - np.mean(new)) < 0.05
+    assert abs(np.mean(listed) - 0.9) < 0.04
+    assert abs(np.mean(right) - made.top1) < 0.06 and abs(made.coverage - 0.9) < 0.03
+    wrong = Chances(temperature=0.02).predict(*known.rank(X[~past], DEPTH), made.threshold)[0][:, 0]
+    assert calibration(right, wrong.clip(0, 1))["ece"] > 0.08, "chances that are not calibrated would be noticed"
+
+
+def test_photographs_of_one_encounter_do_not_answer_for_each_other():
+    rng = np.random.default_rng(3)
+    X = np.repeat(
+        rng.normal(size=(80, 16)), 2, axis=0
+    )  # two equal photographs an encounter, encounters alike in nothing
+    who, encounter = np.repeat(np.arange(80) // 2, 2).astype(str), np.repeat(np.arange(80), 2)
+    apart, alike = calibrate(X, who, encounter, np.ones(160, bool)), calibrate(X, who, range(160), np.ones(160, bool))
+    assert apart.top1 < 0.3 and alike.top1 > 0.9
+
+
+def test_only_held_out_photographs_are_asked_unless_they_are_few():
+    X, who = survey(400, 7)
+    some = np.arange(400) % 4 == 0
+    made = calibrate(X, who, np.arange(400), some)
+    assert made.photographs == 100 and "held out" not in made.note
+    few = calibrate(X, who, np.arange(400), np.arange(400) < 19)
+    assert few.photographs == 400 and "flattering" in few.note
+    nameless = np.where(some, who, "")
+    assert calibrate(X, nameless, np.arange(400), np.ones(400, bool)).photographs == 100
+    drawn = [calibrate(X, who, np.arange(400), np.ones(400, bool), most=50, seed=s).as_dict() for s in (0, 0, 1)]
+    assert drawn[0]["photographs"] == 50 and drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 30])
+@pytest.mark.parametrize("kind", ["one", "all different", "two", "nobody"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_little_to_learn_from_gives_something_that_answers(n, kind, apart):
+    rng = np.random.default_rng(n)
+    who = [{"one": "a", "all different": str(i), "two": "ab"[i % 2], "nobody": ""}[kind] for i in range(n)]
+    X = rng.normal(size=(n, 8)).astype(np.float32)
+    made = calibrate(X, who, np.arange(n) if apart else np.zeros(n), np.ones(n, bool))
+    assert made.note
+    if n == 0 or kind == "nobody":
+        assert made.photographs == 0 and made.threshold == LEVEL and made.note.startswith("No photograph")
+    else:
+        assert made.photographs == n
+    text = json.dumps(made.as_dict(), allow_nan=False)
+    again = Calibration.from_dict(json.loads(text))
+    assert json.dumps(again.as_dict()) == text
+    query = rng.normal(size=(2, 8))
+    one, other = (answer(Known().fit(X, who), c, query) for c in (made, again))
+    assert np.isfinite(one.chances).all() and np.isclose(one.chances.sum() + one.other, 1)
+    assert one.names.tolist() == other.names.tolist() and (one.chances == other.chances).all()
+    assert one.set_size == other.set_size

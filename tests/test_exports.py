@@ -1,0 +1,770 @@
+"""What leaves a catalogue is safe to open, says what was decided, and is what the other programs' standards ask for."""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+import zipfile
+from datetime import date
+
+import numpy as np
+import openpyxl
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from happywhale_nb.exports import (
+    COLUMNS,
+    EXPORTS,
+    FIXED,
+    LONGEST,
+    camtrap_tables,
+    capture_histories,
+    check_wildbook,
+    clean_text,
+    latin,
+    original_text,
+    read_moment,
+    safe_text,
+    to_camtrap_dp,
+    to_csv,
+    to_mark,
+    to_rmark,
+    to_wildbook,
+    wildbook_table,
+)
+from happywhale_nb.paths import UserError
+from happywhale_nb.species import SPECIES
+from happywhale_nb.views import SIGHTINGS
+
+# ---------------------------------------------------------------------------------------------------- a table of ours
+
+
+def sighting(encounter_id=1, **others):
+    """One photograph of an encounter that a person confirmed, but for `others`."""
+    row = {"photo": "a.jpg", "sha256": "f" * 64, "width": 1000, "height": 500, "side": "left"}
+    row |= {
+        "encounter": f"E{encounter_id}",
+        "date": "2020-06-01",
+        "place": "Bay",
+        "latitude": 44.5,
+        "longitude": -66.25,
+    }
+    row |= {"species": "humpback_whale", "individual": "Mn01", "state": "confirmed", "decided_by": "Ana"}
+    row |= {"decided_at": "2024-01-05T10:00:00+00:00", "kind_of_source": "decision", "answer_id": 7, "rank": 1}
+    return row | {"chance": 0.83, "box": [100, 50, 900, 450], "encounter_id": encounter_id} | others
+
+
+def table_of(*rows):
+    """A table of sightings with photographs numbered from 1."""
+    table = pd.DataFrame([{"photo_id": i} | row for i, row in enumerate(rows, start=1)], dtype=object)
+    return table.astype({"photo_id": int, "encounter_id": int})
+
+
+HOSTILE = [
+    '=cmd|" /C calc"!A0',
+    "@SUM(A1)",
+    "\t=1",
+    "−1",
+    "＝1+1",
+    " \u200b\u3164-1",
+    "x;=1",
+    'x,"=1"',
+    "a\r\n+1",
+    "'",
+    "''=1",
+]
+
+
+@pytest.fixture
+def hostile():
+    """As many encounters as there are hostile texts; each has one as the name of everything that people name."""
+    names = ["photo", "encounter", "place", "individual", "decided_by", "side", "species", "state", "kind_of_source"]
+    rows = [sighting(i, **{name: text for name in names[:-3]}) for i, text in enumerate(HOSTILE)]
+    return table_of(*rows, sighting(99, **dict.fromkeys(names, "=1+1"), sha256="=1", date="=1"))
+
+
+def opens_a_formula(cell):
+    """Whether the first visible character of `cell` is one that spreadsheets begin a formula with."""
+    for character in cell:
+        if unicodedata.category(character)[0] not in "ZCM" and character not in "\u115f\u1160\u2800\u3164\uffa0":
+            return unicodedata.normalize("NFKC", character)[0] in "=+-@"
+    return False
+
+
+def readings(data):
+    """Cells of a CSV in every way that a program may take it apart: list of lists of texts, as written first."""
+    text = data.decode("utf-8-sig")
+    for delimiter in ",;\t|":
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
+            yield [
+                cell
+                for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+                for cell in row
+            ]
+
+
+# ------------------------------------------------------------------------------------------------------------ texts
+
+# what matters comes often, everything else sometimes, lone surrogates and NULs too
+texts = st.text(
+    st.one_of(
+        st.sampled_from("=+-@'\",;|\t\r\n \0\u200b\u3164\u0301\ufeff＝＋－＠﹣a1"), st.characters(exclude_categories=())
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(texts)
+def test_every_text_comes_back(text):
+    assert original_text(safe_text(text)) == clean_text(text)
+    assert safe_text(text).encode("utf-8").count(b"\0") == 0
+
+
+@settings(deadline=None, max_examples=300)
+@given(texts, texts)
+def test_no_program_finds_a_formula(first, second):
+    data = io.StringIO(newline="")
+    csv.writer(data, quoting=csv.QUOTE_NONNUMERIC).writerow([1, safe_text(first), safe_text(second)])
+    for cells in readings(data.getvalue().encode()):
+        assert not any(map(opens_a_formula, cells)), cells
+
+
+@given(st.one_of(st.integers(), st.floats(), st.booleans()))
+def test_numbers_stay_numbers(value):
+    assert safe_text(value) is value
+
+
+def test_long_texts_are_cut_and_say_so():
+    for text in ("x" * 100_000, ";=" * 50_000, "\t" * 100_000):
+        assert len(safe_text(text)) == LONGEST and safe_text(text).endswith(" [cut]")
+    assert safe_text("x" * LONGEST) == "x" * LONGEST and safe_text(None) == ""
+
+
+def test_ordinary_names_are_left_alone():
+    for text in ("Old Scar", "N0007", "IMG_0001.JPG", "2019-05-02", "Skjálfandi", "O'Brien", "a-b=c", "5 - 6"):
+        assert safe_text(text) == text
+
+
+# -------------------------------------------------------------------------------------------------------------- csv
+
+
+def test_csv_holds_everything_and_no_formula(hostile):
+    data = to_csv(hostile)
+    assert data.startswith(b"\xef\xbb\xbf")
+    back = pd.read_csv(io.BytesIO(data), keep_default_na=False)
+    for name in ("photo", "encounter", "place", "individual", "decided_by"):
+        assert back[name].map(original_text).tolist() == hostile[name].tolist()
+    assert back["latitude"].tolist() == [44.5] * len(hostile) and back["rank"].tolist() == [1] * len(hostile)
+    numbers = {"-66.25"}
+    for cells in readings(data):
+        assert not [cell for cell in cells if opens_a_formula(cell) and not set(re.split("[,;]", cell)) & numbers]
+
+
+def test_csv_is_whole_where_things_are_missing():
+    rows = [
+        sighting(1, latitude=np.nan, chance=np.nan, rank=None, box=None, date=None),
+        sighting(2, photo="a\nb\0\ud800.jpg"),
+    ]
+    back = pd.read_csv(io.BytesIO(to_csv(table_of(*rows))))
+    assert back.loc[0, ["latitude", "chance", "rank", "box_x0", "date"]].isna().all()
+    assert back["photo"][1] == "a\nb\ufffd.jpg" and back["box_y1"][1] == 450
+    assert pd.read_csv(io.BytesIO(to_csv(table_of(*rows).head(0)))).empty
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(UserError, match="no column sha256"):
+        to_csv(table_of(sighting()).drop(columns="sha256"))
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_equal_tables_give_equal_files(name):
+    rows = [
+        sighting(i, individual=f"Mn{i % 4}", date=f"20{10 + i % 5}-06-0{1 + i % 9}", photo=f"{i}.jpg")
+        for i in range(20)
+    ]
+    table, (make, file, kind) = table_of(*rows), EXPORTS[name]
+    shuffled = table.sample(frac=1, random_state=3)
+    shuffled.index = range(5, 25)
+    before = shuffled.copy(deep=True)
+    assert make(table) == make(shuffled) and len(make(table)) > len(make(table.head(0)))
+    pd.testing.assert_frame_equal(shuffled, before)
+    assert "." in file and "/" in kind
+
+
+def test_archives_hold_no_time_of_today():
+    for data in (to_wildbook(table_of(sighting())), to_camtrap_dp(table_of(sighting()))):
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        assert {entry.date_time for entry in archive.infolist()} == {FIXED}
+        content = b"".join(archive.read(name) for name in archive.namelist())
+        assert date.today().isoformat().encode() not in content
+
+
+# ------------------------------------------------------------------------------------------------------ dates, species
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "May 2019",
+        "2019-13-01",
+        "2019-02-30",
+        "2019-5-1",
+        "19-05-01",
+        "2019-05-01T25:00",
+        "2019-05-01T10:00+99:00",
+        "٢٠١٩",
+    ],
+)
+def test_what_is_no_date(text):
+    assert read_moment(text) is None
+
+
+def test_dates_are_read_as_far_as_they_go():
+    assert read_moment(" 2019-05 ") == (2019, 5, 0, "", "")
+    assert read_moment("2019-05-01T10:20:30.123456+00:00") == (2019, 5, 1, "10:20:30", "+00:00")
+
+
+def test_every_species_has_a_latin_name():
+    genera = {name: latin(name)[0] for name in [*SPECIES["species_raw"], "north_atlantic_right_whale"]}
+    assert all(genera.values()) and genera["kiler_whale"] == "Orcinus"
+    assert latin("Fin Whale") == latin("fin_whale") == ("Balaenoptera", "physalus") and latin("") == ("", "")
+    assert latin("Stenella") == ("", "")
+
+
+# --------------------------------------------------------------------------------------------------------- wildbook
+
+# fields that Wildbook's validator knows (BulkValidator.java), and those it takes for the same
+KNOWN = re.compile(
+    r"Encounter\.(mediaAsset\d+|year|month|day|hour|minutes|locationID|verbatimLocality|decimalLatitude|decimalLongitude|"
+    r"genus|specificEpithet|submitterID|state|otherCatalogNumbers)|MarkedIndividual\.individualID"
+)
+
+
+def read_sheet(data):
+    """Rows of cells of a workbook's only sheet."""
+    (sheet,) = openpyxl.load_workbook(io.BytesIO(data)).worksheets
+    return list(sheet.iter_rows())
+
+
+def test_wildbook_rows_are_encounters():
+    table = table_of(
+        sighting(1, date="2020-06-02T08:05:00", photo="1a.jpg"),
+        sighting(1, date="2020-06-01T23:59:00", photo="1b.jpg"),
+        sighting(2, individual="", state="unsure", date="2020", latitude=np.nan, longitude=np.nan, photo="2.jpg"),
+    )
+    heads, *rows = [[cell.value for cell in row] for row in read_sheet(to_wildbook(table, "ana", {"Bay": "Fundy"}))]
+    assert all(map(KNOWN.fullmatch, heads)) and len(set(heads)) == len(heads)
+    one, two = (dict(zip(heads, row, strict=True)) for row in rows)
+    assert [one[f"Encounter.{name}"] for name in ("year", "month", "day", "hour", "minutes")] == [2020, 6, 1, 23, 59]
+    assert [one["Encounter.mediaAsset0"], one["Encounter.mediaAsset1"]] == ["1a.jpg", "1b.jpg"]
+    assert (one["MarkedIndividual.individualID"], one["Encounter.state"]) == ("Mn01", "approved")
+    assert (two["MarkedIndividual.individualID"], two["Encounter.state"]) == (None, "unapproved")
+    assert (two["Encounter.year"], two["Encounter.month"], two["Encounter.decimalLatitude"]) == (2020, None, None)
+    assert one["Encounter.locationID"] == "Fundy" and one["Encounter.decimalLongitude"] == -66.25
+    assert (one["Encounter.genus"], one["Encounter.specificEpithet"]) == ("Megaptera", "novaeangliae")
+
+
+def test_columns_without_data_are_left_out():
+    assert not {"Encounter.hour", "Encounter.submitterID", "Encounter.locationID"} & set(
+        wildbook_table(table_of(sighting()))
+    )
+
+
+def test_a_workbook_has_texts_and_no_formulas(hostile):
+    rows = read_sheet(to_wildbook(hostile, submitter="=1+1"))
+    cells = [cell for row in rows for cell in row]
+    assert not [cell for cell in cells if cell.data_type == "f"]
+    for cell in cells:
+        if isinstance(cell.value, str):
+            assert cell.data_type == "s" and cell.quotePrefix == (safe_text(cell.value) != cell.value)
+    assert b"<f>" not in zipfile.ZipFile(io.BytesIO(to_wildbook(hostile))).read("xl/worksheets/sheet1.xml")
+    column = [cell.value for cell in rows[0]].index("Encounter.mediaAsset0")
+    assert [row[column].value.replace("\r", "") for row in rows[1:-1]] == [text.replace("\r", "") for text in HOSTILE]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"date": ""}, "it has no date; a year is required"),
+        ({"date": "in May"}, "its date 'in May' cannot be read"),
+        ({"date": "2031-01-01"}, "its date lies in the future"),
+        ({"species": ""}, "it has no species"),
+        ({"species": "mermaid"}, "the scientific name of 'mermaid' is not known"),
+        ({"species": "spotted_dolphin"}, "may be Atlantic (S. frontalis)"),
+        ({"place": "", "latitude": np.nan, "longitude": np.nan}, "it has no location"),
+        ({"latitude": np.nan}, "it has a latitude or a longitude, not both"),
+        ({"latitude": 95.0}, "is not on Earth"),
+        ({"photo": "é#.jpg"}, "has '#' 'é'; use A to Z"),
+        ({"photo": "B.JPG"}, "'B.JPG' is the name of another photograph"),
+    ],
+)
+def test_wildbook_would_refuse(change, sentence):
+    table = table_of(sighting(1, photo="b.jpg"), sighting(4, **({"photo": "c.jpg"} | change)))
+    found = [text for text in check_wildbook(table, "ana", date(2026, 1, 1)) if "encounter E4" in text]
+    assert len(found) == 1 and found[0].startswith("Row 3, ") and sentence in found[0]
+
+
+def test_wildbook_has_nothing_against_a_good_sheet():
+    table = table_of(sighting(1, photo="a.jpg", date="2020"), sighting(2, photo="b c_1.JPG", place=""))
+    assert check_wildbook(table, "ana") == []
+    assert check_wildbook(table)[0].startswith("Every row: nobody is named")
+    many = table_of(*(sighting(i, photo=f"{i}.jpg") for i in range(201)))
+    assert check_wildbook(many, "ana") == ["Every row: 201 encounters are more than 200; export them in parts."]
+
+
+def test_an_encounter_of_two_species_is_told():
+    table = table_of(sighting(1, photo="a.jpg"), sighting(1, photo="b.jpg", species="fin_whale"))
+    assert "several species (fin_whale, humpback_whale)" in check_wildbook(table, "ana")[0]
+
+
+# ------------------------------------------------------------------------------------------------------- camtrap dp
+
+# Camtrap DP 1.0's table schemas: every field in its order, with its type and constraints
+TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})"
+FEATURES = (
+    "roadPaved roadDirt trailHiking trailGame roadUnderpass roadOverpass roadBridge culvert burrow nestSite carcass "
+    "waterSource fruitingTree"
+)
+STANDARD = {
+    "deployments": """deploymentID required unique
+locationID
+locationName
+latitude required number -90 90
+longitude required number -180 180
+coordinateUncertainty integer 1
+deploymentStart required time
+deploymentEnd required time
+setupBy
+cameraID
+cameraModel
+cameraDelay integer 0
+cameraHeight number 0
+cameraDepth number 0
+cameraTilt integer -90 90
+cameraHeading integer 0 360
+detectionDistance number 0
+timestampIssues boolean
+baitUse boolean
+featureType enum """
+    + FEATURES
+    + """
+habitat
+deploymentGroups
+deploymentTags
+deploymentComments""",
+    "media": r"""mediaID required unique
+deploymentID required
+captureMethod enum activityDetection timeLapse
+timestamp required time
+filePath required pattern ^(?=^[^./~])(^((?!\.{2}).)*$).*$
+filePublic required boolean
+fileName
+fileMediatype required pattern ^(image|video|audio)/.*$
+exifData
+favorite boolean
+mediaComments""",
+    "observations": """observationID required unique
+deploymentID required
+mediaID
+eventID
+eventStart required time
+eventEnd required time
+observationLevel required enum media event
+observationType required enum animal human vehicle blank unknown unclassified
+cameraSetupType enum setup calibration
+scientificName
+count integer 1
+lifeStage enum adult subadult juvenile
+sex enum female male
+behavior
+individualID
+individualPositionRadius number 0
+individualPositionAngle number -90 90
+individualSpeed number 0
+bboxX number 0 1
+bboxY number 0 1
+bboxWidth number 1e-15 1
+bboxHeight number 1e-15 1
+classificationMethod enum human machine
+classifiedBy
+classificationTimestamp time
+classificationProbability number 0 1
+observationTags
+observationComments""",
+}
+
+
+def faults(values, words):
+    """What is wrong with a column's texts by the standard, a list."""
+    given, found = [value for value in values if value != ""], []
+    if "required" in words and len(given) < len(values):
+        found.append("missing")
+    if "unique" in words and len(set(given)) < len(given):
+        found.append("not unique")
+    kind = next((word for word in words if word in ("number", "integer", "time", "boolean", "enum", "pattern")), None)
+    after = words[words.index(kind) + 1 :] if kind else []
+    if kind in ("number", "integer"):
+        numbers = [(float if kind == "number" else int)(value) for value in given]
+        low, high = float(after[0]), float(after[1]) if len(after) > 1 else np.inf
+        found += [number for number in numbers if not low <= number <= high]
+    patterns = {"time": TIME, "boolean": "true|false", "enum": "|".join(after), "pattern": after[0] if after else ""}
+    if kind in patterns:
+        found += [value for value in given if not re.fullmatch(patterns[kind], value)]
+    return found
+
+
+def read_package(data):
+    """The description and the tables (all texts) of a package, after every check that the standard allows."""
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    about = json.loads(archive.read("datapackage.json"))
+    assert set(archive.namelist()) == {"datapackage.json", *(part["path"] for part in about["resources"])}
+    tables = {}
+    for part in about["resources"]:
+        content = archive.read(part["path"])
+        assert not content.startswith(b"\xef\xbb\xbf") and part["profile"] == "tabular-data-resource"
+        tables[part["name"]] = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    for name, text in STANDARD.items():
+        fields = [line.split(" ") for line in text.splitlines()]
+        assert tables[name].columns.tolist() == [field[0] for field in fields]
+        wrong = {field[0]: faults(tables[name][field[0]].tolist(), field[1:]) for field in fields}
+        assert not {field: found for field, found in wrong.items() if found}
+    check_references(tables)
+    check_description(about, tables)
+    return about, tables
+
+
+def check_references(tables):
+    observations, media = tables["observations"], tables["media"].set_index("mediaID")
+    for name in ("media", "observations"):
+        assert set(tables[name]["deploymentID"]) <= set(tables["deployments"]["deploymentID"])
+    of_media = observations["observationLevel"] == "media"
+    assert (
+        set(observations.loc[of_media, "mediaID"]) == set(media.index)
+        and (observations.loc[~of_media, "mediaID"] == "").all()
+    )
+    assert (observations["eventStart"] <= observations["eventEnd"]).all()
+    for row in observations[of_media].itertuples():
+        assert row.eventStart <= media.loc[row.mediaID, "timestamp"] <= row.eventEnd
+
+
+def check_description(about, tables):
+    """The profile's rules: required parts, vocabularies, one version."""
+    needed = {"resources", "profile", "created", "contributors", "project", "spatial", "temporal", "taxonomic"}
+    assert needed <= set(about) and re.fullmatch(TIME, about["created"])
+    assert re.fullmatch("[-a-z0-9._/]+", about["name"]) and all(person["title"] for person in about["contributors"])
+    assert "/1.0.2/" in about["profile"]
+    for part in about["resources"]:
+        if part["name"] in STANDARD:
+            assert part["schema"] == about["profile"].replace("camtrap-dp-profile", f"{part['name']}-table-schema")
+    project = about["project"]
+    assert (
+        project["title"]
+        and project["individualAnimals"] is True
+        and set(project["observationLevel"]) == {"media", "event"}
+    )
+    designs = {"simpleRandom", "systematicRandom", "clusteredRandom", "experimental", "targeted", "opportunistic"}
+    assert project["samplingDesign"] in designs and set(project["captureMethod"]) <= {"activityDetection", "timeLapse"}
+    assert all(re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", about["temporal"][end]) for end in ("start", "end"))
+    named = {taxon["scientificName"] for taxon in about["taxonomic"]}
+    assert named == set(tables["observations"]["scientificName"]) - {""}
+    assert all(set(taxon["vernacularNames"]) == {"eng"} for taxon in about["taxonomic"])
+    points = set(
+        zip(
+            tables["deployments"]["longitude"].astype(float),
+            tables["deployments"]["latitude"].astype(float),
+            strict=True,
+        )
+    )
+    assert about["spatial"]["type"] == "MultiPoint" and set(map(tuple, about["spatial"]["coordinates"])) == points
+
+
+def test_the_standard_itself_finds_faults():
+    assert faults(["", "a", "a"], ["required", "unique"]) == ["missing", "not unique"]
+    assert faults(["-91", "90", ""], ["number", "-90", "90"]) == [-91] and faults(["adult"], ["enum", "adult"]) == []
+    assert faults(["2020-06-01"], ["time"]) == ["2020-06-01"] and faults(["a/../b"], ["pattern", "^((?!\\.{2}).)*$"])
+
+
+def test_a_package_is_what_the_standard_says():
+    table = table_of(
+        sighting(1, date="2020-06-01T10:00:00+02:00"),
+        sighting(1, date="2020-06-01T10:05:00+02:00", box=None, photo="b.PNG"),
+        sighting(
+            2,
+            state="undecided",
+            individual="",
+            rank=None,
+            chance=np.nan,
+            decided_by="",
+            decided_at="",
+            species="mermaid",
+        ),
+        sighting(3, state="unsure", individual="", decided_by="Bo", date="2021-07-01", species="white_sided_dolphin"),
+        sighting(4, kind_of_source="given", decided_by="", decided_at=""),
+        sighting(5, date=""),
+        sighting(6, date="2020-05"),
+        sighting(7, longitude=np.nan, individual="Mn07"),
+        sighting(8, latitude=-91.0),
+    )
+    about, tables = read_package(to_camtrap_dp(table, title="Ours: 2020!"))
+    out = tables["left_out"].set_index("encounter_id")["why"].to_dict()
+    assert out == {"5": "no date", "6": "its date has no day", "7": "no position", "8": "its position is not on Earth"}
+    assert "1 (no date)" in about["description"] and about["created"] == "2024-01-05T10:00:00+00:00"
+    assert [person["title"] for person in about["contributors"]] == ["Ana", "Bo"] and about["name"] == "ours-2020"
+    assert tables["deployments"]["timestampIssues"].tolist() == ["false", "true", "true", "true"]
+    rows = tables["observations"].set_index("observationID")
+    assert rows.loc["photo-1", ["bboxX", "bboxY", "bboxWidth", "bboxHeight"]].tolist() == ["0.1", "0.1", "0.8", "0.8"]
+    assert rows.loc["photo-2", "bboxX"] == "" and rows.loc["encounter-1", "eventEnd"] == "2020-06-01T10:05:00+02:00"
+    whole = rows[rows["observationLevel"] == "event"]
+    assert whole["individualID"].tolist() == ["Mn01", "", "", "Mn01"]
+    assert (
+        whole["classificationMethod"].tolist() == ["human", "", "human", ""]
+        and whole["classifiedBy"].tolist()[2] == "Bo"
+    )
+    assert (rows["classificationProbability"] == "").all() and "machineChance:0.83" in rows.loc[
+        "photo-1", "observationTags"
+    ]
+    assert (
+        whole["scientificName"].tolist()[1:3] == ["", "Lagenorhynchus"]
+        and "mermaid" in whole["observationComments"].iloc[1]
+    )
+    media = tables["media"]
+    assert media["filePath"][1] == f"photos/{'f' * 64}.png" and media["fileMediatype"][1] == "image/png"
+    assert set(media["filePublic"]) == {"false"}
+
+
+def test_a_package_of_hostile_names_is_sound(hostile):
+    hostile["photo"] = [f"../../{text}.jpg" for text in hostile["photo"]]
+    data = to_camtrap_dp(hostile, title="=1+1", contributors=["=2"])
+    _, tables = read_package(data)
+    assert (
+        len(tables["deployments"]) == len(HOSTILE) and tables["media"]["filePath"].str.match("photos/f{64}.jpg$").all()
+    )
+    for name in tables:
+        numbers = {"longitude"}
+        for field in set(tables[name]) - numbers:
+            assert not tables[name][field].map(opens_a_formula).any(), (name, field)
+
+
+def test_photographs_may_lie_elsewhere():
+    table = table_of(sighting(date="2020-06-01T10:00:00"))
+    media = camtrap_tables(table, zone="+02:00", address="https://whales.example/photos/{photo_id}/file", public=True)[
+        "media"
+    ]
+    assert media.loc[0, ["filePath", "filePublic"]].tolist() == ["https://whales.example/photos/1/file", "true"]
+    assert media["timestamp"][0] == "2020-06-01T10:00:00+02:00"
+    for wrong in ("/photos/{photo_id}", "a/../{photo_id}", "{photo}", "{photo_id.__class__}", ""):
+        with pytest.raises(UserError, match="no place of photographs"):
+            camtrap_tables(table, address=wrong)
+    with pytest.raises(UserError, match="no time zone"):
+        camtrap_tables(table, zone="CEST")
+
+
+def test_a_package_needs_a_real_time_of_creation():
+    with pytest.raises(UserError, match="no time of creation"):
+        to_camtrap_dp(table_of(sighting()), created="today")
+    about, _ = read_package(to_camtrap_dp(table_of(sighting(decided_at="")), created="2026-01-31T12:00:00Z"))
+    assert about["created"] == "2026-01-31T12:00:00Z"
+
+
+def test_a_box_that_leaves_the_photograph_is_cut():
+    boxes = [
+        [-50, -50, 5000, 5000],
+        [900, 400, 900, 500],
+        [2000, 0, 3000, 10],
+        [np.nan] * 4,
+        [999.9999999, 0, 1000, 500],
+    ]
+    table = table_of(*(sighting(i, box=box) for i, box in enumerate(boxes)))
+    _, tables = read_package(to_camtrap_dp(table))
+    found = tables["observations"].query("observationLevel == 'media'")
+    assert found["bboxWidth"].tolist() == ["1.0", "", "", "", ""]
+
+
+# ------------------------------------------------------------------------------------------------ capture histories
+
+
+def read_inp(data):
+    """Histories by identifier, read as MARK and RMark's `convert.inp` do: comments away, records end at a semicolon."""
+    found = {}
+    for line in data.decode("ascii").splitlines():
+        comments = re.findall(r"/\*(.*?)\*/", line)
+        rest = re.sub(r"/\*.*?\*/", "", line).strip()
+        assert len(comments) == 1 and (not rest or re.fullmatch("[01]+ 1;", rest))
+        if rest:
+            assert comments[0].strip() not in found
+            found[comments[0].strip()] = rest.split(" ")[0]
+    return found
+
+
+def test_only_decided_animals_count():
+    table = table_of(
+        sighting(1, date="2018", individual="A"),
+        sighting(2, date="2020-01-01", individual="A", state="new"),
+        sighting(3, date="2020-05-01", individual="B", kind_of_source="given", state=""),
+        sighting(4, date="2021-05-01", individual="C", state="undecided"),
+        sighting(5, date="2021-05-01", individual="", state="unsure"),
+        sighting(6, date="", individual="A"),
+        sighting(7, date="soon", individual="D"),
+        sighting(8, date="2018-03-01", individual="E", species="fin_whale"),
+        sighting(8, date="2018-03-02", individual="E", species="fin_whale"),
+    )
+    found = capture_histories(table, species="Megaptera novaeangliae")
+    assert found.table.loc["A"].to_dict() == {"2018": 1, "2020": 1, "2021": 0} and found.table.index.tolist() == [
+        "A",
+        "B",
+    ]
+    assert found.intervals == [2, 1] and found.unit == "years"
+    why = found.left_out.set_index("encounter_id")["why"].to_dict()
+    assert why == {4: "nobody has decided", 5: "nobody has decided", 6: "no date", 7: "its date cannot be read"}
+    assert capture_histories(table).table.loc["E"].tolist() == [1, 0, 0]
+    assert read_inp(to_mark(table)) == {"A": "110", "B": "010", "E": "100"}
+    assert "1 (its date cannot be read), 1 (no date), 2 (nobody has decided)" in to_mark(table).decode()
+    by_month = capture_histories(table, "month")
+    assert by_month.table.columns.tolist() == ["2018-03", "2020-01", "2020-05", "2021-05"] and by_month.intervals == [
+        22,
+        4,
+        12,
+    ]
+    assert by_month.left_out["why"].tolist().count("its date has no month") == 1
+
+
+def test_listed_occasions_are_all_kept():
+    table = table_of(
+        sighting(1, date="2020-06-30"), sighting(2, date="2020-07-01", individual="B"), sighting(3, date="2020-06")
+    )
+    listed = [
+        ("one", "2020-06-01", "2020-06-30"),
+        ("none", "2020-08-01", "2020-08-31"),
+        ("two", "2020-09-01", "2020-09-01"),
+    ]
+    found = capture_histories(table, listed)
+    assert found.table.to_dict("index") == {"Mn01": {"one": 1, "none": 0, "two": 0}} and found.unit == "days"
+    assert found.intervals == [61.5, 16.0]
+    assert found.left_out["why"].tolist() == ["outside the occasions", "its date has no day"]
+
+
+@pytest.mark.parametrize(
+    ("occasions", "message"),
+    [
+        ("week", "'week' are not known"),
+        ([], "at least one"),
+        ([("a", "2020-06-01", "2020-05-01")], "ends before it begins"),
+        ([("a", "2020-06-01", "2020-06-30"), ("b", "2020-06-30", "2020-07-01")], "without overlap"),
+        ([("a", "2020-06-01", "2020-06-30"), ("a", "2020-07-30", "2020-08-01")], "names that differ"),
+        ([("a", "June", "July")], "is no occasion"),
+        ([2019, 2020], "is no occasion"),
+    ],
+)
+def test_occasions_that_cannot_be(occasions, message):
+    with pytest.raises(UserError, match=message):
+        capture_histories(table_of(sighting()), occasions)
+
+
+def test_nothing_to_estimate_from_is_said():
+    undecided = table_of(sighting(state="undecided"))
+    assert "no decided animal" in to_mark(undecided).decode() and read_inp(to_mark(undecided)) == {}
+    assert "1 (nobody has decided)" in to_mark(undecided).decode()
+    for make in (to_mark, to_rmark):
+        with pytest.raises(UserError, match="no photograph is of 'beluga'"):
+            make(table_of(sighting()), species="beluga")
+
+
+meetings = st.lists(
+    st.tuples(st.sampled_from("ABCD"), st.integers(2000, 2006), st.sampled_from(["confirmed", "new", "unsure"])),
+    min_size=1,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(meetings)
+def test_histories_are_the_meetings(met):
+    rows = [sighting(i, individual=who, date=f"{year}-06-01", state=state) for i, (who, year, state) in enumerate(met)]
+    found = capture_histories(table_of(*rows))
+    true = {(who, str(year)) for who, year, state in met if state != "unsure"}
+    assert {(who, year) for who, row in found.table.iterrows() for year in row.index if row[year]} == true
+    assert found.table.columns.tolist() == sorted({str(year) for _, year, _ in met})
+    assert sum(found.intervals) == int(found.table.columns[-1]) - int(found.table.columns[0])
+    assert len(found.left_out) == sum(state == "unsure" for *_, state in met)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.one_of(texts, st.sampled_from(["*/", "/*", "a*/ 111 1;", "a/**/", "é", "Е", "A", "a", "#", "\n;"])),
+        min_size=1,
+    )
+)
+def test_no_name_breaks_a_file_of_histories(names):
+    table = table_of(*(sighting(i, individual=name) for i, name in enumerate(names)), sighting(999, individual="Mn"))
+    count = len({clean_text(name) for name in names} - {""} | {"Mn"})
+    assert set(read_inp(to_mark(table)).values()) == {"1"} and len(read_inp(to_mark(table))) == count
+    lines = [line.split("\t") for line in to_rmark(table).decode("ascii").splitlines()]
+    assert lines[0] == ["ch", "freq", "id"] and len(lines) == count + 1
+    assert all(
+        re.fullmatch('"[01]+"', ch) and n == "1" and re.fullmatch('"[0-9A-Za-z._-]+"', who) for ch, n, who in lines[1:]
+    )
+
+
+def test_similar_names_are_told_apart():
+    names = ["a", "A", "a_2", "a 2", "Скала", "岩", "animal_2"]
+    found = read_inp(to_mark(table_of(*(sighting(i, individual=name) for i, name in enumerate(names)))))
+    assert len({name.casefold() for name in found}) == len(names)
+
+
+# ------------------------------------------------------------------------------------------- as a catalogue tells it
+
+
+def of_a_catalogue(*encounters):
+    """Sightings as `views.sightings` makes them where nothing is known but the photograph, but for `encounters`."""
+    nothing = {"side": "", "date": "", "place": "", "species": "", "individual": "", "state": "undecided"}
+    nothing |= {"decided_by": "", "decided_at": "", "kind_of_source": "decision"}
+    nothing |= dict.fromkeys(["latitude", "longitude", "answer_id", "rank", "chance", "box"])
+    rows = [sighting(i, photo_id=i) | nothing | others for i, others in enumerate(encounters)]
+    return pd.DataFrame([[row[name] for name in SIGHTINGS] for row in rows], columns=SIGHTINGS)
+
+
+def test_the_columns_are_those_of_a_catalogue():
+    assert list(COLUMNS) == SIGHTINGS
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        of_a_catalogue(),
+        of_a_catalogue({}, {}),
+        of_a_catalogue({"date": "2020-06-01", "latitude": 44.5, "longitude": -66.0}, {"box": [1.0, 2.0, 3.0, 4.0]}),
+    ],
+    ids=["empty", "nothing known", "nothing decided"],
+)
+def test_a_catalogue_without_decisions_has_every_file(table):
+    assert len(pd.read_csv(io.BytesIO(to_csv(table)))) == len(table)
+    assert len(wildbook_table(table)) == len(table) and len(read_sheet(to_wildbook(table))) == (len(table) or -1) + 1
+    archive = zipfile.ZipFile(io.BytesIO(to_camtrap_dp(table)))
+    about = json.loads(archive.read("datapackage.json"))
+    deployments = pd.read_csv(io.BytesIO(archive.read("deployments.csv")))
+    assert deployments.columns.tolist() == [line.split(" ")[0] for line in STANDARD["deployments"].splitlines()]
+    assert ("no valid package yet" in about["description"]) == deployments.empty == ("temporal" not in about)
+    assert len(about["spatial"]["coordinates"]) == len(deployments)
+    for occasions in ("year", "month", "day", [("one", "2020-01-01", "2020-12-31")]):
+        assert read_inp(to_mark(table, occasions=occasions)) == {}
+        assert to_rmark(table, occasions=occasions) == b"ch\tfreq\tid\r\n"
+
+
+def test_one_decision_among_many_unknowns_is_exported():
+    known = {"individual": "Mn01", "state": "confirmed", "decided_by": "Ana", "date": "2020-06-01T10:00:00+02:00"}
+    known |= {"decided_at": "2024-01-05T10:00:00.123456+00:00", "latitude": 44.5, "longitude": -66.0, "chance": 0.5}
+    table = of_a_catalogue({}, known, {})
+    _, tables = read_package(to_camtrap_dp(table))
+    assert set(tables["observations"]["individualID"]) == {"Mn01"} and len(tables["left_out"]) == 2
+    assert read_inp(to_mark(table)) == {"Mn01": "1"}
+    assert pd.read_csv(io.BytesIO(to_csv(table)))["chance"].dropna().tolist() == [0.5]
+
+
+def test_missing_values_of_every_kind_are_empty():
+    for missing in (None, np.nan, pd.NA, pd.NaT):
+        assert clean_text(missing) == ""

@@ -1,0 +1,377 @@
+"""What strangers send: each attack is refused with a sentence, cheaply; photographs are shown without secrets."""
+
+import errno
+import io
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from happywhale_nb.paths import UserError
+from happywhale_nb.uploads import (
+    Limits,
+    check_photo,
+    clean_name,
+    count_scans,
+    crop_aspect,
+    keep_photo,
+    show_crop,
+    show_photo,
+)
+
+
+def picture(size=(120, 80), noise=True):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)) if noise else np.zeros((*size[::-1], 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def saved(kind="JPEG", size=(120, 80), noise=True, **how):
+    out = io.BytesIO()
+    picture(size, noise).save(out, kind, **how)
+    return out.getvalue()
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width, height, *chunks):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def zeros(megabytes, level=9):
+    """So many zeros packed, made without holding them."""
+    packer, block = zlib.compressobj(level), bytes(1 << 20)
+    return b"".join(packer.compress(block) for _ in range(megabytes)) + packer.flush()
+
+
+def jpeg_of_size(width, height):
+    data = bytearray(saved())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def many_passes(passes):
+    """A progressive JPEG whose last pass is there again and again."""
+    data = saved(progressive=True, noise=False)
+    at = data.rindex(b"\xff\xda")
+    return data[:-2] + data[at:-2] * passes + b"\xff\xd9"
+
+
+def refusal(data, name="fin.jpg", **limits):
+    with pytest.raises(UserError) as refused:
+        check_photo(data, name, Limits(**limits))
+    return str(refused.value)
+
+
+NOT_PICTURES = {
+    "text": (b"just text, nothing else", "not a picture"),
+    "one byte": (b"\xff", "not a picture"),
+    "page": (b"<!doctype html><script>alert(1)</script>", "not a picture"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', "not a picture"),
+    "program": (b"\x7fELF\2\1\1" + bytes(99), "not a picture"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture"),
+    "pdf": (b"%PDF-1.7\n", "is PDF"),
+    "archive": (b"PK\3\4" + bytes(99), "is an archive"),
+    "gif": (saved("GIF"), "is GIF"),
+    "bmp": (saved("BMP"), "is BMP"),
+    "tiff": (saved("TIFF"), "is TIFF"),
+    "webp": (saved("WEBP"), "is WebP"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(99), "is HEIC"),
+    "film": (b"\0\0\0\x18ftypisom" + bytes(99), "is a film"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PICTURES)
+def test_what_is_called_jpg_and_is_none_is_refused_by_what_it_is(kind):
+    data, why = NOT_PICTURES[kind]
+    told = refusal(data)
+    assert told.startswith("fin.jpg ") and why in told and "JPEG" in told
+
+
+def test_a_name_does_not_make_a_format():
+    assert check_photo(saved("PNG"), "fin.jpg").kind == "png" and check_photo(saved(), "page.html").kind == "jpeg"
+
+
+@pytest.mark.parametrize("start", [b"\xff\xd8\xff", b"\xff\xd8\xff\xe0" + bytes(500), b"\x89PNG\r\n\x1a\n"])
+def test_the_first_bytes_alone_do_not_make_a_picture(start):
+    assert "damaged or cut off" in refusal(start)
+    assert "damaged or cut off" in refusal(start + b"<html><script>alert(1)</script></html>" * 9)
+
+
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"kind": "PNG"}])
+def test_half_a_photograph_is_refused_wherever_it_was_cut(how):
+    data = saved(**how)
+    check_photo(data)
+    for share in (0.01, 0.05, 0.3, 0.7, 0.95):
+        assert "damaged or cut off" in refusal(data[: int(share * len(data))])
+
+
+def test_a_png_with_a_changed_byte_is_refused():
+    data = bytearray(saved("PNG"))
+    data[len(data) // 2] ^= 1
+    assert "damaged" in refusal(bytes(data))
+
+
+def test_random_damage_is_told_in_a_sentence_or_is_harmless():
+    """Whatever bytes are changed, nothing but `UserError` comes."""
+    rng, taken = np.random.default_rng(2), 0
+    for whole in (saved(size=(40, 30)), saved("PNG", size=(40, 30)), saved(size=(40, 30), exif=with_exif())):
+        for _ in range(150):
+            data = bytearray(whole)
+            for at in rng.integers(2, len(data), 4):
+                data[at] = rng.integers(256)
+            try:
+                check_photo(bytes(data), "fin.jpg")
+                taken += 1
+            except UserError as error:
+                assert str(error).startswith("fin.jpg ") and "\n" not in str(error)
+    assert 0 < taken < 450
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        png(60_000, 60_000, chunk(b"IDAT", zeros(1))),
+        png(2**31 - 1, 2**31 - 1),
+        jpeg_of_size(65_535, 65_535),
+        png(9_000, 9_000),
+        png(20_001, 10, chunk(b"IDAT", zeros(1))),
+    ],
+    ids=["png", "png of all bits", "jpeg", "png of 81 million", "a long line"],
+)
+def test_more_pixels_than_may_be_are_refused_by_the_header(sent, monkeypatch):
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("a pixel was made"))
+    told = refusal(sent)
+    assert "save it smaller" in told and ("pixels" in told)
+
+
+SENT_AND_MEASURED = """
+import json, re, sys, time
+from pathlib import Path
+from happywhale_nb.paths import UserError
+from happywhale_nb.uploads import check_photo
+
+def peak():
+    # most memory of this process so far, in MB
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+check_photo(Path(sys.argv[1]).read_bytes())
+for path in sys.argv[2:]:
+    data, start, before = Path(path).read_bytes(), time.process_time(), peak()
+    try:
+        check_photo(data, "fin.png")
+        told = ""
+    except UserError as error:
+        told = str(error)
+    print(json.dumps([told, peak() - before, time.process_time() - start]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read in Linux's way")
+def test_little_that_unpacks_to_much_costs_neither_memory_nor_time(tmp_path):
+    pixels = chunk(b"IDAT", zlib.compress(bytes(4 * 13)))
+    bombs = {
+        "pixels": png(60_000, 60_000, chunk(b"IDAT", zeros(300))),
+        "more pixels than said": png(4, 4, chunk(b"IDAT", zeros(300))),
+        "text": png(4, 4, chunk(b"zTXt", b"a\0\0" + zeros(300)), pixels),
+        "texts": png(4, 4, *[chunk(b"zTXt", b"a\0\0" + zeros(1))] * 300, pixels),
+        "international text": png(4, 4, chunk(b"iTXt", b"a\0\1\0\0\0" + zeros(300)), pixels),
+        "colour profile": png(4, 4, chunk(b"iCCP", b"a\0\0" + zeros(300)), pixels),
+        "empty chunks": png(4, 4, chunk(b"tEXt", b"a\0b") * 500_000, pixels),
+        "passes": many_passes(20_000),
+        "no bomb, as large as may be": png(10_000, 8_000, chunk(b"IDAT", zeros(230, 1))),
+    }
+    assert all(len(data) < 10e6 for data in bombs.values())
+    paths = [tmp_path / "plain", *(tmp_path / name for name in bombs)]
+    for path, data in zip(paths, [saved("PNG"), *bombs.values()], strict=True):
+        path.write_bytes(data)
+    done = subprocess.run([sys.executable, "-c", SENT_AND_MEASURED, *paths], capture_output=True, text=True, check=True)
+    found = dict(zip(bombs, map(json.loads, done.stdout.splitlines()), strict=True))
+    told, memory, _ = found.pop("no bomb, as large as may be")
+    assert not told and 200 < memory < 450, "memory is measured, and there are no two copies"
+    assert {name for name, row in found.items() if not row[0]} <= {"more pixels than said"}
+    assert {name: row for name, row in found.items() if row[1] > 100 or row[2] > 1} == {}
+
+
+def test_an_animated_png_is_refused():
+    out = io.BytesIO()
+    picture().save(out, "PNG", save_all=True, append_images=[picture(noise=False)])
+    assert "is animated" in refusal(out.getvalue())
+
+
+def test_a_progressive_jpeg_may_have_the_passes_of_a_camera_and_no_more():
+    usual = saved(progressive=True)
+    assert 5 < count_scans(usual) <= 12 and check_photo(usual).kind == "jpeg" and count_scans(saved()) == 1
+    assert count_scans(many_passes(500)) > 500 and "passes" in refusal(many_passes(500))
+
+
+def test_bytes_are_counted_before_they_are_looked_at():
+    told = refusal(b"\xff\xd8\xff" + bytes(2_000), bytes=1_000)
+    assert "at most" in told and "save it smaller" in told and "empty" in refusal(b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("..\\..\\windows\\system32\\fin.jpg", "fin.jpg"),
+        ("/etc/cron.d/fin.jpg", "fin.jpg"),
+        ("..", "photograph"),
+        ("", "photograph"),
+        (None, "photograph"),
+        ("fin\u202egpj.exe", "fingpj.exe"),
+        ("\u2067fin\u2069.jpg", "fin.jpg"),
+        ("fin\x00.php\x1b[31m.jpg", "fin.php[31m.jpg"),
+        ("a\r\nSet-Cookie: b.jpg", "a Set-Cookie: b.jpg"),
+        ("\ud800fin.jpg", "fin.jpg"),
+        ("e\u0301.jpg", "\u00e9.jpg"),
+    ],
+)
+def test_names_are_for_people_and_never_paths(name, shown):
+    assert clean_name(name) == shown
+    assert shown.isprintable() and refusal(b"", name).startswith(f"{shown} is empty")
+
+
+def test_a_long_name_keeps_its_suffix():
+    assert len(clean_name("x" * 9_999 + ".jpg")) == 100 and clean_name("x" * 9_999 + ".jpg").endswith("x.jpg")
+    assert len(clean_name("x." + "y" * 9_999)) == 100
+
+
+def with_exif(orientation=6, taken="2019:08:17 14:05:09", gps=None):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "a camera"
+    exif.get_ifd(0x8769)[0x9003] = taken
+    exif.get_ifd(0x8825).update(gps or {1: "S", 2: (44.0, 45.0, 36.0), 3: "W", 4: (66.0, 30.0, 0.0)})
+    return exif
+
+
+def test_when_and_where_are_read_and_turned_photographs_stand_up():
+    seen = check_photo(saved(exif=with_exif()))
+    assert (seen.width, seen.height, seen.taken) == (80, 120, "2019-08-17T14:05:09")
+    assert (seen.latitude, seen.longitude) == (-44.76, -66.5)
+    flat = check_photo(saved("PNG", exif=with_exif(orientation=1)))
+    assert (flat.width, flat.height, flat.longitude) == (120, 80, -66.5)
+
+
+@pytest.mark.parametrize(
+    ("taken", "gps"),
+    [
+        ("0000:00:00 00:00:00", {1: "N", 2: (91.0, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)}),
+        ("yesterday", {1: "N", 2: (44.0, 0.0, 0.0)}),
+        ("2019:13:45 99:99:99", {1: "?", 2: (4.0, 0.0, 0.0), 3: "E", 4: (4.0, 0.0, 0.0)}),
+        ("\0\0\0", {1: "N", 2: (4.0, 0.0), 3: "", 4: (4.0, 0.0, 0.0)}),
+    ],
+)
+def test_nonsense_in_exif_is_taken_as_not_said(taken, gps):
+    seen = check_photo(saved(exif=with_exif(taken=taken, gps=gps)))
+    assert (seen.taken, seen.latitude, seen.longitude) == ("", None, None) and seen.width == 80
+
+
+def test_a_degree_divided_by_zero_is_no_place():
+    data = saved(exif=with_exif())
+    order = "<" if b"Exif\0\0II" in data else ">"
+    one, none = struct.pack(order + "II", 44, 1), struct.pack(order + "II", 44, 0)
+    assert data.count(one) == 1
+    seen = check_photo(data.replace(one, none))
+    assert (seen.latitude, seen.longitude, seen.taken) == (None, None, "2019-08-17T14:05:09")
+
+
+def test_broken_exif_does_not_cost_a_photograph():
+    data = saved(exif=with_exif())
+    at, rng = data.index(b"Exif\0\0") + 6, np.random.default_rng(1)
+    for length in (4, 8, 40, 100):
+        broken = bytearray(data)
+        broken[at : at + length] = rng.integers(0, 256, length).astype(np.uint8).tobytes()
+        assert check_photo(bytes(broken)).kind == "jpeg"
+
+
+def test_what_is_shown_says_neither_when_nor_where_nor_by_which_camera(tmp_path):
+    secret = b"54 Whale Street"
+    data = saved(exif=with_exif(), comment=secret, icc_profile=secret * 20)
+    assert secret in data and b"a camera" in data
+    (tmp_path / "fin.jpg").write_bytes(data)
+    for shown in (show_photo(tmp_path / "fin.jpg", 60), show_crop(tmp_path / "fin.jpg", (5, 5, 60, 90), side=64)):
+        opened = Image.open(io.BytesIO(shown))
+        assert not dict(opened.getexif()) and set(opened.info) <= {
+            *("jfif", "jfif_version", "jfif_unit", "jfif_density")
+        }
+        assert secret not in shown and b"a camera" not in shown and b"Exif" not in shown
+    assert Image.open(io.BytesIO(show_photo(tmp_path / "fin.jpg", 60))).size == (40, 60)
+    assert Image.open(io.BytesIO(show_photo(tmp_path / "fin.jpg"))).size == (80, 120), "never enlarged"
+    with pytest.raises(UserError, match="is missing"):
+        show_photo(tmp_path / "other.jpg")
+    (tmp_path / "half.jpg").write_bytes(data[:-900])
+    with pytest.raises(UserError, match=r"half\.jpg cannot be decoded"):
+        show_photo(tmp_path / "half.jpg")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_shown_upright(tmp_path, orientation):
+    """The upper left of what the camera wrote lies where EXIF says."""
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[:20, :30] = 255
+    Image.fromarray(pixels).save(tmp_path / "fin.jpg", exif=with_exif(orientation), quality=95)
+    whole, crop = (
+        np.asarray(Image.open(io.BytesIO(shown)))[..., 0] > 127
+        for shown in (show_photo(tmp_path / "fin.jpg"), show_crop(tmp_path / "fin.jpg", side=80))
+    )
+    below, right = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
+    assert whole.shape == ((80, 120) if orientation < 5 else (120, 80))
+    for seen in (whole, crop):
+        row, column = -3 if below else 2, -3 if right else 2
+        assert seen[row, column] and seen.mean() == pytest.approx(1 / 16, abs=0.01)
+    seen = check_photo((tmp_path / "fin.jpg").read_bytes())
+    assert (seen.height, seen.width) == whole.shape
+
+
+def test_the_aspect_is_that_of_the_box_with_its_margin_inside_the_photograph():
+    assert crop_aspect(300, 200) == 1.5 and crop_aspect(300, 200, keep_aspect=True) == 1
+    assert crop_aspect(300, 200, (100, 50, 200, 100), margin=0) == 2
+    assert crop_aspect(300, 200, (50, 25, 100, 50), (150, 100), margin=0.1) == pytest.approx(2)
+    assert crop_aspect(300, 200, (0, 0, 300, 100), margin=0.05) == pytest.approx(300 / 105)
+
+
+def test_a_photograph_sent_twice_is_one_file_under_the_name_of_its_bytes(tmp_path):
+    data = saved("PNG")
+    seen = check_photo(data, "../../fin.jpg")
+    first = keep_photo(tmp_path, data, seen)
+    changed = first.stat().st_mtime_ns
+    assert keep_photo(tmp_path, data, seen) == first and first.stat().st_mtime_ns == changed
+    assert first == tmp_path / "photos" / seen.sha256[:2] / f"{seen.sha256}.png" and first.read_bytes() == data
+    with pytest.raises(ValueError, match="other bytes"):
+        keep_photo(tmp_path, data + b"x", seen)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [first]
+
+
+def test_a_kept_file_is_complete_or_not_there(tmp_path, monkeypatch):
+    import os
+
+    data, order = saved(), []
+    seen = check_photo(data)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+
+        def full(handle):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "fsync", full)
+        keep_photo(tmp_path, data, seen)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: order.append("fsync") or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda *paths: order.append("replace") or replace(*paths))
+    kept = keep_photo(tmp_path, data, seen)
+    assert order[:2] == ["fsync", "replace"], "the bytes are on the disk before the name is"
+    kept.write_bytes(data[:100])
+    assert keep_photo(tmp_path, data, seen).read_bytes() == data, "a file cut off is mended"
+    assert isinstance(kept, Path) and kept.suffix == ".jpg"
