@@ -160,6 +160,7 @@ BENCHES = {
     "data.py": "read the table",
     "images.py": "memory",
     "knn.py": "one query, 51,033 known",
+    "serve.py": "50 clients, a photograph each",
     "train.py": "embedding one crop",
 }
 

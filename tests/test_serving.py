@@ -92,9 +92,6 @@ def watched(browser, address, **how):
 
 def test_upload_candidates_confirm_reload_still_there_export(own, browser, tmp_path):
     dropped = sorted((own / "season" / "to_drop").iterdir())
-    truth = {
-        row["image"]: row["individual_id"] for row in csv.DictReader((own / "season" / "to_drop_truth.csv").open())
-    }
     photo = shutil.copy(dropped[0], tmp_path / "=1+1 <img src=x onerror=alert(1)>.jpg")
     with server(own) as (address, _), watched(browser, address) as (page, faults):
         page.goto(f"{address}/#/add")
