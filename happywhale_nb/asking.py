@@ -41,6 +41,7 @@ class Asker:
             self.model_id, self.model_name, self.width = model.id, model.name, model.width
             self.settings, self.calibration = model.settings, Calibration.from_dict(model.calibration)
         self.seen, self.rows, self.ids = None, {}, np.empty(0, int)
+        self.proposed = {}  # species → next free id, until something changes: reading all names takes its time
         self.facts = {field: np.empty(0, object) for field in FIELDS}
         self.known = Known().fit(np.empty((0, self.width), np.float32), [])
         self.refresh()
@@ -57,7 +58,7 @@ class Asker:
                 self._append(*_read_photos(self, session, sorted(set(there) - set(self.rows))))
             if self.seen is not None:
                 self._renew(*_read_photos(self, session, _touched(session, (self.seen[0] or 0) - OVERLAP)))
-            self.seen = state
+            self.seen, self.proposed = state, {}
 
     def _append(self, ids, labels, facts, vectors):
         self.rows |= {number: len(self.ids) + i for i, number in enumerate(ids.tolist())}
@@ -162,7 +163,7 @@ def ask_encounter(asker, who, number, k=10, **filters):
             vectors = asker.known.vectors[[asker.rows[each] for each in ids]]
             found, note = candidates(asker, vectors, k, number, **filters)
             content = describe(asker, session, found, note, ids, rejected)
-        propose(session, content, species)
+        propose(asker, session, content, species)
     with asker.catalogue.writing() as session:
         about = {"encounter_id": number, "model_id": asker.model_id, "at": content["created_at"], "who": who}
         row = Answer(**about, filters=filters, content=content)
@@ -177,16 +178,18 @@ def ask_vectors(asker, vectors, k=10):
     with asker.catalogue.reading() as session, asker.lock:
         found, note = candidates(asker, vectors, k)
         content = describe(asker, session, found, note, None)
-        propose(session, content, "")
+        propose(asker, session, content, "")
     return content | {"id": None, "encounter_id": None}
 
 
-def propose(session, content, species):
+def propose(asker, session, content, species):
     """Give the new individual of an answer the next free name: of the encounter's species, or the first candidate's."""
     first = next((each["individual"]["species"] for each in content["candidates"] if each["individual"]), "")
+    wanted, known = species or first, asker.proposed
+    if wanted not in known:
+        known[wanted] = next_name(session, wanted)
     for each in content["candidates"]:
-        if each["is_new"]:
-            each["proposed"] = next_name(session, species or first)
+        each["proposed"] = known[wanted] if each["is_new"] else ""
 
 
 def kept_answer(asker, number):
