@@ -1,12 +1,16 @@
 """What the tests share: a checkout to run in, a small drawn data set, and the real data where it is present."""
 
 import os
+import random
 import shutil
+import subprocess
+from glob import glob
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from sqlalchemy import text
 
 from happywhale_nb.boxes import BOX
 from happywhale_nb.catalogue import Catalogue, create_catalogue
@@ -14,6 +18,7 @@ from happywhale_nb.crops import load_crop
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.demo import draw_demo
 from happywhale_nb.intake import build, recalibrate
+from happywhale_nb.tables import make_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 # every kernel and command started by a test is quiet, and reads no data but what the test names
@@ -119,3 +124,36 @@ def mine(built, tmp_path):
     catalogue = Catalogue(shutil.copytree(built, tmp_path / "mine"))
     yield catalogue
     catalogue.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """A function that makes an empty database on a PostgreSQL server of our own; Debian's package has it."""
+    programs = sorted(glob("/usr/lib/postgresql/*/bin"))
+    if not programs or os.geteuid() != 0 or not shutil.which("runuser"):
+        pytest.skip("needs Debian's package postgresql, and root to run it as its own user")
+    folder = tmp_path_factory.mktemp("postgres")
+    for place in [folder, *folder.parents][:-1]:  # its user has to get there
+        if place.stat().st_uid == 0 and place != Path("/tmp"):
+            place.chmod(0o755)
+    shutil.chown(folder, "postgres")
+
+    def server(program, *words):
+        command = ["runuser", "-u", "postgres", "--", f"{programs[-1]}/{program}", "-D", f"{folder}/data", *words]
+        subprocess.run(command, check=True, capture_output=True, cwd="/")
+
+    server("initdb", "--auth=trust", "--username=ann")
+    port = 20000 + os.getpid() % 20000
+    server("pg_ctl", "-w", "-o", f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}", "-l", f"{folder}/log", "start")
+    address = f"postgresql://ann@127.0.0.1:{port}"
+
+    def database():
+        name = f"whales{random.randrange(1 << 40)}"
+        engine = make_engine(f"{address}/postgres").execution_options(isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return f"{address}/{name}"
+
+    yield database
+    server("pg_ctl", "-m", "immediate", "stop")

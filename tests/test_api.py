@@ -18,6 +18,9 @@ from schemathesis.checks import not_a_server_error
 
 from happywhale_nb.access import digest, make_token
 from happywhale_nb.api import Desk, Options, make_app
+from happywhale_nb.catalogue import create_catalogue
+from happywhale_nb.dataset import read_dataset
+from happywhale_nb.intake import build, recalibrate
 from happywhale_nb.tables import Token
 from happywhale_nb.uploads import Limits
 
@@ -107,6 +110,17 @@ def test_a_confirmed_photograph_answers_for_its_animal_at_once_and_no_more_after
     assert best()["photo"]["encounter"]["id"] == made["id"] and best()["individual"]["id"] == animal["id"]
     assert page.post(f"/api/decisions/{decision['id']}/undo").status_code == 200
     assert best()["photo"]["encounter"]["id"] != made["id"]
+
+
+def test_the_same_on_postgresql(postgres, tiny, colours, tmp_path):
+    catalogue = create_catalogue(tmp_path / "pg", tiny, "tiny", postgres())
+    build(catalogue, colours, read_dataset(tiny), "colours")
+    catalogue.choose_model(colours.fingerprint)
+    recalibrate(catalogue)
+    with client(catalogue, colours) as page:
+        test_from_question_to_export(page, tiny)
+        test_a_confirmed_photograph_answers_for_its_animal_at_once_and_no_more_after_undo(page)
+    catalogue.close()
 
 
 def test_a_set_of_photographs_is_asked_together_and_never_answers_for_itself(page):

@@ -1,13 +1,8 @@
 """The store behind the catalogue, on SQLite and a real PostgreSQL: migrations, decisions, undo, two people at once."""
 
 import json
-import os
 import random
-import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,33 +13,10 @@ from sqlalchemy import func, select, text
 from happywhale_nb.catalogue import CARD, Catalogue, add_photo, create_catalogue, new_encounter, next_name
 from happywhale_nb.decisions import Conflict, decide, make_individual, merge, rename, split, undo
 from happywhale_nb.paths import UserError
-from happywhale_nb.tables import Base, Decision, Encounter, Individual, Model, Photo, make_engine
+from happywhale_nb.tables import Base, Decision, Encounter, Individual, Model, Photo
 from happywhale_nb.views import encounter_view, facets, individual_page, list_decisions, list_encounters, sightings
 
 SETTINGS = {"margin": 0.05, "keep_aspect": False}
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    """The address of a PostgreSQL server of our own; Debian's package has it."""
-    programs = sorted(glob("/usr/lib/postgresql/*/bin"))
-    if not programs or os.geteuid() != 0 or not shutil.which("runuser"):
-        pytest.skip("needs Debian's package postgresql, and root to run it as its own user")
-    folder = tmp_path_factory.mktemp("postgres")
-    for place in [folder, *folder.parents][:-1]:  # its user has to get there
-        if place.stat().st_uid == 0 and place != Path("/tmp"):
-            place.chmod(0o755)
-    shutil.chown(folder, "postgres")
-
-    def server(program, *words):
-        command = ["runuser", "-u", "postgres", "--", f"{programs[-1]}/{program}", "-D", f"{folder}/data", *words]
-        subprocess.run(command, check=True, capture_output=True, cwd="/")
-
-    server("initdb", "--auth=trust", "--username=ann")
-    port = 20000 + os.getpid() % 20000
-    server("pg_ctl", "-w", "-o", f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}", "-l", f"{folder}/log", "start")
-    yield f"postgresql://ann@127.0.0.1:{port}"
-    server("pg_ctl", "-m", "immediate", "stop")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -52,12 +24,7 @@ def catalogue(request, tmp_path):
     """An empty catalogue, in a file or on the server."""
     url = ""
     if request.param == "postgresql":
-        server, name = request.getfixturevalue("postgres"), f"whales{random.randrange(1 << 40)}"
-        engine = make_engine(f"{server}/postgres").execution_options(isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        url = f"{server}/{name}"
+        url = request.getfixturevalue("postgres")()
     made = create_catalogue(tmp_path / "catalogue", tmp_path, database=url)
     yield made
     made.close()
