@@ -1098,8 +1098,11 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'happywhale_nb.identify.Opened.undecided': ( 'identify.html#opened.undecided',
                                                                                      'happywhale_nb/identify.py'),
                                         'happywhale_nb.identify._asked_crop': ('identify.html#_asked_crop', 'happywhale_nb/identify.py'),
+                                        'happywhale_nb.identify._controls': ('identify.html#_controls', 'happywhale_nb/identify.py'),
                                         'happywhale_nb.identify._decide': ('identify.html#_decide', 'happywhale_nb/identify.py'),
                                         'happywhale_nb.identify._figure': ('identify.html#_figure', 'happywhale_nb/identify.py'),
+                                        'happywhale_nb.identify._ipython_display_': ( 'identify.html#_ipython_display_',
+                                                                                      'happywhale_nb/identify.py'),
                                         'happywhale_nb.identify._number': ('identify.html#_number', 'happywhale_nb/identify.py'),
                                         'happywhale_nb.identify._repr': ('identify.html#_repr', 'happywhale_nb/identify.py'),
                                         'happywhale_nb.identify._repr_html_': ('identify.html#_repr_html_', 'happywhale_nb/identify.py'),
@@ -1929,7 +1932,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'happywhale_nb.widgets.View._repr_html_': ( 'lib/widgets.html#view._repr_html_',
                                                                                    'happywhale_nb/widgets.py'),
                                        'happywhale_nb.widgets.View.figure': ('lib/widgets.html#view.figure', 'happywhale_nb/widgets.py'),
-                                       'happywhale_nb.widgets._button': ('lib/widgets.html#_button', 'happywhale_nb/widgets.py'),
                                        'happywhale_nb.widgets._crops': ('lib/widgets.html#_crops', 'happywhale_nb/widgets.py'),
                                        'happywhale_nb.widgets._fold': ('lib/widgets.html#_fold', 'happywhale_nb/widgets.py'),
                                        'happywhale_nb.widgets._folds_widget': ( 'lib/widgets.html#_folds_widget',
@@ -1945,4 +1947,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'happywhale_nb.widgets._view': ('lib/widgets.html#_view', 'happywhale_nb/widgets.py'),
                                        'happywhale_nb.widgets.browse_folds': ('lib/widgets.html#browse_folds', 'happywhale_nb/widgets.py'),
                                        'happywhale_nb.widgets.browse_neighbours': ( 'lib/widgets.html#browse_neighbours',
-                                                                                    'happywhale_nb/widgets.py')}}}
+                                                                                    'happywhale_nb/widgets.py'),
+                                       'happywhale_nb.widgets.button': ('lib/widgets.html#button', 'happywhale_nb/widgets.py')}}}

@@ -153,16 +153,15 @@ def _matched(asker, photo, crop, encounter):
 def ask_encounter(asker, who, number, k=10, **filters):
     """Ask about an encounter, and keep the answer: a dict as `schemas.AnswerView`. Raises `NotFound`."""
     asker.refresh()
-    with asker.catalogue.reading() as session:
+    with asker.lock, asker.catalogue.reading() as session:  # in this order: who waits for a turn holds no connection
         met = the(session, Encounter, number, "encounter")
         ids = session.scalars(select(Photo.id).where(Photo.encounter_id == number).order_by(Photo.id)).all()
         if not ids:
             raise UserError(f"encounter {met.name} has no photographs")
         species, rejected = met.species, {each["id"] for each in rejections(session, [number]).get(number, [])}
-        with asker.lock:
-            vectors = asker.known.vectors[[asker.rows[each] for each in ids]]
-            found, note = candidates(asker, vectors, k, number, **filters)
-            content = describe(asker, session, found, note, ids, rejected)
+        vectors = asker.known.vectors[[asker.rows[each] for each in ids]]
+        found, note = candidates(asker, vectors, k, number, **filters)
+        content = describe(asker, session, found, note, ids, rejected)
         propose(asker, session, content, species)
     with asker.catalogue.writing() as session:
         about = {"encounter_id": number, "model_id": asker.model_id, "at": content["created_at"], "who": who}
@@ -175,7 +174,7 @@ def ask_encounter(asker, who, number, k=10, **filters):
 def ask_vectors(asker, vectors, k=10):
     """Ask about photographs that are not in the catalogue, by their embeddings `[n, d]`; nothing is kept."""
     asker.refresh()
-    with asker.catalogue.reading() as session, asker.lock:
+    with asker.lock, asker.catalogue.reading() as session:
         found, note = candidates(asker, vectors, k)
         content = describe(asker, session, found, note, None)
         propose(asker, session, content, "")

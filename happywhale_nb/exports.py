@@ -87,8 +87,8 @@ COLUMNS = {
     "photo_id": "integer",
     "photo": "text",
     "sha256": "text",
-    "width": "number",
-    "height": "number",
+    "width": "integer",
+    "height": "integer",
     "side": "text",
     "encounter_id": "integer",
     "encounter": "text",
@@ -414,7 +414,8 @@ def _tags(*pairs):
 def _relative_box(box, width, height):
     """The box `[x0, y0, x1, y1]` in pixels as left, top, width and height relative to the photograph, cut at its edges;
     four None if there is no box, or nothing of it on the photograph."""
-    if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4 or not (width > 0 and height > 0):
+    sized = not pd.isna(width) and not pd.isna(height) and width > 0 and height > 0
+    if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4 or not sized:
         return [None] * 4
     corners = np.round(np.clip(np.array(box, dtype=float) / [width, height, width, height], 0, 1), 6)
     x0, y0, x1, y1 = corners.tolist()

@@ -7,7 +7,7 @@ __all__ = ['Opened', 'shaped_crop', 'open_catalogue', 'Identified', 'identify']
 
 # %% ../nbs/09_identify.ipynb #09-identify-02
 import getpass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -23,10 +23,12 @@ from .crops import load_crop, upright_size
 from .intake import take_photos, with_drawn
 from .page import figure_uri, plot
 from .paths import UserError, find_data, study_dir
+from .progress import live
 from .serving import open_embedder
 from .tables import Crop, Encounter, Photo
 from .uploads import crop_aspect
 from .views import crop_box, encounter_view, list_decisions, list_encounters, the
+from .widgets import button
 
 # %% ../nbs/09_identify.ipynb #09-identify-06
 class Opened:
@@ -145,7 +147,7 @@ def identify(photos, catalogue="", k=5, **about):
     Args:
         photos: the path of a photograph, a list of paths of photographs of one animal, or an encounter's number.
         catalogue: its folder, or an `Opened`; "": that of the data the stages would use.
-        k: individuals wanted.
+        k: known individuals wanted; a new one is listed beside them.
         about: what is known of a photograph, for the encounter it becomes: date, place, side, species, name.
 
     Returns:
@@ -218,3 +220,43 @@ def _repr(self):
 
 
 Identified.figure, Identified._repr_html_, Identified.__repr__ = _figure, _repr_html_, _repr
+
+# %% ../nbs/09_identify.ipynb #09-identify-12b
+def _controls(self):
+    """Buttons above the pictures: each decides, and what is refused says why."""
+    import ipywidgets
+
+    page, told = ipywidgets.HTML(self._repr_html_()), ipywidgets.HTML()
+    listed = [each for each in self.answer["candidates"] if not each["is_new"]]
+    choices = [(f"{each['rank']}. {each['individual']['name']}", each["individual"]["name"]) for each in listed]
+    who = ipywidgets.Dropdown(options=choices, disabled=not choices, layout={"width": "16em"})
+
+    def press(act):
+        try:
+            act()
+            told.value = ""
+        except UserError as error:
+            told.value = str(Markup("<b>{}</b>").format(error))
+        page.value = self._repr_html_()
+
+    acts = {
+        "confirm": ("it is this individual", lambda: self.confirm(who.value)),
+        "reject": ("it is not this individual", lambda: self.reject(who.value)),
+        "new": ("an animal that the catalogue does not have", self.new),
+        "unsure": ("looked at, and left open", self.unsure),
+        "undo": ("undo what was decided here last", self.undo),
+    }
+    buttons = [button(name, what, partial(press, act)) for name, (what, act) in acts.items()]
+    return ipywidgets.VBox([ipywidgets.HBox([who, *buttons], layout={"flex_flow": "row wrap"}), told, page])
+
+
+def _ipython_display_(self):
+    from IPython.display import display
+
+    if live():
+        display(self.controls())
+    else:
+        display({"text/html": self._repr_html_(), "text/plain": repr(self)}, raw=True)
+
+
+Identified.controls, Identified._ipython_display_ = _controls, _ipython_display_

@@ -185,14 +185,13 @@ def make_engine(url):
             address = address.set(drivername="postgresql+pg8000")
         elif address.get_backend_name() != "sqlite":
             raise UserError(f"a catalogue is kept in SQLite or PostgreSQL, not in {address.get_backend_name()}")
+        size = {"pool_size": 10, "max_overflow": 40}  # more than the server has threads: nobody waits for one
         if address.get_backend_name() == "sqlite":
-            engine = create_engine(address, connect_args={"timeout": 60, "check_same_thread": False})
+            engine = create_engine(address, **size, connect_args={"timeout": 60, "check_same_thread": False})
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        return create_engine(
-            address, pool_size=10, max_overflow=40, pool_pre_ping=True, connect_args=_password(address)
-        )
+        return create_engine(address, **size, pool_pre_ping=True, connect_args=_password(address))
     except (ArgumentError, NoSuchModuleError):
         raise UserError(f"{url!r} is no address of a database: sqlite:///FILE or postgresql://USER@HOST/NAME") from None
     except ImportError:

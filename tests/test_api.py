@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import numpy as np
@@ -16,13 +17,16 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from schemathesis.checks import not_a_server_error
 
+from happywhale_nb import tables
 from happywhale_nb.access import digest, make_token
 from happywhale_nb.api import Desk, Options, make_app
-from happywhale_nb.catalogue import create_catalogue
+from happywhale_nb.asking import Asker, ask_encounter
+from happywhale_nb.catalogue import Catalogue, create_catalogue
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.intake import build, recalibrate
 from happywhale_nb.tables import Token
 from happywhale_nb.uploads import Limits
+from happywhale_nb.views import list_encounters
 
 HERE = "http://127.0.0.1:8000"
 
@@ -133,6 +137,20 @@ def test_a_set_of_photographs_is_asked_together_and_never_answers_for_itself(pag
     )
     answer = page.post(f"/api/encounters/{made['id']}/answers", json={}).json()
     assert all(each["photo"]["encounter"]["id"] != made["id"] for each in answer["candidates"] if each["photo"])
+
+
+def test_more_askers_than_connections_to_the_database_all_get_their_answer(mine, monkeypatch):
+    """Who waits for a turn at the gallery holds no connection: else one who has the turn may never get one."""
+    make, one = tables.create_engine, {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+    monkeypatch.setattr(tables, "create_engine", lambda address, **how: make(address, **how | one))
+    catalogue = Catalogue(mine.folder)
+    asker = Asker(catalogue)
+    with catalogue.reading() as session:
+        numbers = [met["id"] for met in list_encounters(session, asker.settings, limit=100)["encounters"]]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda i: ask_encounter(asker, "Ann", numbers[i % len(numbers)], 3), range(60)))
+    catalogue.close()
+    assert len({each["id"] for each in answers}) == 60
 
 
 def test_filters_leave_only_fitting_photographs_to_answer(page):

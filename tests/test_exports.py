@@ -172,6 +172,7 @@ def test_csv_is_whole_where_things_are_missing():
     back = pd.read_csv(io.BytesIO(to_csv(table_of(*rows))))
     assert back.loc[0, ["latitude", "chance", "rank", "box_x0", "date"]].isna().all()
     assert back["photo"][1] == "a\nb\ufffd.jpg" and back["box_y1"][1] == 450
+    assert b",1000,500," in to_csv(table_of(*rows)), "whole numbers look like it"
     assert pd.read_csv(io.BytesIO(to_csv(table_of(*rows).head(0)))).empty
 
 

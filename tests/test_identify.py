@@ -1,0 +1,108 @@
+"""The catalogue in a notebook: candidates as pictures, and decisions that everybody sees."""
+
+import pytest
+from PIL import Image
+
+from happywhale_nb import identify as module
+from happywhale_nb.decisions import Conflict, decide
+from happywhale_nb.identify import Opened, identify
+from happywhale_nb.paths import UserError
+from happywhale_nb.views import encounter_view, list_decisions
+
+
+@pytest.fixture
+def opened(mine, colours, monkeypatch):
+    monkeypatch.setattr(module, "open_embedder", lambda catalogue: colours)
+    return Opened(mine.folder)
+
+
+def seen(mine, opened, number):
+    """An encounter as somebody else sees it, who has opened the same catalogue."""
+    with mine.reading() as session:
+        return encounter_view(session, opened.asker.settings, number)
+
+
+@pytest.fixture
+def photo(tiny, tmp_path):
+    """A photograph that the catalogue does not have."""
+    with Image.open(sorted((tiny / "train_images").iterdir())[0]) as known:
+        known.save(tmp_path / "<b>new.jpg", quality=60)
+    return tmp_path / "<b>new.jpg"
+
+
+def test_candidates_are_pictures_with_name_chance_file_and_date(opened, photo):
+    found = identify(photo, opened, k=4)
+    candidates = found.answer["candidates"]
+    assert [each["rank"] for each in candidates] == [1, 2, 3, 4, 5] and found.encounter is None
+    assert sum(each["is_new"] for each in candidates) == 1
+    titles = [ax.get_title() for ax in found.figure().axes]
+    assert titles[0] == "asked about" and len(titles) == 6
+    for title, each in zip(titles[1:], candidates, strict=True):
+        name = f"new: {each['proposed']}" if each["is_new"] else each["individual"]["name"]
+        assert title == f"{each['rank']}. {name}\n{each['chance']:.0%}"
+    assert "<img" in found._repr_html_() and len(repr(found).splitlines()) == 5
+    assert not (opened.catalogue.folder / "photos").exists(), "who only asks leaves nothing"
+
+
+def test_a_decision_goes_to_the_store_of_everybody_and_can_be_undone(opened, mine, photo):
+    found = identify(photo, opened, place="<Bay>", side="left", date="2024-07-01")
+    name = next(each["individual"]["name"] for each in found.answer["candidates"] if not each["is_new"])
+    found.confirm(name, note="by the notch")
+    met = seen(mine, opened, found.encounter)
+    assert met["state"] == "confirmed" and met["individual"]["name"] == name
+    assert (met["place"], met["date"], met["photos"][0]["side"]) == ("<Bay>", "2024-07-01", "left")
+    with mine.reading() as session:
+        line = list_decisions(session, found.encounter, limit=1)["decisions"][0]
+    assert line["kind"] == "confirm" and line["note"] == "by the notch" and line["answer_id"] == found.answer["id"]
+    assert f"Decided: confirmed, {name}." in found._repr_html_()
+    assert found.undo().state()["state"] == "undecided" == seen(mine, opened, found.encounter)["state"]
+    with pytest.raises(UserError, match="nothing was decided"):
+        found.undo()
+
+
+def test_who_is_slower_is_told_and_overwrites_nothing(opened, mine):
+    number = opened.undecided()[0]
+    found = identify(number, opened)
+    with mine.writing() as session:
+        decide(session, "Bea", number, "unsure", 1, individual_id=None, name="", answer_id=None, note="")
+    with pytest.raises(Conflict, match="changed by somebody else"):
+        found.new()
+    assert seen(mine, opened, number)["version"] == 2
+
+
+@pytest.mark.parametrize("who, told", [("nobody", "neither a rank nor a name"), (99, "neither a rank nor a name")])
+def test_a_candidate_that_is_none(opened, who, told):
+    found = identify(opened.undecided()[0], opened)
+    with pytest.raises(UserError, match=told):
+        found.confirm(who)
+    assert found.state()["version"] == 1
+
+
+def test_a_missing_photograph_is_named(opened, tmp_path):
+    with pytest.raises(UserError, match="there is no photograph"):
+        identify(tmp_path / "gone.jpg", opened)
+
+
+def test_buttons_decide_and_tell_what_is_refused(opened, mine):
+    number = opened.undecided()[0]
+    controls = identify(number, opened).controls()
+    row, told, page = controls.children
+    buttons = {each.description: each for each in row.children[1:]}
+    assert list(buttons) == ["confirm", "reject", "new", "unsure", "undo"]
+    buttons["undo"].click()
+    assert "nothing was decided" in told.value
+    row.children[0].value = row.children[0].options[1][1]
+    buttons["confirm"].click()
+    assert told.value == "" and seen(mine, opened, number)["individual"]["name"] == row.children[0].value
+    assert f"Decided: confirmed, {row.children[0].value}" in page.value
+    buttons["undo"].click()
+    assert seen(mine, opened, number)["state"] == "undecided"
+
+
+def test_buttons_are_only_where_somebody_can_press_them(opened, monkeypatch):
+    found, shown = identify(opened.undecided()[0], opened), []
+    monkeypatch.setattr("IPython.display.display", lambda what, **how: shown.append(what))
+    found._ipython_display_()
+    monkeypatch.setattr(module, "live", lambda: True)
+    found._ipython_display_()
+    assert set(shown[0]) == {"text/html", "text/plain"} and type(shown[1]).__name__ == "VBox"
