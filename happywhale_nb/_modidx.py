@@ -955,6 +955,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'happywhale_nb.exports.check_wildbook': ( 'lib/exports.html#check_wildbook',
                                                                                  'happywhale_nb/exports.py'),
                                        'happywhale_nb.exports.clean_text': ('lib/exports.html#clean_text', 'happywhale_nb/exports.py'),
+                                       'happywhale_nb.exports.export_sightings': ( 'lib/exports.html#export_sightings',
+                                                                                   'happywhale_nb/exports.py'),
                                        'happywhale_nb.exports.latin': ('lib/exports.html#latin', 'happywhale_nb/exports.py'),
                                        'happywhale_nb.exports.original_text': ( 'lib/exports.html#original_text',
                                                                                 'happywhale_nb/exports.py'),

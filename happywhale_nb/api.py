@@ -36,7 +36,7 @@ from . import access, decisions, schemas, views
 from .access import Limiter, foreign, host_name, loopback, may
 from .asking import Asker, ask_encounter, ask_vectors, kept_answer
 from .catalogue import NotFound, next_name
-from .exports import EXPORTS
+from .exports import EXPORTS, export_sightings
 from happywhale_nb.intake import (
     BadPhoto,
     Duplicate,
@@ -621,10 +621,8 @@ def export(
     """The catalogue as a file: csv, wildbook, camtrap-dp, mark, rmark."""
     with desk.catalogue.reading() as session:
         table = views.sightings(session)
-    make, name, media = EXPORTS[kind]
-    table = table[table["species"] == species] if species else table
-    how = {"occasions": occasions} if kind in ("mark", "rmark") else {}
-    return Response(make(table, **how), media_type=media, headers={"content-disposition": _attachment(name)})
+    data, name, media = export_sightings(table, kind, species, occasions)
+    return Response(data, media_type=media, headers={"content-disposition": _attachment(name)})
 
 
 @api.get("/tokens")

@@ -543,21 +543,24 @@ def catalogue_upgrade(folder):
 @_folder
 @click.argument("kind", type=click.Choice(["csv", "wildbook", "camtrap-dp", "mark", "rmark"]))
 @click.option("-o", "--output", type=_path, help="The file [named after what it is].")
+@click.option("--species", default="", help="Only this species [all].")
 @click.option("--occasions", type=click.Choice(["year", "month", "day"]), default="year", show_default=True)
-def catalogue_export(folder, kind, output, occasions):
+def catalogue_export(folder, kind, output, species, occasions):
     """Write what is decided: a table, a Wildbook sheet, Camtrap DP, capture histories for MARK or RMark.
 
     \b
     Example: happywhale catalogue export outputs/demo/catalogue wildbook -o sheet.xlsx
     """
-    from happywhale_nb.exports import EXPORTS
+    from happywhale_nb.exports import export_sightings
     from happywhale_nb.views import sightings
 
-    make, name, _ = EXPORTS[kind]
     with _opened(folder).reading() as session:
         table = sightings(session)
+    if species and species not in (there := sorted({*table["species"]})):
+        raise UserError(f"the catalogue has no species {species!r}: one of {', '.join(filter(None, there))}")
+    data, name, _ = export_sightings(table, kind, species, occasions)
     with atomic(output or Path(name)) as part:
-        part.write_bytes(make(table, **({"occasions": occasions} if kind in ("mark", "rmark") else {})))
+        part.write_bytes(data)
     click.echo(os.path.relpath(output or name))
 
 

@@ -7,7 +7,7 @@ __all__ = ['FORMULA', 'ENDS', 'BLANKS', 'LONGEST', 'CUT', 'UNWRITABLE', 'PLAIN',
            'MOST_ENCOUNTERS', 'ODD', 'FIELDS', 'PICTURES', 'ADDRESS', 'ZONE', 'CAMTRAP', 'EMPTY', 'PARTS', 'EXPORTS',
            'clean_text', 'safe_text', 'original_text', 'arranged', 'Moment', 'read_moment', 'latin', 'to_csv',
            'wildbook_table', 'to_wildbook', 'check_wildbook', 'camtrap_tables', 'to_camtrap_dp', 'Histories',
-           'capture_histories', 'to_mark', 'to_rmark']
+           'capture_histories', 'to_mark', 'to_rmark', 'export_sightings']
 
 # %% ../nbs/lib/exports.ipynb #exports-02
 import csv
@@ -819,3 +819,12 @@ EXPORTS = {
     "mark": (to_mark, "histories.inp", "text/plain; charset=us-ascii"),
     "rmark": (to_rmark, "histories.txt", "text/tab-separated-values; charset=us-ascii"),
 }
+
+
+def export_sightings(sightings, kind, species="", occasions="year"):
+    """`sightings` in the format `kind`, a name of `EXPORTS`: `(bytes, name of the file, media type)`. species: only
+    this one; "": all. occasions: of capture histories."""
+    make, name, media = EXPORTS[kind]
+    if kind in ("mark", "rmark"):
+        return make(sightings, occasions, species), name, media
+    return make(sightings[sightings["species"] == species] if species else sightings), name, media

@@ -250,6 +250,13 @@ def test_every_export_can_be_had(page):
         got = page.get(f"/api/exports/{kind}")
         assert got.status_code == 200 and got.content and "attachment" in got.headers["content-disposition"], kind
     assert page.get("/api/exports/nonsense").status_code == 422
+    everything = pd.read_csv(io.BytesIO(page.get("/api/exports/csv").content))
+    one = everything["species"].dropna().unique()[0]
+    part = pd.read_csv(io.BytesIO(page.get("/api/exports/csv", params={"species": one}).content))
+    pd.testing.assert_frame_equal(
+        part, everything[everything["species"] == one].reset_index(drop=True), check_dtype=False
+    )
+    assert f"species: {one}" in page.get("/api/exports/mark", params={"species": one, "occasions": "day"}).text
 
 
 # --- the Photo ID App's contract: POST {base}/match, bearer token, multipart images[], ranked ratings in [0, 1]

@@ -119,6 +119,13 @@ def test_upload_candidates_confirm_reload_still_there_export(own, browser, tmp_p
         assert confirmed["individual"]["name"] in page.inner_text("main")
         page.goto(f"{address}/#/exports")
         page.wait_for_selector("[data-export='csv']")
+        page.select_option("#exports-species", confirmed["species"])
+        page.select_option("#occasions-mark", "month")
+        with page.expect_download() as got:
+            page.click("[data-export='mark']")
+        histories = got.value.path().read_text()
+        assert got.value.suggested_filename == "histories.inp" and confirmed["individual"]["name"] in histories
+        assert f"species: {confirmed['species']}" in histories and "months" in histories
         table = list(csv.DictReader(io.StringIO(httpx.get(f"{address}/api/exports/csv").content.decode("utf-8-sig"))))
         (row,) = [row for row in table if row["encounter_id"] == str(number)]
         assert row["individual"] == confirmed["individual"]["name"] and row["photo"].startswith("'=1+1")

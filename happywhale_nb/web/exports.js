@@ -1,25 +1,33 @@
 // Exports: the catalogue as files for other programs.
 
-import { download } from "./api.js";
-import { button, el, fill, select } from "./dom.js";
+import { download, query } from "./api.js";
+import { button, el, field, fill, select } from "./dom.js";
 import { fail, say } from "./messages.js";
+import { loadFacets } from "./session.js";
+import { species } from "./words.js";
 
 const KINDS = [
   ["csv", "CSV", "One row a photograph, with its encounter and individual: for a spreadsheet, R or pandas."],
   ["wildbook", "Wildbook", "The standard import sheet of Wildbook (Flukebook): to bring the encounters into a shared catalogue."],
   ["camtrap-dp", "Camtrap DP", "A Camera Trap Data Package: deployments, media and observations, to archive or to publish through GBIF."],
-  ["mark", "MARK", "Capture histories, one row an individual and one column an occasion: for MARK and RMark."],
+  ["mark", "MARK", "Capture histories, one row an individual and one digit an occasion: an encounter history file for Program MARK."],
+  ["rmark", "RMark", "The same histories as a table: for import.chdata of the R package RMark."],
 ];
+const TIMED = ["mark", "rmark"];
 
-export async function showExports(main) {
-  const occasions = select([["year", "Year"], ["month", "Month"], ["day", "Day"]], "year", { id: "occasions" });
+export async function showExports(main, route, signal) {
+  const facets = await loadFacets(signal);
+  const only = select([["", "All"], ...facets.species.map((value) => [value, species(value)])], "", { id: "exports-species" });
   fill(main, el("div", { class: "page-head" }, el("h1", { text: "Exports" }),
-    el("p", { class: "total", text: "Only what a person confirmed counts as known." })),
+    el("p", { class: "total", text: "An animal is known where a person decided so, or where its photographs came with its name." })),
+  el("div", { class: "filters" }, field("Species", only)),
   el("ul", { class: "exports" }, KINDS.map(([kind, title, text]) => {
+    const occasions = TIMED.includes(kind)
+      && select([["year", "Year"], ["month", "Month"], ["day", "Day"]], "year", { id: `occasions-${kind}` });
     const get = button("Download", async () => {
       get.disabled = true;
       try {
-        await save(kind, kind === "mark" ? `?occasions=${occasions.value}` : "");
+        await save(kind, query({ species: only.value, occasions: occasions ? occasions.value : "" }));
       } catch (error) {
         fail(error);
       } finally {
@@ -27,7 +35,7 @@ export async function showExports(main) {
       }
     }, { data: { export: kind }, "aria-label": `Download ${title}` });
     return el("li", {}, el("div", {}, el("h2", { text: title }), el("p", { text })),
-      kind === "mark" && el("label", { class: "field" }, el("span", { class: "label", text: "Occasion" }), occasions), get);
+      occasions && el("label", { class: "field" }, el("span", { class: "label", text: "Occasion" }), occasions), get);
   })));
 }
 
