@@ -160,6 +160,13 @@ def test_every_view_fits_and_loads_nothing_from_elsewhere(own, browser, width):
             page.goto(f"{address}/#/{view}")
             page.wait_for_load_state("networkidle")
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), view
+        page.goto(f"{address}/#/encounter/82")
+        for opens, saves in (("Edit", "#edit-save"), ("Draw a box", "dialog .primary")):
+            page.click(f"text={opens}")
+            page.wait_for_selector(saves)
+            body = "document.querySelector('dialog .dialog-body')"
+            assert page.evaluate(f"{body}.scrollWidth <= {body}.clientWidth"), opens
+            page.keyboard.press("Escape")
         page.goto(f"{address}/docs")
         page.wait_for_selector("section.operation")
         assert faults == []

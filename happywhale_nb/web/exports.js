@@ -20,7 +20,7 @@ export async function showExports(main, route, signal) {
   const only = select([["", "All"], ...facets.species.map((value) => [value, species(value)])], "", { id: "exports-species" });
   fill(main, el("div", { class: "page-head" }, el("h1", { text: "Exports" }),
     el("p", { class: "total", text: "An animal is known where a person decided so, or where its photographs came with its name." })),
-  el("div", { class: "filters" }, field("Species", only)),
+  el("div", { class: "exports-species" }, field("Species", only)),
   el("ul", { class: "exports" }, KINDS.map(([kind, title, text]) => {
     const occasions = TIMED.includes(kind)
       && select([["year", "Year"], ["month", "Month"], ["day", "Day"]], "year", { id: `occasions-${kind}` });

@@ -95,7 +95,8 @@ function choose(individual) {
     const list = el("ol", { class: "choices" });
     const search = async () => {
       try {
-        const got = await api(`/individuals${query({ q: box.value.trim(), limit: 20 })}`);
+        const q = box.value.trim();  // what is searched for by name may be of no species yet
+        const got = await api(`/individuals${query({ q, species: q ? "" : individual.species, limit: 20 })}`);
         const others = got.individuals.filter((one) => one.id !== individual.id);
         fill(list, others.map((one) => el("li", {}, el("button", { type: "button", data: { into: one.id }, onClick: () => close(one) }, cover(one.cover),
           el("span", {}, el("b", { text: one.name }), el("small", { text: `${species(one.species)} · ${count(one.photos, "photograph")}` }))))),

@@ -165,7 +165,8 @@ function panel(view) {
   if (view.asking) return el("div", { class: "panel soft loading", text: "Asking …" });
   if (!one) return el("div", { class: "panel soft", text: view.encounter.individual ? `Decided: ${view.encounter.individual.name}` : "No candidate to compare with" });
   if (!one.is_new) return el("div", { class: "panel soft", text: "No photograph" });
-  const name = el("input", { type: "text", id: "new-name", value: one.proposed ?? "", autocomplete: "off", spellcheck: "false", maxlength: 80, onInput: () => { one.proposed = name.value; } });
+  const name = el("input", { type: "text", id: "new-name", value: one.proposed ?? "", autocomplete: "off", spellcheck: "false", maxlength: 80, onInput: () => { one.proposed = name.value; },
+    onKeydown: (event) => { if (event.key === "Escape") name.blur(); } });
   return el("form", { class: "panel", id: "new-form", onSubmit: (event) => { event.preventDefault(); view.decideNew(); } },
     el("p", { text: "Nobody of the catalogue: a new individual." }),
     el("label", { class: "field" }, el("span", { class: "label", text: "Its name" }), guard(name)),
