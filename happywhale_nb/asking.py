@@ -155,7 +155,10 @@ def ask_encounter(asker, who, number, k=10, **filters):
     asker.refresh()
     with asker.lock, asker.catalogue.reading() as session:  # in this order: who waits for a turn holds no connection
         met = the(session, Encounter, number, "encounter")
-        ids = session.scalars(select(Photo.id).where(Photo.encounter_id == number).order_by(Photo.id)).all()
+        there = session.scalars(select(Photo.id).where(Photo.encounter_id == number).order_by(Photo.id)).all()
+        ids = [
+            each for each in there if each in asker.rows
+        ]  # one that came after `refresh` waits for the next question
         if not ids:
             raise UserError(f"encounter {met.name} has no photographs")
         species, rejected = met.species, {each["id"] for each in rejections(session, [number]).get(number, [])}
