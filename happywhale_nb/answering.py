@@ -7,7 +7,7 @@ __all__ = ['DEPTH', 'LEVEL', 'FEW', 'Known', 'Calibration', 'calibrate', 'Answer
 
 # %% ../nbs/lib/answering.ipynb #answering-02
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -171,11 +171,12 @@ class Calibration:
     Attributes:
         threshold: the score of `new_individual`; chances: `Chances`.
         distance: a name belongs to the list of `alpha` if its score is no farther below the best (infinite: all do).
-        photographs, new, individuals: what it was learnt from; new: photographs of animals met once.
+        photographs, encounters, individuals: what it was learnt from; new: questions about animals met once.
         ece, coverage, top1, map5: on photographs asked among other encounters, with numbers learnt from other
             individuals: of the first name's chance, of the lists, of the first name, of the list with
             `new_individual`; not-a-number where there are none.
         note: a sentence if it stands on little or nothing, else "".
+        several: the same for encounters with several photographs, asked together; None if there are too few of them.
     """
 
     threshold: float = LEVEL
@@ -183,6 +184,7 @@ class Calibration:
     distance: float = float("inf")
     alpha: float = 0.1
     photographs: int = 0
+    encounters: int = 0
     new: int = 0
     individuals: int = 0
     ece: float = float("nan")
@@ -190,19 +192,24 @@ class Calibration:
     top1: float = float("nan")
     map5: float = float("nan")
     note: str = "No photograph with a name stands behind these chances: they are defaults."
+    several: "Calibration | None" = None
+
+    def of(self, n):
+        """What `n` photographs of one animal, asked together, go by."""
+        return self.several if n > 1 and self.several is not None else self
 
     def as_dict(self):
         """For a JSON file: plain numbers, None for infinity and for not-a-number."""
-        values = {name: value for name, value in vars(self).items() if name != "chances"}
-        plain = {n: None if isinstance(v, float) and not np.isfinite(v) else v for n, v in values.items()}
-        return plain | {"chances": self.chances.as_dict()}
+        plain = {n: None if isinstance(v, float) and not np.isfinite(v) else v for n, v in vars(self).items()}
+        several = self.several and self.several.as_dict()
+        return plain | {"chances": self.chances.as_dict(), "several": several}
 
     @classmethod
     def from_dict(cls, values):
         """Make it again from `as_dict`."""
-        absent = {"distance": float("inf")}
-        values = {n: absent.get(n, float("nan")) if v is None else v for n, v in values.items()}
-        return cls(**values | {"chances": Chances(**values["chances"])})
+        absent, several = {"distance": float("inf")}, values.get("several")
+        made = {n: absent.get(n, float("nan")) if v is None else v for n, v in values.items()}
+        return cls(**made | {"chances": Chances(**values["chances"]), "several": several and cls.from_dict(several)})
 
 # %% ../nbs/lib/answering.ipynb #answering-16
 def _asked_lists(vectors, codes, encounters, asked, block=256):
@@ -225,6 +232,29 @@ def _asked_lists(vectors, codes, encounters, asked, block=256):
             listed = found["code"][entry] if len(found["code"]) else entry
             parts[kind].append((np.where(entry >= 0, listed, -1), scores))
     return [tuple(np.concatenate(column) for column in zip(*part, strict=True)) for part in parts.values()]
+
+
+def _several(codes, encounters, rows, most, rng):
+    """Photographs `rows` by encounter, where that has several: a list of arrays, `most` of them drawn."""
+    rows = rows[np.lexsort((rows, codes[rows], encounters[rows]))]
+    ends = np.flatnonzero((np.diff(encounters[rows]) != 0) | (np.diff(codes[rows]) != 0)) + 1
+    groups = [group for group in np.split(rows, ends) if len(group) > 1]
+    return [groups[i] for i in sorted(rng.choice(len(groups), most, replace=False))] if len(groups) > most else groups
+
+
+def _asked_sets(vectors, codes, encounters, groups):
+    """As `_asked_lists`, for groups of photographs that are asked together as `answer` does."""
+    known = Known().fit(vectors, np.where(codes >= 0, codes.astype(str), ""))
+    parts = []
+    for of in (encounters, codes):
+        ids, scores = np.full((len(groups), DEPTH), -1), np.full((len(groups), DEPTH), -np.inf)
+        for i, group in enumerate(groups):
+            open_part = known.under(None, of == of[group[0]])
+            if open_part.open_.any():
+                _, (names,), (scores[i],), _ = rank_sets(open_part, vectors[group], np.zeros(len(group)), DEPTH)
+                ids[i] = [int(name) if name else -1 for name in names]
+        parts.append((ids, scores))
+    return parts
 
 # %% ../nbs/lib/answering.ipynb #answering-18
 def _learn(ids, scores, truth, natural, share, alpha):
@@ -270,20 +300,34 @@ def calibrate(vectors, individuals, encounters, asked, alpha=0.1, most=4000, see
     rows = np.sort(rng.choice(rows, most, replace=False)) if len(rows) > most else rows
     labels, codes = np.unique(individuals, return_inverse=True)
     codes, met = np.where(named, codes, -1), np.unique(encounters, return_inverse=True)[1]
-    once, share = _met_once(codes, met)
-    lists = _asked_lists(unit_rows(vectors), codes, met, rows)
+    vectors, (once, share) = unit_rows(vectors), _met_once(codes, met)
+    how = (labels, once, share, alpha)
+    made = _calibration(_asked_lists(vectors, codes, met, rows), codes[rows], how, rng)
+    groups = _several(codes, met, rows, most // 8, rng)
+    several = None
+    if len(groups) >= FEW:
+        who = np.array([codes[group[0]] for group in groups])
+        several = _calibration(_asked_sets(vectors, codes, met, groups), who, how, rng)
+        several = replace(several, photographs=sum(map(len, groups)), encounters=len(groups))
+    counts = {"photographs": len(rows), "encounters": len(np.unique(met[rows]))}
+    note = _note(len(rows), made.new, made.individuals, flattering)
+    return replace(made, **counts, note=note, several=several)
+
+
+def _calibration(lists, who, how, rng):
+    """What questions about individuals `who` (codes `[n]`) teach. lists: their answers among other encounters, and
+    among other individuals; how: the individuals' names, which of them were met once, share of new ones, alpha."""
+    labels, once, share, alpha = how
     ids, scores = (np.concatenate(part) for part in zip(*lists, strict=True))
-    truth = np.concatenate([np.where(once[codes[rows]], NEW, individuals[rows]), np.full(len(rows), NEW)])
-    natural, people = np.arange(len(truth)) < len(rows), np.tile(codes[rows], 2)
-    use = np.isfinite(scores[:, 0]) & (natural | ~np.tile(once[codes[rows]], 2))  # a stranger is asked once
+    truth = np.concatenate([np.where(once[who], NEW, labels[who]), np.full(len(who), NEW)])
+    natural, people = np.arange(len(truth)) < len(who), np.tile(who, 2)
+    use = np.isfinite(scores[:, 0]) & (natural | ~once[people])  # a stranger is asked once
     ids = np.where(ids >= 0, labels[ids], "")[use]
     scores, truth, natural, people = scores[use], truth[use], natural[use], people[use]
     level, chances, distance = _learn(ids, scores, truth, natural, share, alpha)
     figures = _judge(ids, scores, truth, natural, people, share, alpha, rng)
-    new = int(once[codes[rows]].sum())
-    note = _note(len(rows), new, len(np.unique(codes[rows])), flattering)
-    counts = {"photographs": len(rows), "new": new, "individuals": len(np.unique(codes[rows]))}
-    return Calibration(level, chances, distance, alpha, **counts, **figures, note=note)
+    counts = {"new": int(once[who].sum()), "individuals": len(np.unique(who))}
+    return Calibration(level, chances, distance, alpha, **counts, **figures, note="")
 
 # %% ../nbs/lib/answering.ipynb #answering-21
 def _met_once(codes, encounters):
@@ -377,6 +421,7 @@ def answer(known, calibration, vectors, k=10, allowed=None, left_out=None):
     vectors, open_part = unit_rows(vectors, "photograph", width=known.n_features_in_), known.under(allowed, left_out)
     if not len(vectors) or k < 1:
         raise UserError(f"{len(vectors)} photographs asked for {k} names: give at least one, ask for at least one")
+    calibration = calibration.of(len(vectors))
     people = np.count_nonzero(np.bincount(open_part.codes_[open_part.open_]))
     if not people:
         nobody, level = np.array([-1]), np.array([calibration.threshold])

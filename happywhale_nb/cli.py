@@ -442,10 +442,15 @@ def _opened(folder):
 
 def _worth(made):
     """What a calibration says, in a line or two."""
-    told = f"calibrated on {made.photographs} photographs ({made.new} of animals met once)"
-    figures = {"MAP@5": made.map5, "coverage of the lists": made.coverage, "calibration error": made.ece}
-    shown = [f"{name} {value:.3f}" for name, value in figures.items() if value == value]
-    return [": ".join([told, ", ".join(shown)]) if shown else told] + ([made.note] if made.note else [])
+    lines = []
+    for part, asked in ((made, made.photographs), (made.several, made.several and made.several.encounters)):
+        if part is not None:
+            what = "encounters with several photographs" if part is made.several else "photographs"
+            figures = {"MAP@5": part.map5, "coverage of the lists": part.coverage, "calibration error": part.ece}
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value == value)
+            told = f"calibrated on {asked} {what} ({part.new} of animals met once)"
+            lines.append(f"{told}: {shown}" if shown else told)
+    return lines + ([made.note] if made.note else [])
 
 
 @catalogue.command("build")

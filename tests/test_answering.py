@@ -1,11 +1,12 @@
 """A gallery that grows answers like one made at once, no closed row answers, and chances come true."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from happywhale_nb.answering import DEPTH, LEVEL, Calibration, Known, answer, calibrate
+from happywhale_nb.answering import DEPTH, FEW, LEVEL, Calibration, Known, answer, calibrate
 from happywhale_nb.dataset import NEW
 from happywhale_nb.knn import KNNHead, rank_sets
 from happywhale_nb.metrics import calibration
@@ -192,6 +193,53 @@ def test_chances_of_encounters_to_come_are_true():
     assert abs(np.mean(right) - made.top1) < 0.06 and abs(made.coverage - 0.9) < 0.03
     wrong = Chances(temperature=0.02).predict(*known.rank(X[~past], DEPTH), made.threshold)[0][:, 0]
     assert calibration(right, wrong.clip(0, 1))["ece"] > 0.08, "chances that are not calibrated would be noticed"
+
+
+def bursts(seed, n=900, animals=150, width=32):
+    """Encounters of one to four photographs that resemble each other more than those of other encounters."""
+    rng = np.random.default_rng(seed)
+    who, shots = rng.integers(0, animals, n), rng.integers(1, 5, n)
+    day = rng.normal(size=(animals, width))[who] + 0.9 * rng.normal(size=(n, width))
+    encounter = np.repeat(np.arange(n), shots)
+    return day[encounter] + 0.9 * rng.normal(size=(len(encounter), width)), who[encounter].astype(str), encounter
+
+
+def test_several_photographs_have_chances_of_their_own():
+    X, who, encounter = bursts(1)
+    past = encounter < 600
+    made, known = calibrate(X[past], who[past], encounter[past], past[past]), Known().fit(X[past], who[past])
+    assert made.several.encounters == np.count_nonzero(np.bincount(encounter[past]) > 1)
+    kinds = {"own": made, "of one": replace(made, several=None)}
+    told = {kind: [] for kind in kinds}
+    for number in range(600, 900):
+        rows = np.flatnonzero(encounter == number)
+        for kind, promise in kinds.items() if len(rows) > 1 else ():
+            found = answer(known, promise, X[rows], k=DEPTH)
+            told[kind].append(
+                (found.chances[0], found.names[0] == who[rows[0]], who[rows[0]] in found.names[found.in_set])
+            )
+    off = {
+        kind: np.mean([sure for sure, *_ in rows]) - np.mean([right for _, right, _ in rows])
+        for kind, rows in told.items()
+    }
+    assert abs(off["own"]) < 0.05 < 0.07 < -off["of one"], off
+    assert abs(np.mean([held for *_, held in told["own"]]) - 0.9) < 0.04
+    alone = answer(known, made, X[:1])
+    assert (alone.chances == answer(known, kinds["of one"], X[:1]).chances).all(), (
+        "one photograph goes by its own curve"
+    )
+
+
+def test_few_encounters_with_several_photographs_teach_nothing():
+    X, who, encounter = bursts(2, n=60)
+    single = np.unique(encounter, return_index=True)[1]
+    assert calibrate(X[single], who[single], encounter[single], np.ones(60, bool)).several is None
+    some = np.isin(encounter, np.flatnonzero(np.bincount(encounter) > 1)[: FEW - 1]) | np.isin(
+        np.arange(len(X)), single
+    )
+    assert calibrate(X[some], who[some], encounter[some], np.ones(some.sum(), bool)).several is None
+    made = calibrate(X, who, encounter, np.ones(len(X), bool))
+    assert made.several is not None and Calibration.from_dict(made.as_dict()).as_dict() == made.as_dict()
 
 
 def test_photographs_of_one_encounter_do_not_answer_for_each_other():
