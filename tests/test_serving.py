@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -90,6 +91,13 @@ def watched(browser, address, **how):
     context.close()
 
 
+def holds(page, selector, count):
+    """Wait until a page has this number of elements."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_have_count(count)
+
+
 def test_upload_candidates_confirm_reload_still_there_export(own, browser, tmp_path):
     dropped = sorted((own / "season" / "to_drop").iterdir())
     photo = shutil.copy(dropped[0], tmp_path / "=1+1 <img src=x onerror=alert(1)>.jpg")
@@ -130,6 +138,58 @@ def test_upload_candidates_confirm_reload_still_there_export(own, browser, tmp_p
         (row,) = [row for row in table if row["encounter_id"] == str(number)]
         assert row["individual"] == confirmed["individual"]["name"] and row["photo"].startswith("'=1+1")
         assert row["place"] == "<script>alert(2)</script>"
+        assert faults == []
+
+
+DROP = """async (files) => {
+    const carried = new DataTransfer();
+    for (const [name, data] of files) {
+        const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        carried.items.add(new File([bytes], name, { type: "image/jpeg" }));
+    }
+    document.querySelector("#drop").dispatchEvent(new DragEvent("drop", { dataTransfer: carried, bubbles: true }));
+}"""
+
+
+def test_many_photographs_are_dropped_with_progress_and_a_bad_one_costs_no_other(own, browser):
+    files = [(path.name, path.read_bytes()) for path in sorted((own / "season" / "to_drop").iterdir())]
+    files.insert(2, ("notes.jpg", b"these are notes and no photograph"))
+    with server(own) as (address, _), watched(browser, address) as (page, faults):
+        before = httpx.get(f"{address}/api/encounters?limit=1").json()["total"]
+        page.goto(f"{address}/#/add")
+        page.wait_for_selector("#drop")
+        page.evaluate(DROP, [(name, b64encode(data).decode()) for name, data in files])
+        page.check("#group-each", force=True)
+        page.click("#send")
+        page.wait_for_selector("#progress", state="visible")
+        page.wait_for_selector("[data-failed='notes.jpg']")
+        page.wait_for_selector("#sent")
+        holds(page, "#sent [data-encounter]", 6)
+        assert "notes.jpg" in page.inner_text("#failures") and "photograph" in page.inner_text("#failures")
+        assert httpx.get(f"{address}/api/encounters?limit=1").json()["total"] == before + 6
+        assert [fault for fault in faults if "422" not in fault] == []
+
+
+def test_filters_of_the_queue_are_seen_and_saved(own, browser):
+    with server(own) as (address, _), watched(browser, address) as (page, faults):
+        page.goto(f"{address}/#/queue")
+        page.wait_for_selector("#queue [data-encounter]")
+        place = httpx.get(f"{address}/api/facets").json()["places"][0]
+        total, fits = (
+            httpx.get(f"{address}/api/encounters", params={"state": "undecided"} | part).json()["total"]
+            for part in ({}, {"place": place})
+        )
+        assert 0 < fits < total
+        page.select_option("#queue-place", place)
+        holds(page, "#queue [data-encounter]", fits)
+        page.goto(f"{address}/#/individuals")
+        page.wait_for_selector("#individuals li")
+        page.goto(f"{address}/#/queue")
+        page.reload()
+        holds(page, "#queue [data-encounter]", fits)
+        assert page.input_value("#queue-place") == place and place in page.inner_text("[data-chips='queue']")
+        page.click("[data-chips='queue'] button")
+        holds(page, "#queue [data-encounter]", total)
         assert faults == []
 
 
