@@ -1,9 +1,10 @@
 """The catalogue's server on the demo season, asked by 50 clients at once, clients and server on one machine.
 
 1. Who is on this photograph? An upload is checked, embedded, and compared with the gallery; beside it the service that
-   the paper sketches: Keras' `predict` for each request and scikit-learn's NearestNeighbors.
-2. Who is this encounter? Embeddings are there; the answer is kept.
-3. The server's memory over 10,000 questions of the first kind.
+   the paper sketches: Keras' `predict` for each request and scikit-learn's NearestNeighbors. Neither has a detector.
+2. The same as the demo does it: a detector boxes the animal first.
+3. Who is this encounter? Embeddings are there; the answer is kept.
+4. The server's memory over 10,000 questions of the first kind.
 """
 
 import atexit
@@ -23,12 +24,21 @@ from harness import main
 CLIENTS, QUESTIONS, LONG, QUICK = 50, 1500, 10_000, 25  # QUICK: that many times fewer
 
 
-def serve_ours(folder, port):
+def season(folder, detector):
+    """A catalogue of the demo's season: `(catalogue, embedder)`."""
+    from happywhale_nb.season import demo_model, draw_season
+    from happywhale_nb.serving import build_catalogue
+
+    data, boxer = draw_season(Path(folder) / "season", progress=False), demo_model("detector.keras") if detector else ""
+    return build_catalogue(folder, data, demo_model(), detector=boxer)[:2]
+
+
+def serve_ours(folder, port, detector=False):
     """The project's server, in this process."""
     from happywhale_nb.api import Options
-    from happywhale_nb.serving import demo_catalogue, serve
+    from happywhale_nb.serving import serve
 
-    catalogue, embedder = demo_catalogue(folder)
+    catalogue, embedder = season(folder, detector)
     serve(
         catalogue,
         port=port,
@@ -48,9 +58,8 @@ def serve_plain(folder, port):
     from sklearn.neighbors import NearestNeighbors
 
     from happywhale_nb.asking import Asker
-    from happywhale_nb.serving import demo_catalogue
 
-    catalogue, embedder = demo_catalogue(folder)
+    catalogue, embedder = season(folder, False)
     asker = Asker(catalogue)
     named = asker.known.codes_ >= 0
     near = NearestNeighbors(n_neighbors=50, metric="cosine").fit(asker.known.vectors[named])
@@ -161,6 +170,7 @@ CASES = {
         "this server": partial(photographs, "ours"),
         "predict and scikit-learn": partial(photographs, "plain"),
     },
+    "50 clients, a photograph each, boxed": {"this server": partial(photographs, "boxed")},
     "50 clients, an encounter each": {"this server": encounters},
     "memory over 10,000 questions": {
         "this server": partial(memory, "ours"),
@@ -170,6 +180,7 @@ CASES = {
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        {"ours": serve_ours, "plain": serve_plain}[sys.argv[2]](sys.argv[3], int(sys.argv[4]))
+        kinds = {"ours": serve_ours, "boxed": partial(serve_ours, detector=True), "plain": serve_plain}
+        kinds[sys.argv[2]](sys.argv[3], int(sys.argv[4]))
     else:
         main(CASES)

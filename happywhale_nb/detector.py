@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'LOOSE', 'BoxFromCells', 'build_detector', 'box_loss', 'windows', 'detector_batches', 'train_detector',
-           'draw_boxes', 'whole_photos', 'boxed_photos', 'evaluate_detector', 'read_detector', 'write_own_boxes',
-           'learn_detector']
+           'two_sided', 'small', 'box_table', 'draw_boxes', 'whole_photos', 'boxed_photos', 'evaluate_detector',
+           'read_detector', 'write_own_boxes', 'learn_detector']
 
 # %% ../nbs/lib/detector.ipynb #detector-02
 import keras
@@ -135,28 +135,42 @@ def train_detector(photos, boxes, epochs=60, batch_size=32, seed=0):
     model = build_detector()
     rate = WarmupCosine(2e-3, steps * epochs, 2 * steps)
     optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0)
-    model.compile(optimizer, box_loss, jit_compile="auto" if compiled() else False)
+    trainer = keras.Model(model.input, model.output)  # the model itself keeps no optimizer, and its file a third
+    trainer.compile(optimizer, box_loss, jit_compile="auto" if compiled() else False)
     with bar(what="detector", total=epochs * steps, unit="step") as done:
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: done.update())
-        model.fit(batches, epochs=epochs, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[tick])
+        trainer.fit(batches, epochs=epochs, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[tick])
     return model
 
+# %% ../nbs/lib/detector.ipynb #detector-12a
+def two_sided(model):
+    """A network that gives the mean of what a detector sees in a photograph and in its mirror image: `[n, 5]`, box and
+    spread in shares, of pixels `[n, 96, 96, 3]`."""
+    pixels = keras.Input((SIDE, SIDE, 3))
+    plain, other = model(pixels), model(ops.flip(pixels, axis=2))
+    back = ops.concatenate([1 - other[:, 2:3], other[:, 1:2], 1 - other[:, :1], other[:, 3:]], axis=1)
+    return keras.Model(pixels, (plain + back) / 2, name="two_sided")
 
-def draw_boxes(model, photos, batch_size=128):
-    """Boxes for whole photographs `[n, s, s, 3]` uint8: a table of shares x0, y0, x1, y1, and confidence (0 … 1).
 
-    Each is the mean of what is seen in the photograph and in its mirror image."""
-    found = [np.empty((0, 5), np.float32)]
-    for start in range(0, len(photos), batch_size):
-        pixels = tf.image.resize(tf.cast(photos[start : start + batch_size], tf.float32), (SIDE, SIDE), antialias=True)
-        plain = ops.convert_to_numpy(model(np.asarray(pixels), training=False))
-        other = ops.convert_to_numpy(model(np.asarray(pixels)[:, :, ::-1], training=False))
-        other[:, [0, 2]] = 1 - other[:, [2, 0]]
-        found.append((plain + other) / 2)
-    found = np.concatenate(found)
+def small(photos):
+    """Whole photographs `[n, s, s, 3]` as a detector looks at them: `[n, 96, 96, 3]` float32."""
+    return tf.image.resize(tf.cast(photos, tf.float32), (SIDE, SIDE), antialias=True).numpy()
+
+
+def box_table(found):
+    """What `two_sided` found `[n, 5]` as a table of shares x0, y0, x1, y1, and confidence (0 … 1)."""
     size = np.sqrt((found[:, 2:4] - found[:, :2]).clip(1e-3).prod(1))
     table = pd.DataFrame(found[:, :4].clip(0, 1), columns=BOX)
     return table.assign(confidence=np.exp(-2 * found[:, 4] / size))
+
+
+def draw_boxes(model, photos, batch_size=128):
+    """Boxes of a detector for whole photographs `[n, s, s, 3]` uint8: a table as of `box_table`."""
+    network, found = two_sided(model), [np.empty((0, 5), np.float32)]
+    for start in range(0, len(photos), batch_size):
+        pixels = small(photos[start : start + batch_size])
+        found.append(ops.convert_to_numpy(network(pixels, training=False)))
+    return box_table(np.concatenate(found))
 
 # %% ../nbs/lib/detector.ipynb #detector-14
 def whole_photos(paths, folder, side=LOOSE):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PERSON', 'DETECTOR', 'SIZES', 'find_photos', 'choose_boxes', 'read_model', 'gather', 'filled', 'NetworkThread',
-           'settle', 'plain_places', 'make_crop', 'spare_gpus', 'Loaded', 'Embedder', 'photo_size', 'embed_folder']
+           'settle', 'plain_places', 'make_crop', 'seeing', 'spare_gpus', 'Loaded', 'Embedder', 'photo_size',
+           'embed_folder']
 
 # %% ../nbs/lib/encoding.ipynb #encoding-02
 import hashlib
@@ -25,7 +26,7 @@ from PIL import Image
 from .boxes import BOX, COLUMNS, CropMix, read_boxes
 from .crops import LOSSLESS, decode_crop, encode_crop, load_crop, upright_size
 from .dataset import PHOTO_ENDINGS, read_dataset
-from .detector import LOOSE, draw_boxes, read_detector
+from .detector import LOOSE, SIDE, box_table, read_detector, small, two_sided
 from .devices import compiled
 from .embeddings import Embeddings, write_embeddings
 from .fitting import averaged, encoder
@@ -226,6 +227,16 @@ def make_crop(path, box, frame, config):
     return crop if len(crop) <= LOSSLESS else decode_crop(encode_crop(crop, "0" * 16), "0" * 16)
 
 
+def seeing(detector):
+    """A function from whole photographs `[n, s, s, 3]` to what a detector finds `[n, 5]` (see `detector.box_table`), n
+    as you like."""
+    network = two_sided(detector)
+    if keras.backend.backend() != "tensorflow":
+        return lambda photos: network.predict_on_batch(small(photos))
+    traced = tf.function(network, input_signature=[tf.TensorSpec((None, SIDE, SIDE, 3))])  # once for all n
+    return lambda photos: traced(small(photos)).numpy()
+
+
 def spare_gpus():
     """Let TensorFlow take a GPU's memory as it needs it, not all of it at once; too late after its first use."""
     if keras.backend.backend() == "tensorflow":
@@ -269,10 +280,14 @@ class Loaded:
         network = encoder(self.model, **self.averaged)
         network.jit_compile, self.width = compiled(), network.output.shape[-1]
         self.thread = NetworkThread(network.predict_on_batch, limit)
-        self._decoders, self._detecting = ThreadPoolExecutor(os.cpu_count(), "decode"), threading.Lock()
+        self._decoders, self.looking = ThreadPoolExecutor(os.cpu_count(), "decode"), None
         shape = (self.config.image_size, self.config.image_size, 3)
         for size in SIZES:
             self.call(lambda size=size: network.predict_on_batch(np.zeros((size, *shape), np.float32)))
+        if self.detector is not None:
+            look = seeing(self.detector)
+            look(np.zeros((1, LOOSE, LOOSE, 3), np.float32))
+            self.looking = NetworkThread(look, limit)
 
     def call(self, function):
         """What `function()` gives, run in the network's thread. Raises `Busy` as `embed` does."""
@@ -282,6 +297,8 @@ class Loaded:
     def close(self):
         """Finish what was begun, and end the threads; after it everything raises `UserError`."""
         self.thread.close()
+        if self.looking is not None:
+            self.looking.close()
         self._decoders.shutdown()
 
 # %% ../nbs/lib/encoding.ipynb #encoding-21b
@@ -323,10 +340,13 @@ class Embedder(Loaded):
         the upright photograph. Raises `UserError` without a detector, or for a photograph that cannot be decoded."""
         if self.detector is None:
             raise UserError("there is no detector: train one with `happywhale detector`, and name its file")
-        with self.thread.room(len(paths)):
-            whole = list(self._decoders.map(lambda path: load_crop(path, LOOSE), paths))
-        with self._detecting:
-            drawn = draw_boxes(self.detector, np.stack(whole)) if whole else pd.DataFrame(columns=COLUMNS)
+        found = [np.empty((0, 5), np.float32)]
+        for start in range(0, len(paths), SIZES[-1]):
+            part = paths[start : start + SIZES[-1]]
+            with self.looking.room(len(part)):
+                whole = np.stack(list(self._decoders.map(lambda path: load_crop(path, LOOSE), part)))
+                found.append(self.looking.do(whole))
+        drawn = box_table(np.concatenate(found))
         sizes = np.array([photo_size(path) for path in paths], float).reshape(-1, 2)
         drawn[BOX] = np.round(drawn[BOX].to_numpy(float) * np.tile(sizes, 2), 1)
         return drawn.assign(image=[Path(p).name for p in paths], source=DETECTOR, W=sizes[:, 0], H=sizes[:, 1])[COLUMNS]

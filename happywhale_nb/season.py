@@ -204,20 +204,24 @@ def draw_season(folder, seed=0, individuals=32, asked=18, size=(320, 400), worke
 
 # %% ../nbs/lib/season.ipynb #season-22
 def make_demo_model(folder):
-    """Train the network of the demo on drawn photographs, in `folder`; four minutes on two cores. Returns the place of
-    its `model.keras`."""
+    """Train the demo's network and its detector on drawn photographs, in `folder`; ten minutes on two cores. Returns
+    the places of `model.keras` and `detector.keras`."""
     folder = Path(folder)
     draw_demo(folder / "many", seed=11, individuals=420, train_photos=4200, test_photos=40)
     given = {"data_dir": folder / "many", "study": "demo-network", "folds": 10, "fold": 0, "epochs": 40, "name": "tiny"}
     given |= {"changes": "backbone=tiny_resnet embedding=128", "crops": "fullbody:.7 whole:.3"}
     words = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    subprocess.run([sys.executable, "-c", "from happywhale_nb.cli import main; main()", "train", *words], check=True)
-    return project_root() / "outputs" / "demo-network" / "tiny" / "fold0" / "model.keras"
+    happywhale = [sys.executable, "-c", "from happywhale_nb.cli import main; main()"]
+    subprocess.run([*happywhale, "train", *words], check=True)
+    detector = folder / "detector.keras"
+    subprocess.run([*happywhale, "detector", folder / "many", "--to", detector, "--epochs", "25"], check=True)
+    return project_root() / "outputs" / "demo-network" / "tiny" / "fold0" / "model.keras", detector
 
 
-def demo_model():
-    """The place of the network that comes with the package, a `model.keras`. Raises `UserError` if it is missing."""
-    place = Path(str(files("happywhale_nb") / "models" / "demo" / "model.keras"))
+def demo_model(name="model.keras"):
+    """The place of the network that comes with the package, or of its `detector.keras`. Raises `UserError` if it is
+    missing."""
+    place = Path(str(files("happywhale_nb") / "models" / "demo" / name))
     if not place.is_file():
         raise UserError(f"{place} is missing: install the package again")
     return place

@@ -136,7 +136,8 @@ def demo_catalogue(folder):
     if (folder / CARD).is_file() and Catalogue(folder).fingerprint:
         catalogue = Catalogue(folder)
         return catalogue, open_embedder(catalogue)
-    made = build_catalogue(folder, folder / "season", demo_model(), name="demo season")
+    given = {"model": demo_model(), "detector": demo_model("detector.keras"), "name": "demo season"}
+    made = build_catalogue(folder, folder / "season", **given)
     return made[:2]
 
 # %% ../nbs/lib/serving.ipynb #serving-09
