@@ -43,6 +43,7 @@ from happywhale_nb.intake import (
     TooLarge,
     check_all,
     edit_encounter,
+    looked_at_whole,
     set_crop,
     take_photos,
     with_drawn,
@@ -168,9 +169,9 @@ def caller(request, token=None):
     if row is None:
         if token and not desk.limiter.allowed("sign in", address):
             raise HTTPException(429, "too many tokens were wrong: wait a minute", {"Retry-After": "60"})
-        told = (
-            "this token is not valid" if token else "a token is needed: `happywhale catalogue token NAME --role read`"
-        )
+        make = f"`happywhale catalogue token {desk.catalogue.folder.name} NAME --role read`"
+        none = f"a token is needed, as the header Authorization: Bearer TOKEN; who runs the server makes one: {make}"
+        told = "this token is not valid" if token else none
         raise HTTPException(401, told, {"WWW-Authenticate": "Bearer"})
     return Caller(row.name, row.role)
 
@@ -435,7 +436,8 @@ def photo_file(desk: TheDesk, who: Reader, number: Number):
 
 
 def _attachment(name):
-    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "_" for letter in name)
+    return f"attachment; filename={plain}; filename*=UTF-8''{quote(name, safe='')}"
 
 
 @api.get("/photos/{number}/picture", response_class=Response, responses=JPEG)
@@ -490,8 +492,9 @@ def ask_photos(desk, photos, k):
         paths = [Path(folder) / f"{picture.sha256}.{picture.kind}" for _, _, picture in checked]
         for path, (_, data, _) in zip(paths, checked, strict=True):
             path.write_bytes(data)
-        vectors = embedder.embed(paths, with_drawn(embedder, paths))
-    return ask_vectors(desk.asker, vectors, k)
+        boxes = with_drawn(embedder, paths)
+        vectors, whole = embedder.embed(paths, boxes), looked_at_whole(embedder, paths, boxes)
+    return ask_vectors(desk.asker, vectors, k, whole)
 
 
 def _read_files(desk, photos):
@@ -705,7 +708,10 @@ def _invalid(request, error):
 
 # %% ../nbs/lib/api.ipynb #api-28a
 def _refused(request, error):
-    return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+    detail = str(error.detail)
+    if detail == "Not Found":
+        detail = "nothing is here: /docs lists what there is"
+    return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
 
 def make_app(desk, load=None):

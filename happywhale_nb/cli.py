@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from .check import as_json, check_folder, count, describe, write_skips
-from .dataset import read_dataset, read_table
+from .dataset import PHOTO_ENDINGS, read_dataset, read_table
 from .demo import draw_demo
 from .download import COMPETITION, download
 from .importing import SYNONYMS, plan_source, write_import
@@ -433,11 +433,9 @@ def catalogue():
 
 
 def _opened(folder):
-    from happywhale_nb.catalogue import CARD, Catalogue
+    from happywhale_nb.catalogue import Catalogue, find_catalogue
 
-    if folder is not None and not (folder / CARD).is_file() and (folder / "catalogue" / CARD).is_file():
-        folder = folder / "catalogue"  # outputs/<study> will do
-    return Catalogue(folder or study_dir("", find_data()) / "catalogue")
+    return Catalogue(find_catalogue(folder or study_dir("", find_data())))
 
 
 def _worth(made):
@@ -472,7 +470,7 @@ def catalogue_build(data_dir, model, folder, database, detector, name):
 
     folder = folder or study_dir("", data_dir.absolute()) / "catalogue"
     made, embedder, added, worth = build_catalogue(
-        folder, data_dir.absolute(), model or "", database, detector or "", name
+        folder, data_dir.absolute(), model or "", database, detector or "", name, tell=click.echo
     )
     embedder.close()
     click.echo(f"{os.path.relpath(made.folder)}: {count(added, 'photograph')} added")
@@ -480,6 +478,17 @@ def catalogue_build(data_dir, model, folder, database, detector, name):
 
 # %% ../nbs/lib/cli.ipynb #cli-c2
 _folder = click.argument("folder", type=_path)
+
+
+def _photographs(paths):
+    """Files of photographs; of a folder those in it. Raises `UserError` for what is not there."""
+    found = []
+    for path in paths:
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_ENDINGS) if path.is_dir() else [path]
+        if not inside or not inside[0].is_file():
+            raise UserError(f"there {'are no photographs in' if path.is_dir() else 'is no photograph'} {path}")
+        found += inside
+    return found
 
 
 @catalogue.command("add")
@@ -500,14 +509,22 @@ def catalogue_add(folder, photos, each, side, **known):
     from happywhale_nb.intake import take_photos
     from happywhale_nb.serving import open_embedder
 
-    opened = _opened(folder)
+    opened, photos, left = _opened(folder), _photographs(photos), 0
     embedder = open_embedder(opened)
     for lot in [[photo] for photo in photos] if each else [photos]:
         files = [(path.name, path.read_bytes()) for path in lot]
         place = {"latitude": None, "longitude": None}
-        number = take_photos(opened, embedder, getpass.getuser(), files, side, **known, **place)
-        click.echo(f"encounter {number}: {count(len(lot), 'photograph')}")
+        try:
+            number = take_photos(opened, embedder, getpass.getuser(), files, side, **known, **place)
+            click.echo(f"encounter {number}: {count(len(lot), 'photograph')}")
+        except UserError as error:
+            if not each:
+                raise
+            left += 1
+            click.echo(f"{lot[0]} left out: {error}", err=True)
     embedder.close()
+    if left:
+        raise UserError(f"{count(left, 'photograph')} of {len(photos)} left out")
 
 
 @catalogue.command("re-embed")
@@ -556,7 +573,7 @@ def catalogue_export(folder, kind, output, species, occasions):
     \b
     Example: happywhale catalogue export outputs/demo/catalogue wildbook -o sheet.xlsx
     """
-    from happywhale_nb.exports import export_sightings
+    from happywhale_nb.exports import export_sightings, what_is_in
     from happywhale_nb.views import sightings
 
     with _opened(folder).reading() as session:
@@ -566,7 +583,8 @@ def catalogue_export(folder, kind, output, species, occasions):
     data, name, _ = export_sightings(table, kind, species, occasions)
     with atomic(output or Path(name)) as part:
         part.write_bytes(data)
-    click.echo(os.path.relpath(output or name))
+    told = what_is_in(table, kind, species, occasions)
+    click.echo(f"{os.path.relpath(output or name)}{': ' + told if told else ''}")
 
 
 @catalogue.command("token")
@@ -596,7 +614,7 @@ def catalogue_token(folder, name, role, end):
 @click.argument("folder", required=False, type=_path)
 @click.option("--demo", "drawn", is_flag=True, help="A season of drawn photographs and a small network: to look at it.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0: all.")
-@click.option("--port", default=8000, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--name", "names", multiple=True, help="The name by which others reach this server; may be repeated.")
 @click.option("--tokens/--no-tokens", default=None, help="Whether to ask for tokens [yes, but on the loopback].")
 @click.option("--rate", default=600, show_default=True, help="Questions a minute from one caller; 0: no limits.")

@@ -67,8 +67,8 @@ def decide(session, who, number, kind, version, individual_id=None, name="", ans
     fields = {} if kind == "reject" else {"decided_by": who, "decided_at": now()}
     if kind != "reject":
         fields |= {"state": {"confirm": "confirmed"}.get(kind, kind), "individual_id": individual and individual.id}
-    if kind in ("confirm", "new") and not encounter.species:
-        fields["species"] = individual.species
+    if kind in ("confirm", "new") and not encounter.species and individual.species:
+        fields["species"], before["species"] = individual.species, ""
     change(session, encounter, version, **fields)
     about = {"encounter_id": number, "individual_id": individual and individual.id, "note": note, "before": before}
     return log(session, who, kind, **about, **seen), encounter
@@ -219,7 +219,7 @@ def undo(session, who, number, anybodys=False):
         raise Conflict(f"decision {number} was undone already")
     return made, encounter
 
-
+# %% ../nbs/lib/decisions.ipynb #decisions-11a
 def _restore(session, row):
     """Bring back what was before a decision. Returns the encounter it was about, or None."""
     encounter = session.get(Encounter, row.encounter_id) if row.encounter_id is not None else None
@@ -233,7 +233,10 @@ def _restore(session, row):
         if row.kind == "merge":
             other.merged_into_id = None
     else:
-        change(session, encounter, encounter.version, **(row.before if row.kind != "reject" else {}))
+        back = dict(row.before) if row.kind != "reject" else {}
+        if "species" in back and encounter.species != about.species:
+            del back["species"]  # somebody has said another one since
+        change(session, encounter, encounter.version, **back)
         if row.kind == "new":
             about.active = False
     session.flush()

@@ -7,7 +7,7 @@ __all__ = ['FORMULA', 'ENDS', 'BLANKS', 'LONGEST', 'CUT', 'UNWRITABLE', 'PLAIN',
            'MOST_ENCOUNTERS', 'ODD', 'FIELDS', 'PICTURES', 'ADDRESS', 'ZONE', 'CAMTRAP', 'EMPTY', 'PARTS', 'EXPORTS',
            'clean_text', 'safe_text', 'original_text', 'arranged', 'Moment', 'read_moment', 'latin', 'to_csv',
            'wildbook_table', 'to_wildbook', 'check_wildbook', 'camtrap_tables', 'to_camtrap_dp', 'Histories',
-           'capture_histories', 'to_mark', 'to_rmark', 'export_sightings']
+           'capture_histories', 'to_mark', 'to_rmark', 'what_is_in', 'export_sightings']
 
 # %% ../nbs/lib/exports.ipynb #exports-02
 import csv
@@ -819,6 +819,17 @@ EXPORTS = {
     "mark": (to_mark, "histories.inp", "text/plain; charset=us-ascii"),
     "rmark": (to_rmark, "histories.txt", "text/tab-separated-values; charset=us-ascii"),
 }
+
+
+def what_is_in(sightings, kind, species="", occasions="year"):
+    """What an export of this kind has, and what it leaves out and why, in words; "" for one that has everything."""
+    if kind in ("mark", "rmark"):
+        found = capture_histories(sightings, occasions, species)
+        return f"{len(found.table)} individuals; encounters left out: {_reasons(found.left_out)}"
+    if kind == "camtrap-dp":
+        left = camtrap_tables(sightings[sightings["species"] == species] if species else sightings)["left_out"]
+        return f"encounters left out: {_reasons(left)}"
+    return ""
 
 
 def export_sightings(sightings, kind, species="", occasions="year"):

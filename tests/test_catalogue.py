@@ -5,13 +5,16 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import func, select, text
 
 from happywhale_nb.catalogue import CARD, Catalogue, add_photo, create_catalogue, new_encounter, next_name
-from happywhale_nb.decisions import Conflict, decide, make_individual, merge, rename, split, undo
+from happywhale_nb.dataset import read_dataset
+from happywhale_nb.decisions import Conflict, change, decide, make_individual, merge, rename, split, undo
+from happywhale_nb.intake import take_news, take_photos
 from happywhale_nb.paths import UserError
 from happywhale_nb.tables import Base, Decision, Encounter, Individual, Model, Photo
 from happywhale_nb.views import encounter_view, facets, individual_page, list_decisions, list_encounters, sightings
@@ -253,3 +256,62 @@ def test_photographs_and_vectors_come_together_or_not_at_all(filled):
     with filled.reading() as session:
         assert session.scalar(select(func.count()).select_from(Photo)) == 20
         assert session.scalar(select(Encounter.id).where(Encounter.name == "torn")) is None
+
+
+# --- what a folder's tables say later
+
+
+def test_a_folder_that_learns_where_and_when_fills_in_what_is_empty_and_changes_nothing_else(mine, tiny_copy):
+    dataset = read_dataset(tiny_copy)
+    one, two, three = dataset.train["image"][:3]
+    with mine.writing() as session:
+        met = session.scalar(select(Encounter).join(Photo).where(Photo.name == one))
+        change(session, met, met.version, date="2001-01-01")
+    table = pd.DataFrame(
+        {"image": [one, two, "gone.jpg"], "date": ["2024-05-06"] * 3, "side": ["left"] * 3, "plaec": "x"}
+    )
+    table.to_csv(tiny_copy / "encounters.csv", index=False)
+    told = " | ".join(take_news(mine, read_dataset(tiny_copy), "Ann"))
+    assert "of 1 encounters filled in" in told and "date (1 photographs)" in told
+    assert "1 photographs are not in the folder, such as gone.jpg" in told and "columns plaec are not read" in told
+    with mine.reading() as session:
+        rows = session.execute(select(Photo.name, Photo.side, Encounter.date).join(Encounter).where(~Photo.kept)).all()
+        kept = {name: (side, date) for name, side, date in rows}
+        last = session.scalars(select(Decision).order_by(Decision.id.desc())).first()
+    assert kept[one] == ("left", "2001-01-01") and kept[two] == ("left", "2024-05-06") and kept[three][0] == ""
+    assert last.kind == "edit" and "2024-05-06 (from the data folder)" in last.note
+    assert not [line for line in take_news(mine, read_dataset(tiny_copy), "Ann") if "filled in" in line], "once"
+
+
+def test_undo_gives_back_the_species_unless_somebody_said_another(mine):
+    with mine.writing() as session:
+        met = session.scalar(select(Encounter).where(Encounter.state == "undecided"))
+        change(session, met, met.version, species="")
+        who = session.scalar(select(Individual).where(Individual.species != ""))
+        for said in ("", "beluga"):
+            row, _ = decide(session, "Ann", met.id, "confirm", met.version, individual_id=who.id)
+            assert met.species == who.species
+            if said:
+                change(session, met, met.version, species=said)
+            undo(session, "Ann", row.id)
+            assert met.species == said
+
+
+def test_new_encounters_are_named_like_the_others(mine):
+    with mine.writing() as session:
+        first = new_encounter(session, "")
+        assert first.name == f"E{first.id:05d}", "where the others are not numbered"
+        for i in range(60):
+            new_encounter(session, f"HB{i + 40:04d}")
+        assert new_encounter(session, "").name == f"HB{first.id + 61:04d}"
+        for i in range(120):
+            new_encounter(session, f"2024-05-06-{i}")
+        assert new_encounter(session, "").name.startswith("E0"), "a date is no prefix"
+
+
+def test_who_adds_to_a_catalogue_that_changed_its_model_is_told(mine, colours):
+    other = Catalogue(mine.folder)
+    other.choose_model("f" * 16)
+    with pytest.raises(UserError, match="changed over to another model"):
+        take_photos(mine, colours, "Ann", [("a.jpg", b"")])
+    other.close()

@@ -40,7 +40,7 @@ def test_candidates_are_pictures_with_name_chance_file_and_date(opened, photo):
     for title, each in zip(titles[1:], candidates, strict=True):
         name = f"new: {each['proposed']}" if each["is_new"] else each["individual"]["name"]
         assert title == f"{each['rank']}. {name}\n{each['chance']:.0%}"
-    assert "<img" in found._repr_html_() and len(repr(found).splitlines()) == 5
+    assert "<img" in found._repr_html_() and len(repr(found).splitlines()) == 6
     assert not (opened.catalogue.folder / "photos").exists(), "who only asks leaves nothing"
 
 
@@ -81,6 +81,15 @@ def test_a_candidate_that_is_none(opened, who, told):
 def test_a_missing_photograph_is_named(opened, tmp_path):
     with pytest.raises(UserError, match="there is no photograph"):
         identify(tmp_path / "gone.jpg", opened)
+    (tmp_path / "notes.jpg").write_text("no photograph")
+    with pytest.raises(UserError, match=r"notes\.jpg"):
+        identify(tmp_path / "notes.jpg", opened)
+
+
+@pytest.mark.parametrize("about, told", [({"dat": "2024"}, "no dat"), ({"side": "up"}, "side"), ({"date": "x"}, "x")])
+def test_what_cannot_be_known_of_a_photograph_is_refused_before_it_is_asked_about(opened, photo, about, told):
+    with pytest.raises(UserError, match=told):
+        identify(photo, opened, **about)
 
 
 def test_buttons_decide_and_tell_what_is_refused(opened, mine):
