@@ -526,7 +526,7 @@ def catalogue_add(folder, photos, each, side, **known):
     if left:
         raise UserError(f"{count(left, 'photograph')} of {len(photos)} left out")
 
-
+# %% ../nbs/lib/cli.ipynb #cli-c2a
 @catalogue.command("re-embed")
 @_folder
 @click.option("--model", required=True, type=_path, help="The new model.keras.")
@@ -586,7 +586,7 @@ def catalogue_export(folder, kind, output, species, occasions):
     told = what_is_in(table, kind, species, occasions)
     click.echo(f"{os.path.relpath(output or name)}{': ' + told if told else ''}")
 
-
+# %% ../nbs/lib/cli.ipynb #cli-c3a
 @catalogue.command("token")
 @_folder
 @click.argument("name")

@@ -117,7 +117,7 @@ def build_catalogue(folder, data_dir, model="", database="", detector="", name="
     re_embed(catalogue, embedder, title, trained)  # what an interrupted build by another model had taken in
     return catalogue, embedder, added, change_over(catalogue, embedder, source, detector)
 
-
+# %% ../nbs/lib/serving.ipynb #serving-05a
 def change_over(catalogue, embedder, source, detector=""):
     """Make a model the catalogue's, once all its embeddings are there. Returns the `answering.Calibration`."""
     if Path(source).resolve() != catalogue.model_path.resolve() and catalogue.fingerprint != embedder.fingerprint:
