@@ -196,7 +196,7 @@ def test_a_report_is_found_by_the_name_of_its_study(study, checkout):
     done = happywhale(checkout, "report", "whole-quick", "-p", "examples", "2")
     assert done.returncode == 0, done.stderr[-2000:]
     lost = happywhale(checkout, "report", "another")
-    assert lost.returncode == 2 and "there: whole-quick" in lost.stderr
+    assert lost.returncode == 2 and "(there: " in lost.stderr and "whole-quick)" in lost.stderr
 
 
 PROBE = """<script>addEventListener("load", () => {
