@@ -335,7 +335,7 @@ def test_adding_embeds_only_what_is_new_and_another_model_is_refused_with_the_re
     record = json.loads(other.with_name("config.json").read_text())
     record["parameters"]["margin_around"] = 0.2
     other.with_name("config.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="catalogue re-embed .*demo --model MODEL"):
+    with pytest.raises(UserError, match=r"catalogue re-embed .*demo --model MODEL"):
         build_catalogue(own, data, other)
     from happywhale_nb.intake import re_embed
 
