@@ -157,9 +157,8 @@ def ask_encounter(asker, who, number, k=10, **filters):
     with asker.lock, asker.catalogue.reading() as session:  # in this order: who waits for a turn holds no connection
         met = the(session, Encounter, number, "encounter")
         there = session.scalars(select(Photo.id).where(Photo.encounter_id == number).order_by(Photo.id)).all()
-        ids = [
-            each for each in there if each in asker.rows
-        ]  # one that came after `refresh` waits for the next question
+        # one that came after `refresh` waits for the next question
+        ids = [each for each in there if each in asker.rows]
         if not ids:
             why = "its photographs are not embedded by this model: start the server again" if there else "it has none"
             raise UserError(f"encounter {met.name} has no photographs to ask about ({why})")
