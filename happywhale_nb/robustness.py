@@ -25,12 +25,20 @@ from .dataset import NEW, read_dataset
 from .degradations import DEGRADATIONS, degrade, plot_degradations
 from .embeddings import read_embeddings
 from .fitting import averaged, embed_views
-from .knn import KNNHead, finished_folds
+from .knn import KNNHead
 from .metrics import average_precision, bootstrap_interval
 from .paths import UserError, atomic, fold_dir, study_dir
 from .presets import used_preset
 from .runs import fingerprint, is_done, read_json, versions, write_json
-from .splits import foot, gallery_and_queries, require_catalogue, study_card, study_folds, true_answers
+from happywhale_nb.splits import (
+    finished_folds,
+    foot,
+    gallery_and_queries,
+    require_catalogue,
+    study_card,
+    study_folds,
+    true_answers,
+)
 
 # %% ../nbs/05_robustness.ipynb #05-robustness-06
 SIGMAS = (0.0, 0.5, 1.0, 2.0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'SELDOM', 'FOLD_COLUMNS', 'parse_kind', 'make_folds', 'kind_of', 'fold_numbers', 'gallery_and_queries',
            'true_answers', 'require_catalogue', 'protocol_card', 'card_line', 'foot', 'dataset_folds', 'study_folds',
-           'study_data', 'study_card']
+           'study_data', 'study_card', 'finished_folds']
 
 # %% ../nbs/lib/splits.ipynb #splits-02
 import difflib
@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .dataset import NEW, read_dates, read_table
 from .duplicates import among_known, near_duplicates, read_duplicates
-from .paths import UserError, atomic
+from .paths import UserError, atomic, fold_dir
 from .runs import read_json, write_json
 
 # %% ../nbs/lib/splits.ipynb #splits-03
@@ -349,3 +349,16 @@ def study_data(folder):
 def study_card(dataset, folder, folds):
     """`protocol_card` of a study's folds, with the near-duplicates if its EDA has searched for them."""
     return protocol_card(folds, dataset.fingerprint, among_known(read_duplicates(dataset, folder)))
+
+# %% ../nbs/lib/splits.ipynb #splits-31a
+def finished_folds(study_folder, model, folds):
+    """Numbers of the folds whose embeddings are there. Raises `UserError` if there are none."""
+    numbers = fold_numbers(folds)
+    done = [k for k in numbers if (fold_dir(study_folder, model, k) / "config.json").is_file()]
+    if not done:
+        trained = sorted({p.parent.parent.name for p in Path(study_folder).glob("*/fold*/config.json")})
+        raise UserError(
+            f"no trained fold of model {model!r} in {study_folder} (trained: {', '.join(trained) or 'none'}): "
+            "run 03_train first"
+        )
+    return done

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from .boxes import CropMix, read_boxes
 from .dataset import read_dataset
-from .knn import AGGREGATES, finished_folds
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
 from .paths import UserError, find_data, fold_dir, project_root, study_dir
 from .presets import configure
 from .records import begin_record, installed_gpus, job_stamp, keep_record, mark_path, record_path
 from .runs import read_json
-from .splits import gallery_and_queries, require_catalogue, study_folds
+from .search import AGGREGATES
+from .splits import finished_folds, gallery_and_queries, require_catalogue, study_folds
 from .tally import VOTES
 
 # %% ../nbs/lib/stages.ipynb #stages-05

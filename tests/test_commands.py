@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 BIN = Path(sys.executable).parent
+SMALLER = ("-p", "changes", "backbone=basic_cnn")  # where it does not matter what is trained
 
 
 def happywhale(checkout, *words):
@@ -94,6 +95,7 @@ def test_papermill_trains_the_fold_it_is_told(checkout, tiny):
             "-p",
             "study",
             "papermill",
+            *SMALLER,
         ],
         cwd=checkout,
         capture_output=True,
@@ -113,7 +115,7 @@ TRAIN = """
 import sys, numpy as np
 from happywhale_nb.fitting import train
 from happywhale_nb.presets import configure
-config = configure("small_resnet_arcface", epochs=4, image_size=32, changes="batch_size=8")
+config = configure("small_resnet_arcface", epochs=4, image_size=32, changes="batch_size=8 backbone=basic_cnn")
 crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
 model, history = train(config, crops, np.arange(64), np.arange(64) % 8, 8, sys.argv[1], "stamp", save_every=0)
 np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())
@@ -147,7 +149,7 @@ def test_an_unwritable_place_is_said(checkout, tiny):
 
 def test_a_disjoint_split_trains_for_retrieval_within_and_is_not_answered_from_a_catalogue(checkout, tiny):
     words = ["-p", "data_dir", tiny, "-p", "study", "apart", "-p", "quick", "true"]
-    done = happywhale(checkout, "train", *words, "-p", "split", "disjoint", "-p", "folds", 2)
+    done = happywhale(checkout, "train", *words, "-p", "split", "disjoint", "-p", "folds", 2, *SMALLER)
     assert done.returncode == 0, done.stderr
     record = json.loads((checkout / "outputs/apart-quick/small_resnet_arcface/fold0/config.json").read_text())
     assert record["protocol"]["kind"] == "disjoint" and 0 < record["result"]["map5_within"] <= 1

@@ -27,6 +27,7 @@ from happywhale_nb.notebooks import read_parameters
 ROOT = Path(__file__).parents[1]
 SLUG = "happy-whale-and-dolphin"
 GIVEN = ["-p", "folds", "2", "-p", "fold", "1", "-p", "quick", "true", "-p", "neighbors", "7"]
+GIVEN += ["-p", "changes", "backbone=basic_cnn"]  # trains quickly
 
 
 def build(target, *words, user="jo"):
@@ -82,6 +83,7 @@ def test_notebooks_install_first_and_have_the_chosen_values_and_no_metadata_of_k
         original = read_parameters(ROOT / "nbs" / f"{name}.ipynb")
         values = {n: p.default for n, p in read_parameters(path).items()}
         chosen = {"folds": 2, "fold": 1, "quick": True, "neighbors": 7, "hours": 1e-6}
+        chosen["changes"] = "backbone=basic_cnn"
         assert values == {n: chosen.get(n, p.default) for n, p in original.items()}, name
 
 
@@ -309,7 +311,7 @@ from pathlib import Path
 from happywhale_nb.callbacks import Deadline, EarlyStop, Unfinished
 from happywhale_nb.fitting import train
 from happywhale_nb.presets import configure
-config = configure("small_resnet_arcface", epochs=3, image_size=32, changes="batch_size=8")
+config = configure("small_resnet_arcface", epochs=3, image_size=32, changes="batch_size=8 backbone=basic_cnn")
 crops = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3)).astype("uint8")
 def run(folder, hours):
     Path(folder).mkdir(exist_ok=True)
@@ -339,7 +341,7 @@ def test_a_training_in_two_parts_ends_like_a_whole_one(tmp_path):
 
 def test_on_the_command_line_a_training_out_of_time_is_not_a_success(checkout, tiny):
     command = [Path(sys.executable).with_name("happywhale"), "train", "-p", "data_dir", tiny, "-p", "study", "limited"]
-    command += ["-p", "quick", "true", "-p", "hours"]
+    command += ["-p", "quick", "true", "-p", "changes", "backbone=basic_cnn", "-p", "hours"]
     place = checkout / "outputs" / "limited-quick" / "small_resnet_arcface" / "fold0"
     done = subprocess.run([*command, "1e-6"], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 2 and "stopped after epoch 1 of 2" in done.stderr and "Traceback" not in done.stderr

@@ -72,6 +72,13 @@ def test_all_but_training_imports_without_tensorflow():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_command_starts_without_what_only_its_stages_need():
+    heavy = "[m for m in ('sklearn', 'matplotlib', 'papermill', 'sqlalchemy', 'fastapi', 'yaml') if m in sys.modules]"
+    code = f"import sys, happywhale_nb.cli; sys.exit(' '.join({heavy}) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_is_pickled():
     """Files of others can be read without running what is in them."""
     doors = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
