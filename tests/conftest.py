@@ -26,6 +26,16 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.pop("HAPPYWHALE_DATA", None)
 
 
+# the files that take minutes, longest first: two workers then end at about the same time
+LONG = ("study", "commands", "a_study", "slurm", "serving", "compare", "kaggle", "hosts", "training", "formulas")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    long = [f"test_{name}" for name in LONG]
+    items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A demo set small enough to train on in seconds; tests must not change it."""
