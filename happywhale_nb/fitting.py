@@ -90,6 +90,7 @@ def compile_trainer(trainer, config, optimizer):
         metrics={"cosines": [accuracy, top5]},
         jit_compile="auto" if compiled() else False,
     )
+    optimizer.build(trainer.trainable_variables)  # else TensorFlow traces the first step twice
     return trainer
 
 # %% ../nbs/lib/fitting.ipynb #fitting-11

@@ -23,6 +23,8 @@ from happywhale_nb.tables import make_engine
 ROOT = Path(__file__).resolve().parents[1]
 # every kernel and command started by a test is quiet, and reads no data but what the test names
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# XLA compiles in haste: most tests of JAX train for seconds what takes longer to optimize
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ.pop("HAPPYWHALE_DATA", None)
 
 

@@ -36,9 +36,8 @@ OUTPUTS = ["centres.parquet", "config.json", "embeddings.parquet", "history.csv"
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Variables by which processes compile in haste, and find what an earlier one has compiled."""
+    """Variables by which processes find what an earlier one has compiled."""
     return {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

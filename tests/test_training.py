@@ -47,7 +47,8 @@ print("RESULT" + json.dumps({"losses": losses.found, "line": device_line(devices
 
 
 def spread(devices):
-    env = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": flags}
     done = subprocess.run([sys.executable, "-c", SPREAD, str(devices)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.split("RESULT")[1])
