@@ -1,0 +1,196 @@
+"""Break the project on purpose, one fault at a time, and record which tests notice.
+
+    python tests/mutation/run.py map           # once: which test runs which line (the whole suite under coverage)
+    python tests/mutation/run.py run           # each fault of mutants.json against the tests that run its lines
+    python tests/mutation/run.py all           # what was not noticed, all at once, against the whole suite
+    python tests/mutation/run.py table         # the results by module
+
+A fault stands in `mutants.json` as the text before and after, and is made in the module and in its notebook, so that
+lessons meet it too. Forty-six were drawn with a seed from those that cosmic-ray 8.7 makes of the modules named there,
+ten were written by hand. Results go to `--out` after each fault: an interrupted run goes on.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from xml.etree import ElementTree
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+FIRST, REST = 60, 300  # seconds of tests that are all run; of the rest, up to the first that fails
+
+
+def read_mutants():
+    """The faults, a list of dicts: id, module, notebook, operator, before, after."""
+    return json.loads((HERE / "mutants.json").read_text(encoding="utf-8"))
+
+
+def make(tree, mutant):
+    """Make a fault in the module and in the notebook of the copy `tree`."""
+    module = tree / "happywhale_nb" / f"{mutant['module']}.py"
+    text = module.read_text(encoding="utf-8")
+    if text.count(mutant["before"]) != 1:
+        raise SystemExit(f"{mutant['id']}: its text stands {text.count(mutant['before'])} times in {module.name}")
+    module.write_text(text.replace(mutant["before"], mutant["after"]), encoding="utf-8")
+    path = tree / mutant["notebook"]
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and mutant["before"].rstrip("\n") in source:
+            cell["source"] = source.replace(mutant["before"].rstrip("\n"), mutant["after"].rstrip("\n"))
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_tree(tree, target):
+    """A copy of what git tracks in `tree`."""
+    shutil.rmtree(target, ignore_errors=True)
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=tree, capture_output=True, text=True)
+    for name in names.stdout.splitlines():
+        if (tree / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(tree / name, target / name)
+    return target
+
+
+def environment(tree):
+    """Variables under which every process takes the package of `tree`."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "PYTEST"))}
+    return variables | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def pytest(tree, words, seconds):
+    """Run pytest in `tree`. Returns the ids of the tests that failed, or "timeout" among them."""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *words]
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return ["timeout"]
+    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.M)
+    if done.returncode not in (0, 1) and not failed:
+        failed = [f"pytest ended with {done.returncode}"]
+    return failed
+
+
+# --- which test runs which line ---------------------------------------------------------------------------------------
+
+
+def make_map(tree, data, junit, out):
+    """Write `out`: for each fault the tests that run its lines, quickest first, with their seconds.
+
+    data: a coverage file with the tests as contexts; junit: the seconds of the tests."""
+    from coverage import CoverageData
+
+    seconds = {}
+    for case in ElementTree.parse(junit).getroot().iter("testcase"):
+        name = case.get("classname", "").replace(".", "/") + ".py::" + case.get("name", "")
+        seconds[name] = float(case.get("time", 0))
+    held = CoverageData(str(data))
+    held.read()
+    places = {Path(name).stem: name for name in held.measured_files()}
+    result = {}
+    for mutant in read_mutants():
+        text = (tree / "happywhale_nb" / f"{mutant['module']}.py").read_text(encoding="utf-8")
+        start = text[: text.index(mutant["before"])].count("\n") + 1
+        lines = range(start, start + mutant["before"].rstrip("\n").count("\n") + 1)
+        by_line = held.contexts_by_lineno(places[mutant["module"]])
+        contexts = {c for line in lines for c in by_line.get(line, ()) if c}
+        if not contexts:  # run at import alone
+            contexts = {c for found in by_line.values() for c in found if c}
+        tests = {
+            re.sub(r"(\|(setup|run|teardown)| \((setup|call|teardown)\))$", "", c.split("|tests/")[0]) for c in contexts
+        }
+        tests = {name for name in tests if name in seconds}
+        lesson = mutant["notebook"].removeprefix("nbs/").removesuffix(".ipynb")
+        own = f"tests/test_lessons.py::test_lessons[{lesson}]"
+        result[mutant["id"]] = {own: seconds.get(own, 1.0)} | {
+            name: seconds[name] for name in sorted(tests - {own}, key=seconds.get)
+        }
+    Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def try_mutant(base, place, mutant, tests):
+    """Run the tests of one fault in a copy at `place`. Returns its row of the results."""
+    tree, begun = copy_tree(base, place), time.monotonic()
+    make(tree, mutant)
+    first, spent = [], 0.0
+    for name, cost in tests.items():
+        if first and spent + cost > FIRST:
+            break
+        first.append(name)
+        spent += cost
+    failed = pytest(tree, first, 4 * FIRST + 60)
+    rest = [name for name in tests if name not in first]
+    if not failed and rest:
+        failed = pytest(tree, ["-x", *rest], 2 * REST)
+    shutil.rmtree(tree, ignore_errors=True)
+    row = {name: mutant[name] for name in ("id", "module", "operator")}
+    return row | {"tests": len(tests), "noticed_by": failed, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def run(base, tests, out, scratch, workers, only=()):
+    """Try every fault that `out` does not have yet, `workers` at a time."""
+    found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    places = Queue()
+    for number in range(workers):
+        places.put(scratch / f"copy{number}")
+
+    def one(mutant):
+        place = places.get()
+        try:
+            found[mutant["id"]] = try_mutant(base, place, mutant, tests[mutant["id"]])
+        finally:
+            places.put(place)
+        out.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
+        print(mutant["id"], mutant["module"], found[mutant["id"]]["noticed_by"][:3], flush=True)
+
+    left = [m for m in read_mutants() if m["id"] not in found and (not only or m["id"] in only)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, left))
+
+
+def table(out):
+    """Print how many faults were noticed, by module."""
+    found, rows = json.loads(Path(out).read_text(encoding="utf-8")), defaultdict(lambda: [0, 0])
+    for row in found.values():
+        rows[row["module"]][0] += bool(row["noticed_by"])
+        rows[row["module"]][1] += 1
+    for module, (noticed, made) in sorted(rows.items()):
+        print(f"| {module} | {noticed} of {made} |")
+    print(f"| all | {sum(n for n, _ in rows.values())} of {sum(m for _, m in rows.values())} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("map", "run", "all", "table"))
+    parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to break (copies of it)")
+    parser.add_argument("--data", type=Path, help="map: the coverage file")
+    parser.add_argument("--junit", type=Path, help="map: pytest's XML")
+    parser.add_argument("--map", type=Path, default=ROOT / "outputs" / "mutation" / "map.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "mutation" / "results.json")
+    parser.add_argument("--scratch", type=Path, default=ROOT / "outputs" / "mutation")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=())
+    given = parser.parse_args()
+    if given.step == "map":
+        make_map(given.tree, given.data, given.junit, given.map)
+    elif given.step == "table":
+        table(given.out)
+    else:
+        tests = json.loads(given.map.read_text(encoding="utf-8"))
+        run(given.tree, tests, given.out, given.scratch, given.workers, given.only)
+
+
+if __name__ == "__main__":
+    main()

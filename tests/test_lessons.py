@@ -1,0 +1,45 @@
+"""The lessons of every notebook, one test a notebook: run as `nbdev_test` runs them, in this process."""
+
+import builtins
+import os
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from nbdev.config import get_config
+from nbdev.test import test_nb as run_lessons
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT / "nbs"
+NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """What a notebook changes in its process is put back: variables, folder, shell, plots, Keras' policy."""
+    monkeypatch.setenv("IN_TEST", "1")
+    variables, folder, path, main = dict(os.environ), Path.cwd(), list(sys.path), sys.modules["__main__"]
+    with matplotlib.rc_context():
+        yield
+    plt.close("all")
+    plt.switch_backend("agg")
+    os.chdir(folder)
+    sys.path[:] = path
+    sys.modules["__main__"] = main
+    InteractiveShell._instance = None
+    for name in ("get_ipython", "display"):
+        vars(builtins).pop(name, None)
+    os.environ.clear()
+    os.environ.update(variables)
+    if keras := sys.modules.get("keras"):
+        keras.config.set_dtype_policy("float32")
+        keras.utils.clear_session()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(NBS).with_suffix("").as_posix())
+def test_lessons(notebook, alone):
+    passed, _ = run_lessons(notebook, skip_flags=get_config(path=ROOT).tst_flags.split(), basepath=NBS)
+    assert passed
