@@ -2,7 +2,7 @@
 
     python tests/mutation/run.py map           # once: which test runs which line (the whole suite under coverage)
     python tests/mutation/run.py run           # each fault of mutants.json against the tests that run its lines
-    python tests/mutation/run.py all           # what was not noticed, all at once, against the whole suite
+    python tests/mutation/run.py all           # those not noticed, all made at once, against the whole suite
     python tests/mutation/run.py table         # the results by module
 
 A fault stands in `mutants.json` as the text before and after, and is made in the module and in its notebook, so that
@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-FIRST, REST = 60, 300  # seconds of tests that are all run; of the rest, up to the first that fails
+FIRST, MORE = 25, 40  # seconds of tests that are all run; of those that are run up to the first that fails
 
 
 def read_mutants():
@@ -93,15 +93,20 @@ def make_map(tree, data, junit, out):
     for case in ElementTree.parse(junit).getroot().iter("testcase"):
         name = case.get("classname", "").replace(".", "/") + ".py::" + case.get("name", "")
         seconds[name] = float(case.get("time", 0))
+    longest = defaultdict(float)  # of a file: any of its tests may have to set up what all share
+    for name, spent in seconds.items():
+        longest[name.split("::")[0]] = max(longest[name.split("::")[0]], spent)
+    longest["tests/test_lessons.py"] = 0
+    seconds = {name: spent + longest[name.split("::")[0]] for name, spent in seconds.items()}
     held = CoverageData(str(data))
     held.read()
-    places = {Path(name).stem: name for name in held.measured_files()}
     result = {}
     for mutant in read_mutants():
-        text = (tree / "happywhale_nb" / f"{mutant['module']}.py").read_text(encoding="utf-8")
+        module = tree / "happywhale_nb" / f"{mutant['module']}.py"
+        text = module.read_text(encoding="utf-8")
         start = text[: text.index(mutant["before"])].count("\n") + 1
         lines = range(start, start + mutant["before"].rstrip("\n").count("\n") + 1)
-        by_line = held.contexts_by_lineno(places[mutant["module"]])
+        by_line = held.contexts_by_lineno(str(module))
         contexts = {c for line in lines for c in by_line.get(line, ()) if c}
         if not contexts:  # run at import alone
             contexts = {c for found in by_line.values() for c in found if c}
@@ -124,16 +129,16 @@ def try_mutant(base, place, mutant, tests):
     """Run the tests of one fault in a copy at `place`. Returns its row of the results."""
     tree, begun = copy_tree(base, place), time.monotonic()
     make(tree, mutant)
-    first, spent = [], 0.0
-    for name, cost in tests.items():
-        if first and spent + cost > FIRST:
-            break
-        first.append(name)
-        spent += cost
-    failed = pytest(tree, first, 4 * FIRST + 60)
-    rest = [name for name in tests if name not in first]
-    if not failed and rest:
-        failed = pytest(tree, ["-x", *rest], 2 * REST)
+    cost, first, more = 0.0, [], []
+    for name, seconds in tests.items():
+        cost += seconds
+        if not first or cost <= FIRST:
+            first.append(name)
+        elif cost <= FIRST + MORE:
+            more.append(name)
+    failed = pytest(tree, first, 12 * FIRST)  # a fault may make a test run for ever
+    if not failed and more:
+        failed = [name for name in pytest(tree, ["-x", *more], 6 * MORE) if name != "timeout"]
     shutil.rmtree(tree, ignore_errors=True)
     row = {name: mutant[name] for name in ("id", "module", "operator")}
     return row | {"tests": len(tests), "noticed_by": failed, "seconds": round(time.monotonic() - begun, 1)}
@@ -158,6 +163,19 @@ def run(base, tests, out, scratch, workers, only=()):
     left = [m for m in read_mutants() if m["id"] not in found and (not only or m["id"] in only)]
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, left))
+
+
+def run_all(base, out, scratch):
+    """Make all faults that nobody noticed at once, and print which tests of the whole suite fail then.
+
+    Whoever fails points to the fault by what it tests; if nobody does, none is noticed."""
+    found = json.loads(out.read_text(encoding="utf-8"))
+    left = [mutant for mutant in read_mutants() if not found[mutant["id"]]["noticed_by"]]
+    tree = copy_tree(base, scratch / "all")
+    for mutant in left:
+        make(tree, mutant)
+    print("made:", *(mutant["id"] for mutant in left), flush=True)
+    print("noticed by:", *pytest(tree, ["-n", "2", "--dist", "loadfile"], 5400), sep="\n  ")
 
 
 def table(out):
@@ -187,6 +205,8 @@ def main():
         make_map(given.tree, given.data, given.junit, given.map)
     elif given.step == "table":
         table(given.out)
+    elif given.step == "all":
+        run_all(given.tree, given.out, given.scratch)
     else:
         tests = json.loads(given.map.read_text(encoding="utf-8"))
         run(given.tree, tests, given.out, given.scratch, given.workers, given.only)
