@@ -6,17 +6,27 @@ export PYTHONNOUSERSITE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check docs export hooks readme lock
+.PHONY: help demo test test-all soak mutants bench check docs export hooks readme lock
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: .venv/.ready  ## draw the demo photographs and run the whole study on them
 	@happywhale demo
 
-test: .venv/.ready check  ## run every notebook's lessons, then the tests of the whole
-	nbdev_test --n_workers 2
-	pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+test: .venv/.ready check  ## under five minutes: every notebook's lessons, and the tests that need nothing else
+	pytest -q -n 2 --dist worksteal -m "not rest"
+
+test-all: test  ## and the rest: Chromium, PostgreSQL, Slurm, several hosts, benchmarks, kills, real photographs
+	pytest -q -n 2 --dist worksteal -m rest -rs
+
+soak: .venv/.ready  ## by hand, an hour: a kill at every write, full disks, a million rows; results go to docs/results
+	HAPPYWHALE_KEEP_RESULTS=1 pytest -v -m soak -rs --timeout 3600
+
+mutants: .venv/.ready  ## by hand, an hour: break the project on purpose, and see which tests notice
+	python tests/mutation/run.py map
+	python tests/mutation/run.py run
+	python tests/mutation/run.py table
 
 bench: .venv/.ready  ## time the project against named alternatives (QUICK=--quick to see that it works)
 	@for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do echo "\n$$script"; python $$script $(QUICK) || exit 1; done

@@ -91,7 +91,8 @@ def stage(root, folder):
     target = folder / "source"
     readme = read(root / "README.md").replace("](nbs/lib/)", "](docs/library.md)")
     write(target / "index.md", readme + "\n" + read(root / "docs" / "index.md"))
-    shutil.copy(root / "LICENSE", target)
+    for name in ("LICENSE", "CONTRIBUTING.md"):
+        shutil.copy(root / name, target)
     shutil.copytree(root / "nbs" / "images", target / "nbs" / "images")
     for path in root.glob("nbs/**/*.ipynb"):
         place = path.relative_to(root)

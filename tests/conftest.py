@@ -4,13 +4,17 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from glob import glob
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from sqlalchemy import text
+from standins import write_standins
+from threadpoolctl import threadpool_limits
 
 from happywhale_nb.boxes import BOX
 from happywhale_nb.catalogue import Catalogue, create_catalogue
@@ -18,6 +22,7 @@ from happywhale_nb.crops import load_crop
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.demo import draw_demo
 from happywhale_nb.intake import build, recalibrate
+from happywhale_nb.stages import STAGES, locked
 from happywhale_nb.tables import make_engine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,16 +31,45 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # XLA compiles in haste: most tests of JAX train for seconds what takes longer to optimize
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ.pop("HAPPYWHALE_DATA", None)
+threadpool_limits(1)  # two workers whose products of matrices take both cores each are in each other's way
 
 
-# the files that take minutes, longest first: two workers then end at about the same time
-LONG = ("study", "commands", "a_study", "slurm", "serving", "compare", "kaggle", "hosts", "training", "formulas")
+# what puts a test into `make test-all`: it needs something, or time, that `make test` does without (see pyproject.toml)
+REST = {"browser", "postgres", "slurm", "hosts", "wheel", "nbdev3", "bench", "kill", "real", "server", "trains"}
 
 
-def pytest_collection_modifyitems(items):
-    """Long files first."""
-    long = [f"test_{name}" for name in LONG]
-    items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
+def pytest_collection_modifyitems(config, items):
+    """Mark the tests of `make test-all`, leave out what is run by hand, and begin with what shares the study."""
+    for item in items:
+        if "shared" in item.fixturenames:
+            item.add_marker("real")
+        if REST & {marker.name for marker in item.iter_markers()}:
+            item.add_marker("rest")
+    if "soak" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    items.sort(key=lambda item: "study" not in item.fixturenames)
+
+
+def once(tmp_path_factory, name, make):
+    """What `make(folder)` leaves in a folder that all workers share; the first to come makes it."""
+    place = tmp_path_factory.getbasetemp()
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
+    with locked(place.with_suffix(".lock"), f"{name} is being made"):
+        if not place.with_suffix(".done").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            make(place)
+            place.with_suffix(".done").touch()
+    return place
+
+
+def copy_project(folder):
+    """What the command needs of a checkout."""
+    shutil.copy(ROOT / "settings.ini", folder)
+    for part in ("nbs", "studies", "workflow"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    (folder / "outputs").mkdir()
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +93,37 @@ def tiny_copy(tiny, tmp_path):
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory):
-    """A folder that looks like the project's root, for commands whose outputs go to `<root>/outputs`."""
+    """A folder that looks like the project's root, its stages' notebooks replaced by stand-ins that take no time."""
     folder = tmp_path_factory.mktemp("checkout")
-    shutil.copy(ROOT / "settings.ini", folder)
-    for part in ("nbs", "studies", "workflow"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    (folder / "outputs").mkdir()
+    copy_project(folder)
+    write_standins(folder / "nbs")
     return folder
+
+
+def run_whole_study(folder):
+    """Draw a small data set and run a study on it, quick: two folds of one model, on one core each."""
+    copy_project(folder)
+    data = folder / "data" / "tiny"
+    draw_demo(data, seed=3, individuals=12, train_photos=48, test_photos=10, progress=False)
+    content = {"study": "whole", "data_dir": str(data), "folds": 2, "quick": True}
+    content |= {"models": {"small_resnet_arcface": {}}, "resources": {stage: {"cores": 1} for stage in STAGES}}
+    (folder / "whole.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    command = [str(Path(sys.executable).with_name("happywhale")), "run", "whole.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "said.txt").write_text(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A checkout in which the real notebooks have run a whole study, once for all workers; nothing in it is changed."""
+    return once(tmp_path_factory, "whole", run_whole_study)
+
+
+@pytest.fixture(scope="session")
+def study(whole):
+    """The folder of that study's results: two folds of `small_resnet_arcface` on the photographs of `tiny`."""
+    return whole / "outputs" / "whole-quick"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A gallery that grows answers like one made at once, no closed row answers, and chances come true."""
+"""A gallery that grows and is asked in part, and calibration: chances and lists that come true."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,6 @@ import pytest
 from happywhale_nb.answering import DEPTH, FEW, LEVEL, Calibration, Known, answer, calibrate
 from happywhale_nb.dataset import NEW
 from happywhale_nb.knn import KNNHead, rank_sets
-from happywhale_nb.metrics import calibration
 from happywhale_nb.paths import UserError
 from happywhale_nb.thresholds import Chances, rank_new
 
@@ -36,7 +35,7 @@ def same(one, other, queries):
     assert (rows == rows_2).all() and (one.rank(queries)[0] == other.rank(queries)[0]).all()
 
 
-def test_without_masks_it_is_a_knn_head(gallery, queries):
+def test_known_without_masks_answers_as_a_knn_head(gallery, queries):
     X, y = gallery
     known, head = Known().fit(X, y), KNNHead().fit(X, y)
     same(known, head, queries)
@@ -46,7 +45,7 @@ def test_without_masks_it_is_a_knn_head(gallery, queries):
 
 
 @pytest.mark.parametrize("n", [1, 4])
-def test_an_answer_is_rank_sets_with_the_new_one_at_its_rank(gallery, queries, n):
+def test_answer_is_rank_sets_with_new_individual_at_its_rank(gallery, queries, n):
     X, y = gallery
     made = Calibration(threshold=0.6)
     found = answer(Known().fit(X, y), made, queries[:n], k=5)
@@ -61,7 +60,7 @@ def test_an_answer_is_rank_sets_with_the_new_one_at_its_rank(gallery, queries, n
         assert photo == rows[np.argmax(unit[rows] @ queries[asked])]
 
 
-def test_growing_and_changing_equal_a_fresh_fit(gallery, queries):
+def test_known_after_extend_relabel_and_replace_equals_a_fresh_fit(gallery, queries):
     X, y = gallery
     known = Known().fit(np.empty((0, 16), np.float32), [])
     for start, end in ((0, 1), (1, 2), (2, 40), (40, 41), (41, 300)):
@@ -84,7 +83,7 @@ def test_growing_and_changing_equal_a_fresh_fit(gallery, queries):
     assert known.counts() == dict(zip(names, counts, strict=True))
 
 
-def test_space_is_doubled_not_copied_for_each_row():
+def test_known_extend_doubles_its_space():
     known, places = Known().fit(np.empty((0, 4), np.float32), []), set()
     for i in range(1000):
         known.extend(np.eye(4)[i % 4 : i % 4 + 1], [str(i)])
@@ -92,7 +91,7 @@ def test_space_is_doubled_not_copied_for_each_row():
     assert len(known.vectors) == 1000 and len(places) <= 8
 
 
-def test_closed_and_nameless_rows_never_answer_and_take_no_place(gallery, queries):
+def test_known_under_masks_leaves_out_closed_and_nameless_rows(gallery, queries):
     X, y = gallery
     rng = np.random.default_rng(2)
     allowed, left_out, nameless = rng.random(300) < 0.5, rng.random(300) < 0.3, rng.random(300) < 0.3
@@ -112,7 +111,7 @@ def test_closed_and_nameless_rows_never_answer_and_take_no_place(gallery, querie
     assert not known.open_.any() and known.counts() == {}
 
 
-def test_nobody_may_answer(queries):
+def test_answer_of_no_open_row_is_new_individual_for_certain(queries):
     empty = Known().fit(np.empty((0, 16), np.float32), [])
     full = Known().fit(queries, ["a"] * 25)
     for known, masks in ((empty, {}), (full, {"allowed": np.zeros(25, bool)}), (full, {"left_out": np.ones(25, bool)})):
@@ -125,7 +124,7 @@ def test_nobody_may_answer(queries):
 
 @pytest.mark.parametrize("k", [1, 3, 10, 50])
 @pytest.mark.parametrize("level", [-0.9, 0.4, 0.99])
-def test_chances_add_up_and_fall_with_the_rank(gallery, queries, k, level):
+def test_answer_chances_add_up_to_one_and_fall_with_the_rank(gallery, queries, k, level):
     X, y = gallery
     known, made = Known().fit(X, y), Calibration(level, Chances(0.1, 0.8, 0.0, -0.1), 0.2)
     few = np.isin(y, ["w1", "w2", "w3"])
@@ -141,7 +140,7 @@ def test_chances_add_up_and_fall_with_the_rank(gallery, queries, k, level):
     assert everybody.other == 0, "nobody is left who is not listed"
 
 
-def test_faults_are_named_and_change_nothing(gallery, queries):
+def test_known_and_answer_of_bad_input_are_refused_and_change_nothing(gallery, queries):
     X, y = gallery
     known = Known().fit(X, y)
     calls = [
@@ -174,25 +173,18 @@ def survey(n, seed, animals=600, width=32):
     return rng.normal(size=(animals, width))[who] + clear * rng.normal(size=(n, width)), who.astype(str)
 
 
-def test_chances_of_encounters_to_come_are_true():
-    X, who = survey(2600, 5)
-    past = np.arange(2600) < 1600
-    made, known = calibrate(X[past], who[past], np.arange(1600), past[past]), Known().fit(X[past], who[past])
-    met, sure, right, listed, chance_new, new = set(who[past]), [], [], [], [], []
-    for vector, name in zip(X[~past], who[~past], strict=True):
-        truth, found = name if name in met else NEW, answer(known, made, [vector], k=DEPTH)
-        sure.append(found.chances[0])
-        right.append(found.names[0] == truth)
-        listed.append(truth in found.names[found.in_set])
-        chance_new.append(found.chances[found.names == NEW][0])
-        new.append(truth == NEW)
-    assert 0.05 < np.mean(new) < 0.3 and 0.3 < np.mean(right) < 0.9
-    assert calibration(right, np.clip(sure, 0, 1))["ece"] < 0.05
-    assert abs(np.mean(chance_new) - np.mean(new)) < 0.05
-    assert abs(np.mean(listed) - 0.9) < 0.04
-    assert abs(np.mean(right) - made.top1) < 0.06 and abs(made.coverage - 0.9) < 0.03
-    wrong = Chances(temperature=0.02).predict(*known.rank(X[~past], DEPTH), made.threshold)[0][:, 0]
-    assert calibration(right, wrong.clip(0, 1))["ece"] > 0.08, "chances that are not calibrated would be noticed"
+def test_calibrate_of_a_survey_states_what_its_own_questions_come_to():
+    X, who = survey(900, 5)
+    made = calibrate(X, who, np.arange(900), np.ones(900, bool))
+    assert made.ece < 0.05 and abs(made.coverage - 0.9) < 0.02 and made.note == ""
+    times = dict(zip(*np.unique(who, return_counts=True), strict=True))
+    met_once = np.array([times[name] == 1 for name in who])
+    assert made.new == met_once.sum() and made.individuals == len(times) and made.encounters == made.photographs == 900
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    cosine = unit @ unit.T - 2 * np.eye(900)  # a photograph is asked about among all others
+    first = np.where(cosine.max(axis=1) >= made.threshold, who[cosine.argmax(axis=1)], NEW)
+    assert made.top1 == pytest.approx(np.mean(first == np.where(met_once, NEW, who)), abs=0.03)
+    assert made.top1 < made.map5 < 1
 
 
 def bursts(seed, n=900, animals=150, width=32):
@@ -204,14 +196,14 @@ def bursts(seed, n=900, animals=150, width=32):
     return day[encounter] + 0.9 * rng.normal(size=(len(encounter), width)), who[encounter].astype(str), encounter
 
 
-def test_several_photographs_have_chances_of_their_own():
-    X, who, encounter = bursts(1)
-    past = encounter < 600
+def test_calibrate_of_several_photographs_together_has_chances_of_their_own():
+    X, who, encounter = bursts(1, n=600)
+    past = encounter < 400
     made, known = calibrate(X[past], who[past], encounter[past], past[past]), Known().fit(X[past], who[past])
     assert made.several.encounters == np.count_nonzero(np.bincount(encounter[past]) > 1)
     kinds = {"own": made, "of one": replace(made, several=None)}
     told = {kind: [] for kind in kinds}
-    for number in range(600, 900):
+    for number in range(400, 600):
         rows = np.flatnonzero(encounter == number)
         for kind, promise in kinds.items() if len(rows) > 1 else ():
             found = answer(known, promise, X[rows], k=DEPTH)
@@ -230,7 +222,7 @@ def test_several_photographs_have_chances_of_their_own():
     )
 
 
-def test_few_encounters_with_several_photographs_teach_nothing():
+def test_calibrate_of_few_encounters_with_several_photographs_learns_nothing_of_several():
     X, who, encounter = bursts(2, n=60)
     single = np.unique(encounter, return_index=True)[1]
     assert calibrate(X[single], who[single], encounter[single], np.ones(60, bool)).several is None
@@ -242,33 +234,33 @@ def test_few_encounters_with_several_photographs_teach_nothing():
     assert made.several is not None and Calibration.from_dict(made.as_dict()).as_dict() == made.as_dict()
 
 
-def test_photographs_of_one_encounter_do_not_answer_for_each_other():
+def test_calibrate_asks_no_photograph_among_its_own_encounter():
     rng = np.random.default_rng(3)
-    X = np.repeat(
-        rng.normal(size=(80, 16)), 2, axis=0
-    )  # two equal photographs an encounter, encounters alike in nothing
-    who, encounter = np.repeat(np.arange(80) // 2, 2).astype(str), np.repeat(np.arange(80), 2)
-    apart, alike = calibrate(X, who, encounter, np.ones(160, bool)), calibrate(X, who, range(160), np.ones(160, bool))
+    X = np.repeat(rng.normal(size=(40, 16)), 2, axis=0)  # two equal photographs an encounter, alike in nothing else
+    who, encounter = np.repeat(np.arange(40) // 2, 2).astype(str), np.repeat(np.arange(40), 2)
+    apart, alike = calibrate(X, who, encounter, np.ones(80, bool)), calibrate(X, who, range(80), np.ones(80, bool))
     assert apart.top1 < 0.3 and alike.top1 > 0.9
 
 
-def test_only_held_out_photographs_are_asked_unless_they_are_few():
-    X, who = survey(400, 7)
-    some = np.arange(400) % 4 == 0
-    made = calibrate(X, who, np.arange(400), some)
-    assert made.photographs == 100 and "held out" not in made.note
-    few = calibrate(X, who, np.arange(400), np.arange(400) < 19)
-    assert few.photographs == 400 and "flattering" in few.note
+def test_calibrate_asks_held_out_photographs_unless_they_are_few():
+    X, who = survey(200, 7)
+    some, every = np.arange(200) % 4 == 0, np.ones(200, bool)
+    made = calibrate(X, who, np.arange(200), some)
+    assert made.photographs == 50 and made.note.startswith("The chances stand on 50 photographs of")
+    few = calibrate(X, who, np.arange(200), np.arange(200) < FEW - 1)
+    assert few.photographs == 200 and "flattering" in few.note
+    enough = calibrate(X, who, np.arange(200), np.arange(200) < FEW)
+    assert enough.photographs == FEW and "flattering" not in enough.note
     nameless = np.where(some, who, "")
-    assert calibrate(X, nameless, np.arange(400), np.ones(400, bool)).photographs == 100
-    drawn = [calibrate(X, who, np.arange(400), np.ones(400, bool), most=50, seed=s).as_dict() for s in (0, 0, 1)]
+    assert calibrate(X, nameless, np.arange(200), every).photographs == 50
+    drawn = [calibrate(X, who, np.arange(200), every, most=50, seed=s).as_dict() for s in (0, 0, 1)]
     assert drawn[0]["photographs"] == 50 and drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 30])
 @pytest.mark.parametrize("kind", ["one", "all different", "two", "nobody"])
 @pytest.mark.parametrize("apart", [True, False])
-def test_little_to_learn_from_gives_something_that_answers(n, kind, apart):
+def test_calibrate_of_little_gives_a_calibration_that_answers(n, kind, apart):
     rng = np.random.default_rng(n)
     who = [{"one": "a", "all different": str(i), "two": "ab"[i % 2], "nobody": ""}[kind] for i in range(n)]
     X = rng.normal(size=(n, 8)).astype(np.float32)

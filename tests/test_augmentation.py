@@ -1,29 +1,40 @@
-"""Augmentation keeps its promises: 0 to 255, the same on both Keras backends, the same from any number of workers."""
+"""Augmented photographs stay in 0 to 255, and are the same on both Keras backends and from any number of workers."""
 
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from happywhale_nb.augmentation import RECIPES, STEPS, augment, plan, sections
+import happywhale_nb
+from happywhale_nb.augmentation import RECIPES, STEPS, augment, plan, recipe_from_data, sections
+from happywhale_nb.paths import UserError
 
 EXTREME = {"Rotation": 180, "Affine": 60, "HorizonTilt": 90, "Noise": 200, "Jpeg": 200, "Spray": 0.5, "Blur": 0.2}
-INSIDE = """
+CASES = RECIPES | {name: (step(EXTREME.get(name, 0.8), 1.0),) for name, step in STEPS.items()}
+
+
+def give_all(photos):
+    """What the layer gives for each recipe and for each step alone."""
+    from keras import ops
+
+    from happywhale_nb.images import Augmenter
+
+    drawn = {name: plan(recipe, len(photos), [1, 2]) for name, recipe in CASES.items()}
+    return {
+        name: ops.convert_to_numpy(Augmenter(recipe)([photos, drawn[name]], training=True))
+        for name, recipe in CASES.items()
+    }
+
+
+ON_JAX = """
 import sys
 import numpy as np
-from keras import ops
-from happywhale_nb.augmentation import RECIPES, STEPS, plan
-from happywhale_nb.images import Augmenter
-photos = np.load(sys.argv[1])
-cases = RECIPES | {name: (step(eval(sys.argv[3]).get(name, 0.8), 1.0),) for name, step in STEPS.items()}
-found = {}
-for name, recipe in cases.items():
-    out = Augmenter(recipe)([photos, plan(recipe, len(photos), [1, 2])], training=True)
-    found[name] = ops.convert_to_numpy(out)
-np.savez(sys.argv[2], **found)
+from test_augmentation import give_all
+np.savez(sys.argv[2], **give_all(np.load(sys.argv[1])))
 """
 
 
@@ -39,20 +50,23 @@ def photos():
 
 @pytest.fixture(scope="module")
 def inside(photos, tmp_path_factory):
-    """What the layer gives under each backend: {backend: {recipe or step: images}}."""
+    """What the layer gives on each backend: here on TensorFlow, and meanwhile on JAX in a process of its own."""
     folder = tmp_path_factory.mktemp("inside")
     np.save(folder / "photos.npy", photos)
-    found = {}
-    for backend in ("tensorflow", "jax"):
-        command = [sys.executable, "-c", INSIDE, folder / "photos.npy", folder / f"{backend}.npz", repr(EXTREME)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"KERAS_BACKEND": backend})
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[backend] = dict(np.load(folder / f"{backend}.npz"))
-    return found
+    variables = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", ON_JAX, str(folder / "photos.npy"), str(folder / "jax.npz")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables) as jax:
+        here = give_all(photos)
+        try:
+            _, said = jax.communicate(timeout=240)
+        finally:
+            jax.kill()
+    assert jax.returncode == 0, said[-3000:]
+    return {"tensorflow": here, "jax": dict(np.load(folder / "jax.npz"))}
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *STEPS])
-def test_inside_a_network_both_backends_agree_and_stay_in_0_to_255(inside, name):
+def test_augmenter_on_both_backends_agrees_and_stays_in_0_to_255(inside, name):
     one, other = inside["tensorflow"][name], inside["jax"][name]
     assert one.dtype == other.dtype == np.float32 and np.isfinite(one).all()
     assert min(one.min(), other.min()) >= 0 and max(one.max(), other.max()) <= 255
@@ -64,7 +78,7 @@ def test_inside_a_network_both_backends_agree_and_stay_in_0_to_255(inside, name)
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_step_changes_photographs_and_only_with_its_probability(photos, name):
+def test_augment_by_one_step_changes_photographs_with_its_probability_alone(photos, name):
     strong, never = STEPS[name](EXTREME.get(name, 0.8), 1.0), STEPS[name](EXTREME.get(name, 0.8), 0.0)
     changed = augment(photos, (strong,), 5)
     assert changed.dtype == np.uint8 and changed.shape == photos.shape
@@ -77,12 +91,12 @@ def test_a_step_changes_photographs_and_only_with_its_probability(photos, name):
     assert 0.27 < touched.mean() < 0.33
 
 
-def test_steps_of_one_kind_are_one_pass():
+def test_sections_of_steps_of_one_kind_are_one_pass():
     kinds = {name: [kind for kind, _, _ in sections(recipe)] for name, recipe in RECIPES.items()}
     assert kinds["paper"] == ["flip", "colour"] and kinds["basic_cnn"] == ["geometry"] and kinds["none"] == []
 
 
-def test_a_batch_depends_on_its_seed_alone(photos):
+def test_augment_beside_other_batches_depends_on_its_seed_alone(photos):
     alone = [augment(photos, RECIPES["recommended"], [3, number]) for number in range(12)]
     with ThreadPoolExecutor(6) as pool:
         beside = list(pool.map(lambda number: augment(photos, RECIPES["recommended"], [3, number]), range(12)))
@@ -91,7 +105,7 @@ def test_a_batch_depends_on_its_seed_alone(photos):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_batches_are_the_same_from_any_number_of_workers(photos, inside):
+def test_training_batches_from_any_number_of_workers_are_the_same(photos, inside):
     from happywhale_nb.images import epoch_orders, training_batches
     from happywhale_nb.targets import Targets
 
@@ -117,12 +131,8 @@ def test_batches_are_the_same_from_any_number_of_workers(photos, inside):
         assert all((a.numpy() == b.numpy()).all() for a, b in zip(one, other, strict=True))
 
 
-def test_only_training_batches_are_augmented():
+def test_augment_is_called_where_training_batches_are_made_alone():
     """`augment` and `Augmenter` are called where training batches are made, and nowhere else in the package."""
-    from pathlib import Path
-
-    import happywhale_nb
-
     package = Path(happywhale_nb.__file__).parent
     text = {
         path.stem: path.read_text() for path in package.glob("*.py") if path.stem not in ("_modidx", "augmentation")
@@ -132,13 +142,13 @@ def test_only_training_batches_are_augmented():
     assert {name for name in text if "Augmenter(" in text[name]} == {"images"}
 
 
-def test_a_recipe_survives_being_written_and_unknown_steps_are_named():
-    from happywhale_nb.augmentation import recipe_as_data, recipe_from_data
-    from happywhale_nb.paths import UserError
-
-    for recipe in RECIPES.values():
-        assert recipe_from_data(recipe_as_data(recipe)) == recipe
+def test_recipe_from_data_of_an_unknown_step_names_the_known_ones():
     with pytest.raises(UserError, match=r"'Wave'.*Rotation"):
         recipe_from_data([{"step": "Wave", "strength": 1, "probability": 1}])
+
+
+@pytest.mark.parametrize(("strength", "probability"), [(0.1, 1.5), (0.1, -0.1), (-0.1, 0.5)])
+def test_step_with_a_probability_or_strength_out_of_range_is_refused(strength, probability):
+    assert STEPS["Blur"](0, 0) and STEPS["Blur"](0.1, 1)
     with pytest.raises(ValueError, match="probability"):
-        STEPS["Blur"](0.1, 1.5)
+        STEPS["Blur"](strength, probability)

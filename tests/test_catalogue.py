@@ -1,75 +1,87 @@
-"""The store behind the catalogue, on SQLite and a real PostgreSQL: migrations, decisions, undo, two people at once."""
+"""The catalogue's folder and database, what it lists, and what a data folder's tables add to it later."""
 
 import json
-import random
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 
-from happywhale_nb.catalogue import CARD, Catalogue, add_photo, create_catalogue, new_encounter, next_name
+from happywhale_nb import tables
+from happywhale_nb.catalogue import (
+    CARD,
+    Catalogue,
+    add_photo,
+    create_catalogue,
+    new_encounter,
+    next_name,
+    plain,
+    upgrade_catalogue,
+)
 from happywhale_nb.dataset import read_dataset
-from happywhale_nb.decisions import Conflict, change, decide, make_individual, merge, rename, split, undo
+from happywhale_nb.decisions import change, decide, make_individual, merge
 from happywhale_nb.intake import take_news, take_photos
 from happywhale_nb.paths import UserError
-from happywhale_nb.tables import Base, Decision, Encounter, Individual, Model, Photo
+from happywhale_nb.tables import Base, Decision, Encounter, Model, Photo
 from happywhale_nb.views import encounter_view, facets, individual_page, list_decisions, list_encounters, sightings
 
 SETTINGS = {"margin": 0.05, "keep_aspect": False}
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def catalogue(request, tmp_path):
     """An empty catalogue, in a file or on the server."""
-    url = ""
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres")()
+    url = request.getfixturevalue("postgres")() if request.param == "postgresql" else ""
     made = create_catalogue(tmp_path / "catalogue", tmp_path, database=url)
     yield made
     made.close()
 
 
-@pytest.fixture
-def filled(catalogue):
+def fill(session):
     """Three humpbacks, met twice each with two photographs, and four encounters that nobody has decided about."""
     rng = np.random.default_rng(0)
+    model = Model(fingerprint="f" * 16, name="m", width=4, settings=SETTINGS, created_at="")
+    session.add(model)
+    session.flush()
+    animals = [make_individual(session, f"HB-000{i}", "humpback_whale") for i in (1, 2, 3)]
+    for number in range(10):
+        where = {"date": f"2026-07-{10 + number}", "place": "Ness" if number % 2 else "Skerry"}
+        met = new_encounter(session, "", given=number < 6, species="humpback_whale", **where)
+        if number < 6:
+            met.state, met.individual_id = "confirmed", animals[number // 2].id
+        for part in range(2):
+            known = {"name": f"p{number}{part}.jpg", "path": "p.jpg", "kept": True, "sha256": f"{number}{part}"}
+            shape = {"width": 640, "height": 480, "side": ("left", "right")[part]}
+            add_photo(session, met, model.id, rng.normal(size=4), **known, **shape)
+
+
+@pytest.fixture
+def filled(catalogue):
+    """A catalogue with what `fill` makes."""
     with catalogue.writing() as session:
-        model = Model(fingerprint="f" * 16, name="m", width=4, settings=SETTINGS, created_at="")
-        session.add(model)
-        session.flush()
-        animals = [make_individual(session, f"HB-000{i}", "humpback_whale") for i in (1, 2, 3)]
-        for number in range(10):
-            where = {"date": f"2026-07-{10 + number}", "place": "Ness" if number % 2 else "Skerry"}
-            met = new_encounter(session, "", given=number < 6, species="humpback_whale", **where)
-            if number < 6:
-                met.state, met.individual_id = "confirmed", animals[number // 2].id
-            for part in range(2):
-                known = {"name": f"p{number}{part}.jpg", "path": "p.jpg", "kept": True, "sha256": f"{number}{part}"}
-                shape = {"width": 640, "height": 480, "side": ("left", "right")[part]}
-                add_photo(session, met, model.id, rng.normal(size=4), **known, **shape)
+        fill(session)
     return catalogue
 
 
-def state(catalogue):
-    """All that decisions can change."""
-    with catalogue.reading() as session:
-        columns = (Encounter.id, Encounter.state, Encounter.individual_id, Encounter.decided_by, Encounter.decided_at)
-        met = session.execute(select(*columns).order_by(Encounter.id)).all()
-        names = (Individual.id, Individual.name, Individual.active, Individual.merged_into_id)
-        animals = session.execute(select(*names).where(Individual.active).order_by(Individual.id)).all()
-    return list(map(tuple, met)), list(map(tuple, animals))
+# --- the folder and its database
 
 
-def test_migrations_make_the_tables_that_the_code_knows(catalogue):
-    with catalogue.store.engine.connect() as connection:
+@pytest.mark.postgres
+def test_migrate_on_postgresql_makes_the_tables_that_the_code_knows(postgres, tmp_path):
+    made = create_catalogue(tmp_path / "catalogue", tmp_path, database=postgres())
+    with made.store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    made.close()
 
 
-def test_other_versions_of_the_tables_are_refused_with_the_remedy(catalogue):
+def test_catalogue_with_tables_of_another_version_is_refused_with_the_remedy(catalogue):
     engine = catalogue.store.engine
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -78,6 +90,74 @@ def test_other_versions_of_the_tables_are_refused_with_the_remedy(catalogue):
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     Catalogue(catalogue.folder).close()
+
+
+NEXT = """
+from alembic import op
+revision, down_revision = "0002", "0001"
+def upgrade():
+    op.execute("ALTER TABLE individuals ADD COLUMN sex VARCHAR NOT NULL DEFAULT ''")
+    op.execute("{then}")
+"""
+
+
+@pytest.fixture
+def next_version(tmp_path, monkeypatch):
+    """A function that makes today's version of the tables 0002; `then`: what its migration does after adding a
+    column."""
+
+    def make(then):
+        folder = shutil.copytree(Path(tables.__file__).parent / "migrations", tmp_path / "migrations")
+        (folder / "versions" / "0002_next.py").write_text(NEXT.format(then=then))
+        config = tables.Config()
+        config.set_main_option("script_location", str(folder))
+        monkeypatch.setattr(tables, "_scripts", lambda: config)
+
+    return make
+
+
+def test_upgrade_catalogue_copies_the_sqlite_file_before_it_changes_it(mine, next_version):
+    assert "of version 0001 already" in upgrade_catalogue(mine.folder)
+    with mine.reading() as session:
+        count = session.scalar(select(func.count()).select_from(Photo))
+    next_version("SELECT 1")
+    with pytest.raises(UserError, match="0002 is needed: `happywhale catalogue upgrade`"):
+        Catalogue(mine.folder)
+    assert "of version 0002 now; they were of 0001" in upgrade_catalogue(mine.folder)
+    opened = Catalogue(mine.folder)
+    with opened.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Photo)) == count > 0
+        assert set(session.scalars(text("SELECT sex FROM individuals"))) == {""}
+    opened.close()
+    copy = tables.make_engine(f"sqlite:///{mine.folder}/catalogue-0001.sqlite")
+    with copy.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(Photo)) == count
+        assert tables.schema_version(copy)[0] == "0001"
+    copy.dispose()
+
+
+def test_upgrade_catalogue_that_fails_midway_leaves_the_tables_as_they_were(mine, next_version):
+    next_version("SELECT * FROM nowhere")
+    with pytest.raises(tables.OperationalError, match="nowhere"):
+        upgrade_catalogue(mine.folder)
+    with mine.store.engine.connect() as connection:
+        names = {row[1] for row in connection.execute(text("PRAGMA table_info(individuals)"))}
+        assert "name" in names and "sex" not in names
+    assert tables.schema_version(mine.store.engine)[0] == "0001"
+
+
+def test_upgrade_catalogue_without_a_catalogue_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no catalogue in"):
+        upgrade_catalogue(tmp_path)
+
+
+def test_store_on_sqlite_waits_for_the_disk_and_checks_references(mine):
+    """What is acknowledged is on the disk: SQLite's synchronous=FULL; a row cannot name another that is not there."""
+    with mine.store.engine.connect() as connection:
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "foreign_keys")]
+    assert found == [2, 1]
+    with pytest.raises(tables.SQLAlchemyError, match="FOREIGN KEY"), mine.writing() as session:
+        session.get(Encounter, 1).individual_id = 10**6
 
 
 @pytest.mark.parametrize(
@@ -89,120 +169,28 @@ def test_other_versions_of_the_tables_are_refused_with_the_remedy(catalogue):
         ("sqlite:///{folder}/empty.sqlite", "has no catalogue"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_named_with_what_to_do(tmp_path, url, told):
+def test_catalogue_with_a_database_that_cannot_be_used_is_refused_with_the_remedy(tmp_path, url, told):
     card = {"name": "x", "data": str(tmp_path), "model": "", "database": url.format(folder=tmp_path)}
     (tmp_path / CARD).write_text(json.dumps(card))
     with pytest.raises(UserError, match=told):
         Catalogue(tmp_path)
 
 
-def test_a_folder_without_a_catalogue(tmp_path):
+def test_catalogue_in_a_folder_without_one_is_refused(tmp_path):
     with pytest.raises(UserError, match="catalogue build"):
         Catalogue(tmp_path)
 
 
-def test_a_password_is_not_written_down(tmp_path):
+def test_create_catalogue_with_a_password_in_the_address_is_refused_and_writes_nothing(tmp_path):
     with pytest.raises(UserError, match="PGPASSWORD"):
         create_catalogue(tmp_path / "c", tmp_path, database="postgresql://ann:secret@127.0.0.1/whales")
     assert not list(tmp_path.rglob(CARD))
 
 
-def test_of_many_who_decide_at_once_one_wins_and_the_others_are_told(filled):
-    def attempt(number):
-        try:
-            with filled.writing() as session:
-                decide(session, f"person {number}", 7, ("confirm", "new")[number % 2], 1, 1)
-            return "done"
-        except Conflict as error:
-            return str(error)
-
-    with ThreadPoolExecutor(8) as pool:
-        told = list(pool.map(attempt, range(16)))
-    assert told.count("done") == 1 and all("changed by somebody else" in t for t in told if t != "done")
-    with filled.reading() as session:
-        assert session.scalar(select(func.count()).select_from(Decision)) == 1
-        assert session.get(Encounter, 7).version == 2
-        assert session.scalar(select(func.count()).select_from(Individual)) <= 4, "a refused `new` leaves no animal"
+# --- what it lists
 
 
-def test_undoing_everything_gives_back_what_was(filled):
-    """Whatever is done, by a dozen random decisions: taken back in reverse, the catalogue is as before."""
-    for seed in range(6):
-        rng, before, done = random.Random(seed), state(filled), []
-        for _ in range(12):
-            try:
-                with filled.writing() as session:
-                    done.append(something(session, rng).id)
-            except UserError:
-                pass
-        assert len(done) > 4 and state(filled) != before
-        for number in reversed(done):
-            with filled.writing() as session:
-                undo(session, "Ann", number)
-        assert state(filled) == before
-
-
-def something(session, rng):
-    """A random decision; some are refused."""
-    alive = session.scalars(select(Individual.id).where(Individual.active).order_by(Individual.id)).all()
-    what, who = rng.choice(["confirm", "new", "unsure", "reject", "merge", "split", "rename"]), rng.choice(alive)
-    if what == "merge":
-        return merge(session, "Ann", who, rng.choice(alive))[0]
-    if what == "split":
-        own = session.scalars(select(Encounter.id).where(Encounter.individual_id == who)).all()
-        return split(session, "Ann", who, own[:1])[0]
-    if what == "rename":
-        return rename(session, "Ann", who, f"HB-{rng.randrange(10**6)}")[0]
-    met = session.get(Encounter, rng.randrange(1, 11))
-    return decide(session, "Ann", met.id, what, met.version, who)[0]
-
-
-def test_what_stands_on_a_decision_is_undone_first(filled):
-    with filled.writing() as session:
-        first, _ = decide(session, "Ann", 7, "new", 1, name="HB-0050")
-    with filled.writing() as session:
-        second, _ = decide(session, "Ben", 8, "confirm", 1, first.individual_id)
-    for who, number, told in (("Ann", first.id, "stands on it"), ("Ann", second.id, "only they or an admin")):
-        with pytest.raises(UserError, match=told), filled.writing() as session:
-            undo(session, who, number)
-    with filled.writing() as session:
-        undo(session, "Ann", second.id, anybodys=True)
-    with filled.writing() as session:
-        undo(session, "Ann", first.id)
-    with pytest.raises(Conflict, match="undone already"), filled.writing() as session:
-        undo(session, "Ann", first.id)
-    with filled.writing() as session:
-        again, _ = decide(session, "Ann", 9, "new", 1, name="HB-0050")
-        assert again.individual_id == first.individual_id, "the name of an animal that was unmade may be used again"
-
-
-def test_refusals_change_nothing(filled):
-    before = state(filled)
-    with filled.reading() as session:
-        trail = session.scalar(select(func.count()).select_from(Decision))
-    acts = [
-        (lambda s: decide(s, "Ann", 7, "confirm", 1), "whom"),
-        (lambda s: decide(s, "Ann", 7, "confirm", 1, 99), "no individual of the number"),
-        (lambda s: decide(s, "Ann", 99, "unsure", 1), "no encounter"),
-        (lambda s: decide(s, "Ann", 7, "maybe", 1), "one of confirm"),
-        (lambda s: decide(s, "Ann", 7, "new", 1, name="HB-0001"), "already"),
-        (lambda s: decide(s, "Ann", 7, "new", 1, name="two words"), "blanks"),
-        (lambda s: decide(s, "Ann", 7, "unsure", 1, answer_id=5), "no answer"),
-        (lambda s: decide(s, "Ann", 1, "reject", 1, 1), "undo that decision"),
-        (lambda s: merge(s, "Ann", 1, 1), "into itself"),
-        (lambda s: split(s, "Ann", 1, [3]), "none of"),
-        (lambda s: split(s, "Ann", 1, [1, 2]), "not all"),
-        (lambda s: rename(s, "Ann", 1, "HB-0002"), "taken"),
-    ]
-    for act, told in acts:
-        with pytest.raises(UserError, match=told), filled.writing() as session:
-            act(session)
-    with filled.reading() as session:
-        assert session.scalar(select(func.count()).select_from(Decision)) == trail
-    assert state(filled) == before
-
-
-def test_lists_page_by_page_hold_each_row_once(filled):
+def test_list_encounters_page_by_page_holds_each_row_once(filled):
     with filled.reading() as session:
         seen, after = [], ""
         while True:
@@ -222,7 +210,7 @@ def test_lists_page_by_page_hold_each_row_once(filled):
         assert encounter_view(session, SETTINGS, 1)["side"] == "both"
 
 
-def test_an_individuals_page_and_the_table_of_sightings(filled):
+def test_individual_page_and_sightings_follow_decisions_and_merges(filled):
     with filled.writing() as session:
         decide(session, "Ann", 7, "confirm", 1, 1, note="the notch")
         merge(session, "Ann", 2, 1)
@@ -239,7 +227,7 @@ def test_an_individuals_page_and_the_table_of_sightings(filled):
     assert trail[0]["note"] == "the notch" and trail[0]["who"] == "Ann"
 
 
-def test_the_next_free_id_follows_the_catalogues_habit(filled):
+def test_next_name_follows_the_names_of_the_species(filled):
     with filled.writing() as session:
         assert next_name(session, "humpback_whale") == "HB-0004"
         make_individual(session, "BW-12", "blue_whale")
@@ -247,7 +235,7 @@ def test_the_next_free_id_follows_the_catalogues_habit(filled):
         session.rollback()
 
 
-def test_photographs_and_vectors_come_together_or_not_at_all(filled):
+def test_add_photo_in_a_transaction_that_fails_leaves_no_row(filled):
     with pytest.raises(RuntimeError), filled.writing() as session:
         met = new_encounter(session, "torn")
         add_photo(session, met, 1, np.ones(4), name="x", path="x", kept=True, sha256="", width=1, height=1)
@@ -261,7 +249,7 @@ def test_photographs_and_vectors_come_together_or_not_at_all(filled):
 # --- what a folder's tables say later
 
 
-def test_a_folder_that_learns_where_and_when_fills_in_what_is_empty_and_changes_nothing_else(mine, tiny_copy):
+def test_take_news_fills_in_what_is_empty_and_changes_nothing_else(mine, tiny_copy):
     dataset = read_dataset(tiny_copy)
     one, two, three = dataset.train["image"][:3]
     with mine.writing() as session:
@@ -283,21 +271,7 @@ def test_a_folder_that_learns_where_and_when_fills_in_what_is_empty_and_changes_
     assert not [line for line in take_news(mine, read_dataset(tiny_copy), "Ann") if "filled in" in line], "once"
 
 
-def test_undo_gives_back_the_species_unless_somebody_said_another(mine):
-    with mine.writing() as session:
-        met = session.scalar(select(Encounter).where(Encounter.state == "undecided"))
-        change(session, met, met.version, species="")
-        who = session.scalar(select(Individual).where(Individual.species != ""))
-        for said in ("", "beluga"):
-            row, _ = decide(session, "Ann", met.id, "confirm", met.version, individual_id=who.id)
-            assert met.species == who.species
-            if said:
-                change(session, met, met.version, species=said)
-            undo(session, "Ann", row.id)
-            assert met.species == said
-
-
-def test_new_encounters_are_named_like_the_others(mine):
+def test_new_encounter_is_named_like_the_others(mine):
     with mine.writing() as session:
         first = new_encounter(session, "")
         assert first.name == f"E{first.id:05d}", "where the others are not numbered"
@@ -309,9 +283,28 @@ def test_new_encounters_are_named_like_the_others(mine):
         assert new_encounter(session, "").name.startswith("E0"), "a date is no prefix"
 
 
-def test_who_adds_to_a_catalogue_that_changed_its_model_is_told(mine, colours):
+def test_take_photos_into_a_catalogue_that_changed_its_model_is_refused(mine, colours):
     other = Catalogue(mine.folder)
     other.choose_model("f" * 16)
     with pytest.raises(UserError, match="changed over to another model"):
         take_photos(mine, colours, "Ann", [("a.jpg", b"")])
     other.close()
+
+
+# --- texts that people type
+
+characters = st.one_of(
+    st.characters(exclude_categories=()), st.sampled_from(" \t\n\r\0\xa0\u200b\u202e\ud800\u0301\u2028aÅ")
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(characters, max_size=12), st.integers(1, 12), st.booleans())
+def test_plain_of_any_text_is_trimmed_nfc_or_refused(given_text, most, needed):
+    wanted = unicodedata.normalize("NFC", given_text).strip()
+    odd = any(unicodedata.category(c) in ("Cc", "Cs", "Cf", "Zl", "Zp") for c in wanted if c != "\n")
+    if odd or len(wanted) > most or (needed and not wanted):
+        with pytest.raises(UserError, match="a place "):
+            plain(given_text, "a place", most, needed)
+    else:
+        assert plain(given_text, "a place", most, needed) == wanted

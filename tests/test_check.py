@@ -1,8 +1,10 @@
 """Every fault that `happywhale check` names, planted one by one in a data folder that is clean without it."""
 
 import json
+import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,12 +13,44 @@ from click.testing import CliRunner
 from PIL import Image
 
 from happywhale_nb.blending import blend_stage
-from happywhale_nb.check import FINDINGS, check_folder
+from happywhale_nb.check import (
+    FINDINGS,
+    Check,
+    as_json,
+    check_folder,
+    check_photo,
+    count,
+    describe,
+    odd_ids,
+    write_skips,
+)
 from happywhale_nb.cli import main
 from happywhale_nb.crops import load_crop
-from happywhale_nb.dataset import read_dataset
+from happywhale_nb.dataset import NEW, read_dataset
 from happywhale_nb.paths import UserError
 from happywhale_nb.predictions import read_predictions, write_predictions
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """Eight known photographs of three belugas, four that are asked about, all of one colourful kind."""
+    root, rng = tmp_path_factory.mktemp("check") / "clean", np.random.default_rng(0)
+    names = {"train": [f"{i}.jpg" for i in "abcdefgh"], "test": [f"{i}.jpg" for i in "pqrs"]}
+    for part, images in names.items():
+        (root / f"{part}_images").mkdir(parents=True)
+        for image in images:
+            spots = Image.fromarray(rng.integers(0, 255, (6, 9, 3)).astype(np.uint8))
+            spots.resize((144, 96), Image.Resampling.BICUBIC).save(root / f"{part}_images" / image, quality=95)
+    table = pd.DataFrame({"image": names["train"], "species": "beluga", "individual_id": [*"xxyyzzzz"]})
+    table.to_csv(root / "train.csv", index=False)
+    pd.DataFrame({"image": names["test"], "predictions": "x"}).to_csv(root / "sample_submission.csv", index=False)
+    return root
+
+
+@pytest.fixture
+def folder(clean, tmp_path):
+    """A copy of `clean` to break."""
+    return Path(shutil.copytree(clean, tmp_path / "broken"))
 
 
 def edit(root, change, file="train.csv"):
@@ -156,123 +190,237 @@ UNUSABLE = {"no-table", "no-photos", "not-a-table", "missing-column", "empty-tab
 DEEP = {"near-photo"}
 
 
-def test_a_clean_folder_is_clean(tiny):
-    assert check_folder(tiny, deep=True, progress=False).findings == []
+def kinds(root, deep=False):
+    return {finding.kind for finding in check_folder(root, deep=deep, progress=False).findings}
 
 
-def test_every_kind_of_finding_is_planted():
+def test_check_folder_of_a_clean_folder_finds_nothing(clean):
+    check = check_folder(clean, deep=True, progress=False)
+    assert check.findings == [] and check.status == 0
+    assert check.summary["photos"] == 8 and check.summary["test_photos"] == 4 and check.summary["photos_seen"] == 12
+    assert (check.summary["individuals"], check.summary["singletons"]) == (3, 0)
+    assert (check.summary["median_width"], check.summary["median_height"]) == (144, 96)
+    assert check.summary["bytes"] == sum(path.stat().st_size for path in clean.glob("*_images/*"))
+
+
+def test_findings_are_all_planted_by_these_tests():
     assert set(PLANTS) == set(FINDINGS)
 
 
 @pytest.mark.parametrize("kind", PLANTS)
-def test_a_planted_fault_is_named_with_its_file(kind, tiny_copy):
-    PLANTS[kind](tiny_copy)
-    check = check_folder(tiny_copy, deep=kind in DEEP, progress=False)
+def test_check_folder_with_a_planted_fault_names_it_and_its_file(kind, folder):
+    PLANTS[kind](folder)
+    check = check_folder(folder, deep=kind in DEEP, progress=False)
     found = [f for f in check.findings if f.kind == kind]
     assert found and all(f.file for f in found), [f.kind for f in check.findings]
     assert check.status == (2 if kind in UNUSABLE else 1)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "too-large", "empty-file", "not-a-photo", "16-bit", "cmyk", "alpha"])
-def test_deep_finds_what_the_header_shows_too(kind, tiny_copy):
-    PLANTS[kind](tiny_copy)
-    assert kind in {f.kind for f in check_folder(tiny_copy, deep=True, progress=False).findings}
+def test_check_folder_deep_finds_what_the_header_shows_too(kind, folder):
+    PLANTS[kind](folder)
+    assert kind in kinds(folder, deep=True)
 
 
-def test_damage_in_the_middle_is_found_only_by_decoding(tiny_copy):
-    path = sorted((tiny_copy / "train_images").iterdir())[0]
+def test_check_folder_finds_damage_in_the_middle_only_by_decoding(folder):
+    path = folder / "train_images" / "a.jpg"
     with Image.open(path) as image:
         image.save(path, format="PNG")
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
     path.write_bytes(data)
-    shallow, deep = (check_folder(tiny_copy, deep=d, progress=False) for d in (False, True))
-    assert "truncated" not in {f.kind for f in shallow.findings}
-    assert "truncated" in {f.kind for f in deep.findings}
+    assert "truncated" not in kinds(folder) and "truncated" in kinds(folder, deep=True)
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "..\\x.jpg", "C:x.jpg", "a/b.jpg", ".."])
-def test_names_that_leave_the_folder(name, tiny_copy):
-    cell(2, "image", name)(tiny_copy)
-    check = check_folder(tiny_copy, progress=False)
-    assert [(f.kind, f.row) for f in check.findings if f.kind == "leaves-folder"] == [("leaves-folder", 4)]
+@pytest.mark.parametrize("name", ["/etc/passwd", "..\\x.jpg", "C:x.jpg", "a/b.jpg", "..", "."])
+def test_check_folder_with_a_name_that_leaves_the_folder_says_so_once(name, folder):
+    cell(2, "image", name)(folder)
+    found = [f for f in check_folder(folder, progress=False).findings if f.kind != "not-listed"]
+    assert [(f.kind, f.row) for f in found] == [("leaves-folder", 4)]
 
 
-def test_rows_are_those_of_a_spreadsheet(tiny_copy):
-    cell(2, "individual_id", "")(tiny_copy)
-    finding = next(f for f in check_folder(tiny_copy, progress=False).findings if f.kind == "empty-cell")
+@pytest.mark.parametrize("name", ["..jpg", "a..b.jpg", "CC:x.jpg", ".hidden.jpg"])
+def test_check_folder_with_an_odd_plain_name_says_only_that_it_is_absent(name, folder):
+    cell(2, "image", name)(folder)
+    found = [f for f in check_folder(folder, progress=False).findings if f.kind != "not-listed"]
+    assert [(f.kind, f.row) for f in found] == [("absent", 4)]
+
+
+def test_check_folder_counts_rows_as_a_spreadsheet_does(folder):
+    cell(2, "individual_id", "")(folder)
+    finding = next(f for f in check_folder(folder, progress=False).findings if f.kind == "empty-cell")
     assert (finding.file, finding.row, finding.level) == ("train.csv", 4, "error")
+    assert finding.detail == "individual_id"
 
 
-def test_the_command_speaks_to_people_and_to_machines(tiny_copy):
-    PLANTS["truncated"](tiny_copy)
-    said = CliRunner().invoke(main, ["check", str(tiny_copy)])
-    machine = CliRunner().invoke(main, ["check", str(tiny_copy), "--json"])
+def test_check_folder_says_where_a_row_stands_already_and_which_file_may_be_meant(folder):
+    cell(5, "image", "b.jpg")(folder)
+    cell(6, "image", "G.JPG")(folder)
+    found = {f.kind: f for f in check_folder(folder, progress=False).findings}
+    assert found["listed-twice"].row == 7 and found["listed-twice"].detail == "b.jpg, already in row 3"
+    assert found["absent"].row == 8 and found["absent"].detail == "G.JPG is not in train_images/; is it g.jpg?"
+    lost = [f.file for f in check_folder(folder, progress=False).findings if f.kind == "not-listed"]
+    assert lost == ["train_images/f.jpg", "train_images/g.jpg"]
+
+
+def test_check_folder_names_photographs_without_a_fold_and_folds_that_are_no_numbers(folder):
+    names = sorted(path.name for path in (folder / "train_images").iterdir())
+    fold = dict(zip(names, ["0", "1", "2", "-1", "1.0", "3", "4", "5"], strict=True))
+    pd.Series(fold, name="fold").drop("b.jpg").rename_axis("image").reset_index().to_csv(
+        folder / "folds.csv", index=False
+    )
+    found = [(f.kind, f.detail, f.row) for f in check_folder(folder, progress=False).findings]
+    assert found == [
+        ("folds", "b.jpg has no fold", None),
+        ("folds", "'-1' is not a whole number from 0", 4),
+        ("folds", "'1.0' is not a whole number from 0", 5),
+    ]
+
+
+def test_check_folder_names_copies_by_what_the_tables_say_of_them(folder):
+    for first, second in (("train_images/a.jpg", "train_images/b.jpg"), ("train_images/c.jpg", "train_images/e.jpg")):
+        shutil.copy(folder / first, folder / second)
+    shutil.copy(folder / "train_images" / "h.jpg", folder / "test_images" / "p.jpg")
+    found = [(f.kind, f.file, f.detail) for f in check_folder(folder, progress=False).findings]
+    assert found == [
+        ("same-photo", "train_images/b.jpg", "is train_images/a.jpg"),
+        ("two-individuals", "train_images/e.jpg", "is train_images/c.jpg: y, z"),
+        ("train-and-test", "test_images/p.jpg", "is train_images/h.jpg"),
+    ]
+
+
+@pytest.mark.parametrize(("side", "found"), [(31, ["tiny"]), (32, [])])
+def test_check_photo_finds_pictures_tiny_below_32_pixels(side, found, tmp_path):
+    Image.new("RGB", (64, side), "red").save(tmp_path / "photo.jpg")
+    assert [kind for kind, _ in check_photo(tmp_path / "photo.jpg").kinds] == found
+    assert [kind for kind, _ in check_photo(tmp_path / "photo.jpg", deep=True).kinds] == found
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_check_photo_of_a_turned_picture_names_its_orientation(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (64, 40), "red").save(tmp_path / "photo.jpg", exif=exif)
+    turned = [] if orientation in (0, 1) else [("exif-rotation", f"orientation {orientation}")]
+    assert check_photo(tmp_path / "photo.jpg").kinds == turned
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("two words", "has a blank"),
+        ("a\u3000b", "has a blank"),
+        (NEW, "is the answer for animals that are not in the catalogue"),
+        ("w\u200b7", "has a character that cannot be seen"),
+        ("1.2E+05", "looks like a number changed by a spreadsheet"),
+        ("1E+12", "looks like a number changed by a spreadsheet"),
+        ("12.0", "looks like a number changed by a spreadsheet"),
+        ("W-9_", "differs from 'w9' only by case, blanks or hyphens"),
+    ],
+)
+def test_odd_ids_of_an_odd_name_says_why(name, why):
+    found = odd_ids(["w9", "0007", "12.05", "E+5", name, "w9"])
+    assert list(found) == [name] and why in found[name]
+
+
+def test_describe_and_as_json_of_many_findings_show_examples_and_list_all():
+    check = Check(Path("data"), {"photos": 1200, "individuals": 7, "species": 2, "bytes": 2_500_000, "skipped_test": 3})
+    for row in range(2, 7):
+        check.add("odd-id", "train.csv", f"'w {row}' has a blank", row)
+    check.add("tiny", "train_images/a.jpg")
+    text = describe(check)
+    assert "1,200 known photographs of 7 individuals, 2 species; 0 to be identified" in text
+    assert "0 files looked at, 2.5 MB" in text and "3 more are left out" in text
+    assert "error: odd-id, 5 times:" in text and "train.csv, row 4: 'w 4' has a blank" in text and "row 5" not in text
+    assert (
+        "... and 2 more (--json lists all)" in text and "warning: tiny, once:" in text and text.endswith("\n6 findings")
+    )
+    told = as_json(check)
+    assert (told["status"], len(told["findings"]), told["root"]) == ("findings", 6, "data")
+    assert told["findings"][5] == {
+        "kind": "tiny", "file": "train_images/a.jpg", "detail": "", "row": None, "level": "warning"
+    }  # fmt: skip
+    exactly = Check(Path("data"))
+    for row in range(3):
+        exactly.add("tiny", f"{row}.jpg")
+    assert "more (--json" not in describe(exactly)
+    assert describe(Check(Path("data"))).endswith("clean: nothing found") and count(1, "file") == "1 file"
+    assert as_json(Check(Path("data"), usable=False))["status"] == "unusable"
+
+
+def test_check_command_speaks_to_people_and_to_machines(folder):
+    PLANTS["truncated"](folder)
+    said = CliRunner().invoke(main, ["check", str(folder)])
+    machine = CliRunner().invoke(main, ["check", str(folder), "--json"])
     assert said.exit_code == machine.exit_code == 1
     assert "truncated, once" in said.stdout and "copy it again" in said.stdout
     told = json.loads(machine.stdout)
     assert told["status"] == "findings" and told["findings"][0]["kind"] == "truncated"
-    assert CliRunner().invoke(main, ["check", str(tiny_copy / "nowhere")]).exit_code == 2
-    (tiny_copy / "train.csv").unlink()
-    assert CliRunner().invoke(main, ["check", str(tiny_copy)]).exit_code == 2
+    assert CliRunner().invoke(main, ["check", str(folder / "nowhere")]).exit_code == 2
+    (folder / "train.csv").unlink()
+    assert CliRunner().invoke(main, ["check", str(folder)]).exit_code == 2
 
 
-def test_bad_photographs_are_skipped_on_request_and_only_then(tiny_copy):
-    path = sorted((tiny_copy / "train_images").iterdir())[0]
-    path.write_bytes(path.read_bytes()[:500])
+def test_check_command_skips_bad_photographs_on_request_and_only_then(folder):
+    path = folder / "train_images" / "a.jpg"
+    path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match=f"{path.name}.*--skip"):
         load_crop(path, 32)
-    assert len(read_dataset(tiny_copy).train) == 48
-    assert CliRunner().invoke(main, ["check", str(tiny_copy), "--deep", "--skip"]).exit_code == 1
-    data = read_dataset(tiny_copy)
-    assert len(data.train) == 47 and data.skipped[["image", "part"]].to_numpy().tolist() == [[path.name, "train"]]
-    again = CliRunner().invoke(main, ["check", str(tiny_copy), "--deep"])
+    assert len(read_dataset(folder).train) == 8
+    assert CliRunner().invoke(main, ["check", str(folder), "--deep", "--skip"]).exit_code == 1
+    data = read_dataset(folder)
+    assert len(data.train) == 7 and data.skipped[["image", "part"]].to_numpy().tolist() == [[path.name, "train"]]
+    again = CliRunner().invoke(main, ["check", str(folder), "--deep"])
     assert again.exit_code == 0 and "1 more are left out" in again.stdout
 
 
-def test_16_bit_greys_are_read_with_their_upper_bits(tmp_path):
-    wide = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    crop = load_crop(tmp_path / "wide.png", 64)
-    assert abs(crop[..., 0].astype(int) - (wide >> 8)).max() <= 1
+def test_write_skips_adds_absent_and_empty_photographs_to_those_listed(folder):
+    (folder / "skip.csv").write_text("image,reason\nh.jpg,blurred\n")
+    (folder / "train_images" / "a.jpg").unlink()
+    (folder / "train_images" / "b.jpg").write_bytes(b"")
+    with Image.open(folder / "train_images" / "c.jpg") as image:
+        image.convert("L").save(folder / "train_images" / "c.jpg")  # a warning: it stays
+    assert write_skips(check_folder(folder, progress=False)) == 2
+    assert (folder / "skip.csv").read_text() == "image,reason\nh.jpg,blurred\na.jpg,absent\nb.jpg,empty-file\n"
+    assert write_skips(check_folder(folder, progress=False)) == 0
+    assert kinds(folder) == {"greyscale", "readable-again"}
 
 
-def test_the_real_tables_have_no_faults_but_the_known_spellings(shared):
+def test_check_folder_of_the_real_tables_finds_no_faults_but_absent_photographs(shared):
     check = check_folder(shared / "happywhale", progress=False)
-    kinds = {f.kind for f in check.findings}
-    assert kinds == {"no-photos"}
+    assert {f.kind for f in check.findings} == {"no-photos"}
     assert check.summary["photos"] == 51033 and check.summary["individuals"] == 15587
     assert (check.summary["species"], check.summary["species_spellings"]) == (26, 30)
     assert check.summary["singletons"] == 9258
 
 
-def test_the_real_photographs_are_whole(shared):
-    check = check_folder(shared / "happywhale_photos", deep=True, progress=False)
-    assert not {f.kind for f in check.findings} & {"truncated", "not-a-photo", "empty-file", "two-individuals"}
+def test_check_folder_of_the_real_photographs_finds_them_whole(shared):
+    assert not kinds(shared / "happywhale_photos", deep=True) & {
+        "truncated", "not-a-photo", "empty-file", "two-individuals"
+    }  # fmt: skip
 
 
-def test_a_skipped_test_photograph_is_still_answered(tiny_copy, tmp_path):
-    name = sorted(p.name for p in (tiny_copy / "test_images").iterdir())[4]
-    (tiny_copy / "test_images" / name).write_bytes(b"")
-    CliRunner().invoke(main, ["check", str(tiny_copy), "--skip"])
-    data = read_dataset(tiny_copy)
-    assert name not in set(data.test["image"])
+def test_blend_stage_answers_a_skipped_test_photograph_with_new(folder, tmp_path):
+    (folder / "test_images" / "s.jpg").write_bytes(b"")
+    CliRunner().invoke(main, ["check", str(folder), "--skip"])
+    data = read_dataset(folder)
+    assert "s.jpg" not in set(data.test["image"])
     answers = [["a", "b", "c", "d", "e"]] * len(data.test)
     write_predictions(tmp_path / "model" / "fold0" / "test.csv", data.test["image"], answers)
     record = blend_stage(data, tmp_path)
     images, given = read_predictions(tmp_path / "submission.csv")
-    sample = pd.read_csv(tiny_copy / "sample_submission.csv")["image"]
-    assert record["unseen"] == [name] and sorted(images) == sorted(sample)
-    assert given[images == name].tolist() == [["new_individual", "", "", "", ""]]
+    sample = pd.read_csv(folder / "sample_submission.csv")["image"]
+    assert record["unseen"] == ["s.jpg"] and sorted(images) == sorted(sample)
+    assert given[images == "s.jpg"].tolist() == [[NEW, "", "", "", ""]]
 
 
-def test_links_that_point_nowhere_are_absent(tiny_copy, tmp_path):
-    path = sorted((tiny_copy / "train_images").iterdir())[0]
+def test_check_folder_and_read_dataset_with_a_link_to_nowhere_call_it_absent(folder, tmp_path):
+    path = folder / "train_images" / "a.jpg"
     path.rename(tmp_path / path.name)
     path.symlink_to(tmp_path / path.name)
-    assert check_folder(tiny_copy, progress=False).status == 0
+    assert check_folder(folder, progress=False).status == 0
     (tmp_path / path.name).unlink()
-    found = [f for f in check_folder(tiny_copy, progress=False).findings if f.kind == "absent"]
+    found = [f for f in check_folder(folder, progress=False).findings if f.kind == "absent"]
     assert len(found) == 1 and "link points to a file that is no longer there" in found[0].detail
     with pytest.raises(UserError, match=f"{path.name} is not in"):
-        read_dataset(tiny_copy)
+        read_dataset(folder)

@@ -1,84 +1,121 @@
-"""Boxes in every spelling, mixes of sources, and a cache of crops that neither a kill nor damage can spoil."""
+"""Crops show the pixels that were asked for, and a folder of crops that neither a kill nor damage can spoil."""
 
-import os
-import signal
+import select
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from happywhale_nb import crops as crops_module
-from happywhale_nb.boxes import BOX, CropMix, clean_boxes, read_box_tables, read_boxes
-from happywhale_nb.crops import Crops, load_crop, load_crops
-from happywhale_nb.dataset import read_dataset
+from happywhale_nb.boxes import BOX
+from happywhale_nb.crops import Crops, cut, load_crop, load_crops, upright_size
 from happywhale_nb.paths import UserError
 
 NO_BOX = [*BOX, "W", "H"]
-
-
-def table(rows, source="detic", frame=(100, 80)):
-    boxes = pd.DataFrame(rows, columns=["image", *BOX]).assign(source=source, confidence=1.0)
-    return boxes.assign(W=float(frame[0]), H=float(frame[1]))
-
-
-def test_boxes_are_clipped_dropped_and_counted():
-    nan = float("nan")
-    rows = [
-        ["a", 10, 10, 20, 20],
-        ["b", -5, 10, 120, 90],
-        ["c", 30, 30, 30, 50],
-        ["d", 200, 10, 220, 20],
-        ["e", nan, nan, nan, nan],
-        ["f", 50, 40, 20, 60],
-    ]
-    clean, report = clean_boxes(table(rows))
-    assert report.loc["detic"].to_dict() == {"rows": 6, "without": 1, "degenerate": 3, "clipped": 1, "kept": 2}
-    assert clean[BOX].to_numpy().tolist() == [[10, 10, 20, 20], [0, 10, 100, 80]]
-
-
-SPELLINGS = {
-    "brackets": "image,bbox,conf\na.jpg,[[1 2 31 22]],[[0.5]]\n",
-    "bare": "image,box\na.jpg,1 2 31 22\n",
-    "corners": "image,xmin,ymin,xmax,ymax,confidence\na.jpg,1.0,2.0,31.0,22.0,0.5\n",
-    "by hand": "filename,x,y,w,h\na.jpg,1,2,30,20\n",
-    "several sources": "image,one,two\na.jpg,1 2 31 22,1 2 31 22\n",
+quick = settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+# how a camera has to store a picture for each EXIF orientation to show it upright
+STORED = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, 1),
+    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda p: np.rot90(p, -1),
 }
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
-def test_every_spelling_gives_the_same_box(name, tmp_path):
-    (tmp_path / "boxes.csv").write_text(SPELLINGS[name])
-    boxes = read_boxes(tmp_path)
-    assert (boxes[BOX].to_numpy() == [1, 2, 31, 22]).all() and len(boxes) == (2 if name == "several sources" else 1)
+def places(height, width):
+    """A picture whose red is the column and whose green the row of each pixel."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x, y, 0 * x], axis=2).astype(np.uint8)
 
 
-def test_a_table_without_boxes_is_refused_with_what_was_found_and_what_is_read(tmp_path):
-    (tmp_path / "boxes.csv").write_text("image,left,right\na.jpg,one,two\n")
-    with pytest.raises(UserError, match=r"found: image, left, right; a box is .* xmin, ymin, xmax, ymax"):
-        read_boxes(tmp_path)
+def save(path, pixels, orientation=1):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](pixels))).save(path, exif=exif, quality=95)
+    return path
 
 
-@pytest.mark.parametrize("text", ["nobody", "detic:.5 whole:.2", "detic:half whole:.5", "detic:-1 whole:2"])
-def test_mixes_that_make_no_sense_are_refused(text):
-    with pytest.raises(UserError, match="crops"):
-        CropMix.parse(text, ["detic", "fullbody"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_load_crop_of_a_turned_photograph_shows_it_upright(tmp_path, orientation):
+    """The box is that of the upright picture, whichever way the camera stored it."""
+    pixels = places(90, 120)
+    path = save(tmp_path / "photo.png", pixels, orientation)
+    with Image.open(path) as photo:
+        assert upright_size(photo) == (120, 90)
+    assert (load_crop(path, 30, (70, 20, 100, 50), margin=0) == pixels[20:50, 70:100]).all()
+    half = load_crop(path, 30, (35, 10, 50, 25), frame=(60, 45), margin=0)  # measured in a picture half as large
+    assert (half == pixels[20:50, 70:100]).all()
 
 
-def test_a_mix_falls_back_from_missing_and_from_weak_boxes():
-    boxes = pd.concat([table([["a", 0, 0, 9, 9], ["b", 0, 0, 9, 9]]), table([["c", 1, 1, 9, 9]], "backfin")])
-    boxes["confidence"] = [0.9, 0.05, 0.9]
-    mix = CropMix.parse("detic:.6 backfin:.4", boxes["source"], least=0.1)
-    assert mix.prefer(list("abcd"), boxes)["source"].tolist() == ["detic", "whole", "backfin", "whole"]
-    shares = {share: chosen["source"].tolist() for share, chosen in mix.variants(list("abcd"), boxes)}
-    assert shares[0.4] == ["detic", "whole", "backfin", "whole"]
-    assert CropMix.parse("detic backfin", boxes["source"]).variants(list("ab"), boxes) == []
+def test_load_crop_of_a_turned_or_resized_jpeg_finds_the_box_again(tmp_path):
+    """A red quarter, boxed in the frame a person sees: found again whatever the EXIF orientation or stored size."""
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[:40, 60:, 0] = 255
+    save(tmp_path / "upright.jpg", pixels)
+    save(tmp_path / "turned.jpg", pixels, 6)
+    Image.fromarray(pixels).resize((60, 40)).save(tmp_path / "small.jpg", quality=95)
+    chosen = pd.DataFrame({"x0": 60.0, "y0": 0.0, "x1": 120.0, "y1": 40.0, "W": 120.0, "H": 80.0}, index=range(3))
+    paths = [tmp_path / name for name in ("upright.jpg", "turned.jpg", "small.jpg")]
+    for crop in load_crops(paths, chosen, 32, tmp_path / "crops"):
+        assert crop[8:24, 8:24, 0].mean() > 200 and crop[8:24, 8:24, 1:].mean() < 40
 
 
-def test_crops_keep_their_aspect_on_request(tmp_path):
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """A photograph of 120 x 90 pixels that tells where each pixel is from."""
+    return save(tmp_path_factory.mktemp("grid") / "grid.png", places(90, 120))
+
+
+@quick
+@given(st.integers(0, 119), st.integers(0, 89), st.integers(1, 120), st.integers(1, 90), st.sampled_from([0, 0.1, 0.5]))
+def test_load_crop_of_any_box_shows_the_box_with_its_margin_inside_the_photograph(grid, x, y, wide, high, margin):
+    x1, y1 = min(x + wide, 120), min(y + high, 90)
+    dx, dy = margin * (x1 - x), margin * (y1 - y)
+    left, top, right, bottom = int(max(x - dx, 0)), int(max(y - dy, 0)), int(min(x1 + dx, 120)), int(min(y1 + dy, 90))
+    part = places(90, 120)[top:bottom, left:right]
+    how = cv2.INTER_AREA if part.shape[0] * part.shape[1] > 256 else cv2.INTER_LINEAR
+    assert (load_crop(grid, 16, (x, y, x1, y1), margin=margin) == cv2.resize(part, (16, 16), interpolation=how)).all()
+
+
+@quick
+@given(st.integers(20, 80), st.integers(20, 50), st.integers(1, 20), st.integers(1, 20))
+def test_load_crop_that_keeps_the_aspect_grows_the_shorter_side(grid, x, y, wide, high):
+    """Far from the photograph's edges: a square about the middle of the box, as large as its longer side."""
+    side = max(wide, high)
+    crop = load_crop(grid, 64, (x, y, x + wide, y + high), margin=0, keep_aspect=True).astype(float)
+    middle = crop[28:36, 28:36].mean(axis=(0, 1))
+    assert middle[:2] == pytest.approx([x + wide / 2 - 0.5, y + high / 2 - 0.5], abs=1.2)
+    across, down = crop[:, -1, 0].mean() - crop[:, 0, 0].mean(), crop[-1, :, 1].mean() - crop[0, :, 1].mean()
+    assert across == pytest.approx(side - 1, abs=2) and down == pytest.approx(side - 1, abs=2)
+
+
+def test_load_crop_that_keeps_the_aspect_mirrors_what_the_photograph_lacks(tmp_path):
+    """A picture of four rows: padded to a square by its own rows, as many above as below (one more below)."""
+    pixels = places(4, 9)
+    path = save(tmp_path / "flat.png", pixels)
+    crop = load_crop(path, 9, (0, 0, 9, 4), margin=0, keep_aspect=True)
+    assert crop[:, 0, 1].tolist() == [1, 0, 0, 1, 2, 3, 3, 2, 1] and crop[0, :, 0].tolist() == list(range(9))
+    upright = load_crop(
+        save(tmp_path / "tall.png", pixels.transpose(1, 0, 2)), 9, (0, 0, 4, 9), margin=0, keep_aspect=True
+    )
+    assert (upright == crop.transpose(1, 0, 2)).all()
+    assert (load_crop(path, 9) == cv2.resize(pixels, (9, 9), interpolation=cv2.INTER_LINEAR)).all()
+
+
+def test_load_crop_that_keeps_the_aspect_keeps_a_disc_round(tmp_path):
     """A disc of 40 pixels in a box twice as wide as high: round if the aspect is kept, else an upright ellipse."""
     y, x = np.mgrid[:120, :240]
     disc = ((x - 120) ** 2 + (y - 60) ** 2 < 20**2).astype(np.uint8) * 255
@@ -90,6 +127,29 @@ def test_crops_keep_their_aspect_on_request(tmp_path):
         assert width / height == pytest.approx(ratio, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("box", "pixel"), [((200, 10, 220, 20), (119, 10)), ((10, 95, 20, 99), (10, 89)), ((-9, -9, -5, -5), (0, 0))]
+)
+def test_load_crop_of_a_box_beside_the_photograph_shows_its_edge(grid, box, pixel):
+    crop = load_crop(grid, 8, box, margin=0)
+    assert crop.shape == (8, 8, 3) and crop[0, 0, :2].tolist() == list(pixel)
+
+
+def test_load_crop_of_16_bit_greys_keeps_their_upper_bits(tmp_path):
+    wide = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    crop = load_crop(tmp_path / "wide.png", 64)
+    assert abs(crop[..., 0].astype(int) - (wide >> 8)).max() <= 1
+
+
+def test_load_crop_of_a_missing_or_damaged_file_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.jpg is missing"):
+        load_crop(tmp_path / "gone.jpg", 8)
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    with pytest.raises(UserError, match=r"page\.jpg cannot be decoded .*happywhale check --deep --skip"):
+        load_crop(tmp_path / "page.jpg", 8)
+
+
 @pytest.fixture
 def six(tmp_path):
     """Six photographs of distinct greys, and a table without boxes for them."""
@@ -99,12 +159,16 @@ def six(tmp_path):
     return paths, pd.DataFrame({name: [np.nan] * 6 for name in NO_BOX})
 
 
-@pytest.mark.parametrize("size", [32, 160])
-def test_damaged_truncated_and_misplaced_crops_are_made_anew(size, six, tmp_path):
+def kept_files(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(("size", "ending"), [(32, ".png"), (128, ".png"), (129, ".jpg")])
+def test_load_crops_with_damaged_truncated_and_misplaced_files_makes_them_anew(size, ending, six, tmp_path):
     paths, chosen = six
     first = load_crops(paths, chosen, size, tmp_path / "kept")
-    files = sorted(p for p in (tmp_path / "kept").rglob("*") if p.is_file())
-    assert len(files) == 6 and {p.suffix for p in files} == {".png" if size == 32 else ".jpg"}
+    files = kept_files(tmp_path / "kept")
+    assert len(files) == 6 and {p.suffix for p in files} == {ending}
     files[0].write_bytes(files[0].read_bytes()[:-7])
     files[1].write_bytes(b"")
     files[2].write_bytes(files[3].read_bytes())
@@ -114,69 +178,120 @@ def test_damaged_truncated_and_misplaced_crops_are_made_anew(size, six, tmp_path
     assert (load_crops(paths, chosen, size, tmp_path / "kept") == first).all()
 
 
-def test_crops_are_not_decoded_twice_and_not_mixed_up(six, tmp_path, monkeypatch):
+def test_load_crops_a_second_time_decodes_no_photograph_and_mixes_up_none(six, tmp_path, monkeypatch):
     paths, chosen = six
     first = load_crops(paths, chosen, 32, tmp_path / "kept")
     monkeypatch.setattr(crops_module, "load_crop", lambda *a, **k: pytest.fail("decoded again"))
     assert (load_crops(paths[::-1], chosen, 32, tmp_path / "kept") == first[::-1]).all()
 
 
-def test_large_sets_are_read_row_by_row(six, tmp_path, monkeypatch):
+def test_load_crops_cut_in_another_way_are_other_crops(grid, tmp_path):
+    """In one folder: two boxes, two margins, two frames, with and without the aspect kept, two sizes."""
+    box, frame = [20.0, 20.0, 80.0, 50.0], [120.0, 90.0]
+    ways = [
+        {"size": 32, "margin": 0.05, "keep_aspect": False, "place": [*box, *frame]},
+        {"size": 32, "margin": 0.3, "keep_aspect": False, "place": [*box, *frame]},
+        {"size": 32, "margin": 0.05, "keep_aspect": True, "place": [*box, *frame]},
+        {"size": 40, "margin": 0.05, "keep_aspect": False, "place": [*box, *frame]},
+        {"size": 32, "margin": 0.05, "keep_aspect": False, "place": [20.0, 20.0, 80.0, 50.4, *frame]},
+        {"size": 32, "margin": 0.05, "keep_aspect": False, "place": [*box, 240.0, 180.0]},
+        {"size": 32, "margin": 0.05, "keep_aspect": False, "place": [*box, np.nan, np.nan]},
+        {"size": 32, "margin": 0.05, "keep_aspect": False, "place": [np.nan] * 6},
+    ]
+    for _ in range(2):  # the second time they are read
+        for way in ways:
+            size, margin, keep, place = way.values()
+            crop = load_crops([grid], pd.DataFrame([place], columns=NO_BOX), size, tmp_path, margin, keep)[0]
+            box = None if np.isnan(place[0]) else place[:4]
+            frame = None if np.isnan(place[4]) else place[4:]
+            assert (crop == load_crop(grid, size, box, frame, margin, keep)).all()
+    assert len(kept_files(tmp_path)) == len(ways)
+
+
+def test_load_crops_of_a_large_set_reads_rows_when_they_are_asked_for(six, tmp_path, monkeypatch):
     paths, chosen = six
     whole = load_crops(paths, chosen, 48, tmp_path / "kept")
-    monkeypatch.setattr(crops_module, "IN_MEMORY", 0)
+    monkeypatch.setattr(crops_module, "IN_MEMORY", 6 * 48 * 48 * 3)
+    assert isinstance(load_crops(paths, chosen, 48, tmp_path / "kept"), np.ndarray)
+    monkeypatch.setattr(crops_module, "IN_MEMORY", 6 * 48 * 48 * 3 - 1)
     lazy = load_crops(paths, chosen, 48, tmp_path / "kept")
     assert isinstance(lazy, Crops) and lazy.shape == whole.shape and len(lazy) == 6
-    for rows in (2, slice(1, 5, 2), [4, 0, 4], np.array([True, False] * 3), slice(0, 0)):
+    for rows in (2, -1, slice(1, 5, 2), [4, 0, 4], np.array([True, False] * 3), slice(0, 0)):
         assert np.array_equal(lazy[rows], whole[rows])
 
 
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, UserError])
+def test_load_crops_that_was_interrupted_goes_on_with_what_is_there(six, tmp_path, monkeypatch, fault):
+    paths, chosen = six
+    monkeypatch.setattr(crops_module.os, "cpu_count", lambda: 1)  # one photograph after the other
+    decoded = []
+
+    def decode(path, *how):
+        if len(decoded) == 4:
+            raise fault("stopped")
+        decoded.append(path)
+        return load_crop(path, *how)
+
+    monkeypatch.setattr(crops_module, "load_crop", decode)
+    with pytest.raises(fault, match="stopped"):
+        load_crops(paths, chosen, 32, tmp_path / "kept")
+    assert decoded == paths[:4] and len(kept_files(tmp_path / "kept")) == 4
+    again = []
+    monkeypatch.setattr(crops_module, "load_crop", lambda path, *how: again.append(path) or load_crop(path, *how))
+    crops = load_crops(paths, chosen, 32, tmp_path / "kept")
+    assert again == paths[4:]
+    assert all((crops[i] == load_crop(path, 32)).all() for i, path in enumerate(paths))
+
+
+def test_cut_takes_a_parts_photographs_by_the_preset_or_by_the_size_given(grid, tmp_path):
+    folders = {"train_images": grid.parent, "test_images": tmp_path / "test"}
+    folders["test_images"].mkdir()
+    save(tmp_path / "test" / "grid.png", places(90, 120)[::-1])
+    dataset, preset = SimpleNamespace(**folders), SimpleNamespace(margin_around=0.2, keep_aspect=True, image_size=24)
+    chosen = pd.DataFrame([["grid.png", 30.0, 30.0, 60.0, 40.0, np.nan, np.nan]], columns=["image", *NO_BOX])
+    for part, size in (("train", 0), ("test", 0), ("train", 16)):
+        path = folders[f"{part}_images"] / "grid.png"
+        expected = load_crop(path, size or 24, (30, 30, 60, 40), margin=0.2, keep_aspect=True)
+        assert (cut(dataset, chosen, preset, tmp_path / "study", part, size)[0] == expected).all()
+    assert len(kept_files(tmp_path / "study" / "crops")) == 3
+
+
+# the ninth crop is half written when it says so, and waits to be killed
 KILLED = """
-import sys, time
+import os, sys
 from pathlib import Path
+os.cpu_count = lambda: 1
 import pandas as pd
 from happywhale_nb import crops
-slow = crops.load_crop
-def load(*a, **k):
-    time.sleep(0.05)
-    return slow(*a, **k)
-crops.load_crop = load
+written, write = [], Path.write_bytes
+def hold(path, data):
+    if len(written) == 8:
+        write(path, data[: len(data) // 2])
+        print("half", flush=True)
+        sys.stdin.read()
+    written.append(path)
+    return write(path, data)
+Path.write_bytes = hold
 paths = sorted(Path(sys.argv[1]).glob("*.jpg"))
 crops.load_crops(paths, pd.DataFrame({n: [float("nan")] * len(paths) for n in crops.BOX + ["W", "H"]}), 32, sys.argv[2])
 """
 
 
-def test_a_killed_decoding_goes_on_with_what_is_there(tiny, tmp_path, monkeypatch):
+@pytest.mark.kill
+def test_load_crops_that_was_killed_goes_on_with_what_is_there(tiny, tmp_path, monkeypatch):
     paths = sorted((tiny / "train_images").glob("*.jpg"))
     command = [sys.executable, "-c", KILLED, str(tiny / "train_images"), str(tmp_path / "kept")]
-    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    kept = tmp_path / "kept" / "32"
-    while len(list(kept.glob("*/*.png"))) < 8 and run.poll() is None:
-        time.sleep(0.02)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
-    made = len(list(kept.glob("*/*.png")))
-    assert 8 <= made < len(paths)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        try:
+            assert select.select([run.stdout], [], [], 60)[0], "the process has not come to the ninth crop in a minute"
+            assert run.stdout.readline() == "half\n", "the process ended before it could be killed"
+        finally:
+            run.kill()
+            run.wait(timeout=60)
+    assert len(list((tmp_path / "kept" / "32").glob("*/*.png"))) == 8
     decoded = []
-    original = crops_module.load_crop
-    monkeypatch.setattr(
-        crops_module, "load_crop", lambda path, *a, **k: decoded.append(path) or original(path, *a, **k)
-    )
+    monkeypatch.setattr(crops_module, "load_crop", lambda path, *how: decoded.append(path) or load_crop(path, *how))
     chosen = pd.DataFrame({name: [np.nan] * len(paths) for name in NO_BOX})
     crops = load_crops(paths, chosen, 32, tmp_path / "kept")
-    assert len(decoded) == len(paths) - made
-    assert all((crops[i] == original(p, 32)).all() for i, p in enumerate(paths))
-
-
-def test_real_boxes_are_counted(shared):
-    raw = read_box_tables(shared / "happywhale")
-    clean, report = clean_boxes(raw)
-    assert report.loc["detic", "rows"] == 51033 + 27956 and len(clean) == report["kept"].sum()
-    assert (report["rows"] == report["without"] + report["degenerate"] + report["kept"]).all()
-    inside = clean["W"].isna() | ((clean["x1"] <= clean["W"]) & (clean["y1"] <= clean["H"]))
-    assert inside.all() and (clean[["x0", "y0"]] >= 0).all().all()
-    train = read_dataset(shared / "happywhale", need_photos=False).train["image"]
-    mix = CropMix.parse("fullbody:.6 backfin:.25 detic:.1 whole:.05", clean["source"], least=0.1)
-    chosen = mix.prefer(train, clean)
-    assert chosen["image"].tolist() == train.tolist()
-    assert (chosen["source"] == "fullbody").mean() > 0.97
+    assert len(decoded) == len(paths) - 8
+    assert all((crops[i] == load_crop(p, 32)).all() for i, p in enumerate(paths))

@@ -1,4 +1,6 @@
-"""The site of `make docs`: every notebook has its place, every link its target, and a page asks nobody for anything."""
+"""The site of `make docs`: every notebook has its place, every link its target, and a page asks nobody for anything.
+
+Sources are looked at in `make test`; the site that Sphinx builds from them, in half a minute, in `make test-all`."""
 
 import importlib.util
 import json
@@ -15,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+built = pytest.mark.browser  # the site as a browser gets it
 SHOWN = ("index", "nbs/06_knn", "nbs/lib/heads", "docs/howto/machines")
 
 
@@ -24,30 +27,48 @@ def toctrees(path):
     return [line[1:] for block in found for line in block.splitlines() if line.startswith("/")]
 
 
-def test_every_notebook_and_page_is_in_one_list_of_pages():
+def test_toctrees_hold_every_notebook_and_page_once():
     entries = [entry for path in PAGES for entry in toctrees(path)]
     there = [p.relative_to(ROOT).with_suffix("").as_posix() for p in [*NOTEBOOKS, *PAGES]]
     landing = {"nbs/index", "docs/index"}
-    assert sorted(entries) == sorted({*there, "docs/functions"} - landing)
+    assert sorted(entries) == sorted({*there, "docs/functions", "CONTRIBUTING"} - landing)
     story = [p.relative_to(ROOT).with_suffix("").as_posix() for p in NOTEBOOKS if p.name[:2].isdigit()]
     assert toctrees(ROOT / "docs" / "index.md")[: len(story)] == story
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
-def test_links_of_pages_lead_to_files_of_the_checkout(path):
+def test_pages_link_to_files_of_the_checkout(path):
     links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text())
     assert not [link for link in links if not (path.parent / link).is_file()]
     assert links or path.stem in {"index", "library"}
 
 
+def load(path):
+    """A module from its file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
+    """What Sphinx is given."""
     folder = tmp_path_factory.mktemp("site")
-    subprocess.run([sys.executable, ROOT / "docs" / "stage.py", folder], check=True)
+    load(ROOT / "docs" / "stage.py").stage(ROOT, folder)
     return folder / "source"
 
 
-def test_what_only_machines_read_is_left_out(source):
+def texts(source):
+    """The Markdown of every page and notebook: `(path, text)`."""
+    for path in sorted(source.rglob("*.md")):
+        yield path, path.read_text()
+    for path in sorted(source.rglob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        yield path, "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def test_stage_leaves_out_what_only_machines_read(source):
     for path in NOTEBOOKS:
         if path.name == "index.ipynb":
             continue
@@ -58,11 +79,36 @@ def test_what_only_machines_read_is_left_out(source):
         assert kept >= len([line for line in lines if not line.startswith("#")]) * 0.95
 
 
-def test_the_list_of_functions_has_every_module(source):
+def test_stage_lists_the_functions_of_every_module(source):
     text = (source / "docs" / "functions.md").read_text()
     modules = {p.stem for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.startswith("_")}
     assert set(re.findall(r"^## (\w+)$", text, re.M)) == modules
     assert "- `map_at_5(" in text and "- `KNNHead(" in text
+
+
+def test_stage_keeps_every_target_that_a_page_links_to(source):
+    count = 0
+    for path, text in texts(source):
+        links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'\bsrc="([^"]+)"', text)
+        inside = [url for url in links if not urlsplit(url).scheme and not url.startswith("#")]
+        lost = [url for url in inside if not (path.parent / unquote(urlsplit(url).path)).is_file()]
+        assert not lost, f"{path.relative_to(source)}: not on the site: {lost}"
+        count += len(inside)
+    assert count > 100
+
+
+def test_mathml_of_every_equation_can_be_made(source):
+    plugin = pytest.importorskip("mdit_py_plugins.dollarmath", reason="needs pip install 'happywhale_nb[docs]'")
+    markdown = pytest.importorskip("markdown_it").MarkdownIt().use(plugin.dollarmath_plugin)
+    mathml, count = load(ROOT / "docs" / "conf.py").mathml, 0
+    for path, text in texts(source):
+        tokens = [inner for token in markdown.parse(text) for inner in (token, *(token.children or []))]
+        for token in tokens:
+            if token.type in ("math_inline", "math_block"):
+                made = mathml(token.content, as_block=token.type == "math_block")
+                assert made.startswith("<math") and "$" not in made, (path, token.content)
+                count += 1
+    assert count > 2
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +119,7 @@ def site(source):
         pytest.skip(f"{', '.join(missing)} cannot be imported: pip install 'happywhale_nb[docs]'")
     html = source.parent / "html"
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", ROOT / "docs", source, html]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return html
 
@@ -93,7 +139,8 @@ class Links(HTMLParser):
         self.loads |= {found[name] for name in ("src", "href") if tag != "a" and name in found}
 
 
-def test_every_link_of_the_site_has_its_target_and_nothing_is_loaded_from_elsewhere(site):
+@built
+def test_site_has_the_target_of_every_link_and_loads_nothing_from_elsewhere(site):
     pages = {path: Links(path) for path in site.rglob("*.html") if "_static" not in path.parts}
     assert len(pages) > len(NOTEBOOKS) + len(PAGES) - 2
     lost = []
@@ -109,7 +156,8 @@ def test_every_link_of_the_site_has_its_target_and_nothing_is_loaded_from_elsewh
     assert not lost
 
 
-def test_equations_are_drawn_by_the_browser(site):
+@built
+def test_site_has_its_equations_as_mathml(site):
     for name in ("heads", "../04_gradcam"):
         text = (site / "nbs" / "lib" / f"{name}.html").read_text()
         assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in text
@@ -123,11 +171,12 @@ const wide = document.documentElement.scrollWidth > innerWidth;
 document.title = JSON.stringify({broken, asked, wide}); })</script></body>"""
 
 
+@built
 @pytest.mark.parametrize("width", [1200, 400])
-def test_a_browser_shows_pages_without_errors_or_requests(site, tmp_path, width):
+def test_site_in_a_browser_shows_pages_without_errors_or_requests(site, tmp_path, width):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no Chromium here: install the system's package")
+        pytest.skip("no Chromium here: apt-get install chromium")
     how = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--enable-logging=stderr"]
     how += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
     for name in SHOWN:

@@ -67,7 +67,7 @@ def kaggle(tiny, monkeypatch, tmp_path):
     """A stand-in that serves the tiny demo set; the client is told to talk to it, with a token."""
     server = http.server.ThreadingHTTPServer(("localhost", 0), StandIn)
     server.state = SimpleNamespace(archive=packed(tiny), status=200, message="", cut=None, asked=[])
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     monkeypatch.setitem(
         kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, f"http://localhost:{server.server_port}"
     )
@@ -78,13 +78,14 @@ def kaggle(tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("KAGGLE_API_TOKEN", "secret")
     yield server.state
     server.shutdown()
+    server.server_close()
 
 
 def run(folder, *more):
     return CliRunner().invoke(main, ["download", "--to", str(folder), *more])
 
 
-def test_the_competition_arrives_unpacked_and_checked(kaggle, tiny, tmp_path):
+def test_download_command_unpacks_and_checks_the_competition(kaggle, tiny, tmp_path):
     result = run(tmp_path / "data")
     assert result.exit_code == 0, result.stderr
     assert "48 known photographs" in result.stdout and "clean: nothing found" in result.stdout
@@ -93,7 +94,7 @@ def test_the_competition_arrives_unpacked_and_checked(kaggle, tiny, tmp_path):
     assert "secret" in kaggle.asked[0][1]
 
 
-def test_an_archive_that_was_cut_off_goes_on_where_it_was(kaggle, tmp_path, monkeypatch):
+def test_download_command_after_a_broken_line_goes_on_where_it_was(kaggle, tmp_path, monkeypatch):
     buffer = io.BytesIO(kaggle.archive)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("padding.bin", bytes(5_000_000))  # the client writes a megabyte at a time
@@ -106,7 +107,7 @@ def test_an_archive_that_was_cut_off_goes_on_where_it_was(kaggle, tmp_path, monk
     assert starts[0] == 0 and any(0 < start < whole for start in starts[1:])
 
 
-def test_unpacking_goes_on_where_it_was(kaggle, tmp_path):
+def test_unpack_a_second_time_writes_only_what_is_missing_or_short(kaggle, tmp_path):
     archive = stage.fetch_archive(tmp_path)
     total = stage.unpack(archive, tmp_path / "data", progress=False)
     photos = sorted((tmp_path / "data" / "train_images").iterdir())
@@ -124,46 +125,40 @@ def test_unpacking_goes_on_where_it_was(kaggle, tmp_path):
         (500, "Oops", "cannot be reached"),
     ],
 )
-def test_what_kaggle_refuses_is_explained(status, message, says, kaggle, tmp_path):
+def test_download_command_refused_by_kaggle_explains_it(status, message, says, kaggle, tmp_path):
     kaggle.status, kaggle.message = status, message
     result = run(tmp_path / "data")
     assert result.exit_code == 2 and says in result.stderr and "Traceback" not in result.output
     assert not (tmp_path / "data" / "train.csv").exists()
 
 
-def test_missing_credentials_are_explained(kaggle, tmp_path, monkeypatch):
+def test_download_command_without_credentials_explains_it(kaggle, tmp_path, monkeypatch):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     result = run(tmp_path / "data")
     assert result.exit_code == 2 and "create a token" in result.stderr
     assert kaggle.asked == []
 
 
-def test_too_little_room_is_said_before_anything_is_fetched(kaggle, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+def test_download_command_with_too_little_room_fetches_nothing(kaggle, tmp_path, monkeypatch):
+    needed = 2 * len(kaggle.archive)  # the archive, and what is in it
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
     result = run(tmp_path / "data")
     assert result.exit_code == 2 and "GB are needed" in result.stderr
     assert list((tmp_path / "data").iterdir()) == []
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed))
+    assert run(tmp_path / "data").exit_code == 0
 
 
-def test_a_damaged_archive_is_removed_so_that_the_next_try_starts_anew(kaggle, tmp_path):
+def test_download_command_of_a_damaged_archive_removes_it(kaggle, tmp_path):
     kaggle.archive = b"PK" + bytes(5000)
     result = run(tmp_path / "data")
     assert result.exit_code == 2 and "is damaged" in result.stderr
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path):
+def test_unpack_of_an_archive_that_writes_elsewhere_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("../evil.txt", "x")
     with pytest.raises(stage.UserError, match="outside"):
         stage.unpack(tmp_path / "bad.zip", tmp_path / "data", progress=False)
     assert not (tmp_path / "evil.txt").exists()
-
-
-def test_kaggles_input_folder_is_found_by_itself(tiny, tmp_path, monkeypatch):
-    from happywhale_nb import paths
-
-    (tmp_path / "input" / "competitions").mkdir(parents=True)
-    (tmp_path / "input" / "competitions" / "happy").symlink_to(tiny)
-    monkeypatch.setenv("HAPPYWHALE_KAGGLE", str(tmp_path))
-    assert paths.find_data().samefile(tiny)

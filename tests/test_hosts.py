@@ -1,21 +1,25 @@
-"""Several processes train one model: as one process would, with one set of files, and without waiting for the dead."""
+"""Several processes train one model: the result of one process, one set of files, and an end where one of them dies."""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from happywhale_nb.embeddings import read_embeddings
-from happywhale_nb.paths import UserError
 from happywhale_nb.records import kept_records, mark_path
 
+pytestmark = pytest.mark.hosts
+
+ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
 import sys
 from pathlib import Path
@@ -43,6 +47,16 @@ def compiled(tmp_path_factory):
     }
 
 
+@pytest.fixture
+def project(tmp_path):
+    """A checkout with the real notebooks."""
+    folder = tmp_path / "project"
+    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copy(ROOT / "settings.ini", folder)
+    (folder / "outputs").mkdir()
+    return folder
+
+
 def start(code, arguments, log, cwd=None, **variables):
     """A Python process on JAX, its output in the file `log`."""
     env = os.environ | {"KERAS_BACKEND": "jax", "HAPPYWHALE_HEARTBEAT": "10"} | variables
@@ -63,7 +77,15 @@ def start_two(code, each, folder, **how):
     ]
 
 
-def ended(processes, folder, seconds=300):
+def wait_for(path, process, seconds=200):
+    """Wait until there is a file, or the process that is to write it has ended."""
+    end = time.monotonic() + seconds
+    while not path.is_file() and process.poll() is None:
+        assert time.monotonic() < end, f"{path} is not there after {seconds} s"
+        time.sleep(0.02)
+
+
+def ended(processes, folder, seconds=200):
     """Their exit statuses, and what they said. Raises if one runs longer."""
     try:
         codes = [process.wait(seconds) for process in processes]
@@ -73,7 +95,7 @@ def ended(processes, folder, seconds=300):
     return codes, [(folder / f"{k}.log").read_text() for k in range(len(processes))]
 
 
-def test_two_processes_train_as_one_does_also_after_one_of_them_was_killed(tiny, tmp_path, compiled):
+def test_train_stage_in_two_processes_one_killed_once_gives_the_results_of_one_process(tiny, tmp_path, compiled):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
     codes, said = ended([start(TRAIN, [tiny, one, 8], one / "0.log", **compiled)], one)
@@ -81,8 +103,7 @@ def test_two_processes_train_as_one_does_also_after_one_of_them_was_killed(tiny,
 
     place = two / "model" / "fold0"
     both = start_two(TRAIN, [[tiny, two, 4]] * 2, two, **compiled)
-    while not (place / "resume.json").is_file() and both[0].poll() is None:
-        time.sleep(0.02)
+    wait_for(place / "resume.json", both[0])
     both[1].send_signal(signal.SIGKILL)
     codes, said = ended(both, two, 60)
     assert codes[0] not in (0, -signal.SIGKILL), "the survivor ends by itself"
@@ -105,18 +126,18 @@ def test_two_processes_train_as_one_does_also_after_one_of_them_was_killed(tiny,
         np.testing.assert_allclose(*pair, atol=1e-3)
 
 
-def test_processes_that_train_something_different_say_so_and_end(tiny, tmp_path, compiled):
+def test_train_stage_in_two_processes_that_do_not_agree_is_refused_in_both(tiny, tmp_path, compiled):
     codes, said = ended(start_two(TRAIN, [[tiny, tmp_path, size] for size in (4, 2)], tmp_path, **compiled), tmp_path)
     assert codes == [1, 1]
     assert all("UserError: the processes do not agree on the model" in text for text in said), said
 
 
-def test_the_command_in_two_processes_leaves_one_set_of_results_and_two_notebooks(checkout, tiny, tmp_path, compiled):
+def test_train_command_in_two_processes_leaves_one_set_of_results_and_two_notebooks(project, tiny, tmp_path, compiled):
     words = ["train", "-p", "data_dir", tiny, "-p", "study", "hosts", "-p", "quick", "true", "-p", "folds", 2]
     words += ["-p", "changes", "backbone=basic_cnn"]
-    codes, said = ended(start_two(COMMAND, [words] * 2, tmp_path, cwd=checkout, **compiled), tmp_path)
+    codes, said = ended(start_two(COMMAND, [words] * 2, tmp_path, cwd=project, **compiled), tmp_path)
     assert codes == [0, 0], said
-    place = checkout / "outputs/hosts-quick/small_resnet_arcface/fold0"
+    place = project / "outputs/hosts-quick/small_resnet_arcface/fold0"
     notebooks = ["03_train.ipynb", "03_train.process1.ipynb"]
     left = {path.name for path in place.iterdir() if not path.name.startswith(".")}
     record = kept_records(place / notebooks[0])[0]
@@ -124,13 +145,3 @@ def test_the_command_in_two_processes_leaves_one_set_of_results_and_two_notebook
     assert all("map5_known" in text for text in said)
     shown = [(place / name).read_text() for name in notebooks]
     assert "in 2 processes" in shown[0] and all("image/png" in text for text in shown)
-
-
-def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
-    from happywhale_nb.train import watchers
-
-    made, _ = watchers(tmp_path, None, 5, patience=2)
-    assert len(made) == 1
-    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
-    with pytest.raises(UserError, match="patience scores the fold in one process"):
-        watchers(tmp_path, None, 5, patience=2)

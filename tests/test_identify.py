@@ -1,4 +1,4 @@
-"""The catalogue in a notebook: candidates as pictures, and decisions that everybody sees."""
+"""The catalogue in a notebook: candidates as pictures, and decisions that go to the one store."""
 
 import pytest
 from PIL import Image
@@ -30,7 +30,7 @@ def photo(tiny, tmp_path):
     return tmp_path / "<b>new.jpg"
 
 
-def test_candidates_are_pictures_with_name_chance_file_and_date(opened, photo):
+def test_identify_shows_candidates_with_name_and_chance_and_keeps_nothing(opened, photo):
     found = identify(photo, opened, k=4)
     candidates = found.answer["candidates"]
     assert [each["rank"] for each in candidates] == [1, 2, 3, 4, 5] and found.encounter is None
@@ -44,7 +44,7 @@ def test_candidates_are_pictures_with_name_chance_file_and_date(opened, photo):
     assert not (opened.catalogue.folder / "photos").exists(), "who only asks leaves nothing"
 
 
-def test_a_decision_goes_to_the_store_of_everybody_and_can_be_undone(opened, mine, photo):
+def test_confirm_of_a_photograph_is_in_the_catalogue_until_undo(opened, mine, photo):
     found = identify(photo, opened, place="<Bay>", side="left", date="2024-07-01")
     name = next(each["individual"]["name"] for each in found.answer["candidates"] if not each["is_new"])
     found.confirm(name, note="by the notch")
@@ -60,7 +60,22 @@ def test_a_decision_goes_to_the_store_of_everybody_and_can_be_undone(opened, min
         found.undo()
 
 
-def test_who_is_slower_is_told_and_overwrites_nothing(opened, mine):
+def test_reject_unsure_and_new_are_kept_with_their_note(opened, mine):
+    number = opened.undecided()[0]
+    found = identify(number, opened)
+    rank, other = next((each["rank"], each["individual"]) for each in found.answer["candidates"] if not each["is_new"])
+    assert [each["name"] for each in found.reject(rank, note="no notch").state()["rejected"]] == [other["name"]]
+    assert found.unsure(note="too dark").state()["state"] == "unsure"
+    met = found.new("Hope", note="another one").state()
+    assert (met["state"], met["individual"]["name"], met["version"]) == ("new", "Hope", 4)
+    with mine.reading() as session:
+        lines = list_decisions(session, number)["decisions"]
+    kept = [(line["kind"], line["note"], line["answer_id"]) for line in lines]
+    about = ("new", "another one"), ("unsure", "too dark"), ("reject", "no notch")
+    assert kept == [(*each, found.answer["id"]) for each in about]
+
+
+def test_new_after_somebody_else_decided_raises_conflict_and_writes_nothing(opened, mine):
     number = opened.undecided()[0]
     found = identify(number, opened)
     with mine.writing() as session:
@@ -71,14 +86,14 @@ def test_who_is_slower_is_told_and_overwrites_nothing(opened, mine):
 
 
 @pytest.mark.parametrize("who, told", [("nobody", "neither a rank nor a name"), (99, "neither a rank nor a name")])
-def test_a_candidate_that_is_none(opened, who, told):
+def test_confirm_of_what_is_no_candidate_is_refused(opened, who, told):
     found = identify(opened.undecided()[0], opened)
     with pytest.raises(UserError, match=told):
         found.confirm(who)
     assert found.state()["version"] == 1
 
 
-def test_a_missing_photograph_is_named(opened, tmp_path):
+def test_identify_of_a_missing_or_broken_photograph_names_it(opened, tmp_path):
     with pytest.raises(UserError, match="there is no photograph"):
         identify(tmp_path / "gone.jpg", opened)
     (tmp_path / "notes.jpg").write_text("no photograph")
@@ -87,12 +102,12 @@ def test_a_missing_photograph_is_named(opened, tmp_path):
 
 
 @pytest.mark.parametrize("about, told", [({"dat": "2024"}, "no dat"), ({"side": "up"}, "side"), ({"date": "x"}, "x")])
-def test_what_cannot_be_known_of_a_photograph_is_refused_before_it_is_asked_about(opened, photo, about, told):
+def test_identify_with_an_unknown_fact_or_value_is_refused_before_it_asks(opened, photo, about, told):
     with pytest.raises(UserError, match=told):
         identify(photo, opened, **about)
 
 
-def test_buttons_decide_and_tell_what_is_refused(opened, mine):
+def test_controls_decide_and_tell_what_is_refused(opened, mine):
     number = opened.undecided()[0]
     controls = identify(number, opened).controls()
     row, told, page = controls.children
@@ -108,7 +123,7 @@ def test_buttons_decide_and_tell_what_is_refused(opened, mine):
     assert seen(mine, opened, number)["state"] == "undecided"
 
 
-def test_buttons_are_only_where_somebody_can_press_them(opened, monkeypatch):
+def test_ipython_display_has_buttons_only_in_a_live_notebook(opened, monkeypatch):
     found, shown = identify(opened.undecided()[0], opened), []
     monkeypatch.setattr("IPython.display.display", lambda what, **how: shown.append(what))
     found._ipython_display_()

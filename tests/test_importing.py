@@ -37,7 +37,7 @@ def folders(tmp_path):
     return tmp_path / "photos"
 
 
-def test_folders_become_a_clean_data_folder(folders, tmp_path):
+def test_import_command_of_folders_writes_a_clean_data_folder(folders, tmp_path):
     result = run(folders, "--to", tmp_path / "mine", "--species", "humpback whale")
     assert result.exit_code == 0, result.stderr
     data = read_dataset(tmp_path / "mine")
@@ -52,7 +52,7 @@ def test_folders_become_a_clean_data_folder(folders, tmp_path):
     assert (tmp_path / "mine" / "train_images" / "2.JPG").is_symlink()
 
 
-def test_species_above_individuals_and_copies(tmp_path):
+def test_import_command_of_species_folders_with_copy_links_nothing(tmp_path):
     for name in ("beluga/B1/a.png", "killer_whale/K1/a.png"):
         draw(tmp_path / "photos" / name)
     assert run(tmp_path / "photos", "--to", tmp_path / "mine", "--copy").exit_code == 0
@@ -61,13 +61,13 @@ def test_species_above_individuals_and_copies(tmp_path):
     assert not any(p.is_symlink() for p in (tmp_path / "mine" / "train_images").iterdir())
 
 
-def test_a_dry_run_writes_nothing(folders, tmp_path):
+def test_import_command_with_dry_run_writes_nothing(folders, tmp_path):
     result = run(folders, "--to", tmp_path / "mine", "--dry-run")
     assert result.exit_code == 0 and "3 photographs of 2 individuals" in result.stdout
     assert not (tmp_path / "mine").exists()
 
 
-def test_a_semicolon_table_with_its_own_column_names(tmp_path):
+def test_import_command_of_a_semicolon_table_finds_columns_and_photographs(tmp_path):
     draw(tmp_path / "scans" / "2021" / "x.jpg")
     draw(tmp_path / "scans" / "y.jpg")
     (tmp_path / "sightings.csv").write_text(
@@ -100,7 +100,7 @@ def coco(tmp_path, annotations, **image):
     return tmp_path / "coco.json", "--photos", tmp_path / "images", "--to", tmp_path / "mine"
 
 
-def test_coco_with_two_animals_on_one_photograph(tmp_path):
+def test_import_command_of_coco_with_two_animals_on_a_photograph_makes_two_rows(tmp_path):
     source = coco(
         tmp_path,
         [
@@ -152,26 +152,26 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_imported_is_named_and_nothing_written(name, tmp_path):
+def test_import_command_of_what_cannot_be_read_names_it_and_writes_nothing(name, tmp_path):
     arguments, message = BAD[name]
     result = run(*arguments(tmp_path))
     assert result.exit_code == 2 and message in result.stderr
     assert not (tmp_path / "mine").exists()
 
 
-def test_two_names_that_would_become_one(folders, tmp_path):
+def test_import_command_with_two_names_that_become_one_is_refused(folders, tmp_path):
     draw(folders / "Old_Scar" / "5.jpg")
     result = run(folders, "--to", tmp_path / "mine")
     assert result.exit_code == 2 and "would both be called 'Old_Scar'" in result.stderr
 
 
-def test_two_animals_without_boxes(tmp_path):
+def test_import_command_of_two_animals_without_boxes_is_refused(tmp_path):
     source = coco(tmp_path, [{"id": i, "image_id": "i1", "category_id": 1, "name": f"A{i}"} for i in (1, 2)])
     result = run(*source)
     assert result.exit_code == 2 and "no boxes tell them apart" in result.stderr
 
 
-def test_a_folder_that_is_there_is_not_touched(folders, tmp_path):
+def test_import_command_into_a_folder_that_is_there_changes_nothing(folders, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "keep.txt").write_text("mine")
     result = run(folders, "--to", tmp_path / "mine")
@@ -179,7 +179,7 @@ def test_a_folder_that_is_there_is_not_touched(folders, tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["keep.txt"]
 
 
-def test_a_csv_round_trip_of_the_real_photographs(shared, tmp_path):
+def test_import_command_of_a_real_table_keeps_its_individuals(shared, tmp_path):
     """The right whales, as a stranger's table: another layout in, the same individuals out."""
     table = pd.read_csv(shared / "rightwhale80" / "train.csv", dtype=str)
     table.rename(columns={"image": "File", "individual_id": "Whale ID"}).to_csv(

@@ -1,5 +1,7 @@
-"""What a person at JupyterLab meets: fresh kernels, widgets and text in their places, clean files, merges that open."""
+"""Notebooks as a person at JupyterLab meets them: cells that run, widgets or text, clean files, merges that open."""
 
+import ast
+import importlib
 import json
 import os
 import shutil
@@ -7,22 +9,67 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
 from happywhale_nb import progress
+from happywhale_nb.kaggle import set_parameters
 from happywhale_nb.notebooks import read_parameters
 from happywhale_nb.saving import HOOK, hook_git, hook_server
 
 ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT / "nbs"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# Stages run whole in test_a_study, and nbdev_test runs the others' lessons, cells marked `eval: false` aside. Here a
-# kernel of its own runs every cell of: what no other test runs whole, one that loads Keras, and what asks who is
-# looking. HAPPYWHALE_FRESH=all takes all that are no stages (5 minutes).
-FRESH = ["index", "paper_map", "02_augmentation", "lib/notebooks", "lib/heads", "lib/saving", "lib/progress"]
-if os.environ.get("HAPPYWHALE_FRESH") == "all":
-    FRESH += [f"lib/{p.stem}" for p in sorted((ROOT / "nbs" / "lib").glob("*.ipynb")) if f"lib/{p.stem}" not in FRESH]
+
+
+def outputs(notebook):
+    """All outputs of a notebook's cells."""
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def written(notebook, name):
+    """What a notebook's cells have written to `stdout` or `stderr`."""
+    return "".join(o["text"] for o in outputs(notebook) if o["output_type"] == "stream" and o["name"] == name)
+
+
+def widgets(notebook):
+    """Outputs that are widgets."""
+    return [o for o in outputs(notebook) if WIDGET in o.get("data", {})]
+
+
+# --- running
+
+
+def prepares(source):
+    """Whether a cell only imports and defines."""
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AugAssign)
+    return all(isinstance(node, kinds) for node in ast.parse(source).body)
+
+
+def run_left_out(name, module, **values):
+    """Run the cells of a notebook that its lessons leave out (`eval: false`), with what is exported, imported and
+    defined before them, in this process. Returns how many these were."""
+    space, count = dict(vars(importlib.import_module(f"happywhale_nb.{module}"))), 0
+    for cell in nbformat.read(NBS / f"{name}.ipynb", as_version=4).cells:
+        left_out = cell.source.startswith("#| eval: false")
+        if "parameters" in cell.metadata.get("tags", []):
+            exec(set_parameters(cell.source, values), space)
+        elif cell.cell_type == "code" and "#| export" not in cell.source and (left_out or prepares(cell.source)):
+            exec(cell.source, space)
+            count += left_out
+    return count
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "cells"), [("02_augmentation", "augmentation", 5), ("lib/notebooks", "notebooks", 1)]
+)
+def test_notebook_cells_that_lessons_leave_out_run(name, module, cells, tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values = {"data_dir": str(tiny), "side": 32} if module == "augmentation" else {}
+    assert run_left_out(name, module, **values) == cells
+    plt.close("all")
 
 
 def run_fresh(path, data="", session=""):
@@ -32,57 +79,54 @@ def run_fresh(path, data="", session=""):
     env.pop(progress.SESSION, None)
     env |= {progress.SESSION: session} if session else {}
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute(env=env)
+    NotebookClient(notebook, timeout=200, kernel_name="python3", resources=where).execute(env=env)
     return notebook
 
 
-def outputs(notebook):
-    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
-
-
-def written(notebook, name):
-    return "".join(o["text"] for o in outputs(notebook) if o["output_type"] == "stream" and o["name"] == name)
-
-
-def widgets(notebook):
-    return [o for o in outputs(notebook) if WIDGET in o.get("data", {})]
-
-
-@pytest.mark.parametrize("name", FRESH)
-def test_notebooks_run_whole_in_a_fresh_kernel(name, checkout, tiny):
-    done = run_fresh(checkout / "nbs" / f"{name}.ipynb", data=tiny)
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "name", ["index", "paper_map", "02_augmentation", *(f"lib/{p.stem}" for p in sorted((NBS / "lib").glob("*.ipynb")))]
+)
+def test_notebook_in_a_fresh_kernel_runs_whole_without_widgets(name, tiny, tmp_path):
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    shutil.copytree(NBS, tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    done = run_fresh(tmp_path / "nbs" / f"{name}.ipynb", data=tiny)
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not widgets(done)
 
 
-@pytest.fixture
-def counting(tmp_path):
-    source = 'from happywhale_nb.progress import bar\nsum(bar(range(3), "counting"))'
-    cells = [nbformat.v4.new_code_cell(source)]
+LIVE = """
+from pathlib import Path
+from happywhale_nb.progress import bar
+from happywhale_nb.widgets import browse_folds, browse_neighbours
+sum(bar(range(3), "counting"))
+---
+browse_folds(Path({study!r}), "small_resnet_arcface")
+---
+browse_neighbours(Path({study!r}), "small_resnet_arcface")
+"""
+
+
+def test_bars_and_browsers_in_the_kernel_of_a_jupyter_server_are_widgets(study, tmp_path):
+    cells = [nbformat.v4.new_code_cell(part.strip()) for part in LIVE.format(study=str(study)).split("---")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "counting.ipynb")
-    return tmp_path / "counting.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "live.ipynb")
+    live = run_fresh(tmp_path / "live.ipynb", session="live.ipynb")
+    assert [len(widgets(nbformat.v4.new_notebook(cells=[cell]))) for cell in live.cells] == [1, 1, 1]
+    assert "%|" not in written(live, "stderr") and live.cells[0].outputs[-1]["data"]["text/plain"] == "3"
 
 
-def test_bars_are_text_for_papermill_and_widgets_in_a_servers_kernel(counting):
-    headless, live = run_fresh(counting), run_fresh(counting, session="counting.ipynb")
-    assert "counting: 100%|" in written(headless, "stderr") and not widgets(headless)
-    assert len(widgets(live)) == 1 and "%|" not in written(live, "stderr")
-    assert outputs(headless)[-1]["data"]["text/plain"] == outputs(live)[-1]["data"]["text/plain"] == "3"
+def test_bars_and_browsers_under_papermill_are_text_and_pages(study):
+    folder = study / "small_resnet_arcface"
+    train, knn = (nbformat.read(folder / name, as_version=4) for name in ("fold0/03_train.ipynb", "06_knn.ipynb"))
+    assert not widgets(train) and not widgets(knn) and "embedding: 100%|" in written(train, "stderr")
+    (page,) = [o["data"] for o in outputs(knn) if "<img" in o.get("data", {}).get("text/html", "")]
+    assert "cosine" in page["text/plain"] and "<img" not in page["text/plain"]
+    assert page["text/html"].count("<table") == 2 and "data:image/png" in page["text/html"]
 
 
-def test_browsers_are_widgets_in_a_servers_kernel_and_pages_elsewhere(checkout):
-    path = checkout / "nbs" / "lib" / "widgets.ipynb"
-    headless, live = run_fresh(path), run_fresh(path, session="widgets.ipynb")
-    pages = [o["data"] for o in outputs(headless) if "<img" in o.get("data", {}).get("text/html", "")]
-    assert not widgets(headless) and len(widgets(live)) == len(pages) == 2
-    for page in pages:
-        assert "cosine" in page["text/plain"] and "<img" not in page["text/plain"]
-        assert page["text/html"].count("<table") == 2 and "data:image/png" in page["text/html"]
-
-
-def test_without_ipywidgets_nobody_is_shown_any(monkeypatch):
+def test_live_without_ipywidgets_is_false(monkeypatch):
     monkeypatch.setenv(progress.SESSION, "study.ipynb")
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert progress.live()
@@ -90,14 +134,18 @@ def test_without_ipywidgets_nobody_is_shown_any(monkeypatch):
     assert not progress.live()
 
 
+# --- saving and merging
+
+
 SAVE = """
 import asyncio, json, sys
 from jupyter_server.serverapp import ServerApp
 
-root, changed, *paths = sys.argv[1:]
-app = ServerApp()
-app.initialize([f"--ServerApp.root_dir={root}", "--ServerApp.token=x", "--allow-root", "--no-browser", "--port=0"])
-for path in paths:
+changed, *places = sys.argv[1:]
+for place in places:
+    root, _, path = place.partition(":")
+    app = ServerApp()
+    app.initialize([f"--ServerApp.root_dir={root}", "--ServerApp.token=x", "--allow-root", "--no-browser", "--port=0"])
     model = {"type": "notebook", "format": "json", "content": json.load(open(changed))}
     asyncio.run(app.contents_manager.save(model, path))
 """
@@ -115,25 +163,25 @@ def changed_by_running(path, number):
     return content
 
 
-def test_a_jupyter_server_saves_notebooks_clean_and_leaves_others_alone(checkout, tmp_path):
+def test_clean_on_save_in_a_jupyter_server_cleans_the_project_s_notebooks_and_leaves_others(tmp_path):
     """A real server's contents manager with its configuration found as any server finds it."""
     config = hook_server(tmp_path / "env")
     assert json.loads(config.read_text()) == {"ContentsManager": {"pre_save_hook": HOOK}}
     env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_PATH": str(config.parent)}
-    shutil.copytree(checkout / "nbs", tmp_path / "project" / "nbs")
-    shutil.copy(checkout / "settings.ini", tmp_path / "project")
+    for folder, settings in (
+        ("project", (ROOT / "settings.ini").read_text()),
+        ("other", "[DEFAULT]\nlib_name = other\n"),
+    ):
+        (tmp_path / folder / "nbs").mkdir(parents=True)
+        (tmp_path / folder / "settings.ini").write_text(settings)
     (tmp_path / "project" / "outputs").mkdir()
-    (tmp_path / "other" / "nbs").mkdir(parents=True)
-    (tmp_path / "other" / "settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
-    source = checkout / "nbs" / "03_train.ipynb"
-    run = changed_by_running(source, 7)
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    served = {".": ["project/nbs/03_train.ipynb", "project/outputs/03_train.ipynb", "other/nbs/03_train.ipynb"]}
-    served["project/nbs"] = ["copy.ipynb"]  # as `jupyter lab nbs` has it
-    for root, paths in served.items():
-        command = [sys.executable, "-c", SAVE, tmp_path / root, tmp_path / "run.json", *paths]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    source = NBS / "03_train.ipynb"
+    (tmp_path / "run.json").write_text(json.dumps(changed_by_running(source, 7)))
+    places = [f"{tmp_path}:{folder}/03_train.ipynb" for folder in ("project/nbs", "project/outputs", "other/nbs")]
+    places.append(f"{tmp_path}/project/nbs:copy.ipynb")  # as `jupyter lab nbs` has it
+    command = [sys.executable, "-c", SAVE, tmp_path / "run.json", *places]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
     for name in ("03_train.ipynb", "copy.ipynb"):
         saved = tmp_path / "project" / "nbs" / name
         assert saved.read_bytes() == source.read_bytes() and "fold" in read_parameters(saved)
@@ -149,11 +197,11 @@ def clone(tmp_path, monkeypatch):
     folder = tmp_path / "a clone"
     folder.mkdir()
     shutil.copy(ROOT / ".gitattributes", folder)
-    shutil.copy(ROOT / "nbs" / "lib" / "thresholds.ipynb", folder / "work.ipynb")
+    shutil.copy(NBS / "lib" / "schedule.ipynb", folder / "work.ipynb")
     who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
 
     def git(*words, fails=False):
-        done = subprocess.run(["git", *who, *words], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(["git", *who, *words], cwd=folder, capture_output=True, text=True, timeout=60)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stdout
 
@@ -173,7 +221,7 @@ def branches(path, git, change):
         git("commit", "-q", "-a", "-m", f"b{number}")
 
 
-def test_a_merge_of_different_outputs_and_metadata_is_no_conflict(clone):
+def test_hook_git_merge_of_different_outputs_and_metadata_is_no_conflict(clone):
     path, git = clone
     branches(path, git, changed_by_running)
     git("merge", "-q", "b1")
@@ -183,7 +231,7 @@ def test_a_merge_of_different_outputs_and_metadata_is_no_conflict(clone):
     assert [c.get("outputs") for c in merged["cells"]] == [c.get("outputs") for c in ours["cells"]]
 
 
-def test_a_conflict_of_sources_becomes_cells_of_a_notebook_that_opens(clone):
+def test_hook_git_merge_of_different_sources_leaves_both_in_cells_of_a_notebook_that_opens(clone):
     path, git = clone
 
     def edited(path, number):

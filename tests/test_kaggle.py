@@ -1,4 +1,4 @@
-"""`happywhale kaggle build`: what the client is given, and its notebooks on a stand-in for Kaggle's machines.
+"""`happywhale kaggle build`: what Kaggle's client is given, and its notebooks on a stand-in for Kaggle's machines.
 
 The stand-in is a folder with `input` and `working`, and an environment that holds what Kaggle's TPU image holds and no
 more. Kaggle itself, its images and its TPUs are not tried here.
@@ -22,7 +22,9 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from happywhale_nb.cli import main
+from happywhale_nb.kaggle import kaggle_user
 from happywhale_nb.notebooks import read_parameters
+from happywhale_nb.paths import UserError
 
 ROOT = Path(__file__).parents[1]
 SLUG = "happy-whale-and-dolphin"
@@ -32,6 +34,13 @@ GIVEN += ["-p", "changes", "backbone=basic_cnn"]  # trains quickly
 
 def build(target, *words, user="jo"):
     return CliRunner().invoke(main, ["kaggle", "build", "--to", str(target), "--user", user, *map(str, words)])
+
+
+@pytest.fixture
+def same_wheel(built, monkeypatch):
+    """Builds take the wheel that is built already."""
+    (wheel,) = (built / "dataset").glob("*.whl")
+    monkeypatch.setattr("happywhale_nb.kaggle.build_wheel", lambda folder: shutil.copy(wheel, folder))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,7 @@ def cards(folder):
     return {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.glob("*/kernel-metadata.json"))}
 
 
-def test_every_stage_has_its_folder_with_metadata_that_names_its_sources(built):
+def test_kaggle_build_gives_each_stage_a_folder_with_metadata_that_name_its_sources(built):
     found = cards(built)
     assert set(found) == {p.stem for p in (ROOT / "nbs").glob("0[1-8]*.ipynb")} and len(found) == 8
     fields = {"id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu"}
@@ -70,7 +79,7 @@ def test_every_stage_has_its_folder_with_metadata_that_names_its_sources(built):
     assert dataset["id"] == "jo/happywhale-wheels" and len(dataset["licenses"]) == 1
 
 
-def test_notebooks_install_first_and_have_the_chosen_values_and_no_metadata_of_kaggles(built):
+def test_kaggle_build_makes_notebooks_that_install_first_and_have_the_chosen_values(built):
     for name, card in cards(built).items():
         path = built / name / card["code_file"]
         notebook = nbformat.read(path, as_version=4)
@@ -87,7 +96,7 @@ def test_notebooks_install_first_and_have_the_chosen_values_and_no_metadata_of_k
         assert values == {n: chosen.get(n, p.default) for n, p in original.items()}, name
 
 
-def test_the_wheel_is_the_package_and_nothing_else(built):
+def test_build_wheel_holds_the_package_and_nothing_else(built):
     (wheel,) = (built / "dataset").glob("*.whl")
     assert {p.name for p in (built / "dataset").iterdir()} == {wheel.name, "dataset-metadata.json"}
     with zipfile.ZipFile(wheel) as archive:
@@ -98,7 +107,7 @@ def test_the_wheel_is_the_package_and_nothing_else(built):
     assert not any(name.endswith((".ipynb", ".pyc")) for name in names)
 
 
-def test_two_folds_make_two_trainings_and_search_takes_up_both(tmp_path):
+def test_kaggle_build_of_two_folds_makes_two_trainings_that_knn_takes_up_both(same_wheel, tmp_path):
     assert build(tmp_path / "to", "--fold", 0, "--fold", 3, "--accelerator", "gpu", "--prefix", "b5").exit_code == 0
     found = cards(tmp_path / "to")
     assert found["06_knn"]["kernel_sources"] == ["jo/b5-03-train-fold0", "jo/b5-03-train-fold3"]
@@ -109,7 +118,7 @@ def test_two_folds_make_two_trainings_and_search_takes_up_both(tmp_path):
     assert (defaults["fold"].default, defaults["hours"].default) == (3, 11.0)
 
 
-def test_the_client_takes_the_folders_as_they_are(built, monkeypatch, tmp_path, capsys):
+def test_kaggle_build_makes_folders_that_kaggle_s_client_takes_as_they_are(built, monkeypatch, tmp_path, capsys):
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -146,7 +155,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_said_before_anything_is_written(mistake, tmp_path, monkeypatch):
+def test_kaggle_build_with_a_mistake_says_so_before_anything_is_written(mistake, tmp_path, monkeypatch):
     monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
     monkeypatch.delenv("KAGGLE_CONFIG_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -156,16 +165,14 @@ def test_mistakes_are_said_before_anything_is_written(mistake, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_clients_own_file_says_whose_notebooks_they_are(tmp_path, monkeypatch):
-    from happywhale_nb.kaggle import kaggle_user
-
+def test_kaggle_user_is_the_one_of_the_client_s_file_unless_given(tmp_path, monkeypatch):
     monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
     (tmp_path / "kaggle.json").write_text('{"username": "ann", "key": "secret"}')
     assert kaggle_user() == "ann" and kaggle_user("jo") == "jo"
 
 
-def test_only_a_folder_of_its_own_is_replaced(built, tmp_path):
+def test_kaggle_build_replaces_only_a_folder_of_its_own(built, same_wheel, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     done = build(tmp_path)
     assert done.exit_code == 2 and "was not made by this command" in done.stderr
@@ -201,7 +208,7 @@ def distributions(names):
 def image(tmp_path_factory):
     """The Python of an environment that stands for Kaggle's image."""
     venv = tmp_path_factory.mktemp("image") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=120)
     (packages,) = venv.glob("lib/*/site-packages")
     for distribution in distributions(IMAGE.split()):
         for part in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
@@ -228,7 +235,7 @@ def version(image, root, notebook, inputs):
         (root / "input" / place).symlink_to(folder)
     before = {folder: listing(folder) for folder in inputs.values()}
     command = [image, "-m", "papermill", notebook, "__notebook__.ipynb", "--no-progress-bar"]
-    done = subprocess.run(command, cwd=root / "working", env=clean(root), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root / "working", env=clean(root), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert before == {folder: listing(folder) for folder in inputs.values()}
     output = Path(shutil.copytree(root / "working", root / "versions" / f"{len(list(root.glob('versions/*')))}"))
@@ -249,9 +256,12 @@ def seen(notebook):
     return "\n".join(texts)
 
 
-def test_on_the_stand_in_a_training_is_cut_off_goes_on_and_is_searched(image, built, tiny, tmp_path):
+@pytest.mark.wheel
+def test_kaggle_notebooks_on_a_stand_in_train_in_two_versions_and_answer(image, built, tiny, tmp_path):
     code = f"import importlib.util as u; print([n for n in {LACKING} if u.find_spec(n)])"
-    there = subprocess.run([image, "-c", code], env=clean(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+    there = subprocess.run(
+        [image, "-c", code], env=clean(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert there.stdout == "[]\n", there.stderr
     train, wheels = built / "03_train" / "03_train.ipynb", built / "dataset"
 
@@ -282,7 +292,7 @@ def test_on_the_stand_in_a_training_is_cut_off_goes_on_and_is_searched(image, bu
     assert len(pd.read_csv(third / model / "fold1" / "test.csv")) == 10
 
 
-def test_attached_weights_are_kerass_own_and_no_network_is_asked(tmp_path):
+def test_take_up_of_attached_weights_puts_them_where_keras_looks_instead_of_downloading(tmp_path):
     (tmp_path / "input" / "weights").mkdir(parents=True)
     (tmp_path / "input" / "weights" / "some_notop.h5").write_bytes(b"numbers")
     code = """
@@ -297,7 +307,7 @@ print(keras.utils.get_file("some_notop.h5", origin, cache_subdir="models", file_
         "KERAS_HOME": str(tmp_path / "keras"),
         "KERAS_BACKEND": "jax",
     }
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "weights for Keras: some_notop.h5",
@@ -305,47 +315,38 @@ print(keras.utils.get_file("some_notop.h5", origin, cache_subdir="models", file_
     ]
 
 
-OVER_AND_OVER = """
-import sys, numpy as np
-from pathlib import Path
-from happywhale_nb.callbacks import Deadline, EarlyStop, Unfinished
-from happywhale_nb.fitting import train
-from happywhale_nb.presets import configure
-config = configure("small_resnet_arcface", epochs=3, image_size=32, changes="batch_size=8 backbone=basic_cnn")
-crops = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3)).astype("uint8")
-def run(folder, hours):
-    Path(folder).mkdir(exist_ok=True)
-    made = [lambda model: EarlyStop(model, folder, lambda model: float(np.abs(model.get_weights()[0]).sum()), 9)]
-    made = [lambda model: Deadline(hours)] * bool(hours) + made
-    model, history = train(config, crops, np.arange(32), np.arange(32) % 4, 4, folder, "stamp", callbacks=made)
-    return history, model.get_weights()
-whole = run("whole", 0)
-try:
-    run("parts", 1e-9)
-except Unfinished as error:
-    assert "after epoch 1 of 3" in str(error), error
-assert Path("parts/best.weights.h5").is_file() and Path("parts/resume1.weights.h5").is_file()
-parts = run("parts", 1)
-assert [row["epoch"] for row in parts[0]] == [1, 2, 3] and not Path("parts/best.weights.h5").exists()
-for a, b in zip(whole[0], parts[0], strict=True):
-    np.testing.assert_allclose([a["loss"], a["map5"]], [b["loss"], b["map5"]], rtol=1e-4)
-for a, b in zip(whole[1], parts[1], strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-"""
+def test_train_notebook_out_of_time_fails_but_on_kaggle_where_its_output_is_kept():
+    notebook = nbformat.read(ROOT / "nbs" / "03_train.ipynb", as_version=4)
+    (last,) = [cell.source for cell in notebook.cells if "raise UserError(unfinished)" in cell.source]
+    told = "small, fold 0: stopped after epoch 1 of 2"
+
+    def run(unfinished, kaggle):
+        exec(last, {"unfinished": unfinished, "on_kaggle": lambda: kaggle, "UserError": UserError})
+
+    with pytest.raises(UserError, match=told):
+        run(told, kaggle=False)
+    run(told, kaggle=True)
+    run(None, kaggle=False)
 
 
-def test_a_training_in_two_parts_ends_like_a_whole_one(tmp_path):
-    done = subprocess.run([sys.executable, "-c", OVER_AND_OVER], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture
+def project(tmp_path):
+    """A checkout with the real notebooks."""
+    folder = tmp_path / "project"
+    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copy(ROOT / "settings.ini", folder)
+    (folder / "outputs").mkdir()
+    return folder
 
 
-def test_on_the_command_line_a_training_out_of_time_is_not_a_success(checkout, tiny):
+@pytest.mark.trains
+def test_train_command_out_of_time_fails_and_goes_on_when_run_again(project, tiny):
     command = [Path(sys.executable).with_name("happywhale"), "train", "-p", "data_dir", tiny, "-p", "study", "limited"]
     command += ["-p", "quick", "true", "-p", "changes", "backbone=basic_cnn", "-p", "hours"]
-    place = checkout / "outputs" / "limited-quick" / "small_resnet_arcface" / "fold0"
-    done = subprocess.run([*command, "1e-6"], cwd=checkout, capture_output=True, text=True)
+    place = project / "outputs" / "limited-quick" / "small_resnet_arcface" / "fold0"
+    done = subprocess.run([*command, "1e-6"], cwd=project, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2 and "stopped after epoch 1 of 2" in done.stderr and "Traceback" not in done.stderr
     assert not (place / "config.json").exists()
-    done = subprocess.run([*command, "1e-6"], cwd=checkout, capture_output=True, text=True)
+    done = subprocess.run([*command, "1e-6"], cwd=project, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(place / "history.csv")["epoch"].tolist() == [1, 2]

@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def alone(monkeypatch):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(NBS).with_suffix("").as_posix())
-def test_lessons(notebook, alone):
+def test_lessons_of_a_notebook_hold(notebook, alone):
     passed, _ = run_lessons(notebook, skip_flags=get_config(path=ROOT).tst_flags.split(), basepath=NBS)
     assert passed
+
+
+def test_nbdev_test_runs_the_lessons_of_a_notebook():
+    command = [Path(sys.executable).with_name("nbdev_test"), "--path", NBS / "lib" / "progress.ipynb"]
+    done = subprocess.run([*command, "--n_workers", "0"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and "Success" in done.stdout, done.stdout + done.stderr

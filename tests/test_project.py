@@ -1,4 +1,4 @@
-"""The project's own rules: the package is what the notebooks export, layers hold, notebooks are well formed."""
+"""The project's own rules: the package is what notebooks export, layers hold, notebooks and tests are well formed."""
 
 import ast
 import json
@@ -6,18 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
 import pytest
 
+import happywhale_nb
 from happywhale_nb.notebooks import read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 STAGES = [p for p in NOTEBOOKS if p.name[:2].isdigit()]
 MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.startswith("_"))
+TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
@@ -50,12 +53,12 @@ def imports(path):
     return own, other
 
 
-def test_every_module_has_its_floor():
-    assert {p.stem for p in MODULES} == set(ORDER)
+def test_floors_hold_every_module_once():
+    assert sorted(p.stem for p in MODULES) == sorted(ORDER)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_modules_import_from_below_and_no_development_tool(path):
+def test_module_imports_from_below_and_no_development_tool(path):
     own, other = imports(path)
     above = {name for name in own if ORDER.index(name) >= ORDER.index(path.stem)}
     assert not above
@@ -64,22 +67,29 @@ def test_modules_import_from_below_and_no_development_tool(path):
         assert not other & {"tensorflow", "keras", "jax"}
 
 
-def test_all_but_training_imports_without_tensorflow():
+@pytest.fixture(scope="module")
+def loaded():
+    """Packages that a new process has loaded with the command, and then with all modules but those of training."""
     names = [f"happywhale_nb.{name}" for name in WITHOUT_TENSORFLOW]
-    heavy = "[m for m in ('tensorflow', 'keras', 'jax', 'nbdev') if m in sys.modules]"
-    code = f"import sys, {', '.join(names)}; sys.exit(' '.join({heavy}) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    told = "print(*{name.partition('.')[0] for name in sys.modules})"
+    code = f"import sys, happywhale_nb.cli; {told}; import {', '.join(names)}; {told}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
-def test_the_command_starts_without_what_only_its_stages_need():
-    heavy = "[m for m in ('sklearn', 'matplotlib', 'papermill', 'sqlalchemy', 'fastapi', 'yaml') if m in sys.modules]"
-    code = f"import sys, happywhale_nb.cli; sys.exit(' '.join({heavy}) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+def test_command_starts_without_what_only_its_stages_need(loaded):
+    command, _ = loaded
+    assert "happywhale_nb" in command
+    assert not command & {"sklearn", "matplotlib", "papermill", "sqlalchemy", "fastapi", "yaml", "tensorflow", "keras"}
 
 
-def test_nothing_is_pickled():
+def test_modules_but_those_of_training_load_without_tensorflow(loaded):
+    _, modules = loaded
+    assert "pandas" in modules and not modules & {"tensorflow", "keras", "jax", "nbdev"}
+
+
+def test_modules_read_and_write_no_pickles():
     """Files of others can be read without running what is in them."""
     doors = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     unsafe = r"allow_pickle=True|safe_mode=False|enable_unsafe|(read|to)_pickle|yaml\.(unsafe|full)_load"
@@ -89,38 +99,73 @@ def test_nothing_is_pickled():
     assert not packed
 
 
-def export(tree, command):
-    """Export the notebooks of `tree` with an `nbdev_export`; returns source text by module."""
-    done = subprocess.run([command], cwd=tree, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return sources(tree)
-
-
 def sources(tree):
+    """Source text of the package by module."""
     return {p.name: p.read_text() for p in (tree / "happywhale_nb").glob("*.py") if p.name != "_modidx.py"}
 
 
-@pytest.fixture
-def tree(tmp_path):
+def copy_notebooks(folder):
     """A copy of the project without its package, to export into."""
     for name in ("settings.ini", "pyproject.toml", "setup.py", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    return tmp_path
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    return folder
 
 
-def test_a_fresh_export_is_the_package(tree):
-    assert export(tree, Path(sys.executable).with_name("nbdev_export")) == sources(ROOT)
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """Such a copy, shared by the tests of nbdev."""
+    return copy_notebooks(tmp_path_factory.mktemp("tree"))
 
 
-def test_nbdev_3_exports_the_same_modules(tree, tmp_path_factory):
+@pytest.fixture
+def tree(copied, monkeypatch):
+    """The copy as the current folder, of which nbdev, in this process, then reads the settings."""
+    from nbdev.config import get_config
+
+    monkeypatch.delenv("IN_TEST", raising=False)
+    monkeypatch.chdir(copied)
+    get_config.cache_clear()
+    yield copied
+    get_config.cache_clear()
+
+
+def test_nbdev_export_of_the_notebooks_is_the_package(tree):
+    from nbdev.doclinks import nbdev_export
+
+    nbdev_export.__wrapped__()
+    assert sources(tree) == sources(ROOT)
+
+
+def test_nbdev_clean_cleans_a_notebook_changes_no_other_and_keeps_the_parameters_tags(tree):
+    from nbdev.clean import nbdev_clean
+
+    soiled = json.loads((tree / "nbs" / "06_knn.ipynb").read_text())
+    for cell in soiled["cells"]:  # as Jupyter leaves a notebook
+        cell["metadata"]["collapsed"] = False
+        if cell["cell_type"] == "code":
+            cell["execution_count"] = 7
+    (tree / "nbs" / "06_knn.ipynb").write_text(json.dumps(soiled))
+    nbdev_clean.__wrapped__()
+    for path in NOTEBOOKS:
+        assert (tree / path.relative_to(ROOT)).read_text() == path.read_text(), path.name
+    assert "fold" in read_parameters(tree / "nbs" / "03_train.ipynb")
+    for path in STAGES:
+        assert read_parameters(tree / path.relative_to(ROOT))
+
+
+@pytest.mark.nbdev3
+@pytest.mark.timeout(600)
+def test_nbdev_3_export_of_the_notebooks_has_the_same_statements(tmp_path):
     """The way forward stays open: nbdev 3, which reads pyproject.toml alone, in an environment of its own."""
-    venv = tmp_path_factory.mktemp("nbdev3")
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    done = subprocess.run([venv / "bin" / "pip", "install", "--quiet", "nbdev>=3,<4"], capture_output=True, text=True)
+    tree, venv = tmp_path / "tree", tmp_path / "venv"
+    tree.mkdir()
+    copy_notebooks(tree)
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=120)
+    install = [venv / "bin" / "pip", "install", "--quiet", "nbdev>=3,<4"]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=280)
     if done.returncode:
-        pytest.skip(f"nbdev 3 cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"nbdev 3 cannot be installed here, pip needs a package index: {done.stderr.splitlines()[-1]}")
     settings = ConfigParser()
     settings.read(tree / "settings.ini")
     (tree / "settings.ini").unlink()
@@ -137,7 +182,9 @@ allowed_cell_metadata_keys = ["{settings["DEFAULT"]["allowed_cell_metadata_keys"
 """)
     (tree / "happywhale_nb").mkdir()
     (tree / "happywhale_nb" / "__init__.py").write_text((ROOT / "happywhale_nb" / "__init__.py").read_text())
-    ours, theirs = sources(ROOT), export(tree, venv / "bin" / "nbdev-export")
+    done = subprocess.run([venv / "bin" / "nbdev-export"], cwd=tree, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = sources(ROOT), sources(tree)
     assert set(ours) == set(theirs)
     for name in set(ours) - {"__init__.py"}:
         assert code_lines(ours[name]) == code_lines(theirs[name]), name
@@ -148,17 +195,8 @@ def code_lines(text):
     return ast.dump(ast.parse(text))
 
 
-def test_cleaning_changes_nothing_and_keeps_the_parameters_tags(tree):
-    subprocess.run([Path(sys.executable).with_name("nbdev_clean")], cwd=tree, check=True, capture_output=True)
-    for path in NOTEBOOKS:
-        assert (tree / path.relative_to(ROOT)).read_text() == path.read_text(), path.name
-    for path in STAGES:
-        assert "fold" in read_parameters(tree / "nbs" / "03_train.ipynb")
-        assert read_parameters(tree / path.relative_to(ROOT))
-
-
 @pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
-def test_stages_share_names_and_meanings_of_parameters(path):
+def test_parameters_of_a_stage_mean_what_they_mean_in_training(path):
     parameters = read_parameters(path)
     assert {"data_dir", "quick"} <= set(parameters)
     train = read_parameters(ROOT / "nbs" / "03_train.ipynb")
@@ -168,7 +206,7 @@ def test_stages_share_names_and_meanings_of_parameters(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_open_with_title_and_summary_and_keep_cells_short(path):
+def test_notebook_opens_with_title_and_summary_and_has_short_cells(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     first = notebook.cells[0]
@@ -179,19 +217,23 @@ def test_notebooks_open_with_title_and_summary_and_keep_cells_short(path):
         assert not any(output.output_type == "error" for output in cell.get("outputs", []))
 
 
-def test_the_readme_is_written_from_the_index(tmp_path):
-    done = subprocess.run(
-        ["make", "--no-print-directory", "readme", f"README={tmp_path / 'README.md'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+def test_readme_is_what_make_writes_from_the_index():
+    """As `make readme` does: the index as Markdown, its links changed by the sed scripts of the Makefile."""
+    from nbconvert import MarkdownExporter
+
+    recipe = (ROOT / "Makefile").read_text().partition("\nreadme:")[2].partition("\n\n")[0]
+    scripts = re.findall(r"-e '([^']+)'", recipe)
+    assert "nbconvert" in recipe and "nbs/index.ipynb" in recipe and len(scripts) == 3
+    text, _ = MarkdownExporter().from_filename(ROOT / "nbs" / "index.ipynb")
+    command = ["sed", "-E", *(word for script in scripts for word in ("-e", script))]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == (ROOT / "README.md").read_text()
 
 
-def test_nothing_names_a_registry_or_a_place_on_one_machine():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+def test_files_name_no_package_index_and_no_place_on_one_machine():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    files = listed.stdout.split()
+    assert len(files) > 100
     forbidden = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "/ro" + "ot/", "/ho" + "me/"]
     for name in files:
         path = ROOT / name
@@ -200,7 +242,7 @@ def test_nothing_names_a_registry_or_a_place_on_one_machine():
             assert not [word for word in forbidden if word in text], name
 
 
-def test_the_lock_pins_every_requirement_with_a_hash():
+def test_lock_pins_every_requirement_with_a_hash():
     lock = (ROOT / "requirements.lock").read_text()
     blocks = [b for b in lock.replace("\\\n", " ").splitlines() if b and not b.startswith("#")]
     assert blocks and all("==" in b and "--hash=sha256:" in b for b in blocks)
@@ -214,15 +256,13 @@ def test_the_lock_pins_every_requirement_with_a_hash():
         assert name in pinned, name
 
 
-def test_settings_are_the_only_source_of_the_version():
-    import happywhale_nb
-
+def test_version_is_that_of_the_settings_alone():
     settings = (ROOT / "settings.ini").read_text()
     assert f"version = {happywhale_nb.__version__}\n" in settings
     assert happywhale_nb.__version__ not in (ROOT / "setup.py").read_text()
 
 
-def test_the_paper_map_names_what_is_there():
+def test_paper_map_names_what_is_there():
     cells = json.loads((ROOT / "nbs" / "paper_map.ipynb").read_text())["cells"]
     rows = [line for cell in cells for line in "".join(cell["source"]).splitlines() if line.startswith("|")]
     assert len(rows) > 30
@@ -237,3 +277,18 @@ def test_the_paper_map_names_what_is_there():
         assert name in names[module] or f"\n{name} = " in constants[module], f"{module}.{name}"
     for path in re.findall(r"`((?:tests|bench)/[a-z_]+\.py)`", text):
         assert (ROOT / path).is_file(), path
+
+
+BUILT_IN = {"parametrize", "filterwarnings", "skipif", "skip", "xfail", "usefixtures", "timeout"}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: p.stem)
+def test_names_and_markers_of_tests_follow_the_rules(path):
+    """`test_<unit>_<condition>_<expectation>`, a class as it is written; what a marker needs is in pyproject.toml."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    declared = {line.partition(":")[0] for line in options["markers"]}
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [n.name for n in nodes if isinstance(n, ast.FunctionDef) and n.name.startswith("test")]
+    assert not [name for name in names if not re.fullmatch(r"test_[A-Za-z0-9]+(_[a-z0-9]+){2,}", name)]
+    marks = {n.attr for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "pytest.mark"}
+    assert marks <= declared | BUILT_IN

@@ -1,12 +1,14 @@
-"""Degradations do what they are called, and what they cost is measured as it is said to be."""
+"""Degradations are what their names say; what they cost is measured against the untouched photographs."""
 
 import cv2
+import keras
 import numpy as np
 import pytest
 
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.degradations import DEGRADATIONS, degrade
 from happywhale_nb.embeddings import read_embeddings
+from happywhale_nb.fitting import build_network, identifier
 from happywhale_nb.knn import KNNHead
 from happywhale_nb.metrics import bootstrap_interval, map_at_5
 from happywhale_nb.paths import UserError, fold_dir
@@ -29,12 +31,8 @@ def picture():
     return np.clip(value, 20, 200).astype(np.uint8)
 
 
-def moved(picture, name, strength, seed=1):
-    return np.abs(degrade(picture, [(name, strength)], seed).astype(int) - picture).mean()
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_changes_at_the_strength_that_is_none(picture, name):
+def test_degrade_at_the_strength_that_is_none_changes_nothing(picture, name):
     none = DEGRADATIONS[name].none
     if none is None:
         assert name == "jpeg"
@@ -42,17 +40,16 @@ def test_nothing_changes_at_the_strength_that_is_none(picture, name):
         assert (degrade(picture, [(name, none)], 1) == picture).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_five_strengths_each_worse_than_the_one_before(picture, name):
-    strengths = DEGRADATIONS[name].strengths
-    by_strength = [moved(picture, name, strength) for strength in strengths]
-    assert len(strengths) == 5 and DEGRADATIONS[name].unit
-    assert by_strength[0] > 0 and (np.diff(by_strength) > 0).all()
+def test_degradations_have_five_strengths_and_a_unit_and_tilt_changes_more_at_each(picture):
+    assert all(len(d.strengths) == 5 and d.unit for d in DEGRADATIONS.values())
+    tilted = [degrade(picture, [("tilt", strength)], 1) for strength in DEGRADATIONS["tilt"].strengths]
+    moved = [np.abs(turned.astype(int) - picture).mean() for turned in tilted]
+    assert moved[0] > 0 and (np.diff(moved) > 0).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(64, 64), (33, 120), (7, 5)])
-def test_shape_and_kind_are_kept_and_the_original_is_not_touched(picture, name, shape):
+@pytest.mark.parametrize("shape", [(33, 120), (7, 5)])
+def test_degrade_keeps_shape_and_kind_and_the_original(picture, name, shape):
     pixels = np.ascontiguousarray(picture[: shape[0], : shape[1]])
     before = pixels.copy()
     for strength in DEGRADATIONS[name].strengths:
@@ -62,7 +59,7 @@ def test_shape_and_kind_are_kept_and_the_original_is_not_touched(picture, name, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_seed_of_a_photograph_decides_and_nothing_else_does(picture, name):
+def test_degrade_with_the_same_seed_is_the_same_and_only_what_is_drawn_changes_with_it(picture, name):
     strong = DEGRADATIONS[name].strengths[3]
     once, again = (degrade(picture, [(name, strong)], [4, 5]) for _ in range(2))
     others = [degrade(picture, [(name, strong)], [4, seed]) for seed in range(6, 12)]
@@ -71,7 +68,7 @@ def test_the_seed_of_a_photograph_decides_and_nothing_else_does(picture, name):
     assert any((other != once).any() for other in others) == drawn
 
 
-def test_each_is_what_its_name_says(picture):
+def test_degrade_is_what_each_name_says(picture):
     def one(name, strength):
         return degrade(picture, [(name, strength)], 1)
 
@@ -79,8 +76,6 @@ def test_each_is_what_its_name_says(picture):
     code = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 30])[1]
     assert (one("jpeg", 30) == cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]).all()
     assert (one("blur", 2.0) == cv2.GaussianBlur(picture, (0, 0), 2.0)).all()
-    assert abs((one("occlusion", 0.35) != picture).any(axis=2).mean() - 0.35) < 0.01
-    assert abs((one("glare", 0.2) > picture).any(axis=2).mean() - 0.2) < 0.02
     for name in ("glare", "spray"):
         assert (one(name, DEGRADATIONS[name].strengths[2]) >= picture).all()
     contrast = [one("haze", share).std() / picture.std() for share in (0.35, 0.8)]
@@ -90,14 +85,14 @@ def test_each_is_what_its_name_says(picture):
     assert np.abs(still[40, 60].astype(int) - picture[40, 60]).max() <= 1
 
 
-def test_faults_of_the_caller_are_named(picture):
+def test_degrade_of_an_unknown_name_or_of_what_is_no_photograph_is_refused(picture):
     with pytest.raises(UserError, match="did you mean 'spray'"):
         degrade(picture, [("sprai", 3)])
     with pytest.raises(UserError, match=r"\[h, w, 3\] uint8, not \[150, 220, 3\] float64"):
         degrade(picture / 255.0, [])
 
 
-def test_paired_losses_are_a_plain_computation():
+def test_costs_are_the_mean_losses_against_the_first_column_with_their_intervals():
     rng = np.random.default_rng(0)
     scores, who = rng.choice([0, 0.2, 0.5, 1], (40, 3)), np.array(list("abcdefgh") * 5)
     found = costs(scores, who)
@@ -109,9 +104,9 @@ def test_paired_losses_are_a_plain_computation():
     assert found[0]["loss_low"] == found[0]["loss_high"] == 0
 
 
-def stored_map5(place, folds, fold):
+def stored_map5(place, folds, fold, photos=500):
     """MAP@5 of a fold's known animals by the embeddings that training stored."""
-    rows, gallery = drawn_queries(folds, [fold]), folds[folds["fold"] != fold]
+    rows, gallery = drawn_queries(folds, [fold], photos), folds[folds["fold"] != fold]
     kept = read_embeddings(place / "embeddings.parquet")
     head = KNNHead().fit(kept.of(gallery["image"]), gallery["individual_id"].to_numpy(dtype=str))
     answers, _ = head.rank(kept.of(rows["image"]))
@@ -119,24 +114,28 @@ def stored_map5(place, folds, fold):
 
 
 @pytest.fixture(scope="module")
-def study(tiny, tmp_path_factory):
-    """Two of three folds on the tiny demo data, trained only as far as it takes to have a network. The embeddings of
-    the second are the means of two crops."""
+def small(tiny, tmp_path_factory):
+    """Two of three folds of a small network that is not trained, as `train_stage` leaves them. The embeddings of the
+    second are the means of two crops."""
     folder, dataset = tmp_path_factory.mktemp("study"), read_dataset(tiny)
     folds = study_folds(dataset, folder, 3, 0)
-    config = configure("small_resnet_arcface", epochs=1, image_size=32)
-    for k, views in enumerate(("", "fullbody:.5 whole:.5")):
-        train_stage(dataset, folds, k, "small", config, folder, views=views)
+    config = configure("small_resnet_arcface", image_size=32, changes="backbone=basic_cnn embedding=32")
+
+    def build(config, crops, rows, labels, classes, *rest, **how):
+        keras.utils.set_random_seed(0)
+        return identifier(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("happywhale_nb.train.train", build)
+        for k, views in enumerate(("", "fullbody:.5 whole:.5")):
+            train_stage(dataset, folds, k, "small", config, folder, views=views)
     return dataset, folder, folds
 
 
-def test_the_stage_leaves_its_figures_and_does_not_do_them_twice(study):
-    dataset, folder, folds = study
-    result = robustness_stage(dataset, folder, "small", folds, -1)
-    record = folder / "small" / "robustness.json"
-    assert read_json(record) == result
-    protocol = result["protocol"]
-    drawn = drawn_queries(folds, [0, 1])
+def test_robustness_stage_of_all_folds_leaves_its_figures_and_does_not_do_them_twice(whole, study):
+    dataset, record = read_dataset(whole / "data" / "tiny"), study / "small_resnet_arcface" / "robustness.json"
+    folds, result = study_folds(dataset, study, keep=False), read_json(record)
+    protocol, drawn = result["protocol"], drawn_queries(folds, [0, 1], 32)
     assert protocol["trained"] == [0, 1] and protocol["queries"] == len(drawn) and not protocol["before"]
     assert set(result["degradations"]) == set(DEGRADATIONS) and len(result["grid"]) == 16
     for name, part in result["degradations"].items():
@@ -148,21 +147,21 @@ def test_the_stage_leaves_its_figures_and_does_not_do_them_twice(study):
     blur = {row["strength"]: row["map5"] for row in result["degradations"]["blur"]["rows"]}
     assert all(row["map5"] == blur[row["sigma"]] for row in result["grid"] if row["brightness"] == 1 and row["sigma"])
     written = record.stat().st_mtime_ns
-    assert robustness_stage(dataset, folder, "small", folds, -1) == result
+    assert robustness_stage(dataset, study, "small_resnet_arcface", folds, -1, 32) == result
     assert record.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("fold", [0, 1])
-def test_untouched_photographs_score_as_their_stored_embeddings_do(study, fold):
-    dataset, folder, folds = study
+def test_robustness_stage_scores_untouched_photographs_as_their_stored_embeddings_do(small, fold):
+    dataset, folder, folds = small
     place = fold_dir(folder, "small", fold)
-    result = robustness_stage(dataset, folder, "small", folds, fold)
-    assert result["grid"][0]["map5"] == pytest.approx(stored_map5(place, folds, fold))
-    assert read_json(place / "robustness.json") == result
+    result = robustness_stage(dataset, folder, "small", folds, fold, photos=10)
+    assert result["grid"][0]["map5"] == pytest.approx(stored_map5(place, folds, fold, 10))
+    assert result["protocol"]["queries"] == 10 and read_json(place / "robustness.json") == result
 
 
-def test_photographs_can_be_degraded_before_they_are_cropped(study):
-    dataset, folder, folds = study
+def test_robustness_stage_can_degrade_photographs_before_they_are_cropped(small):
+    dataset, folder, folds = small
     result = robustness_stage(dataset, folder, "small", folds, 0, photos=6, before=True)
     on_crops = robustness_stage(dataset, folder, "small", folds, 0, photos=6)
     assert result["protocol"]["before"] and "photograph" in result["protocol"]["pixels"]
@@ -172,8 +171,8 @@ def test_photographs_can_be_degraded_before_they_are_cropped(study):
     assert len(all_changes()) == 55 and worst[0] != worst[1]
 
 
-def test_what_cannot_be_measured_is_refused_in_a_line(study):
-    dataset, folder, folds = study
+def test_robustness_stage_of_what_cannot_be_measured_is_refused(small):
+    dataset, folder, folds = small
     for fold, message in ((2, "fold 2 of 'small' is not trained"), (3, "fold 3 does not exist"), (-2, "fold -2 does")):
         with pytest.raises(UserError, match=message):
             robustness_stage(dataset, folder, "small", folds, fold)

@@ -19,17 +19,19 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_seed_gives_the_same_bytes_whatever_the_number_of_workers(season, tmp_path):
+def test_draw_season_with_one_seed_writes_the_same_bytes_from_any_number_of_workers(season, tmp_path):
     again = draw_season(tmp_path / "b", 3, 8, 4, (64, 80), workers=4, progress=False)
     assert contents(again) == contents(season)
     assert contents(draw_season(tmp_path / "c", 4, 8, 4, (64, 80), progress=False)) != contents(season)
 
 
-def test_a_season_is_a_dataset_with_encounters_and_photographs_to_drop(season):
+def test_draw_season_writes_a_dataset_with_encounters_and_photographs_to_drop(season):
     dataset, met = read_dataset(season), pd.read_csv(season / "encounters.csv").fillna({"side": ""})
     assert set(met["image"]) == {*dataset.train["image"], *dataset.test["image"]}
     assert met.groupby("encounter")[["date", "place"]].nunique().eq(1).all().all(), "one day, one place"
     assert met["side"].isin(["left", "right", ""]).all() and met["side"].isin(["left", "right"]).sum() > 5
+    backs = dataset.train.merge(met[met["side"] != ""], on="image", suffixes=("", "_met"))
+    assert 0.15 < (backs["side"] == "left").mean() < 0.85 and not backs["species"].eq("humpback_whale").any()
     assert (met["date"] < "2024")[met["image"].isin(dataset.train["image"])].all()
     truth = pd.read_csv(season / "to_drop_truth.csv")
     assert (
@@ -40,18 +42,8 @@ def test_a_season_is_a_dataset_with_encounters_and_photographs_to_drop(season):
             photo.load()
 
 
-def test_the_sides_are_those_that_the_animals_show(season):
-    """A back seen from its other side is mirrored: photographs of one animal and side resemble each other more."""
-    dataset, met = read_dataset(season), pd.read_csv(season / "encounters.csv").fillna({"side": ""})
-    table = dataset.train.merge(met[["image", "side"]], on="image")
-    assert (table.loc[table["species"] == "humpback_whale", "side"] == "").all(), "a fluke has none"
-    backs = table[table["species"] != "humpback_whale"]
-    assert backs["side"].isin(["left", "right"]).mean() > 0.8
-    assert 0.15 < (backs.loc[backs["side"] != "", "side"] == "left").mean() < 0.85
-
-
 @pytest.mark.parametrize("seed", range(5))
-def test_who_is_asked_about_is_known_or_new_as_it_was_planned(seed):
+def test_plan_season_of_any_seed_asks_about_known_and_new_animals_as_planned(seed):
     table = plan_season(seed, 32, 18)
     known = set(table.loc[table["part"] == "known", "individual_id"])
     asked = table[table["part"] == "asked"].drop_duplicates("encounter")
@@ -65,7 +57,8 @@ def test_who_is_asked_about_is_known_or_new_as_it_was_planned(seed):
     assert np.abs(apart).max() < 0.1
 
 
-def test_numbers_that_make_no_season(tmp_path):
+@pytest.mark.parametrize("numbers", [{"individuals": 7}, {"asked": 3}, {"seed": -1}])
+def test_draw_season_with_too_few_animals_or_encounters_is_refused(numbers, tmp_path):
     with pytest.raises(UserError, match="at least 8 individuals and 4 encounters"):
-        draw_season(tmp_path / "d", individuals=7)
+        draw_season(tmp_path / "d", **numbers)
     assert not (tmp_path / "d").exists()

@@ -1,4 +1,4 @@
-"""A study on a real Slurm: one node, on this machine's loopback, started for the test and stopped after it."""
+"""A study on a real Slurm: one node on the loopback, started for the test and stopped after it."""
 
 import json
 import os
@@ -91,7 +91,9 @@ def slurm(tmp_path_factory):
             (conf / name).unlink()
 
 
-def test_a_study_runs_on_slurm_and_ends_like_one_run_here(slurm, checkout, tiny):
+@pytest.mark.slurm
+@pytest.mark.timeout(400)
+def test_run_with_the_executor_slurm_makes_every_notebook_a_job(slurm, checkout, tiny):
     sizes = {"cores": 1, "memory_gb": 2, "hours": 0.5}
     resources = {stage: sizes for stage in ("train", "knn", "blend", "report")}
     study = {"study": "cluster", "data_dir": str(tiny), "resources": resources} | STUDY
@@ -105,7 +107,7 @@ def test_a_study_runs_on_slurm_and_ends_like_one_run_here(slurm, checkout, tiny)
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=500,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("has been submitted with SLURM jobid") == 5, "every notebook is a job of Slurm's"
@@ -117,5 +119,5 @@ def test_a_study_runs_on_slurm_and_ends_like_one_run_here(slurm, checkout, tiny)
         assert record["environment"]["CUDA_VISIBLE_DEVICES"] == ("0" if trained else "-1"), (
             "Slurm's card, for trainings"
         )
-    again = subprocess.run([BIN / "happywhale", *words], cwd=checkout, capture_output=True, text=True)
+    again = subprocess.run([BIN / "happywhale", *words], cwd=checkout, capture_output=True, text=True, timeout=100)
     assert again.returncode == 0 and "submitted" not in again.stderr

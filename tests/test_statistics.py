@@ -1,4 +1,4 @@
-"""Statistics and the analysis of errors against SciPy and plain counting."""
+"""Statistics over folds, and the analysis of errors, against SciPy and plain counting."""
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def table():
     return made.assign(kind=kind_of_answer(made))
 
 
-def test_every_answer_is_of_one_kind(table):
+def test_kind_of_answer_of_any_row_equals_the_plain_rule(table):
     for row in table.itertuples():
         if row.first == row.truth:
             expected = "right"
@@ -45,16 +45,25 @@ def test_every_answer_is_of_one_kind(table):
     assert set(table["kind"]) == set(KINDS)
 
 
-def test_folds_give_students_interval(table):
+def test_fold_statistics_are_students_of_the_folds_that_have_the_figure(table):
     by_fold = table.groupby("fold")["score"].mean().to_frame("map5")
     row = fold_statistics(by_fold).loc["map5"]
     low, high = stats.t.interval(0.95, 4, by_fold["map5"].mean(), stats.sem(by_fold["map5"]))
-    assert row[["low", "high"]].to_numpy() == pytest.approx([low, high])
-    one = fold_statistics(by_fold.head(1)).loc["map5"]
-    assert one["mean"] == by_fold["map5"].iloc[0] and np.isnan(one["low"])
+    assert row[["low", "high"]].to_numpy() == pytest.approx([low, high]) and row["folds"] == 5
+    some = by_fold.assign(map5_new=[0.5, np.nan, 0.7, np.nan, np.nan], none=np.nan, n=120)
+    found = fold_statistics(some)
+    assert found.index.tolist() == ["map5", "map5_new"] and found["folds"].tolist() == [5, 2]
+    assert found.loc["map5_new", ["mean", "least", "greatest"]].tolist() == pytest.approx([0.6, 0.5, 0.7])
+    assert fold_statistics(some[["none"]]).empty
 
 
-def test_pairs_of_models_agree_with_scipys_exact_test(table):
+def test_fold_statistics_of_one_fold_have_no_spread():
+    one = fold_statistics(pd.DataFrame({"map5": [0.7]})).loc["map5"]
+    assert one["mean"] == one["least"] == one["greatest"] == 0.7 and one["folds"] == 1
+    assert np.isnan(one[["sd", "low", "high"]].to_numpy(float)).all()
+
+
+def test_compare_models_equals_scipys_exact_test(table):
     rng = np.random.default_rng(1)
     other = table.assign(score=np.clip(table["score"] + rng.normal(0.02, 0.2, len(table)), 0, 1), fold=table.index % 10)
     first = table.assign(fold=table.index % 10)
@@ -68,14 +77,17 @@ def test_pairs_of_models_agree_with_scipys_exact_test(table):
         compare_models({"a": first}, "c")
 
 
-def test_models_are_compared_on_what_both_have_answered(table):
+def test_compare_models_counts_what_both_have_answered(table):
     half = table[table["fold"] < 2].assign(score=1.0)
     found = compare_models({"a": table, "b": half}, "a").loc["b"]
     assert found["folds"] == 2 and found["gain"] == pytest.approx(1 - table.loc[table["fold"] < 2, "score"].mean())
+    assert found["p"] == found["least_p"] == 0.5 and found["better"] == 2  # by chance both of two folds in a half
     assert compare_models({"a": table, "b": half.head(0)}, "a").empty
+    alone = compare_models({"a": table, "b": half[half["fold"] == 0]}, "a").loc["b"]
+    assert alone["folds"] == alone["p"] == alone["least_p"] == 1 and alone["better"] == 1
 
 
-def test_holms_adjustment_rejects_as_the_step_down_procedure_does():
+def test_holm_of_any_p_values_rejects_as_the_step_down_procedure_does():
     rng = np.random.default_rng(2)
     for _ in range(50):
         p = rng.random(6) ** 3
@@ -87,7 +99,7 @@ def test_holms_adjustment_rejects_as_the_step_down_procedure_does():
         assert (holm(p) <= 0.05).tolist() == rejected.tolist()
 
 
-def test_a_thinned_gallery_is_part_of_the_next_larger_one():
+def test_learning_curve_of_a_larger_gallery_contains_the_smaller():
     rng = np.random.default_rng(3)
     y = np.repeat([f"w{i}" for i in range(20)], 6)
     X = rng.normal(size=(120, 16)) + np.repeat(rng.normal(size=(20, 16)), 6, axis=0)
@@ -96,11 +108,17 @@ def test_a_thinned_gallery_is_part_of_the_next_larger_one():
     assert curve["photos"].tolist() == [20, 40, 120, 120]
     assert curve["map5"].iloc[-1] == 1 and curve.loc[6].equals(curve.loc[np.inf])
     assert curve["map5"].is_monotonic_increasing  # a query's twin is in ever more of the galleries
+    assert ((curve["low"] <= curve["map5"]) & (curve["map5"] <= curve["high"])).all()
+    halves = learning_curve([*parts, (X[:60], y[:60], X[:30], y[:30])], most=(2,))
+    assert halves["photos"].tolist() == [(40 + 20) / 2, (120 + 60) / 2]
+
+
+def test_learning_curve_without_known_animals_is_refused():
     with pytest.raises(UserError, match="no known animals"):
         learning_curve([])
 
 
-def test_species_and_counts_by_plain_counting(table):
+def test_species_errors_and_by_photos_equal_plain_counting(table):
     confusion, by_species = errors.species_confusion(table), errors.species_errors(table)
     for name in ("beluga", "orca", "sei_whale"):
         rows = table[(table["species"] == name) & (table["first"] != NEW)]
@@ -115,7 +133,7 @@ def test_species_and_counts_by_plain_counting(table):
     assert bins.loc["3–5", "map5"] == pytest.approx(known.loc[known["known"].between(3, 5), "score"].mean())
 
 
-def test_rank_correlation_is_spearmans_and_its_interval_holds_it(table):
+def test_rank_correlation_is_spearmans_within_its_interval(table):
     rng = np.random.default_rng(4)
     x = table["score"].to_numpy() + rng.normal(0, 0.5, len(table))
     r, low, high = errors.rank_correlation(x, table["score"].to_numpy(), table["individual_id"])
@@ -123,7 +141,7 @@ def test_rank_correlation_is_spearmans_and_its_interval_holds_it(table):
     assert np.isnan(errors.rank_correlation(np.ones(600), table["score"].to_numpy(), table["individual_id"])[0])
 
 
-def test_claims_say_what_holds_what_does_not_and_what_cannot_be_told(table):
+def test_check_claims_says_what_holds_and_what_cannot_be_told(table):
     rng = np.random.default_rng(5)
     known = table["truth"] != NEW
     measures = pd.DataFrame({"sharpness": table["score"] + rng.normal(0, 0.3, 600), "backlight": -table["score"]})
@@ -139,7 +157,7 @@ def test_claims_say_what_holds_what_does_not_and_what_cannot_be_told(table):
     assert found["found"].iloc[-1] == "holds" and found["r"].iloc[-1] == 1
 
 
-def test_the_worst_animals_are_named_with_their_look_alike(table):
+def test_worst_individuals_are_those_of_the_lowest_map5(table):
     worst = errors.worst_individuals(table, least=5, n=3)
     known = table[table["truth"] != NEW].groupby("individual_id")["score"].agg(["mean", "size"])
     assert worst["map5"].iloc[0] == pytest.approx(known["mean"].min())

@@ -1,4 +1,7 @@
-"""A study as a file: what is run and what is not, what mistakes cost, and what faults leave behind."""
+"""A study as a file, and its runner: which jobs there are, which are run, and what mistakes and faults leave behind.
+
+The notebooks are stand-ins (`standins.py`); test_whole_study.py runs the real ones.
+"""
 
 import json
 import os
@@ -14,24 +17,30 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from happywhale_nb.cli import main
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.paths import UserError
 from happywhale_nb.records import kept_records, mark_path
 from happywhale_nb.splits import study_folds
-from happywhale_nb.study import check_study, override, read_study, study_jobs
+from happywhale_nb.study import before, check_study, override, plan_states, read_study, study_jobs
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
 SMALL = {"folds": 2, "seed": 3, "quick": True, "models": {"basic_cnn": {}}, "gradcam": False, "robustness": False}
+REST = {"03_train basic_cnn fold 1", "06_knn basic_cnn", "07_blending", "08_report"}
 
 
-def command(*words):
-    return [str(BIN / "happywhale"), *map(str, words)]
+@pytest.fixture(autouse=True)
+def here(checkout, monkeypatch):
+    """The command finds the project by the folder it is called in."""
+    monkeypatch.chdir(checkout)
 
 
 def happywhale(checkout, *words, **how):
-    how = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL} | how
-    return subprocess.run(command(*words), cwd=checkout, **how)
+    """The command in a process of its own."""
+    how = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 200} | how
+    return subprocess.run([str(BIN / "happywhale"), *map(str, words)], cwd=checkout, **how)
 
 
 def write_study(checkout, tiny, name, **more):
@@ -61,22 +70,25 @@ def half(finished, checkout, tiny, request):
     return path, folder
 
 
-def planned(checkout, path, *words):
-    """What a dry run says of each job: title → state."""
-    done = happywhale(checkout, "run", path, "--dry-run", *words)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("run ", "done "))]
+def waiting(path, **given):
+    """Titles of the jobs whose done file is missing, and of those that need them."""
+    _, jobs = study_jobs(override(read_study(path), given))
+    missing = {job for job in jobs if not job.mark.is_file()}
+    return {job.title for job in jobs if job in missing or before(job) & missing}
+
+
+def dry_run(path, *words):
+    """The states that a dry run prints: title → state."""
+    done = CliRunner().invoke(main, ["run", str(path), "--dry-run", *words])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.output.splitlines() if line.startswith(("run ", "done "))]
     return {line[6:57].strip(): line[57:].strip() or "done" for line in lines}
 
 
-REST = {"03_train basic_cnn fold 1", "06_knn basic_cnn", "07_blending", "08_report"}
+# --- which jobs are run
 
 
-def waiting(checkout, path, *words):
-    return {title for title, state in planned(checkout, path, *words).items() if state != "done"}
-
-
-def test_a_study_runs_each_notebook_once_and_then_nothing(finished, checkout):
+def test_run_of_a_study_runs_each_notebook_once_and_then_none(finished, checkout):
     path, folder, done = finished
     steps = [line for line in done.stderr.splitlines() if line.startswith("[")]
     assert len(steps) == 6 and "[2/6] 03_train basic_cnn fold 0" in steps
@@ -85,67 +97,97 @@ def test_a_study_runs_each_notebook_once_and_then_nothing(finished, checkout):
     again = happywhale(checkout, "run", path)
     assert again.returncode == 0 and "[" not in again.stderr and "Nothing to do, all 6 notebooks" in again.stdout
     assert before == {p: p.stat().st_mtime_ns for p in before}
-    assert set(planned(checkout, path).values()) == {"done"}
+    assert waiting(path) == set()
 
 
-def test_snakemake_alone_reads_the_same_study(finished, checkout):
+def test_snakemake_alone_on_a_finished_study_has_nothing_to_do(finished, checkout):
     path, _, _ = finished
     words = ["--configfile", path, "--cores", "1", "--dry-run"]
-    done = subprocess.run([BIN / "snakemake", *words], cwd=checkout, capture_output=True, text=True)
+    done = subprocess.run([BIN / "snakemake", *words], cwd=checkout, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
 
 
-def test_a_dry_run_draws_the_plan_and_runs_nothing(finished, checkout, tiny):
+def test_run_dry_run_of_a_new_study_draws_the_plan_and_runs_nothing(finished, checkout, tiny):
     path = write_study(checkout, tiny, "planned", models={"basic_cnn": {"snapshots": [1]}, "small_resnet_arcface": {}})
-    states = planned(checkout, path)
+    states = dry_run(path)
     assert len(states) == 1 + 4 + 3 + 1 + 1 and set(states.values()) == {"not run yet"}
     assert [p.name for p in (checkout / "outputs" / "planned-quick").iterdir()] == ["plan.svg"]
     picture = (checkout / "outputs" / "planned-quick" / "plan.svg").read_text()
     assert picture.rstrip().endswith("</svg>") and picture.count("<!-- run  ") == 10
 
 
-def test_only_what_a_change_touches_is_run_again(finished, checkout, tiny):
+def test_run_dry_run_without_a_file_plans_a_study_of_one_model(finished, checkout, tiny):
+    words = ["-p", "data_dir", tiny, "-p", "study", "one", "-p", "folds", "3", "-p", "preset", "basic_cnn"]
+    done = CliRunner().invoke(main, ["run", "--dry-run", *map(str, words)])
+    assert done.exit_code == 0 and "9 of 9 notebooks would be run" in done.output, done.output
+    assert (checkout / "outputs" / "one" / "plan.svg").is_file()
+
+
+def test_plan_states_with_a_missing_fold_names_it_and_what_follows(half):
+    path, _ = half
+    content = read_study(path)
+    _, jobs = study_jobs(content)
+    states = {job.title: state for job, state in zip(jobs, plan_states(content, jobs), strict=True)}
+    assert {title for title, state in states.items() if state != "done"} == REST == waiting(path)
+    assert states["03_train basic_cnn fold 1"] == "not run yet"
+
+
+def test_study_jobs_after_a_change_are_those_it_touches(finished, tiny):
     path, _, _ = finished
-    assert waiting(checkout, path, "-p", "alpha", "0.3") == REST - {"03_train basic_cnn fold 1"}
-    assert waiting(checkout, path, "-p", "examples", "5") == {"08_report"}
-    assert len(waiting(checkout, path, "-p", "seed", "1", "-p", "study", "other")) == 6
+    assert waiting(path, alpha="0.3") == REST - {"03_train basic_cnn fold 1"}
+    assert waiting(path, examples="5") == {"08_report"}
+    assert len(waiting(path, seed="1", study="other")) == 6
     moved = tiny.parent / "moved"
-    moved.symlink_to(tiny)
-    assert waiting(checkout, path, "-p", "data_dir", moved) == set(), "where the data lie is no change"
+    if not moved.exists():
+        moved.symlink_to(tiny)
+    assert waiting(path, data_dir=str(moved)) == set(), "where the data lie is no change"
 
 
-def test_results_made_by_hand_with_other_parameters_are_noticed(finished, checkout, tiny):
+def test_study_jobs_after_a_fold_was_added_wait_for_every_fold(finished):
+    path, _, _ = finished
+    _, jobs = study_jobs(read_study(path))
+    knn = next(job for job in jobs if job.stage == "knn")
+    assert {need.title for need in knn.needs} == {"01_eda", *(f"03_train basic_cnn fold {k}" for k in (0, 1))}
+    assert before(jobs[-1]) == set(jobs[:-1])
+
+
+def test_run_notices_results_made_by_hand_with_other_parameters(finished, checkout, tiny):
     _, folder, _ = finished
     place = folder.with_name("byhand-quick")
     shutil.copytree(folder, place)
     by_hand = write_study(checkout, tiny, "byhand")
     words = ("-p", "data_dir", tiny, "-p", "study", "byhand", "-p", "quick", "true", "-p", "model", "basic_cnn")
-    assert waiting(checkout, by_hand) == set()
+    assert waiting(by_hand) == set()
     done = happywhale(checkout, "knn", *words, "-p", "folds", "2", "-p", "seed", "3", "-p", "alpha", "0.3")
     assert done.returncode == 0, done.stderr
-    states = planned(checkout, by_hand)
+    states = dry_run(by_hand)
     assert states["06_knn basic_cnn"] == "parameters or data have changed"
     assert {title for title, state in states.items() if state != "done"} == REST - {"03_train basic_cnn fold 1"}
 
 
-def test_what_is_found_done_keeps_its_record_and_a_study_keeps_its_seed(half, checkout, tiny):
+def test_run_of_work_found_done_keeps_its_record(half, checkout, tiny):
     path, folder = half
     blend = kept_records(folder / "07_blending.ipynb")[0]
     before = blend.read_bytes()
     mark_path(blend).unlink(missing_ok=True)
     shutil.copytree(folder.with_name("finished-quick") / "basic_cnn", folder / "basic_cnn", dirs_exist_ok=True)
-    assert happywhale(checkout, "run", path, "--snakemake", "--until 07_blending").returncode == 1, (
-        "no report asked for"
-    )
+    done = happywhale(checkout, "run", path, "--snakemake", "--until 07_blending")
+    assert done.returncode == 1, "no report asked for"
     assert blend.read_bytes() == before and mark_path(blend).is_file()
+
+
+def test_study_folds_of_a_study_keep_its_seed_and_refuse_another(finished, checkout, tiny):
     seeded = write_study(checkout, tiny, "seeded", seed=7)
     dataset, place = read_dataset(tiny), checkout / "outputs" / "seeded-quick"
     kept = study_folds(dataset, place, 2, 7)
     assert kept["protocol"][0] == "stratified-2-seed7" and study_folds(dataset, place).equals(kept)
-    assert set(planned(checkout, seeded)) == set(planned(checkout, path))
+    titles = [{job.title for job in study_jobs(read_study(path))[1]} for path in (seeded, finished[0])]
+    assert titles[0] == titles[1]
     with pytest.raises(UserError, match="stratified-2-seed7, asked for: stratified-2-seed8"):
         study_folds(dataset, place, 2, 8)
 
+
+# --- mistakes
 
 MISTAKES = {
     "a key": ({"modles": {}}, ["unknown key 'modles'", "did you mean 'models'?"]),
@@ -172,14 +214,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_a_study_file_is_named_with_its_place(mistake):
+def test_check_study_with_a_mistake_names_it_and_its_place(mistake):
     spoilt, expected = MISTAKES[mistake]
     with pytest.raises(UserError) as error:
         check_study(SMALL | spoilt, "studies/mine.yaml")
     assert all(part in str(error.value) for part in ["studies/mine.yaml: ", *expected]), error.value
 
 
-def test_a_file_that_is_no_study_is_one_line_and_status_2(checkout, tmp_path):
+def test_run_of_a_file_that_is_no_study_ends_with_one_line_and_status_2(tmp_path):
     spoilt = {
         "models: {a: [": "line 1: not a study's YAML",
         "a: 1\na: 2": "line 2: not a study's YAML ('a' stands here twice)",
@@ -191,15 +233,21 @@ def test_a_file_that_is_no_study_is_one_line_and_status_2(checkout, tmp_path):
         path.unlink(missing_ok=True)
         if text:
             path.write_text(text)
-        done = happywhale(checkout, "run", path)
-        assert done.returncode == 2 and expected in done.stderr and len(done.stderr.splitlines()) == 1
+        done = CliRunner().invoke(main, ["run", str(path)])
+        assert done.exit_code == 2 and expected in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_override_of_an_unknown_or_foreign_parameter_is_refused():
     with pytest.raises(UserError, match="did you mean 'epochs'"):
         override(SMALL, {"epoch": "3"})
     with pytest.raises(UserError, match="the file names models and folds"):
         override(SMALL, {"fold": "3"})
 
 
-def test_the_papers_study_has_ten_folds_and_blends_thirty_checkpoints(shared):
+# --- the studies that come with the project
+
+
+def test_study_jobs_of_the_papers_study_are_ten_folds_and_thirty_checkpoints(shared):
     content = read_study(ROOT / "studies" / "paper.yaml") | {"data_dir": str(shared / "happywhale")}
     _, jobs = study_jobs(content, "studies/paper.yaml")
     count = {stage: sum(job.stage == stage for job in jobs) for stage in {job.stage for job in jobs}}
@@ -210,32 +258,35 @@ def test_the_papers_study_has_ten_folds_and_blends_thirty_checkpoints(shared):
     assert trained == {f"03_train efficientnet_b5_arcface fold {k}" for k in range(10)}
 
 
-def test_the_demos_study_is_valid(tiny):
-    content = read_study(ROOT / "studies" / "demo.yaml") | {"data_dir": str(tiny), "study": "drawn"}
-    assert [job.stage for job in study_jobs(content)[1]].count("train") == 3
+@pytest.mark.parametrize(("name", "trainings"), [("demo", 3), ("paper", 30)])
+def test_study_jobs_of_the_given_studies_are_valid(tiny, name, trainings):
+    content = read_study(ROOT / "studies" / f"{name}.yaml") | {"data_dir": str(tiny), "study": "drawn", "folds": 3}
+    jobs = study_jobs(content)[1]
+    assert [job.stage for job in jobs].count("train") == {"demo": 3, "paper": 9}[name]
 
 
-def test_two_trainings_share_no_graphics_card(checkout, tiny):
+# --- graphics cards
+
+
+@pytest.mark.parametrize(("cards", "expected"), [("7", {"7"}), ("3,5", {"3", "5"})])
+def test_run_of_two_trainings_gives_each_a_graphics_card_of_its_own(checkout, tiny, cards, expected):
     models = {"first": {"preset": "basic_cnn"}, "second": {"preset": "basic_cnn", "changes": "dropout=0"}}
     resources = {stage: {"cores": 1} for stage in ("eda", "train", "knn", "blend", "report")}
-    path = write_study(checkout, tiny, "cards", models=models, resources=resources)
-    words = command("run", path, "--snakemake", "--until 03_train_first_fold_0 03_train_second_fold_0 --cores 2")
-    for cards, expected in (("7", {"7"}), ("3,5", {"3", "5"})):
-        shutil.rmtree(checkout / "outputs" / "cards-quick", ignore_errors=True)
-        seen = os.environ | {"CUDA_VISIBLE_DEVICES": cards}
-        subprocess.run(words, cwd=checkout, env=seen, capture_output=True, stdin=subprocess.DEVNULL)
-        records = [
-            json.loads(p.read_text()) for p in (checkout / "outputs" / "cards-quick").rglob("03_train-*.run.json")
-        ]
-        assert len(records) == 2
-        spans = sorted((r["started"], r["seconds"], r["environment"]["CUDA_VISIBLE_DEVICES"]) for r in records)
-        assert {card for _, _, card in spans} == expected
-        if len(expected) == 1:
-            begun = [datetime.fromisoformat(start) for start, _, _ in spans]
-            assert (begun[1] - begun[0]).total_seconds() >= spans[0][1] - 1.5, "one after the other"
+    name = f"cards{len(expected)}"
+    path = write_study(checkout, tiny, name, models=models, resources=resources)
+    words = ("--snakemake", "--until 03_train_first_fold_0 03_train_second_fold_0 --cores 2")
+    happywhale(checkout, "run", path, *words, env=os.environ | {"CUDA_VISIBLE_DEVICES": cards})
+    found = (checkout / "outputs" / f"{name}-quick").rglob("03_train-*.run.json")
+    records = [json.loads(path.read_text()) for path in found]
+    assert len(records) == 2
+    spans = sorted((r["started"], r["seconds"], r["environment"]["CUDA_VISIBLE_DEVICES"]) for r in records)
+    assert {card for _, _, card in spans} == expected
+    if len(expected) == 1:
+        begun = [datetime.fromisoformat(start) for start, _, _ in spans]
+        assert (begun[1] - begun[0]).total_seconds() >= spans[0][1] - 1.5, "one after the other"
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
+# --- faults
 
 
 def leftovers(folder):
@@ -243,7 +294,7 @@ def leftovers(folder):
     return {p.name for p in (folder / "basic_cnn" / "fold1").rglob("*") if p.is_file()}
 
 
-def test_a_broken_fold_stops_its_own_branch_and_the_next_run_goes_on_there(half, checkout):
+def test_run_with_a_broken_fold_stops_its_branch_and_the_next_run_resumes_there(half, checkout):
     path, folder = half
     fold = folder / "basic_cnn" / "fold1"
     fold.mkdir()
@@ -256,10 +307,10 @@ def test_a_broken_fold_stops_its_own_branch_and_the_next_run_goes_on_there(half,
     assert "fold1/03_train.failed.ipynb" in done.stderr
     assert "not run: 06_knn basic_cnn, which needs 03_train basic_cnn fold 1" in done.stderr
     assert "[1/6] 01_eda" in done.stderr and eda.is_file(), "another branch went on"
-    assert waiting(checkout, path) == REST
+    assert not kept_records(fold / "03_train.ipynb") and waiting(path) == REST
 
 
-def test_a_full_disk_leaves_nothing_half_written(half, checkout):
+def test_run_on_a_full_disk_leaves_nothing_half_written(half, checkout):
     path, folder = half
 
     def small_files_only():
@@ -269,50 +320,63 @@ def test_a_full_disk_leaves_nothing_half_written(half, checkout):
     assert done.returncode == 1 and "cannot write" in done.stderr and "free some space" in done.stderr
     assert "failed: 03_train basic_cnn fold 1" in done.stderr
     assert leftovers(folder) <= {".03_train.lock", "03_train.failed.ipynb", "03_train.log", "resume.json"}
-    assert waiting(checkout, path) == REST
+    assert waiting(path) == REST
 
 
-def started(checkout, path, notebook):
-    """A run in the background, when the kernel of `notebook` computes: the process, and the kernel's."""
+def started(checkout, path, folder):
+    """A run in the background whose training of fold 1 is held in the middle: its process, its kernel's, and the file
+    to remove so that the training goes on."""
+    hold = folder / "hold"
+    hold.touch()
     run = subprocess.Popen(
-        command("run", path), cwd=checkout, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [str(BIN / "happywhale"), "run", str(path)],
+        cwd=checkout,
+        env=os.environ | {"HAPPYWHALE_HOLD": str(hold)},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
     )
-    end = time.monotonic() + 120
-    while time.monotonic() < end and run.poll() is None:
-        for child in psutil.Process(run.pid).children(recursive=True):
-            try:
-                words, above = child.cmdline(), child.parent().cmdline()
-            except psutil.Error:
-                continue
-            if any("ipykernel" in word for word in words) and notebook in above:
-                return run, child
+    end = time.monotonic() + 60
+    while not (folder / "basic_cnn" / "fold1" / "resume.json").is_file():
+        assert time.monotonic() < end and run.poll() is None, "no training was begun"
         time.sleep(0.05)
-    raise AssertionError(f"no kernel of {notebook} was seen")
+    below = psutil.Process(run.pid).children(recursive=True)
+    kernels = [child for child in below if any("ipykernel" in word for word in child.cmdline())]
+    assert len(kernels) == 1
+    return run, kernels[0], hold
 
 
-def test_a_killed_kernel_is_told_and_only_its_fold_is_done_again(half, checkout):
+def test_run_with_a_killed_kernel_says_so_and_only_its_fold_is_left(half, checkout):
     path, folder = half
     before = (folder / "basic_cnn" / "fold0" / "model.keras").stat().st_mtime_ns
-    run, kernel = started(checkout, path, "train")
-    time.sleep(4)
+    run, kernel, _ = started(checkout, path, folder)
     kernel.kill()
     _, said = run.communicate(timeout=120)
     assert run.returncode == 1 and b"the kernel died" in said and b"Traceback" not in said
     assert "model.keras" not in leftovers(folder) and not kept_records(folder / "basic_cnn/fold1/03_train.ipynb")
-    assert waiting(checkout, path) == REST
+    assert waiting(path) == REST
     assert (folder / "basic_cnn" / "fold0" / "model.keras").stat().st_mtime_ns == before
 
 
-def test_a_killed_runner_loses_nothing_and_the_next_run_ends_with_the_same_submission(half, finished, checkout):
+def test_run_after_a_killed_runner_waits_for_its_kernel_and_ends_with_the_same_submission(half, finished, checkout):
     path, folder = half
     before = (folder / "basic_cnn" / "fold0" / "model.keras").stat().st_mtime_ns
-    run, kernel = started(checkout, path, "train")
+    run, kernel, hold = started(checkout, path, folder)
     os.kill(run.pid, signal.SIGKILL)
     run.stderr.close()
-    run.wait()
+    run.wait(20)
     assert kernel.is_running(), "the fold that was begun goes on"
-    done = happywhale(checkout, "run", path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "fold 0" not in done.stderr and "another process runs" in done.stderr
+    again = subprocess.Popen(
+        [str(BIN / "happywhale"), "run", str(path)], cwd=checkout, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    said = b""
+    while b"another process runs" not in said:  # ends with the process's standard error at the latest
+        line = again.stderr.readline()
+        assert line, said.decode()
+        said += line
+    hold.unlink()
+    said += again.communicate(timeout=120)[1]
+    assert again.returncode == 0, said.decode()[-2000:]
+    assert b"fold 0" not in said
     assert (folder / "basic_cnn" / "fold0" / "model.keras").stat().st_mtime_ns == before
     assert (folder / "submission.csv").read_bytes() == (finished[1] / "submission.csv").read_bytes()

@@ -1,175 +1,202 @@
-"""Training keeps its promises: on several devices, on a full disk, stopped early, and with wrong input."""
+"""Training on crops of 16 pixels: what a preset asks for is built and learnt, the same seed gives the same network, and
+what cannot be done is said."""
 
-import json
 import os
-import resource
-import subprocess
-import sys
+from dataclasses import replace
 
+import keras
 import numpy as np
+import pandas as pd
 import pytest
 
-from happywhale_nb.boxes import read_boxes
+from happywhale_nb import train as training
+from happywhale_nb.backbones import BACKBONES
+from happywhale_nb.callbacks import Deadline
+from happywhale_nb.crops import Crops
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.embeddings import read_embeddings
+from happywhale_nb.fitting import (
+    build_network,
+    build_optimizer,
+    compile_trainer,
+    embed,
+    encoder,
+    identifier,
+    mirror_axis,
+    targets_of,
+    train,
+)
+from happywhale_nb.heads import CosineClassifier
 from happywhale_nb.paths import UserError, fold_dir
 from happywhale_nb.presets import configure
+from happywhale_nb.schedule import RATE_PER_PHOTO, WarmupCosine, WarmupExponential
 from happywhale_nb.splits import study_folds
+from happywhale_nb.targets import SPECIES, class_margins
 
-SPREAD = """
-import json, sys, tempfile
-import numpy as np
-from happywhale_nb.devices import device_line
-from happywhale_nb.fitting import train
-from happywhale_nb.presets import configure
-import keras
-
-class Losses(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.found = []
-    def on_train_batch_begin(self, batch, logs=None):
-        self.model.reset_metrics()
-    def on_train_batch_end(self, batch, logs=None):
-        self.found.append(float(logs["loss"]))
-    def over(self, history): return False
-    def finish(self): pass
-
-devices, losses = int(sys.argv[1]), Losses()
-changes = f"batch_size={16 // devices} dropout=0 learning_rate=.0002"  # at 10 × the rate rounding errors grow large
-config = configure("small_resnet_arcface", epochs=2, image_size=32, changes=changes)
-crops = np.random.default_rng(0).integers(0, 256, (80, 32, 32, 3)).astype("uint8")
-with tempfile.TemporaryDirectory() as tmp:
-    train(config, crops, np.arange(80), np.arange(80) % 8, 8, tmp, "stamp", 0, callbacks=[lambda model: losses],
-          devices=devices, inside=True)
-print("RESULT" + json.dumps({"losses": losses.found, "line": device_line(devices)}))
-"""
+SMALL = "backbone=two_layers embedding=16 batch_size=8 learning_rate=0.01"
 
 
-def spread(devices):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    env = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": flags}
-    done = subprocess.run([sys.executable, "-c", SPREAD, str(devices)], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.split("RESULT")[1])
+def two_layers(pixels, momentum=0.9):
+    """A backbone of some hundred numbers: maps of a quarter and an eighth of the side."""
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(pixels)
+    first = keras.layers.Conv2D(6, 4, 4, activation="relu", name="first")(scaled)
+    return [first, keras.layers.Conv2D(8, 2, 2, activation="relu", name="second")(first)]
 
 
-def test_eight_devices_train_as_one_does():
-    one, eight = spread(1), spread(8)
-    assert "8 × cpu" in eight["line"] and "×" not in one["line"]
-    assert len(one["losses"]) == len(eight["losses"]) == 10
-    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-4)
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch):
+    """Presets find `two_layers` by its name."""
+    monkeypatch.setitem(BACKBONES, "two_layers", two_layers)
+
+
+def small(changes="", epochs=3):
+    """A preset whose training takes a second."""
+    return replace(configure("small_resnet_arcface", epochs=epochs, changes=f"{SMALL} {changes}"), image_size=16)
+
+
+def photographs(n=48, animals=8):
+    """Crops of animals, each animal a colour of its own."""
+    rng = np.random.default_rng(0)
+    colours = rng.uniform(0, 255, (animals, 1, 1, 3))
+    return (colours[np.arange(n) % animals] + rng.normal(0, 20, (n, 16, 16, 3))).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def crops():
-    """Forty-eight crops of eight animals, each animal a colour of its own."""
-    rng = np.random.default_rng(0)
-    colours = rng.uniform(0, 255, (8, 1, 1, 3))
-    return (colours[np.arange(48) % 8] + rng.normal(0, 20, (48, 32, 32, 3))).clip(0, 255).astype(np.uint8)
+    """Forty-eight crops of eight animals."""
+    return photographs()
 
 
-def fit(crops, folder, epochs=3, changes="", labels=None, **how):
-    from happywhale_nb.fitting import train
+def fit(crops, folder, config, classes=8, **how):
+    """`train` on all crops, every `classes`-th of one animal, every second of one species."""
+    rows = np.arange(len(crops))
+    return train(config, crops, rows, rows % classes, classes, folder, "stamp", **{"species": rows % 2} | how)
 
-    labels = np.arange(len(crops)) % 8 if labels is None else labels
-    config = configure(
-        "small_resnet_arcface", epochs=epochs, image_size=32, changes=f"batch_size=8 backbone=basic_cnn {changes}"
+
+def test_train_with_the_same_seed_gives_the_same_weights_and_with_another_others(crops, tmp_path):
+    (one, _), (same, _), (other, _) = (
+        fit(crops, tmp_path / name, small(epochs=1), seed=int(name[-1])) for name in ("a1", "b1", "c2")
     )
-    how = {"save_every": 0.0} | how
-    return train(config, crops, np.arange(len(crops)), labels, labels.max() + 1, folder, "stamp", **how)
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(one.get_weights(), same.get_weights(), strict=True))
+    assert not np.allclose(one.get_weights()[0], other.get_weights()[0], atol=1e-3)
 
 
-def test_stopping_early_goes_back_to_the_best_epoch_and_stays_stopped(crops, tmp_path):
-    from happywhale_nb.callbacks import EarlyStop
-
-    weights, scores = [], iter([0.2, 0.5, 0.4, 0.3, 0.9, 0.9])
-
-    def score(model):
-        weights.append(model.get_weights()[0])
-        return next(scores)
-
-    made = [lambda model: EarlyStop(model, tmp_path, score, patience=2)]
-    model, history = fit(crops, tmp_path, 6, callbacks=made)
-    assert [row["map5"] for row in history] == [0.2, 0.5, 0.4, 0.3]
-    assert (model.get_weights()[0] == weights[1]).all() and not list(tmp_path.glob("best*"))
-    _, again = fit(crops, tmp_path, 6, callbacks=made)
-    assert len(again) == 4 and next(scores) == 0.9, "a stopped training is not taken up again"
-
-
-def test_snapshots_keep_the_weights_of_their_epoch(crops, tmp_path):
-    from happywhale_nb.callbacks import Snapshots
-
-    model, _ = fit(crops, tmp_path, 3, callbacks=[lambda model: Snapshots(model, tmp_path, [2, 3])])
-    last = model.get_weights()
-    assert sorted(p.name for p in tmp_path.glob("snapshot*")) == ["snapshot2.weights.h5", "snapshot3.weights.h5"]
-    model.load_weights(tmp_path / "snapshot2.weights.h5")
-    assert any((a != b).any() for a, b in zip(model.get_weights(), last, strict=True))
-    model.load_weights(tmp_path / "snapshot3.weights.h5")
-    assert all((a == b).all() for a, b in zip(model.get_weights(), last, strict=True))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        "balance=sampler centres=2 head_rate=10",
+        "balance=weights margin_spread=.05 pool=gem",
+        "sample=9",
+        "pool=gem2 centres=2 species_share=.5 margin_spread=.02 margin_ramp=1",
+        "pool=parts parts=2 twins=true species_share=.5",
+    ],
+)
+def test_train_with_options_lowers_the_loss_and_saves_the_same_network(crops, tmp_path, changes):
+    model, history = fit(crops, tmp_path, small(changes), 16 if "sample" in changes else 8, inside="pool" in changes)
+    losses = [row["loss"] for row in history]
+    assert np.isfinite(losses).all() and losses[2] < losses[0]
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    one, two = (keras.Model(m.input, [m.get_layer("embedding").output, m.output]) for m in (model, again))
+    for here, there in zip(one(crops.astype("float32")), two(crops.astype("float32")), strict=True):
+        np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (here, there)), atol=1e-5)
 
 
-def test_tensorboard_shows_the_history(crops, tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    from happywhale_nb.callbacks import TensorBoard
-
-    _, history = fit(crops, tmp_path, 3, callbacks=[lambda model: TensorBoard(tmp_path / "tensorboard")])
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
-    assert {"loss", "accuracy", "top5", "learning rate"} <= set(events.Tags()["tensors"])
-    for name in ("loss", "top5"):
-        shown = [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors(name)]
-        assert shown == [(row["epoch"], pytest.approx(row[name], abs=1e-6)) for row in history]
-
-
-def test_a_full_disk_is_said_and_the_last_state_kept(crops, tmp_path):
-    fit(crops, tmp_path, 2)
-    before = json.loads((tmp_path / "resume.json").read_text())
-    from happywhale_nb.callbacks import TrainingState
-
-    model, history = fit(crops, tmp_path, 2)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(UserError, match=r"(?s)cannot write .*resume3.*free some space"):
-            TrainingState(tmp_path, "stamp").save(model, [*history, {"epoch": 3}])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert json.loads((tmp_path / "resume.json").read_text()) == before
-    assert (tmp_path / before["weights"]).is_file() and not list(tmp_path.glob("*3.weights*"))
-
-
-def test_an_interrupted_training_of_other_parameters_is_not_overwritten(crops, tmp_path):
-    from happywhale_nb.callbacks import TrainingState
-
-    fit(crops, tmp_path, 2)
-    with pytest.raises(UserError, match=r"interrupted after epoch 2.*-p name NAME"):
-        TrainingState(tmp_path, "another stamp").load(None)
-
-
-def test_a_photograph_that_vanishes_in_mid_epoch_is_named(crops, tmp_path):
-    from happywhale_nb.crops import Crops
-
+def test_train_of_a_photograph_that_vanishes_names_it(tmp_path):
     def make(i):
         raise UserError(f"photograph {i} is missing")
 
-    keys = [f"{i:016d}" for i in range(len(crops))]
+    vanished = Crops(tmp_path / "crops", [f"{i:016d}" for i in range(48)], make, 16)
     with pytest.raises(UserError, match=r"^photograph \d+ is missing$"):
-        fit(Crops(tmp_path / "crops", keys, make, 32), tmp_path, 1)
+        fit(vanished, tmp_path, small(epochs=1))
 
 
-def test_weights_are_taken_from_a_model_of_the_same_backbone_only(crops, tmp_path):
-    model, _ = fit(crops, tmp_path / "first", 1, "backbone=small_resnet")
+# --- what a preset's fields become
+
+
+def test_targets_of_a_preset_have_its_margins_ramp_twins_and_weights():
+    labels, species = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 0, 0, 0, 1, 1])
+    fields = "margin=.2 margin_power=.5 margin_floor=.1 margin_spread=.03 margin_ramp=1.5 twins=true balance=weights"
+    found = targets_of(small(f"{fields} sample=9"), labels, 4, species, steps=7, seed=3)
+    margins = class_margins(np.array([3, 1, 2, 0]), 0.2, 0.5, 0.1)
+    np.testing.assert_array_equal(found.margins, np.r_[margins, margins])
+    np.testing.assert_array_equal(found.species_margins, class_margins(np.array([4, 2]), **SPECIES))
+    assert (found.ramp, found.spread, found.twins, found.sample, found.seed) == (10, 0.03, 4, 9, 3)
+    assert found.weights.argmax() == 3 and found.species.tolist() == species.tolist()
+    plain = targets_of(small(), labels, 4)
+    assert (plain.weights, plain.species, plain.twins, plain.ramp, len(plain.margins)) == (None, None, 0, 0, 4)
+
+
+def test_build_optimizer_gives_the_head_its_rate_and_bounds_the_warm_up():
+    config = small("head_rate=10 weight_decay=.01 warmup=2", epochs=4)
+    network = build_network(config, classes=5)
+    optimizer = build_optimizer(config, network, steps=6, size=8)
+    body = {variable.path for name in ("first", "second") for variable in network.get_layer(name).variables}
+    assert optimizer.head == {variable.path for variable in network.trainable_variables} - body and len(body) == 4
+    assert (optimizer.head_rate, optimizer.weight_decay) == (10, 0.01)
+    rates = optimizer._learning_rate
+    assert type(rates) is WarmupCosine and (rates.peak, rates.total, rates.warmup) == (0.01, 24, 6)  # a quarter at most
+    paper = build_optimizer(small("schedule=paper learning_rate=0 warmup=2", epochs=20), network, 6, 32)._learning_rate
+    assert type(paper) is WarmupExponential
+    assert (paper.peak, paper.total, paper.warmup, paper.hold) == (RATE_PER_PHOTO * 32, 120, 12, 6)
+
+
+def test_compile_trainer_shares_the_loss_between_individuals_and_species(crops):
+    config = small("species_share=.25 scale=7 label_smoothing=.1")
+    network = build_network(config, classes=8, species=2)
+    compile_trainer(network, config, build_optimizer(config, network, 6, 8))
+    asked = {"cosines": np.tile(np.float32([1, 0.3]), (8, 1)), "species": np.tile(np.float32([0, 0.2]), (8, 1))}
+    cosines = network({"pixels": crops[:8].astype("float32")})
+    each = {name: float(network.loss[name](asked[name], cosines[name])) for name in asked}
+    assert {name: loss.scale for name, loss in network.loss.items()} == {"cosines": 7, "species": 33.14}
+    assert {loss.label_smoothing for loss in network.loss.values()} == {0.1}
+    total = float(network.compute_loss(None, asked, cosines, None))
+    assert total == pytest.approx(0.75 * each["cosines"] + 0.25 * each["species"], rel=1e-4)
+
+
+def test_mirror_axis_is_the_one_along_which_training_mirrors():
+    assert mirror_axis(small("recipe=small")) == 2 and mirror_axis(small("recipe=aligned")) is None
+    assert mirror_axis(small("recipe=aligned twins=true")) == 1
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_encoder_with_a_mirror_axis_gives_a_crop_and_its_mirror_image_the_same_embedding(crops, axis):
+    network = encoder(identifier(build_network(small(), classes=8)), mirror=axis)
+    one, two, other = (
+        keras.ops.convert_to_numpy(network(pixels.astype("float32")))
+        for pixels in (crops, np.flip(crops, axis), np.flip(crops, 3 - axis))
+    )
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert not np.allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
+
+
+def test_identifier_of_parts_gives_the_mean_of_the_parts_cosines(crops):
+    network = build_network(small("pool=parts parts=2"), classes=8)
+    pixels = crops.astype("float32")
+    parts = keras.ops.convert_to_numpy(network({"pixels": pixels})["cosines"])
+    assert parts.shape == (48, 4, 8)
+    np.testing.assert_allclose(identifier(network)(pixels), parts.mean(axis=1), atol=1e-5)
+
+
+# --- weights to start from
+
+
+def test_build_network_takes_weights_of_a_model_of_the_same_backbone_only(tmp_path):
+    keras.utils.set_random_seed(1)
+    model = identifier(build_network(configure("small_resnet_arcface", changes="backbone=tiny_resnet"), classes=8))
+    model.set_weights([weight + np.random.default_rng(0).uniform(0.1, 1) for weight in model.get_weights()])
     model.save(tmp_path / "first.keras")
-    from happywhale_nb.fitting import build_network
-
-    fresh = configure("small_resnet_arcface", image_size=32, changes=f"weights={tmp_path / 'first.keras'}")
-    network = build_network(fresh, classes=5)
+    start = f"backbone=tiny_resnet weights={tmp_path / 'first.keras'}"
+    network = build_network(configure("small_resnet_arcface", image_size=32, changes=start), classes=5)
     for name in ("stem_conv", "stage4_2_bn"):
         there, here = model.get_layer(name).get_weights(), network.get_layer(name).get_weights()
         assert all((a == b).all() for a, b in zip(there, here, strict=True))
     assert network.get_layer("cosines").table.shape == (5, 512)
+    assert (network.get_layer("embedding").get_weights()[1] == 0).all()  # the neck begins anew
     for wrong, message in (
-        (f"weights={tmp_path / 'first.keras'} backbone=small_efficientnet", "another backbone"),
+        (f"weights={tmp_path / 'first.keras'} backbone=basic_cnn", "another backbone"),
+        (f"weights={tmp_path / 'first.keras'} backbone=small_resnet", "another backbone: its layer 'stem_conv'"),
         (f"weights={tmp_path / 'none.keras'}", "cannot be read"),
         ("weights=imagenet", "no weights 'imagenet' for small_resnet"),
         (f"weights={tmp_path / 'none.h5'} backbone=efficientnet_b0", "no such file"),
@@ -179,11 +206,7 @@ def test_weights_are_taken_from_a_model_of_the_same_backbone_only(crops, tmp_pat
             build_network(configure("small_resnet_arcface", image_size=32, changes=wrong), classes=5)
 
 
-def test_imagenet_weights_without_a_network_say_where_to_get_them(monkeypatch):
-    import keras
-
-    from happywhale_nb.fitting import build_network
-
+def test_build_network_with_imagenet_weights_and_no_internet_says_where_to_get_them(monkeypatch):
     def refuse(*args, **kwargs):
         raise Exception("URL fetch failure on https://example.org/efficientnetb0_notop.h5: None -- no network")
 
@@ -192,53 +215,91 @@ def test_imagenet_weights_without_a_network_say_where_to_get_them(monkeypatch):
         build_network(configure("recommended", image_size=64, changes="backbone=efficientnet_b0"), classes=5)
 
 
-@pytest.mark.parametrize(
-    "changes", ["balance=sampler centres=2 head_rate=10", "balance=weights margin_spread=.05 pool=gem", "sample=9"]
-)
-def test_every_option_trains(crops, tmp_path, changes):
-    labels = np.arange(48) % (8 if "sample" not in changes else 16)
-    _, history = fit(crops, tmp_path, 3, changes, labels)
-    assert history[2]["loss"] < history[0]["loss"]
+# --- the stage
 
 
-def test_the_same_seed_gives_the_same_training(crops, tmp_path):
-    (one, _), (same, _), (other, _) = (
-        fit(crops, tmp_path / name, 1, seed=int(name[-1])) for name in ("a1", "b1", "c2")
-    )
-    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(one.get_weights(), same.get_weights(), strict=True))
-    assert not np.allclose(one.get_weights()[0], other.get_weights()[0], atol=1e-3)
-
-
-def test_two_individuals_are_the_least(tmp_path):
-    import pandas as pd
-
-    from happywhale_nb.train import training_rows
-
+def test_training_rows_of_fewer_than_two_individuals_are_refused():
     folds = pd.DataFrame(
         {"image": ["a", "b", "c"], "individual_id": ["x", "x", "y"], "species": ["beluga", "beluga", "orca"]}
     )
-    rows, labels, species = training_rows(folds, np.ones(3, bool), configure("small_resnet_arcface"))
+    rows, labels, species = training.training_rows(folds, np.ones(3, bool), configure("small_resnet_arcface"))
     assert rows.tolist() == [0, 1, 2] and labels.tolist() == [0, 0, 1] and species.tolist() == [0, 0, 1]
     with pytest.raises(UserError, match=r"1 individuals of the species 'beluga'.*at least two"):
-        training_rows(folds, np.ones(3, bool), configure("beluga_specialist"))
+        training.training_rows(folds, np.ones(3, bool), configure("beluga_specialist"))
 
 
-def test_an_embedding_averages_the_crops_of_several_sources(tiny, tmp_path):
-    from happywhale_nb.train import train_stage
+def test_watchers_of_impossible_snapshots_or_in_several_processes_are_refused(tmp_path, monkeypatch):
+    for wrong, message in (("x", "numbers of epochs"), ("0", "from 1 to 5, the last"), ("2 6", "from 1 to 5")):
+        with pytest.raises(UserError, match=message):
+            training.watchers(tmp_path, None, 5, snapshots=wrong)
+    made, epochs = training.watchers(tmp_path, None, 5, snapshots="1 5", patience=2, limit=Deadline(1))
+    assert len(made) == 3 and epochs == [1, 5] and type(made[0](None)) is Deadline
+    monkeypatch.setitem(os.environ, "KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="patience scores the fold in one process"):
+        training.watchers(tmp_path, None, 5, patience=2)
+    with pytest.raises(UserError, match="hours are measured in each process"):
+        training.watchers(tmp_path, None, 5, limit=Deadline(1))
 
-    dataset = read_dataset(tiny)
-    folds = study_folds(dataset, tmp_path, 2, 0)
-    config = configure("small_resnet_arcface", quick=True, changes="backbone=basic_cnn", epochs=1)
-    mix = f"{read_boxes(tiny)['source'].iloc[0]}:.75 whole:.25"
-    one = train_stage(dataset, folds, 0, "one", config, tmp_path)
-    two = train_stage(dataset, folds, 0, "two", config, tmp_path, views=mix)
-    assert one["parameters"]["views"] == "" and two["parameters"]["views"] == mix
-    vectors = [read_embeddings(fold_dir(tmp_path, name, 0) / "embeddings.parquet").vectors for name in ("one", "two")]
-    whole = train_stage(dataset, folds, 0, "whole", config, tmp_path, views="whole:1")
-    assert whole["result"]["boxes"] == one["result"]["boxes"]  # what was trained on
-    vectors.append(read_embeddings(fold_dir(tmp_path, "whole", 0) / "embeddings.parquet").vectors)
-    mean = 0.75 * vectors[0] + 0.25 * vectors[2]  # training was the same but for rounding
+
+@pytest.fixture
+def asked(monkeypatch):
+    """`train_stage` builds its network and does not train it; returns the list of what it was to train on."""
+    calls = []
+
+    def build(config, crops, rows, labels, classes, folder, stamp, seed, *rest, **how):
+        calls.append((crops, rows, labels))
+        keras.utils.set_random_seed(seed)
+        return identifier(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
+
+    monkeypatch.setattr(training, "train", build)
+    return calls
+
+
+def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_on_the_same(tiny, tmp_path, asked):
+    dataset, config = read_dataset(tiny), small(epochs=1)
+    folds, records, vectors = study_folds(dataset, tmp_path, 2, 0), {}, {}
+    for name, views in (("one", ""), ("whole", "whole:1"), ("both", "fullbody:.75 whole:.25")):
+        records[name] = training.train_stage(dataset, folds, 0, name, config, tmp_path, views=views)
+        vectors[name] = read_embeddings(fold_dir(tmp_path, name, 0) / "embeddings.parquet").vectors
+        assert records[name]["parameters"]["views"] == views
+        assert records[name]["result"]["boxes"] == {"fullbody": 48}  # of what it is trained on
+    for other in asked[1:]:
+        assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(asked[0], other, strict=True))
+    mean = 0.75 * vectors["one"] + 0.25 * vectors["whole"]
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-    assert (vectors[1] * mean).sum(1).min() > 0.999 > (vectors[0] * vectors[2]).sum(1).min()
+    np.testing.assert_allclose(vectors["both"], mean, atol=1e-5)
+    assert (vectors["one"] * vectors["whole"]).sum(1).min() < 0.999
     with pytest.raises(UserError, match="a share for each source"):
-        train_stage(dataset, folds, 0, "none", config, tmp_path, views="whole")
+        training.train_stage(dataset, folds, 0, "none", config, tmp_path, views="whole")
+
+
+def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_again(tiny, tmp_path):
+    dataset, config = read_dataset(tiny), small(epochs=2)
+    folds, place = study_folds(dataset, tmp_path, 2, 0), fold_dir(tmp_path, "limited", 0)
+    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, hours=1e-9)
+    assert "limited, fold 0: stopped after epoch 1 of 2" in record["unfinished"]
+    assert record["result"] == {"epochs": 1, "of": 2} and [row["epoch"] for row in record["history"]] == [1]
+    assert (place / "resume.json").is_file() and not (place / "config.json").exists()
+    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, hours=1e-9)
+    assert "unfinished" not in record and record["result"]["map5_known"] > 0
+    assert pd.read_csv(place / "history.csv")["epoch"].tolist() == [1, 2] and not list(place.glob("resume*"))
+
+
+def test_embed_gives_the_same_embeddings_whatever_the_batch(crops):
+    model = identifier(build_network(small(), classes=8))
+    expected = encoder(model)(crops.astype("float32"))
+    for size in (7, 48):
+        np.testing.assert_allclose(embed(model, crops, batch_size=size, quiet=True), expected, atol=1e-5)
+    assert embed(model, crops[:0], quiet=True).shape == (0, 16)
+
+
+def test_class_centres_are_the_classifier_s_of_length_1_under_each_individual_s_name():
+    pixels = keras.Input((2, 2, 3))
+    vector = keras.layers.GlobalAveragePooling2D(name="embedding")(pixels)
+    model = keras.Model(pixels, CosineClassifier(4, centres=2, name="cosines")(vector))
+    table = np.random.default_rng(0).normal(size=(4, 6))
+    model.get_layer("cosines").table.assign(table)
+    found = training.class_centres(model, np.array(["ann", "bob", "cid"]))
+    assert found.images.tolist() == ["ann", "ann", "bob", "bob", "cid", "cid"]  # the fourth is a twin
+    expected = table[:3].reshape(6, 3)
+    np.testing.assert_allclose(found.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-5)

@@ -114,11 +114,10 @@ def make_map(tree, data, junit, out):
             re.sub(r"(\|(setup|run|teardown)| \((setup|call|teardown)\))$", "", c.split("|tests/")[0]) for c in contexts
         }
         tests = {name for name in tests if name in seconds}
-        lesson = mutant["notebook"].removeprefix("nbs/").removesuffix(".ipynb")
-        own = f"tests/test_lessons.py::test_lessons[{lesson}]"
-        result[mutant["id"]] = {own: seconds.get(own, 1.0)} | {
-            name: seconds[name] for name in sorted(tests - {own}, key=seconds.get)
-        }
+        lesson = f"[{mutant['notebook'].removeprefix('nbs/').removesuffix('.ipynb')}]"
+        own = {name for name in seconds if name.startswith("tests/test_lessons.py") and name.endswith(lesson)}
+        order = [*own, *sorted(tests - own, key=seconds.get)]
+        result[mutant["id"]] = {name: seconds[name] for name in order}
     Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

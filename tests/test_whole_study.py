@@ -1,6 +1,8 @@
-"""A whole study, quick, on a tiny demo set: what it leaves behind, and that it does nothing twice."""
+"""A whole study by the real notebooks, quick, on a small drawn data set: its results, and what reads them."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,40 +12,31 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from happywhale_nb import widgets
 from happywhale_nb.blending import blend_stage, is_current
+from happywhale_nb.cli import main
+from happywhale_nb.compare import compare_runs, describe_comparison, model_weights
 from happywhale_nb.dataset import read_dataset
 from happywhale_nb.embeddings import read_embeddings
 from happywhale_nb.knn import KNNHead, compare_rules, knn_stage
 from happywhale_nb.metrics import map_at_5
 from happywhale_nb.paths import UserError
 from happywhale_nb.predictions import read_predictions
+from happywhale_nb.presets import used_preset
+from happywhale_nb.records import kept_records
 from happywhale_nb.report import report_stage
+from happywhale_nb.runs import read_json
 from happywhale_nb.splits import gallery_and_queries, study_folds, true_answers
+from happywhale_nb.train import train_stage
 from happywhale_nb.widgets import Opened, browse_folds, browse_neighbours
 
 BIN = Path(sys.executable).parent
 
 
-def happywhale(checkout, *words):
-    return subprocess.run(
-        [BIN / "happywhale", *map(str, words)], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-
-
-@pytest.fixture(scope="module")
-def study(checkout, tiny):
-    """A whole study, quick, on the tiny demo data."""
-    done = happywhale(
-        checkout, "run", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole"
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return checkout / "outputs" / "whole-quick", done
-
-
-def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
-    folder, done = study
+def test_run_of_a_whole_study_leaves_a_submission_a_report_and_its_metrics(whole, study, tiny):
+    folder, said = study, (whole / "said.txt").read_text()
     images, answers = read_predictions(folder / "submission.csv")
     assert images.tolist() == pd.read_csv(tiny / "sample_submission.csv")["image"].tolist()
     assert all(len({a for a in row if a}) == sum(row != "") for row in answers)
@@ -54,11 +47,11 @@ def test_a_study_ends_with_a_submission_figures_and_a_page(study, tiny):
     assert metrics["protocol"]["folds"] == 2 and metrics["protocol"]["split"] == "stratified-2-seed0"
     page = (folder / "report.html").read_text()
     assert page.count("<figure") >= 6 * len(images) - 12 and "http" not in page.replace("http-equiv", "")
-    assert "submission.csv" in done.stdout and "MAP@5" in done.stdout and "Next:" in done.stdout
+    assert "submission.csv" in said and "MAP@5" in said and "Next:" in said
 
 
-def test_out_of_fold_answers_come_from_models_that_did_not_see_the_photograph(study):
-    folder, _ = study
+def test_out_of_fold_predictions_come_from_models_that_have_not_seen_the_photo(study):
+    folder = study
     folds = pd.read_csv(folder / "folds.csv", dtype=str)
     for k in "01":
         images, answers = read_predictions(folder / "small_resnet_arcface" / f"fold{k}" / "oof.csv")
@@ -67,22 +60,18 @@ def test_out_of_fold_answers_come_from_models_that_did_not_see_the_photograph(st
         assert set(answers.ravel()) <= known
 
 
-def test_what_is_done_is_not_done_again(study, checkout, tiny):
-    folder, _ = study
-    weights = folder / "small_resnet_arcface" / "fold0" / "model.keras"
-    before = weights.stat().st_mtime_ns
-    done = happywhale(
-        checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "2", "-p", "quick", "true", "-p", "study", "whole"
-    )
-    assert done.returncode == 0 and weights.stat().st_mtime_ns == before
-    done = happywhale(
-        checkout, "train", "-p", "data_dir", tiny, "-p", "folds", "3", "-p", "quick", "true", "-p", "study", "whole"
-    )
-    assert done.returncode == 2 and "another split" in done.stderr
+def test_train_stage_of_a_finished_fold_does_nothing_and_of_another_split_is_refused(study, tiny):
+    weights = study / "small_resnet_arcface" / "fold0" / "model.keras"
+    before, dataset = weights.stat().st_mtime_ns, read_dataset(tiny)
+    config = used_preset(read_json(weights.with_name("config.json"))["parameters"])
+    record = train_stage(dataset, study_folds(dataset, study, 2, 0), 0, "small_resnet_arcface", config, study)
+    assert record["result"]["map5_known"] is not None and weights.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="another split"):
+        study_folds(dataset, study, 3, 0)
 
 
-def test_rules_are_compared_on_the_same_photographs(study, tiny):
-    folder, _ = study
+def test_compare_rules_of_a_study_uses_the_same_photos_for_all(study, tiny):
+    folder = study
     folds = study_folds(read_dataset(tiny), folder, 0, 0)
     table = compare_rules(folder, "small_resnet_arcface", folds, [0, 1], (("max", 5), ("vote", 5), ("vote", 1)))
     assert list(table.index) == ["max, k = 5", "vote, k = 5", "vote, k = 1"]
@@ -91,9 +80,9 @@ def test_rules_are_compared_on_the_same_photographs(study, tiny):
     assert ((table["low"] <= table["lost"]) & (table["lost"] <= table["high"])).all()
 
 
-def test_models_of_a_study_are_blended_by_fitted_weights_and_by_scores(study, tiny, tmp_path):
+def test_blend_stage_of_two_models_fits_weights_or_averages_scores(study, tiny, tmp_path):
     folder, dataset = tmp_path / "study", read_dataset(tiny)
-    shutil.copytree(study[0], folder)
+    shutil.copytree(study, folder)
     shutil.copytree(folder / "small_resnet_arcface", folder / "other")
     equal = blend_stage(dataset, folder)
     before = (folder / "submission.csv").read_text()
@@ -128,10 +117,10 @@ def test_models_of_a_study_are_blended_by_fitted_weights_and_by_scores(study, ti
         blend_stage(dataset, folder, rule="scores")
 
 
-def test_models_are_blended_out_of_fold_where_there_is_nothing_to_submit(study, tiny, tmp_path):
+def test_blend_stage_without_test_photos_blends_out_of_fold(study, tiny, tmp_path):
     folder, dataset = tmp_path / "study", read_dataset(tiny)
     dataset = replace(dataset, test=dataset.test.iloc[:0])
-    shutil.copytree(study[0], folder)
+    shutil.copytree(study, folder)
     (folder / "submission.csv").unlink()
     with pytest.raises(UserError, match=r"nothing to submit.* two models \(here: small_resnet_arcface"):
         blend_stage(dataset, folder)
@@ -145,8 +134,8 @@ def test_models_are_blended_out_of_fold_where_there_is_nothing_to_submit(study, 
     assert not (folder / "submission.csv").exists()
 
 
-def test_every_option_of_the_answers_leaves_a_whole_study(study, tiny):
-    folder, _ = study
+def test_knn_stage_with_every_option_leaves_a_whole_study(study, tiny, tmp_path):
+    folder = Path(shutil.copytree(study, tmp_path / "study"))
     dataset = read_dataset(tiny)
     folds = study_folds(dataset, folder, 0, 0)
     head = KNNHead(10, "softmax_sum", centre_share=0.3)
@@ -169,8 +158,8 @@ def test_every_option_of_the_answers_leaves_a_whole_study(study, tiny):
     assert [path.stat().st_mtime_ns for path in kept] == made  # matches are not made twice
 
 
-def test_a_report_names_what_is_missing_and_takes_kaggles_scores(study, tiny, tmp_path):
-    folder = Path(shutil.copytree(study[0], tmp_path / "study"))
+def test_report_stage_without_some_stages_names_them_and_takes_kaggles_scores(study, tiny, tmp_path):
+    folder = Path(shutil.copytree(study, tmp_path / "study"))
     dataset = read_dataset(tiny)
     for record in ("robustness.json", "fold0/gradcam.json"):
         (folder / "small_resnet_arcface" / record).unlink()
@@ -192,11 +181,10 @@ def report_folds(report):
     return report["models"]["small_resnet_arcface"]["folds"]
 
 
-def test_a_report_is_found_by_the_name_of_its_study(study, checkout):
-    done = happywhale(checkout, "report", "whole-quick", "-p", "examples", "2")
-    assert done.returncode == 0, done.stderr[-2000:]
-    lost = happywhale(checkout, "report", "another")
-    assert lost.returncode == 2 and "(there: " in lost.stderr and "whole-quick)" in lost.stderr
+def test_report_of_an_unknown_study_names_those_there_are(whole, monkeypatch):
+    monkeypatch.chdir(whole)
+    lost = CliRunner().invoke(main, ["report", "another"])
+    assert lost.exit_code == 2 and re.search(r"\(there: .*whole-quick\)", lost.stderr)
 
 
 PROBE = """<script>addEventListener("load", () => {
@@ -206,12 +194,13 @@ const wide = document.documentElement.scrollWidth > innerWidth;
 document.title = JSON.stringify({images: document.images.length, broken, asked, wide}); })</script></body>"""
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [1200, 400])
-def test_a_browser_shows_the_page_without_errors_or_requests(study, tmp_path, width):
+def test_report_page_in_a_browser_has_no_errors_requests_or_overflow(study, tmp_path, width):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no Chromium here: install the system's package")
-    (tmp_path / "page.html").write_text((study[0] / "report.html").read_text().replace("</body>", PROBE))
+        pytest.skip("no Chromium here: apt-get install chromium")
+    (tmp_path / "page.html").write_text((study / "report.html").read_text().replace("</body>", PROBE))
     how = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--enable-logging=stderr"]
     how += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
     done = subprocess.run([browser, *how, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120)
@@ -220,8 +209,8 @@ def test_a_browser_shows_the_page_without_errors_or_requests(study, tmp_path, wi
     assert "CONSOLE" not in done.stderr
 
 
-def test_answers_are_looked_through_as_06_knn_gave_them(study, tiny, monkeypatch):
-    folder, _ = study
+def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
+    folder = study
     dataset = read_dataset(tiny)
     folds = study_folds(dataset, folder, 0, 0)
     opened = Opened(folder, "small_resnet_arcface")
@@ -254,9 +243,9 @@ def test_answers_are_looked_through_as_06_knn_gave_them(study, tiny, monkeypatch
     assert sorted(data) == ["text/html", "text/plain"] and "Answer:" in "".join(data["text/plain"])
 
 
-def test_the_controls_of_the_browsers_show_what_they_say(study, monkeypatch):
+def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
     monkeypatch.setattr(widgets, "live", lambda: True)
-    folder, opened = study[0], Opened(study[0], "small_resnet_arcface")
+    folder, opened = study, Opened(study, "small_resnet_arcface")
     box = browse_folds(folder, "small_resnet_arcface", show="all photographs")
     (folds, shown, place, back, on), page = box.children[0].children, box.children[1]
     names = opened.pick(0, "all photographs")
@@ -284,17 +273,69 @@ def test_the_controls_of_the_browsers_show_what_they_say(study, monkeypatch):
     assert "Test photograph" in page.value
 
 
-def test_a_folder_is_embedded_as_in_training(study, checkout, tiny, tmp_path):
-    fold = study[0] / "small_resnet_arcface" / "fold0"
-    done = happywhale(checkout, "embed", fold / "model.keras", tiny, "--to", tmp_path / "all.parquet")
-    assert done.returncode == 0 and "512 numbers for each of 58 photographs" in done.stdout, done.stderr
+def test_embed_of_the_data_folder_gives_the_embeddings_of_training(study, tiny, tmp_path):
+    fold = study / "small_resnet_arcface" / "fold0"
+    done = CliRunner().invoke(main, ["embed", f"{fold}/model.keras", str(tiny), "--to", f"{tmp_path}/all.parquet"])
+    assert done.exit_code == 0 and "512 numbers for each of 58 photographs" in done.output, done.output
     kept, found = (read_embeddings(path) for path in (fold / "embeddings.parquet", tmp_path / "all.parquet"))
     np.testing.assert_allclose(found.of(kept.images), kept.vectors, atol=1e-5)
+    (tmp_path / "empty").mkdir()
     for words, expected in (
         ((fold / "none.keras", tiny), "there is no model"),
         ((fold / "model.keras", tmp_path / "none"), "there is no folder"),
-        ((fold / "model.keras", checkout / "studies"), "has no photographs"),
+        ((fold / "model.keras", tmp_path / "empty"), "has no photographs"),
     ):
-        done = happywhale(checkout, "embed", *words, "--to", tmp_path / "none.parquet")
-        assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+        done = CliRunner().invoke(main, ["embed", *map(str, words), "--to", f"{tmp_path}/none.parquet"])
+        assert done.exit_code == 2 and expected in done.stderr
     assert not (tmp_path / "none.parquet").exists()
+
+
+# --- a second training of one fold
+
+
+@pytest.fixture(scope="module")
+def again(whole, study, tiny):
+    """The folder of a study whose fold 0 was trained a second time, by the command and with the first one's threads;
+    its fold 1 is a copy of the first study's, and both were searched and blended a second time."""
+    folder = whole / "outputs" / "again-quick"
+    first = read_json(kept_records(study / "small_resnet_arcface" / "fold0" / "03_train.ipynb")[0])
+    values = first["parameters"] | {"data_dir": whole / "data" / "tiny", "study": "again"}
+    command = [str(BIN / "happywhale"), "train"]
+    command += [word for name, value in values.items() for word in ("-p", name, str(value))]
+    environment = os.environ | first["environment"] | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=whole, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    keep = shutil.ignore_patterns("oof*", "test*")
+    shutil.copytree(study / "small_resnet_arcface/fold1", folder / "small_resnet_arcface/fold1", ignore=keep)
+    dataset = read_dataset(whole / "data" / "tiny")
+    knn_stage(dataset, folder, "small_resnet_arcface", study_folds(dataset, folder, 0, 0), KNNHead())
+    blend_stage(dataset, folder)
+    return folder
+
+
+def test_train_with_the_same_seed_gives_the_same_files_byte_for_byte(study, again):
+    names = ["submission.csv", "folds.csv"]
+    names += [f"small_resnet_arcface/fold0/{name}.csv" for name in ("oof", "test", "oof_lists")]
+    for name in names:
+        assert (study / name).read_bytes() == (again / name).read_bytes(), name
+    folds = [folder / "small_resnet_arcface" / "fold0" for folder in (study, again)]
+    histories = [pd.read_csv(fold / "history.csv").drop(columns="seconds") for fold in folds]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    assert np.array_equal(*(read_embeddings(fold / "embeddings.parquet").vectors for fold in folds))
+    weights = [model_weights(fold / "model.keras") for fold in folds]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in {**weights[0], **weights[1]})
+    assert len(weights[0]) > 20
+
+
+def test_compare_of_two_trainings_alike_finds_no_difference_in_what_they_made(study, again):
+    pair = [folder / "small_resnet_arcface" / "fold0" for folder in (study, again)]
+    found = compare_runs(*pair)
+    assert not found["figures"] and not any(found["files"].values()), describe_comparison(found)
+    assert {row["kind"] for row in found["circumstances"]} <= {"environment"}, found["circumstances"]
+
+
+def test_compare_of_two_folds_names_the_fold_and_that_all_weights_differ(study):
+    found = compare_runs(*(study / "small_resnet_arcface" / f"fold{k}" for k in (0, 1)))
+    assert ("parameters", "fold", 0, 1) in [(r["kind"], r["name"], r["a"], r["b"]) for r in found["circumstances"]]
+    assert found["files"]["model.keras"]["different"] > 20 and found["files"]["history.csv"]["different"] == 2
+    assert found["files"]["embeddings.parquet"]["smallest_cosine"] < 0.999

@@ -1,0 +1,227 @@
+"""The command `happywhale`: one clear line for each mistake, nothing half-written, and papermill beside it.
+
+The notebooks are stand-ins (`standins.py`); test_whole_study.py runs the real ones.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from happywhale_nb.cli import main
+from happywhale_nb.dataset import read_dataset
+from happywhale_nb.paths import UserError
+from happywhale_nb.presets import configure
+from happywhale_nb.splits import study_folds
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(autouse=True)
+def here(checkout, monkeypatch):
+    """The command finds the project by the folder it is called in."""
+    monkeypatch.chdir(checkout)
+
+
+def happywhale(*words):
+    """The command in this process: its `exit_code`, `stdout` and `stderr`."""
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def outputs(checkout):
+    return sorted(str(p.relative_to(checkout)) for p in (checkout / "outputs").rglob("*"))
+
+
+def spoil_column(data):
+    table = pd.read_csv(data / "train.csv", dtype=str)
+    table.rename(columns={"individual_id": "who"}).to_csv(data / "train.csv", index=False)
+
+
+def spoil_image(data):
+    next((data / "train_images").iterdir()).unlink()
+
+
+MISTAKES = {
+    "unknown parameter": (None, ["-p", "fould", "2"], ["unknown parameter 'fould'", "did you mean 'fold'?"]),
+    "wrong type": (None, ["-p", "fold", "two"], ["'fold' is a whole number, not 'two'"]),
+    "unknown preset": (
+        None,
+        ["-p", "preset", "smal_resnet_arcface"],
+        ["unknown preset", "did you mean 'small_resnet_arcface'?"],
+    ),
+    "fold out of range": (None, ["-p", "fold", "9"], ["fold 9 does not exist", "0 to 4"]),
+    "unknown boxes": (None, ["-p", "crops", "yolo99"], ["no boxes called 'yolo99'", "fullbody"]),
+    "no such folder": (None, ["-p", "data_dir", "nowhere"], ["no data folder at", "nowhere", "happywhale demo"]),
+    "a column is missing": (spoil_column, [], ["train.csv", "no column 'individual_id'", "found: image, species, who"]),
+    "an image is missing": (spoil_image, [], ["train.csv, row", "is not in", "train_images"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_train_with_a_mistake_ends_with_one_line_before_any_kernel_starts(mistake, checkout, tiny_copy):
+    spoil, words, expected = MISTAKES[mistake]
+    if spoil:
+        spoil(tiny_copy)
+    data = [] if "data_dir" in words else ["-p", "data_dir", tiny_copy]
+    before = outputs(checkout)
+    done = happywhale("train", *data, *words)
+    assert done.exit_code == 2 and not done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1 and all(part in done.stderr for part in expected), done.stderr
+    assert outputs(checkout) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("knn", "alpha", "5"), "alpha=5.0: from 0 to 1"),
+        (("knn", "alpha", "0"), "between 0 and 1"),
+        (("knn", "local", "-3"), "local=-3"),
+        (("knn", "aggregate", "mean"), "max, vote, softmax_sum"),
+        (("knn", "model", "nobody"), "run 03_train first"),
+        (("blend", "weights", "fti"), "equal, fit"),
+        (("blend", "rule", "votes"), "paper, notebook, borda, scores"),
+        (("report", "public", "88"), "public=88.0"),
+        (("robustness", "photos", "0"), "photos=0"),
+    ],
+)
+def test_stage_with_a_parameter_out_of_range_is_refused_before_anything_is_written(checkout, tiny, words, message):
+    stage, name, value = words
+    before = outputs(checkout)
+    done = happywhale(stage, "-p", "data_dir", tiny, "-p", "study", "checked", "-p", name, value)
+    assert done.exit_code == 2 and message in done.stderr
+    assert outputs(checkout) == before
+
+
+def test_the_command_as_a_process_ends_a_mistake_with_status_2_and_no_traceback(checkout):
+    words = [str(BIN / "happywhale"), "train", "-p", "fould", "2"]
+    done = subprocess.run(words, cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 2 and not done.stdout and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: unknown parameter 'fould'") and len(done.stderr.splitlines()) == 1
+
+
+def test_train_stage_with_a_truncated_photo_names_it_and_leaves_no_result(tiny_copy, tmp_path):
+    from happywhale_nb.train import train_stage
+
+    photo = sorted((tiny_copy / "train_images").iterdir())[5]
+    photo.write_bytes(photo.read_bytes()[:-400])
+    dataset = read_dataset(tiny_copy)
+    config = configure("small_resnet_arcface", quick=True, changes="backbone=basic_cnn")
+    with pytest.raises(UserError, match=rf"(?s){photo.name}.*cannot be decoded"):
+        train_stage(dataset, study_folds(dataset, tmp_path, 2, 0), 0, "cut", config, tmp_path)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and tiny_copy not in path.parents}
+    left = {name for name in left if not name.endswith(".png")}  # crops that were made before it stay, and are whole
+    assert left == {"folds.csv", "study.json"}
+
+
+def test_eda_with_an_output_that_cannot_be_written_says_so(checkout, tiny):
+    blocked = checkout / "outputs" / "blocked"
+    blocked.write_text("a file where a folder is wanted")
+    done = happywhale("eda", "-p", "data_dir", tiny, "-o", blocked / "eda.ipynb")
+    assert done.exit_code == 2 and "cannot write" in done.stderr
+
+
+def test_papermill_with_a_fold_runs_that_fold(checkout, tiny):
+    place = checkout / "outputs" / "by_papermill.ipynb"
+    words = f"papermill nbs/03_train.ipynb {place} -p fold 2 -p quick True -p data_dir {tiny} -p study papermill"
+    done = subprocess.run(
+        [BIN / "papermill", *words.split()[1:]],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = json.loads((checkout / "outputs/papermill-quick/small_resnet_arcface/fold2/config.json").read_text())
+    assert config["parameters"]["fold"] == 2
+    cells = nbformat.read(place, as_version=4).cells
+    injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert len(injected) == 1 and "fold = 2" in injected[0].source
+
+
+TRAIN = """
+import sys, numpy as np
+from happywhale_nb.fitting import train
+from happywhale_nb.presets import configure
+config = configure("small_resnet_arcface", epochs=4, image_size=32, changes="batch_size=8 backbone=basic_cnn")
+crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
+model, history = train(config, crops, np.arange(64), np.arange(64) % 8, 8, sys.argv[1], "stamp", save_every=0)
+np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())
+"""
+
+
+@pytest.mark.kill
+def test_train_after_a_kill_resumes_and_ends_with_the_same_weights(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    subprocess.run([sys.executable, "-c", TRAIN, whole], check=True, capture_output=True, timeout=200)
+    process = subprocess.Popen([sys.executable, "-c", TRAIN, broken], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 100
+    while not (broken / "resume.json").exists():
+        assert time.monotonic() < end and process.poll() is None, "no state was saved before the training ended"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait(20)
+    done = len(json.loads((broken / "resume.json").read_text())["history"])
+    assert 1 <= done < 4 and not (broken / "weights.npz").exists()
+    subprocess.run([sys.executable, "-c", TRAIN, broken], check=True, capture_output=True, timeout=200)
+    with np.load(whole / "weights.npz") as a, np.load(broken / "weights.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_train_stage_of_a_disjoint_split_measures_retrieval_within_and_knn_refuses_it(checkout, tiny):
+    from happywhale_nb.train import train_stage
+
+    dataset, folder = read_dataset(tiny), checkout / "outputs" / "apart-quick"
+    config = configure("small_resnet_arcface", quick=True, epochs=1, changes="backbone=basic_cnn")
+    folds = study_folds(dataset, folder, 2, 0, "disjoint")
+    record = train_stage(dataset, folds, 0, "small_resnet_arcface", config, folder)
+    assert record["protocol"]["kind"] == "disjoint" and 0 < record["result"]["map5_within"] <= 1
+    refused = happywhale("knn", "-p", "data_dir", tiny, "-p", "study", "apart", "-p", "quick", "true")
+    assert refused.exit_code == 2 and "no individual is on both sides" in refused.stderr
+
+
+def test_architectures_measured_twice_keeps_the_last_row_of_each_preset(tmp_path):
+    target = tmp_path / "architectures.json"
+    for preset in ("basic_cnn", "small_resnet_arcface", "basic_cnn"):
+        done = happywhale("architectures", preset, "--to", target)
+        assert done.exit_code == 0 and preset in done.stdout, done.stderr
+    rows = json.loads(target.read_text())["models"]
+    assert [row["preset"] for row in rows] == ["small_resnet_arcface", "basic_cnn"]
+    assert happywhale("architectures", "basic_cn", "--to", target).exit_code == 2
+
+
+BENCHES = {
+    "blend.py": "search",
+    "data.py": "read the table",
+    "images.py": "memory",
+    "knn.py": "one query, 51,033 known",
+    "serve.py": "50 clients, a photograph each",
+    "train.py": "embedding one crop",
+}
+
+
+def test_every_benchmark_has_a_case_to_try():
+    bench = Path(__file__).parents[1] / "bench"
+    assert {p.name for p in bench.glob("*.py")} == {"harness.py", *BENCHES}
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("script", BENCHES)
+def test_benchmark_quick_prints_its_table(script):
+    case = BENCHES[script]
+    command = [sys.executable, Path(__file__).parents[1] / "bench" / script, "--quick", "--case", case]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {case}")]
+    assert len(rows) >= 2 and " 1.00 |" in rows[0]

@@ -1,0 +1,98 @@
+"""What a network is computed on: the precision for each device, eight devices that train as one, and Keras on JAX.
+
+Keras chooses JAX when it is imported, so one process of its own stands for it, with eight devices made of the CPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from happywhale_nb.devices import best_precision, prepare, replicas
+from happywhale_nb.paths import UserError
+
+HERE = Path(__file__).resolve().parent
+AGAIN = ["test_heads.py", "test_training.py::test_train_with_options_lowers_the_loss_and_saves_the_same_network"]
+ON_JAX = """
+import json, sys, tempfile
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import keras, pytest
+from happywhale_nb.backbones import BACKBONES
+from happywhale_nb.devices import device_line
+from test_training import fit, photographs, small, two_layers
+
+class Losses(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.reset_metrics()
+    def on_train_batch_end(self, batch, logs=None):
+        self.found.append(float(logs["loss"]))
+    def over(self, history): return False
+    def finish(self): pass
+
+def train_losses(devices):
+    losses, config = Losses(), small(f"batch_size={16 // devices} dropout=0 learning_rate=.0002", epochs=2)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(photographs(80), folder, config, callbacks=[lambda model: losses], devices=devices, inside=True)
+    return {"line": device_line(devices), "losses": losses.found}
+
+BACKBONES["two_layers"] = two_layers
+print("TRAINED" + json.dumps([train_losses(devices) for devices in (1, 8)]), flush=True)
+shown = ["-q", "-rA", "--tb=short", "--show-capture=no", "-p", "no:cacheprovider"]
+sys.exit(pytest.main([*shown, "-k", "not neck and not configuration and (test_heads or gem2 or parts)", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "precision"),
+    [
+        ("cpu", "CPU", "float32"),
+        ("tpu", "TPU v5 lite", "mixed_bfloat16"),
+        ("gpu", "NVIDIA A100-SXM4-40GB", "mixed_bfloat16"),
+        ("gpu", "NVIDIA L4", "mixed_bfloat16"),
+        ("gpu", "Tesla V100-SXM2-16GB", "mixed_float16"),
+        ("gpu", "Tesla P100-PCIE-16GB", "mixed_float16"),
+        ("gpu", "NVIDIA GeForce RTX 2080 Ti", "mixed_float16"),
+    ],
+)
+def test_best_precision_of_a_device_is_what_it_computes_fast(kind, name, precision):
+    assert best_precision({"kind": kind, "name": name}) == precision
+
+
+def test_prepare_and_replicas_of_what_is_not_there_are_refused():
+    with pytest.raises(UserError, match="precision='half': one of auto, float32"):
+        prepare("half")
+    with pytest.raises(UserError, match="devices=2, but 1 of kind cpu were found"):
+        replicas(2)
+    assert replicas(0) == replicas(1) == 1
+
+
+@pytest.fixture(scope="module")
+def on_jax():
+    """What a process on JAX with eight devices says: it trains on one and on eight, then runs the tests `AGAIN`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env = kept | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", ON_JAX, *(str(HERE / name) for name in AGAIN)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=HERE.parent, timeout=280)
+    assert "TRAINED" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
+
+
+def test_train_on_eight_devices_gives_the_losses_of_one(on_jax):
+    one, eight = json.loads(on_jax.stdout.partition("TRAINED")[2].splitlines()[0])
+    assert "8 × cpu" in eight["line"] and "×" not in one["line"]
+    assert len(one["losses"]) == len(eight["losses"]) == 10
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-4)
+
+
+def test_heads_and_training_on_jax_pass_their_tests(on_jax):
+    assert on_jax.returncode == 0, on_jax.stdout[-5000:]
+    for passed in ("test_ArcFaceLoss_with_a_margin_for_each_sample_is_its_formula[0.1]", "[pool=parts"):
+        assert any(line.startswith("PASSED") and passed in line for line in on_jax.stdout.splitlines()), passed

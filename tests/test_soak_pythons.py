@@ -1,0 +1,184 @@
+"""The wheel in an environment of its own, under each Python the project is for."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from faults import ROOT, keep_result
+from test_project import WITHOUT_TENSORFLOW
+
+PYTHONS = ("3.11", "3.12", "3.13")
+COMMANDS = ("--help", "demo --help", "catalogue build --help", "serve --help", "run --help", "kaggle build --help")
+
+# what an installed package has to be: prints what is checked by the test
+LOOK = """
+import importlib, json, sys
+from importlib import metadata
+from pathlib import Path
+
+import happywhale_nb
+
+if sys.argv[1] != "with TensorFlow":
+    sys.modules["tensorflow"] = sys.modules["keras"] = sys.modules["jax"] = None  # importing them fails
+for name in sys.argv[2:]:
+    importlib.import_module(f"happywhale_nb.{name}")
+
+from happywhale_nb.catalogue import create_catalogue
+from happywhale_nb.season import demo_model
+
+create_catalogue(Path("catalogue").absolute(), Path("data").absolute()).close()  # finds its migrations
+print(json.dumps({
+    "place": happywhale_nb.__file__,
+    "version": happywhale_nb.__version__,
+    "metadata": metadata.version("happywhale_nb"),
+    "model": demo_model().stat().st_size,
+    "page": (Path(happywhale_nb.__file__).parent / "web" / "index.html").is_file(),
+    "packages": len(list(metadata.distributions())),
+}))
+"""
+
+
+LEFT_OUT = ("PYTHONPATH", "HAPPYWHALE_DATA", "HAPPYWHALE_KAGGLE", "VIRTUAL_ENV")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+ENVIRONMENT |= {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def run(*words, cwd, minutes=30):
+    """A command outside of any checkout; returns what it printed."""
+    done = subprocess.run(
+        [*map(str, words)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=60 * minutes
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def settings():
+    """The project's settings."""
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The project's wheel, built from a copy: building leaves files beside what it builds."""
+    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "happywhale_nb", source / "happywhale_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", made)
+    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=made)
+    (path,) = made.glob("*.whl")
+    return path
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder outside of any checkout."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    return folder
+
+
+def bin_of(venv):
+    """The folder of an environment's programs."""
+    return venv / ("Scripts" if os.name == "nt" else "bin")
+
+
+def look(venv, outside, tensorflow=False):
+    """Try the installed package: commands, modules, versions, and the files that come with it. Returns its facts."""
+    for words in COMMANDS:
+        assert "Usage: happywhale" in run(bin_of(venv) / "happywhale", *words.split(), cwd=outside)
+    version = settings()["version"]
+    assert version in run(bin_of(venv) / "happywhale", "--version", cwd=outside)
+    names = sorted(path.stem for path in (ROOT / "happywhale_nb").glob("[a-z]*.py"))
+    assert set(WITHOUT_TENSORFLOW) < set(names)
+    python = bin_of(venv) / "python"
+    facts = json.loads(run(python, "-c", LOOK, "without", *WITHOUT_TENSORFLOW, cwd=outside).splitlines()[-1])
+    assert facts["version"] == facts["metadata"] == version and facts["page"] and facts["model"] > 100_000
+    assert Path(facts["place"]).resolve().is_relative_to(venv.resolve()), "the installed package, no checkout"
+    if tensorflow:
+        shutil.rmtree(outside / "catalogue")
+        run(python, "-c", LOOK, "with TensorFlow", *names, cwd=outside)
+    return facts
+
+
+def constraints(place):
+    """The versions of requirements.lock as a file of constraints: hashes are not for these."""
+    lines = re.findall(r"^([A-Za-z0-9].*?==.*?)\s*\\?$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert len(lines) > 100
+    path = place / "constraints.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def find_python(version):
+    """The program of this Python on PATH, and "" or why there is none."""
+    found = shutil.which(f"python{version}")
+    if not found:
+        return None, f"no python{version} on PATH: install it, or put its folder on PATH"
+    told = subprocess.run(
+        [found, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True, timeout=60
+    )
+    if told.returncode:
+        return None, f"python{version} on PATH does not start: with pyenv name its version in PYENV_VERSION"
+    return told.stdout.strip(), ""
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Rows of all Pythons, kept when the last of them has been tried."""
+    rows, began = [], time.monotonic()
+    yield rows
+    if len(rows) == len(PYTHONS):
+        keep_result("pythons", rows, time.monotonic() - began)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("version", PYTHONS)
+def test_wheel_under_each_python_installs_with_the_locked_versions_and_works(version, wheel, outside, table, tmp_path):
+    python, why = find_python(version)
+    if why:
+        table.append({"python": version, "missing": why})
+        pytest.skip(why)
+    began, venv = time.monotonic(), tmp_path / "venv"
+    run(python, "-m", "venv", venv, cwd=outside)
+    pip = (bin_of(venv) / "python", "-m", "pip")
+    run(*pip, "install", "--quiet", "--constraint", constraints(tmp_path), wheel, cwd=outside, minutes=60)
+    installed = time.monotonic() - began
+    # as in the Makefile: opencv-python needs a library of the system, its version without windows does not
+    windows = subprocess.run([bin_of(venv) / "python", "-c", "import cv2"], capture_output=True, timeout=120)
+    if windows.returncode:
+        run(*pip, "uninstall", "--quiet", "--yes", "opencv-python", cwd=outside)
+        locked = ROOT / "requirements-headless.lock"
+        run(*pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", locked, cwd=outside)
+    else:
+        run(*pip, "check", cwd=outside)
+    facts = look(venv, outside, tensorflow=True)
+    size = sum(path.stat().st_size for path in venv.rglob("*") if path.is_file() and not path.is_symlink())
+    told = run(bin_of(venv) / "python", "-c", "import platform; print(platform.python_version())", cwd=outside)
+    row = {"python": version, "missing": None, "found": told.strip(), "packages": facts["packages"]}
+    row |= {"opencv": "headless" if windows.returncode else "with windows", "gigabytes": round(size / 1e9, 2)}
+    row |= {"seconds to install": round(installed, 1), "seconds": round(time.monotonic() - began, 1)}
+    table.append(row)
+    shutil.rmtree(venv)
+
+
+@pytest.mark.wheel
+def test_wheel_under_this_python_works_outside_a_checkout(wheel, outside, tmp_path):
+    """Beside the packages that are installed here, so that nothing is fetched."""
+    venv = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", venv, cwd=outside)
+    run(bin_of(venv) / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=outside)
+    own = sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)})
+    Path(own, "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")  # after the environment's own packages
+    look(venv, outside)
