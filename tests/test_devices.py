@@ -16,15 +16,12 @@ from happywhale_nb.devices import best_precision, prepare, replicas
 from happywhale_nb.paths import UserError
 
 HERE = Path(__file__).resolve().parent
-AGAIN = ["test_heads.py", "test_training.py::test_train_with_options_lowers_the_loss_and_saves_the_same_network"]
+TRAINS = "test_training.py::test_train_with_options_lowers_the_loss_and_saves_the_same_network"
 ON_JAX = """
 import json, sys, tempfile
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import keras, pytest
-from happywhale_nb.backbones import BACKBONES
-from happywhale_nb.devices import device_line
-from test_training import fit, photographs, small, two_layers
 
 class Losses(keras.callbacks.Callback):
     def __init__(self):
@@ -43,10 +40,14 @@ def train_losses(devices):
         fit(photographs(80), folder, config, callbacks=[lambda model: losses], devices=devices, inside=True)
     return {"line": device_line(devices), "losses": losses.found}
 
-BACKBONES["two_layers"] = two_layers
-print("TRAINED" + json.dumps([train_losses(devices) for devices in (1, 8)]), flush=True)
+if sys.argv[1] == "train":
+    from happywhale_nb.backbones import BACKBONES
+    from happywhale_nb.devices import device_line
+    from test_training import fit, photographs, small, two_layers
+    BACKBONES["two_layers"] = two_layers
+    print("TRAINED" + json.dumps([train_losses(devices) for devices in (1, 8)]), flush=True)
 shown = ["-q", "-rA", "--tb=short", "--show-capture=no", "-p", "no:cacheprovider"]
-sys.exit(pytest.main([*shown, "-k", "not neck and not configuration and (test_heads or gem2 or parts)", *sys.argv[1:]]))
+sys.exit(pytest.main([*shown, "-k", "not neck and not configuration and (test_heads or gem2 or parts)", *sys.argv[2:]]))
 """
 
 
@@ -74,25 +75,28 @@ def test_prepare_and_replicas_of_what_is_not_there_are_refused():
     assert replicas(0) == replicas(1) == 1
 
 
-@pytest.fixture(scope="module")
-def on_jax():
-    """What a process on JAX with eight devices says: it trains on one and on eight, then runs the tests `AGAIN`."""
+def on_jax(what, tests):
+    """What a process on JAX with eight devices says that runs tests, after a training on one and on eight devices if
+    `what` is "train"."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     env = kept | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-c", ON_JAX, *(str(HERE / name) for name in AGAIN)]
+    command = [sys.executable, "-c", ON_JAX, what, str(HERE / tests)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=HERE.parent, timeout=280)
-    assert "TRAINED" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
-    return done
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    return done.stdout
 
 
-def test_train_on_eight_devices_gives_the_losses_of_one(on_jax):
-    one, eight = json.loads(on_jax.stdout.partition("TRAINED")[2].splitlines()[0])
+def test_heads_on_jax_pass_their_tests():
+    said = on_jax("test", "test_heads.py")
+    name = "test_ArcFaceLoss_with_a_margin_for_each_sample_is_its_formula[0.1]"
+    assert any(line.startswith("PASSED") and name in line for line in said.splitlines())
+
+
+@pytest.mark.trains
+def test_train_on_eight_devices_of_jax_gives_the_losses_of_one_and_options_train():
+    said = on_jax("train", TRAINS)
+    one, eight = json.loads(said.partition("TRAINED")[2].splitlines()[0])
     assert "8 × cpu" in eight["line"] and "×" not in one["line"]
     assert len(one["losses"]) == len(eight["losses"]) == 10
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-4)
-
-
-def test_heads_and_training_on_jax_pass_their_tests(on_jax):
-    assert on_jax.returncode == 0, on_jax.stdout[-5000:]
-    for passed in ("test_ArcFaceLoss_with_a_margin_for_each_sample_is_its_formula[0.1]", "[pool=parts"):
-        assert any(line.startswith("PASSED") and passed in line for line in on_jax.stdout.splitlines()), passed
+    assert any(line.startswith("PASSED") and "[pool=parts" in line for line in said.splitlines())
