@@ -41,7 +41,7 @@ from happywhale_nb.runs import write_json
 from happywhale_nb.search import ExactIndex, hit_rate, make_index, unit_rows
 from happywhale_nb.splits import fold_numbers, gallery_and_queries, make_folds, study_folds
 
-MEMORY = 8000  # MB that no part may need more of
+MEMORY = 4000  # MB that no part may need more of; the most on a first run were 2,600
 
 
 class Clock:
