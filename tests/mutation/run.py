@@ -7,7 +7,7 @@
 
 A fault stands in `mutants.json` as the text before and after, and is made in the module and in its notebook, so that
 lessons meet it too. Forty-six were drawn with a seed from those that cosmic-ray 8.7 makes of the modules named there,
-ten were written by hand. Results go to `--out` after each fault: an interrupted run goes on.
+ten were written by hand. Results go to `--out` after each fault: on the same commit an interrupted run goes on.
 """
 
 import argparse
@@ -83,6 +83,17 @@ def pytest(tree, words, seconds):
 # --- which test runs which line ---------------------------------------------------------------------------------------
 
 
+def collect(tree, scratch):
+    """Run `make test` of `tree` under coverage. Returns the file of coverage and that of the tests' seconds."""
+    data, junit = scratch / "coverage", scratch / "tests.xml"
+    scratch.mkdir(parents=True, exist_ok=True)
+    words = ["-n", "2", "--dist", "worksteal", "-m", "not rest", f"--junitxml={junit}"]
+    words += [f"--cov={tree / 'happywhale_nb'}", "--cov-context=test", "--cov-report="]
+    command = [sys.executable, "-m", "pytest", "-q", *words]
+    subprocess.run(command, cwd=tree, env=environment(tree) | {"COVERAGE_FILE": str(data)}, check=True)
+    return data, junit
+
+
 def make_map(tree, data, junit, out):
     """Write `out`: for each fault the tests that run its lines, quickest first, with their seconds.
 
@@ -143,10 +154,18 @@ def try_mutant(base, place, mutant, tests):
     return row | {"tests": len(tests), "noticed_by": failed, "seconds": round(time.monotonic() - begun, 1)}
 
 
+def read_results(out, tree):
+    """What `out` has of the commit of `tree`; nothing if it is of another one."""
+    words = ["git", "-C", tree, "rev-parse", "HEAD"]
+    commit = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    return found if found.get("commit") == commit else {"commit": commit, "faults": {}}
+
+
 def run(base, tests, out, scratch, workers, only=()):
     """Try every fault that `out` does not have yet, `workers` at a time."""
-    found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    places = Queue()
+    results = read_results(out, base)
+    found, places = results["faults"], Queue()
     for number in range(workers):
         places.put(scratch / f"copy{number}")
 
@@ -156,7 +175,8 @@ def run(base, tests, out, scratch, workers, only=()):
             found[mutant["id"]] = try_mutant(base, place, mutant, tests[mutant["id"]])
         finally:
             places.put(place)
-        out.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
+        results["faults"] = dict(sorted(found.items()))
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(mutant["id"], mutant["module"], found[mutant["id"]]["noticed_by"][:3], flush=True)
 
     left = [m for m in read_mutants() if m["id"] not in found and (not only or m["id"] in only)]
@@ -168,7 +188,7 @@ def run_all(base, out, scratch):
     """Make all faults that nobody noticed at once, and print which tests of the whole suite fail then.
 
     Whoever fails points to the fault by what it tests; if nobody does, none is noticed."""
-    found = json.loads(out.read_text(encoding="utf-8"))
+    found = json.loads(out.read_text(encoding="utf-8"))["faults"]
     left = [mutant for mutant in read_mutants() if not found[mutant["id"]]["noticed_by"]]
     tree = copy_tree(base, scratch / "all")
     for mutant in left:
@@ -179,7 +199,7 @@ def run_all(base, out, scratch):
 
 def table(out):
     """Print how many faults were noticed, by module."""
-    found, rows = json.loads(Path(out).read_text(encoding="utf-8")), defaultdict(lambda: [0, 0])
+    found, rows = json.loads(out.read_text(encoding="utf-8"))["faults"], defaultdict(lambda: [0, 0])
     for row in found.values():
         rows[row["module"]][0] += bool(row["noticed_by"])
         rows[row["module"]][1] += 1
@@ -192,16 +212,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("map", "run", "all", "table"))
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to break (copies of it)")
-    parser.add_argument("--data", type=Path, help="map: the coverage file")
-    parser.add_argument("--junit", type=Path, help="map: pytest's XML")
+    parser.add_argument("--data", type=Path, help="map: a coverage file, if there is one already")
+    parser.add_argument("--junit", type=Path, help="map: pytest's XML beside it")
     parser.add_argument("--map", type=Path, default=ROOT / "outputs" / "mutation" / "map.json")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "mutation" / "results.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "mutations.json")
     parser.add_argument("--scratch", type=Path, default=ROOT / "outputs" / "mutation")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=())
     given = parser.parse_args()
     if given.step == "map":
-        make_map(given.tree, given.data, given.junit, given.map)
+        data, junit = (given.data, given.junit) if given.data else collect(given.tree, given.scratch)
+        make_map(given.tree, data, junit, given.map)
     elif given.step == "table":
         table(given.out)
     elif given.step == "all":
