@@ -26,6 +26,7 @@ soak: .venv/.ready  ## by hand, an hour: a kill at every write, full disks, a mi
 mutants: .venv/.ready  ## by hand, an hour: break the project on purpose, and see which tests notice
 	python tests/mutation/run.py map
 	python tests/mutation/run.py run
+	python tests/mutation/run.py all
 	python tests/mutation/run.py table
 
 bench: .venv/.ready  ## time the project against named alternatives (QUICK=--quick to see that it works)

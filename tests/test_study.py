@@ -310,6 +310,17 @@ def test_run_with_a_broken_fold_stops_its_branch_and_the_next_run_resumes_there(
     assert not kept_records(fold / "03_train.ipynb") and waiting(path) == REST
 
 
+def test_train_that_fails_leaves_no_done_file_and_no_record(checkout, tiny):
+    place = checkout / "outputs" / "failed-quick" / "small_resnet_arcface" / "fold0"
+    place.mkdir(parents=True)
+    (place / "resume.json").write_text("{")
+    words = ["-p", "data_dir", tiny, "-p", "study", "failed", "-p", "quick", "true", "-p", "folds", "2"]
+    done = CliRunner().invoke(main, ["train", *map(str, words)])
+    assert done.exit_code == 2 and "resume.json is not valid JSON" in done.stderr
+    assert not list(place.glob("*.done")) and not kept_records(place / "03_train.ipynb")
+    assert (place / "03_train.failed.ipynb").is_file() and not (place / "03_train.ipynb").exists()
+
+
 def test_run_on_a_full_disk_leaves_nothing_half_written(half, checkout):
     path, folder = half
 

@@ -380,6 +380,8 @@ def test_weight_intervals_and_dropping_with_a_useless_model_find_it_worthless():
     table = weight_intervals(contest, truth, draws=8, gain=1e-4)
     assert table.loc["noise", "weight"] < table["weight"].drop("noise").min()
     assert (table["low"] <= table["high"]).all() and table["positive"].between(0, 1).all()
+    shrunk = weight_intervals(contest, truth, draws=8, gain=1e-4, shrink=True)["positive"]
+    assert shrunk["noise"] < 1 == shrunk.max()
     lost = dropping(contest, np.ones(5))
     assert lost["noise"] <= 0.002 < lost.drop("noise").max()
     without = [contest.start(np.arange(5) != j).map5() for j in range(5)]

@@ -2,7 +2,7 @@
 
     python tests/mutation/run.py map           # once: which test runs which line (the whole suite under coverage)
     python tests/mutation/run.py run           # each fault of mutants.json against the tests that run its lines
-    python tests/mutation/run.py all           # those not noticed, all made at once, against the whole suite
+    python tests/mutation/run.py all           # those not noticed, all made at once, against `make test`
     python tests/mutation/run.py table         # the results by module
 
 A fault stands in `mutants.json` as the text before and after, and is made in the module and in its notebook, so that
@@ -185,16 +185,18 @@ def run(base, tests, out, scratch, workers, only=()):
 
 
 def run_all(base, out, scratch):
-    """Make all faults that nobody noticed at once, and print which tests of the whole suite fail then.
+    """Make all faults that nobody noticed at once, run the whole of `make test`, and keep which tests fail then.
 
-    Whoever fails points to the fault by what it tests; if nobody does, none is noticed."""
-    found = json.loads(out.read_text(encoding="utf-8"))["faults"]
-    left = [mutant for mutant in read_mutants() if not found[mutant["id"]]["noticed_by"]]
+    Each of them points to its fault by what it tests; if none does, the faults are not noticed."""
+    results = json.loads(out.read_text(encoding="utf-8"))
+    left = [m for m in read_mutants() if not results["faults"][m["id"]]["noticed_by"]]
     tree = copy_tree(base, scratch / "all")
     for mutant in left:
         make(tree, mutant)
-    print("made:", *(mutant["id"] for mutant in left), flush=True)
-    print("noticed by:", *pytest(tree, ["-n", "2", "--dist", "loadfile"], 5400), sep="\n  ")
+    failed = pytest(tree, ["-n", "2", "--dist", "worksteal", "-m", "not rest"], 3600)
+    results["all at once"] = {"made": [mutant["id"] for mutant in left], "failed": failed}
+    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(*failed, sep="\n")
 
 
 def table(out):
