@@ -386,3 +386,11 @@ def test_weight_intervals_and_dropping_with_a_useless_model_find_it_worthless():
     assert lost["noise"] <= 0.002 < lost.drop("noise").max()
     without = [contest.start(np.arange(5) != j).map5() for j in range(5)]
     assert lost.tolist() == pytest.approx(contest.start(np.ones(5)).map5() - np.array(without), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", [15, 25])  # searches that end with small steps down
+def test_search_weights_with_halved_steps_reports_the_score_of_the_weights_it_returns(seed):
+    ballots, truth = simulate(4, 120, animals=60, seed=seed)
+    fit = search_weights(Contest(tally(ballots), truth), gain=1e-6, shrink=True)
+    assert fit.after == pytest.approx(Contest(tally(ballots), truth).start(fit.weights).map5(), abs=1e-12)
+    assert fit.after > fit.before
