@@ -58,6 +58,8 @@ def copy_tree(tree, target):
         if (tree / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(tree / name, target / name)
+    for words in (["init", "-q"], ["add", "-A"]):  # some tests ask git which files there are
+        subprocess.run(["git", *words], cwd=target, check=True)
     return target
 
 
