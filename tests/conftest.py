@@ -127,6 +127,27 @@ def study(whole):
     return whole / "outputs" / "whole-quick"
 
 
+@pytest.fixture
+def project(tmp_path):
+    """A checkout of one's own with the real notebooks."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    copy_project(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A function that writes a table of answers from its lines."""
+
+    def write(name, *rows, header="image,predictions"):
+        path = tmp_path / name
+        path.write_text("\n".join([header, *rows]) + "\n")
+        return path
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real photographs and tables (`$HAPPYWHALE_SHARED`, else beside the checkout)."""

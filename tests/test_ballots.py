@@ -19,18 +19,6 @@ quick = settings(
 )
 
 
-@pytest.fixture
-def files(tmp_path):
-    """A function that writes a table of answers from its lines."""
-
-    def write(name, *rows, header="image,predictions"):
-        path = tmp_path / name
-        path.write_text("\n".join([header, *rows]) + "\n")
-        return path
-
-    return write
-
-
 def test_read_ballots_of_two_files_matches_photographs_and_repairs_lists(files):
     one = files("one.csv", "x,a b c d e", "y,f", "z,a a b")
     two = files("two.csv", "z,\"['b', 'a']\"", "w,a", "x,a b c d e f g")

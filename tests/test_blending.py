@@ -14,18 +14,6 @@ from happywhale_nb.paths import UserError
 from happywhale_nb.tally import simulate
 
 
-@pytest.fixture
-def files(tmp_path):
-    """A function that writes a table of answers from its lines."""
-
-    def write(name, *rows, header="image,predictions"):
-        path = tmp_path / name
-        path.write_text("\n".join([header, *rows]) + "\n")
-        return path
-
-    return write
-
-
 def test_blend_score_and_validate_commands_on_small_files_give_the_known_figures(files, tmp_path):
     run = CliRunner().invoke
     one, two = files("one.csv", "x,a b c", "y,b c", "z,c"), files("two.csv", "z,a", "y,a", "x,b a a")

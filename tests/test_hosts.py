@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -45,16 +44,6 @@ def compiled(tmp_path_factory):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A checkout with the real notebooks."""
-    folder = tmp_path / "project"
-    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copy(ROOT / "settings.ini", folder)
-    (folder / "outputs").mkdir()
-    return folder
 
 
 def start(code, arguments, log, cwd=None, **variables):

@@ -329,16 +329,6 @@ def test_train_notebook_out_of_time_fails_but_on_kaggle_where_its_output_is_kept
     run(None, kaggle=False)
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A checkout with the real notebooks."""
-    folder = tmp_path / "project"
-    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copy(ROOT / "settings.ini", folder)
-    (folder / "outputs").mkdir()
-    return folder
-
-
 @pytest.mark.trains
 def test_train_command_out_of_time_fails_and_goes_on_when_run_again(project, tiny):
     command = [Path(sys.executable).with_name("happywhale"), "train", "-p", "data_dir", tiny, "-p", "study", "limited"]
