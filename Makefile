@@ -46,7 +46,7 @@ export: .venv/.ready  ## after editing notebooks: clean them, write the package 
 	@$(MAKE) --no-print-directory readme
 
 hooks: .venv/.ready  ## once, for who edits: JupyterLab saves notebooks clean, git merges them cell by cell
-	@python -c 'from happywhale_nb.saving import install_hooks; print(install_hooks())'
+	@python -c 'from happywhale_nb.workflow.jupyter_hooks import install_hooks; print(install_hooks())'
 
 readme: .venv/.ready
 	@jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \

@@ -17,9 +17,9 @@ import pandas as pd
 from harness import main
 from scipy import sparse
 
-from happywhale_nb.ballots import Ballots, read_ballots
-from happywhale_nb.predictions import write_predictions
-from happywhale_nb.tally import VOTES, Contest, search_weights, simulate, tally
+from happywhale_nb.ensemble.ranked_lists import Ballots, read_ballots
+from happywhale_nb.ensemble.voting import VOTES, Contest, search_weights, simulate, tally
+from happywhale_nb.retrieval.predictions import write_predictions
 
 MODELS, PHOTOS, QUICK = 30, 51_033, 20  # QUICK: that many times fewer photographs
 SKILL = (0.5, 2.0)  # of the simulated models

@@ -15,11 +15,11 @@ from harness import main
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 
-from happywhale_nb.check import Check, check_folder, check_tables
-from happywhale_nb.dataset import COLUMNS, read_dataset, read_table
-from happywhale_nb.demo import draw_demo
-from happywhale_nb.duplicates import DISTANCE, close_hashes
-from happywhale_nb.splits import make_folds
+from happywhale_nb.data.check import Check, check_folder, check_tables
+from happywhale_nb.data.dataset import COLUMNS, read_dataset, read_table
+from happywhale_nb.data.near_duplicates import DISTANCE, close_hashes
+from happywhale_nb.data.splits import make_folds
+from happywhale_nb.demo.dataset import draw_demo
 
 HERE = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("HAPPYWHALE_SHARED", HERE.parent / "shared" / "data"))

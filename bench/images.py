@@ -21,10 +21,10 @@ import pandas as pd
 from harness import main
 from PIL import Image
 
-from happywhale_nb import crops as crops_module
-from happywhale_nb.augmentation import RECIPES, augment
-from happywhale_nb.boxes import BOX
-from happywhale_nb.crops import load_crop, load_crops
+from happywhale_nb.data.boxes import BOX
+from happywhale_nb.imaging import crops as crops_module
+from happywhale_nb.imaging.augmentation import RECIPES, augment
+from happywhale_nb.imaging.crops import load_crop, load_crops
 
 HERE = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("HAPPYWHALE_SHARED", HERE.parent / "shared" / "data"))
@@ -107,8 +107,8 @@ def batches(recipe, after=None, epochs=1):
     """A `prepare` that reads `epochs` epochs of batches of 16 with a recipe, then `after` (made by a function)."""
 
     def prepare(quick):
-        from happywhale_nb.images import epoch_orders, training_batches
-        from happywhale_nb.targets import Targets
+        from happywhale_nb.networks.batches import epoch_orders, training_batches
+        from happywhale_nb.networks.targets import Targets
 
         crops, n = folder_of_crops(quick), 64 if quick else 384
         rows = np.arange(n) % len(crops)

@@ -18,8 +18,8 @@ import numpy as np
 from harness import main
 from sklearn.neighbors import NearestNeighbors
 
-from happywhale_nb.metrics import map_at_5
-from happywhale_nb.search import ExactIndex, FaissIndex, hit_rate
+from happywhale_nb.retrieval.metrics import map_at_5
+from happywhale_nb.retrieval.search import ExactIndex, FaissIndex, hit_rate
 
 WIDTH, NEIGHBOURS = 512, 50
 

@@ -26,10 +26,10 @@ def training(defaults=False, classes=100, changes=""):
     """A `prepare` that fits some steps of the CPU preset, compiled as Keras does by default or as this project does."""
 
     def prepare(quick):
-        from happywhale_nb.fitting import build_network, build_optimizer, compile_trainer
-        from happywhale_nb.heads import ArcFaceLoss, accuracy, top5
-        from happywhale_nb.presets import configure
-        from happywhale_nb.targets import Targets, class_margins
+        from happywhale_nb.networks.heads import ArcFaceLoss, accuracy, top5
+        from happywhale_nb.networks.presets import configure
+        from happywhale_nb.networks.targets import Targets, class_margins
+        from happywhale_nb.networks.training import build_network, build_optimizer, compile_trainer
 
         steps = 4 if quick else 20
         config = configure(PRESET, image_size=SIDE, changes=changes)
@@ -75,9 +75,9 @@ def preset_training(preset, classes=1000, precision="float32"):
     """A `prepare` that takes one training step of a preset at its own size."""
 
     def prepare(quick):
-        from happywhale_nb import devices
-        from happywhale_nb.fitting import build_network, build_optimizer, compile_trainer
-        from happywhale_nb.presets import configure
+        from happywhale_nb.networks import devices
+        from happywhale_nb.networks.presets import configure
+        from happywhale_nb.networks.training import build_network, build_optimizer, compile_trainer
 
         devices.prepare(precision)
         batch = 2 if quick else PRESETS[preset][1]
@@ -101,8 +101,8 @@ def preset_embedding(preset):
     """A `prepare` that embeds one batch with a preset's network at its own size."""
 
     def prepare(quick):
-        from happywhale_nb.fitting import build_network, embed, identifier
-        from happywhale_nb.presets import configure
+        from happywhale_nb.networks.presets import configure
+        from happywhale_nb.networks.training import build_network, embed, identifier
 
         batch, config = 2 if quick else PRESETS[preset][1], configure(preset, changes="weights=")
         model, side = identifier(build_network(config, 10)), config.image_size
@@ -142,7 +142,7 @@ def timm_network(preset, classes):
 def timm_photos(preset, batch):
     import torch
 
-    from happywhale_nb.presets import configure
+    from happywhale_nb.networks.presets import configure
 
     side = configure(preset).image_size
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, 3, side, side)).astype(np.float32))
@@ -218,8 +218,8 @@ def crops(quick, n=256, side=SIDE):
 
 def stored(preset=PRESET):
     """A model of the CPU preset on crops of `SIDE`, or of another preset at its own size, kept in a file."""
-    from happywhale_nb.fitting import build_network, identifier
-    from happywhale_nb.presets import configure
+    from happywhale_nb.networks.presets import configure
+    from happywhale_nb.networks.training import build_network, identifier
 
     config = configure(preset, image_size=SIDE if preset == PRESET else 0, changes="weights=")
     model = identifier(build_network(config, classes=100))
@@ -232,7 +232,7 @@ def saved_model(n=256, preset=PRESET):
     def prepare(quick):
         import tensorflow as tf
 
-        from happywhale_nb.export import encoder
+        from happywhale_nb.networks.export import encoder
 
         model, path = stored(preset)
         encoder(model).export(path.parent / "saved", format="tf_saved_model", verbose=False)
@@ -251,7 +251,7 @@ def saved_model(n=256, preset=PRESET):
 
 def exported(kind, n=256, preset=PRESET):
     def prepare(quick):
-        from happywhale_nb.export import Encoder, export_encoder
+        from happywhale_nb.networks.export import Encoder, export_encoder
 
         model, path = stored(preset)
         photos = crops(quick, n, model.input_shape[1])
@@ -265,7 +265,7 @@ def exported(kind, n=256, preset=PRESET):
 
 def keras_embed(n=256):
     def prepare(quick):
-        from happywhale_nb.fitting import embed
+        from happywhale_nb.networks.training import embed
 
         model, photos = stored()[0], crops(quick, n)
         embed(model, photos, batch_size=BATCH, quiet=True)

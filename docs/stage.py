@@ -31,7 +31,7 @@ def source(cell):
 
 def module(notebook):
     """The module a notebook (a dict) exports to; "" if it exports none."""
-    found = re.search(r"^#\| default_exp (\w+)", "\n".join("".join(c["source"]) for c in notebook["cells"]), re.M)
+    found = re.search(r"^#\| default_exp ([\w.]+)", "\n".join("".join(c["source"]) for c in notebook["cells"]), re.M)
     return found[1] if found else ""
 
 
@@ -74,7 +74,7 @@ def functions(root):
     for path in sorted(root.glob("nbs/**/*.ipynb")):
         if not (name := module(json.loads(read(path)))):
             continue
-        tree = ast.parse(read(root / "happywhale_nb" / f"{name}.py"))
+        tree = ast.parse(read(root / "happywhale_nb" / f"{name.replace('.', '/')}.py"))
         text += [f"## {name}", "", f"Notebook: [{path.stem}](../{path.relative_to(root).as_posix()})", ""]
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

@@ -17,14 +17,14 @@ from sqlalchemy import text
 from standins import write_standins
 from threadpoolctl import threadpool_limits
 
-from happywhale_nb.boxes import BOX
-from happywhale_nb.catalogue import Catalogue, create_catalogue
-from happywhale_nb.crops import load_crop
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.demo import draw_demo
-from happywhale_nb.intake import build, recalibrate
-from happywhale_nb.stages import STAGES, locked
-from happywhale_nb.tables import make_engine
+from happywhale_nb.catalogue.ingest import build, recalibrate
+from happywhale_nb.catalogue.schema import make_engine
+from happywhale_nb.catalogue.store import Catalogue, create_catalogue
+from happywhale_nb.data.boxes import BOX
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.demo.dataset import draw_demo
+from happywhale_nb.imaging.crops import load_crop
+from happywhale_nb.workflow.runner import STAGES, locked
 
 ROOT = Path(__file__).resolve().parents[1]
 # every kernel and command started by a test is quiet, and reads no data but what the test names

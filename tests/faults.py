@@ -41,8 +41,8 @@ def keep_result(name, table, seconds=None):
     place, or None."""
     if not os.environ.get("HAPPYWHALE_KEEP_RESULTS"):
         return None
-    from happywhale_nb.records import commit_of
-    from happywhale_nb.runs import versions, write_json
+    from happywhale_nb.core.artifacts import versions, write_json
+    from happywhale_nb.workflow.provenance import commit_of
 
     commit = commit_of(ROOT) or {"hash": None, "changes": None}
     facts = {"commit": commit["hash"], "changed": commit["changes"] is not None}

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.paths import UserError, atomic, fold_dir, study_dir
-from happywhale_nb.predictions import read_predictions, write_predictions
-from happywhale_nb.runs import read_json, write_json
-from happywhale_nb.splits import fold_numbers, gallery_and_queries, study_folds
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.core.paths import UserError, atomic, fold_dir, study_dir
+from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
+from happywhale_nb.core.artifacts import read_json, write_json
+from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, study_folds
 
 dataset, folder = read_dataset(data_dir, need_photos=False), study_dir(study, data_dir, quick)
 

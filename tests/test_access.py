@@ -4,7 +4,10 @@ import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from happywhale_nb.access import (
+from happywhale_nb.catalogue.schema import Base, Token
+from happywhale_nb.catalogue.store import NotFound
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.server.auth import (
     ROLES,
     Limiter,
     foreign,
@@ -16,9 +19,6 @@ from happywhale_nb.access import (
     may,
     revoke,
 )
-from happywhale_nb.catalogue import NotFound
-from happywhale_nb.paths import UserError
-from happywhale_nb.tables import Base, Token
 
 
 @pytest.fixture

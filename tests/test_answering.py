@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from happywhale_nb.answering import DEPTH, FEW, LEVEL, Calibration, Known, answer, calibrate
-from happywhale_nb.dataset import NEW
-from happywhale_nb.knn import KNNHead, rank_sets
-from happywhale_nb.paths import UserError
-from happywhale_nb.thresholds import Chances, rank_new
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import NEW
+from happywhale_nb.retrieval.gallery import DEPTH, FEW, LEVEL, Calibration, Known, answer, calibrate
+from happywhale_nb.retrieval.open_set import Chances, rank_new
+from happywhale_nb.stages.knn import KNNHead, rank_sets
 
 
 @pytest.fixture

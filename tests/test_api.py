@@ -27,16 +27,18 @@ from schemathesis.checks import not_a_server_error
 from sqlalchemy import func, select
 from sqlalchemy.orm import SessionTransaction
 
-from happywhale_nb import decisions, intake, tables
-from happywhale_nb.access import ROLES, digest, make_token
-from happywhale_nb.api import Desk, Options, make_app
-from happywhale_nb.asking import Asker, ask_encounter
-from happywhale_nb.catalogue import Catalogue, create_catalogue
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.intake import build, recalibrate
-from happywhale_nb.tables import Crop, Decision, Embedding, Encounter, Individual, Photo, Token
-from happywhale_nb.uploads import Limits
-from happywhale_nb.views import list_encounters
+from happywhale_nb.catalogue import decisions
+from happywhale_nb.catalogue import ingest as intake
+from happywhale_nb.catalogue import schema as tables
+from happywhale_nb.catalogue.ingest import build, recalibrate
+from happywhale_nb.catalogue.matching import Asker, ask_encounter
+from happywhale_nb.catalogue.queries import list_encounters
+from happywhale_nb.catalogue.schema import Crop, Decision, Embedding, Encounter, Individual, Photo, Token
+from happywhale_nb.catalogue.store import Catalogue, create_catalogue
+from happywhale_nb.catalogue.uploads import Limits
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.server.app import Desk, Options, make_app
+from happywhale_nb.server.auth import ROLES, digest, make_token
 
 HERE = "http://127.0.0.1:8000"
 
@@ -287,7 +289,7 @@ def test_photo_file_that_is_gone_is_404_with_its_place(page, mine):
 def heat(monkeypatch):
     """Stands in for Grad-CAM, which needs TensorFlow: its picture is the map it was given."""
     module = SimpleNamespace(heat_png=lambda heat: heat, match_heat=lambda embedder, one, two: (b"asked", b"match"))
-    monkeypatch.setitem(sys.modules, "happywhale_nb.heat", module)
+    monkeypatch.setitem(sys.modules, "happywhale_nb.networks.heat", module)
 
 
 def test_heat_of_each_photograph_of_a_match_is_made_once(page, heat, monkeypatch):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import happywhale_nb
-from happywhale_nb.augmentation import RECIPES, STEPS, augment, plan, recipe_from_data, sections
-from happywhale_nb.paths import UserError
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.imaging.augmentation import RECIPES, STEPS, augment, plan, recipe_from_data, sections
 
 EXTREME = {"Rotation": 180, "Affine": 60, "HorizonTilt": 90, "Noise": 200, "Jpeg": 200, "Spray": 0.5, "Blur": 0.2}
 CASES = RECIPES | {name: (step(EXTREME.get(name, 0.8), 1.0),) for name, step in STEPS.items()}
@@ -21,7 +21,7 @@ def give_all(photos):
     """What the layer gives for each recipe and for each step alone."""
     from keras import ops
 
-    from happywhale_nb.images import Augmenter
+    from happywhale_nb.networks.batches import Augmenter
 
     drawn = {name: plan(recipe, len(photos), [1, 2]) for name, recipe in CASES.items()}
     return {
@@ -106,8 +106,8 @@ def test_augment_beside_other_batches_depends_on_its_seed_alone(photos):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_training_batches_from_any_number_of_workers_are_the_same(photos, inside):
-    from happywhale_nb.images import epoch_orders, training_batches
-    from happywhale_nb.targets import Targets
+    from happywhale_nb.networks.batches import epoch_orders, training_batches
+    from happywhale_nb.networks.targets import Targets
 
     crops, rows = np.tile(photos, (4, 1, 1, 1)), np.arange(24)
     given = (
@@ -134,12 +134,10 @@ def test_training_batches_from_any_number_of_workers_are_the_same(photos, inside
 def test_augment_is_called_where_training_batches_are_made_alone():
     """`augment` and `Augmenter` are called where training batches are made, and nowhere else in the package."""
     package = Path(happywhale_nb.__file__).parent
-    text = {
-        path.stem: path.read_text() for path in package.glob("*.py") if path.stem not in ("_modidx", "augmentation")
-    }
-    assert {name for name in text if "augment(" in text[name]} == {"images", "detector"}
-    assert {name for name in text if "augmented(" in text[name]} == {"images", "fitting"}
-    assert {name for name in text if "Augmenter(" in text[name]} == {"images"}
+    text = {path.stem: path.read_text() for path in package.glob("*/*.py") if path.stem != "augmentation"}
+    assert {name for name in text if "augment(" in text[name]} == {"batches", "detector"}
+    assert {name for name in text if "augmented(" in text[name]} == {"batches", "training"}
+    assert {name for name in text if "Augmenter(" in text[name]} == {"batches"}
 
 
 def test_recipe_from_data_of_an_unknown_step_names_the_known_ones():

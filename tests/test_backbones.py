@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from happywhale_nb.backbones import BACKBONES, feature_maps
-from happywhale_nb.paths import UserError
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.networks.backbones import BACKBONES, feature_maps
 
 
 @pytest.mark.parametrize("name", ["basic_cnn", "small_resnet", "small_efficientnet", "resnet50", "efficientnet_b0"])

@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.blending import mean_scores, select_runs
-from happywhale_nb.cli import main
-from happywhale_nb.paths import UserError
-from happywhale_nb.tally import simulate
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.ensemble.voting import simulate
+from happywhale_nb.stages.blending import mean_scores, select_runs
 
 
 def test_blend_score_and_validate_commands_on_small_files_give_the_known_figures(files, tmp_path):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.boxes import BOX, COLUMNS, CropMix, clean_boxes, iou, read_box_tables, read_boxes
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.paths import UserError
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.boxes import BOX, COLUMNS, CropMix, clean_boxes, iou, read_box_tables, read_boxes
+from happywhale_nb.data.dataset import read_dataset
 
 quick = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from happywhale_nb.callbacks import (
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.networks.callbacks import (
     Deadline,
     EarlyStop,
     ProgressBar,
@@ -19,10 +20,9 @@ from happywhale_nb.callbacks import (
     TrainingState,
     Unfinished,
 )
-from happywhale_nb.fitting import epoch_orders, fit_network, targets_of
-from happywhale_nb.heads import CosineClassifier
-from happywhale_nb.paths import UserError
-from happywhale_nb.presets import configure
+from happywhale_nb.networks.heads import CosineClassifier
+from happywhale_nb.networks.presets import configure
+from happywhale_nb.networks.training import epoch_orders, fit_network, targets_of
 
 ROWS = np.arange(32)
 
@@ -134,7 +134,7 @@ def clock(monkeypatch):
     """A clock that callbacks read and tests set, `clock.now` in seconds."""
     clock = SimpleNamespace(now=100.0)
     clock.perf_counter = lambda: clock.now
-    monkeypatch.setattr("happywhale_nb.callbacks.time", clock)
+    monkeypatch.setattr("happywhale_nb.networks.callbacks.time", clock)
     return clock
 
 
@@ -281,7 +281,7 @@ def test_Deadline_after_the_last_epoch_has_nothing_to_stop_and_before_the_first_
 
 
 def test_ProgressBar_where_nobody_looks_writes_a_line_an_epoch(network, clock, capsys, monkeypatch):
-    monkeypatch.setattr("happywhale_nb.callbacks.watched", lambda: False)
+    monkeypatch.setattr("happywhale_nb.networks.callbacks.watched", lambda: False)
     shown = ProgressBar(epochs=5, steps=30, done=2)
     shown.set_model(network)
     for epoch in (2, 3):

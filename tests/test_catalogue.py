@@ -14,8 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 
-from happywhale_nb import tables
-from happywhale_nb.catalogue import (
+from happywhale_nb.catalogue import schema as tables
+from happywhale_nb.catalogue.decisions import change, decide, make_individual, merge
+from happywhale_nb.catalogue.ingest import take_news, take_photos
+from happywhale_nb.catalogue.queries import (
+    encounter_view,
+    facets,
+    individual_page,
+    list_decisions,
+    list_encounters,
+    sightings,
+)
+from happywhale_nb.catalogue.schema import Base, Decision, Encounter, Model, Photo
+from happywhale_nb.catalogue.store import (
     CARD,
     Catalogue,
     add_photo,
@@ -25,12 +36,8 @@ from happywhale_nb.catalogue import (
     plain,
     upgrade_catalogue,
 )
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.decisions import change, decide, make_individual, merge
-from happywhale_nb.intake import take_news, take_photos
-from happywhale_nb.paths import UserError
-from happywhale_nb.tables import Base, Decision, Encounter, Model, Photo
-from happywhale_nb.views import encounter_view, facets, individual_page, list_decisions, list_encounters, sightings
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import read_dataset
 
 SETTINGS = {"margin": 0.05, "keep_aspect": False}
 

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from happywhale_nb.blending import blend_stage
-from happywhale_nb.check import (
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.check import (
     FINDINGS,
     Check,
     as_json,
@@ -24,11 +25,10 @@ from happywhale_nb.check import (
     odd_ids,
     write_skips,
 )
-from happywhale_nb.cli import main
-from happywhale_nb.crops import load_crop
-from happywhale_nb.dataset import NEW, read_dataset
-from happywhale_nb.paths import UserError
-from happywhale_nb.predictions import read_predictions, write_predictions
+from happywhale_nb.data.dataset import NEW, read_dataset
+from happywhale_nb.imaging.crops import load_crop
+from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
+from happywhale_nb.stages.blending import blend_stage
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from happywhale_nb.cli import main
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.paths import UserError
-from happywhale_nb.presets import configure
-from happywhale_nb.splits import study_folds
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.splits import study_folds
+from happywhale_nb.networks.presets import configure
 
 BIN = Path(sys.executable).parent
 
@@ -108,7 +108,7 @@ def test_the_command_as_a_process_ends_a_mistake_with_status_2_and_no_traceback(
 
 
 def test_train_stage_with_a_truncated_photo_names_it_and_leaves_no_result(tiny_copy, tmp_path):
-    from happywhale_nb.train import train_stage
+    from happywhale_nb.stages.train import train_stage
 
     photo = sorted((tiny_copy / "train_images").iterdir())[5]
     photo.write_bytes(photo.read_bytes()[:-400])
@@ -149,8 +149,8 @@ def test_papermill_with_a_fold_runs_that_fold(checkout, tiny):
 
 TRAIN = """
 import sys, numpy as np
-from happywhale_nb.fitting import train
-from happywhale_nb.presets import configure
+from happywhale_nb.networks.training import train
+from happywhale_nb.networks.presets import configure
 config = configure("small_resnet_arcface", epochs=4, image_size=32, changes="batch_size=8 backbone=basic_cnn")
 crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
 model, history = train(config, crops, np.arange(64), np.arange(64) % 8, 8, sys.argv[1], "stamp", save_every=0)
@@ -180,7 +180,7 @@ def test_train_after_a_kill_resumes_and_ends_with_the_same_weights(tmp_path):
 
 
 def test_train_stage_of_a_disjoint_split_measures_retrieval_within_and_knn_refuses_it(checkout, tiny):
-    from happywhale_nb.train import train_stage
+    from happywhale_nb.stages.train import train_stage
 
     dataset, folder = read_dataset(tiny), checkout / "outputs" / "apart-quick"
     config = configure("small_resnet_arcface", quick=True, epochs=1, changes="backbone=basic_cnn")

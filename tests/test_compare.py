@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from happywhale_nb.cli import main
-from happywhale_nb.compare import compare_runs, describe_comparison
-from happywhale_nb.embeddings import Embeddings, write_embeddings
-from happywhale_nb.paths import UserError
-from happywhale_nb.predictions import write_predictions
-from happywhale_nb.records import keep_record
-from happywhale_nb.runs import read_json, write_json
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.artifacts import read_json, write_json
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
+from happywhale_nb.retrieval.predictions import write_predictions
+from happywhale_nb.workflow.compare import compare_runs, describe_comparison
+from happywhale_nb.workflow.provenance import keep_record
 
 ROOT = Path(__file__).resolve().parents[1]
 VALUES = {"fold": 0, "epochs": 0, "preset": "small", "seed": 0, "quick": False, "data_dir": "/x/demo", "force": False}
@@ -244,8 +244,8 @@ def test_compare_command_ends_with_0_1_or_2(two):
 
 TRAIN = """
 import sys, numpy as np
-from happywhale_nb.fitting import train
-from happywhale_nb.presets import configure
+from happywhale_nb.networks.training import train
+from happywhale_nb.networks.presets import configure
 config = configure("basic_cnn", epochs=2, image_size=32, changes="batch_size=8")
 crops = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3)).astype("uint8")
 model, _ = train(config, crops, np.arange(32), np.arange(32) % 8, 8, sys.argv[1], "stamp")

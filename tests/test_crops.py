@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from happywhale_nb import crops as crops_module
-from happywhale_nb.boxes import BOX
-from happywhale_nb.crops import Crops, cut, load_crop, load_crops, upright_size
-from happywhale_nb.paths import UserError
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.boxes import BOX
+from happywhale_nb.imaging import crops as crops_module
+from happywhale_nb.imaging.crops import Crops, cut, load_crop, load_crops, upright_size
 
 NO_BOX = [*BOX, "W", "H"]
 quick = settings(
@@ -262,7 +262,7 @@ import os, sys
 from pathlib import Path
 os.cpu_count = lambda: 1
 import pandas as pd
-from happywhale_nb import crops
+from happywhale_nb.imaging import crops
 written, write = [], Path.write_bytes
 def hold(path, data):
     if len(written) == 8:

@@ -11,18 +11,18 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from happywhale_nb.baselines import hog, raw_pixels
-from happywhale_nb.boxes import BOX, CropMix, read_boxes
-from happywhale_nb.crops import load_crops
-from happywhale_nb.dataset import NEW, Dataset, parse_csv, read_dataset, read_sizes, read_skips, read_table
-from happywhale_nb.demo import check_sizes, draw_demo, plan
-from happywhale_nb.eda import imbalance_table, species_table
-from happywhale_nb.knn import KNNHead
-from happywhale_nb.metrics import map_at_5
-from happywhale_nb.paths import UserError
-from happywhale_nb.predictions import read_predictions, write_predictions
-from happywhale_nb.species import suspect_spellings
-from happywhale_nb.splits import dataset_folds, gallery_and_queries, make_folds, true_answers
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.boxes import BOX, CropMix, read_boxes
+from happywhale_nb.data.dataset import NEW, Dataset, parse_csv, read_dataset, read_sizes, read_skips, read_table
+from happywhale_nb.data.species import suspect_spellings
+from happywhale_nb.data.splits import dataset_folds, gallery_and_queries, make_folds, true_answers
+from happywhale_nb.demo.dataset import check_sizes, draw_demo, plan
+from happywhale_nb.imaging.crops import load_crops
+from happywhale_nb.retrieval.baselines import hog, raw_pixels
+from happywhale_nb.retrieval.metrics import map_at_5
+from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
+from happywhale_nb.stages.eda import imbalance_table, species_table
+from happywhale_nb.stages.knn import KNNHead
 
 ROWS = [("a.jpg", "beluga", "w1"), ("b.jpg", "beluga", "w2"), ("c.jpg", "kiler_whale", "w1"), ("d.jpg", "globis", "w3")]
 

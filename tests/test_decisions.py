@@ -26,13 +26,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 from test_catalogue import fill
 
-from happywhale_nb.catalogue import Catalogue, NotFound, add_photo, create_catalogue, new_encounter
-from happywhale_nb.decisions import Conflict, change, decide, make_individual, merge, rename, split, undo
-from happywhale_nb.exports import original_text, to_csv
-from happywhale_nb.importing import plan_source
-from happywhale_nb.paths import UserError
-from happywhale_nb.tables import Answer, Base, Decision, Encounter, Individual
-from happywhale_nb.views import individual_page, rejections, sightings
+from happywhale_nb.catalogue.decisions import Conflict, change, decide, make_individual, merge, rename, split, undo
+from happywhale_nb.catalogue.exports import original_text, to_csv
+from happywhale_nb.catalogue.queries import individual_page, rejections, sightings
+from happywhale_nb.catalogue.schema import Answer, Base, Decision, Encounter, Individual
+from happywhale_nb.catalogue.store import Catalogue, NotFound, add_photo, create_catalogue, new_encounter
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.importers import plan_source
 
 SETTINGS = {"margin": 0.05, "keep_aspect": False}
 

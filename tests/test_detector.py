@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from happywhale_nb.boxes import BOX, iou, read_boxes
-from happywhale_nb.cli import main
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.demo import draw_demo
-from happywhale_nb.paths import UserError
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.boxes import BOX, iou, read_boxes
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.demo.dataset import draw_demo
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def untrained():
     """A small detector as it begins."""
-    from happywhale_nb.detector import build_detector
+    from happywhale_nb.networks.detector import build_detector
 
     return build_detector(4)
 
@@ -35,7 +35,7 @@ def bright():
 
 
 def test_windows_of_any_boxes_hold_them_and_show_them_where_they_are():
-    from happywhale_nb.detector import windows
+    from happywhale_nb.networks.detector import windows
 
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.7, (500, 2))
@@ -50,7 +50,7 @@ def test_windows_of_any_boxes_hold_them_and_show_them_where_they_are():
 
 def test_detector_batches_show_each_box_where_its_pixels_are(bright):
     """The patch is found in the pixels where the box says it is, also in windows and in mirror images."""
-    from happywhale_nb.detector import SIDE, detector_batches
+    from happywhale_nb.networks.detector import SIDE, detector_batches
 
     photos, boxes = bright
     batches, steps = detector_batches(photos, boxes.astype(np.float32), epochs=4, batch_size=3, seed=0)
@@ -66,7 +66,7 @@ def test_detector_batches_show_each_box_where_its_pixels_are(bright):
 
 
 def test_box_loss_of_any_boxes_is_that_of_the_formula():
-    from happywhale_nb.detector import box_loss
+    from happywhale_nb.networks.detector import box_loss
 
     rng = np.random.default_rng(1)
     low = rng.uniform(0, 0.6, (2, 40, 2))
@@ -83,7 +83,7 @@ def test_box_loss_of_any_boxes_is_that_of_the_formula():
 
 
 def test_draw_boxes_of_mirror_images_are_mirrored(untrained, bright):
-    from happywhale_nb.detector import draw_boxes
+    from happywhale_nb.networks.detector import draw_boxes
 
     photos, _ = bright
     plain, mirrored = draw_boxes(untrained, photos), draw_boxes(untrained, photos[:, :, ::-1], batch_size=3)
@@ -95,7 +95,7 @@ def test_draw_boxes_of_mirror_images_are_mirrored(untrained, bright):
 def test_train_detector_brings_the_boxes_nearer_to_the_truth(bright, monkeypatch):
     import keras
 
-    from happywhale_nb import detector
+    from happywhale_nb.networks import detector
 
     photos, boxes = bright
     monkeypatch.setattr(detector, "build_detector", lambda build=detector.build_detector: build(2))
@@ -107,7 +107,7 @@ def test_train_detector_brings_the_boxes_nearer_to_the_truth(bright, monkeypatch
 
 
 def test_evaluate_detector_measures_the_detector_against_boxes_that_see_nothing(bright, monkeypatch):
-    from happywhale_nb import detector
+    from happywhale_nb.networks import detector
 
     photos, boxes = bright
     monkeypatch.setattr(detector, "draw_boxes", lambda model, photos: pd.DataFrame(boxes, columns=BOX))
@@ -119,7 +119,7 @@ def test_evaluate_detector_measures_the_detector_against_boxes_that_see_nothing(
 
 
 def test_detect_and_detector_commands_without_what_they_need_say_so(tiny, untrained, tmp_path):
-    from happywhale_nb.detector import read_detector, two_sided
+    from happywhale_nb.networks.detector import read_detector, two_sided
 
     place = tmp_path / "detector.keras"
     refused = CliRunner().invoke(main, ["detect", str(tiny), "--detector", str(place)])
@@ -136,7 +136,7 @@ def test_detect_and_detector_commands_without_what_they_need_say_so(tiny, untrai
 
 
 def test_write_own_boxes_of_photographs_without_boxes_is_a_source_like_any_other(tiny_copy, untrained, tmp_path):
-    from happywhale_nb.detector import write_own_boxes
+    from happywhale_nb.networks.detector import write_own_boxes
 
     data = read_dataset(tiny_copy)
     boxed = pd.read_csv(tiny_copy / "boxes" / "fullbody_train.csv").head(5)

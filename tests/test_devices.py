@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from happywhale_nb.devices import best_precision, prepare, replicas
-from happywhale_nb.paths import UserError
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.networks.devices import best_precision, prepare, replicas
 
 HERE = Path(__file__).resolve().parent
 TRAINS = "test_training.py::test_train_with_options_lowers_the_loss_and_saves_the_same_network"
@@ -41,8 +41,8 @@ def train_losses(devices):
     return {"line": device_line(devices), "losses": losses.found}
 
 if sys.argv[1] == "train":
-    from happywhale_nb.backbones import BACKBONES
-    from happywhale_nb.devices import device_line
+    from happywhale_nb.networks.backbones import BACKBONES
+    from happywhale_nb.networks.devices import device_line
     from test_training import fit, photographs, small, two_layers
     BACKBONES["two_layers"] = two_layers
     print("TRAINED" + json.dumps([train_losses(devices) for devices in (1, 8)]), flush=True)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 built = pytest.mark.browser  # the site as a browser gets it
-SHOWN = ("index", "nbs/06_knn", "nbs/lib/heads", "docs/howto/machines")
+SHOWN = ("index", "nbs/06_knn", "nbs/lib/networks/heads", "docs/howto/machines")
 
 
 def toctrees(path):
@@ -81,8 +81,8 @@ def test_stage_leaves_out_what_only_machines_read(source):
 
 def test_stage_lists_the_functions_of_every_module(source):
     text = (source / "docs" / "functions.md").read_text()
-    modules = {p.stem for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.startswith("_")}
-    assert set(re.findall(r"^## (\w+)$", text, re.M)) == modules
+    files = [p for p in (ROOT / "happywhale_nb").glob("*/*.py") if not p.name.startswith("_")]
+    assert set(re.findall(r"^## ([\w.]+)$", text, re.M)) == {f"{p.parent.name}.{p.stem}" for p in files}
     assert "- `map_at_5(" in text and "- `KNNHead(" in text
 
 
@@ -158,7 +158,7 @@ def test_site_has_the_target_of_every_link_and_loads_nothing_from_elsewhere(site
 
 @built
 def test_site_has_its_equations_as_mathml(site):
-    for name in ("heads", "../04_gradcam"):
+    for name in ("networks/heads", "../04_gradcam"):
         text = (site / "nbs" / "lib" / f"{name}.html").read_text()
         assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in text
         assert "$$" not in text and "MathJax" not in text

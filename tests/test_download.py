@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from happywhale_nb import download as stage
-from happywhale_nb.cli import main
+from happywhale_nb.cli.main import main
+from happywhale_nb.data import download as stage
 
 kaggle_env = pytest.importorskip("kagglesdk.kaggle_env", reason="Kaggle's client is an extra")
 

@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from happywhale_nb.boxes import COLUMNS, read_boxes
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.embeddings import read_embeddings
-from happywhale_nb.encoding import Busy, Embedder, NetworkThread
-from happywhale_nb.gradcam import similarity_cam
-from happywhale_nb.heat import PROBES, heat_png, match_heat
-from happywhale_nb.paths import UserError
-from happywhale_nb.presets import configure
-from happywhale_nb.runs import write_json
-from happywhale_nb.season import demo_model
+from happywhale_nb.core.artifacts import write_json
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.boxes import COLUMNS, read_boxes
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.demo.season import demo_model
+from happywhale_nb.networks.embedder import Busy, Embedder, NetworkThread
+from happywhale_nb.networks.heat import PROBES, heat_png, match_heat
+from happywhale_nb.networks.presets import configure
+from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.stages.gradcam import similarity_cam
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from happywhale_nb.cli import main
-from happywhale_nb.export import Encoder, export_encoder
-from happywhale_nb.fitting import build_network, embed, identifier
-from happywhale_nb.paths import UserError
-from happywhale_nb.presets import configure
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.networks.export import Encoder, export_encoder
+from happywhale_nb.networks.presets import configure
+from happywhale_nb.networks.training import build_network, embed, identifier
 
 pytest.importorskip("openvino", reason="no OpenVINO here: pip install 'happywhale_nb[export]'")
 pytest.importorskip("onnxruntime", reason="no ONNX Runtime here: pip install 'happywhale_nb[export]'")
@@ -44,8 +44,9 @@ def test_export_command_gives_what_embed_gives_mirror_images_and_zooms_included(
 
 
 def test_export_encoder_that_is_off_is_not_written(stored, tmp_path, monkeypatch):
-    monkeypatch.setattr("happywhale_nb.export._write", lambda source, to, kind: to.write_text("another network"))
-    monkeypatch.setattr("happywhale_nb.export.Encoder", lambda path: lambda crops: np.full((len(crops), 32), 32**-0.5))
+    write, export = lambda source, to, kind: to.write_text("another network"), "happywhale_nb.networks.export"
+    monkeypatch.setattr(f"{export}._write", write)
+    monkeypatch.setattr(f"{export}.Encoder", lambda path: lambda crops: np.full((len(crops), 32), 32**-0.5))
     with pytest.raises(UserError, match=r"off: cosine .* with Keras, 0.9999 asked; not written"):
         export_encoder(stored[0] / "model.keras", tmp_path / "encoder", "onnx")
     assert not list(tmp_path.iterdir())

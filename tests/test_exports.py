@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.exports import (
+from happywhale_nb.catalogue.exports import (
     COLUMNS,
     EXPORTS,
     FIXED,
@@ -35,9 +35,9 @@ from happywhale_nb.exports import (
     to_wildbook,
     wildbook_table,
 )
-from happywhale_nb.paths import UserError
-from happywhale_nb.species import SPECIES
-from happywhale_nb.views import SIGHTINGS
+from happywhale_nb.catalogue.queries import SIGHTINGS
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.species import SPECIES
 
 # ---------------------------------------------------------------------------------------------------- a table of ours
 

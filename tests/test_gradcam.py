@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from happywhale_nb.dataset import NEW, read_dataset
-from happywhale_nb.faithfulness import (
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import NEW, read_dataset
+from happywhale_nb.data.splits import study_folds
+from happywhale_nb.evaluation.faithfulness import (
     area,
     box_in_crop,
     centre_maps,
@@ -17,10 +19,8 @@ from happywhale_nb.faithfulness import (
     pointing,
     ranks,
 )
-from happywhale_nb.notebooks import read_parameters
-from happywhale_nb.paths import UserError
-from happywhale_nb.splits import study_folds
-from happywhale_nb.stages import check_stage
+from happywhale_nb.workflow.notebooks import read_parameters
+from happywhale_nb.workflow.runner import check_stage
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def unit(vectors):
 
 
 def test_grad_cam_of_a_class_is_what_small_changes_of_the_channels_say(network, crops):
-    from happywhale_nb.gradcam import grad_cam
+    from happywhale_nb.stages.gradcam import grad_cam
 
     model, classes = network(), np.array([0, 1, 2, 3, 4, 0])
     expected = by_differences(model, crops, lambda embedding, cosines: cosines[np.arange(6), classes])
@@ -96,7 +96,7 @@ def test_grad_cam_of_a_class_is_what_small_changes_of_the_channels_say(network, 
 def test_similarity_cam_of_a_pair_is_what_small_changes_of_the_channels_say_on_either_side(network, crops):
     import keras
 
-    from happywhale_nb.gradcam import similarity_cam
+    from happywhale_nb.stages.gradcam import similarity_cam
 
     model, others = network(), crops[::-1].copy()
     maps, back, cosines = similarity_cam(model, crops, others, batch_size=4)
@@ -111,7 +111,7 @@ def test_similarity_cam_of_a_pair_is_what_small_changes_of_the_channels_say_on_e
 
 
 def test_grad_cam_of_nested_and_flat_graphs_in_any_batches_is_the_same(network, crops):
-    from happywhale_nb.gradcam import feature_layers, grad_cam, last_feature_layer, similarity_cam
+    from happywhale_nb.stages.gradcam import feature_layers, grad_cam, last_feature_layer, similarity_cam
 
     flat, nested = network(), network(nested=True)
     assert last_feature_layer(flat) == "features" and last_feature_layer(nested) == "body"
@@ -127,7 +127,7 @@ def test_grad_cam_of_nested_and_flat_graphs_in_any_batches_is_the_same(network, 
 
 
 def test_similarity_cam_of_a_photograph_and_itself_is_the_same_twice_with_cosine_1(network, crops):
-    from happywhale_nb.gradcam import similarity_cam
+    from happywhale_nb.stages.gradcam import similarity_cam
 
     maps, back, cosines = similarity_cam(network(), crops, crops)
     np.testing.assert_allclose(cosines, 1, atol=1e-5)
@@ -135,7 +135,7 @@ def test_similarity_cam_of_a_photograph_and_itself_is_the_same_twice_with_cosine
 
 
 def test_grad_cam_in_half_precision_gives_float32_maps_like_those_in_full(network, crops):
-    from happywhale_nb.gradcam import grad_cam
+    from happywhale_nb.stages.gradcam import grad_cam
 
     half = grad_cam(network("mixed_bfloat16"), crops, np.zeros(6, int))
     full = grad_cam(network(), crops, np.zeros(6, int))
@@ -147,10 +147,10 @@ def test_grad_cam_in_half_precision_gives_float32_maps_like_those_in_full(networ
 def test_grad_cam_and_similarity_cam_of_the_project_s_networks_are_maps_from_0_to_1(kind, crops):
     import keras
 
-    from happywhale_nb.backbones import swin, vit
-    from happywhale_nb.fitting import build_network, identifier
-    from happywhale_nb.gradcam import grad_cam, last_feature_layer, similarity_cam
-    from happywhale_nb.presets import configure
+    from happywhale_nb.networks.backbones import swin, vit
+    from happywhale_nb.networks.presets import configure
+    from happywhale_nb.networks.training import build_network, identifier
+    from happywhale_nb.stages.gradcam import grad_cam, last_feature_layer, similarity_cam
 
     if kind in ("parts", "gem2"):
         preset = {"parts": "small_resnet_aligned", "gem2": "small_recommended"}[kind]
@@ -175,7 +175,7 @@ def test_grad_cam_and_similarity_cam_of_the_project_s_networks_are_maps_from_0_t
 def test_Probe_of_a_layer_that_cannot_be_looked_at_is_refused(network, crops):
     import keras
 
-    from happywhale_nb.gradcam import grad_cam, last_feature_layer, similarity_cam
+    from happywhale_nb.stages.gradcam import grad_cam, last_feature_layer, similarity_cam
 
     model = network()
     with pytest.raises(UserError, match="no layer 'featurs' to look at: did you mean features"):
@@ -193,7 +193,7 @@ def test_Probe_of_a_layer_that_cannot_be_looked_at_is_refused(network, crops):
 
 
 def test_curves_run_between_the_whole_crop_and_the_blurred_one_and_fall_until_the_region_is_gone(crops):
-    from happywhale_nb.faithfulness import soften
+    from happywhale_nb.evaluation.faithfulness import soften
 
     region = np.zeros((6, 32, 32), np.float32)
     for i in range(6):
@@ -261,7 +261,7 @@ def test_occlusion_maps_are_highest_in_the_region_the_score_is_made_of(crops):
 
 
 def test_gradcam_stage_of_a_fold_that_is_not_trained_or_not_answered_is_refused(study, whole, tmp_path, monkeypatch):
-    from happywhale_nb.gradcam import fold_answers
+    from happywhale_nb.stages.gradcam import fold_answers
 
     dataset = read_dataset(whole / "data" / "tiny")
     with pytest.raises(UserError, match=r"oof\.csv is missing: run 06_knn for this model first"):

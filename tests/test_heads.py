@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from keras import ops
 
-from happywhale_nb.heads import ArcFaceLoss, CosineClassifier, GeM, Parts, accuracy, add_angular_margin, neck, top5
+from happywhale_nb.networks.heads import (
+    ArcFaceLoss,
+    CosineClassifier,
+    GeM,
+    Parts,
+    accuracy,
+    add_angular_margin,
+    neck,
+    top5,
+)
 
 
 def numbers(value):

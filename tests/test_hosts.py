@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from happywhale_nb.embeddings import read_embeddings
-from happywhale_nb.records import kept_records, mark_path
+from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.workflow.provenance import kept_records, mark_path
 
 pytestmark = pytest.mark.hosts
 
@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
 import sys
 from pathlib import Path
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.presets import configure
-from happywhale_nb.splits import study_folds
-from happywhale_nb.train import train_stage
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.networks.presets import configure
+from happywhale_nb.data.splits import study_folds
+from happywhale_nb.stages.train import train_stage
 
 data, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 dataset = read_dataset(data)
@@ -33,7 +33,7 @@ changes = f"backbone=basic_cnn batch_size={size} dropout=0 learning_rate=.0002"
 config = configure("small_resnet_arcface", epochs=4, image_size=32, changes=changes)
 train_stage(dataset, study_folds(dataset, folder, 2, 0), 0, "model", config, folder, snapshots="2", save_every=0.0)
 """
-COMMAND = "from happywhale_nb.cli import main; main()"
+COMMAND = "from happywhale_nb.cli.main import main; main()"
 OUTPUTS = ["centres.parquet", "config.json", "embeddings.parquet", "history.csv", "model.keras"]
 
 

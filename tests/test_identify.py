@@ -3,11 +3,11 @@
 import pytest
 from PIL import Image
 
-from happywhale_nb import identify as module
-from happywhale_nb.decisions import Conflict, decide
-from happywhale_nb.identify import Opened, identify
-from happywhale_nb.paths import UserError
-from happywhale_nb.views import encounter_view, list_decisions
+from happywhale_nb.catalogue import identify as module
+from happywhale_nb.catalogue.decisions import Conflict, decide
+from happywhale_nb.catalogue.identify import Opened, identify
+from happywhale_nb.catalogue.queries import encounter_view, list_decisions
+from happywhale_nb.core.paths import UserError
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from happywhale_nb.boxes import read_boxes
-from happywhale_nb.check import check_folder
-from happywhale_nb.cli import main
-from happywhale_nb.dataset import read_dataset
+from happywhale_nb.cli.main import main
+from happywhale_nb.data.boxes import read_boxes
+from happywhale_nb.data.check import check_folder
+from happywhale_nb.data.dataset import read_dataset
 
 rng = np.random.default_rng(0)
 

@@ -14,13 +14,14 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from happywhale_nb import progress
-from happywhale_nb.kaggle import set_parameters
-from happywhale_nb.notebooks import read_parameters
-from happywhale_nb.saving import HOOK, hook_git, hook_server
+from happywhale_nb.core import progress
+from happywhale_nb.workflow.jupyter_hooks import HOOK, hook_git, hook_server
+from happywhale_nb.workflow.kaggle import set_parameters
+from happywhale_nb.workflow.notebooks import read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
+LIBRARY = sorted((NBS / "lib").glob("*/*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -63,11 +64,12 @@ def run_left_out(name, module, **values):
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "cells"), [("02_augmentation", "augmentation", 5), ("lib/notebooks", "notebooks", 1)]
+    ("name", "module", "cells"),
+    [("02_augmentation", "imaging.augmentation", 5), ("lib/workflow/notebooks", "workflow.notebooks", 1)],
 )
 def test_notebook_cells_that_lessons_leave_out_run(name, module, cells, tiny, monkeypatch):
     monkeypatch.chdir(ROOT)
-    values = {"data_dir": str(tiny), "side": 32} if module == "augmentation" else {}
+    values = {"data_dir": str(tiny), "side": 32} if module == "imaging.augmentation" else {}
     assert run_left_out(name, module, **values) == cells
     plt.close("all")
 
@@ -85,7 +87,7 @@ def run_fresh(path, data="", session=""):
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    "name", ["index", "paper_map", "02_augmentation", *(f"lib/{p.stem}" for p in sorted((NBS / "lib").glob("*.ipynb")))]
+    "name", ["index", "paper_map", "02_augmentation", *(p.relative_to(NBS).as_posix()[:-6] for p in LIBRARY)]
 )
 def test_notebook_in_a_fresh_kernel_runs_whole_without_widgets(name, tiny, tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
@@ -98,8 +100,8 @@ def test_notebook_in_a_fresh_kernel_runs_whole_without_widgets(name, tiny, tmp_p
 
 LIVE = """
 from pathlib import Path
-from happywhale_nb.progress import bar
-from happywhale_nb.widgets import browse_folds, browse_neighbours
+from happywhale_nb.core.progress import bar
+from happywhale_nb.evaluation.browser import browse_folds, browse_neighbours
 sum(bar(range(3), "counting"))
 ---
 browse_folds(Path({study!r}), "small_resnet_arcface")
@@ -197,7 +199,7 @@ def clone(tmp_path, monkeypatch):
     folder = tmp_path / "a clone"
     folder.mkdir()
     shutil.copy(ROOT / ".gitattributes", folder)
-    shutil.copy(NBS / "lib" / "schedule.ipynb", folder / "work.ipynb")
+    shutil.copy(NBS / "lib" / "networks" / "schedules.ipynb", folder / "work.ipynb")
     who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
 
     def git(*words, fails=False):

@@ -21,10 +21,10 @@ import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
-from happywhale_nb.cli import main
-from happywhale_nb.kaggle import kaggle_user
-from happywhale_nb.notebooks import read_parameters
-from happywhale_nb.paths import UserError
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.workflow.kaggle import kaggle_user
+from happywhale_nb.workflow.notebooks import read_parameters
 
 ROOT = Path(__file__).parents[1]
 SLUG = "happy-whale-and-dolphin"
@@ -40,7 +40,7 @@ def build(target, *words, user="jo"):
 def same_wheel(built, monkeypatch):
     """Builds take the wheel that is built already."""
     (wheel,) = (built / "dataset").glob("*.whl")
-    monkeypatch.setattr("happywhale_nb.kaggle.build_wheel", lambda folder: shutil.copy(wheel, folder))
+    monkeypatch.setattr("happywhale_nb.workflow.kaggle.build_wheel", lambda folder: shutil.copy(wheel, folder))
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_take_up_of_attached_weights_puts_them_where_keras_looks_instead_of_down
     (tmp_path / "input" / "weights").mkdir(parents=True)
     (tmp_path / "input" / "weights" / "some_notop.h5").write_bytes(b"numbers")
     code = """
-from happywhale_nb.kaggle import take_up
+from happywhale_nb.workflow.kaggle import take_up
 print(take_up())
 import hashlib, keras
 sum = hashlib.sha256(b"numbers").hexdigest()

@@ -11,10 +11,38 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import check_estimator
 
-from happywhale_nb import knn
-from happywhale_nb.dataset import NEW
-from happywhale_nb.embeddings import Embeddings, read_embeddings, write_embeddings
-from happywhale_nb.knn import (
+from happywhale_nb.core.artifacts import write_json
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import NEW
+from happywhale_nb.data.splits import gallery_and_queries
+from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
+from happywhale_nb.retrieval.local_features import Evidence, Features, Fusion, cross_probabilities, gather, rerank
+from happywhale_nb.retrieval.metrics import (
+    auroc_new,
+    average_precision,
+    balanced_accuracies,
+    bootstrap_interval,
+    calibration,
+    classification,
+    cmc,
+    map_at_5,
+    rank_of_truth,
+    student_interval,
+    summary,
+)
+from happywhale_nb.retrieval.open_set import (
+    CandidateSets,
+    Confidence,
+    estimate_share_new,
+    fit_species_thresholds,
+    fit_threshold,
+    rank_new,
+    threshold_for_share,
+)
+from happywhale_nb.retrieval.predictions import read_predictions, read_scores
+from happywhale_nb.retrieval.search import AGGREGATES
+from happywhale_nb.stages import knn
+from happywhale_nb.stages.knn import (
     KNNHead,
     VectorError,
     answer_folds,
@@ -33,34 +61,6 @@ from happywhale_nb.knn import (
     study_grid,
     thumbnail,
     within_map5,
-)
-from happywhale_nb.local_match import Evidence, Features, Fusion, cross_probabilities, gather, rerank
-from happywhale_nb.metrics import (
-    auroc_new,
-    average_precision,
-    balanced_accuracies,
-    bootstrap_interval,
-    calibration,
-    classification,
-    cmc,
-    map_at_5,
-    rank_of_truth,
-    student_interval,
-    summary,
-)
-from happywhale_nb.paths import UserError
-from happywhale_nb.predictions import read_predictions, read_scores
-from happywhale_nb.runs import write_json
-from happywhale_nb.search import AGGREGATES
-from happywhale_nb.splits import gallery_and_queries
-from happywhale_nb.thresholds import (
-    CandidateSets,
-    Confidence,
-    estimate_share_new,
-    fit_species_thresholds,
-    fit_threshold,
-    rank_new,
-    threshold_for_share,
 )
 
 laws = settings(max_examples=100, deadline=None, derandomize=True)

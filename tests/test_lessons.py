@@ -47,6 +47,6 @@ def test_lessons_of_a_notebook_hold(notebook, alone):
 
 
 def test_nbdev_test_runs_the_lessons_of_a_notebook():
-    command = [Path(sys.executable).with_name("nbdev_test"), "--path", NBS / "lib" / "progress.ipynb"]
+    command = [Path(sys.executable).with_name("nbdev_test"), "--path", NBS / "lib" / "core" / "progress.ipynb"]
     done = subprocess.run([*command, "--n_workers", "0"], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and "Success" in done.stdout, done.stdout + done.stderr

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.local_match import (
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.retrieval.local_features import (
     Evidence,
     FeatureCache,
     Fusion,
@@ -17,7 +18,6 @@ from happywhale_nb.local_match import (
     rerank,
     worth_it,
 )
-from happywhale_nb.paths import UserError
 
 
 def pattern(seed, side=128):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from happywhale_nb.dataset import NEW
-from happywhale_nb.metrics import (
+from happywhale_nb.data.dataset import NEW
+from happywhale_nb.retrieval.metrics import (
     auroc_new,
     average_precision,
     balanced_accuracies,

@@ -6,9 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.dataset import NEW
-from happywhale_nb.paths import UserError
-from happywhale_nb.predictions import read_predictions, read_scores, write_lists, write_predictions, write_scores
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import NEW
+from happywhale_nb.retrieval.predictions import (
+    read_predictions,
+    read_scores,
+    write_lists,
+    write_predictions,
+    write_scores,
+)
 
 NAMES = ["a", "b", "c", "d", "e", "f", NEW]
 laws = settings(max_examples=25, deadline=None, derandomize=True)

@@ -14,56 +14,71 @@ import nbformat
 import pytest
 
 import happywhale_nb
-from happywhale_nb.notebooks import read_parameters
+from happywhale_nb.workflow.notebooks import read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 STAGES = [p for p in NOTEBOOKS if p.name[:2].isdigit()]
-MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*.py") if not p.name.startswith("_"))
+MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*/*.py") if not p.name.startswith("_"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # design: a module imports only from its own floor's left or from below
 FLOORS = [
-    "paths progress runs records saving species dataset metrics predictions",
-    "augmentation boxes crops duplicates splits check importing download baselines demo embeddings search targets "
-    "presets degradations eda thresholds local_match ballots tally knn blending outcomes compare "
-    "statistics errors faithfulness uploads exports season answering tables catalogue views decisions access asking "
-    "intake schemas",
-    "devices images backbones heads schedule callbacks detector fitting architectures export encoding train gradcam "
-    "heat",
-    "page widgets robustness report notebooks stages study kaggle api serving identify cli",
+    "core.paths core.progress core.artifacts workflow.provenance workflow.jupyter_hooks data.species "
+    "data.dataset retrieval.metrics retrieval.predictions",
+    "imaging.augmentation data.boxes imaging.crops data.near_duplicates data.splits data.check "
+    "data.importers data.download retrieval.baselines demo.dataset retrieval.embeddings retrieval.search "
+    "networks.targets networks.presets imaging.degradations stages.eda retrieval.open_set "
+    "retrieval.local_features ensemble.ranked_lists ensemble.voting stages.knn stages.blending "
+    "evaluation.per_query workflow.compare evaluation.statistics evaluation.error_analysis "
+    "evaluation.faithfulness catalogue.uploads catalogue.exports demo.season retrieval.gallery "
+    "catalogue.schema catalogue.store catalogue.queries catalogue.decisions server.auth "
+    "catalogue.matching catalogue.ingest server.schemas",
+    "networks.devices networks.batches networks.backbones networks.heads networks.schedules "
+    "networks.callbacks networks.detector networks.training networks.benchmark networks.export "
+    "networks.embedder stages.train stages.gradcam networks.heat",
+    "evaluation.html evaluation.browser stages.robustness stages.report workflow.notebooks "
+    "workflow.runner workflow.study workflow.kaggle server.app server.run catalogue.identify cli.main",
 ]
 FLOORS = [floor.split() for floor in FLOORS]
 ORDER = [name for floor in FLOORS for name in floor]
-WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], *(name for name in FLOORS[3] if name != "robustness")]
+WITHOUT_TENSORFLOW = [*FLOORS[0], *FLOORS[1], *(name for name in FLOORS[3] if name != "stages.robustness")]
+
+
+def module_name(path):
+    """`wing.module` of a file of the package."""
+    return ".".join(path.relative_to(ROOT / "happywhale_nb").with_suffix("").parts)
 
 
 def imports(path):
-    """Names of the project's modules and of other top-level packages a module imports anywhere."""
+    """Names (`wing.module`) of the project's modules and of other top-level packages a module imports anywhere."""
     own, other = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            own |= {node.module} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith("happywhale_nb."):  # over several lines
-            own.add(node.module.removeprefix("happywhale_nb."))
-        elif isinstance(node, ast.ImportFrom):
-            other.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Import):
+        if isinstance(node, ast.Import):
             other |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ["happywhale_nb", path.parent.name][: 3 - node.level] if node.level else []
+            whole = [*base, *(node.module or "").split(".")] if node.module else base
+            if whole[0] != "happywhale_nb":
+                other.add(whole[0])
+            elif len(whole) > 2:
+                own.add(".".join(whole[1:]))
+            else:
+                own |= {".".join([*whole[1:], alias.name]) for alias in node.names}
     return own, other
 
 
 def test_floors_hold_every_module_once():
-    assert sorted(p.stem for p in MODULES) == sorted(ORDER)
+    assert sorted(map(module_name, MODULES)) == sorted(ORDER)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_module_imports_from_below_and_no_development_tool(path):
     own, other = imports(path)
-    above = {name for name in own if ORDER.index(name) >= ORDER.index(path.stem)}
+    above = {name for name in own if ORDER.index(name) >= ORDER.index(module_name(path))}
     assert not above
     assert not other & {"nbdev", "fastcore", "execnb", "pytest"}
-    if path.stem in WITHOUT_TENSORFLOW:
+    if module_name(path) in WITHOUT_TENSORFLOW:
         assert not other & {"tensorflow", "keras", "jax"}
 
 
@@ -72,7 +87,7 @@ def loaded():
     """Packages that a new process has loaded with the command, and then with all modules but those of training."""
     names = [f"happywhale_nb.{name}" for name in WITHOUT_TENSORFLOW]
     told = "print(*{name.partition('.')[0] for name in sys.modules})"
-    code = f"import sys, happywhale_nb.cli; {told}; import {', '.join(names)}; {told}"
+    code = f"import sys, happywhale_nb.cli.main; {told}; import {', '.join(names)}; {told}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     return [set(line.split()) for line in done.stdout.splitlines()]
@@ -93,7 +108,7 @@ def test_modules_read_and_write_no_pickles():
     """Files of others can be read without running what is in them."""
     doors = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     unsafe = r"allow_pickle=True|safe_mode=False|enable_unsafe|(read|to)_pickle|yaml\.(unsafe|full)_load"
-    for path in [*MODULES, *(ROOT / "happywhale_nb" / "migrations").rglob("*.py")]:
+    for path in [*MODULES, *(ROOT / "happywhale_nb" / "catalogue" / "migrations").rglob("*.py")]:
         assert not imports(path)[1] & doors and not re.search(unsafe, path.read_text()), path
     packed = [p.name for p in (ROOT / "happywhale_nb").rglob("*") if p.suffix in {".pkl", ".pickle", ".h5", ".joblib"}]
     assert not packed
@@ -101,7 +116,9 @@ def test_modules_read_and_write_no_pickles():
 
 def sources(tree):
     """Source text of the package by module."""
-    return {p.name: p.read_text() for p in (tree / "happywhale_nb").glob("*.py") if p.name != "_modidx.py"}
+    package = tree / "happywhale_nb"
+    files = [p for p in package.rglob("*.py") if p.name != "_modidx.py" and "migrations" not in p.parts]
+    return {p.relative_to(package).as_posix(): p.read_text() for p in files}
 
 
 def copy_notebooks(folder):
@@ -269,9 +286,9 @@ def test_paper_map_names_what_is_there():
     text = "\n".join(rows)
     for target in re.findall(r"\]\(([^)]+)\)", text):
         assert (ROOT / "nbs" / target).is_file(), target
-    names = {p.stem: {n.name for n in ast.parse(p.read_text()).body if hasattr(n, "name")} for p in MODULES}
-    constants = {p.stem: p.read_text() for p in MODULES}
-    found = [pair for pair in re.findall(r"`([a-z_]+)\.([A-Za-z_0-9]+)`", text) if pair[0] in names]
+    names = {module_name(p): {n.name for n in ast.parse(p.read_text()).body if hasattr(n, "name")} for p in MODULES}
+    constants = {module_name(p): p.read_text() for p in MODULES}
+    found = re.findall(r"`([a-z_]+\.[a-z_]+)\.([A-Za-z_0-9]+)`", text)
     assert len(found) > 20
     for module, name in found:
         assert name in names[module] or f"\n{name} = " in constants[module], f"{module}.{name}"

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from happywhale_nb import records
-from happywhale_nb.records import begin_record, commit_of, job_stamp, keep_record, record_path, without_folders
-from happywhale_nb.runs import read_json, write_json
+from happywhale_nb.core.artifacts import read_json, write_json
+from happywhale_nb.workflow import provenance as records
+from happywhale_nb.workflow.provenance import (
+    begin_record,
+    commit_of,
+    job_stamp,
+    keep_record,
+    record_path,
+    without_folders,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 VALUES = {"fold": 0, "epochs": 0, "preset": "small", "seed": 0, "quick": False, "data_dir": "/x/demo", "force": False}
@@ -127,5 +134,5 @@ def test_commit_of_a_folder_heeds_neither_untracked_files_nor_repositories_aroun
 
 
 def test_records_and_compare_are_imported_without_tensorflow():
-    code = "import sys, happywhale_nb.records, happywhale_nb.compare; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys; from happywhale_nb.workflow import compare, provenance; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -5,18 +5,18 @@ import keras
 import numpy as np
 import pytest
 
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.degradations import DEGRADATIONS, degrade
-from happywhale_nb.embeddings import read_embeddings
-from happywhale_nb.fitting import build_network, identifier
-from happywhale_nb.knn import KNNHead
-from happywhale_nb.metrics import bootstrap_interval, map_at_5
-from happywhale_nb.paths import UserError, fold_dir
-from happywhale_nb.presets import configure
-from happywhale_nb.robustness import all_changes, costs, drawn_queries, robustness_stage
-from happywhale_nb.runs import read_json
-from happywhale_nb.splits import make_folds, study_folds
-from happywhale_nb.train import train_stage
+from happywhale_nb.core.artifacts import read_json
+from happywhale_nb.core.paths import UserError, fold_dir
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.splits import make_folds, study_folds
+from happywhale_nb.imaging.degradations import DEGRADATIONS, degrade
+from happywhale_nb.networks.presets import configure
+from happywhale_nb.networks.training import build_network, identifier
+from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.metrics import bootstrap_interval, map_at_5
+from happywhale_nb.stages.knn import KNNHead
+from happywhale_nb.stages.robustness import all_changes, costs, drawn_queries, robustness_stage
+from happywhale_nb.stages.train import train_stage
 
 NAMES = list(DEGRADATIONS)
 
@@ -126,7 +126,7 @@ def small(tiny, tmp_path_factory):
         return identifier(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("happywhale_nb.train.train", build)
+        patch.setattr("happywhale_nb.stages.train.train", build)
         for k, views in enumerate(("", "fullbody:.5 whole:.5")):
             train_stage(dataset, folds, k, "small", config, folder, views=views)
     return dataset, folder, folds

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from happywhale_nb.schedule import LOWEST, TwoRateAdamW, WarmupCosine, WarmupExponential
+from happywhale_nb.networks.schedules import LOWEST, TwoRateAdamW, WarmupCosine, WarmupExponential
 
 
 def cosine(step, peak, total, warmup, floor):

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from happywhale_nb.paths import UserError
-from happywhale_nb.search import ExactIndex, FaissIndex, Gallery, QdrantIndex, make_index, nearest, unit_rows
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.retrieval.search import ExactIndex, FaissIndex, Gallery, QdrantIndex, make_index, nearest, unit_rows
 
 needs_faiss = pytest.mark.skipif(
     not importlib.util.find_spec("faiss"), reason="no faiss here: pip install 'happywhale_nb[search]'"

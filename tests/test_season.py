@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.paths import UserError
-from happywhale_nb.season import DROPS, PLACES, draw_season, plan_season
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.demo.season import DROPS, PLACES, draw_season, plan_season
 
 
 @pytest.fixture(scope="module")

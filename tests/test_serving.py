@@ -29,27 +29,35 @@ from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import func, select
 
-from happywhale_nb import intake, serving
-from happywhale_nb.access import holder, list_tokens, make_token
-from happywhale_nb.api import Options
-from happywhale_nb.asking import Asker, ask_encounter
-from happywhale_nb.catalogue import Catalogue
-from happywhale_nb.cli import main
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.embeddings import Embeddings, write_embeddings
-from happywhale_nb.paths import UserError
-from happywhale_nb.runs import read_json, write_json
-from happywhale_nb.season import demo_model, draw_season
-from happywhale_nb.serving import build_catalogue, change_over, check_server, demo_catalogue, keep_model, open_embedder
-from happywhale_nb.splits import FOLD_COLUMNS
-from happywhale_nb.tables import Embedding, Encounter, Photo
+from happywhale_nb.catalogue import ingest as intake
+from happywhale_nb.catalogue.matching import Asker, ask_encounter
+from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
+from happywhale_nb.catalogue.store import Catalogue
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.artifacts import read_json, write_json
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.splits import FOLD_COLUMNS
+from happywhale_nb.demo.season import demo_model, draw_season
+from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
+from happywhale_nb.server import run as serving
+from happywhale_nb.server.app import Options
+from happywhale_nb.server.auth import holder, list_tokens, make_token
+from happywhale_nb.server.run import (
+    build_catalogue,
+    change_over,
+    check_server,
+    demo_catalogue,
+    keep_model,
+    open_embedder,
+)
 
 # --- building and changing over, by an embedder that needs no TensorFlow
 
 
 def stand_in(colours, names):
-    """Stands in for `happywhale_nb.encoding`: a network by colours, with the fingerprint of its files; the names of the
-    photographs that it embeds come into `names`."""
+    """Stands in for `happywhale_nb.networks.embedder`: a network by colours, with the fingerprint of its
+    files; the names of the photographs that it embeds come into `names`."""
 
     class Embedder(type(colours)):
         def __init__(self, model_path, detector=None):
@@ -67,7 +75,7 @@ def stand_in(colours, names):
 def embedded(colours, monkeypatch):
     """The names of the photographs that were embedded, by a stand-in."""
     names = []
-    monkeypatch.setitem(sys.modules, "happywhale_nb.encoding", stand_in(colours, names))
+    monkeypatch.setitem(sys.modules, "happywhale_nb.networks.embedder", stand_in(colours, names))
     return names
 
 
@@ -76,7 +84,7 @@ def first(colours, tiny, tmp_path_factory):
     """The folder of a catalogue of `tiny` that `build_catalogue` made; tests copy it."""
     place = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "happywhale_nb.encoding", stand_in(colours, []))
+        patch.setitem(sys.modules, "happywhale_nb.networks.embedder", stand_in(colours, []))
         build_catalogue(place / "catalogue", tiny, save_model(place / "model"))[0].close()
     return place / "catalogue"
 
@@ -181,7 +189,7 @@ def test_re_embed_cut_off_goes_on_and_the_old_model_answers_until_change_over(
     monkeypatch.setattr(intake, "LOT", 20)
     made, other = Catalogue(folder), save_model(tmp_path / "other", b"two")
     old = open_embedder(made)
-    embedder, pack = sys.modules["happywhale_nb.encoding"].Embedder(other), intake.pack
+    embedder, pack = sys.modules["happywhale_nb.networks.embedder"].Embedder(other), intake.pack
     monkeypatch.setattr(intake, "pack", lambda vector: 1 / 0 if len(embedded) > 40 else pack(vector))
     with pytest.raises(ZeroDivisionError):
         intake.re_embed(made, embedder, "other")
@@ -353,7 +361,7 @@ def test_catalogue_upgrade_command_of_todays_tables_says_so(mine):
 
 # --- the server as a process
 
-COMMAND = [sys.executable, "-c", "from happywhale_nb.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from happywhale_nb.cli.main import main; main()"]
 
 
 @contextmanager
@@ -684,7 +692,7 @@ def test_serve_demo_as_a_process_decides_and_ends_on_ctrl_c_with_nothing_lost(ow
 
 @pytest.mark.server
 def test_build_and_re_embed_by_the_real_network_embed_only_what_is_missing(own, tmp_path, monkeypatch):
-    from happywhale_nb.encoding import Embedder  # here: it needs TensorFlow
+    from happywhale_nb.networks.embedder import Embedder  # here: it needs TensorFlow
 
     embedded, embed = [], Embedder.embed
     monkeypatch.setattr(

@@ -31,8 +31,8 @@ if sys.argv[1] != "with TensorFlow":
 for name in sys.argv[2:]:
     importlib.import_module(f"happywhale_nb.{name}")
 
-from happywhale_nb.catalogue import create_catalogue
-from happywhale_nb.season import demo_model
+from happywhale_nb.catalogue.store import create_catalogue
+from happywhale_nb.demo.season import demo_model
 
 create_catalogue(Path("catalogue").absolute(), Path("data").absolute()).close()  # finds its migrations
 print(json.dumps({
@@ -40,7 +40,7 @@ print(json.dumps({
     "version": happywhale_nb.__version__,
     "metadata": metadata.version("happywhale_nb"),
     "model": demo_model().stat().st_size,
-    "page": (Path(happywhale_nb.__file__).parent / "web" / "index.html").is_file(),
+    "page": (Path(happywhale_nb.__file__).parent / "server" / "web" / "index.html").is_file(),
     "packages": len(list(metadata.distributions())),
 }))
 """

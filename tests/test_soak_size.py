@@ -20,12 +20,12 @@ import pandas as pd
 import pytest
 from faults import ROOT, keep_result
 
-from happywhale_nb.ballots import check_submission, read_ballots
-from happywhale_nb.blending import blend_stage
-from happywhale_nb.dataset import NEW, read_dataset
-from happywhale_nb.embeddings import Embeddings, write_embeddings
-from happywhale_nb.knn import KNNHead, knn_stage
-from happywhale_nb.metrics import (
+from happywhale_nb.core.artifacts import write_json
+from happywhale_nb.data.dataset import NEW, read_dataset
+from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, make_folds, study_folds
+from happywhale_nb.ensemble.ranked_lists import check_submission, read_ballots
+from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
+from happywhale_nb.retrieval.metrics import (
     auroc_new,
     average_precision,
     balanced_accuracies,
@@ -36,10 +36,10 @@ from happywhale_nb.metrics import (
     rank_of_truth,
     summary,
 )
-from happywhale_nb.predictions import read_predictions, write_predictions
-from happywhale_nb.runs import write_json
-from happywhale_nb.search import ExactIndex, hit_rate, make_index, unit_rows
-from happywhale_nb.splits import fold_numbers, gallery_and_queries, make_folds, study_folds
+from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
+from happywhale_nb.retrieval.search import ExactIndex, hit_rate, make_index, unit_rows
+from happywhale_nb.stages.blending import blend_stage
+from happywhale_nb.stages.knn import KNNHead, knn_stage
 
 MEMORY = 4000  # MB that no part may need more of; the most on a first run were 2,600
 

@@ -21,31 +21,32 @@ from faults import Matrix, Nest, Writer, keep_result
 from PIL import Image
 from sqlalchemy import func, select
 
-from happywhale_nb import intake, kaggle
-from happywhale_nb.ballots import check_submission
-from happywhale_nb.blending import blend_files, select_runs
-from happywhale_nb.boxes import COLUMNS
-from happywhale_nb.catalogue import CARD, Catalogue, copy_sqlite, create_catalogue
-from happywhale_nb.check import write_skips
-from happywhale_nb.cli import main
-from happywhale_nb.compare import gather
-from happywhale_nb.crops import decode_crop, load_crops
-from happywhale_nb.dataset import read_dataset, read_skips
-from happywhale_nb.decisions import decide, undo
-from happywhale_nb.demo import draw_demo
-from happywhale_nb.download import unpack
-from happywhale_nb.duplicates import near_duplicates, read_duplicates
-from happywhale_nb.embeddings import Embeddings, read_embeddings, write_embeddings
-from happywhale_nb.importing import plan_source, write_import
-from happywhale_nb.paths import UserError
-from happywhale_nb.predictions import read_predictions, read_scores, write_predictions, write_scores
-from happywhale_nb.records import begin_record, job_stamp, keep_record, mark_path, record_path
-from happywhale_nb.runs import read_json, write_json
-from happywhale_nb.search import ExactIndex
-from happywhale_nb.serving import keep_model
-from happywhale_nb.splits import study_folds
-from happywhale_nb.tables import Decision, Encounter, Individual
-from happywhale_nb.uploads import check_photo, keep_photo
+from happywhale_nb.catalogue import ingest as intake
+from happywhale_nb.catalogue.decisions import decide, undo
+from happywhale_nb.catalogue.schema import Decision, Encounter, Individual
+from happywhale_nb.catalogue.store import CARD, Catalogue, copy_sqlite, create_catalogue
+from happywhale_nb.catalogue.uploads import check_photo, keep_photo
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.artifacts import read_json, write_json
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.boxes import COLUMNS
+from happywhale_nb.data.check import write_skips
+from happywhale_nb.data.dataset import read_dataset, read_skips
+from happywhale_nb.data.download import unpack
+from happywhale_nb.data.importers import plan_source, write_import
+from happywhale_nb.data.near_duplicates import near_duplicates, read_duplicates
+from happywhale_nb.data.splits import study_folds
+from happywhale_nb.demo.dataset import draw_demo
+from happywhale_nb.ensemble.ranked_lists import check_submission
+from happywhale_nb.imaging.crops import decode_crop, load_crops
+from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
+from happywhale_nb.retrieval.predictions import read_predictions, read_scores, write_predictions, write_scores
+from happywhale_nb.retrieval.search import ExactIndex
+from happywhale_nb.server.run import keep_model
+from happywhale_nb.stages.blending import blend_files, select_runs
+from happywhale_nb.workflow import kaggle
+from happywhale_nb.workflow.compare import gather
+from happywhale_nb.workflow.provenance import begin_record, job_stamp, keep_record, mark_path, record_path
 
 SEED, EACH = 20260731, 3  # of the sample that is tried without `make soak`: faults of each writer and start
 
@@ -640,7 +641,7 @@ def state_writer():
         def run(ground, folder):
             import keras
 
-            from happywhale_nb.callbacks import TrainingState
+            from happywhale_nb.networks.callbacks import TrainingState
 
             state, network = TrainingState(folder, "stamp"), model()
             history = state.load(network)
@@ -652,7 +653,7 @@ def state_writer():
         return run
 
     def read(ground, folder):
-        from happywhale_nb.callbacks import TrainingState
+        from happywhale_nb.networks.callbacks import TrainingState
 
         network = model()
         history = TrainingState(folder, "stamp").load(network)

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from happywhale_nb.cli import main
-from happywhale_nb.dataset import NEW, read_dataset
-from happywhale_nb.duplicates import close_hashes, near_duplicates
-from happywhale_nb.eda import leakage, leakage_line
-from happywhale_nb.paths import UserError
-from happywhale_nb.species import merge_species
-from happywhale_nb.splits import (
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import NEW, read_dataset
+from happywhale_nb.data.near_duplicates import close_hashes, near_duplicates
+from happywhale_nb.data.species import merge_species
+from happywhale_nb.data.splits import (
     FOLD_COLUMNS,
     SELDOM,
     card_line,
@@ -37,6 +36,7 @@ from happywhale_nb.splits import (
     study_folds,
     true_answers,
 )
+from happywhale_nb.stages.eda import leakage, leakage_line
 
 KINDS = ["stratified", "open:0.1", "open:0.5", "similar", "time", "disjoint"]
 laws = settings(max_examples=30, deadline=None, derandomize=True)

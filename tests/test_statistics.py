@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from happywhale_nb import errors
-from happywhale_nb.dataset import NEW
-from happywhale_nb.outcomes import KINDS, kind_of_answer
-from happywhale_nb.paths import UserError
-from happywhale_nb.statistics import compare_models, fold_statistics, holm, learning_curve
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import NEW
+from happywhale_nb.evaluation import error_analysis as errors
+from happywhale_nb.evaluation.per_query import KINDS, kind_of_answer
+from happywhale_nb.evaluation.statistics import compare_models, fold_statistics, holm, learning_curve
 
 
 @pytest.fixture

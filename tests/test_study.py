@@ -19,12 +19,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from happywhale_nb.cli import main
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.paths import UserError
-from happywhale_nb.records import kept_records, mark_path
-from happywhale_nb.splits import study_folds
-from happywhale_nb.study import before, check_study, override, plan_states, read_study, study_jobs
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.splits import study_folds
+from happywhale_nb.workflow.provenance import kept_records, mark_path
+from happywhale_nb.workflow.study import before, check_study, override, plan_states, read_study, study_jobs
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
 SMALL = {"folds": 2, "seed": 3, "quick": True, "models": {"basic_cnn": {}}, "gradcam": False, "robustness": False}

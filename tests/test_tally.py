@@ -5,10 +5,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.ballots import Ballots
-from happywhale_nb.dataset import NEW
-from happywhale_nb.paths import UserError
-from happywhale_nb.tally import (
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import NEW
+from happywhale_nb.ensemble.ranked_lists import Ballots
+from happywhale_nb.ensemble.voting import (
     Contest,
     as_thousandths,
     dropping,

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.dataset import NEW
-from happywhale_nb.metrics import average_precision, balanced_accuracies, map_at_5, rank_of_truth, summary
-from happywhale_nb.paths import UserError
-from happywhale_nb.thresholds import (
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import NEW
+from happywhale_nb.retrieval.metrics import average_precision, balanced_accuracies, map_at_5, rank_of_truth, summary
+from happywhale_nb.retrieval.open_set import (
     CandidateSets,
     Chances,
     Confidence,

@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from happywhale_nb import train as training
-from happywhale_nb.backbones import BACKBONES
-from happywhale_nb.callbacks import Deadline
-from happywhale_nb.crops import Crops
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.embeddings import read_embeddings
-from happywhale_nb.fitting import (
+from happywhale_nb.core.paths import UserError, fold_dir
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.splits import study_folds
+from happywhale_nb.imaging.crops import Crops
+from happywhale_nb.networks.backbones import BACKBONES
+from happywhale_nb.networks.callbacks import Deadline
+from happywhale_nb.networks.heads import CosineClassifier
+from happywhale_nb.networks.presets import configure
+from happywhale_nb.networks.schedules import RATE_PER_PHOTO, WarmupCosine, WarmupExponential
+from happywhale_nb.networks.targets import SPECIES, class_margins
+from happywhale_nb.networks.training import (
     build_network,
     build_optimizer,
     compile_trainer,
@@ -26,12 +30,8 @@ from happywhale_nb.fitting import (
     targets_of,
     train,
 )
-from happywhale_nb.heads import CosineClassifier
-from happywhale_nb.paths import UserError, fold_dir
-from happywhale_nb.presets import configure
-from happywhale_nb.schedule import RATE_PER_PHOTO, WarmupCosine, WarmupExponential
-from happywhale_nb.splits import study_folds
-from happywhale_nb.targets import SPECIES, class_margins
+from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.stages import train as training
 
 SMALL = "backbone=two_layers embedding=16 batch_size=8 learning_rate=0.01"
 

@@ -19,8 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from happywhale_nb.paths import UserError
-from happywhale_nb.uploads import (
+from happywhale_nb.catalogue.uploads import (
     Limits,
     check_photo,
     clean_name,
@@ -31,6 +30,7 @@ from happywhale_nb.uploads import (
     show_crop,
     show_photo,
 )
+from happywhale_nb.core.paths import UserError
 
 
 def picture(size=(120, 80), noise=True):
@@ -213,8 +213,8 @@ def test_check_photo_of_too_many_pixels_is_refused_by_the_header(sent, monkeypat
 SENT_AND_MEASURED = """
 import json, re, sys
 from pathlib import Path
-from happywhale_nb.paths import UserError
-from happywhale_nb.uploads import check_photo
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.catalogue.uploads import check_photo
 
 def peak():
     # most memory of this process so far, in MB

@@ -14,23 +14,23 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from happywhale_nb import widgets
-from happywhale_nb.blending import blend_stage, is_current
-from happywhale_nb.cli import main
-from happywhale_nb.compare import compare_runs, describe_comparison, model_weights
-from happywhale_nb.dataset import read_dataset
-from happywhale_nb.embeddings import read_embeddings
-from happywhale_nb.knn import KNNHead, compare_rules, knn_stage
-from happywhale_nb.metrics import map_at_5
-from happywhale_nb.paths import UserError
-from happywhale_nb.predictions import read_predictions
-from happywhale_nb.presets import used_preset
-from happywhale_nb.records import kept_records
-from happywhale_nb.report import report_stage
-from happywhale_nb.runs import read_json
-from happywhale_nb.splits import gallery_and_queries, study_folds, true_answers
-from happywhale_nb.train import train_stage
-from happywhale_nb.widgets import Opened, browse_folds, browse_neighbours
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.artifacts import read_json
+from happywhale_nb.core.paths import UserError
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.splits import gallery_and_queries, study_folds, true_answers
+from happywhale_nb.evaluation import browser as widgets
+from happywhale_nb.evaluation.browser import Opened, browse_folds, browse_neighbours
+from happywhale_nb.networks.presets import used_preset
+from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.metrics import map_at_5
+from happywhale_nb.retrieval.predictions import read_predictions
+from happywhale_nb.stages.blending import blend_stage, is_current
+from happywhale_nb.stages.knn import KNNHead, compare_rules, knn_stage
+from happywhale_nb.stages.report import report_stage
+from happywhale_nb.stages.train import train_stage
+from happywhale_nb.workflow.compare import compare_runs, describe_comparison, model_weights
+from happywhale_nb.workflow.provenance import kept_records
 
 BIN = Path(sys.executable).parent
 

@@ -36,7 +36,7 @@ def read_mutants():
 
 def make(tree, mutant):
     """Make a fault in the module and in the notebook of the copy `tree`."""
-    module = tree / "happywhale_nb" / f"{mutant['module']}.py"
+    module = tree / "happywhale_nb" / f"{mutant['module'].replace('.', '/')}.py"
     text = module.read_text(encoding="utf-8")
     if text.count(mutant["before"]) != 1:
         raise SystemExit(f"{mutant['id']}: its text stands {text.count(mutant['before'])} times in {module.name}")
@@ -115,7 +115,7 @@ def make_map(tree, data, junit, out):
     held.read()
     result = {}
     for mutant in read_mutants():
-        module = tree / "happywhale_nb" / f"{mutant['module']}.py"
+        module = tree / "happywhale_nb" / f"{mutant['module'].replace('.', '/')}.py"
         text = module.read_text(encoding="utf-8")
         start = text[: text.index(mutant["before"])].count("\n") + 1
         lines = range(start, start + mutant["before"].rstrip("\n").count("\n") + 1)
