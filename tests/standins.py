@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.core.paths import UserError, atomic, fold_dir, study_dir
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.artifacts import atomic
+from happywhale_nb.core.paths import fold_dir, study_dir
 from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, study_folds

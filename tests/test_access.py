@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from happywhale_nb.catalogue.schema import Base, Token
 from happywhale_nb.catalogue.store import NotFound
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.server.auth import (
     ROLES,
     Limiter,

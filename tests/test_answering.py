@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.retrieval.gallery import DEPTH, FEW, LEVEL, Calibration, Known, answer, calibrate
 from happywhale_nb.retrieval.open_set import Chances, rank_new

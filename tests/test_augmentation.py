@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import happywhale_nb
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.imaging.augmentation import RECIPES, STEPS, augment, plan, recipe_from_data, sections
 
 EXTREME = {"Rotation": 180, "Affine": 60, "HorizonTilt": 90, "Noise": 200, "Jpeg": 200, "Spray": 0.5, "Blur": 0.2}

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.backbones import BACKBONES, feature_maps
 
 

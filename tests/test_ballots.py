@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.ensemble import ranked_lists as ballots_module
 from happywhale_nb.ensemble.ranked_lists import Ballots, check_submission, first_five, read_ballots, read_columns

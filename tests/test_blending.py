@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from happywhale_nb.cli.main import main
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.ensemble.voting import simulate
 from happywhale_nb.stages.blending import mean_scores, select_runs
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX, COLUMNS, CropMix, clean_boxes, iou, read_box_tables, read_boxes
 from happywhale_nb.data.dataset import read_dataset
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.callbacks import (
     Deadline,
     EarlyStop,

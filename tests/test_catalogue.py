@@ -36,7 +36,7 @@ from happywhale_nb.catalogue.store import (
     plain,
     upgrade_catalogue,
 )
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 
 SETTINGS = {"margin": 0.05, "keep_aspect": False}

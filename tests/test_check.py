@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from happywhale_nb.cli.main import main
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.check import (
     FINDINGS,
     Check,

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from happywhale_nb.cli.main import main
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import study_folds
 from happywhale_nb.networks.presets import configure

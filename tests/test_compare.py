@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
 from happywhale_nb.retrieval.predictions import write_predictions
 from happywhale_nb.workflow.compare import compare_runs, describe_comparison

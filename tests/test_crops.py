@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX
 from happywhale_nb.imaging import crops as crops_module
 from happywhale_nb.imaging.crops import Crops, cut, load_crop, load_crops, upright_size

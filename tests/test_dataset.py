@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX, CropMix, read_boxes
 from happywhale_nb.data.dataset import NEW, Dataset, parse_csv, read_dataset, read_sizes, read_skips, read_table
 from happywhale_nb.data.species import suspect_spellings

@@ -31,7 +31,7 @@ from happywhale_nb.catalogue.exports import original_text, to_csv
 from happywhale_nb.catalogue.queries import individual_page, rejections, sightings
 from happywhale_nb.catalogue.schema import Answer, Base, Decision, Encounter, Individual
 from happywhale_nb.catalogue.store import Catalogue, NotFound, add_photo, create_catalogue, new_encounter
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.importers import plan_source
 
 SETTINGS = {"margin": 0.05, "keep_aspect": False}

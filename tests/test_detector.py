@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from happywhale_nb.cli.main import main
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX, iou, read_boxes
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.dataset import draw_demo

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.devices import best_precision, prepare, replicas
 
 HERE = Path(__file__).resolve().parent

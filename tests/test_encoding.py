@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from happywhale_nb.core.artifacts import write_json
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import COLUMNS, read_boxes
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.season import demo_model

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from happywhale_nb.cli.main import main
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.export import Encoder, export_encoder
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.networks.training import build_network, embed, identifier

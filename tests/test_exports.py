@@ -36,7 +36,7 @@ from happywhale_nb.catalogue.exports import (
     wildbook_table,
 )
 from happywhale_nb.catalogue.queries import SIGHTINGS
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.species import SPECIES
 
 # ---------------------------------------------------------------------------------------------------- a table of ours

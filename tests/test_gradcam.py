@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW, read_dataset
 from happywhale_nb.data.splits import study_folds
 from happywhale_nb.evaluation.faithfulness import (

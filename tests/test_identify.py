@@ -7,7 +7,7 @@ from happywhale_nb.catalogue import identify as module
 from happywhale_nb.catalogue.decisions import Conflict, decide
 from happywhale_nb.catalogue.identify import Opened, identify
 from happywhale_nb.catalogue.queries import encounter_view, list_decisions
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 
 
 @pytest.fixture

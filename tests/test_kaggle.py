@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from happywhale_nb.cli.main import main
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.workflow.kaggle import kaggle_user
 from happywhale_nb.workflow.notebooks import read_parameters
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import check_estimator
 
 from happywhale_nb.core.artifacts import write_json
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.data.splits import gallery_and_queries
 from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings

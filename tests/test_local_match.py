@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.retrieval.local_features import (
     Evidence,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from happywhale_nb.core.artifacts import read_json
-from happywhale_nb.core.paths import UserError, fold_dir
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.paths import fold_dir
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import make_folds, study_folds
 from happywhale_nb.imaging.degradations import DEGRADATIONS, degrade

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.core.artifacts import fingerprint, is_done, read_json, versions, write_json
-from happywhale_nb.core.paths import UserError, atomic, find_data, fold_dir, on_kaggle, project_root, study_dir
+from happywhale_nb.core.artifacts import atomic, fingerprint, is_done, read_json, versions, write_json
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.paths import find_data, fold_dir, on_kaggle, project_root, study_dir
 
 quick = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -234,7 +235,8 @@ def test_project_root_is_the_nearest_folder_with_settings_and_notebooks(root, tm
     assert project_root() == root
     (root / "nbs" / "settings.ini").touch()  # settings alone make no project
     assert project_root() == root and project_root(root) == root
-    assert (project_root(tmp_path) / "happywhale_nb" / "core" / "paths.py").is_file()  # the checkout the package is from
+    installed = project_root(tmp_path)  # the checkout the package is from
+    assert (installed / "happywhale_nb" / "core" / "paths.py").is_file()
 
 
 def test_find_data_looks_in_the_given_order_of_places(root, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.retrieval.search import ExactIndex, FaissIndex, Gallery, QdrantIndex, make_index, nearest, unit_rows
 
 needs_faiss = pytest.mark.skipif(

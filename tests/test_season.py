@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.season import DROPS, PLACES, draw_season, plan_season
 

@@ -35,7 +35,7 @@ from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
 from happywhale_nb.catalogue.store import Catalogue
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import FOLD_COLUMNS
 from happywhale_nb.demo.season import demo_model, draw_season

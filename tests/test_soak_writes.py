@@ -28,7 +28,7 @@ from happywhale_nb.catalogue.store import CARD, Catalogue, copy_sqlite, create_c
 from happywhale_nb.catalogue.uploads import check_photo, keep_photo
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import COLUMNS
 from happywhale_nb.data.check import write_skips
 from happywhale_nb.data.dataset import read_dataset, read_skips

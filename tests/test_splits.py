@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from happywhale_nb.cli.main import main
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.paths import study_data
 from happywhale_nb.data.dataset import NEW, read_dataset
 from happywhale_nb.data.near_duplicates import close_hashes, near_duplicates
 from happywhale_nb.data.species import merge_species
@@ -32,7 +33,6 @@ from happywhale_nb.data.splits import (
     protocol_card,
     require_catalogue,
     study_card,
-    study_data,
     study_folds,
     true_answers,
 )

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.evaluation import error_analysis as errors
 from happywhale_nb.evaluation.per_query import KINDS, kind_of_answer

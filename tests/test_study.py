@@ -20,7 +20,7 @@ import yaml
 from click.testing import CliRunner
 
 from happywhale_nb.cli.main import main
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import study_folds
 from happywhale_nb.workflow.provenance import kept_records, mark_path

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.ensemble.ranked_lists import Ballots
 from happywhale_nb.ensemble.voting import (

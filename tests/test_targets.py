@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.targets import Targets, class_margins, effective_weights
 
 ROWS, PLAIN = np.arange(4), np.zeros(4, int)  # the first four photographs, none of them mirrored

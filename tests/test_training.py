@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from happywhale_nb.core.paths import UserError, fold_dir
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.paths import fold_dir
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import study_folds
 from happywhale_nb.imaging.crops import Crops

@@ -30,7 +30,7 @@ from happywhale_nb.catalogue.uploads import (
     show_crop,
     show_photo,
 )
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 
 
 def picture(size=(120, 80), noise=True):
@@ -213,7 +213,7 @@ def test_check_photo_of_too_many_pixels_is_refused_by_the_header(sent, monkeypat
 SENT_AND_MEASURED = """
 import json, re, sys
 from pathlib import Path
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.catalogue.uploads import check_photo
 
 def peak():

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json
-from happywhale_nb.core.paths import UserError
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import gallery_and_queries, study_folds, true_answers
 from happywhale_nb.evaluation import browser as widgets

@@ -11,7 +11,7 @@ from sqlalchemy import or_, select, update
 from .queries import the
 from .schema import Answer, Decision, Encounter, Individual
 from .store import individual_named, next_name, now, plain
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.dataset import NEW
 
 # %% ../../nbs/lib/catalogue/decisions.ipynb #decisions-05

@@ -26,7 +26,7 @@ import numpy as np
 import openpyxl
 import pandas as pd
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.species import SPECIES
 
 # %% ../../nbs/lib/catalogue/exports.ipynb #exports-04

@@ -23,7 +23,8 @@ from .queries import crop_box, encounter_view, list_decisions, list_encounters, 
 from .schema import Crop, Encounter, Photo
 from .store import Catalogue, find_catalogue, plain_date, plain_side
 from .uploads import Limits, crop_aspect
-from ..core.paths import UserError, find_data, study_dir
+from ..core.errors import UserError
+from ..core.paths import find_data, study_dir
 from ..core.progress import live
 from ..evaluation.browser import button
 from ..evaluation.html import figure_uri, plot

@@ -36,7 +36,7 @@ from happywhale_nb.catalogue.store import (
     unpack,
 )
 from .uploads import Limits, check_photo, clean_name, keep_photo, read_exif
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, COLUMNS, read_boxes
 from ..data.dataset import parse_csv

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from .queries import named, photo_view, rejections, the
 from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
 from .store import model_row, next_name, now, unpack
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.dataset import NEW
 from ..retrieval.gallery import Calibration, Known, answer
 

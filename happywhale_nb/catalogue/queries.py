@@ -16,7 +16,7 @@ from sqlalchemy import exists, func, or_, select, tuple_
 from .schema import Crop, Decision, Encounter, Individual, Photo
 from .store import NotFound
 from .uploads import crop_aspect
-from ..core.paths import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/catalogue/queries.ipynb #views-04
 def named(row):

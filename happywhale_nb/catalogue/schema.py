@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #tables-05
 NAMES = {

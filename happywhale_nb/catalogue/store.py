@@ -31,8 +31,8 @@ from happywhale_nb.catalogue.schema import (
     migrate,
     schema_version,
 )
-from ..core.artifacts import read_json, write_json
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic, read_json, write_json
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/catalogue/store.ipynb #catalogue-04
 CARD = "catalogue.json"

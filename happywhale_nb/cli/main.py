@@ -20,13 +20,13 @@ from pathlib import Path
 
 import click
 
-from ..core.artifacts import read_json, write_json
-from ..core.paths import UserError, atomic, find_data, project_root, study_dir
+from ..core.artifacts import atomic, read_json, write_json
+from ..core.errors import UserError
+from ..core.paths import find_data, project_root, study_data, study_dir
 from ..data.check import as_json, check_folder, count, describe, write_skips
 from ..data.dataset import PHOTO_ENDINGS, read_dataset, read_table
 from ..data.download import COMPETITION, download
 from ..data.importers import SYNONYMS, plan_source, write_import
-from ..data.splits import study_data
 from ..demo.dataset import draw_demo
 from ..workflow.notebooks import read_parameters
 from ..workflow.runner import run_stage, stage_notebook

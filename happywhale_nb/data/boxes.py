@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from .dataset import read_sizes, read_table
 
 # %% ../../nbs/lib/data/boxes.ipynb #boxes-05

@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic
+from ..core.errors import UserError
 from ..core.progress import bar
 from .boxes import read_boxes
 from .dataset import COLUMNS, EXTRA_COLUMNS, NEW, PHOTO_ENDINGS, parse_csv, photo_folder, read_skips

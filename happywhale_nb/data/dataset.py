@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.artifacts import fingerprint
-from ..core.paths import UserError, find_data
+from ..core.errors import UserError
+from ..core.paths import find_data
 from .species import merge_species
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-05

@@ -12,7 +12,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic
+from ..core.errors import UserError
 from ..core.progress import bar
 
 # %% ../../nbs/lib/data/download.ipynb #download-04

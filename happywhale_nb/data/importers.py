@@ -18,7 +18,8 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic
+from ..core.errors import UserError
 from ..core.progress import bar
 from .dataset import EXTRA_COLUMNS, NEW, parse_csv
 

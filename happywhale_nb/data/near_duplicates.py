@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from ..core.artifacts import fingerprint
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic, fingerprint
+from ..core.errors import UserError
 from ..core.progress import bar
 
 # %% ../../nbs/lib/data/near_duplicates.ipynb #duplicates-05

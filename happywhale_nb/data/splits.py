@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'SELDOM', 'FOLD_COLUMNS', 'parse_kind', 'make_folds', 'kind_of', 'fold_numbers', 'gallery_and_queries',
            'true_answers', 'require_catalogue', 'protocol_card', 'card_line', 'foot', 'dataset_folds', 'study_folds',
-           'study_data', 'study_card', 'finished_folds']
+           'study_card', 'finished_folds']
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-02
 import difflib
@@ -18,8 +18,9 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ..core.artifacts import read_json, write_json
-from ..core.paths import UserError, atomic, fold_dir
+from ..core.artifacts import atomic, read_json, write_json
+from ..core.errors import UserError
+from ..core.paths import fold_dir
 from .dataset import NEW, read_dates, read_table
 from .near_duplicates import among_known, near_duplicates, read_duplicates
 
@@ -331,19 +332,6 @@ def study_folds(dataset, folder, k=0, seed=None, kind="", keep=True):
     if keep and not ((folder / "study.json").is_file() and read_json(folder / "study.json") == place):
         write_json(folder / "study.json", place)
     return folds
-
-
-def study_data(folder):
-    """The data folder that a study was last run on. Raises `UserError` if that is not known, or not there."""
-    if not Path(folder).is_dir():
-        there = sorted(p.name for p in Path(folder).parent.glob("*/") if (p / "folds.csv").is_file())
-        raise UserError(f"no study in {folder} (there: {', '.join(there) or 'none'})")
-    if not (Path(folder) / "study.json").is_file():
-        raise UserError(f"{folder} does not say where its data are: name their place once, -p data_dir")
-    place = Path(read_json(Path(folder) / "study.json")["data_dir"])
-    if not place.is_dir():
-        raise UserError(f"the data of {folder} were in {place}, which is not there: name their place, -p data_dir")
-    return place
 
 
 def study_card(dataset, folder, folds):

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic
+from ..core.errors import UserError
 from ..core.progress import bar
 
 # %% ../../nbs/lib/demo/dataset.ipynb #demo-05

@@ -20,7 +20,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ..core.paths import UserError, atomic, project_root
+from ..core.artifacts import atomic
+from ..core.errors import UserError
+from ..core.paths import project_root
 from ..core.progress import bar
 from happywhale_nb.demo.dataset import (
     draw_animal,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.dataset import NEW, read_table
 
 # %% ../../nbs/lib/ensemble/ranked_lists.ipynb #ballots-05

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.dataset import NEW
 from .ranked_lists import Ballots, first_five
 

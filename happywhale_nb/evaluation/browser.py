@@ -17,15 +17,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..core.artifacts import read_json
-from ..core.paths import UserError, fold_dir
+from ..core.errors import UserError, lookup
+from ..core.paths import fold_dir, study_data
 from ..core.progress import live
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
-from ..data.splits import FOLD_COLUMNS, gallery_and_queries, study_data
+from ..data.splits import FOLD_COLUMNS, gallery_and_queries
 from .html import figure_uri, plot
 from .per_query import outcomes
 from ..imaging.crops import cut
-from ..networks.presets import lookup, used_preset
+from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.predictions import read_predictions, read_scores
 

@@ -17,7 +17,7 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/evaluation/html.ipynb #page-05
 def data_uri(data, kind):

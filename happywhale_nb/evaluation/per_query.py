@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'kind_of_answer', 'outcomes', 'fold_figures']
 import numpy as np
 import pandas as pd
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.dataset import NEW, read_table
 from ..data.splits import fold_numbers, gallery_and_queries, true_answers
 from ..retrieval.metrics import classification, rank_of_truth

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..retrieval.metrics import average_precision, bootstrap_interval, student_interval
 from ..stages.knn import KNNHead
 

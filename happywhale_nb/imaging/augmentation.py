@@ -20,7 +20,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-06
 @dataclass(frozen=True)

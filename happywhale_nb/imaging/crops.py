@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..core.artifacts import fingerprint
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic, fingerprint
+from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX
 

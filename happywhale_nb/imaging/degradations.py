@@ -15,9 +15,8 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ..core.paths import UserError
+from ..core.errors import UserError, lookup
 from .augmentation import AIRLIGHT
-from ..networks.presets import lookup
 
 # %% ../../nbs/lib/imaging/degradations.ipynb #degradations-07
 def blur(pixels, sigma, rng=None, centre=None):

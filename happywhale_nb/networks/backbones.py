@@ -15,8 +15,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from ..core.paths import UserError
-from .presets import lookup
+from ..core.errors import UserError, lookup
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-05
 def _convolve(x, width, kernel, stride, momentum, name, activation="relu"):

@@ -14,8 +14,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from ..core.artifacts import read_json, write_json
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic, read_json, write_json
+from ..core.errors import UserError
 from ..core.progress import bar
 from .devices import by_itself
 

@@ -15,7 +15,8 @@ import tensorflow as tf
 from keras import layers, ops
 from PIL import Image
 
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic
+from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.splits import make_folds

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-04
 def found():

@@ -23,9 +23,8 @@ import pandas as pd
 import tensorflow as tf
 from PIL import Image
 
-from ..catalogue.uploads import Busy
 from ..core.artifacts import fingerprint, read_json
-from ..core.paths import UserError
+from ..core.errors import Busy, UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, COLUMNS, CropMix, read_boxes
 from ..data.dataset import PHOTO_ENDINGS, read_dataset

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..core.artifacts import read_json
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic, read_json
+from ..core.errors import UserError
 from .presets import used_preset
 from .training import averaged, encoder
 

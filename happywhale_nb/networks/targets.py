@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/networks/targets.ipynb #targets-04
 FIXED = {"margin": 0.3}

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from ..core.paths import UserError
+from ..core.errors import UserError, lookup
 from ..core.progress import bar
 from ..imaging.augmentation import RECIPES, Flip
 from .backbones import backbone_layers, copy_weights, feature_maps
@@ -32,7 +32,7 @@ from happywhale_nb.networks.devices import (
     replicas,
 )
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
-from .presets import configure, lookup
+from .presets import configure
 from .schedules import RATE_PER_PHOTO, TwoRateAdamW, WarmupCosine, WarmupExponential
 from .targets import SPECIES, Targets, class_margins, effective_weights
 

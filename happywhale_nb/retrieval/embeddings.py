@@ -13,7 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/retrieval/embeddings.ipynb #embeddings-04
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.dataset import NEW
 from .metrics import average_precision, calibration, rank_of_truth
 from .open_set import CandidateSets, Chances, fit_threshold, rank_new

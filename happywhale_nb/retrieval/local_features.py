@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from .metrics import map_at_5, paired_gain
 
 # %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-05

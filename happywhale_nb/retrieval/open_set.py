@@ -15,7 +15,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.dataset import NEW
 from .metrics import rank_of_truth
 

@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic
+from ..core.errors import UserError
 from ..data.dataset import read_table
 
 # %% ../../nbs/lib/retrieval/predictions.ipynb #predictions-04

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..core.artifacts import fingerprint, read_json, write_json
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic, fingerprint, read_json, write_json
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-05
 def unit_rows(vectors, what="vector", names=None, width=None, step=16384):

@@ -49,9 +49,9 @@ from happywhale_nb.catalogue.ingest import (
 from ..catalogue.matching import Asker, ask_encounter, ask_vectors, kept_answer
 from ..catalogue.schema import Crop, Encounter, Individual, Photo
 from ..catalogue.store import NotFound, next_name
-from ..catalogue.uploads import Busy, Limits, clean_name, show_crop, show_photo
-from ..core.artifacts import fingerprint
-from ..core.paths import UserError, atomic
+from ..catalogue.uploads import Limits, clean_name, show_crop, show_photo
+from ..core.artifacts import atomic, fingerprint
+from ..core.errors import Busy, UserError
 from . import auth as access
 from . import schemas
 from .auth import Limiter, foreign, host_name, loopback, may

@@ -19,7 +19,7 @@ from sqlalchemy import select
 
 from ..catalogue.schema import Token
 from ..catalogue.store import NotFound, now, plain
-from ..core.paths import UserError
+from ..core.errors import UserError
 
 # %% ../../nbs/lib/server/auth.ipynb #access-05
 ROLES = ("read", "review", "admin")  # each may do what those before it may

@@ -18,8 +18,8 @@ import uvicorn
 
 from ..catalogue.ingest import build, folder_table, re_embed, recalibrate, refuse_other, take_news
 from ..catalogue.store import CARD, Catalogue, create_catalogue
-from ..core.artifacts import read_json
-from ..core.paths import UserError, atomic
+from ..core.artifacts import atomic, read_json
+from ..core.errors import UserError
 from ..data.dataset import read_dataset, read_table
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
 from ..demo.season import demo_model, draw_season

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.artifacts import fingerprint, is_done, read_json, versions, write_json
-from ..core.paths import UserError, study_dir
+from ..core.errors import UserError
+from ..core.paths import study_dir
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.splits import fold_numbers, gallery_and_queries, study_folds, true_answers
 from ..ensemble.ranked_lists import read_ballots

@@ -20,7 +20,8 @@ import seaborn as sns
 from PIL import Image
 
 from ..core.artifacts import write_json
-from ..core.paths import UserError, study_dir
+from ..core.errors import UserError
+from ..core.paths import study_dir
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import read_dataset, read_dates, read_sizes
 from ..data.near_duplicates import COPY, near_duplicates

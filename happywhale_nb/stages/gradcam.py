@@ -20,8 +20,9 @@ import pandas as pd
 import tensorflow as tf
 from PIL import Image
 
-from ..core.artifacts import read_json, versions, write_json
-from ..core.paths import UserError, atomic, fold_dir, study_dir
+from ..core.artifacts import atomic, read_json, versions, write_json
+from ..core.errors import UserError, lookup
+from ..core.paths import fold_dir, study_dir
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
 from happywhale_nb.data.splits import (
@@ -42,7 +43,7 @@ from happywhale_nb.evaluation.faithfulness import (
     verdicts,
 )
 from ..imaging.crops import upright_size
-from ..networks.presets import lookup, used_preset
+from ..networks.presets import used_preset
 from ..networks.training import identifier  # noqa: F401 - registers the layers that a stored model names
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.predictions import read_predictions

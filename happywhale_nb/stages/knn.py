@@ -22,8 +22,10 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
 
-from ..core.artifacts import fingerprint, is_done, read_json, versions, write_json
-from ..core.paths import UserError, atomic, fold_dir, study_dir
+# %% ../../nbs/06_knn.ipynb #06-knn-02a
+from ..core.artifacts import atomic, fingerprint, is_done, read_json, versions, write_json
+from ..core.errors import UserError
+from ..core.paths import fold_dir, study_dir
 from ..core.progress import bar
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table

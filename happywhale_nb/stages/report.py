@@ -20,8 +20,9 @@ import seaborn as sns
 from markupsafe import Markup
 from PIL import Image
 
-from ..core.artifacts import read_json, versions, write_json
-from ..core.paths import UserError, atomic, study_dir
+from ..core.artifacts import atomic, read_json, versions, write_json
+from ..core.errors import UserError
+from ..core.paths import study_dir
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.splits import card_line, foot, gallery_and_queries, study_card, study_folds, true_answers
 from ..evaluation import error_analysis as errors

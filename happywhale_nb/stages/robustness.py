@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from ..core.artifacts import fingerprint, is_done, read_json, versions, write_json
-from ..core.paths import UserError, atomic, fold_dir, study_dir
+from ..core.artifacts import atomic, fingerprint, is_done, read_json, versions, write_json
+from ..core.errors import UserError
+from ..core.paths import fold_dir, study_dir
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset
 from happywhale_nb.data.splits import (

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ..core.artifacts import fingerprint, is_done, read_json, versions, write_json
-from ..core.paths import UserError, atomic, fold_dir, on_kaggle, study_dir
+from ..core.artifacts import atomic, fingerprint, is_done, read_json, versions, write_json
+from ..core.errors import UserError
+from ..core.paths import fold_dir, on_kaggle, study_dir
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset
 from ..data.splits import gallery_and_queries, kind_of, protocol_card, study_card, study_folds, true_answers

@@ -18,7 +18,7 @@ import numpy as np
 from pyarrow import ArrowException, parquet
 
 from ..core.artifacts import read_json
-from ..core.paths import UserError
+from ..core.errors import UserError
 from ..data.dataset import parse_csv
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.predictions import read_predictions

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from ..core.artifacts import write_json
-from ..core.paths import UserError, project_root
+from ..core.errors import UserError
+from ..core.paths import project_root
 
 # %% ../../nbs/lib/workflow/jupyter_hooks.ipynb #saving-05
 def clean_notebook(content):

@@ -18,7 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..core.paths import UserError, atomic, kaggle_root, project_root
+from ..core.artifacts import atomic
+from ..core.errors import UserError
+from ..core.paths import kaggle_root, project_root
 from .notebooks import check_parameters, read_parameters
 from .runner import check_training
 

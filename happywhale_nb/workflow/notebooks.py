@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.paths import UserError, atomic, project_root
+from ..core.artifacts import atomic
+from ..core.errors import UserError
+from ..core.paths import project_root
 from ..core.progress import text_only
 
 # %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-05

@@ -16,7 +16,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..core.artifacts import read_json
-from ..core.paths import UserError, find_data, fold_dir, project_root, study_dir
+from ..core.errors import UserError
+from ..core.paths import find_data, fold_dir, project_root, study_dir
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import read_dataset
 from ..data.splits import finished_folds, gallery_and_queries, require_catalogue, study_folds

@@ -25,10 +25,12 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 
-from ..core.paths import UserError, atomic, project_root, study_dir
+from ..core.artifacts import atomic
+from ..core.errors import UserError, lookup
+from ..core.paths import project_root, study_dir
 from ..data.dataset import read_dataset
 from ..data.splits import fold_numbers, require_catalogue, study_folds
-from ..networks.presets import PRESETS, lookup
+from ..networks.presets import PRESETS
 from .notebooks import read_parameters
 from happywhale_nb.workflow.runner import (
     STAGES,
