@@ -15,30 +15,32 @@ from happywhale_nb.stages.blending import mean_scores, select_runs
 
 
 def test_blend_score_and_validate_commands_on_small_files_give_the_known_figures(files, tmp_path):
-    run = CliRunner().invoke
+    def run(*words):
+        return CliRunner().invoke(main, ["submission", *map(str, words)])
+
     one, two = files("one.csv", "x,a b c", "y,b c", "z,c"), files("two.csv", "z,a", "y,a", "x,b a a")
     truth = files("truth.csv", "x,b", "y,a", "z,new_individual", header="image,individual_id")
     like, to = files("like.csv", "y,a", "x,a", "z,a"), tmp_path / "blend.csv"
-    done = run(main, ["blend", str(one), str(two), "-o", str(to), "--weights", "1 2", "--like", str(like)])
+    done = run("blend", one, two, "-o", to, "--weights", "1 2", "--like", like)
     assert done.exit_code == 0 and "two.csv: 1 rows name an animal twice" in done.output, done.output
     assert to.read_text().splitlines() == ["image,predictions", "y,a b c", "x,b a c", "z,a c"]
-    assert run(main, ["validate", str(to), "--like", str(like)]).exit_code == 0
-    bad = run(main, ["validate", str(two), "--like", str(one)])
+    assert run("validate", to, "--like", like).exit_code == 0
+    bad = run("validate", two, "--like", one)
     assert bad.exit_code == 1 and "row 4: x names an animal twice (1 such)" in bad.output
-    scored = run(main, ["score", str(to), str(truth), "--json"])
+    scored = run("score", to, truth, "--json")
     assert json.loads(scored.stdout)["map5"] == pytest.approx(2 / 3)
     catalogue = files("train.csv", "q,b", "r,c", header="image,individual_id")
-    scored = run(main, ["score", str(to), str(truth), "--catalogue", str(catalogue), "--json"])  # a is new there
+    scored = run("score", to, truth, "--catalogue", catalogue, "--json")  # a is new there
     assert json.loads(scored.stdout)["share_new"] == pytest.approx(2 / 3)
     for wrong, message in (
-        (["blend", str(one), str(two)], "-o submission.csv"),
-        (["blend", str(one), "-o", str(to), "--weights", "1 2"], "2 weights for 1 files"),
-        (["blend", str(one), "-o", str(to), "--rule", "votes"], "rule 'votes' is not known"),
-        (["blend", str(one), "-o", str(to), "--rule", "notebook"], "catalogue"),
-        (["blend", str(one), "-o", str(to), "--finless", str(like)], "matter to the rule notebook alone, not to paper"),
-        (["score", str(to), str(like)], "no column 'individual_id'"),
+        (["blend", one, two], "Missing option '-o'"),
+        (["blend", one, "-o", to, "--weights", "1 2"], "2 weights for 1 files"),
+        (["blend", one, "-o", to, "--rule", "votes"], "rule 'votes' is not known"),
+        (["blend", one, "-o", to, "--rule", "notebook"], "catalogue"),
+        (["blend", one, "-o", to, "--finless", like], "matter to the rule notebook alone, not to paper"),
+        (["score", to, like], "no column 'individual_id'"),
     ):
-        refused = run(main, wrong)
+        refused = run(*wrong)
         assert refused.exit_code == 2 and message in refused.output, refused.output
 
 
@@ -51,13 +53,13 @@ def test_blend_command_with_a_truth_fits_weights_and_a_broken_file_changes_nothi
         paths.append(str(files(f"{name}.csv", *lines)))
     known = files("truth.csv", *map(",".join, zip(ballots.images, truth, strict=True)), header="image,individual_id")
     to = tmp_path / "blend.csv"
-    done = CliRunner().invoke(main, ["blend", *paths, "-o", str(to), "--truth", str(known)])
+    done = CliRunner().invoke(main, ["submission", "blend", *paths, "-o", str(to), "--truth", str(known)])
     assert done.exit_code == 0 and "expected" in done.output and "model01" in done.output, done.output
-    stuck = CliRunner().invoke(main, ["blend", paths[0], paths[0], "-o", str(to), "--truth", str(known)])
+    stuck = CliRunner().invoke(main, ["submission", "blend", paths[0], paths[0], "-o", str(to), "--truth", str(known)])
     assert "no step of any weight gains" in stuck.output  # a model and itself
     before = to.read_text()
     broken = files("broken.csv", "000000.jpg,")
-    failed = CliRunner().invoke(main, ["blend", *paths, str(broken), "-o", str(to)])
+    failed = CliRunner().invoke(main, ["submission", "blend", *paths, str(broken), "-o", str(to)])
     assert failed.exit_code == 2 and "broken.csv" in failed.output and to.read_text() == before
 
 
@@ -70,7 +72,7 @@ def test_blend_command_with_finless_photographs_counts_only_the_first_24_files(f
     paths, to = [str(sure)] * 24 + [str(late)] * 30, tmp_path / "blend.csv"
     how = ["-o", str(to), "--rule", "notebook", "--catalogue", str(catalogue)]
     for asked, expected in (([], ["x,b a", "y,b a"]), (["--finless", str(finless)], ["x,b a", "y,a b"])):
-        done = CliRunner().invoke(main, ["blend", *paths, *how, *asked])
+        done = CliRunner().invoke(main, ["submission", "blend", *paths, *how, *asked])
         assert done.exit_code == 0, done.output
         assert to.read_text().splitlines()[1:] == expected
 

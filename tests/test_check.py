@@ -1,4 +1,4 @@
-"""Every fault that `happywhale check` names, planted one by one in a data folder that is clean without it."""
+"""Every fault that `happywhale data check` names, planted one by one in a data folder that is clean without it."""
 
 import json
 import shutil
@@ -350,15 +350,15 @@ def test_describe_and_as_json_of_many_findings_show_examples_and_list_all():
 
 def test_check_command_speaks_to_people_and_to_machines(folder):
     PLANTS["truncated"](folder)
-    said = CliRunner().invoke(main, ["check", str(folder)])
-    machine = CliRunner().invoke(main, ["check", str(folder), "--json"])
+    said = CliRunner().invoke(main, ["data", "check", str(folder)])
+    machine = CliRunner().invoke(main, ["data", "check", str(folder), "--json"])
     assert said.exit_code == machine.exit_code == 1
     assert "truncated, once" in said.stdout and "copy it again" in said.stdout
     told = json.loads(machine.stdout)
     assert told["status"] == "findings" and told["findings"][0]["kind"] == "truncated"
-    assert CliRunner().invoke(main, ["check", str(folder / "nowhere")]).exit_code == 2
+    assert CliRunner().invoke(main, ["data", "check", str(folder / "nowhere")]).exit_code == 2
     (folder / "train.csv").unlink()
-    assert CliRunner().invoke(main, ["check", str(folder)]).exit_code == 2
+    assert CliRunner().invoke(main, ["data", "check", str(folder)]).exit_code == 2
 
 
 def test_check_command_skips_bad_photographs_on_request_and_only_then(folder):
@@ -367,10 +367,10 @@ def test_check_command_skips_bad_photographs_on_request_and_only_then(folder):
     with pytest.raises(UserError, match=f"{path.name}.*--skip"):
         load_crop(path, 32)
     assert len(read_dataset(folder).train) == 8
-    assert CliRunner().invoke(main, ["check", str(folder), "--deep", "--skip"]).exit_code == 1
+    assert CliRunner().invoke(main, ["data", "check", str(folder), "--deep", "--skip"]).exit_code == 1
     data = read_dataset(folder)
     assert len(data.train) == 7 and data.skipped[["image", "part"]].to_numpy().tolist() == [[path.name, "train"]]
-    again = CliRunner().invoke(main, ["check", str(folder), "--deep"])
+    again = CliRunner().invoke(main, ["data", "check", str(folder), "--deep"])
     assert again.exit_code == 0 and "1 more are left out" in again.stdout
 
 
@@ -402,7 +402,7 @@ def test_check_folder_of_the_real_photographs_finds_them_whole(shared):
 
 def test_blend_stage_answers_a_skipped_test_photograph_with_new(folder, tmp_path):
     (folder / "test_images" / "s.jpg").write_bytes(b"")
-    CliRunner().invoke(main, ["check", str(folder), "--skip"])
+    CliRunner().invoke(main, ["data", "check", str(folder), "--skip"])
     data = read_dataset(folder)
     assert "s.jpg" not in set(data.test["image"])
     answers = [["a", "b", "c", "d", "e"]] * len(data.test)

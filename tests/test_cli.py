@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from happywhale_nb.cli.main import main
+from happywhale_nb.cli.main import RENAMED, main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import study_folds
@@ -98,6 +98,27 @@ def test_stage_with_a_parameter_out_of_range_is_refused_before_anything_is_writt
     done = happywhale(stage, "-p", "data_dir", tiny, "-p", "study", "checked", "-p", name, value)
     assert done.exit_code == 2 and message in done.stderr
     assert outputs(checkout) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        *((old, new) for old, new in RENAMED.items()),
+        ("detector data/mine", "detector train"),
+        ("blend one.csv two.csv -o both.csv", "submission blend"),
+    ],
+)
+def test_command_under_its_old_name_is_refused_with_the_new_one(words, command):
+    done = happywhale(*words.split())
+    assert done.exit_code == 2 and f"`happywhale {command}" in done.stderr and not done.stdout
+
+
+def test_every_command_of_the_table_is_there_and_says_what_it_does():
+    for name, entry in main.entries.items():
+        command = entry.load()
+        assert command.name == name, name
+        for inner in getattr(command, "commands", {"": command}).values():
+            assert inner.get_short_help_str(), (name, inner.name)
 
 
 def test_the_command_as_a_process_ends_a_mistake_with_status_2_and_no_traceback(checkout):
@@ -194,11 +215,11 @@ def test_train_stage_of_a_disjoint_split_measures_retrieval_within_and_knn_refus
 def test_architectures_measured_twice_keeps_the_last_row_of_each_preset(tmp_path):
     target = tmp_path / "architectures.json"
     for preset in ("basic_cnn", "small_resnet_arcface", "basic_cnn"):
-        done = happywhale("architectures", preset, "--to", target)
+        done = happywhale("model", "benchmark", preset, "--to", target)
         assert done.exit_code == 0 and preset in done.stdout, done.stderr
     rows = json.loads(target.read_text())["models"]
     assert [row["preset"] for row in rows] == ["small_resnet_arcface", "basic_cnn"]
-    assert happywhale("architectures", "basic_cn", "--to", target).exit_code == 2
+    assert happywhale("model", "benchmark", "basic_cn", "--to", target).exit_code == 2
 
 
 BENCHES = {

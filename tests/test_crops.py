@@ -146,7 +146,7 @@ def test_load_crop_of_a_missing_or_damaged_file_names_it(tmp_path):
     with pytest.raises(UserError, match=r"gone\.jpg is missing"):
         load_crop(tmp_path / "gone.jpg", 8)
     (tmp_path / "page.jpg").write_text("<html>404</html>")
-    with pytest.raises(UserError, match=r"page\.jpg cannot be decoded .*happywhale check --deep --skip"):
+    with pytest.raises(UserError, match=r"page\.jpg cannot be decoded .*happywhale data check --deep --skip"):
         load_crop(tmp_path / "page.jpg", 8)
 
 

@@ -72,7 +72,7 @@ def test_read_dataset_takes_the_photographs_of_train_images_or_else_of_images(tm
     (root / "sample_submission.csv").write_text("image,predictions\nq.jpg,w1\n")
     assert read_dataset(root, need_photos=False).test["image"].tolist() == ["q.jpg"]
     (root / "train.csv").unlink()
-    with pytest.raises(UserError, match=r"train\.csv is missing: .*happywhale import"):
+    with pytest.raises(UserError, match=r"train\.csv is missing: .*happywhale data import"):
         read_dataset(root)
 
 

@@ -122,13 +122,13 @@ def test_detect_and_detector_commands_without_what_they_need_say_so(tiny, untrai
     from happywhale_nb.networks.detector import read_detector, two_sided
 
     place = tmp_path / "detector.keras"
-    refused = CliRunner().invoke(main, ["detect", str(tiny), "--detector", str(place)])
+    refused = CliRunner().invoke(main, ["detector", "apply", str(tiny), "--detector", str(place)])
     assert refused.exit_code == 2 and "there is no detector" in refused.stderr
     place.write_text("no model")
-    broken = CliRunner().invoke(main, ["detect", str(tiny), "--detector", str(place)])
+    broken = CliRunner().invoke(main, ["detector", "apply", str(tiny), "--detector", str(place)])
     assert broken.exit_code == 2 and "cannot be read as a detector" in broken.stderr
     place.unlink()
-    too_few = CliRunner().invoke(main, ["detector", str(tiny), "--to", str(place)])
+    too_few = CliRunner().invoke(main, ["detector", "train", str(tiny), "--to", str(place)])
     assert too_few.exit_code == 2 and "needs 50 or more" in too_few.stderr and not place.exists()
     two_sided(untrained).save(place)
     with pytest.raises(UserError, match="is a model called 'two_sided', not a detector"):
@@ -161,7 +161,7 @@ def test_detector_command_trains_one_that_is_worth_more_than_the_mean_box(tmp_pa
     monkeypatch.chdir(tmp_path)
     data = draw_demo(tmp_path / "data", individuals=30, train_photos=160, test_photos=4, progress=False)
     place = tmp_path / "detector.keras"
-    trained = CliRunner().invoke(main, ["detector", str(data), "--to", str(place), "--epochs", "25"])
+    trained = CliRunner().invoke(main, ["detector", "train", str(data), "--to", str(place), "--epochs", "25"])
     assert trained.exit_code == 0, trained.output
     figures = {
         line.rsplit(maxsplit=3)[0].strip(): line.split()[-3:] for line in trained.output.splitlines() if "0." in line
@@ -169,6 +169,6 @@ def test_detector_command_trains_one_that_is_worth_more_than_the_mean_box(tmp_pa
     assert float(figures["detector"][0]) > float(figures["mean box"][0])
     for path in (data / "boxes").glob("*.csv"):
         path.unlink()
-    used = CliRunner().invoke(main, ["detect", str(data), "--detector", str(place)])
+    used = CliRunner().invoke(main, ["detector", "apply", str(data), "--detector", str(place)])
     assert used.exit_code == 0, used.output
     assert set(read_boxes(data)["source"]) == {"own"}

@@ -1,4 +1,4 @@
-"""`happywhale download` against a local stand-in for Kaggle: what goes wrong is explained, what was begun goes on."""
+"""`happywhale data download` against a local stand-in for Kaggle: faults are explained, and it resumes."""
 
 import http.server
 import io
@@ -82,7 +82,7 @@ def kaggle(tiny, monkeypatch, tmp_path):
 
 
 def run(folder, *more):
-    return CliRunner().invoke(main, ["download", "--to", str(folder), *more])
+    return CliRunner().invoke(main, ["data", "download", "--to", str(folder), *more])
 
 
 def test_download_command_unpacks_and_checks_the_competition(kaggle, tiny, tmp_path):

@@ -34,7 +34,7 @@ def stored(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["onnx", pytest.param("openvino", marks=pytest.mark.trains)])
 def test_export_command_gives_what_embed_gives_mirror_images_and_zooms_included(stored, tmp_path, kind):
     folder, crops = stored
-    words = ["export", folder / "model.keras", "--to", tmp_path / kind, "--format", kind]
+    words = ["model", "export", folder / "model.keras", "--to", tmp_path / kind, "--format", kind]
     done = CliRunner().invoke(main, list(map(str, words)))
     assert done.exit_code == 0 and "smallest cosine 1.0000" in done.stdout, done.output
     expected = embed(keras.saving.load_model(folder / "model.keras"), crops, mirror=2, zoom=0.1, quiet=True)

@@ -26,7 +26,7 @@ def draw(path, date=None):
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, ["import", *map(str, arguments)])
+    return CliRunner().invoke(main, ["data", "import", *map(str, arguments)])
 
 
 @pytest.fixture

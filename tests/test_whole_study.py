@@ -275,7 +275,8 @@ def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
 
 def test_embed_of_the_data_folder_gives_the_embeddings_of_training(study, tiny, tmp_path):
     fold = study / "small_resnet_arcface" / "fold0"
-    done = CliRunner().invoke(main, ["embed", f"{fold}/model.keras", str(tiny), "--to", f"{tmp_path}/all.parquet"])
+    words = ["model", "embed", f"{fold}/model.keras", str(tiny), "--to", f"{tmp_path}/all.parquet"]
+    done = CliRunner().invoke(main, words)
     assert done.exit_code == 0 and "512 numbers for each of 58 photographs" in done.output, done.output
     kept, found = (read_embeddings(path) for path in (fold / "embeddings.parquet", tmp_path / "all.parquet"))
     np.testing.assert_allclose(found.of(kept.images), kept.vectors, atol=1e-5)
@@ -285,7 +286,7 @@ def test_embed_of_the_data_folder_gives_the_embeddings_of_training(study, tiny, 
         ((fold / "model.keras", tmp_path / "none"), "there is no folder"),
         ((fold / "model.keras", tmp_path / "empty"), "has no photographs"),
     ):
-        done = CliRunner().invoke(main, ["embed", *map(str, words), "--to", f"{tmp_path}/none.parquet"])
+        done = CliRunner().invoke(main, ["model", "embed", *map(str, words), "--to", f"{tmp_path}/none.parquet"])
         assert done.exit_code == 2 and expected in done.stderr
     assert not (tmp_path / "none.parquet").exists()
 
