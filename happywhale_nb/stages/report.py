@@ -24,7 +24,8 @@ from ..core.artifacts import atomic, read_json, versions, write_json
 from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..data.dataset import NEW, read_dataset, read_table
-from ..data.splits import card_line, foot, gallery_and_queries, study_card, study_folds, true_answers
+from ..data.protocol import add_protocol_footer, card_line
+from ..data.splits import gallery_and_queries, true_answers
 from ..evaluation import error_analysis as errors
 from happywhale_nb.evaluation.html import (
     Section,
@@ -47,6 +48,7 @@ from ..retrieval.metrics import summary
 from ..retrieval.predictions import read_predictions
 from .blending import draw_blend, error_correlation, is_current, out_of_fold
 from .knn import KNNHead, compare_rules, draw_evaluation, known_queries, ranked_folds, study_grid
+from .study_split import study_card, study_folds
 
 # %% ../../nbs/08_report.ipynb #08-report-05
 @dataclass
@@ -86,7 +88,7 @@ class Study:
         if figure.get_layout_engine():
             figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
         inches = figure.get_figwidth()
-        return plot(figure_uri(foot(figure, self.card)), title, inches=inches)
+        return plot(figure_uri(add_protocol_footer(figure, self.card)), title, inches=inches)
 
 # %% ../../nbs/08_report.ipynb #08-report-06
 def score_submission(dataset, folder):
@@ -616,7 +618,7 @@ def report_stage(dataset, folder, split, seed=0, examples=24, public=0.0, privat
     page = [*sections, shown, card_section(study)[1]]
     html = render_page("Who is on the photographs?", lead, tiles_of(study, numbers), page, missing)
     with atomic(folder / "answers.jpg") as part:
-        figure = foot(plot_answers(queries[:5]), study.card)
+        figure = add_protocol_footer(plot_answers(queries[:5]), study.card)
         figure.savefig(part, dpi=110, pil_kwargs={"quality": 85})
         plt.close(figure)
     with atomic(folder / "report.html") as part:
