@@ -24,16 +24,9 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import project_root
 from ..core.progress import bar
-from happywhale_nb.demo.dataset import (
-    draw_animal,
-    draw_demo,
-    draw_group,
-    hex_names,
-    sea_tile,
-    stream,
-    take_photo,
-    write_tables,
-)
+from .animals import draw_animal, stream
+from .dataset import draw_demo, draw_group, hex_names, write_tables
+from .scenes import sea_tile, take_photo
 
 # %% ../../nbs/lib/demo/season.ipynb #season-05
 HERD = ("humpback_whale", "bottlenose_dolphin", "humpback_whale", "killer_whale")  # in turn
