@@ -22,14 +22,12 @@ from .animals import BUILDS, draw_animal, stream
 from .scenes import sea_tile, take_photo
 
 # %% ../../nbs/lib/demo/dataset.ipynb #demo-05
-SHARE_SINGLE, SHARE_NEW = (
-    0.45,
-    0.16,
-)  # shares: of individuals with one training photograph, of test photographs that show new ones
+SHARE_SINGLE = 0.45  # of the individuals have one training photograph
+SHARE_NEW = 0.16  # of the test photographs show individuals that training does not have
 
 
 def photos_each(individuals: int, photos: int) -> np.ndarray:
-    """How many training photographs each individual has, int [individuals], falling, summing to `photos`: a long tail."""
+    """How many training photographs each individual has, int [individuals]: falling, a long tail, `photos` in all."""
     single = round(SHARE_SINGLE * individuals)
     weight = np.geomspace(11, 1, individuals - single)
     share = np.concatenate([weight / weight.sum() * (photos - individuals), np.zeros(single)])
@@ -147,8 +145,21 @@ def check_sizes(seed: int, individuals: int, train_photos: int, test_photos: int
         )
 
 # %% ../../nbs/lib/demo/dataset.ipynb #demo-22
+def _draw_all(folder, seed, table, size, workers, drawn):
+    """Draw all photographs of `table`, one animal a thread, and write its tables; `drawn` is a bar to update."""
+    for name in ("", "train_images", "test_images"):
+        (folder / name).mkdir()
+    rows, tile = [], sea_tile(seed)
+    groups = [group for _, group in table.groupby("animal")]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for boxes in pool.map(lambda group: draw_group(folder, seed, group, size, tile), groups):
+            rows += boxes
+            drawn.update(len(boxes))
+    write_tables(folder, table, pd.DataFrame(rows))
+
+# %% ../../nbs/lib/demo/dataset.ipynb #demo-23
 def draw_demo(
-    root,
+    root: str | Path,
     seed: int = 0,
     individuals: int = 90,
     train_photos: int = 570,
@@ -157,31 +168,29 @@ def draw_demo(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw a demo data set in Happywhale's layout and return its folder.
+    """Draw a demo data set in Happywhale's layout; the same arguments give the same bytes.
 
-    `root`: the folder to make; one that exists is replaced, and nothing is there until all is drawn. `seed` ≥ 0: the
-    same arguments give the same bytes, whatever the number of `workers` (threads; default: one a processor).
-    `individuals` ≥ 2 live in `train.csv`; `SHARE_NEW` of the `test_photos` ≥ 1 show further ones. `size`: the smallest
-    and the largest width of a photograph in pixels, 96 to 2048. Raises `UserError` for numbers that make no data set.
+    Args:
+        root: the folder to make; one that exists is replaced, and nothing is there until all is drawn.
+        seed: a whole number from 0.
+        individuals: how many live in `train.csv`, at least 2; `SHARE_NEW` of the test photographs show others.
+        train_photos, test_photos: how many; at least one training photograph for each individual, one for the test.
+        size: the smallest and the largest width of a photograph in pixels, 96 to 2048.
+        workers: threads; None: one a processor.
+        progress: whether a bar is shown.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: for numbers that make no data set.
     """
     check_sizes(seed, individuals, train_photos, test_photos, size)
-    root, threads = Path(root), cv2.getNumThreads()
-    table, tile = plan(seed, individuals, train_photos, test_photos), sea_tile(seed)
-    groups = [g for _, g in table.groupby("animal")]
+    table, threads = plan(seed, individuals, train_photos, test_photos), cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        with (
-            atomic(root) as folder,
-            ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-            bar(what="drawing", total=len(table), disable=not progress) as drawn,
-        ):
-            for sub in ("", "train_images", "test_images"):
-                (folder / sub).mkdir()
-            rows = []
-            for part in pool.map(lambda g: draw_group(folder, seed, g, size, tile), groups):
-                rows += part
-                drawn.update(len(part))
-            write_tables(folder, table, pd.DataFrame(rows))
+        with atomic(Path(root)) as folder, bar(what="drawing", total=len(table), disable=not progress) as drawn:
+            _draw_all(folder, seed, table, size, workers, drawn)
     finally:
         cv2.setNumThreads(threads)
-    return root
+    return Path(root)

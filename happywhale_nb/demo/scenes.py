@@ -52,7 +52,7 @@ def rgb(code: str) -> np.ndarray:
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-09
 @dataclass(frozen=True)
 class Weather:
-    """What a photograph is taken in: sizes in pixels, colours RGB in 0 to 1, a unit vector (right, up, viewer) of light."""
+    """What a photograph is taken in: sizes in pixels, colours RGB in 0 to 1, light a unit vector."""
 
     width: int
     height: int

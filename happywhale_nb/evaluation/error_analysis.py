@@ -14,13 +14,13 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy import stats
 
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW
-from ..imaging.crops import cut, upright_size
+from ..imaging.crops import cut
+from ..imaging.photo import photo_size
 from ..retrieval.metrics import bootstrap_interval
 
 # %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-04
@@ -152,8 +152,7 @@ def measure_photographs(dataset, images, config, sources, folder):
     crops, rows = cut(dataset, chosen, config, folder, size=SIDE), []
     for i, box in enumerate(bar(chosen[BOX].to_numpy(float), "measuring")):
         if np.isnan(box[0]):
-            with Image.open(dataset.train_images / chosen["image"][i]) as photo:
-                box = np.array([0, 0, *upright_size(photo)])
+            box = np.array([0, 0, *photo_size(dataset.train_images / chosen["image"][i])])
         rows.append(measure(crops[i], min(box[2:] - box[:2])))
     return pd.DataFrame(rows, columns=list(MEASURES))
 

@@ -21,7 +21,8 @@ from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.splits import make_folds
 from ..imaging.augmentation import RECIPES, affine, augment, warp
-from ..imaging.crops import load_crops, upright_size
+from ..imaging.crops import load_crops
+from ..imaging.photo import upright_size
 from .devices import compiled
 from .schedules import WarmupCosine
 

@@ -28,7 +28,8 @@ from ..core.errors import Busy, UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, COLUMNS, CropMix, read_boxes
 from ..data.dataset import PHOTO_ENDINGS, read_dataset
-from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop, upright_size
+from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop
+from ..imaging.photo import upright_size
 from .detector import LOOSE, SIDE, box_table, read_detector, small, two_sided
 from .devices import compiled
 from .presets import used_preset

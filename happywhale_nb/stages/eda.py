@@ -25,6 +25,7 @@ from ..core.paths import study_dir
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import read_dataset, read_dates, read_sizes
 from ..data.near_duplicates import COPY, near_duplicates
+from ..imaging.photo import read_upright
 
 # %% ../../nbs/01_eda.ipynb #01-eda-05
 SEA = "#2a7f9e"
@@ -290,12 +291,7 @@ def contact_sheet(paths, titles=None, columns=6, width=240):
     for ax, path, title in zip(axes.flat, paths, titles if titles is not None else [""] * len(paths), strict=False):
         if path is None:
             continue
-        try:
-            with Image.open(path) as photo:
-                photo.draft("RGB", (width, width))
-                ax.imshow(np.asarray(photo.convert("RGB")))
-        except OSError as error:
-            raise UserError(f"{path} cannot be shown ({error})") from None
+        ax.imshow(read_upright(path, width))
         ax.set_title(title, fontsize=7, loc="left")
     figure.tight_layout(pad=0.4)
     return figure

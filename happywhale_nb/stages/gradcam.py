@@ -36,7 +36,7 @@ from happywhale_nb.evaluation.faithfulness import (
     pointing_figures,
     verdicts,
 )
-from ..imaging.crops import upright_size
+from ..imaging.photo import upright_size
 from ..networks.presets import used_preset
 from ..networks.training import identifier  # noqa: F401 - registers the layers that a stored model names
 from ..retrieval.embeddings import read_embeddings

@@ -27,21 +27,11 @@ from ..data.dataset import NEW, read_dataset, read_table
 from ..data.protocol import add_protocol_footer, card_line
 from ..data.splits import gallery_and_queries, true_answers
 from ..evaluation import error_analysis as errors
-from happywhale_nb.evaluation.html import (
-    Section,
-    answers_block,
-    data_uri,
-    definitions,
-    figure_uri,
-    note,
-    pairs_block,
-    photo_uri,
-    plot,
-    render_page,
-    table,
-)
+from ..evaluation.html import Section, answers_block, definitions, note, pairs_block, render_page, table
 from ..evaluation.per_query import fold_figures, outcomes
 from ..evaluation.statistics import compare_models, draw_learning_curve, fold_statistics, learning_curve
+from ..imaging.display import figure_uri, image_block
+from ..imaging.photo import data_uri, photo_uri, read_upright
 from ..networks.presets import configure, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.metrics import summary
@@ -88,7 +78,7 @@ class Study:
         if figure.get_layout_engine():
             figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
         inches = figure.get_figwidth()
-        return plot(figure_uri(add_protocol_footer(figure, self.card)), title, inches=inches)
+        return image_block(figure_uri(add_protocol_footer(figure, self.card)), title, inches=inches)
 
 # %% ../../nbs/08_report.ipynb #08-report-06
 def score_submission(dataset, folder):
@@ -376,7 +366,7 @@ def kept(study, record):
 def _pictures(place, names):
     """PNG files that are there, as blocks."""
     paths = [place / name for name in names if (place / name).is_file()]
-    return [plot(data_uri(path.read_bytes(), "png"), path.stem, photo=True, inches=11) for path in paths]
+    return [image_block(data_uri(path.read_bytes(), "png"), path.stem, photo=True, inches=11) for path in paths]
 
 
 def robustness_section(study):
@@ -523,8 +513,7 @@ def plot_answers(queries):
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set(visible=cell.get("right", False), color="#1a8f5a", linewidth=4)
             if "path" in cell:
-                with Image.open(cell["path"]) as photo:
-                    ax.imshow(photo)
+                ax.imshow(read_upright(cell["path"]))
             elif cell["name"]:
                 ax.text(0.5, 0.5, "new\nindividual", ha="center", va="center", color="0.4", transform=ax.transAxes)
             ax.set_title("" if rank == 0 else f"{rank}", fontsize=8, color="0.4", pad=2)
