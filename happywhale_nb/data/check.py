@@ -238,7 +238,8 @@ def check_tables(check):
         if (root / file).is_file():
             table = _load_table(check, root / file, needed, known)
             if table is None:
-                check.usable &= part != "train"
+                if part == "train":
+                    check.usable = False
                 continue
             check.summary[f"skipped_{part}"] = int(table["image"].isin(skips["image"]).sum())
             table = table[~table["image"].isin(skips["image"])]
@@ -409,7 +410,7 @@ def check_folder(data_dir, deep=False, progress=True):
 # %% ../../nbs/lib/data/check.ipynb #check-23
 def count(number, word):
     """A number and its noun: `1 finding`, `2 findings`."""
-    return f"{number:,} {word}" + "s" * (number != 1)
+    return f"{number:,} {word if number == 1 else word + 's'}"
 
 
 def describe(check, examples=3):

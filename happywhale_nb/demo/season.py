@@ -212,9 +212,17 @@ def make_demo_model(folder):
     the places of `model.keras` and `detector.keras`."""
     folder = Path(folder)
     draw_demo(folder / "many", seed=11, individuals=420, train_photos=4200, test_photos=40)
-    given = {"data_dir": folder / "many", "study": "demo-network", "folds": 10, "fold": 0, "epochs": 40, "name": "tiny"}
-    given |= {"changes": "backbone=tiny_resnet embedding=128", "crops": "fullbody:.7 whole:.3"}
-    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    parameters = {
+        "data_dir": folder / "many",
+        "study": "demo-network",
+        "folds": 10,
+        "fold": 0,
+        "epochs": 40,
+        "name": "tiny",
+        "changes": "backbone=tiny_resnet embedding=128",
+        "crops": "fullbody:.7 whole:.3",
+    }
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     happywhale = [sys.executable, "-c", "from happywhale_nb.cli.main import main; main()"]
     subprocess.run([*happywhale, "train", *words], check=True)
     detector = folder / "detector.keras"

@@ -41,14 +41,19 @@ def species_errors(table):
     confusion, rows = species_confusion(table), {}
     for name, part in table.groupby("species"):
         low, high = bootstrap_interval(part["score"], part["individual_id"].to_numpy(str))
-        rows[name] = {"photos": len(part), "individuals": part["individual_id"].nunique(), "map5": part["score"].mean()}
-        rows[name] |= {"low": low, "high": high}
-        shares = {"within": "same species", "across": "other species", "called_new": "called new"}
-        rows[name] |= {
-            to: (part["kind"] == kind).mean() for to, kind in (shares | {"new_missed": "new missed"}).items()
-        }
         others = confusion.loc[name].drop(name)
-        rows[name]["taken_for"] = others.idxmax() if others.sum() else ""
+        rows[name] = {
+            "photos": len(part),
+            "individuals": part["individual_id"].nunique(),
+            "map5": part["score"].mean(),
+            "low": low,
+            "high": high,
+            "within": (part["kind"] == "same species").mean(),
+            "across": (part["kind"] == "other species").mean(),
+            "called_new": (part["kind"] == "called new").mean(),
+            "new_missed": (part["kind"] == "new missed").mean(),
+            "taken_for": others.idxmax() if others.sum() else "",
+        }
     return pd.DataFrame(rows).T.infer_objects().rename_axis("species").sort_values("photos", ascending=False)
 
 # %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-06
@@ -83,8 +88,8 @@ def by_photos(table, bins=BINS):
     for i in np.unique(place):
         part = known[place == i]
         low, high = bootstrap_interval(part["score"], part["individual_id"].to_numpy(str))
-        rows[names[i]] = {"photos": len(part), "individuals": part["individual_id"].nunique()}
-        rows[names[i]] |= {"map5": part["score"].mean(), "low": low, "high": high}
+        counts = {"photos": len(part), "individuals": part["individual_id"].nunique()}
+        rows[names[i]] = {**counts, "map5": part["score"].mean(), "low": low, "high": high}
     return pd.DataFrame(rows).T.astype({"photos": int, "individuals": int}) if rows else pd.DataFrame()
 
 
@@ -111,9 +116,14 @@ def worst_individuals(table, least=2, n=6):
         wrong = part[part["score"] < 1].sort_values("image")
         named = wrong.loc[wrong["first"] != NEW, "first"]
         if len(wrong):
-            rows[name] = {"species": part["species"].iloc[0], "photos": len(part), "map5": part["score"].mean()}
-            rows[name] |= {"known": part["known"].mean(), "look_alike": named.mode().iloc[0] if len(named) else ""}
-            rows[name]["image"] = wrong["image"].iloc[0]
+            rows[name] = {
+                "species": part["species"].iloc[0],
+                "photos": len(part),
+                "map5": part["score"].mean(),
+                "known": part["known"].mean(),
+                "look_alike": named.mode().iloc[0] if len(named) else "",
+                "image": wrong["image"].iloc[0],
+            }
     table = pd.DataFrame(rows).T.rename_axis("individual_id").infer_objects()
     return table.sort_values(["map5", "photos"], ascending=[True, False], kind="stable").head(n) if rows else table
 

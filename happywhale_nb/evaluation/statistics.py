@@ -56,8 +56,15 @@ def compare_models(tables, against):
         gains = (pair["score_other"] - pair["score"]).to_numpy()
         by_fold = pd.Series(gains).groupby(pair["fold"].to_numpy()).mean()
         low, high = bootstrap_interval(gains, pair["individual_id"].to_numpy(str))
-        rows[name] = {"gain": gains.mean(), "low": low, "high": high, "folds": len(by_fold)}
-        rows[name] |= {"better": int((by_fold > 0).sum()), "p": _signed_rank(by_fold), "least_p": 2 / 2 ** len(by_fold)}
+        rows[name] = {
+            "gain": gains.mean(),
+            "low": low,
+            "high": high,
+            "folds": len(by_fold),
+            "better": int((by_fold > 0).sum()),
+            "p": _signed_rank(by_fold),
+            "least_p": 2 / 2 ** len(by_fold),
+        }
     table = pd.DataFrame(rows).T.rename_axis("model")
     return table.assign(p_holm=holm(table["p"])) if len(table) else table
 

@@ -127,10 +127,9 @@ def models_section(study):
         rows[name] = {"backbone": preset["backbone"], "pixels": preset["image_size"]} | shown
         seconds = [fold["train_seconds"] for fold in study.models[name]["train"].values()]
         low, high = study.models[name]["open_set"]["intervals"]["map5"]
-        together[name] = {"MAP@5": study.models[name]["oof"]["map5"], "low": low, "high": high}
-        together[name] |= {key: value for key, value in study.models[name]["oof"].items() if key != "map5"} | {
-            "training, s a fold": round(float(np.mean(seconds)))
-        }
+        oof = dict(study.models[name]["oof"])
+        first = {"MAP@5": oof.pop("map5"), "low": low, "high": high}
+        together[name] = {**first, **oof, "training, s a fold": round(float(np.mean(seconds)))}
     rows = pd.DataFrame(rows).T.rename_axis("model").rename(columns=TITLES)
     together = pd.DataFrame(together).T.rename_axis("model").rename(columns=TITLES)
     text = (
@@ -138,14 +137,22 @@ def models_section(study):
         "Student's 95 % interval and the range."
     )
     blocks = [table(rows), note(TOGETHER), table(together, ("share new",))]
-    blocks += [study.drawn(plot_folds(study.models), "MAP@5 of each fold")]
-    blocks += [study.drawn(plot_history(study.folder, study.models), "Loss by epoch")]
+    blocks.append(study.drawn(plot_folds(study.models), "MAP@5 of each fold"))
+    blocks.append(study.drawn(plot_history(study.folder, study.models), "Loss by epoch"))
     told = {name: {k: v.reset_index().to_dict("records") for k, v in part.items()} for name, part in numbers.items()}
     return told, Section("Models, out of fold", text, blocks)
 
 
-TITLES = {"map5": "MAP@5", "map5_known": "known", "map5_new": "new", "macro_f1": "macro-F1", "share_new": "share new"}
-TITLES |= {"top1": "top-1", "top5": "top-5", "n": "photos"}
+TITLES = {
+    "map5": "MAP@5",
+    "map5_known": "known",
+    "map5_new": "new",
+    "macro_f1": "macro-F1",
+    "share_new": "share new",
+    "top1": "top-1",
+    "top5": "top-5",
+    "n": "photos",
+}
 TOGETHER = (
     "All folds together; low and high are a bootstrap over individuals, 95 %. Folds share training photographs, so "
     "that the interval over folds, above, is narrower than it should be."
@@ -209,9 +216,9 @@ def open_set_section(study):
     rules = compare_rules(study.folder, study.best, study.split, list(ranked))
     blocks += [study.drawn(draw_evaluation(list(ranked.values()), model["threshold"], grid), "The open set")]
     figures = model["open_set"]
-    rows = {name: figures[key] for name, key in OPEN_SET.items()}
-    rows |= {f"known, among the first {k}": share for k, share in figures["cmc_known"].items()}
-    rows |= {
+    rows = {
+        **{name: figures[key] for name, key in OPEN_SET.items()},
+        **{f"known, among the first {k}": share for k, share in figures["cmc_known"].items()},
         "lists that hold the truth": figures["lists"]["coverage"],
         "names in a list": figures["lists"]["mean_size"],
     }
@@ -229,8 +236,15 @@ def open_set_section(study):
     return told, Section("Who is it, and is it new?", text, blocks)
 
 
-OPEN_SET = {"accuracy": "accuracy", "macro-F1": "macro_f1", "AUROC of new": "auroc_new", "BAKS": "baks", "BAUS": "baus"}
-OPEN_SET |= {"ECE of the confidence": "ece", "Brier score": "brier"}
+OPEN_SET = {
+    "accuracy": "accuracy",
+    "macro-F1": "macro_f1",
+    "AUROC of new": "auroc_new",
+    "BAKS": "baks",
+    "BAUS": "baus",
+    "ECE of the confidence": "ece",
+    "Brier score": "brier",
+}
 DEFINED = (
     "Accuracy and macro-F1 count new_individual as one more class, all folds together. AUROC of new: how well a low "
     "best score tells new animals. BAKS and BAUS: accuracy of the first answer, averaged over known and over new "
@@ -258,10 +272,13 @@ def errors_section(study):
         blocks += [note("The animals that fail most, each beside a photograph of whom they are taken for:")]
         blocks += [pairs_block(list(_look_alikes(study, worst)))]
     text = f"{study.best}, first answers. within: taken for another animal of the species; across: for one of another."
-    told = {"kinds": kinds["share"].to_dict(), "species": species.reset_index().to_dict("records")}
-    told |= {"by_photos": bins.reset_index(names="known").to_dict("records")}
-    told |= {"worst": worst.reset_index().to_dict("records")}
-    return told, Section("What goes wrong", text, blocks)
+    numbers = {
+        "kinds": kinds["share"].to_dict(),
+        "species": species.reset_index().to_dict("records"),
+        "by_photos": bins.reset_index(names="known").to_dict("records"),
+        "worst": worst.reset_index().to_dict("records"),
+    }
+    return numbers, Section("What goes wrong", text, blocks)
 
 
 def _look_alikes(study, worst):
@@ -377,8 +394,13 @@ def robustness_section(study):
     (numbers, place), rows = found, {}
     for name, part in numbers["degradations"].items():
         row = part["rows"][len(part["rows"]) // 2]
-        rows[name] = {"strength": f"{row['strength']:g} ({part['unit']})", "MAP@5": row["map5"], "lost": row["loss"]}
-        rows[name] |= {"low": row["loss_low"], "high": row["loss_high"]}
+        rows[name] = {
+            "strength": f"{row['strength']:g} ({part['unit']})",
+            "MAP@5": row["map5"],
+            "lost": row["loss"],
+            "low": row["loss_low"],
+            "high": row["loss_high"],
+        }
     card = numbers["protocol"]
     text = (
         f"{place.relative_to(study.folder)}: {card['queries']} photographs of {card['queried']} known individuals, "
@@ -537,10 +559,8 @@ def card_section(study):
             f"{k}={v}" for k, v in model["preset"].items() if v not in ("", 0, None, False)
         )
         rows[f"{name}: threshold of the test"] = f"{model['threshold']:.3f}"
-    rows |= versions()
-    block = Section("What the figures stand on")
-    block.blocks = [definitions(rows)]
-    return {"versions": versions()}, block
+    block = definitions({**rows, **versions()})
+    return {"versions": versions()}, Section("What the figures stand on", blocks=[block])
 
 # %% ../../nbs/08_report.ipynb #08-report-26
 def sections_of(study, public=0.0, private=0.0):
@@ -571,15 +591,16 @@ def tiles_of(study, numbers):
     seconds = sum(fold["train_seconds"] for model in study.models.values() for fold in model["train"].values())
     low, high = best["open_set"]["intervals"]["map5"]
     new = f"{best['oof']['share_new']:.0%} of {best['oof']['n']:,} new"
-    tiles = (
-        [(f"MAP@5 on test photographs ({test['share_new']:.0%} of {test['n']:,} new)", f"{test['map5']:.3f}")]
-        if test
-        else []
-    )
-    tiles += [(f"MAP@5 out of fold, {low:.3f}–{high:.3f} ({new})", f"{best['oof']['map5']:.3f}")]
-    tiles += [("of known animals, out of fold", f"{best['oof']['map5_known'] or 0:.3f}")]
-    tiles += [("minutes of training, all models", f"{seconds / 60:.1f}")]
-    return [*tiles, ("individuals", f"{study.card['individuals']:,}")]
+    tiles = [
+        (f"MAP@5 out of fold, {low:.3f}–{high:.3f} ({new})", f"{best['oof']['map5']:.3f}"),
+        ("of known animals, out of fold", f"{best['oof']['map5_known'] or 0:.3f}"),
+        ("minutes of training, all models", f"{seconds / 60:.1f}"),
+        ("individuals", f"{study.card['individuals']:,}"),
+    ]
+    if test:
+        label = f"MAP@5 on test photographs ({test['share_new']:.0%} of {test['n']:,} new)"
+        tiles.insert(0, (label, f"{test['map5']:.3f}"))
+    return tiles
 
 # %% ../../nbs/08_report.ipynb #08-report-27
 def report_stage(dataset, folder, split, seed=0, examples=24, public=0.0, private=0.0):
@@ -612,7 +633,14 @@ def report_stage(dataset, folder, split, seed=0, examples=24, public=0.0, privat
         plt.close(figure)
     with atomic(folder / "report.html") as part:
         part.write_text(html, encoding="utf-8")
-    report = {"study": folder.name, "protocol": study.card, "models": study.models, "sections": numbers}
-    report |= {"test": numbers.get("submission", {}).get("test"), "missing": missing, "versions": versions()}
+    report = {
+        "study": folder.name,
+        "protocol": study.card,
+        "models": study.models,
+        "sections": numbers,
+        "test": numbers.get("submission", {}).get("test"),
+        "missing": missing,
+        "versions": versions(),
+    }
     write_json(folder / "report.json", report)
     return read_json(folder / "report.json")
