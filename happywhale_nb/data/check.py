@@ -90,7 +90,7 @@ class Finding:
         """`error` or `warning`."""
         return FINDINGS[self.kind][0]
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-28
 @dataclass
 class Check:
     """What `check_folder` found: `summary` (counts), `findings`, and whether the folder is usable at all."""
@@ -124,7 +124,7 @@ def _read_text(check, path):
         check.add("encoding", path.name, f"byte {error.start} (line {line}) is not UTF-8; it looks like {encoding}")
         return raw.decode(encoding, errors="replace")
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-30
 def _load_table(check, path, needed, known=()):
     """A table as text, or None if it cannot serve; faults of file, header and cells go to `check`."""
     text = _read_text(check, path)
@@ -278,7 +278,7 @@ class Photo:
     height: int = 0
     thumb: np.ndarray | None = None
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-32
 def check_photo(path, deep=False):
     """Look at one photograph's header, or at all its pixels. Returns a `Photo`; never raises for a bad file."""
     look = Photo([])
@@ -392,7 +392,7 @@ def check_photos(check, listed, deep=False, progress=True):
     if len(sizes):
         check.summary |= {"median_width": int(np.median(sizes[:, 0])), "median_height": int(np.median(sizes[:, 1]))}
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-34
 def check_folder(data_dir, deep=False, progress=True):
     """Check a data folder: tables, and headers (`deep`: pixels) of all photographs. Returns a `Check`."""
     check = Check(Path(data_dir))
@@ -441,7 +441,7 @@ def describe(check, examples=3):
     }
     return "\n".join([*lines, "", ends[check.status]])
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-36
 def _place(finding):
     row = "" if finding.row is None else f", row {finding.row}"
     return f"{finding.file}{row}" + (f": {finding.detail}" if finding.detail else "")

@@ -139,7 +139,7 @@ def photo_folder(root, part):
     folder = root / f"{part}_images"
     return root / "images" if part == "train" and not folder.is_dir() else folder
 
-
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-25
 def _read_train(root):
     path = root / "train.csv"
     if not path.is_file():

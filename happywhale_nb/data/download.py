@@ -123,7 +123,7 @@ def unpack(archive, target, progress=True):
         raise UserError(f"{archive} is damaged ({error}) and has been removed: run this again") from None
     return written
 
-
+# %% ../../nbs/lib/data/download.ipynb #download-11
 def download(target, competition=COMPETITION):
     """Fetch, unpack and tidy up: the data folder `target` of a competition. Returns how many files were written."""
     archive = fetch_archive(target, competition)

@@ -43,7 +43,7 @@ READABLE = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 def _plain(name):
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importing-21
 def match_columns(found, given=None):
     """Which of the columns `found` serves as which of ours: dict ours → theirs. `given` (ours → theirs) goes first.
 
@@ -125,7 +125,7 @@ def _coco_lists(source):
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{source} is not COCO JSON with images and annotations ({error!r})") from None
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importing-23
 def read_coco(source, photos, columns=None):
     """Photographs of a COCO or COCO Camera Traps file, one row an annotation (an image without any is unidentified)."""
     images, annotations, categories = _coco_lists(source)
@@ -161,7 +161,7 @@ class Plan:
     boxes: pd.DataFrame
     notes: list
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importing-25
 def _ids(names):
     """Ids without blanks for individuals as written: a dict. Raises `UserError` if two would become one."""
     ids, taken = {}, {}
@@ -235,7 +235,7 @@ def _refuse_two_without_box(known):
                 f"{path} shows {names}, and no boxes tell them apart: keep one row, or add columns x, y, w, h"
             )
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importing-27
 def _finish_plan(rows, known, species, notes):
     if "species" not in rows:
         rows["species"] = ""
@@ -276,7 +276,7 @@ def plan_source(source, photos="", columns=None, species="", skip_missing=False)
         raise UserError(f"{source} is no folder, .csv or .json: nothing else can be imported")
     return plan_import(rows, root, species, skip_missing)
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importing-29
 def write_import(plan, target, copy=False, progress=True):
     """Write a `Plan` as a data folder `target`, photographs linked or copied. Complete or not at all.
 

@@ -135,7 +135,7 @@ def read_duplicates(dataset, folder):
     path = Path(folder) / f"duplicates-{_stamp(dataset)}.csv"
     return pd.read_csv(path, dtype={"image_a": str, "image_b": str}) if path.is_file() else None
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #duplicates-16
 def near_duplicates(dataset, folder=None, progress=True):
     """Pairs of near-duplicates (correlation at least `NEAR`) among all photographs of a `Dataset`, train and test.
 

@@ -75,7 +75,7 @@ def _deal_units(units, k):
             tally[fold] += size
     return folds
 
-
+# %% ../../nbs/lib/data/splits.ipynb #splits-33
 def _together(train, unit, k, seed):
     """Folds in which photographs of one `unit` (a Series of labels over the rows) are together."""
     first = train.assign(drawn=_drawn(unit, seed)).groupby(unit.to_numpy())

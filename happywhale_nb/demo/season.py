@@ -113,7 +113,7 @@ def plan_season(seed, individuals, asked):
     ]
     return table[order]
 
-
+# %% ../../nbs/lib/demo/season.ipynb #season-25
 def lab_names(met):
     """Names such as HB-0012 for the animals of a table (animal, species) in order of first meeting: animal → name."""
     first = met.drop_duplicates("animal")

@@ -189,7 +189,7 @@ def _nearest(opened, fold, image, tested, n):
     best = np.argsort(-cosine, kind="stable")[:n]
     return rows[best], cosine[best].astype(float)
 
-
+# %% ../../nbs/lib/evaluation/browser.ipynb #widgets-33
 def _view(opened, fold, image, row, n):
     """The `View` of a photograph; row: its outcome, None for one of the test."""
     tested, place = row is None, fold_dir(opened.folder, opened.model, fold)
@@ -216,7 +216,7 @@ def _view(opened, fold, image, row, n):
         title = f"Fold {fold}, {image}, {row['species']} {who}. Answer: {said}"
     return View(image, title, table, near, _crops(opened, place, image, near["image"], part))
 
-
+# %% ../../nbs/lib/evaluation/browser.ipynb #widgets-35
 def _crops(opened, place, image, near, part):
     """Crops of a photograph (part: oof or test) and of its neighbours, `[1 + n, SIDE, SIDE, 3]`."""
     used = read_json(place / "config.json")["parameters"]
@@ -271,7 +271,7 @@ def _fold(opened, fold):
         raise UserError(f"fold {fold} has no answers (answered: {', '.join(map(str, opened.numbers))}): run 06_knn")
     return fold
 
-
+# %% ../../nbs/lib/evaluation/browser.ipynb #widgets-37
 def _folds_widget(opened, fold, show, neighbours):
     import ipywidgets
 
@@ -313,7 +313,7 @@ def browse_neighbours(folder, model, image="", fold=None, neighbours=10):
     first = opened.view(fold, image, neighbours)
     return _neighbours_widget(opened, fold, image, neighbours) if live() else first
 
-
+# %% ../../nbs/lib/evaluation/browser.ipynb #widgets-39
 def _neighbours_widget(opened, fold, image, neighbours):
     import ipywidgets
 

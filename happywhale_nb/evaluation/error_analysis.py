@@ -32,7 +32,7 @@ def species_confusion(table):
     order = table["species"].value_counts().index
     return counts.reindex(index=order, columns=order, fill_value=0)
 
-
+# %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-62
 def species_errors(table):
     """Where the first answers go wrong, by species, a `DataFrame`, largest species first: photos, individuals, map5,
     low, high (95 %, bootstrap over individuals), within (share of all photographs taken for another animal of the
@@ -151,7 +151,7 @@ def measure(crop, pixels):
         "pixels": float(np.log2(max(pixels, 1))),
     }
 
-
+# %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-64
 def measure_photographs(dataset, images, config, sources, folder):
     """`measure` of a data set's known photographs `[n]` names, a `DataFrame` in their order; a bar shows the progress.
 
@@ -182,7 +182,7 @@ def rank_correlation(x, y, individuals, rounds=500, seed=0):
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(np.corrcoef(x, y)[0, 1]), float(low), float(high)
 
-
+# %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-66
 def explain_errors(table, measures):
     """What `measures` (a `DataFrame` with a row for each of `outcomes`, in its order) have to do with the scores of
     known animals, within species: a `DataFrame` by measure of r, low, high (`rank_correlation` of ranks within the
@@ -236,7 +236,7 @@ def check_claims(table, effects, pair=("bottlenose_dolphin", "spinner_dolphin"))
     rows[f"{pair[0]} and {pair[1]} are taken for one another".replace("_", " ")] = _pair_claim(table, pair)
     return pd.DataFrame(rows).T.rename_axis("claim")
 
-
+# %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-68
 def _rare_claim(table):
     species = table.groupby("species")["score"].agg(["size", "mean"])
     if len(species) < 5:

@@ -68,7 +68,7 @@ def curves(score, crops, maps, steps=12, batch_size=32, seed=0):
             found[1, rows, i] = score(np.where(hot, whole, soft).astype(np.float32), rows)
     return found[0], found[1]
 
-
+# %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-33
 def area(curve):
     """Area under curves `[..., steps + 1]` over shares from 0 to 1, by trapezes: `[...]`."""
     return np.trapezoid(curve, dx=1 / (curve.shape[-1] - 1), axis=-1)

@@ -34,7 +34,7 @@ def holm(p):
     adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return adjusted[np.argsort(order)]
 
-
+# %% ../../nbs/lib/evaluation/statistics.ipynb #statistics-16
 def compare_models(tables, against):
     """Models compared with one of them, on the photographs and folds that both have answered.
 
@@ -68,7 +68,7 @@ def compare_models(tables, against):
     table = pd.DataFrame(rows).T.rename_axis("model")
     return table.assign(p_holm=holm(table["p"])) if len(table) else table
 
-
+# %% ../../nbs/lib/evaluation/statistics.ipynb #statistics-18
 def _signed_rank(differences):
     differences = np.round(differences, 12)
     if not np.any(differences) or len(differences) < 2:

@@ -142,7 +142,7 @@ def models_section(study):
     told = {name: {k: v.reset_index().to_dict("records") for k, v in part.items()} for name, part in numbers.items()}
     return told, Section("Models, out of fold", text, blocks)
 
-
+# %% ../../nbs/08_report.ipynb #08-report-63
 TITLES = {
     "map5": "MAP@5",
     "map5_known": "known",
@@ -235,7 +235,7 @@ def open_set_section(study):
     blocks += [table(shown), note(DEFINED), table(rules.rename(columns=TITLES)), note(RULES)]
     return told, Section("Who is it, and is it new?", text, blocks)
 
-
+# %% ../../nbs/08_report.ipynb #08-report-65
 OPEN_SET = {
     "accuracy": "accuracy",
     "macro-F1": "macro_f1",
@@ -280,7 +280,7 @@ def errors_section(study):
     }
     return numbers, Section("What goes wrong", text, blocks)
 
-
+# %% ../../nbs/08_report.ipynb #08-report-67
 def _look_alikes(study, worst):
     """For each of `worst`: its failed photograph, and the gallery's photograph of its look-alike that is nearest."""
     names = study.split["individual_id"].astype(str)
@@ -355,7 +355,7 @@ def blend_section(study):
         text += " The answers have changed since: run happywhale blend again."
     return blend, Section("The blend", text, blocks)
 
-
+# %% ../../nbs/08_report.ipynb #08-report-69
 def submission_section(study, public=0.0, private=0.0):
     """The submission's scores: on the data folder's own truth, and Kaggle's, where they are typed in."""
     test, blend = score_submission(study.dataset, study.folder), study.read("blend.json")
@@ -385,7 +385,7 @@ def _pictures(place, names):
     paths = [place / name for name in names if (place / name).is_file()]
     return [image_block(data_uri(path.read_bytes(), "png"), path.stem, photo=True, inches=11) for path in paths]
 
-
+# %% ../../nbs/08_report.ipynb #08-report-71
 def robustness_section(study):
     """What degraded photographs cost, as 05_robustness has found."""
     found = kept(study, "robustness.json")
@@ -411,7 +411,7 @@ def robustness_section(study):
     blocks.append(table(pd.DataFrame(rows).T.rename_axis("degradation")))
     return numbers, Section("Blur, dusk and spray", text, blocks)
 
-
+# %% ../../nbs/08_report.ipynb #08-report-73
 def gradcam_section(study):
     """Where the network looks, and whether that is true, as 04_gradcam has found."""
     found = kept(study, "gradcam.json")
@@ -584,7 +584,7 @@ def sections_of(study, public=0.0, private=0.0):
     missing = {name: part for name, part in made.items() if isinstance(part, str)}
     return numbers, [part[1] for part in made.values() if not isinstance(part, str)], missing
 
-
+# %% ../../nbs/08_report.ipynb #08-report-75
 def tiles_of(study, numbers):
     """The figures a reader wants first, `[(label, value), …]`."""
     best, test = study.models[study.best], numbers.get("submission", {}).get("test")
