@@ -187,6 +187,23 @@ def _file_names(rows, root):
     return [f"{Path(n).stem}_{i + 1}{Path(n).suffix}" if i else n for n, i in zip(names, again, strict=True)]
 
 # %% ../../nbs/lib/data/importers.ipynb #importing-14
+def _with_photograph(rows, root, skip_missing, notes):
+    """The rows whose photograph is there, each once; what is left out goes to `notes`. `UserError` if there is none."""
+    absent = rows["path"].isna()
+    if absent.any() and not skip_missing:
+        raise UserError(
+            f"{absent.sum()} of {len(rows)} photographs are not below {root}, the first "
+            f"{rows['image'][absent].iloc[0]!r}: name their folder with --photos, or leave them out with --skip-missing"
+        )
+    if absent.any():
+        notes.append(f"{absent.sum()} rows left out: their photographs are not below {root}")
+    rows = rows[~absent].assign(individual_id=rows["individual_id"].str.strip())
+    rows = rows[~rows.drop(columns="date", errors="ignore").astype(str).duplicated()].copy()
+    if rows.empty:
+        raise UserError(f"no photographs found below {root}")
+    return rows
+
+# %% ../../nbs/lib/data/importers.ipynb #importing-31
 def plan_import(rows, root, species="", skip_missing=False):
     """Decide what an import writes.
 
@@ -202,18 +219,8 @@ def plan_import(rows, root, species="", skip_missing=False):
     Raises:
         UserError: no photographs, photographs that are missing, two individuals that cannot be told apart.
     """
-    notes, absent = [], rows["path"].isna()
-    if absent.any() and not skip_missing:
-        raise UserError(
-            f"{absent.sum()} of {len(rows)} photographs are not below {root}, the first "
-            f"{rows['image'][absent].iloc[0]!r}: name their folder with --photos, or leave them out with --skip-missing"
-        )
-    if absent.any():
-        notes.append(f"{absent.sum()} rows left out: their photographs are not below {root}")
-    rows = rows[~absent].assign(individual_id=rows["individual_id"].str.strip())
-    rows = rows[~rows.drop(columns="date", errors="ignore").astype(str).duplicated()].copy()
-    if rows.empty:
-        raise UserError(f"no photographs found below {root}")
+    notes = []
+    rows = _with_photograph(rows, root, skip_missing, notes)
     known = ~rows["individual_id"].str.lower().isin(UNIDENTIFIED)
     _refuse_two_without_box(rows[known])
     rows = rows[known | ~rows["path"].isin(rows.loc[known, "path"])]

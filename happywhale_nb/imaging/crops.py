@@ -23,22 +23,9 @@ from ..data.boxes import BOX
 from .photo import upright_pixels, upright_size
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05
-def load_crop(path, size, box=None, frame=None, margin=0.05, keep_aspect=False):
-    """Decode one photograph, cut out `box` widened by `margin` on each side, and resize it to a square.
-
-    Args:
-        box: four numbers x0, y0, x1, y1, or None for the whole photograph.
-        frame: width and height of the picture the box was measured in; None if that is this photograph.
-        margin: share of the box's width and height added on each side, inside the photograph.
-        keep_aspect: grow the shorter side of the box until it is a square, as far as the photograph goes, and mirror
-            the edges where it does not; otherwise the network sees the box stretched to a square.
-
-    Returns:
-        `[size, size, 3]` uint8, RGB.
-
-    Raises:
-        UserError: naming the file, if it cannot be decoded whole.
-    """
+def _decode(path, size, box, frame, margin, keep_aspect):
+    """`(pixels, width, place)`: a photograph, decoded as small as a crop of `size` allows, its full width, and where in
+    the full photograph the crop lies. `UserError`, naming the file, if it cannot be decoded whole."""
     try:
         with Image.open(path) as photo:
             width, height = upright_size(photo)
@@ -52,8 +39,30 @@ def load_crop(path, size, box=None, frame=None, margin=0.05, keep_aspect=False):
             f"{path} cannot be decoded ({error}): replace the file, remove its row, or leave "
             "such photographs out (`happywhale check --deep --skip`)"
         ) from None
+    return pixels, width, (x0, y0, x1, y1)
+
+# %% ../../nbs/lib/imaging/crops.ipynb #crops-23
+def load_crop(path, size, box=None, frame=None, margin=0.05, keep_aspect=False):
+    """Decode one photograph, cut out `box` widened by `margin` on each side, and resize it to a square.
+
+    Args:
+        path: the file, or an open binary one.
+        size: side of the square, in pixels.
+        box: four numbers x0, y0, x1, y1, or None for the whole photograph.
+        frame: width and height of the picture the box was measured in; None if that is this photograph.
+        margin: share of the box's width and height added on each side, inside the photograph.
+        keep_aspect: grow the shorter side of the box until it is a square, as far as the photograph goes, and mirror
+            the edges where it does not; otherwise the network sees the box stretched to a square.
+
+    Returns:
+        `[size, size, 3]` uint8, RGB.
+
+    Raises:
+        UserError: naming the file, if it cannot be decoded whole.
+    """
+    pixels, width, place = _decode(path, size, box, frame, margin, keep_aspect)
     scale = pixels.shape[1] / width
-    left, top, right, bottom = (int(v * scale) for v in (x0, y0, x1, y1))
+    left, top, right, bottom = (int(value * scale) for value in place)
     cut = pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
     return _square(_pad_to_square(cut) if keep_aspect else cut, size)
 

@@ -7,7 +7,7 @@ __all__ = ['TITLES', 'TOGETHER', 'OPEN_SET', 'DEFINED', 'RULES', 'Study', 'score
            'plot_folds', 'plot_history', 'pairs_section', 'open_set_section', 'errors_section', 'claims_section',
            'learning_section', 'blend_section', 'submission_section', 'kept', 'robustness_section', 'gradcam_section',
            'architectures_section', 'plot_architectures', 'answered_queries', 'illustrate', 'plot_answers',
-           'card_section', 'sections_of', 'tiles_of', 'report_stage']
+           'card_section', 'sections_of', 'tiles_of', 'queries_section', 'report_html', 'report_stage']
 
 # %% ../../nbs/08_report.ipynb #08-report-02
 from dataclasses import dataclass
@@ -603,6 +603,27 @@ def tiles_of(study, numbers):
     return tiles
 
 # %% ../../nbs/08_report.ipynb #08-report-27
+def queries_section(study, examples=24):
+    """Photographs drawn at random, each beside its answers: `(queries, Section)`, the first as of `illustrate`."""
+    drawn = answered_queries(study.dataset, study.folder, study.split, study.best, examples, study.seed)
+    queries = illustrate(*drawn, study.dataset.train_images)
+    told = "A green frame marks the right answer" if queries[0]["truth"] is not None else "The truth is not known"
+    text = (
+        f"A random draw. Each answer is shown by the known photograph of that individual nearest to the query. {told}."
+    )
+    return queries, Section("Photographs and their five answers", text, [answers_block(queries)])
+
+# %% ../../nbs/08_report.ipynb #08-report-77
+def report_html(study, numbers, sections, missing):
+    """`report.html` of a study; numbers and missing as of `sections_of`, sections a list of `Section`."""
+    lead = (
+        f"Study {study.folder.name}: {study.card['photos']:,} photographs of {study.card['individuals']:,} "
+        f"individuals, {study.card['species']} species. Five answers a photograph, best first; MAP@5 pays 1 "
+        "for a right first answer, ½ for a right second one, and so on."
+    )
+    return render_page("Who is on the photographs?", lead, tiles_of(study, numbers), sections, missing)
+
+# %% ../../nbs/08_report.ipynb #08-report-79
 def report_stage(dataset, folder, split, seed=0, examples=24, public=0.0, private=0.0):
     """Write `report.json`, `report.html` and `answers.jpg` (the first five queries) of a study. Returns the first:
     study, protocol, models, test, sections (numbers of each section), missing, versions.
@@ -613,20 +634,8 @@ def report_stage(dataset, folder, split, seed=0, examples=24, public=0.0, privat
         raise UserError(f"public={public}, private={private}: MAP@5 lies between 0 and 1")
     study = Study(dataset, folder, split, seed)
     numbers, sections, missing = sections_of(study, public, private)
-    given = answered_queries(dataset, folder, split, study.best, examples, seed)
-    queries = illustrate(*given, dataset.train_images)
-    told = "A green frame marks the right answer" if queries[0]["truth"] is not None else "The truth is not known"
-    text = (
-        f"A random draw. Each answer is shown by the known photograph of that individual nearest to the query. {told}."
-    )
-    shown = Section("Photographs and their five answers", text, [answers_block(queries)])
-    lead = (
-        f"Study {folder.name}: {study.card['photos']:,} photographs of {study.card['individuals']:,} individuals, "
-        f"{study.card['species']} species. Five answers a photograph, best first; MAP@5 pays 1 for a right first "
-        "answer, ½ for a right second one, and so on."
-    )
-    page = [*sections, shown, card_section(study)[1]]
-    html = render_page("Who is on the photographs?", lead, tiles_of(study, numbers), page, missing)
+    queries, shown = queries_section(study, examples)
+    html = report_html(study, numbers, [*sections, shown, card_section(study)[1]], missing)
     with atomic(folder / "answers.jpg") as part:
         figure = add_protocol_footer(plot_answers(queries[:5]), study.card)
         figure.savefig(part, dpi=110, pil_kwargs={"quality": 85})
