@@ -21,7 +21,9 @@ setup(
     classifiers=["Programming Language :: Python :: 3", f"Intended Audience :: {cfg['audience']}"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["catalogue/migrations/**/*", "demo/assets/*", "server/web/*"]},
+    package_data={
+        cfg["lib_path"]: ["catalogue/migrations/**/*", "demo/assets/*", "evaluation/assets/*", "server/web/*"],
+    },
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in extras},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -23,7 +23,8 @@ from happywhale_nb.core.artifacts import atomic
 from happywhale_nb.core.paths import fold_dir, study_dir
 from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
 from happywhale_nb.core.artifacts import read_json, write_json
-from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, study_folds
+from happywhale_nb.data.splits import fold_numbers, gallery_and_queries
+from happywhale_nb.stages.study_split import study_folds
 
 dataset, folder = read_dataset(data_dir, need_photos=False), study_dir(study, data_dir, quick)
 

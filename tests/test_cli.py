@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from happywhale_nb.cli.main import RENAMED, main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.data.splits import study_folds
 from happywhale_nb.networks.presets import configure
+from happywhale_nb.stages.study_split import study_folds
 
 BIN = Path(sys.executable).parent
 

@@ -16,7 +16,8 @@ from PIL import Image
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX
 from happywhale_nb.imaging import crops as crops_module
-from happywhale_nb.imaging.crops import Crops, cut, load_crop, load_crops, upright_size
+from happywhale_nb.imaging.crops import Crops, cut, load_crop, load_crops
+from happywhale_nb.imaging.photo import upright_size
 
 NO_BOX = [*BOX, "W", "H"]
 quick = settings(

@@ -8,7 +8,6 @@ import pytest
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW, read_dataset
-from happywhale_nb.data.splits import study_folds
 from happywhale_nb.evaluation.faithfulness import (
     area,
     box_in_crop,
@@ -19,6 +18,7 @@ from happywhale_nb.evaluation.faithfulness import (
     pointing,
     ranks,
 )
+from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.notebooks import read_parameters
 from happywhale_nb.workflow.runner import check_stage
 

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.networks.presets import configure
-from happywhale_nb.data.splits import study_folds
+from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 
 data, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

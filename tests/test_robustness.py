@@ -9,7 +9,7 @@ from happywhale_nb.core.artifacts import read_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import fold_dir
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.data.splits import make_folds, study_folds
+from happywhale_nb.data.splits import make_folds
 from happywhale_nb.imaging.degradations import DEGRADATIONS, degrade
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.networks.training import build_network, identifier
@@ -17,6 +17,7 @@ from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.metrics import bootstrap_interval, map_at_5
 from happywhale_nb.stages.knn import KNNHead
 from happywhale_nb.stages.robustness import all_changes, costs, drawn_queries, robustness_stage
+from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 
 NAMES = list(DEGRADATIONS)

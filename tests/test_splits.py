@@ -17,26 +17,22 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import study_data
 from happywhale_nb.data.dataset import NEW, read_dataset
 from happywhale_nb.data.near_duplicates import close_hashes, near_duplicates
+from happywhale_nb.data.protocol import add_protocol_footer, card_line, protocol_card
 from happywhale_nb.data.species import merge_species
 from happywhale_nb.data.splits import (
     FOLD_COLUMNS,
     SELDOM,
-    card_line,
     dataset_folds,
-    finished_folds,
     fold_numbers,
-    foot,
     gallery_and_queries,
     kind_of,
     make_folds,
     parse_kind,
-    protocol_card,
     require_catalogue,
-    study_card,
-    study_folds,
     true_answers,
 )
 from happywhale_nb.stages.eda import leakage, leakage_line
+from happywhale_nb.stages.study_split import finished_folds, study_card, study_folds
 
 KINDS = ["stratified", "open:0.1", "open:0.5", "similar", "time", "disjoint"]
 laws = settings(max_examples=30, deadline=None, derandomize=True)
@@ -341,7 +337,7 @@ def test_card_line_of_a_made_split_names_kind_and_seed():
     assert (card["seed"], card["kind"], card["split"]) == (-4, "open", "open:0.3-3-seed-4")
     assert card_line(card).startswith("open:0.3, 3 folds, seed -4, ") and "pairs" not in card_line(card)
     figure = Figure()
-    assert foot(figure, card) is figure and figure.texts[0].get_text() == card_line(card)
+    assert add_protocol_footer(figure, card) is figure and figure.texts[0].get_text() == card_line(card)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.data.splits import study_folds
+from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.provenance import kept_records, mark_path
 from happywhale_nb.workflow.study import before, check_study, override, plan_states, read_study, study_jobs
 

@@ -12,7 +12,6 @@ import pytest
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import fold_dir
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.data.splits import study_folds
 from happywhale_nb.imaging.crops import Crops
 from happywhale_nb.networks.backbones import BACKBONES
 from happywhale_nb.networks.callbacks import Deadline
@@ -33,6 +32,7 @@ from happywhale_nb.networks.training import (
 )
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.stages import train as training
+from happywhale_nb.stages.study_split import study_folds
 
 SMALL = "backbone=two_layers embedding=16 batch_size=8 learning_rate=0.01"
 

@@ -25,12 +25,12 @@ from happywhale_nb.catalogue.uploads import (
     clean_name,
     count_chunks,
     count_scans,
-    crop_aspect,
     keep_photo,
     show_crop,
     show_photo,
 )
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.imaging.crops import crop_aspect
 
 
 def picture(size=(120, 80), noise=True):

@@ -18,7 +18,7 @@ from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.data.splits import gallery_and_queries, study_folds, true_answers
+from happywhale_nb.data.splits import gallery_and_queries, true_answers
 from happywhale_nb.evaluation import browser as widgets
 from happywhale_nb.evaluation.browser import Opened, browse_folds, browse_neighbours
 from happywhale_nb.networks.presets import used_preset
@@ -28,6 +28,7 @@ from happywhale_nb.retrieval.predictions import read_predictions
 from happywhale_nb.stages.blending import blend_stage, is_current
 from happywhale_nb.stages.knn import KNNHead, compare_rules, knn_stage
 from happywhale_nb.stages.report import report_stage
+from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow.compare import compare_runs, describe_comparison, model_weights
 from happywhale_nb.workflow.provenance import kept_records

@@ -22,13 +22,13 @@ from .matching import Asker, ask_encounter, ask_vectors
 from .queries import crop_box, encounter_view, list_decisions, list_encounters, the
 from .schema import Crop, Encounter, Photo
 from .store import Catalogue, find_catalogue, plain_date, plain_side
-from .uploads import Limits, crop_aspect
+from .uploads import Limits
 from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
 from ..core.progress import live
-from ..evaluation.browser import button
-from ..evaluation.html import figure_uri, plot
-from ..imaging.crops import load_crop, upright_size
+from ..imaging.crops import crop_aspect, load_crop
+from ..imaging.display import button, figure_uri, image_block
+from ..imaging.photo import upright_size
 from ..server.run import open_embedder
 
 # %% ../../nbs/09_identify.ipynb #09-identify-06
@@ -216,7 +216,7 @@ def _repr_html_(self):
     where = f"Catalogue {self.opened.catalogue.name}"
     title = f"{where}: the {first} the truth {1 - self.answer['alpha']:.0%} of the time.{note}{decided}"
     figure = _figure(self)
-    picture = plot(figure_uri(figure), "candidates", photo=True, inches=figure.get_figwidth())
+    picture = image_block(figure_uri(figure), "candidates", photo=True, inches=figure.get_figwidth())
     return str(Markup("<p>{}</p>{}").format(title, Markup(picture)))
 
 

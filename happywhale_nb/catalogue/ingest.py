@@ -40,7 +40,7 @@ from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, COLUMNS, read_boxes
 from ..data.dataset import parse_csv
-from ..imaging.crops import upright_size
+from ..imaging.photo import upright_size
 from ..retrieval.gallery import calibrate
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #intake-04

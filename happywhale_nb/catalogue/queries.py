@@ -15,8 +15,8 @@ from sqlalchemy import exists, func, or_, select, tuple_
 
 from .schema import Crop, Decision, Encounter, Individual, Photo
 from .store import NotFound
-from .uploads import crop_aspect
 from ..core.errors import UserError
+from ..imaging.crops import crop_aspect
 
 # %% ../../nbs/lib/catalogue/queries.ipynb #views-04
 def named(row):

@@ -25,7 +25,8 @@ from PIL import Image, ImageOps
 
 from ..core.artifacts import atomic
 from ..core.errors import UserError
-from ..imaging.crops import _place, _rgb, load_crop, upright_size
+from ..imaging.crops import _place, load_crop
+from ..imaging.photo import rgb_pixels, upright_size
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-05
 NAME_LENGTH = 100  # characters
@@ -255,7 +256,7 @@ def show_photo(path, side=1600):
         with Image.open(path, formats=READERS) as photo:
             scale = min(1.0, side / max(photo.size))
             photo.draft("RGB", tuple(math.ceil(length * scale) for length in photo.size))
-            pixels = _rgb(ImageOps.exif_transpose(photo))
+            pixels = rgb_pixels(ImageOps.exif_transpose(photo))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (*UNREADABLE, Image.DecompressionBombError) as error:

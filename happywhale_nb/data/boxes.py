@@ -77,7 +77,7 @@ def clean_boxes(boxes):
     clean = boxes.assign(**dict(zip(BOX, inside.T, strict=True)))[~without & ~empty]
     return clean.reset_index(drop=True), report
 
-
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-17
 def read_box_tables(root):
     """All rows of `boxes.csv` and `boxes/*.csv` of a data folder, as they are: a table of `COLUMNS`.
 

@@ -139,12 +139,12 @@ def photo_folder(root, part):
     folder = root / f"{part}_images"
     return root / "images" if part == "train" and not folder.is_dir() else folder
 
-
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-25
 def _read_train(root):
     path = root / "train.csv"
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: photographs in folders, a CSV or COCO become a data folder by `happywhale import`"
+            f"{path} is missing: photographs in folders, a CSV or COCO become a data folder by `happywhale data import`"
         )
     table = read_table(path, COLUMNS)
     odd = table["individual_id"].str.contains(r"\s", regex=True) | (table["individual_id"] == NEW)
@@ -168,7 +168,7 @@ def read_dataset(data_dir="", need_photos=True):
     """Find (`paths.find_data`), read and check a data folder. Returns a `Dataset`.
 
     With `need_photos=False` tables without their photographs will do. Only names are checked here, not pixels: an
-    unreadable photograph is reported when it is decoded, by `crops`, and all of them by `happywhale check`.
+    unreadable photograph is reported when it is decoded, by `crops`, and all of them by `happywhale data check`.
     Raises `UserError` naming file, column or row."""
     root = find_data(data_dir)
     folders = {part: photo_folder(root, part) for part in ("train", "test")}

@@ -58,7 +58,7 @@ def read_thumbnails(paths, progress=True):
             with Image.open(path) as photo:
                 return thumbnail(photo)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path} cannot be decoded ({error}): see `happywhale check --deep`") from None
+            raise UserError(f"{path} cannot be decoded ({error}): see `happywhale data check --deep`") from None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = bar(pool.map(read, paths), "thumbnails", len(paths), disable=not progress)
@@ -135,7 +135,7 @@ def read_duplicates(dataset, folder):
     path = Path(folder) / f"duplicates-{_stamp(dataset)}.csv"
     return pd.read_csv(path, dtype={"image_a": str, "image_b": str}) if path.is_file() else None
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #duplicates-16
 def near_duplicates(dataset, folder=None, progress=True):
     """Pairs of near-duplicates (correlation at least `NEAR`) among all photographs of a `Dataset`, train and test.
 

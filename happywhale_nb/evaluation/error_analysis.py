@@ -14,13 +14,13 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy import stats
 
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW
-from ..imaging.crops import cut, upright_size
+from ..imaging.crops import cut
+from ..imaging.photo import photo_size
 from ..retrieval.metrics import bootstrap_interval
 
 # %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-04
@@ -32,7 +32,7 @@ def species_confusion(table):
     order = table["species"].value_counts().index
     return counts.reindex(index=order, columns=order, fill_value=0)
 
-
+# %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-62
 def species_errors(table):
     """Where the first answers go wrong, by species, a `DataFrame`, largest species first: photos, individuals, map5,
     low, high (95 %, bootstrap over individuals), within (share of all photographs taken for another animal of the
@@ -41,14 +41,19 @@ def species_errors(table):
     confusion, rows = species_confusion(table), {}
     for name, part in table.groupby("species"):
         low, high = bootstrap_interval(part["score"], part["individual_id"].to_numpy(str))
-        rows[name] = {"photos": len(part), "individuals": part["individual_id"].nunique(), "map5": part["score"].mean()}
-        rows[name] |= {"low": low, "high": high}
-        shares = {"within": "same species", "across": "other species", "called_new": "called new"}
-        rows[name] |= {
-            to: (part["kind"] == kind).mean() for to, kind in (shares | {"new_missed": "new missed"}).items()
-        }
         others = confusion.loc[name].drop(name)
-        rows[name]["taken_for"] = others.idxmax() if others.sum() else ""
+        rows[name] = {
+            "photos": len(part),
+            "individuals": part["individual_id"].nunique(),
+            "map5": part["score"].mean(),
+            "low": low,
+            "high": high,
+            "within": (part["kind"] == "same species").mean(),
+            "across": (part["kind"] == "other species").mean(),
+            "called_new": (part["kind"] == "called new").mean(),
+            "new_missed": (part["kind"] == "new missed").mean(),
+            "taken_for": others.idxmax() if others.sum() else "",
+        }
     return pd.DataFrame(rows).T.infer_objects().rename_axis("species").sort_values("photos", ascending=False)
 
 # %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-06
@@ -83,8 +88,8 @@ def by_photos(table, bins=BINS):
     for i in np.unique(place):
         part = known[place == i]
         low, high = bootstrap_interval(part["score"], part["individual_id"].to_numpy(str))
-        rows[names[i]] = {"photos": len(part), "individuals": part["individual_id"].nunique()}
-        rows[names[i]] |= {"map5": part["score"].mean(), "low": low, "high": high}
+        counts = {"photos": len(part), "individuals": part["individual_id"].nunique()}
+        rows[names[i]] = {**counts, "map5": part["score"].mean(), "low": low, "high": high}
     return pd.DataFrame(rows).T.astype({"photos": int, "individuals": int}) if rows else pd.DataFrame()
 
 
@@ -111,9 +116,14 @@ def worst_individuals(table, least=2, n=6):
         wrong = part[part["score"] < 1].sort_values("image")
         named = wrong.loc[wrong["first"] != NEW, "first"]
         if len(wrong):
-            rows[name] = {"species": part["species"].iloc[0], "photos": len(part), "map5": part["score"].mean()}
-            rows[name] |= {"known": part["known"].mean(), "look_alike": named.mode().iloc[0] if len(named) else ""}
-            rows[name]["image"] = wrong["image"].iloc[0]
+            rows[name] = {
+                "species": part["species"].iloc[0],
+                "photos": len(part),
+                "map5": part["score"].mean(),
+                "known": part["known"].mean(),
+                "look_alike": named.mode().iloc[0] if len(named) else "",
+                "image": wrong["image"].iloc[0],
+            }
     table = pd.DataFrame(rows).T.rename_axis("individual_id").infer_objects()
     return table.sort_values(["map5", "photos"], ascending=[True, False], kind="stable").head(n) if rows else table
 
@@ -141,7 +151,7 @@ def measure(crop, pixels):
         "pixels": float(np.log2(max(pixels, 1))),
     }
 
-
+# %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-64
 def measure_photographs(dataset, images, config, sources, folder):
     """`measure` of a data set's known photographs `[n]` names, a `DataFrame` in their order; a bar shows the progress.
 
@@ -152,8 +162,7 @@ def measure_photographs(dataset, images, config, sources, folder):
     crops, rows = cut(dataset, chosen, config, folder, size=SIDE), []
     for i, box in enumerate(bar(chosen[BOX].to_numpy(float), "measuring")):
         if np.isnan(box[0]):
-            with Image.open(dataset.train_images / chosen["image"][i]) as photo:
-                box = np.array([0, 0, *upright_size(photo)])
+            box = np.array([0, 0, *photo_size(dataset.train_images / chosen["image"][i])])
         rows.append(measure(crops[i], min(box[2:] - box[:2])))
     return pd.DataFrame(rows, columns=list(MEASURES))
 
@@ -173,7 +182,7 @@ def rank_correlation(x, y, individuals, rounds=500, seed=0):
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(np.corrcoef(x, y)[0, 1]), float(low), float(high)
 
-
+# %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-66
 def explain_errors(table, measures):
     """What `measures` (a `DataFrame` with a row for each of `outcomes`, in its order) have to do with the scores of
     known animals, within species: a `DataFrame` by measure of r, low, high (`rank_correlation` of ranks within the
@@ -227,7 +236,7 @@ def check_claims(table, effects, pair=("bottlenose_dolphin", "spinner_dolphin"))
     rows[f"{pair[0]} and {pair[1]} are taken for one another".replace("_", " ")] = _pair_claim(table, pair)
     return pd.DataFrame(rows).T.rename_axis("claim")
 
-
+# %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-68
 def _rare_claim(table):
     species = table.groupby("species")["score"].agg(["size", "mean"])
     if len(species) < 5:

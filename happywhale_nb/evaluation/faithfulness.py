@@ -68,7 +68,7 @@ def curves(score, crops, maps, steps=12, batch_size=32, seed=0):
             found[1, rows, i] = score(np.where(hot, whole, soft).astype(np.float32), rows)
     return found[0], found[1]
 
-
+# %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-33
 def area(curve):
     """Area under curves `[..., steps + 1]` over shares from 0 to 1, by trapezes: `[...]`."""
     return np.trapezoid(curve, dx=1 / (curve.shape[-1] - 1), axis=-1)
@@ -145,8 +145,12 @@ def verdicts(compared, name="Grad-CAM"):
 def draw_curves(compared, name="Grad-CAM", ylabel="score"):
     """The mean curves of `compare_orders` in two panels, their areas in the legend; returns the figure."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    looks = {"map": (name, "C3", "-"), "occlusion": ("occlusion", "C2", "-.")}
-    looks |= {"random": ("random", "0.5", "--"), "centre": ("middle", "C0", ":")}
+    looks = {
+        "map": (name, "C3", "-"),
+        "occlusion": ("occlusion", "C2", "-."),
+        "random": ("random", "0.5", "--"),
+        "centre": ("middle", "C0", ":"),
+    }
     wanted = {"deletion": ("share of pixels blurred", "lower"), "insertion": ("share of pixels shown", "higher")}
     for ax, (kind, (xlabel, better)) in zip(axes, wanted.items(), strict=True):
         for order, (label, colour, style) in looks.items():

@@ -69,6 +69,12 @@ def fold_figures(table):
     for fold, part in table.groupby("fold"):
         new = part["truth"] == NEW
         told = classification(part["truth"].to_numpy(str), part["first"].to_numpy(str))
-        rows[fold] = {"accuracy": told["accuracy"], "macro_f1": told["macro_f1"], "map5": part["score"].mean()}
-        rows[fold] |= {"map5_known": part["score"][~new].mean(), "map5_new": part["score"][new].mean(), "n": len(part)}
+        rows[fold] = {
+            "accuracy": told["accuracy"],
+            "macro_f1": told["macro_f1"],
+            "map5": part["score"].mean(),
+            "map5_known": part["score"][~new].mean(),
+            "map5_new": part["score"][new].mean(),
+            "n": len(part),
+        }
     return pd.DataFrame(rows).T.rename_axis("fold")

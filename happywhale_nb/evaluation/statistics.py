@@ -34,7 +34,23 @@ def holm(p):
     adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return adjusted[np.argsort(order)]
 
+# %% ../../nbs/lib/evaluation/statistics.ipynb #statistics-16
+def _compare_pair(pair):
+    """One model against another: a table of score, score_other, fold and individual_id, as a row of numbers."""
+    gains = (pair["score_other"] - pair["score"]).to_numpy()
+    by_fold = pd.Series(gains).groupby(pair["fold"].to_numpy()).mean()
+    low, high = bootstrap_interval(gains, pair["individual_id"].to_numpy(str))
+    return {
+        "gain": gains.mean(),
+        "low": low,
+        "high": high,
+        "folds": len(by_fold),
+        "better": int((by_fold > 0).sum()),
+        "p": _signed_rank(by_fold),
+        "least_p": 2 / 2 ** len(by_fold),
+    }
 
+# %% ../../nbs/lib/evaluation/statistics.ipynb #statistics-20
 def compare_models(tables, against):
     """Models compared with one of them, on the photographs and folds that both have answered.
 
@@ -51,17 +67,12 @@ def compare_models(tables, against):
     keys, rows = ["image", "fold"], {}
     for name, table in tables.items():
         pair = tables[against].merge(table[[*keys, "score"]], on=keys, suffixes=("", "_other"))
-        if name == against or pair.empty:
-            continue
-        gains = (pair["score_other"] - pair["score"]).to_numpy()
-        by_fold = pd.Series(gains).groupby(pair["fold"].to_numpy()).mean()
-        low, high = bootstrap_interval(gains, pair["individual_id"].to_numpy(str))
-        rows[name] = {"gain": gains.mean(), "low": low, "high": high, "folds": len(by_fold)}
-        rows[name] |= {"better": int((by_fold > 0).sum()), "p": _signed_rank(by_fold), "least_p": 2 / 2 ** len(by_fold)}
+        if name != against and len(pair):
+            rows[name] = _compare_pair(pair)
     table = pd.DataFrame(rows).T.rename_axis("model")
     return table.assign(p_holm=holm(table["p"])) if len(table) else table
 
-
+# %% ../../nbs/lib/evaluation/statistics.ipynb #statistics-18
 def _signed_rank(differences):
     differences = np.round(differences, 12)
     if not np.any(differences) or len(differences) < 2:

@@ -423,7 +423,7 @@ def warp(pixels, numbers, size=None):
     how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REFLECT}
     return cv2.warpAffine(pixels, in_pixels(numbers, len(pixels), size)[0], (size, size), **how)
 
-
+# %% ../../nbs/02_augmentation.ipynb #02-augmentation-60
 def recolour(pixels, numbers):
     """Change the colours of a photograph `[s, s, 3]` uint8 by the 21 numbers of a change."""
     a, b, offset = numbers[:9].reshape(3, 3), numbers[9:18].reshape(3, 3), numbers[18:]
@@ -449,7 +449,7 @@ PASSES = {
     "paint": repaint,
 }
 
-
+# %% ../../nbs/02_augmentation.ipynb #02-augmentation-62
 def augment(images, recipe, seed=0, drawn=None):
     """A batch for training.
 

@@ -21,7 +21,8 @@ from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.splits import make_folds
 from ..imaging.augmentation import RECIPES, affine, augment, warp
-from ..imaging.crops import load_crops, upright_size
+from ..imaging.crops import load_crops
+from ..imaging.photo import upright_size
 from .devices import compiled
 from .schedules import WarmupCosine
 
@@ -225,7 +226,7 @@ def read_detector(path):
         model = keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read as a detector ({error}): train one with `happywhale detector`"
+            f"{path} cannot be read as a detector ({error}): train one with `happywhale detector train`"
         ) from None
     if model.name != "detector":
         raise UserError(f"{path} is a model called {model.name!r}, not a detector")

@@ -28,7 +28,8 @@ from ..core.errors import Busy, UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, COLUMNS, CropMix, read_boxes
 from ..data.dataset import PHOTO_ENDINGS, read_dataset
-from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop, upright_size
+from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop
+from ..imaging.photo import upright_size
 from .detector import LOOSE, SIDE, box_table, read_detector, small, two_sided
 from .devices import compiled
 from .presets import used_preset
@@ -338,7 +339,7 @@ class Embedder(Loaded):
         """Boxes of the detector for photographs: a table of `boxes.COLUMNS` with the source `DETECTOR`, in pixels of
         the upright photograph. Raises `UserError` without a detector, or for a photograph that cannot be decoded."""
         if self.detector is None:
-            raise UserError("there is no detector: train one with `happywhale detector`, and name its file")
+            raise UserError("there is no detector: train one with `happywhale detector train`, and name its file")
         found = [np.empty((0, 5), np.float32)]
         for start in range(0, len(paths), SIZES[-1]):
             part = paths[start : start + SIZES[-1]]

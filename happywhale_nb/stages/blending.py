@@ -19,12 +19,13 @@ from ..core.artifacts import fingerprint, is_done, read_json, versions, write_js
 from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..data.dataset import NEW, read_dataset, read_table
-from ..data.splits import fold_numbers, gallery_and_queries, study_folds, true_answers
+from ..data.splits import fold_numbers, gallery_and_queries, true_answers
 from ..ensemble.ranked_lists import read_ballots
 from ..ensemble.voting import Contest, dropping, nested, tally, weight_intervals
 from ..retrieval.metrics import average_precision, summary
 from ..retrieval.open_set import fit_threshold, rank_new
 from ..retrieval.predictions import read_scores, write_predictions
+from .study_split import study_folds
 
 # %% ../../nbs/07_blending.ipynb #07-blending-06
 def select_runs(root, least=0.0, keep=()):

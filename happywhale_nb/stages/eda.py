@@ -25,6 +25,7 @@ from ..core.paths import study_dir
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import read_dataset, read_dates, read_sizes
 from ..data.near_duplicates import COPY, near_duplicates
+from ..imaging.photo import read_upright
 
 # %% ../../nbs/01_eda.ipynb #01-eda-05
 SEA = "#2a7f9e"
@@ -86,7 +87,7 @@ def imbalance(train, column="species"):
         }
     )
 
-
+# %% ../../nbs/01_eda.ipynb #01-eda-49
 PAPER = {  # Katre & Jasapara 2024, of Happywhale's 51,033 photographs
     "photographs": 51033,
     "individuals": 15587,
@@ -144,7 +145,7 @@ def _header_size(path):
         with Image.open(path) as photo:
             return photo.size
     except OSError as error:
-        raise UserError(f"{path} is no photograph ({error}): see `happywhale check`") from None
+        raise UserError(f"{path} is no photograph ({error}): see `happywhale data check`") from None
 
 
 def photo_sizes(dataset):
@@ -157,7 +158,7 @@ def photo_sizes(dataset):
         sizes = np.array(list(pool.map(_header_size, dataset.train_paths())))
     return pd.DataFrame({"image": dataset.train["image"], "width": sizes[:, 0], "height": sizes[:, 1]})
 
-
+# %% ../../nbs/01_eda.ipynb #01-eda-51
 def plot_sizes(sizes):
     """Heights against widths. Returns the axes."""
     _, ax = plt.subplots(figsize=(6, 3.6))
@@ -235,7 +236,7 @@ def sampling_bias(train):
             found[f"share of photographs in the largest {column}"] = counts.iloc[0] / len(train)
     return pd.Series(found, dtype=float)
 
-
+# %% ../../nbs/01_eda.ipynb #01-eda-53
 def plot_time_and_place(train):
     """Photographs by year and month, and, where there are coordinates, by place. Returns the figure."""
     day = read_dates(train)
@@ -290,17 +291,12 @@ def contact_sheet(paths, titles=None, columns=6, width=240):
     for ax, path, title in zip(axes.flat, paths, titles if titles is not None else [""] * len(paths), strict=False):
         if path is None:
             continue
-        try:
-            with Image.open(path) as photo:
-                photo.draft("RGB", (width, width))
-                ax.imshow(np.asarray(photo.convert("RGB")))
-        except OSError as error:
-            raise UserError(f"{path} cannot be shown ({error})") from None
+        ax.imshow(read_upright(path, width))
         ax.set_title(title, fontsize=7, loc="left")
     figure.tight_layout(pad=0.4)
     return figure
 
-
+# %% ../../nbs/01_eda.ipynb #01-eda-55
 def species_sheet(dataset, seed=0, each=6):
     """`each` photographs of every species, drawn with `seed`, one species a row."""
     drawn = dataset.train.sample(frac=1, random_state=seed).groupby("species", sort=True)

@@ -25,14 +25,8 @@ from ..core.errors import UserError, lookup
 from ..core.paths import fold_dir, study_dir
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
-from happywhale_nb.data.splits import (
-    foot,
-    gallery_and_queries,
-    require_catalogue,
-    study_card,
-    study_folds,
-    true_answers,
-)
+from ..data.protocol import add_protocol_footer
+from ..data.splits import gallery_and_queries, require_catalogue, true_answers
 from happywhale_nb.evaluation.faithfulness import (
     box_in_crop,
     compare_orders,
@@ -42,12 +36,13 @@ from happywhale_nb.evaluation.faithfulness import (
     pointing_figures,
     verdicts,
 )
-from ..imaging.crops import upright_size
+from ..imaging.photo import upright_size
 from ..networks.presets import used_preset
 from ..networks.training import identifier  # noqa: F401 - registers the layers that a stored model names
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.predictions import read_predictions
 from .knn import examples as choose_examples
+from .study_split import study_card, study_folds
 from .train import study_crops, training_rows
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-05

@@ -29,15 +29,8 @@ from ..core.paths import fold_dir, study_dir
 from ..core.progress import bar
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
-from happywhale_nb.data.splits import (
-    finished_folds,
-    foot,
-    gallery_and_queries,
-    require_catalogue,
-    study_card,
-    study_folds,
-    true_answers,
-)
+from ..data.protocol import add_protocol_footer
+from ..data.splits import gallery_and_queries, require_catalogue, true_answers
 from ..imaging.crops import cut
 from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
@@ -70,6 +63,7 @@ from happywhale_nb.retrieval.open_set import (
 )
 from ..retrieval.predictions import write_lists, write_predictions, write_scores
 from ..retrieval.search import AGGREGATES, make_index
+from .study_split import finished_folds, study_card, study_folds
 
 # %% ../../nbs/06_knn.ipynb #06-knn-05
 class VectorError(UserError, ValueError):

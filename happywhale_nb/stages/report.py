@@ -7,7 +7,7 @@ __all__ = ['TITLES', 'TOGETHER', 'OPEN_SET', 'DEFINED', 'RULES', 'Study', 'score
            'plot_folds', 'plot_history', 'pairs_section', 'open_set_section', 'errors_section', 'claims_section',
            'learning_section', 'blend_section', 'submission_section', 'kept', 'robustness_section', 'gradcam_section',
            'architectures_section', 'plot_architectures', 'answered_queries', 'illustrate', 'plot_answers',
-           'card_section', 'sections_of', 'tiles_of', 'report_stage']
+           'card_section', 'sections_of', 'tiles_of', 'queries_section', 'report_html', 'report_stage']
 
 # %% ../../nbs/08_report.ipynb #08-report-02
 from dataclasses import dataclass
@@ -24,29 +24,21 @@ from ..core.artifacts import atomic, read_json, versions, write_json
 from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..data.dataset import NEW, read_dataset, read_table
-from ..data.splits import card_line, foot, gallery_and_queries, study_card, study_folds, true_answers
+from ..data.protocol import add_protocol_footer, card_line
+from ..data.splits import gallery_and_queries, true_answers
 from ..evaluation import error_analysis as errors
-from happywhale_nb.evaluation.html import (
-    Section,
-    answers_block,
-    data_uri,
-    definitions,
-    figure_uri,
-    note,
-    pairs_block,
-    photo_uri,
-    plot,
-    render_page,
-    table,
-)
+from ..evaluation.html import Section, answers_block, definitions, note, pairs_block, render_page, table
 from ..evaluation.per_query import fold_figures, outcomes
 from ..evaluation.statistics import compare_models, draw_learning_curve, fold_statistics, learning_curve
+from ..imaging.display import figure_uri, image_block
+from ..imaging.photo import data_uri, photo_uri, read_upright
 from ..networks.presets import configure, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.metrics import summary
 from ..retrieval.predictions import read_predictions
 from .blending import draw_blend, error_correlation, is_current, out_of_fold
 from .knn import KNNHead, compare_rules, draw_evaluation, known_queries, ranked_folds, study_grid
+from .study_split import study_card, study_folds
 
 # %% ../../nbs/08_report.ipynb #08-report-05
 @dataclass
@@ -86,7 +78,7 @@ class Study:
         if figure.get_layout_engine():
             figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
         inches = figure.get_figwidth()
-        return plot(figure_uri(foot(figure, self.card)), title, inches=inches)
+        return image_block(figure_uri(add_protocol_footer(figure, self.card)), title, inches=inches)
 
 # %% ../../nbs/08_report.ipynb #08-report-06
 def score_submission(dataset, folder):
@@ -135,10 +127,9 @@ def models_section(study):
         rows[name] = {"backbone": preset["backbone"], "pixels": preset["image_size"]} | shown
         seconds = [fold["train_seconds"] for fold in study.models[name]["train"].values()]
         low, high = study.models[name]["open_set"]["intervals"]["map5"]
-        together[name] = {"MAP@5": study.models[name]["oof"]["map5"], "low": low, "high": high}
-        together[name] |= {key: value for key, value in study.models[name]["oof"].items() if key != "map5"} | {
-            "training, s a fold": round(float(np.mean(seconds)))
-        }
+        oof = dict(study.models[name]["oof"])
+        first = {"MAP@5": oof.pop("map5"), "low": low, "high": high}
+        together[name] = {**first, **oof, "training, s a fold": round(float(np.mean(seconds)))}
     rows = pd.DataFrame(rows).T.rename_axis("model").rename(columns=TITLES)
     together = pd.DataFrame(together).T.rename_axis("model").rename(columns=TITLES)
     text = (
@@ -146,14 +137,22 @@ def models_section(study):
         "Student's 95 % interval and the range."
     )
     blocks = [table(rows), note(TOGETHER), table(together, ("share new",))]
-    blocks += [study.drawn(plot_folds(study.models), "MAP@5 of each fold")]
-    blocks += [study.drawn(plot_history(study.folder, study.models), "Loss by epoch")]
+    blocks.append(study.drawn(plot_folds(study.models), "MAP@5 of each fold"))
+    blocks.append(study.drawn(plot_history(study.folder, study.models), "Loss by epoch"))
     told = {name: {k: v.reset_index().to_dict("records") for k, v in part.items()} for name, part in numbers.items()}
     return told, Section("Models, out of fold", text, blocks)
 
-
-TITLES = {"map5": "MAP@5", "map5_known": "known", "map5_new": "new", "macro_f1": "macro-F1", "share_new": "share new"}
-TITLES |= {"top1": "top-1", "top5": "top-5", "n": "photos"}
+# %% ../../nbs/08_report.ipynb #08-report-63
+TITLES = {
+    "map5": "MAP@5",
+    "map5_known": "known",
+    "map5_new": "new",
+    "macro_f1": "macro-F1",
+    "share_new": "share new",
+    "top1": "top-1",
+    "top5": "top-5",
+    "n": "photos",
+}
 TOGETHER = (
     "All folds together; low and high are a bootstrap over individuals, 95 %. Folds share training photographs, so "
     "that the interval over folds, above, is narrower than it should be."
@@ -217,9 +216,9 @@ def open_set_section(study):
     rules = compare_rules(study.folder, study.best, study.split, list(ranked))
     blocks += [study.drawn(draw_evaluation(list(ranked.values()), model["threshold"], grid), "The open set")]
     figures = model["open_set"]
-    rows = {name: figures[key] for name, key in OPEN_SET.items()}
-    rows |= {f"known, among the first {k}": share for k, share in figures["cmc_known"].items()}
-    rows |= {
+    rows = {
+        **{name: figures[key] for name, key in OPEN_SET.items()},
+        **{f"known, among the first {k}": share for k, share in figures["cmc_known"].items()},
         "lists that hold the truth": figures["lists"]["coverage"],
         "names in a list": figures["lists"]["mean_size"],
     }
@@ -236,9 +235,16 @@ def open_set_section(study):
     blocks += [table(shown), note(DEFINED), table(rules.rename(columns=TITLES)), note(RULES)]
     return told, Section("Who is it, and is it new?", text, blocks)
 
-
-OPEN_SET = {"accuracy": "accuracy", "macro-F1": "macro_f1", "AUROC of new": "auroc_new", "BAKS": "baks", "BAUS": "baus"}
-OPEN_SET |= {"ECE of the confidence": "ece", "Brier score": "brier"}
+# %% ../../nbs/08_report.ipynb #08-report-65
+OPEN_SET = {
+    "accuracy": "accuracy",
+    "macro-F1": "macro_f1",
+    "AUROC of new": "auroc_new",
+    "BAKS": "baks",
+    "BAUS": "baus",
+    "ECE of the confidence": "ece",
+    "Brier score": "brier",
+}
 DEFINED = (
     "Accuracy and macro-F1 count new_individual as one more class, all folds together. AUROC of new: how well a low "
     "best score tells new animals. BAKS and BAUS: accuracy of the first answer, averaged over known and over new "
@@ -266,12 +272,15 @@ def errors_section(study):
         blocks += [note("The animals that fail most, each beside a photograph of whom they are taken for:")]
         blocks += [pairs_block(list(_look_alikes(study, worst)))]
     text = f"{study.best}, first answers. within: taken for another animal of the species; across: for one of another."
-    told = {"kinds": kinds["share"].to_dict(), "species": species.reset_index().to_dict("records")}
-    told |= {"by_photos": bins.reset_index(names="known").to_dict("records")}
-    told |= {"worst": worst.reset_index().to_dict("records")}
-    return told, Section("What goes wrong", text, blocks)
+    numbers = {
+        "kinds": kinds["share"].to_dict(),
+        "species": species.reset_index().to_dict("records"),
+        "by_photos": bins.reset_index(names="known").to_dict("records"),
+        "worst": worst.reset_index().to_dict("records"),
+    }
+    return numbers, Section("What goes wrong", text, blocks)
 
-
+# %% ../../nbs/08_report.ipynb #08-report-67
 def _look_alikes(study, worst):
     """For each of `worst`: its failed photograph, and the gallery's photograph of its look-alike that is nearest."""
     names = study.split["individual_id"].astype(str)
@@ -346,7 +355,7 @@ def blend_section(study):
         text += " The answers have changed since: run happywhale blend again."
     return blend, Section("The blend", text, blocks)
 
-
+# %% ../../nbs/08_report.ipynb #08-report-69
 def submission_section(study, public=0.0, private=0.0):
     """The submission's scores: on the data folder's own truth, and Kaggle's, where they are typed in."""
     test, blend = score_submission(study.dataset, study.folder), study.read("blend.json")
@@ -374,9 +383,9 @@ def kept(study, record):
 def _pictures(place, names):
     """PNG files that are there, as blocks."""
     paths = [place / name for name in names if (place / name).is_file()]
-    return [plot(data_uri(path.read_bytes(), "png"), path.stem, photo=True, inches=11) for path in paths]
+    return [image_block(data_uri(path.read_bytes(), "png"), path.stem, photo=True, inches=11) for path in paths]
 
-
+# %% ../../nbs/08_report.ipynb #08-report-71
 def robustness_section(study):
     """What degraded photographs cost, as 05_robustness has found."""
     found = kept(study, "robustness.json")
@@ -385,8 +394,13 @@ def robustness_section(study):
     (numbers, place), rows = found, {}
     for name, part in numbers["degradations"].items():
         row = part["rows"][len(part["rows"]) // 2]
-        rows[name] = {"strength": f"{row['strength']:g} ({part['unit']})", "MAP@5": row["map5"], "lost": row["loss"]}
-        rows[name] |= {"low": row["loss_low"], "high": row["loss_high"]}
+        rows[name] = {
+            "strength": f"{row['strength']:g} ({part['unit']})",
+            "MAP@5": row["map5"],
+            "lost": row["loss"],
+            "low": row["loss_low"],
+            "high": row["loss_high"],
+        }
     card = numbers["protocol"]
     text = (
         f"{place.relative_to(study.folder)}: {card['queries']} photographs of {card['queried']} known individuals, "
@@ -397,7 +411,7 @@ def robustness_section(study):
     blocks.append(table(pd.DataFrame(rows).T.rename_axis("degradation")))
     return numbers, Section("Blur, dusk and spray", text, blocks)
 
-
+# %% ../../nbs/08_report.ipynb #08-report-73
 def gradcam_section(study):
     """Where the network looks, and whether that is true, as 04_gradcam has found."""
     found = kept(study, "gradcam.json")
@@ -424,7 +438,7 @@ def architectures_section(study):
     """Cost and speed of architectures, beside what they reach in this study."""
     path = study.folder.parent / "architectures.json"
     if not path.is_file():
-        return "run happywhale architectures"
+        return "run happywhale model benchmark"
     numbers = read_json(path)
     rows = pd.DataFrame(numbers["models"]).set_index("preset").drop(columns="backbone")
     reached = {preset: [m["oof"]["map5"] for m in study.models.values() if _alike(preset, m)] for preset in rows.index}
@@ -521,8 +535,7 @@ def plot_answers(queries):
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set(visible=cell.get("right", False), color="#1a8f5a", linewidth=4)
             if "path" in cell:
-                with Image.open(cell["path"]) as photo:
-                    ax.imshow(photo)
+                ax.imshow(read_upright(cell["path"]))
             elif cell["name"]:
                 ax.text(0.5, 0.5, "new\nindividual", ha="center", va="center", color="0.4", transform=ax.transAxes)
             ax.set_title("" if rank == 0 else f"{rank}", fontsize=8, color="0.4", pad=2)
@@ -546,10 +559,8 @@ def card_section(study):
             f"{k}={v}" for k, v in model["preset"].items() if v not in ("", 0, None, False)
         )
         rows[f"{name}: threshold of the test"] = f"{model['threshold']:.3f}"
-    rows |= versions()
-    block = Section("What the figures stand on")
-    block.blocks = [definitions(rows)]
-    return {"versions": versions()}, block
+    block = definitions({**rows, **versions()})
+    return {"versions": versions()}, Section("What the figures stand on", blocks=[block])
 
 # %% ../../nbs/08_report.ipynb #08-report-26
 def sections_of(study, public=0.0, private=0.0):
@@ -573,24 +584,46 @@ def sections_of(study, public=0.0, private=0.0):
     missing = {name: part for name, part in made.items() if isinstance(part, str)}
     return numbers, [part[1] for part in made.values() if not isinstance(part, str)], missing
 
-
+# %% ../../nbs/08_report.ipynb #08-report-75
 def tiles_of(study, numbers):
     """The figures a reader wants first, `[(label, value), …]`."""
     best, test = study.models[study.best], numbers.get("submission", {}).get("test")
     seconds = sum(fold["train_seconds"] for model in study.models.values() for fold in model["train"].values())
     low, high = best["open_set"]["intervals"]["map5"]
     new = f"{best['oof']['share_new']:.0%} of {best['oof']['n']:,} new"
-    tiles = (
-        [(f"MAP@5 on test photographs ({test['share_new']:.0%} of {test['n']:,} new)", f"{test['map5']:.3f}")]
-        if test
-        else []
-    )
-    tiles += [(f"MAP@5 out of fold, {low:.3f}–{high:.3f} ({new})", f"{best['oof']['map5']:.3f}")]
-    tiles += [("of known animals, out of fold", f"{best['oof']['map5_known'] or 0:.3f}")]
-    tiles += [("minutes of training, all models", f"{seconds / 60:.1f}")]
-    return [*tiles, ("individuals", f"{study.card['individuals']:,}")]
+    tiles = [
+        (f"MAP@5 out of fold, {low:.3f}–{high:.3f} ({new})", f"{best['oof']['map5']:.3f}"),
+        ("of known animals, out of fold", f"{best['oof']['map5_known'] or 0:.3f}"),
+        ("minutes of training, all models", f"{seconds / 60:.1f}"),
+        ("individuals", f"{study.card['individuals']:,}"),
+    ]
+    if test:
+        label = f"MAP@5 on test photographs ({test['share_new']:.0%} of {test['n']:,} new)"
+        tiles.insert(0, (label, f"{test['map5']:.3f}"))
+    return tiles
 
 # %% ../../nbs/08_report.ipynb #08-report-27
+def queries_section(study, examples=24):
+    """Photographs drawn at random, each beside its answers: `(queries, Section)`, the first as of `illustrate`."""
+    drawn = answered_queries(study.dataset, study.folder, study.split, study.best, examples, study.seed)
+    queries = illustrate(*drawn, study.dataset.train_images)
+    told = "A green frame marks the right answer" if queries[0]["truth"] is not None else "The truth is not known"
+    text = (
+        f"A random draw. Each answer is shown by the known photograph of that individual nearest to the query. {told}."
+    )
+    return queries, Section("Photographs and their five answers", text, [answers_block(queries)])
+
+# %% ../../nbs/08_report.ipynb #08-report-77
+def report_html(study, numbers, sections, missing):
+    """`report.html` of a study; numbers and missing as of `sections_of`, sections a list of `Section`."""
+    lead = (
+        f"Study {study.folder.name}: {study.card['photos']:,} photographs of {study.card['individuals']:,} "
+        f"individuals, {study.card['species']} species. Five answers a photograph, best first; MAP@5 pays 1 "
+        "for a right first answer, ½ for a right second one, and so on."
+    )
+    return render_page("Who is on the photographs?", lead, tiles_of(study, numbers), sections, missing)
+
+# %% ../../nbs/08_report.ipynb #08-report-79
 def report_stage(dataset, folder, split, seed=0, examples=24, public=0.0, private=0.0):
     """Write `report.json`, `report.html` and `answers.jpg` (the first five queries) of a study. Returns the first:
     study, protocol, models, test, sections (numbers of each section), missing, versions.
@@ -601,27 +634,22 @@ def report_stage(dataset, folder, split, seed=0, examples=24, public=0.0, privat
         raise UserError(f"public={public}, private={private}: MAP@5 lies between 0 and 1")
     study = Study(dataset, folder, split, seed)
     numbers, sections, missing = sections_of(study, public, private)
-    given = answered_queries(dataset, folder, split, study.best, examples, seed)
-    queries = illustrate(*given, dataset.train_images)
-    told = "A green frame marks the right answer" if queries[0]["truth"] is not None else "The truth is not known"
-    text = (
-        f"A random draw. Each answer is shown by the known photograph of that individual nearest to the query. {told}."
-    )
-    shown = Section("Photographs and their five answers", text, [answers_block(queries)])
-    lead = (
-        f"Study {folder.name}: {study.card['photos']:,} photographs of {study.card['individuals']:,} individuals, "
-        f"{study.card['species']} species. Five answers a photograph, best first; MAP@5 pays 1 for a right first "
-        "answer, ½ for a right second one, and so on."
-    )
-    page = [*sections, shown, card_section(study)[1]]
-    html = render_page("Who is on the photographs?", lead, tiles_of(study, numbers), page, missing)
+    queries, shown = queries_section(study, examples)
+    html = report_html(study, numbers, [*sections, shown, card_section(study)[1]], missing)
     with atomic(folder / "answers.jpg") as part:
-        figure = foot(plot_answers(queries[:5]), study.card)
+        figure = add_protocol_footer(plot_answers(queries[:5]), study.card)
         figure.savefig(part, dpi=110, pil_kwargs={"quality": 85})
         plt.close(figure)
     with atomic(folder / "report.html") as part:
         part.write_text(html, encoding="utf-8")
-    report = {"study": folder.name, "protocol": study.card, "models": study.models, "sections": numbers}
-    report |= {"test": numbers.get("submission", {}).get("test"), "missing": missing, "versions": versions()}
+    report = {
+        "study": folder.name,
+        "protocol": study.card,
+        "models": study.models,
+        "sections": numbers,
+        "test": numbers.get("submission", {}).get("test"),
+        "missing": missing,
+        "versions": versions(),
+    }
     write_json(folder / "report.json", report)
     return read_json(folder / "report.json")

@@ -24,15 +24,8 @@ from ..core.errors import UserError
 from ..core.paths import fold_dir, study_dir
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset
-from happywhale_nb.data.splits import (
-    finished_folds,
-    foot,
-    gallery_and_queries,
-    require_catalogue,
-    study_card,
-    study_folds,
-    true_answers,
-)
+from ..data.protocol import add_protocol_footer
+from ..data.splits import gallery_and_queries, require_catalogue, true_answers
 from ..imaging.crops import load_crop, load_crops
 from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
 from ..networks.presets import used_preset
@@ -40,6 +33,7 @@ from ..networks.training import averaged, embed_views
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.metrics import average_precision, bootstrap_interval
 from .knn import KNNHead
+from .study_split import finished_folds, study_card, study_folds
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-06
 SIGMAS = (0.0, 0.5, 1.0, 2.0)
@@ -260,7 +254,7 @@ def _page(figure, result, title):
     figure.suptitle(f"{title}\n{p['queries']} photographs of {p['queried']} known individuals, {of}", fontsize=10)
     figure.get_layout_engine().set(rect=(0, 0.035, 1, 0.965))
     figure.text(0.005, 0.005, f"pixels {p['pixels']}", ha="left", va="bottom", fontsize=6, color="0.45")
-    return foot(figure, p)
+    return add_protocol_footer(figure, p)
 
 
 def _curve(ax, x, rows, names=("map5", "low", "high"), **how):

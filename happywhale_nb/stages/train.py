@@ -18,7 +18,8 @@ from ..core.errors import UserError
 from ..core.paths import fold_dir, on_kaggle, study_dir
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset
-from ..data.splits import gallery_and_queries, kind_of, protocol_card, study_card, study_folds, true_answers
+from ..data.protocol import protocol_card
+from ..data.splits import gallery_and_queries, kind_of, true_answers
 from ..imaging.crops import cut
 from ..networks.callbacks import Deadline, EarlyStop, Snapshots, TensorBoard, TrainingState, Unfinished
 from ..networks.devices import agree, chief, device_line, join, leave, meet, processes
@@ -27,6 +28,7 @@ from ..networks.training import averaged, embed_views, train
 from ..retrieval.embeddings import Embeddings, write_embeddings
 from ..retrieval.metrics import map_at_5
 from .knn import KNNHead, within_map5
+from .study_split import study_card, study_folds
 
 # %% ../../nbs/03_train.ipynb #03-train-08
 def known_map5(vectors, individuals, gallery, query):

@@ -20,10 +20,11 @@ from ..core.errors import UserError
 from ..core.paths import find_data, fold_dir, project_root, study_dir
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import read_dataset
-from ..data.splits import finished_folds, gallery_and_queries, require_catalogue, study_folds
+from ..data.splits import gallery_and_queries, require_catalogue
 from ..ensemble.voting import VOTES
 from ..networks.presets import configure
 from ..retrieval.search import AGGREGATES
+from ..stages.study_split import finished_folds, study_folds
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
 from happywhale_nb.workflow.provenance import (
     begin_record,

@@ -29,8 +29,9 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError, lookup
 from ..core.paths import project_root, study_dir
 from ..data.dataset import read_dataset
-from ..data.splits import fold_numbers, require_catalogue, study_folds
+from ..data.splits import fold_numbers, require_catalogue
 from ..networks.presets import PRESETS
+from ..stages.study_split import study_folds
 from .notebooks import read_parameters
 from happywhale_nb.workflow.runner import (
     STAGES,
