@@ -17,8 +17,8 @@ from sqlalchemy import text
 from standins import write_standins
 from threadpoolctl import threadpool_limits
 
+from happywhale_nb.catalogue.database import make_engine
 from happywhale_nb.catalogue.ingest import build, recalibrate
-from happywhale_nb.catalogue.schema import make_engine
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.data.boxes import BOX
 from happywhale_nb.data.dataset import read_dataset

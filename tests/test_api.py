@@ -27,9 +27,9 @@ from schemathesis.checks import not_a_server_error
 from sqlalchemy import func, select
 from sqlalchemy.orm import SessionTransaction
 
+from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue import decisions
 from happywhale_nb.catalogue import ingest as intake
-from happywhale_nb.catalogue import schema as tables
 from happywhale_nb.catalogue.ingest import build, recalibrate
 from happywhale_nb.catalogue.matching import Asker, ask_encounter
 from happywhale_nb.catalogue.queries import list_encounters

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 
-from happywhale_nb.catalogue import schema as tables
+from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue.decisions import change, decide, make_individual, merge
 from happywhale_nb.catalogue.ingest import take_news, take_photos
+from happywhale_nb.catalogue.naming import next_name
 from happywhale_nb.catalogue.queries import (
     encounter_view,
     facets,
@@ -26,16 +27,8 @@ from happywhale_nb.catalogue.queries import (
     sightings,
 )
 from happywhale_nb.catalogue.schema import Base, Decision, Encounter, Model, Photo
-from happywhale_nb.catalogue.store import (
-    CARD,
-    Catalogue,
-    add_photo,
-    create_catalogue,
-    new_encounter,
-    next_name,
-    plain,
-    upgrade_catalogue,
-)
+from happywhale_nb.catalogue.store import CARD, Catalogue, add_photo, create_catalogue, new_encounter, upgrade_catalogue
+from happywhale_nb.catalogue.text import clean_text
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 
@@ -312,6 +305,6 @@ def test_plain_of_any_text_is_trimmed_nfc_or_refused(given_text, most, needed):
     odd = any(unicodedata.category(c) in ("Cc", "Cs", "Cf", "Zl", "Zp") for c in wanted if c != "\n")
     if odd or len(wanted) > most or (needed and not wanted):
         with pytest.raises(UserError, match="a place "):
-            plain(given_text, "a place", most, needed)
+            clean_text(given_text, "a place", most, needed)
     else:
-        assert plain(given_text, "a place", most, needed) == wanted
+        assert clean_text(given_text, "a place", most, needed) == wanted

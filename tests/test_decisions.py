@@ -27,7 +27,8 @@ from sqlalchemy.pool import StaticPool
 from test_catalogue import fill
 
 from happywhale_nb.catalogue.decisions import Conflict, change, decide, make_individual, merge, rename, split, undo
-from happywhale_nb.catalogue.exports import original_text, to_csv
+from happywhale_nb.catalogue.exports.common import original_text
+from happywhale_nb.catalogue.exports.csv import to_csv
 from happywhale_nb.catalogue.queries import individual_page, rejections, sightings
 from happywhale_nb.catalogue.schema import Answer, Base, Decision, Encounter, Individual
 from happywhale_nb.catalogue.store import Catalogue, NotFound, add_photo, create_catalogue, new_encounter

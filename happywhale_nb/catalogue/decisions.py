@@ -8,9 +8,11 @@ __all__ = ['DECIDED', 'Conflict', 'change', 'log', 'decide', 'make_individual', 
 # %% ../../nbs/lib/catalogue/decisions.ipynb #decisions-02
 from sqlalchemy import or_, select, update
 
+from .naming import next_name
 from .queries import the
 from .schema import Answer, Decision, Encounter, Individual
-from .store import individual_named, next_name, now, plain
+from .store import individual_named, now
+from .text import clean_text
 from ..core.errors import UserError
 from ..data.dataset import NEW
 
@@ -58,7 +60,7 @@ def decide(session, who, number, kind, version, individual_id=None, name="", ans
     """
     if kind not in DECIDED:
         raise UserError(f"decision {kind!r}: one of {', '.join(DECIDED)}")
-    encounter, note = the(session, Encounter, number, "encounter"), plain(note, "note", 2000)
+    encounter, note = the(session, Encounter, number, "encounter"), clean_text(note, "note", 2000)
     if version != encounter.version:
         change(session, encounter, version)  # tells
     individual = _meant(session, encounter, kind, individual_id, name)
@@ -92,7 +94,7 @@ def _meant(session, encounter, kind, individual_id, name):
 # %% ../../nbs/lib/catalogue/decisions.ipynb #decisions-07a
 def make_individual(session, name, species):
     """A new, active individual; a name whose making was undone may be used again. Raises `UserError` for one in use."""
-    name = plain(name, "name", 80, needed=True)
+    name = clean_text(name, "name", 80, needed=True)
     if any(letter.isspace() for letter in name) or name == NEW:
         raise UserError(f"name {name!r}: names of individuals have no blanks, and none is {NEW!r}")
     row = individual_named(session, name, species, make=False)
@@ -147,7 +149,7 @@ def merge(session, who, number, into, note=""):
         raise UserError(f"{gone.name} is a {gone.species}, {stays.name} a {stays.species}: they are not one animal")
     before = {"encounters": _move(session, number, into)}
     gone.active, gone.merged_into_id = False, into
-    about = {"individual_id": into, "other_id": number, "note": plain(note, "note", 2000)}
+    about = {"individual_id": into, "other_id": number, "note": clean_text(note, "note", 2000)}
     return log(session, who, "merge", **about, before=before), stays
 
 
@@ -161,7 +163,7 @@ def split(session, who, number, encounters, name="", note=""):
         raise UserError(f"choose some of the {len(own)} encounters of {source.name}, not all and not none")
     made = make_individual(session, name or next_name(session, source.species), source.species)
     before = {"encounters": _move(session, number, made.id, encounters)}
-    about = {"individual_id": made.id, "other_id": number, "note": plain(note, "note", 2000)}
+    about = {"individual_id": made.id, "other_id": number, "note": clean_text(note, "note", 2000)}
     return log(session, who, "split", **about, before=before), made
 
 
@@ -169,7 +171,7 @@ def rename(session, who, number, name):
     """Give an individual another name. Returns `(decision, individual)`, rows."""
     row = _living(session, number)
     before = {"name": row.name}
-    name = plain(name, "name", 80, needed=True)
+    name = clean_text(name, "name", 80, needed=True)
     if name == row.name:
         raise UserError(f"{name} has this name already")
     taken = individual_named(session, name, "", make=False)

@@ -21,7 +21,8 @@ from .ingest import check_all, looked_at_whole, take_photos, with_drawn
 from .matching import Asker, ask_encounter, ask_vectors
 from .queries import crop_box, encounter_view, list_decisions, list_encounters, the
 from .schema import Crop, Encounter, Photo
-from .store import Catalogue, find_catalogue, plain_date, plain_side
+from .store import Catalogue, find_catalogue
+from .text import clean_date, clean_side
 from .uploads import Limits, crop_aspect
 from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
@@ -159,7 +160,7 @@ def identify(photos, catalogue="", k=5, **about):
     """
     if odd := sorted(set(about) - set(ABOUT)):
         raise UserError(f"what is known of a photograph may be {', '.join(ABOUT)}, and no {', '.join(odd)}")
-    plain_date(about.get("date", "")), plain_side(about.get("side", ""))
+    clean_date(about.get("date", "")), clean_side(about.get("side", ""))
     opened = catalogue
     if not isinstance(catalogue, Opened):
         opened = open_catalogue(str(find_catalogue(catalogue or study_dir("", find_data()))))

@@ -29,12 +29,9 @@ from happywhale_nb.catalogue.store import (
     new_encounter,
     now,
     pack,
-    plain,
-    plain_date,
-    plain_place,
-    plain_side,
     unpack,
 )
+from .text import clean_date, clean_position, clean_side, clean_text
 from .uploads import Limits, check_photo, clean_name, keep_photo, read_exif
 from ..core.errors import UserError
 from ..core.progress import bar
@@ -65,7 +62,7 @@ def folder_table(dataset):
     table = table.astype(object).fillna("")
     for i, row in enumerate(table.itertuples()):
         try:
-            plain_date(row.date), plain_side(row.side), plain_place(*_degrees(row)), plain(row.place, "place")
+            clean_date(row.date), clean_side(row.side), clean_position(*_degrees(row)), clean_text(row.place, "place")
         except (UserError, ValueError) as error:
             raise UserError(f"photograph {row.image} (row {i + 2}): {error}") from None
     return table
@@ -183,17 +180,17 @@ def crop_row(source, box, frame):
 def _add_known(session, model_id, row, facts, vector, trained):
     """Put one photograph of a data folder into the catalogue, with its individual and its encounter."""
     who = individual_named(session, row.individual_id, row.species) if row.individual_id else None
-    name = plain(row.encounter, "encounter") if row.encounter else f"{Path(row.path).parent.name}/{row.image}"
+    name = clean_text(row.encounter, "encounter") if row.encounter else f"{Path(row.path).parent.name}/{row.image}"
     met = session.scalar(select(Encounter).where(Encounter.name == name))
     if met is None:
-        latitude, longitude = plain_place(*_degrees(row))
-        date = plain_date(row.date) or facts["taken"]
-        where = {"place": plain(row.place, "place"), "latitude": latitude, "longitude": longitude, "date": date}
+        latitude, longitude = clean_position(*_degrees(row))
+        date = clean_date(row.date) or facts["taken"]
+        where = {"place": clean_text(row.place, "place"), "latitude": latitude, "longitude": longitude, "date": date}
         state = {"state": "confirmed", "individual_id": who.id} if who is not None else {}
         met = new_encounter(session, name, given=True, species=row.species, **where, **state)
     elif met.individual_id != (who and who.id):
         raise UserError(f"encounter {name} would show two animals ({row.image} is {row.individual_id or 'nobody'}'s)")
-    shown = {"name": clean_name(row.image), "path": row.path, "kept": False, "side": plain_side(row.side)}
+    shown = {"name": clean_name(row.image), "path": row.path, "kept": False, "side": clean_side(row.side)}
     add_photo(session, met, model_id, vector, trained, **shown, **facts)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #intake-06b
@@ -231,10 +228,10 @@ def take_news(catalogue, dataset, who):
 
 def _said(row):
     """What a row of `folder_table` says, as it is kept."""
-    where = dict(zip(("latitude", "longitude"), plain_place(*_degrees(row)), strict=True))
-    words = {"date": plain_date(row.date), "place": plain(row.place, "place"), "species": row.species}
+    where = dict(zip(("latitude", "longitude"), clean_position(*_degrees(row)), strict=True))
+    words = {"date": clean_date(row.date), "place": clean_text(row.place, "place"), "species": row.species}
     return (
-        where | words | {"encounter": row.encounter, "individual_id": row.individual_id, "side": plain_side(row.side)}
+        where | words | {"encounter": row.encounter, "individual_id": row.individual_id, "side": clean_side(row.side)}
     )
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #intake-06c
@@ -359,7 +356,7 @@ def take_photos(catalogue, embedder, who, files, side="", limits=None, number=No
     place, species, latitude, longitude. Without a date or a position, the photographs' own are taken.
 
     Returns the encounter's number. Raises `BadPhoto`, `TooLarge`, `Duplicate`, `UserError`; nothing is added then."""
-    side, known = plain_side(side), _checked(known)
+    side, known = clean_side(side), _checked(known)
     catalogue.refuse_changed()
     checked = check_all(files, limits or Limits())
     if number is None:
@@ -401,9 +398,9 @@ def _checked(known):
     """What is said of a new encounter, as it is kept."""
     if not known:
         return known
-    latitude, longitude = plain_place(known["latitude"], known["longitude"])
-    words = {name: plain(known[name], name) for name in ("name", "place", "species")}
-    return words | {"date": plain_date(known["date"]), "latitude": latitude, "longitude": longitude}
+    latitude, longitude = clean_position(known["latitude"], known["longitude"])
+    words = {name: clean_text(known[name], name) for name in ("name", "place", "species")}
+    return words | {"date": clean_date(known["date"]), "latitude": latitude, "longitude": longitude}
 
 
 def _refuse_duplicates(session, checked, encounter):
@@ -424,16 +421,16 @@ def edit_encounter(session, who, number, version, **fields):
     Raises `Conflict` if its version is another one. Returns the row."""
     met = the(session, Encounter, number, "encounter")
     side = fields.pop("side", None)
-    checks = {"date": plain_date, "place": lambda v: plain(v, "place"), "species": lambda v: plain(v, "species")}
+    checks = {"date": clean_date, "place": lambda v: clean_text(v, "place"), "species": lambda v: clean_text(v, "species")}
     made = {name: checks[name](value or "") for name, value in fields.items() if name in checks}
     if "latitude" in fields or "longitude" in fields:
         pair = [fields.get(name, getattr(met, name)) for name in ("latitude", "longitude")]
-        made |= dict(zip(("latitude", "longitude"), plain_place(*pair), strict=True))
+        made |= dict(zip(("latitude", "longitude"), clean_position(*pair), strict=True))
     before = {name: getattr(met, name) for name in made}
     change(session, met, version, **made)
     if side is not None:
         for photo in session.scalars(select(Photo).where(Photo.encounter_id == number)):
-            photo.side = plain_side(side)
+            photo.side = clean_side(side)
         made["side"] = side
     told = ", ".join(f"{name} {value}" for name, value in made.items())
     log(session, who, "edit", encounter_id=number, note=told[:2000], before=before)

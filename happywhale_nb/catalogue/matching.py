@@ -12,9 +12,10 @@ from threading import RLock
 import numpy as np
 from sqlalchemy import func, select
 
+from .naming import next_name
 from .queries import named, photo_view, rejections, the
 from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
-from .store import model_row, next_name, now, unpack
+from .store import model_row, now, unpack
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from ..retrieval.gallery import Calibration, Known, answer

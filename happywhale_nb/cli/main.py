@@ -573,7 +573,7 @@ def catalogue_export(folder, kind, output, species, occasions):
     \b
     Example: happywhale catalogue export outputs/demo/catalogue wildbook -o sheet.xlsx
     """
-    from happywhale_nb.catalogue.exports import export_sightings, what_is_in
+    from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings
     from happywhale_nb.catalogue.queries import sightings
 
     with _opened(folder).reading() as session:
@@ -583,7 +583,7 @@ def catalogue_export(folder, kind, output, species, occasions):
     data, name, _ = export_sightings(table, kind, species, occasions)
     with atomic(output or Path(name)) as part:
         part.write_bytes(data)
-    told = what_is_in(table, kind, species, occasions)
+    told = describe_export(table, kind, species, occasions)
     click.echo(f"{os.path.relpath(output or name)}{': ' + told if told else ''}")
 
 # %% ../../nbs/lib/cli/main.ipynb #cli-c3a

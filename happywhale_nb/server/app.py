@@ -34,7 +34,7 @@ from starlette.staticfiles import StaticFiles
 
 from ..catalogue import decisions
 from ..catalogue import queries as views
-from ..catalogue.exports import EXPORTS, export_sightings
+from ..catalogue.exports.formats import EXPORTS, export_sightings
 from happywhale_nb.catalogue.ingest import (
     BadPhoto,
     Duplicate,
@@ -47,8 +47,9 @@ from happywhale_nb.catalogue.ingest import (
     with_drawn,
 )
 from ..catalogue.matching import Asker, ask_encounter, ask_vectors, kept_answer
+from ..catalogue.naming import next_name
 from ..catalogue.schema import Crop, Encounter, Individual, Photo
-from ..catalogue.store import NotFound, next_name
+from ..catalogue.store import NotFound
 from ..catalogue.uploads import Limits, clean_name, show_crop, show_photo
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import Busy, UserError

@@ -18,7 +18,8 @@ from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy import select
 
 from ..catalogue.schema import Token
-from ..catalogue.store import NotFound, now, plain
+from ..catalogue.store import NotFound, now
+from ..catalogue.text import clean_text
 from ..core.errors import UserError
 
 # %% ../../nbs/lib/server/auth.ipynb #access-05
@@ -36,7 +37,7 @@ def make_token(session, name, role):
         raise UserError(f"role {role!r}: one of {', '.join(ROLES)}")
     token = f"hw_{secrets.token_urlsafe(32)}"
     row = Token(
-        name=plain(name, "name", 80, needed=True), role=role, digest=digest(token), created_at=now(), revoked_at=""
+        name=clean_text(name, "name", 80, needed=True), role=role, digest=digest(token), created_at=now(), revoked_at=""
     )
     session.add(row)
     session.flush()
