@@ -43,16 +43,9 @@ INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so tha
 WITH_KERAS = {"stages.train", "stages.robustness", "stages.gradcam"}  # and the wing `networks`
 NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
 PENDING = {  # modules that still do two jobs
-    ("catalogue.identify", "evaluation.html"),
-    ("catalogue.identify", "server.run"),
-    ("catalogue.identify", "evaluation.browser"),
     ("evaluation.statistics", "stages.knn"),
     ("networks.heat", "stages.gradcam"),
     ("retrieval.gallery", "stages.knn"),
-    ("server.run", "data.splits"),
-    ("server.run", "data.dataset"),
-    ("server.run", "demo.season"),
-    ("server.run", "retrieval.embeddings"),
 }
 
 

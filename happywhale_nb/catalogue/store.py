@@ -145,17 +145,46 @@ def individual_named(session, name, species, make=True):
     return row
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-10
-def new_encounter(session, name, given=False, **known):
-    """Add an encounter that nobody has decided about. known: date, place, latitude, longitude, species.
+def new_encounter(
+    session,
+    name,
+    given=False,
+    date="",
+    place="",
+    species="",
+    latitude=None,
+    longitude=None,
+    individual_id=None,
+):
+    """Add an encounter: undecided, or, with an individual, confirmed. Returns the row.
 
-    An empty name becomes `E` and the encounter's number. Raises `UserError` if the name is taken."""
+    Args:
+        session: of `Store.writing`.
+        name: "" becomes `E` and the encounter's number.
+        given: whether it came with a data folder.
+        date, place, species: cleaned texts, "" if not known; latitude, longitude: degrees or None.
+        individual_id: the individual that a data folder names.
+
+    Raises:
+        UserError: if the name is taken.
+    """
     if name and session.scalar(select(Encounter.id).where(Encounter.name == name)):
         raise UserError(f"there is an encounter {name!r} already: add the photographs to it, or choose another name")
-    row = Encounter(name=name or f"unnamed {now()} {np.random.default_rng().integers(1 << 60)}", given=given)
-    blank = {"date": "", "place": "", "latitude": None, "longitude": None, "species": ""}
-    made = {"state": "undecided", "version": 1, "created_at": now(), "decided_by": "", "decided_at": ""}
-    for field, value in (blank | made | known).items():
-        setattr(row, field, value)
+    row = Encounter(
+        name=name or f"unnamed {now()} {np.random.default_rng().integers(1 << 60)}",
+        given=given,
+        date=date,
+        place=place,
+        species=species,
+        latitude=latitude,
+        longitude=longitude,
+        individual_id=individual_id,
+        state="undecided" if individual_id is None else "confirmed",
+        version=1,
+        created_at=now(),
+        decided_by="",
+        decided_at="",
+    )
     session.add(row)
     session.flush()
     if not name:
@@ -165,18 +194,36 @@ def new_encounter(session, name, given=False, **known):
 # %% ../../nbs/lib/catalogue/store.ipynb #store-11
 WHOLE = {"source": "whole", "x0": None, "y0": None, "x1": None, "y1": None, "frame_width": None, "frame_height": None}
 
+# %% ../../nbs/lib/catalogue/store.ipynb #store-12
+def add_photo(
+    session,
+    encounter,
+    model_id,
+    vector,
+    trained=False,
+    crop=WHOLE,
+    *,
+    name,
+    path,
+    kept,
+    sha256,
+    width,
+    height,
+    side="",
+    taken="",
+):
+    """Add a photograph with its crop and embedding `[d]` float32 to an encounter. Returns the row.
 
-def add_photo(session, encounter, model_id, vector, trained=False, crop=WHOLE, **known):
-    """Add a photograph with its crop and embedding `[d]` float32 to an encounter. known: name, path, kept, sha256,
-    width, height, side, taken. Returns the row."""
-    row = Photo(encounter_id=encounter.id, added_at=now(), **({"side": "", "taken": ""} | known))
+    trained: whether the model was trained on it. crop: a row of `crops`. The rest: columns of `photos`."""
+    about = {"name": name, "path": path, "kept": kept, "sha256": sha256, "width": width, "height": height}
+    row = Photo(encounter_id=encounter.id, added_at=now(), side=side, taken=taken, **about)
     session.add(row)
     session.flush()
     session.add(Crop(photo_id=row.id, **crop))
     session.add(Embedding(photo_id=row.id, model_id=model_id, vector=pack(vector), trained=trained))
     return row
 
-
+# %% ../../nbs/lib/catalogue/store.ipynb #store-13
 def pack(vector):
     """The bytes of a vector: float32, little-endian."""
     return np.asarray(vector, "<f4").tobytes()

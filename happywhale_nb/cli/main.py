@@ -466,7 +466,7 @@ def catalogue_build(data_dir, model, folder, database, detector, name):
 
     Photographs stay where they are. Encounters, dates, places and sides come from train.csv and encounters.csv.
     """
-    from happywhale_nb.server.run import build_catalogue
+    from happywhale_nb.catalogue.build import build_catalogue
 
     folder = folder or study_dir("", data_dir.absolute()) / "catalogue"
     made, embedder, added, worth = build_catalogue(
@@ -506,8 +506,8 @@ def catalogue_add(folder, photos, each, side, **known):
     \b
     Example: happywhale catalogue add outputs/demo/catalogue IMG_0101.jpg IMG_0102.jpg --date 2026-07-31
     """
-    from happywhale_nb.catalogue.ingest import take_photos
-    from happywhale_nb.server.run import open_embedder
+    from happywhale_nb.catalogue.build import open_embedder
+    from happywhale_nb.catalogue.ingest import ingest_uploads
 
     opened, photos, left = _opened(folder), _photographs(photos), 0
     embedder = open_embedder(opened)
@@ -515,7 +515,7 @@ def catalogue_add(folder, photos, each, side, **known):
         files = [(path.name, path.read_bytes()) for path in lot]
         place = {"latitude": None, "longitude": None}
         try:
-            number = take_photos(opened, embedder, getpass.getuser(), files, side, **known, **place)
+            number = ingest_uploads(opened, embedder, getpass.getuser(), files, side, **known, **place)
             click.echo(f"encounter {number}: {count(len(lot), 'photograph')}")
         except UserError as error:
             if not each:
@@ -537,9 +537,9 @@ def catalogue_re_embed(folder, model, detector):
     \b
     Example: happywhale catalogue re-embed outputs/demo/catalogue --model outputs/demo/better/fold0/model.keras
     """
+    from happywhale_nb.catalogue.build import change_over, model_name, trained_on
     from happywhale_nb.catalogue.ingest import re_embed
     from happywhale_nb.networks.embedder import Embedder
-    from happywhale_nb.server.run import change_over, model_name, trained_on
 
     opened, embedder = _opened(folder), Embedder(model, detector)
     made = re_embed(opened, embedder, model_name(model), trained_on(model))
@@ -627,11 +627,12 @@ def serve(folder, drawn, host, port, names, tokens, rate, browser):
               happywhale serve outputs/mine/catalogue
               happywhale serve outputs/mine/catalogue --host 0.0.0.0 --name whales.example
     """
+    from happywhale_nb.catalogue.build import demo_catalogue
     from happywhale_nb.server import run as serving
 
     began, embedder = time.perf_counter(), None
     if drawn:
-        opened, embedder = serving.demo_catalogue(folder or project_root() / "outputs" / "demo-season")
+        opened, embedder = demo_catalogue(folder or project_root() / "outputs" / "demo-season")
     else:
         opened = _opened(folder)
     asks = not serving.loopback(host) if tokens is None else tokens
