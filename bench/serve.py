@@ -61,9 +61,9 @@ def serve_plain(folder, port):
 
     catalogue, embedder = season(folder, False)
     matcher = Matcher(catalogue)
-    named = matcher.known.codes_ >= 0
-    near = NearestNeighbors(n_neighbors=50, metric="cosine").fit(matcher.known.vectors[named])
-    who, size, app = matcher.known.classes_[matcher.known.codes_[named]], embedder.settings["image_size"], FastAPI()
+    named = matcher.photos.known.codes_ >= 0
+    near = NearestNeighbors(n_neighbors=50, metric="cosine").fit(matcher.photos.known.vectors[named])
+    who, size, app = matcher.photos.known.classes_[matcher.photos.known.codes_[named]], embedder.settings["image_size"], FastAPI()
     import keras
 
     network = keras.Model(embedder.model.input, embedder.model.get_layer("embedding").output)

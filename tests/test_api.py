@@ -30,6 +30,7 @@ from sqlalchemy.orm import SessionTransaction
 from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue import decisions
 from happywhale_nb.catalogue import ingest as intake
+from happywhale_nb.catalogue.exports.formats import EXPORTS
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.queries import list_encounters
@@ -342,6 +343,16 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
         assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
 
 
+def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
+    found = {kind: still.get(f"/api/exports/{kind}/messages").json() for kind in EXPORTS}
+    assert found["csv"] == {"messages": [], "total": 0}
+    assert all("left out" in found[kind]["messages"][0] for kind in ("camtrap-dp", "mark", "rmark"))
+    wildbook = found["wildbook"]
+    assert wildbook["total"] == len(wildbook["messages"]) > 1
+    assert any(text.startswith("Row 2, encounter ") for text in wildbook["messages"])
+    assert still.get("/api/exports/nonsense/messages").status_code == 422
+
+
 def test_export_of_every_kind_of_all_or_one_species(still):
     for kind in ("csv", "wildbook", "camtrap-dp", "mark", "rmark"):
         got = still.get(f"/api/exports/{kind}")
@@ -487,7 +498,8 @@ def test_match_of_what_cannot_be_answered_has_the_contracts_errors(mine, colours
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
 get /api/individuals/{number}, get /api/next-id, get /api/trail, get /api/photos/{number}/file,
 get /api/photos/{number}/picture, get /api/photos/{number}/crop, post /api/encounters/{number}/answers,
-get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind}, post /match"""
+get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind},
+get /api/exports/{kind}/messages, post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
 post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number}"""

@@ -27,7 +27,7 @@ from happywhale_nb.catalogue.exports.common import (
     writable_text,
 )
 from happywhale_nb.catalogue.exports.csv import to_csv
-from happywhale_nb.catalogue.exports.formats import EXPORTS
+from happywhale_nb.catalogue.exports.formats import EXPORTS, describe_export, export_messages
 from happywhale_nb.catalogue.exports.mark import capture_histories, to_mark, to_rmark
 from happywhale_nb.catalogue.exports.wildbook import check_wildbook, to_wildbook, wildbook_table
 from happywhale_nb.catalogue.queries import SIGHTINGS
@@ -772,3 +772,20 @@ def test_exports_of_one_decision_among_unknowns_hold_it():
 def test_clean_text_of_any_missing_value_is_empty():
     for missing in (None, np.nan, pd.NA, pd.NaT):
         assert writable_text(missing) == ""
+
+
+# -------------------------------------------------------------------------------- what a person is told
+
+
+def test_describe_export_of_a_sheet_that_wildbook_refuses_names_the_rows():
+    table = table_of(sighting(1, date=""), sighting(2, species="minke_whale"), sighting(3, species="mermaid"))
+    text = describe_export(table, "wildbook")
+    assert text.startswith("Wildbook will refuse this sheet:\nEvery row: nobody is named as its submitter")
+    assert "Row 2, encounter E1: it has no date" in text and "Row 4, encounter E3: the scientific name of" in text
+    assert "E3" not in describe_export(table, "wildbook", "minke_whale"), "of one species, its rows alone"
+
+
+def test_describe_export_of_many_refused_rows_shows_the_first_and_counts_the_rest():
+    table = table_of(*(sighting(i, date="", photo=f"{i}.jpg") for i in range(1, 31)))
+    assert len(export_messages(table, "wildbook")) == 31
+    assert describe_export(table, "wildbook").splitlines()[-1] == "… and 11 more"

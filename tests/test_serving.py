@@ -333,6 +333,8 @@ def test_catalogue_export_command_writes_the_file_or_names_the_species_there_are
     assert done.exit_code == 0 and len(pd.read_csv(tmp_path / "all.csv")) == count_of(mine, Photo)
     done = happywhale("catalogue", "export", mine.folder, "mark", "-o", tmp_path / "a.inp")
     assert "encounters left out:" in done.stdout and (tmp_path / "a.inp").read_bytes().startswith(b"/* species: all")
+    done = happywhale("catalogue", "export", mine.folder, "wildbook", "-o", tmp_path / "sheet.xlsx")
+    assert "Wildbook will refuse this sheet:" in done.stdout and "Row 2, encounter " in done.stdout
     refused = happywhale("catalogue", "export", mine.folder, "csv", "-o", tmp_path / "b.csv", "--species", "mermaid")
     assert refused.exit_code == 2 and "no species 'mermaid'" in refused.stderr and not (tmp_path / "b.csv").exists()
 
@@ -474,6 +476,10 @@ def test_page_uploads_confirms_still_has_it_after_a_reload_and_exports(own, brow
         histories = got.value.path().read_text()
         assert got.value.suggested_filename == "histories.inp" and confirmed["individual"]["name"] in histories
         assert f"species: {confirmed['species']}" in histories and "months" in histories
+        with page.expect_download():
+            page.click("[data-export='wildbook']")
+        page.wait_for_selector("[data-notes='wildbook'] li")
+        assert "Wildbook will refuse this sheet:" in page.inner_text("[data-notes='wildbook']")
         table = list(csv.DictReader(io.StringIO(httpx.get(f"{address}/api/exports/csv").content.decode("utf-8-sig"))))
         (row,) = [row for row in table if row["encounter_id"] == str(number)]
         assert row["individual"] == confirmed["individual"]["name"] and row["photo"].startswith("'=1+1")
