@@ -61,9 +61,10 @@ def serve_plain(folder, port):
 
     catalogue, embedder = season(folder, False)
     matcher = Matcher(catalogue)
-    named = matcher.photos.known.codes_ >= 0
-    near = NearestNeighbors(n_neighbors=50, metric="cosine").fit(matcher.photos.known.vectors[named])
-    who, size, app = matcher.photos.known.classes_[matcher.photos.known.codes_[named]], embedder.settings["image_size"], FastAPI()
+    known, size, app = matcher.photos.known, embedder.settings["image_size"], FastAPI()
+    named = known.codes_ >= 0
+    near = NearestNeighbors(n_neighbors=50, metric="cosine").fit(known.vectors[named])
+    who = known.classes_[known.codes_[named]]
     import keras
 
     network = keras.Model(embedder.model.input, embedder.model.get_layer("embedding").output)
