@@ -26,8 +26,8 @@ CLIENTS, QUESTIONS, LONG, QUICK = 50, 1500, 10_000, 25  # QUICK: that many times
 
 def season(folder, detector):
     """A catalogue of the demo's season: `(catalogue, embedder)`."""
+    from happywhale_nb.catalogue.build import build_catalogue
     from happywhale_nb.demo.season import demo_model, draw_season
-    from happywhale_nb.server.run import build_catalogue
 
     data, boxer = draw_season(Path(folder) / "season", progress=False), demo_model("detector.keras") if detector else ""
     return build_catalogue(folder, data, demo_model(), detector=boxer)[:2]
@@ -35,8 +35,8 @@ def season(folder, detector):
 
 def serve_ours(folder, port, detector=False):
     """The project's server, in this process."""
-    from happywhale_nb.server.app import Options
     from happywhale_nb.server.run import serve
+    from happywhale_nb.server.state import Options
 
     catalogue, embedder = season(folder, detector)
     serve(
@@ -57,13 +57,14 @@ def serve_plain(folder, port):
     from PIL import Image
     from sklearn.neighbors import NearestNeighbors
 
-    from happywhale_nb.catalogue.matching import Asker
+    from happywhale_nb.catalogue.matching import Matcher
 
     catalogue, embedder = season(folder, False)
-    asker = Asker(catalogue)
-    named = asker.known.codes_ >= 0
-    near = NearestNeighbors(n_neighbors=50, metric="cosine").fit(asker.known.vectors[named])
-    who, size, app = asker.known.classes_[asker.known.codes_[named]], embedder.settings["image_size"], FastAPI()
+    matcher = Matcher(catalogue)
+    known, size, app = matcher.photos.known, embedder.settings["image_size"], FastAPI()
+    named = known.codes_ >= 0
+    near = NearestNeighbors(n_neighbors=50, metric="cosine").fit(known.vectors[named])
+    who = known.classes_[known.codes_[named]]
     import keras
 
     network = keras.Model(embedder.model.input, embedder.model.get_layer("embedding").output)

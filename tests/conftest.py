@@ -8,22 +8,19 @@ import sys
 import tempfile
 from glob import glob
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
 import pytest
 import yaml
 from sqlalchemy import text
 from standins import write_standins
 from threadpoolctl import threadpool_limits
 
-from happywhale_nb.catalogue.ingest import build, recalibrate
-from happywhale_nb.catalogue.schema import make_engine
+from happywhale_nb.catalogue.database import make_engine
+from happywhale_nb.catalogue.example import ColourEmbedder
+from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
-from happywhale_nb.data.boxes import BOX
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.dataset import draw_demo
-from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.workflow.runner import STAGES, locked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,44 +154,9 @@ def shared():
     return folder
 
 
-class ColourEmbedder:
-    """Stands in for a network where a test is about what is around it: sixteen mean colours, and no TensorFlow."""
-
-    fingerprint, width, detector = "c010" * 4, 48, None
-    settings: ClassVar = {"image_size": 16, "margin": 0.05, "keep_aspect": False, "sources": "auto", "boxed": True}
-
-    def crop_boxes(self, images, boxes=None):
-        """As `Embedder.crop_boxes`: the first box there is."""
-        rows = {} if boxes is None else {row["image"]: row for row in boxes[::-1].to_dict("records")}
-        found = []
-        for image in images:
-            row = rows.get(image)
-            box = [float(row[name]) for name in BOX] if row else None
-            frame = [float(row["W"]), float(row["H"])] if row and row["W"] == row["W"] else None
-            found.append((row["source"] if row else "whole", box, frame))
-        return found
-
-    def crop(self, path, box=None, frame=None):
-        """The square that is looked at."""
-        return load_crop(path, 16, box, frame)
-
-    def embed(self, paths, boxes=None, quiet=True):
-        """As `Embedder.embed`."""
-        places = self.crop_boxes([path.name for path in paths], boxes)
-        crops = [self.crop(path, box, frame) for path, (_, box, frame) in zip(paths, places, strict=True)]
-        if not crops:
-            return np.empty((0, self.width), np.float32)
-        small = np.stack(crops).reshape(-1, 4, 4, 4, 4, 3).mean(axis=(2, 4)).reshape(-1, self.width)
-        vectors = (small - small.mean(axis=1, keepdims=True)).astype(np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-
-    def close(self):
-        """Nothing to end."""
-
-
 @pytest.fixture(scope="session")
 def colours():
-    """A `ColourEmbedder`."""
+    """An embedder that needs no network: mean colours."""
     return ColourEmbedder()
 
 
@@ -203,7 +165,7 @@ def built(tiny, colours, tmp_path_factory):
     """The folder of a catalogue of `tiny`, by colours; tests copy it before they change anything."""
     folder = tmp_path_factory.mktemp("catalogue") / "tiny"
     catalogue = create_catalogue(folder, tiny, "tiny")
-    build(catalogue, colours, read_dataset(tiny), "colours")
+    ingest_dataset(catalogue, colours, read_dataset(tiny), "colours")
     catalogue.choose_model(colours.fingerprint)
     recalibrate(catalogue)
     catalogue.close()

@@ -10,8 +10,8 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.server.auth import (
     ROLES,
     Limiter,
-    foreign,
-    holder,
+    cross_site_reason,
+    find_token,
     host_name,
     list_tokens,
     loopback,
@@ -56,15 +56,15 @@ def test_make_token_with_no_name_or_no_role_is_refused(session, name, role, told
 def test_make_token_gives_a_long_random_token_with_its_role(session, role):
     (one, first), (_, second) = make_token(session, "x" * 80, role), make_token(session, "x" * 80, role)
     assert first != second and all(len(token) >= 43 and token.startswith("hw_") for token in (first, second))
-    assert holder(session, first) is one and (one.name, one.role, one.revoked_at) == ("x" * 80, role, "")
+    assert find_token(session, first) is one and (one.name, one.role, one.revoked_at) == ("x" * 80, role, "")
 
 
 def test_holder_knows_whole_tokens_that_are_not_revoked_and_no_others(session):
     (old, ended), (row, token) = make_token(session, "Ann", "admin"), make_token(session, "Ann", "review")
     revoke(session, old.id)
-    assert holder(session, token) is row, "the other token of the same name stays"
+    assert find_token(session, token) is row, "the other token of the same name stays"
     for wrong in (ended, "", token[:-1], token + "x", token.upper(), row.digest, "hw_", "\udcff"):
-        assert holder(session, wrong) is None, wrong
+        assert find_token(session, wrong) is None, wrong
 
 
 def test_list_tokens_leaves_out_revoked_ones(session):
@@ -147,12 +147,12 @@ HERE = {"host": "localhost:8000"}
     ],
 )
 def test_foreign_change_from_another_page_is_told(method, headers):
-    assert foreign(method, HERE | headers).startswith("this request comes from")
+    assert cross_site_reason(method, HERE | headers).startswith("this request comes from")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_foreign_lets_links_of_other_pages_look(method):
-    assert foreign(method, HERE | {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}) == ""
+    assert cross_site_reason(method, HERE | {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}) == ""
 
 
 @pytest.mark.parametrize(
@@ -165,4 +165,4 @@ def test_foreign_lets_links_of_other_pages_look(method):
     ],
 )
 def test_foreign_change_from_the_own_page_or_a_program_is_let_in(headers):
-    assert foreign("POST", HERE | headers) == ""
+    assert cross_site_reason("POST", HERE | headers) == ""

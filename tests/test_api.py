@@ -27,25 +27,27 @@ from schemathesis.checks import not_a_server_error
 from sqlalchemy import func, select
 from sqlalchemy.orm import SessionTransaction
 
+from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue import decisions
 from happywhale_nb.catalogue import ingest as intake
-from happywhale_nb.catalogue import schema as tables
-from happywhale_nb.catalogue.ingest import build, recalibrate
-from happywhale_nb.catalogue.matching import Asker, ask_encounter
+from happywhale_nb.catalogue.exports.formats import EXPORTS
+from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
+from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.queries import list_encounters
 from happywhale_nb.catalogue.schema import Crop, Decision, Embedding, Encounter, Individual, Photo, Token
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.server.app import Desk, Options, make_app
+from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import ROLES, digest, make_token
+from happywhale_nb.server.state import AppState, Options
 
 HERE = "http://127.0.0.1:8000"
 
 
 def client(catalogue, embedder, token="", **options):
     """A client of an app of this catalogue; without a token one that asks for none."""
-    desk = Desk(catalogue, Options(**{"tokens": bool(token), "rates": {}} | options), owner="Ann")
+    desk = AppState(catalogue, Options(**{"tokens": bool(token), "rates": {}} | options), owner="Ann")
     desk.open(lambda: embedder)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     return TestClient(make_app(desk), base_url=HERE, headers=headers, raise_server_exceptions=True)
@@ -149,7 +151,7 @@ def test_identify_answers_by_a_confirmed_photograph_until_undo(page):
 @pytest.mark.postgres
 def test_api_on_postgresql_decides_exports_and_identifies_alike(postgres, tiny, colours, tmp_path):
     catalogue = create_catalogue(tmp_path / "pg", tiny, "tiny", postgres())
-    build(catalogue, colours, read_dataset(tiny), "colours")
+    ingest_dataset(catalogue, colours, read_dataset(tiny), "colours")
     catalogue.choose_model(colours.fingerprint)
     recalibrate(catalogue)
     with client(catalogue, colours) as page:
@@ -175,11 +177,11 @@ def test_ask_encounter_by_20_threads_with_one_connection_answers_all(mine, monke
     make, one = tables.create_engine, {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
     monkeypatch.setattr(tables, "create_engine", lambda address, **how: make(address, **how | one))
     catalogue = Catalogue(mine.folder)
-    asker = Asker(catalogue)
+    matcher = Matcher(catalogue)
     with catalogue.reading() as session:
-        numbers = [met["id"] for met in list_encounters(session, asker.settings, limit=100)["encounters"]]
+        numbers = [met["id"] for met in list_encounters(session, matcher.settings, limit=100)["encounters"]]
     with ThreadPoolExecutor(20) as pool:
-        asked = [pool.submit(ask_encounter, asker, "Ann", numbers[i % len(numbers)], 3) for i in range(60)]
+        asked = [pool.submit(match_encounter, matcher, "Ann", numbers[i % len(numbers)], 3) for i in range(60)]
         answers = [each.result(60) for each in asked]
     catalogue.close()
     assert len({each["id"] for each in answers}) == 60
@@ -293,7 +295,7 @@ def heat(monkeypatch):
 
 
 def test_heat_of_each_photograph_of_a_match_is_made_once(page, heat, monkeypatch):
-    calls, desk = [], page.app.state.desk
+    calls, desk = [], page.app.state.shared
     crop = desk.embedder.crop
     monkeypatch.setattr(type(desk.embedder), "crop", lambda self, *given: calls.append(given) or crop(*given))
     answer = page.post(f"/api/encounters/{undecided(page)[0]['id']}/answers", json={"k": 5}).json()
@@ -326,7 +328,7 @@ def test_get_of_a_number_that_is_not_there_is_404_in_a_sentence(still, path):
 
 
 def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
-    desk = Desk(mine, Options(tokens=False, rates={}), owner="Ann")
+    desk = AppState(mine, Options(tokens=False, rates={}), owner="Ann")
     with TestClient(make_app(desk), base_url=HERE) as page:
         assert page.get("/api/health").json()["status"] == "loading"
         assert page.post(f"/api/encounters/{undecided(page)[0]['id']}/answers", json={}).status_code == 200
@@ -339,6 +341,16 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
         with pytest.raises(OSError):
             desk.open(broken)
         assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
+
+
+def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
+    found = {kind: still.get(f"/api/exports/{kind}/messages").json() for kind in EXPORTS}
+    assert found["csv"] == {"messages": [], "total": 0}
+    assert all("left out" in found[kind]["messages"][0] for kind in ("camtrap-dp", "mark", "rmark"))
+    wildbook = found["wildbook"]
+    assert wildbook["total"] == len(wildbook["messages"]) > 1
+    assert any(text.startswith("Row 2, encounter ") for text in wildbook["messages"])
+    assert still.get("/api/exports/nonsense/messages").status_code == 422
 
 
 def test_export_of_every_kind_of_all_or_one_species(still):
@@ -388,7 +400,7 @@ def test_add_encounter_answered_with_201_is_whole_in_what_a_kill_leaves(page, mi
         assert {row.photo_id for row in session.scalars(select(Embedding))} >= {photo.id for photo in kept}
 
 
-@pytest.mark.parametrize("step", ["keep_photo", "new_encounter", "add_photo", "log", "commit"])
+@pytest.mark.parametrize("step", ["keep_photo", "new_encounter", "add_photo", "log_decision", "commit"])
 def test_add_encounter_that_is_cut_off_leaves_nothing_half(page, mine, tmp_path, monkeypatch, step):
     """At any step of an upload, before or in its transaction: no row of it is there, and no file is half."""
     before, left, counts = page.get("/api/session").json()["catalogue"], [], Counter()
@@ -421,7 +433,7 @@ def test_add_encounter_that_is_cut_off_leaves_nothing_half(page, mine, tmp_path,
     assert again.status_code == 201 and len(again.json()["photos"]) == 2, "sent again, it is taken"
 
 
-@pytest.mark.parametrize("step", ["make_individual", "change", "log"])
+@pytest.mark.parametrize("step", ["make_individual", "update_encounter", "log_decision"])
 def test_decide_that_is_cut_off_leaves_nothing_half(page, mine, monkeypatch, step):
     met, before = undecided(page)[0], page.get("/api/session").json()["catalogue"]
 
@@ -474,7 +486,7 @@ def test_match_of_what_cannot_be_answered_has_the_contracts_errors(mine, colours
         for headers in ({"authorization": "Bearer wrong"}, {"authorization": "Basic abc"}):
             refused = app.post("/match", files=files[:1], headers=headers)
             assert refused.status_code == 401 and isinstance(refused.json()["detail"], str)
-    desk = Desk(mine, Options(rates={}))
+    desk = AppState(mine, Options(rates={}))
     with TestClient(make_app(desk), base_url=HERE, headers={"authorization": f"Bearer {tokens['read']}"}) as app:
         waiting = app.post("/match", files=files[:1])
         assert waiting.status_code == 503 and isinstance(waiting.json()["detail"], str)
@@ -486,7 +498,8 @@ def test_match_of_what_cannot_be_answered_has_the_contracts_errors(mine, colours
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
 get /api/individuals/{number}, get /api/next-id, get /api/trail, get /api/photos/{number}/file,
 get /api/photos/{number}/picture, get /api/photos/{number}/crop, post /api/encounters/{number}/answers,
-get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind}, post /match"""
+get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind},
+get /api/exports/{kind}/messages, post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
 post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number}"""
@@ -658,7 +671,7 @@ def test_add_encounter_with_a_bad_photograph_is_refused_by_name_and_leaves_nothi
     got = upload(still, ("good.jpg", jpeg(5)), ("bad.jpg", data))
     assert got.status_code == 422 and "bad.jpg" in got.json()["detail"] and told in got.json()["detail"]
     assert still.get("/api/session").json()["catalogue"] == before
-    assert not list(still.app.state.desk.catalogue.folder.glob("photos/*/*"))
+    assert not list(still.app.state.shared.catalogue.folder.glob("photos/*/*"))
 
 
 def test_add_encounter_of_too_many_bytes_or_photographs_is_413(mine, colours):
@@ -669,7 +682,7 @@ def test_add_encounter_of_too_many_bytes_or_photographs_is_413(mine, colours):
         assert upload(page, *((f"{i}.jpg", jpeg(i, (8, 8))) for i in range(3))).status_code == 201
         assert upload(page, ("a.jpg", bytes(50_000))).status_code == 413
         for limit, status in ((len(small), 201), (len(small) - 1, 413)):
-            page.app.state.desk.options = replace(page.app.state.desk.options, limits=Limits(bytes=limit))
+            page.app.state.shared.options = replace(page.app.state.shared.options, limits=Limits(bytes=limit))
             assert upload(page, (f"{limit}.jpg", small)).status_code == status
 
         def endless():
@@ -767,7 +780,7 @@ def test_photo_picture_and_crop_send_no_metadata(page):
 
 def ask_every_operation(catalogue, embedder, examples):
     """Requests that fit the OpenAPI description, to each operation: the method, path and status of each answer."""
-    desk = Desk(catalogue, Options(tokens=False, rates={}), owner="Ann")
+    desk = AppState(catalogue, Options(tokens=False, rates={}), owner="Ann")
     desk.open(lambda: embedder)
     schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(desk), headers={"host": "127.0.0.1"})
     asked, how = [], {"deadline": None, "database": None, "derandomize": True}

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 
-from happywhale_nb.catalogue import schema as tables
-from happywhale_nb.catalogue.decisions import change, decide, make_individual, merge
-from happywhale_nb.catalogue.ingest import take_news, take_photos
+from happywhale_nb.catalogue import database as tables
+from happywhale_nb.catalogue.decisions import decide, make_individual, merge, update_encounter
+from happywhale_nb.catalogue.ingest import ingest_uploads, update_metadata
+from happywhale_nb.catalogue.naming import next_name
 from happywhale_nb.catalogue.queries import (
     encounter_view,
     facets,
@@ -26,16 +27,8 @@ from happywhale_nb.catalogue.queries import (
     sightings,
 )
 from happywhale_nb.catalogue.schema import Base, Decision, Encounter, Model, Photo
-from happywhale_nb.catalogue.store import (
-    CARD,
-    Catalogue,
-    add_photo,
-    create_catalogue,
-    new_encounter,
-    next_name,
-    plain,
-    upgrade_catalogue,
-)
+from happywhale_nb.catalogue.store import CARD, Catalogue, add_photo, create_catalogue, new_encounter, upgrade_catalogue
+from happywhale_nb.catalogue.text import clean_text
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 
@@ -261,12 +254,12 @@ def test_take_news_fills_in_what_is_empty_and_changes_nothing_else(mine, tiny_co
     one, two, three = dataset.train["image"][:3]
     with mine.writing() as session:
         met = session.scalar(select(Encounter).join(Photo).where(Photo.name == one))
-        change(session, met, met.version, date="2001-01-01")
+        update_encounter(session, met, met.version, date="2001-01-01")
     table = pd.DataFrame(
         {"image": [one, two, "gone.jpg"], "date": ["2024-05-06"] * 3, "side": ["left"] * 3, "plaec": "x"}
     )
     table.to_csv(tiny_copy / "encounters.csv", index=False)
-    told = " | ".join(take_news(mine, read_dataset(tiny_copy), "Ann"))
+    told = " | ".join(update_metadata(mine, read_dataset(tiny_copy), "Ann"))
     assert "of 1 encounters filled in" in told and "date (1 photographs)" in told
     assert "1 photographs are not in the folder, such as gone.jpg" in told and "columns plaec are not read" in told
     with mine.reading() as session:
@@ -275,7 +268,7 @@ def test_take_news_fills_in_what_is_empty_and_changes_nothing_else(mine, tiny_co
         last = session.scalars(select(Decision).order_by(Decision.id.desc())).first()
     assert kept[one] == ("left", "2001-01-01") and kept[two] == ("left", "2024-05-06") and kept[three][0] == ""
     assert last.kind == "edit" and "2024-05-06 (from the data folder)" in last.note
-    assert not [line for line in take_news(mine, read_dataset(tiny_copy), "Ann") if "filled in" in line], "once"
+    assert not [line for line in update_metadata(mine, read_dataset(tiny_copy), "Ann") if "filled in" in line], "once"
 
 
 def test_new_encounter_is_named_like_the_others(mine):
@@ -294,7 +287,7 @@ def test_take_photos_into_a_catalogue_that_changed_its_model_is_refused(mine, co
     other = Catalogue(mine.folder)
     other.choose_model("f" * 16)
     with pytest.raises(UserError, match="changed over to another model"):
-        take_photos(mine, colours, "Ann", [("a.jpg", b"")])
+        ingest_uploads(mine, colours, "Ann", [("a.jpg", b"")])
     other.close()
 
 
@@ -312,6 +305,6 @@ def test_plain_of_any_text_is_trimmed_nfc_or_refused(given_text, most, needed):
     odd = any(unicodedata.category(c) in ("Cc", "Cs", "Cf", "Zl", "Zp") for c in wanted if c != "\n")
     if odd or len(wanted) > most or (needed and not wanted):
         with pytest.raises(UserError, match="a place "):
-            plain(given_text, "a place", most, needed)
+            clean_text(given_text, "a place", most, needed)
     else:
-        assert plain(given_text, "a place", most, needed) == wanted
+        assert clean_text(given_text, "a place", most, needed) == wanted

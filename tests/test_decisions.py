@@ -26,8 +26,18 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 from test_catalogue import fill
 
-from happywhale_nb.catalogue.decisions import Conflict, change, decide, make_individual, merge, rename, split, undo
-from happywhale_nb.catalogue.exports import original_text, to_csv
+from happywhale_nb.catalogue.decisions import (
+    Conflict,
+    decide,
+    make_individual,
+    merge,
+    rename,
+    split,
+    undo,
+    update_encounter,
+)
+from happywhale_nb.catalogue.exports.common import original_text
+from happywhale_nb.catalogue.exports.csv import to_csv
 from happywhale_nb.catalogue.queries import individual_page, rejections, sightings
 from happywhale_nb.catalogue.schema import Answer, Base, Decision, Encounter, Individual
 from happywhale_nb.catalogue.store import Catalogue, NotFound, add_photo, create_catalogue, new_encounter
@@ -93,11 +103,11 @@ def test_decide_by_many_at_once_lets_one_win_and_tells_the_others(filled):
 def test_change_of_another_version_raises_conflict_and_writes_nothing(filled):
     with filled.writing() as session:
         met = session.get(Encounter, 7)
-        change(session, met, 1, place="Fjord")
+        update_encounter(session, met, 1, place="Fjord")
         assert (met.place, met.version) == ("Fjord", 2)
     for version in (1, 3):
         with pytest.raises(Conflict, match="changed by somebody else"), filled.writing() as session:
-            change(session, session.get(Encounter, 7), version, place="Bight")
+            update_encounter(session, session.get(Encounter, 7), version, place="Bight")
     with filled.reading() as session:
         assert session.get(Encounter, 7).place == "Fjord" and session.get(Encounter, 8).version == 1
 
@@ -241,13 +251,13 @@ def test_undo_of_an_undo_an_edit_or_nothing_is_refused(filled):
 def test_undo_gives_back_the_species_unless_somebody_said_another(mine):
     with mine.writing() as session:
         met = session.scalar(select(Encounter).where(Encounter.state == "undecided"))
-        change(session, met, met.version, species="")
+        update_encounter(session, met, met.version, species="")
         who = session.scalar(select(Individual).where(Individual.species != ""))
         for said in ("", "beluga"):
             row, _ = decide(session, "Ann", met.id, "confirm", met.version, individual_id=who.id)
             assert met.species == who.species
             if said:
-                change(session, met, met.version, species=said)
+                update_encounter(session, met, met.version, species=said)
             undo(session, "Ann", row.id)
             assert met.species == said
 

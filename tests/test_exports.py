@@ -15,26 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from happywhale_nb.catalogue.exports import (
+from happywhale_nb.catalogue.exports.camtrap_dp import camtrap_tables, to_camtrap_dp
+from happywhale_nb.catalogue.exports.common import (
     COLUMNS,
-    EXPORTS,
     FIXED,
     LONGEST,
-    camtrap_tables,
-    capture_histories,
-    check_wildbook,
-    clean_text,
     latin,
     original_text,
     read_moment,
     safe_text,
-    to_camtrap_dp,
-    to_csv,
-    to_mark,
-    to_rmark,
-    to_wildbook,
-    wildbook_table,
+    writable_text,
 )
+from happywhale_nb.catalogue.exports.csv import to_csv
+from happywhale_nb.catalogue.exports.formats import EXPORTS, describe_export, export_messages
+from happywhale_nb.catalogue.exports.mark import capture_histories, to_mark, to_rmark
+from happywhale_nb.catalogue.exports.wildbook import check_wildbook, to_wildbook, wildbook_table
 from happywhale_nb.catalogue.queries import SIGHTINGS
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.species import SPECIES
@@ -120,7 +115,7 @@ texts = st.text(
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(texts)
 def test_original_text_gives_back_what_safe_text_was_given(text):
-    assert original_text(safe_text(text)) == clean_text(text)
+    assert original_text(safe_text(text)) == writable_text(text)
     assert safe_text(text).encode("utf-8").count(b"\0") == 0
 
 
@@ -291,7 +286,7 @@ def test_to_wildbook_of_any_texts_has_no_live_formula(photo, place, individual):
     found = dict(zip([cell.value for cell in heads], row, strict=True))
     assert not [cell for cell in row if cell.data_type == "f"]
     for column, text in (("MarkedIndividual.individualID", individual), ("Encounter.verbatimLocality", place)):
-        if wanted := clean_text(text):
+        if wanted := writable_text(text):
             read = "".join(found[column].value.splitlines())  # XML has its own ends of lines
             assert found[column].data_type == "s" and read == "".join(wanted.splitlines())
 
@@ -710,7 +705,7 @@ def test_capture_histories_hold_exactly_the_decided_meetings(met):
 )
 def test_to_mark_and_to_rmark_of_any_names_are_whole(names):
     table = table_of(*(sighting(i, individual=name) for i, name in enumerate(names)), sighting(999, individual="Mn"))
-    count = len({clean_text(name) for name in names} - {""} | {"Mn"})
+    count = len({writable_text(name) for name in names} - {""} | {"Mn"})
     assert set(read_inp(to_mark(table)).values()) == {"1"} and len(read_inp(to_mark(table))) == count
     lines = [line.split("\t") for line in to_rmark(table).decode("ascii").splitlines()]
     assert lines[0] == ["ch", "freq", "id"] and len(lines) == count + 1
@@ -776,4 +771,21 @@ def test_exports_of_one_decision_among_unknowns_hold_it():
 
 def test_clean_text_of_any_missing_value_is_empty():
     for missing in (None, np.nan, pd.NA, pd.NaT):
-        assert clean_text(missing) == ""
+        assert writable_text(missing) == ""
+
+
+# -------------------------------------------------------------------------------- what a person is told
+
+
+def test_describe_export_of_a_sheet_that_wildbook_refuses_names_the_rows():
+    table = table_of(sighting(1, date=""), sighting(2, species="minke_whale"), sighting(3, species="mermaid"))
+    text = describe_export(table, "wildbook")
+    assert text.startswith("Wildbook will refuse this sheet:\nEvery row: nobody is named as its submitter")
+    assert "Row 2, encounter E1: it has no date" in text and "Row 4, encounter E3: the scientific name of" in text
+    assert "E3" not in describe_export(table, "wildbook", "minke_whale"), "of one species, its rows alone"
+
+
+def test_describe_export_of_many_refused_rows_shows_the_first_and_counts_the_rest():
+    table = table_of(*(sighting(i, date="", photo=f"{i}.jpg") for i in range(1, 31)))
+    assert len(export_messages(table, "wildbook")) == 31
+    assert describe_export(table, "wildbook").splitlines()[-1] == "… and 11 more"

@@ -21,7 +21,7 @@ from happywhale_nb.workflow.notebooks import read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
-LIBRARY = sorted((NBS / "lib").glob("*/*.ipynb"))
+LIBRARY = sorted(p for p in (NBS / "lib").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 

@@ -19,7 +19,8 @@ from happywhale_nb.workflow.notebooks import read_parameters
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 STAGES = [p for p in NOTEBOOKS if p.name[:2].isdigit()]
-MODULES = sorted(p for p in (ROOT / "happywhale_nb").glob("*/*.py") if not p.name.startswith("_"))
+PACKAGE = ROOT / "happywhale_nb"
+MODULES = sorted(p for p in PACKAGE.glob("*/**/*.py") if not p.name.startswith("_") and "/migrations/" not in str(p))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # a module imports from its own wing and from those named here; `happywhale_nb` alone has the names of all
@@ -42,37 +43,38 @@ INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so tha
 WITH_KERAS = {"stages.train", "stages.robustness", "stages.gradcam"}  # and the wing `networks`
 NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
 PENDING = {  # modules that still do two jobs
-    ("catalogue.identify", "server.run"),
     ("evaluation.statistics", "stages.knn"),
     ("networks.heat", "stages.gradcam"),
     ("retrieval.gallery", "stages.knn"),
-    ("server.run", "data.splits"),
-    ("server.run", "data.dataset"),
-    ("server.run", "demo.season"),
-    ("server.run", "retrieval.embeddings"),
 }
 
 
 def module_name(path):
-    """`wing.module` of a file of the package."""
-    return ".".join(path.relative_to(ROOT / "happywhale_nb").with_suffix("").parts)
+    """`wing.module`, or `wing.package.module`, of a file of the package."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def is_module(name):
+    """Whether a name (`wing.module`, `wing.package.module`) is that of a file of the package."""
+    return (PACKAGE / Path(*name.split("."))).with_suffix(".py").is_file()
 
 
 def imports(path, inside=True):
-    """Names (`wing.module`) of the project's modules and of other top-level packages a module imports: anywhere, or, if
-    not `inside`, when it is imported itself."""
+    """Names (`wing.module`, `wing.package.module`) of the project's modules and of other top-level packages a module
+    imports: anywhere, or, if not `inside`, when it is imported itself."""
     own, other = set(), set()
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree) if inside else tree.body:
         if isinstance(node, ast.Import):
             other |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ["happywhale_nb", path.parent.name][: 3 - node.level] if node.level else []
+            package = ["happywhale_nb", *path.parent.relative_to(PACKAGE).parts]
+            base = package[: len(package) + 1 - node.level] if node.level else []
             whole = [*base, *(node.module or "").split(".")] if node.module else base
             if whole[0] != "happywhale_nb":
                 other.add(whole[0])
-            elif len(whole) > 2:
-                own.add(".".join(whole[1:]))
+            elif is_module(name := ".".join(whole[1:])):
+                own.add(name)
             else:
                 own |= {".".join([*whole[1:], alias.name]) for alias in node.names}
     return own, other
@@ -85,17 +87,17 @@ def without_keras(name):
 
 def loads_keras(name):
     """Whether importing a module (`wing.module`) imports Keras, by way of others too."""
-    path = ROOT / "happywhale_nb" / Path(*name.split(".")).with_suffix(".py")
+    path = PACKAGE / Path(*name.split(".")).with_suffix(".py")
     return not without_keras(name) or any(map(loads_keras, imports(path, inside=False)[0] - {name}))
 
 
 def test_wings_are_the_folders_of_the_package():
-    assert {path.parent.name for path in MODULES} == set(WINGS)
+    assert {module_name(path).partition(".")[0] for path in MODULES} == set(WINGS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_module_imports_from_the_wings_it_may_and_no_development_tool(path):
-    wing = path.parent.name
+    wing = module_name(path).partition(".")[0]
     for inside in (True, False):
         own, other = imports(path, inside)
         allowed = {wing, *WINGS[wing].split()} | (INSIDE_FUNCTIONS.get(wing, set()) if inside else set())
@@ -322,7 +324,7 @@ def test_paper_map_names_what_is_there():
         assert (ROOT / "nbs" / target).is_file(), target
     names = {module_name(p): {n.name for n in ast.parse(p.read_text()).body if hasattr(n, "name")} for p in MODULES}
     constants = {module_name(p): p.read_text() for p in MODULES}
-    found = re.findall(r"`([a-z_]+\.[a-z_]+)\.([A-Za-z_0-9]+)`", text)
+    found = re.findall(r"`([a-z_]+\.[a-z_.]+)\.([A-Za-z_0-9]+)`", text)
     assert len(found) > 20
     for module, name in found:
         assert name in names[module] or f"\n{name} = " in constants[module], f"{module}.{name}"

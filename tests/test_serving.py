@@ -29,8 +29,10 @@ from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import func, select
 
+from happywhale_nb.catalogue import build
 from happywhale_nb.catalogue import ingest as intake
-from happywhale_nb.catalogue.matching import Asker, ask_encounter
+from happywhale_nb.catalogue.build import build_catalogue, change_over, demo_catalogue, keep_model, open_embedder
+from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
 from happywhale_nb.catalogue.store import Catalogue
 from happywhale_nb.cli.main import main
@@ -41,16 +43,9 @@ from happywhale_nb.data.splits import FOLD_COLUMNS
 from happywhale_nb.demo.season import demo_model, draw_season
 from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
 from happywhale_nb.server import run as serving
-from happywhale_nb.server.app import Options
-from happywhale_nb.server.auth import holder, list_tokens, make_token
-from happywhale_nb.server.run import (
-    build_catalogue,
-    change_over,
-    check_server,
-    demo_catalogue,
-    keep_model,
-    open_embedder,
-)
+from happywhale_nb.server.auth import find_token, list_tokens, make_token
+from happywhale_nb.server.run import check_server
+from happywhale_nb.server.state import Options
 
 # --- building and changing over, by an embedder that needs no TensorFlow
 
@@ -136,9 +131,9 @@ def test_build_catalogue_takes_stored_embeddings_of_the_same_data_and_no_others(
     stored = Embeddings(np.array(dataset.train["image"].tolist()), colours.embed(dataset.train_paths()))
     for name, data in (("other", "0" * 16), ("same", dataset.fingerprint)):
         model = save_model(tmp_path / name, protocol={"data": data})
-        assert serving.stored_embeddings(model, dataset) is None
+        assert build.stored_embeddings(model, dataset) is None
         write_embeddings(model.with_name("embeddings.parquet"), stored)
-        assert (serving.stored_embeddings(model, dataset) is None) == (name == "other")
+        assert (build.stored_embeddings(model, dataset) is None) == (name == "other")
     build_catalogue(tmp_path / "catalogue", tiny, model)[0].close()
     assert embedded == dataset.test["image"].tolist(), "the ten that training did not embed"
 
@@ -176,7 +171,7 @@ def test_build_cut_off_goes_on_where_it_was(embedded, tiny, tmp_path, monkeypatc
         build_catalogue(folder, tiny, model)
     monkeypatch.setattr(intake, "add_photo", before)
     with pytest.raises(UserError, match="has not been built to the end"):
-        Asker(Catalogue(folder))
+        Matcher(Catalogue(folder))
     embedded.clear()
     made, _, added, _ = build_catalogue(folder, tiny)
     assert added == len(embedded) == 18 and count_of(made, Embedding) == count_of(made, Photo) == 58
@@ -196,13 +191,13 @@ def test_re_embed_cut_off_goes_on_and_the_old_model_answers_until_change_over(
     monkeypatch.setattr(intake, "pack", pack)
     with made.reading() as session:
         undecided = session.scalar(select(Encounter.id).where(Encounter.state == "undecided"))
-    assert ask_encounter(Asker(made), "Ann", undecided)["candidates"] and made.fingerprint == old.fingerprint
+    assert match_encounter(Matcher(made), "Ann", undecided)["candidates"] and made.fingerprint == old.fingerprint
     embedded.clear()
     assert intake.re_embed(made, embedder, "other") == len(embedded) == 18
     worth = change_over(made, embedder, other)
     assert worth.photographs > 0 and made.fingerprint == embedder.fingerprint != old.fingerprint
     assert made.model_path.read_bytes() == b"two" and Catalogue(folder).fingerprint == embedder.fingerprint
-    assert ask_encounter(Asker(made), "Ann", undecided)["candidates"]
+    assert match_encounter(Matcher(made), "Ann", undecided)["candidates"]
     made.close()
     again, _, added, _ = build_catalogue(folder, tiny)
     assert added == 0 and len(embedded) == 18
@@ -224,23 +219,23 @@ def test_open_embedder_embeds_what_is_missing_and_refuses_another_model(embedded
 def test_trained_on_knows_the_gallery_of_its_fold(tmp_path):
     model = save_model(tmp_path / "model")
     record = read_json(model.with_name("config.json"))
-    assert serving.trained_on(model) == []
+    assert build.trained_on(model) == []
     del record["trained_on"]
     fold = tmp_path / "study" / "m" / "fold1"
     fold.parent.mkdir(parents=True)
     shutil.move(tmp_path / "model", fold)
     write_json(fold / "config.json", record | {"parameters": {"model": "m", "fold": 1}})
-    assert serving.trained_on(fold / "model.keras") is None
+    assert build.trained_on(fold / "model.keras") is None
     rows = [("a.jpg", "A", 0, 0), ("b.jpg", "A", 1, 0), ("c.jpg", "B", 0, 1)]
     table = pd.DataFrame(rows, columns=["image", "individual_id", "fold", "query_only"])
     table.assign(species="x", protocol="known")[FOLD_COLUMNS].to_csv(tmp_path / "study" / "folds.csv", index=False)
-    assert serving.trained_on(fold / "model.keras") == ["a.jpg"]
+    assert build.trained_on(fold / "model.keras") == ["a.jpg"]
 
 
 def test_demo_catalogue_is_made_once_and_spares_other_catalogues(embedded, built, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        serving, "draw_season", lambda place: drawn.append(draw_season(place, 3, 8, 4, (64, 80), 1, progress=False))
+        build, "draw_season", lambda place: drawn.append(draw_season(place, 3, 8, 4, (64, 80), 1, progress=False))
     )
     made, embedder = demo_catalogue(tmp_path / "demo")
     count = len(embedded)
@@ -325,10 +320,10 @@ def test_catalogue_token_command_makes_and_ends_tokens(mine):
     token = happywhale("catalogue", "token", mine.folder, "Ann", "--role", "review").stdout.strip()
     happywhale("catalogue", "token", mine.folder, "Ben")
     with mine.reading() as session:
-        assert (holder(session, token).name, holder(session, token).role) == ("Ann", "review")
+        assert (find_token(session, token).name, find_token(session, token).role) == ("Ann", "review")
     assert "1 token of Ann ended" in happywhale("catalogue", "token", mine.folder, "Ann", "--end").stdout
     with mine.reading() as session:
-        assert holder(session, token) is None and [row.name for row in list_tokens(session)] == ["Ben"]
+        assert find_token(session, token) is None and [row.name for row in list_tokens(session)] == ["Ben"]
     refused = happywhale("catalogue", "token", mine.folder, " ")
     assert refused.exit_code == 2 and "name is empty" in refused.stderr
 
@@ -338,6 +333,8 @@ def test_catalogue_export_command_writes_the_file_or_names_the_species_there_are
     assert done.exit_code == 0 and len(pd.read_csv(tmp_path / "all.csv")) == count_of(mine, Photo)
     done = happywhale("catalogue", "export", mine.folder, "mark", "-o", tmp_path / "a.inp")
     assert "encounters left out:" in done.stdout and (tmp_path / "a.inp").read_bytes().startswith(b"/* species: all")
+    done = happywhale("catalogue", "export", mine.folder, "wildbook", "-o", tmp_path / "sheet.xlsx")
+    assert "Wildbook will refuse this sheet:" in done.stdout and "Row 2, encounter " in done.stdout
     refused = happywhale("catalogue", "export", mine.folder, "csv", "-o", tmp_path / "b.csv", "--species", "mermaid")
     assert refused.exit_code == 2 and "no species 'mermaid'" in refused.stderr and not (tmp_path / "b.csv").exists()
 
@@ -479,6 +476,10 @@ def test_page_uploads_confirms_still_has_it_after_a_reload_and_exports(own, brow
         histories = got.value.path().read_text()
         assert got.value.suggested_filename == "histories.inp" and confirmed["individual"]["name"] in histories
         assert f"species: {confirmed['species']}" in histories and "months" in histories
+        with page.expect_download():
+            page.click("[data-export='wildbook']")
+        page.wait_for_selector("[data-notes='wildbook'] li")
+        assert "Wildbook will refuse this sheet:" in page.inner_text("[data-notes='wildbook']")
         table = list(csv.DictReader(io.StringIO(httpx.get(f"{address}/api/exports/csv").content.decode("utf-8-sig"))))
         (row,) = [row for row in table if row["encounter_id"] == str(number)]
         assert row["individual"] == confirmed["individual"]["name"] and row["photo"].startswith("'=1+1")

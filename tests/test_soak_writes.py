@@ -22,6 +22,7 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from happywhale_nb.catalogue import ingest as intake
+from happywhale_nb.catalogue.build import keep_model
 from happywhale_nb.catalogue.decisions import decide, undo
 from happywhale_nb.catalogue.schema import Decision, Encounter, Individual
 from happywhale_nb.catalogue.store import CARD, Catalogue, copy_sqlite, create_catalogue
@@ -41,7 +42,6 @@ from happywhale_nb.imaging.crops import decode_crop, load_crops
 from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
 from happywhale_nb.retrieval.predictions import read_predictions, read_scores, write_predictions, write_scores
 from happywhale_nb.retrieval.search import ExactIndex
-from happywhale_nb.server.run import keep_model
 from happywhale_nb.stages.blending import blend_files, select_runs
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow import kaggle
@@ -487,7 +487,7 @@ def build_catalogue(ground, folder):
     """A catalogue of the data folder `ground`: made, built, with its model. Given again it goes on."""
     intake.LOT = 2  # photographs in one transaction
     made = Catalogue(folder) if (folder / CARD).is_file() else create_catalogue(folder, ground, "drawn")
-    intake.build(made, Colours(), read_dataset(ground), "colours")
+    intake.ingest_dataset(made, Colours(), read_dataset(ground), "colours")
     made.choose_model(Colours.fingerprint)
     intake.recalibrate(made)
     made.close()
@@ -521,7 +521,7 @@ def desk_writer():
     def take(catalogue, ground):
         known = {"name": "visit", "date": "", "place": "bay", "species": "beluga", "latitude": None, "longitude": None}
         files = [(path.name, path.read_bytes()) for path in sorted((ground / "new").iterdir())]
-        intake.take_photos(catalogue, Colours(), "ann", files, **known)
+        intake.ingest_uploads(catalogue, Colours(), "ann", files, **known)
 
     def decision(catalogue, visit, kind, **given):
         with catalogue.writing() as session:
@@ -691,14 +691,15 @@ WRITERS = {
     "kaggle.take_up": take_up_writer(),
     "uploads.keep_photo": keep_photo_writer(),
     "catalogue.copy_sqlite": copy_writer(),
-    "intake.build": build_writer(),
-    "decisions.decide, intake.take_photos": desk_writer(),
+    "intake.ingest_dataset": build_writer(),
+    "decisions.decide, intake.ingest_uploads": desk_writer(),
     "exports.export_sightings": export_writer(),
     "callbacks.TrainingState.save": state_writer(),
 }
 STARTS = [(name, "nothing") for name in WRITERS] + [(name, "earlier") for name, each in WRITERS.items() if each.old]
 # there has to be a catalogue to decide in; `half` is for the two tests at the end
-STARTS = [pair for pair in STARTS if pair[0] != "half" and pair != ("decisions.decide, intake.take_photos", "nothing")]
+LATER = ("decisions.decide, intake.ingest_uploads", "nothing")
+STARTS = [pair for pair in STARTS if pair[0] != "half" and pair != LATER]
 SLOW = {"callbacks.TrainingState.save", "kaggle.build_folder", "demo.draw_demo"}
 
 

@@ -89,7 +89,7 @@ def count_scans(data):
         at = mark.end() + max(int.from_bytes(length, "big"), 2)
     return scans
 
-
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-11
 def count_chunks(data):
     """Chunks in the bytes of a PNG, by the lengths that they give."""
     chunks, at = 0, 8
@@ -101,7 +101,7 @@ def count_chunks(data):
 
 _MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd7])", re.DOTALL)  # not stuffed bytes, nor restarts
 
-# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-11
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-12
 @dataclass(frozen=True)
 class Picture:
     """What `check_photo` found: kind, "jpeg" or "png"; width and height as seen, with EXIF's orientation applied; when
@@ -115,7 +115,7 @@ class Picture:
     longitude: float | None
     sha256: str
 
-# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-13
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-14
 def read_exif(photo):
     """When and where an opened photograph was taken: `(ISO date-time or "", latitude or None, longitude or None)`, by
     EXIF's DateTimeOriginal and GPS. What cannot be read is taken as not said."""
@@ -146,11 +146,11 @@ def _degrees(gps, tag, letters, most):
         return None
     return round(sign * value, 6) if sign and math.isfinite(value) and 0 <= value <= most else None
 
-# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-15
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-16
 READERS = ("JPEG", "PNG")  # Pillow's; a JPEG that holds several pictures (MPO) is opened by the first
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, struct.error)
 
-
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-17
 def check_photo(data, name="", limits=Limits()):
     """Decode an upload whole, within limits.
 
@@ -196,7 +196,7 @@ def check_photo(data, name="", limits=Limits()):
         raise UserError(f"{name} is damaged or cut off ({why[:200]}): send it again, or save it anew") from None
     return Picture(kind, width, height, *said, hashlib.sha256(data).hexdigest())
 
-
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-18
 def _within(photo, data, kind, name, limits):
     width, height = photo.size
     if width * height > limits.pixels or max(width, height) > limits.side:
@@ -207,7 +207,7 @@ def _within(photo, data, kind, name, limits):
     if kind == "jpeg" and (scans := count_scans(data)) > limits.scans:
         raise UserError(f"{name} is a JPEG of {scans} passes, {limits.scans} at most: save it anew")
 
-# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-21
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-24
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 
 
@@ -231,7 +231,7 @@ def keep_photo(folder, data, picture):
         _sync_folder(place)
     return path
 
-
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-25
 def _sync_folder(folder):
     if os.name == "nt":  # there a folder cannot be opened
         return
@@ -241,7 +241,7 @@ def _sync_folder(folder):
     finally:
         os.close(handle)
 
-# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-24
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-28
 def jpeg(pixels, quality=88):
     """`[h, w, 3]` uint8 RGB as the bytes of a JPEG without metadata."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
@@ -271,7 +271,7 @@ def show_crop(path, box=None, frame=None, side=512, margin=0.05, keep_aspect=Fal
     `side`, its pixels. Raises `UserError` as that does."""
     return jpeg(load_crop(path, side, box, frame, margin, keep_aspect))
 
-# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-25
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-29
 def crop_aspect(width, height, box=None, frame=None, margin=0.05, keep_aspect=False):
     """Width over height of the part of a photograph that `crops.load_crop` makes a square of; arguments as for that.
 

@@ -68,7 +68,7 @@ def build(data_dir, model, folder, database, detector, name):
 
     Photographs stay where they are. Encounters, dates, places and sides come from train.csv and encounters.csv.
     """
-    from happywhale_nb.server.run import build_catalogue
+    from happywhale_nb.catalogue.build import build_catalogue
 
     folder = folder or study_dir("", data_dir.absolute()) / "catalogue"
     store, embedder, added, calibration = build_catalogue(
@@ -104,11 +104,11 @@ def photo_files(paths):
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-12a
 def _add_group(store, embedder, paths, side, known, skip):
     """Add photographs as one encounter. Returns whether it was taken; a refusal is raised unless `skip`."""
-    from happywhale_nb.catalogue.ingest import take_photos
+    from happywhale_nb.catalogue.ingest import ingest_uploads
 
     files = [(path.name, path.read_bytes()) for path in paths]
     try:
-        number = take_photos(store, embedder, getpass.getuser(), files, side, **known)
+        number = ingest_uploads(store, embedder, getpass.getuser(), files, side, **known)
     except UserError as error:
         if not skip:
             raise
@@ -133,7 +133,7 @@ def add(folder, photos, each, side, date, place, species, name):
     \b
     Example: happywhale catalogue add outputs/demo/catalogue IMG_0101.jpg IMG_0102.jpg --date 2026-07-31
     """
-    from happywhale_nb.server.run import open_embedder
+    from happywhale_nb.catalogue.build import open_embedder
 
     store, files = open_catalogue(folder), photo_files(photos)
     embedder = open_embedder(store)
@@ -155,9 +155,9 @@ def re_embed(folder, model, detector):
     \b
     Example: happywhale catalogue re-embed outputs/demo/catalogue --model outputs/demo/better/fold0/model.keras
     """
+    from happywhale_nb.catalogue.build import change_over, model_name, trained_on
     from happywhale_nb.catalogue.ingest import re_embed as embed_again
     from happywhale_nb.networks.embedder import Embedder
-    from happywhale_nb.server.run import change_over, model_name, trained_on
 
     store, embedder = open_catalogue(folder), Embedder(model, detector)
     embedded = embed_again(store, embedder, model_name(model), trained_on(model))
@@ -192,7 +192,7 @@ def export(folder, kind, output, species, occasions):
     \b
     Example: happywhale catalogue export outputs/demo/catalogue wildbook -o sheet.xlsx
     """
-    from happywhale_nb.catalogue.exports import export_sightings, what_is_in
+    from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings
     from happywhale_nb.catalogue.queries import sightings
 
     with open_catalogue(folder).reading() as session:
@@ -202,7 +202,7 @@ def export(folder, kind, output, species, occasions):
     data, name, _ = export_sightings(table, kind, species, occasions)
     with atomic(output or Path(name)) as part:
         part.write_bytes(data)
-    summary = what_is_in(table, kind, species, occasions)
+    summary = describe_export(table, kind, species, occasions)
     click.echo(f"{os.path.relpath(output or name)}" + (f": {summary}" if summary else ""))
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-18

@@ -33,11 +33,12 @@ def serve(folder, drawn, host, port, names, tokens, rate, browser):
               happywhale serve outputs/mine/catalogue
               happywhale serve outputs/mine/catalogue --host 0.0.0.0 --name whales.example
     """
+    from happywhale_nb.catalogue.build import demo_catalogue
     from happywhale_nb.server import run as serving
 
     began, embedder = time.perf_counter(), None
     if drawn:
-        opened, embedder = serving.demo_catalogue(folder or project_root() / "outputs" / "demo-season")
+        opened, embedder = demo_catalogue(folder or project_root() / "outputs" / "demo-season")
     else:
         opened = open_catalogue(folder)
     asks = not serving.loopback(host) if tokens is None else tokens

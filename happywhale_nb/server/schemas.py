@@ -7,7 +7,7 @@ __all__ = ['Number', 'Text', 'Note', 'Asked', 'SignIn', 'Filters', 'Decide', 'Ed
            'NewToken', 'Named', 'CropView', 'PhotoView', 'EncounterView', 'EncounterList', 'IndividualView',
            'IndividualList', 'DecisionView', 'IndividualPage', 'Trail', 'Decided', 'DecidedIndividual',
            'CandidateIndividual', 'MatchedPhoto', 'Candidate', 'AnswerView', 'Facets', 'CatalogueView', 'SessionView',
-           'Health', 'TokenView', 'MadeToken', 'Proposed', 'Problem', 'Stale', 'Match', 'Matches']
+           'Health', 'TokenView', 'MadeToken', 'Proposed', 'ExportMessages', 'Problem', 'Stale', 'Match', 'Matches']
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-02
 from typing import Annotated, Literal
@@ -31,7 +31,7 @@ class SignIn(Asked):
 
     token: str = Field(max_length=200)
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-05
 class Filters(Asked):
     """Which individuals may be candidates: those with a photograph of this species, side, place, in these dates."""
 
@@ -53,7 +53,7 @@ class Decide(Asked):
     version: Number
     note: Note = ""
 
-# %% ../../nbs/lib/server/schemas.ipynb #schemas-06
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-07
 class Edit(Asked):
     """New values for what stands about an encounter; what is left out stays."""
 
@@ -79,7 +79,7 @@ class Merge(Asked):
     into: Number
     note: Note = ""
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-08
 class Split(Asked):
     """The encounters of the new individual, and its name; none: the next free one."""
 
@@ -100,7 +100,7 @@ class NewToken(Asked):
     name: Text
     role: Literal["read", "review", "admin"]
 
-# %% ../../nbs/lib/server/schemas.ipynb #schemas-08
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-10
 class Named(BaseModel):
     """A row's number and name."""
 
@@ -115,7 +115,7 @@ class CropView(BaseModel):
     box: list[float] | None
     aspect: float
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-11
 class PhotoView(BaseModel):
     """A photograph, upright."""
 
@@ -128,7 +128,7 @@ class PhotoView(BaseModel):
     encounter_id: int
     crop: CropView
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-12
 class EncounterView(BaseModel):
     """One animal met once."""
 
@@ -149,7 +149,7 @@ class EncounterView(BaseModel):
     decided_at: str
     photos: list[PhotoView]
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-13
 class EncounterList(BaseModel):
     """A page of encounters; `next` is the following page's `after`."""
 
@@ -157,7 +157,7 @@ class EncounterList(BaseModel):
     total: int
     next: str | None
 
-# %% ../../nbs/lib/server/schemas.ipynb #schemas-09
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-14
 class IndividualView(BaseModel):
     """An animal: how often it was met and photographed, from when to when; cover: a photograph's number."""
 
@@ -180,7 +180,7 @@ class IndividualList(BaseModel):
     total: int
     next: str | None
 
-# %% ../../nbs/lib/server/schemas.ipynb #schemas-10
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-15
 class DecisionView(BaseModel):
     """A line of the audit trail."""
 
@@ -205,7 +205,7 @@ class IndividualPage(IndividualView):
     encounters: list[EncounterView]
     history: list[DecisionView]
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-16
 class Trail(BaseModel):
     """A page of the audit trail, the latest first."""
 
@@ -226,7 +226,7 @@ class DecidedIndividual(BaseModel):
     decision: DecisionView
     individual: IndividualView
 
-# %% ../../nbs/lib/server/schemas.ipynb #schemas-12
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-18
 class CandidateIndividual(Named):
     """A candidate's name and species."""
 
@@ -240,7 +240,7 @@ class MatchedPhoto(PhotoView):
     place: str
     encounter: Named
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-19
 class Candidate(BaseModel):
     """A candidate: score (cosine, or for a new animal the threshold), chance that it is this one, whether it belongs to
     the shortest list; its nearest photograph, and which of the asked ones that is nearest to; photographs known."""
@@ -257,7 +257,7 @@ class Candidate(BaseModel):
     asked: int | None
     photos: int
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-20
 class AnswerView(BaseModel):
     """Candidates, best first. The first `set_size` hold the truth with probability 1 - alpha; other: the chance of
     somebody who is not listed."""
@@ -271,7 +271,7 @@ class AnswerView(BaseModel):
     note: str
     candidates: list[Candidate]
 
-# %% ../../nbs/lib/server/schemas.ipynb #schemas-14
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-22
 class Facets(BaseModel):
     """What there is to filter by, and how many encounters have each state."""
 
@@ -302,7 +302,7 @@ class SessionView(BaseModel):
     tokens: bool
     catalogue: CatalogueView
 
-# %% ../../nbs/lib/server/schemas.ipynb #schemas-15
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-23
 class Health(BaseModel):
     """Whether questions can be answered yet."""
 
@@ -328,6 +328,13 @@ class Proposed(BaseModel):
 
     name: str
 
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-24
+class ExportMessages(BaseModel):
+    """What a person has to know of an export: the first messages, and how many there are."""
+
+    messages: list[str]
+    total: int
+
 
 class Problem(BaseModel):
     """What is wrong, where, and what to do about it."""
@@ -341,7 +348,7 @@ class Stale(Problem):
     encounter: EncounterView | None = None
     decision: DecisionView | None = None
 
-
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-25
 class Match(BaseModel):
     """A match for the Photo ID App: rating in [0, 1], details for people."""
 

@@ -1,4 +1,4 @@
-"""What Alembic runs: the scripts in `versions`, on the connection that `tables.migrate` hands over."""
+"""What Alembic runs: the scripts in `versions`, on the connection that `database.migrate` hands over."""
 
 from alembic import context
 

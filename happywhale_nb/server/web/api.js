@@ -38,8 +38,7 @@ export async function download(path, { signal } = {}) {
 }
 
 async function ask(path, { method = "GET", body, signal } = {}) {
-  const headers = method === "GET" ? {} : { "X-Happywhale": "1" };
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
   let response;
   try {
     response = await fetch(`/api${path}`, { method, headers, signal, credentials: "same-origin",
@@ -96,7 +95,6 @@ export function upload(path, form, { progress = () => {}, signal } = {}) {
   return patient(() => new Promise((done, stop) => {
     const request = new XMLHttpRequest();
     request.open("POST", `/api${path}`);
-    request.setRequestHeader("X-Happywhale", "1");
     request.responseType = "json";
     request.upload.onprogress = (event) => progress(event.loaded, event.total);
     request.onerror = () => stop(new ApiError(0));

@@ -1,6 +1,6 @@
 // Exports: the catalogue as files for other programs.
 
-import { download, query } from "./api.js";
+import { api, download, query } from "./api.js";
 import { button, el, field, fill, select } from "./dom.js";
 import { fail, say } from "./messages.js";
 import { loadFacets } from "./session.js";
@@ -14,6 +14,7 @@ const KINDS = [
   ["rmark", "RMark", "The same histories as a table: for import.chdata of the R package RMark."],
 ];
 const TIMED = ["mark", "rmark"];
+const FIRST = 20; // messages that are shown
 
 export async function showExports(main, route, signal) {
   const facets = await loadFacets(signal);
@@ -24,19 +25,30 @@ export async function showExports(main, route, signal) {
   el("ul", { class: "exports" }, KINDS.map(([kind, title, text]) => {
     const occasions = TIMED.includes(kind)
       && select([["year", "Year"], ["month", "Month"], ["day", "Day"]], "year", { id: `occasions-${kind}` });
+    const notes = el("div", { class: "notes", role: "status", data: { notes: kind } });
     const get = button("Download", async () => {
       get.disabled = true;
       try {
-        await save(kind, query({ species: only.value, occasions: occasions ? occasions.value : "" }));
+        const params = query({ species: only.value, occasions: occasions ? occasions.value : "" });
+        await save(kind, params);
+        fill(notes, describe(await api(`/exports/${kind}/messages${params}`), kind));
       } catch (error) {
         fail(error);
       } finally {
         get.disabled = false;
       }
     }, { data: { export: kind }, "aria-label": `Download ${title}` });
-    return el("li", {}, el("div", {}, el("h2", { text: title }), el("p", { text })),
+    return el("li", {}, el("div", {}, el("h2", { text: title }), el("p", { text }), notes),
       occasions && el("label", { class: "field" }, el("span", { class: "label", text: "Occasion" }), occasions), get);
   })));
+}
+
+/** What a person has to know of the file, before it goes to another program. */
+function describe({ messages, total }, kind) {
+  if (!total) return null;
+  const heading = kind === "wildbook" ? "Wildbook will refuse this sheet:" : "In this file:";
+  const more = total > FIRST ? [el("li", { text: `… and ${total - FIRST} more` })] : [];
+  return [el("p", { text: heading }), el("ul", {}, messages.slice(0, FIRST).map((text) => el("li", { text })), more)];
 }
 
 async function save(kind, params) {

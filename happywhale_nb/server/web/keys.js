@@ -36,7 +36,7 @@ addEventListener("keydown", (event) => {
 });
 
 const SHOWN = { ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc" };
-const shown = (name) => name.split("+").map((part) => SHOWN[part] ?? (part.length === 1 ? part : part)).join(" ");
+const shown = (name) => name.split("+").map((part) => SHOWN[part] ?? part).join(" ");
 
 export function showKeys() {
   if (document.querySelector("#keys")) return;
