@@ -16,7 +16,7 @@ from keras import ops
 from ..core.artifacts import atomic, read_json
 from ..core.errors import UserError
 from .presets import used_preset
-from .training import averaged, encoder
+from .model import build_encoder, embedding_averages
 
 # %% ../../nbs/lib/networks/export.ipynb #export-04
 FORMATS = ("openvino", "onnx")
@@ -24,13 +24,13 @@ FORMATS = ("openvino", "onnx")
 
 def stored_averages(model_path):
     """What a fold's embeddings are the mean of, by the `config.json` beside its model: keyword arguments of
-    `fitting.encoder`; none if there is no such file."""
+    `model.build_encoder`; none if there is no such file."""
     record = Path(model_path).parent / "config.json"
-    return averaged(used_preset(read_json(record)["parameters"])) if record.is_file() else {}
+    return embedding_averages(used_preset(read_json(record)["parameters"])) if record.is_file() else {}
 
 # %% ../../nbs/lib/networks/export.ipynb #export-05
 def export_encoder(model_path, to, kind="openvino", photos=None, least=0.9999):
-    """Write a stored model's `fitting.encoder` for another runtime, and check it.
+    """Write a stored model's `model.build_encoder` for another runtime, and check it.
 
     Args:
         to: the file for "onnx", the folder for "openvino" (`encoder.xml`, `encoder.bin`).
@@ -51,7 +51,7 @@ def export_encoder(model_path, to, kind="openvino", photos=None, least=0.9999):
         model = keras.saving.load_model(model_path, compile=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{model_path} cannot be read as a model ({str(error).splitlines()[0]})") from None
-    source = encoder(model, **stored_averages(model_path))
+    source = build_encoder(model, **stored_averages(model_path))
     if photos is None:
         photos = np.random.default_rng(0).uniform(0, 255, (8, *source.input_shape[1:])).astype(np.float32)
     expected = ops.convert_to_numpy(source(np.asarray(photos, np.float32)))

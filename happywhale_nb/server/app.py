@@ -229,7 +229,7 @@ class Desk:
 
     def _heat(self, one, two):
         """Both heat maps of a pair of photographs, each a path, a box and a frame."""
-        from happywhale_nb.networks.heat import match_heat  # here: it needs TensorFlow
+        from happywhale_nb.networks.gradcam import match_heat  # here: it needs TensorFlow
 
         embedder = self.ready()
         return match_heat(embedder, embedder.crop(*one), embedder.crop(*two))
@@ -414,7 +414,7 @@ def heat_of(desk, number, rank, of):
             box, frame = views.crop_box(session.get(Crop, each))
             path = desk.catalogue.path(views.the(session, Photo, each, "photograph"))
             key.append((path, box and tuple(box), frame and tuple(frame)))
-    from happywhale_nb.networks.heat import heat_png  # here: it needs TensorFlow
+    from happywhale_nb.networks.gradcam import heat_png  # here: it needs TensorFlow
 
     return heat_png(desk.heat(*key)[("asked", "match").index(of)])
 
