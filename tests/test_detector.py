@@ -101,7 +101,8 @@ def test_train_detector_brings_the_boxes_nearer_to_the_truth(bright, monkeypatch
     monkeypatch.setattr(detector, "build_detector", lambda build=detector.build_detector: build(2))
     trained = detector.train_detector(photos, boxes, epochs=15, batch_size=4, seed=0)
     keras.utils.set_random_seed(0)
-    first, last = (iou(detector.detect_boxes(m, photos)[BOX], boxes).mean() for m in (detector.build_detector(), trained))
+    both = (detector.build_detector(), trained)
+    first, last = (iou(detector.detect_boxes(model, photos)[BOX], boxes).mean() for model in both)
     assert last > first + 0.1
     assert getattr(trained, "optimizer", None) is None  # its file is a third as large
 

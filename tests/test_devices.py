@@ -37,7 +37,8 @@ class Losses(keras.callbacks.Callback):
 def train_losses(devices):
     losses, config = Losses(), small(f"batch_size={16 // devices} dropout=0 learning_rate=.0002", epochs=2)
     with tempfile.TemporaryDirectory() as folder:
-        fit(photographs(80), folder, config, callbacks=[lambda model: losses], options=TrainingOptions(devices=devices, inside=True))
+        options = TrainingOptions(devices=devices, inside=True)
+        fit(photographs(80), folder, config, callbacks=[lambda model: losses], options=options)
     return {"line": device_line(devices), "losses": losses.found}
 
 if sys.argv[1] == "train":

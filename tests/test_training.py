@@ -93,7 +93,8 @@ def test_train_with_the_same_seed_gives_the_same_weights_and_with_another_others
     ],
 )
 def test_train_with_options_lowers_the_loss_and_saves_the_same_network(crops, tmp_path, changes):
-    model, history = fit(crops, tmp_path, small(changes), 16 if "sample" in changes else 8, options=TrainingOptions(inside="pool" in changes))
+    classes, options = 16 if "sample" in changes else 8, TrainingOptions(inside="pool" in changes)
+    model, history = fit(crops, tmp_path, small(changes), classes, options=options)
     losses = [row["loss"] for row in history]
     assert np.isfinite(losses).all() and losses[2] < losses[0]
     model.save(tmp_path / "model.keras")

@@ -16,8 +16,8 @@ from ..core.artifacts import versions
 from ..core.progress import bar
 from . import devices
 from .backbones import cost
-from .presets import configure
 from .model import build_network, embed, inference_model
+from .presets import configure
 
 # %% ../../nbs/lib/networks/benchmark.ipynb #architectures-04
 COMPARED = ("basic_cnn", "resnet50_arcmargin", "efficientnet_b3_arcface", "efficientnet_b5_arcface")

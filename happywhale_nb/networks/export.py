@@ -15,8 +15,8 @@ from keras import ops
 
 from ..core.artifacts import atomic, read_json
 from ..core.errors import UserError
-from .presets import used_preset
 from .model import build_encoder, embedding_averages
+from .presets import used_preset
 
 # %% ../../nbs/lib/networks/export.ipynb #export-04
 FORMATS = ("openvino", "onnx")

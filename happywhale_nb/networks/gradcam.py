@@ -23,7 +23,7 @@ from ..core.errors import UserError
 # %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-05
 def feature_layers(model):
     """The layers whose output is a feature map: `{name: layer}` in the order of the graph, those of models inside the
-    model under `<inner model>/<layer>`. An output with one place only (a gate, a pooled vector) is not a feature map."""
+    model under `<inner model>/<layer>`. An output with one place only (a gate, a pooled vector) is no feature map."""
     layers = {}
     for layer in model.layers:
         if isinstance(layer, keras.Model):
@@ -67,7 +67,7 @@ def captured_output(layer, note):
 
 # %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-11
 def weighted_sum(features, slope):
-    """Grad-CAM's map before it is brought to the size of the photograph (Selvaraju et al. 2017, equations 1 and 2): `[b, h, w]` float32 of features
+    """Grad-CAM's map before it is enlarged (Selvaraju et al. 2017, equations 1 and 2): `[b, h, w]` float32 of features
     and gradients `[b, h, w, c]`."""
     weights = tf.reduce_mean(tf.cast(slope, tf.float32), axis=(1, 2), keepdims=True)
     return tf.nn.relu(tf.reduce_sum(weights * tf.cast(features, tf.float32), axis=-1))

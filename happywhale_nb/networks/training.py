@@ -155,8 +155,8 @@ def readable_errors():
 def train(
     config, crops, rows, labels, classes, folder, stamp, seed=0, species=None, callbacks=(), options=DEFAULTS
 ):
-    """Train a model of `config` on some of the crops, or resume an interrupted training of the same `stamp` in `folder`;
-    as one of several processes (see `devices`) if there are several.
+    """Train a model of `config` on some of the crops, or resume an interrupted training of the same `stamp` in
+    `folder`; as one of several processes (see `devices`) if there are several.
 
     Args:
         crops: as for `batches.training_batches`.

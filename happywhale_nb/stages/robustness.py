@@ -34,8 +34,8 @@ from happywhale_nb.data.splits import (
 )
 from ..imaging.crops import load_crop, load_crops
 from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
-from ..networks.presets import used_preset
 from ..networks.model import embed_views, embedding_averages, load_trained
+from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.metrics import average_precision, bootstrap_interval
 from .knn import KNNHead
@@ -112,7 +112,7 @@ def photo_reader(paths, chosen, config):
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-15
 def degraded_views(dataset, images, used, folder, changes, seed=0, before=False):
-    """What `fitting.embed_views` takes for the training photographs `images`, under every change, cropped as those of
+    """What `model.embed_views` takes for the training photographs `images`, under every change, cropped as those of
     the gallery were. `used`: the parameters in a fold's `config.json`; folder: the study's.
 
     Returns `([(share, Degraded), …])`, one for each view that an embedding averages."""
@@ -126,8 +126,9 @@ def degraded_views(dataset, images, used, folder, changes, seed=0, before=False)
     def reader(chosen):
         if before:
             return photo_reader(paths, chosen, config)
-        how = (config.image_size, folder / "crops", config.margin_around, config.keep_aspect)
-        crops = load_crops(paths, chosen, *how)
+        crops = load_crops(
+            paths, chosen, config.image_size, folder / "crops", config.margin_around, config.keep_aspect
+        )
         return lambda i: (crops[i], None, lambda pixels: pixels)
 
     return [(share, DegradedCrops(reader(chosen), seeds, changes, config.image_size)) for share, chosen in tables]
@@ -146,7 +147,7 @@ def trained_folds(folder, model, folds, fold):
             )
     return numbers
 
-
+# %% ../../nbs/05_robustness.ipynb #05-robustness-41
 def sample_queries(folds, numbers, photos=500, seed=0):
     """At most `photos` held-out photographs of known animals from the folds `numbers`, drawn by `seed`.
 
@@ -154,10 +155,10 @@ def sample_queries(folds, numbers, photos=500, seed=0):
     if photos < 1:
         raise UserError(f"photos={photos}: at least one photograph is needed")
     known = np.zeros(len(folds), dtype=bool)
-    who = folds["individual_id"].to_numpy(dtype=str)
+    names = folds["individual_id"].to_numpy(dtype=str)
     for k in numbers:
         gallery, query = gallery_and_queries(folds, k)
-        known[query] = true_answers(who[query], who[gallery]) != NEW
+        known[query] = true_answers(names[query], names[gallery]) != NEW
     if not known.any():
         raise UserError(
             f"no held-out photograph of fold {', '.join(map(str, numbers))} shows an animal of the gallery: robustness "
@@ -181,7 +182,7 @@ def fold_scores(place, dataset, folds, fold, rows, changes, folder, seed=0, befo
     truth = np.repeat(rows["individual_id"].to_numpy(dtype=str), len(changes))
     return average_precision(truth, head.rank(vectors)[0]).reshape(len(rows), len(changes))
 
-
+# %% ../../nbs/05_robustness.ipynb #05-robustness-42
 def degradation_costs(scores, individuals):
     """Level and paired loss of every change, with 95 % intervals.
 
@@ -203,12 +204,24 @@ def degradation_costs(scores, individuals):
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-24
 def robustness_stage(dataset, folder, model, folds, fold=0, photos=500, seed=0, before=False, force=False):
-    """Measure what degradations cost a trained model, and keep the figures in `robustness.json` (see above).
+    """Measure what degradations cost a trained model, and keep the metrics in `result_path`.
 
-    Returns its content: protocol (the study's; the fold asked for, folds trained, number of queries and of individuals
-    queried, seed they were drawn by, before, what is meant by pixels), grid (rows sigma, brightness and `degradation_costs`),
-    degradations (`{name: {unit, none, rows}}`, rows: strength and `degradation_costs`), versions.
-    Raises `UserError` for a disjoint split, a fold that is not there or not trained, or no known animals."""
+    Args:
+        dataset, folder, model: `Dataset`, folder of the study, name of the model.
+        folds: table of `study_folds`.
+        fold: number of the fold whose model and held-out photographs are used; -1: all trained folds.
+        photos: held-out photographs of known animals used, at most; from 1.
+        seed: by which these are drawn.
+        before: degrade the photograph before it is cropped, instead of the crop.
+        force: measure again although the results are there.
+
+    Returns:
+        Its content: protocol (see `_protocol`), grid (rows sigma, brightness and `degradation_costs`), degradations
+        (`{name: {unit, none, rows}}`, rows: strength and `degradation_costs`), versions, stamp.
+
+    Raises:
+        UserError: for a disjoint split, a fold that does not exist or is not trained, or no known animals.
+    """
     require_catalogue(folds)
     numbers = trained_folds(folder, model, folds, fold)
     rows, changes = sample_queries(folds, numbers, photos, seed), all_changes()
@@ -223,30 +236,41 @@ def robustness_stage(dataset, folder, model, folds, fold=0, photos=500, seed=0, 
         mine = (rows["fold"] == k).to_numpy()
         scores[mine] = fold_scores(places[k], dataset, folds, k, rows[mine], changes, folder, seed, before)
     found = dict(zip(changes, degradation_costs(scores, rows["individual_id"].to_numpy(dtype=str)), strict=True))
-    sizes = {read_json(place / "config.json")["parameters"]["image_size"] for place in places.values()}
-    used = {"fold": fold, "trained": numbers, "queries": len(rows), "queried": rows["individual_id"].nunique()}
-    pixels = (
-        f"of the photograph, at most {LONGEST} on its longer side"
-        if before
-        else f"of the crop, {', '.join(map(str, sorted(sizes)))} a side"
-    )
-    result = {
-        "protocol": study_card(dataset, folder, folds) | used | {"drawn_by": seed, "before": before, "pixels": pixels},
-        "grid": [{"sigma": s, "brightness": b} | found[grid_change(s, b)] for s in SIGMAS for b in BRIGHTNESS],
-        "degradations": {
-            name: {"unit": d.unit, "none": d.none}
-            | {"rows": [{"strength": s} | found[((name, s),)] for s in d.strengths]}
-            for name, d in DEGRADATIONS.items()
-        },
-        "versions": versions("keras", "opencv-python", "numpy"),
-        "stamp": stamp,
-    }
-    write_json(record, result)
+    protocol = study_card(dataset, folder, folds) | _protocol(rows, places, fold, seed, before)
+    used = versions("keras", "opencv-python", "numpy")
+    write_json(record, {"protocol": protocol, **_tables(found), "versions": used, "stamp": stamp})
     return read_json(record)
+
+# %% ../../nbs/05_robustness.ipynb #05-robustness-43
+def _protocol(rows, places, fold, seed, before):
+    """What a record says of its queries: the fold asked for, folds trained, number of queries and of individuals
+    queried, seed they were drawn by, before, what is meant by pixels. places: `{fold: folder}`."""
+    sizes = {read_json(place / "config.json")["parameters"]["image_size"] for place in places.values()}
+    sides = ", ".join(map(str, sorted(sizes)))
+    of_photo = f"of the photograph, at most {LONGEST} on its longer side"
+    return {
+        "fold": fold,
+        "trained": list(places),
+        "queries": len(rows),
+        "queried": rows["individual_id"].nunique(),
+        "drawn_by": seed,
+        "before": before,
+        "pixels": of_photo if before else f"of the crop, {sides} a side",
+    }
+
+
+def _tables(found):
+    """The grid and the degradations of a record; found: `{change: its costs}`."""
+    grid = [{"sigma": s, "brightness": b} | found[grid_change(s, b)] for s in SIGMAS for b in BRIGHTNESS]
+    degradations = {}
+    for name, d in DEGRADATIONS.items():
+        rows = [{"strength": s} | found[((name, s),)] for s in d.strengths]
+        degradations[name] = {"unit": d.unit, "none": d.none, "rows": rows}
+    return {"grid": grid, "degradations": degradations}
 
 
 def result_path(folder, model, fold, before):
-    """Where `robustness_stage` keeps its figures."""
+    """Where `robustness_stage` keeps its metrics."""
     place = Path(folder) / model if fold == -1 else fold_dir(folder, model, fold)
     return place / ("robustness_before.json" if before else "robustness.json")
 
@@ -313,7 +337,7 @@ def plot_losses(result):
     title = f"At its strongest, {most} costs most ({worst[most]:.2f}) and {least} least ({worst[least]:.2f})"
     return _page(figure, result, title)
 
-
+# %% ../../nbs/05_robustness.ipynb #05-robustness-45
 def loss_table(result):
     """The paired losses as text `loss (low to high)`: a row for each degradation, mild to severe, with its unit, and
     the first strength from which on every interval lies above 0 (empty: none)."""
