@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPERATIONS', 'epoch_orders', 'portion', 'draw_crops', 'Augmenter', 'augmented', 'BatchReader', 'training_batches']
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-02
+# %% ../../nbs/lib/networks/batches.ipynb #batches-02
 from dataclasses import dataclass
 
 import keras
@@ -15,7 +15,7 @@ from keras import ops
 
 from ..imaging.augmentation import augment, plan, recipe_as_data, recipe_from_data, sections
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-04
+# %% ../../nbs/lib/networks/batches.ipynb #batches-04
 def epoch_orders(n, epochs, batch_size, seed, balance=None):
     """`[epochs, steps · batch_size]` int64 indices below `n`: a new permutation each epoch, the last batch filled up
     from the next permutation of the same epoch so that every batch is full.
@@ -35,7 +35,7 @@ def epoch_orders(n, epochs, batch_size, seed, balance=None):
             orders[epoch] = rng.choice(n, steps * batch_size, p=share)
     return orders
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-07
+# %% ../../nbs/lib/networks/batches.ipynb #batches-07
 def portion(values, part):
     """The k-th of n equal parts of an array, for `part` (k, n)."""
     return np.array_split(values, part[1])[part[0]]
@@ -54,7 +54,7 @@ def draw_crops(variants, rows, seed, part=(0, 1)):
         batch[drawn == i] = crops[rows[drawn == i]]
     return batch
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-20
+# %% ../../nbs/lib/networks/batches.ipynb #batches-10
 def _flip(images, drawn, step):
     return ops.where(drawn[:, :, None, None] > 0, ops.flip(images, axis=2), images)
 
@@ -80,7 +80,7 @@ def _paint(images, drawn, step):
 
 OPERATIONS = {"flip": _flip, "geometry": _geometry, "colour": _colour, "paint": _paint}  # by the kind of a section
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-10
+# %% ../../nbs/lib/networks/batches.ipynb #batches-11
 @keras.saving.register_keras_serializable("happywhale_nb")
 class Augmenter(keras.layers.Layer):
     """A recipe as a layer.
@@ -109,7 +109,7 @@ class Augmenter(keras.layers.Layer):
     def get_config(self):
         return super().get_config() | {"recipe": recipe_as_data(self.recipe)}
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-11
+# %% ../../nbs/lib/networks/batches.ipynb #batches-12
 def augmented(network, recipe):
     """`network`, of `{"pixels": …}` and maybe `"chosen"`, with an `Augmenter` before it, for training: of these and
     `plan`; it has the same weights."""
@@ -118,7 +118,7 @@ def augmented(network, recipe):
     pixels = Augmenter(recipe, name="augmenter")([inputs["pixels"], drawn])
     return keras.Model(inputs | {"plan": drawn}, network(inputs | {"pixels": pixels}))
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-14
+# %% ../../nbs/lib/networks/batches.ipynb #batches-15
 @dataclass(frozen=True)
 class BatchReader:
     """Reads the batches of a training as NumPy arrays, one by one.
@@ -155,7 +155,7 @@ class BatchReader:
             made[name] = portion(values, self.part)
         return [made[name] for name in self.arrays()]
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-23
+# %% ../../nbs/lib/networks/batches.ipynb #batches-17
 def _preparer(reader):
     """The function of TensorFlow from a batch's photographs and number to what `training_batches` gives."""
     arrays, targets = reader.arrays(), reader.targets
@@ -177,7 +177,7 @@ def _preparer(reader):
 
     return prepare
 
-# %% ../../nbs/lib/networks/batches.ipynb #images-22
+# %% ../../nbs/lib/networks/batches.ipynb #batches-18
 def training_batches(crops, rows, targets, recipe, orders, batch_size, seed, first_epoch=0, inside=False, part=(0, 1)):
     """All batches from `first_epoch` on, as a `tf.data.Dataset` of `(inputs, labels, weights)` as Keras wants them.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPARED', 'images_per_second', 'compare_architectures']
 
-# %% ../../nbs/lib/networks/benchmark.ipynb #architectures-02
+# %% ../../nbs/lib/networks/benchmark.ipynb #benchmark-02
 import time
 from dataclasses import replace
 
@@ -19,12 +19,12 @@ from .backbones import cost
 from .model import build_network, embed, inference_model
 from .presets import configure
 
-# %% ../../nbs/lib/networks/benchmark.ipynb #architectures-04
+# %% ../../nbs/lib/networks/benchmark.ipynb #benchmark-04
 COMPARED = ("basic_cnn", "resnet50_arcmargin", "efficientnet_b3_arcface", "efficientnet_b5_arcface")
 COMPARED += ("efficientnet_b7_arcface", "small_resnet_arcface", "small_resnet_aligned", "small_efficientnet_elastic")
 COMPARED += ("small_recommended",)
 
-
+# %% ../../nbs/lib/networks/benchmark.ipynb #benchmark-05
 def images_per_second(config, classes=1000, batch=4, rounds=3):
     """How many crops a second a preset's network embeds, the median of some rounds of one batch."""
     model = inference_model(build_network(replace(config, weights=""), classes))
@@ -37,7 +37,7 @@ def images_per_second(config, classes=1000, batch=4, rounds=3):
         seconds.append(time.perf_counter() - began)
     return batch / float(np.median(seconds))
 
-
+# %% ../../nbs/lib/networks/benchmark.ipynb #benchmark-06
 def compare_architectures(presets=COMPARED, classes=1000):
     """Cost and speed of presets, a dict for a JSON file: device, versions, and models, a list of dicts of preset,
     backbone, image_size, parameters, multiply-adds, MB of outputs (of one photograph, see `backbones.cost`) and
@@ -46,8 +46,14 @@ def compare_architectures(presets=COMPARED, classes=1000):
     devices.prepare()
     for name, config in bar(configs.items(), "architectures", unit="model"):
         keras.utils.clear_session()
-        row = {"preset": name, "backbone": config.backbone, "image_size": config.image_size}
-        row |= cost(build_network(replace(config, weights=""), classes))
-        rows.append(row | {"photographs a second": images_per_second(config, classes)})
+        rows.append(
+            {
+                "preset": name,
+                "backbone": config.backbone,
+                "image_size": config.image_size,
+                **cost(build_network(replace(config, weights=""), classes)),
+                "photographs a second": images_per_second(config, classes),
+            }
+        )
     used = versions("keras", "tensorflow", "numpy")
     return {"device": devices.device_line(), "classes": classes, "models": rows, "versions": used}

@@ -19,7 +19,7 @@ from ..core.errors import UserError
 from ..core.progress import bar
 from .devices import by_itself
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-04
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-05
 def plain_metrics(logs):
     """Keras' logs as numbers, those of the individuals under their plain names, with or without a species head."""
     return {name.removeprefix("cosines_"): float(value) for name, value in logs.items()}
@@ -33,7 +33,7 @@ def seed_generators(model):
         elif generator := getattr(layer, "seed_generator", None):
             yield generator
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-05
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-07
 class TrainingState:
     """The state of an unfinished training in `folder`: weights with the optimizer's, and the history so far.
 
@@ -81,7 +81,7 @@ class TrainingState:
             if path.name != keep:
                 path.unlink()
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-06
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-09
 class Resumable(keras.callbacks.Callback):
     """Keeps a `TrainingState` at the end of epochs, at most once in `every` seconds, and when told to stop.
 
@@ -108,12 +108,12 @@ class Resumable(keras.callbacks.Callback):
             self.state.save(self.model, self.history)
             self.saved = time.perf_counter()
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-08
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-11
 def is_interactive():
     """Whether somebody may be looking: a terminal, or a notebook's kernel."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-23
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-12
 class ProgressBar(keras.callbacks.Callback):
     """A bar over `epochs · steps` steps, `done` epochs of which are behind us; in logs a line an epoch."""
 
@@ -140,7 +140,7 @@ class ProgressBar(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.bar.close()
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-10
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-14
 class Watcher(keras.callbacks.Callback):
     """A callback that can say, from the history, that a training is over, and that has something to do after it."""
 
@@ -151,7 +151,7 @@ class Watcher(keras.callbacks.Callback):
     def finish(self):
         """Called when the training is over, also if that was before this process."""
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-24
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-15
 class Snapshots(Watcher):
     """Keeps the weights of `model` after chosen `epochs` (from 1), as `snapshot<epoch>.weights.h5` in `folder`."""
 
@@ -168,7 +168,7 @@ class Snapshots(Watcher):
             with by_itself(), atomic(self.path(epoch + 1)) as part:
                 self.kept.save_weights(part)
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-11
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-16
 class EarlyStop(Watcher):
     """Stops when `score(model)` has not risen for `patience` epochs, and goes back to the best weights."""
 
@@ -203,7 +203,7 @@ class EarlyStop(Watcher):
             self.kept.load_weights(self.path)
             self.path.unlink()
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-14
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-19
 class TensorBoard(Watcher):
     """Writes the history's figures for TensorBoard into `folder`. Raises `UserError` if it is not installed.
 
@@ -226,11 +226,11 @@ class TensorBoard(Watcher):
         if self.writer:
             self.writer.close()
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-16
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-21
 class Unfinished(UserError):
     """A training was stopped by its `Deadline`. Its state is kept, and the same training resumes from there."""
 
-# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-25
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-22
 class Deadline(Watcher):
     """Stops a training before `hours` from now are over: after at least one epoch, when no other one would fit.
 

@@ -155,8 +155,8 @@ def run_jobs(jobs, work):
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-15
 def detector_function(detector):
-    """A function from whole photographs `[n, s, s, 3]` to what a detector finds `[n, 5]` (see `detector.box_table`), any
-    n."""
+    """A function from whole photographs `[n, s, s, 3]`, any n, to what a detector finds `[n, 5]` (see
+    `detector.box_table`)."""
     network = mirror_averaged(detector)
     if keras.backend.backend() != "tensorflow":
         return lambda photos: network.predict_on_batch(detector_input(photos))

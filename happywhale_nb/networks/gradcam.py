@@ -117,7 +117,7 @@ class TracedModel:
             raise UserError(f"layer {self.layer.name!r} has no part in what is explained: choose another")
         return weighted_sum(features[-1], slope)
 
-# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-91
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-21
 class Probe:
     """A model opened at its feature map and at what is explained.
 
@@ -158,7 +158,7 @@ class Probe:
         coarse = [self.traced.maps(pixels, tf.gather(wanted, rows)).numpy() for rows, pixels in pieces]
         return enlarge_maps(np.concatenate(coarse), crops.shape[1:3])
 
-# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-20
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-22
 def grad_cam(model, crops, classes=None, layer="", batch_size=32):
     """Grad-CAM of a class's cosine, the paper's.
 
@@ -175,7 +175,7 @@ def grad_cam(model, crops, classes=None, layer="", batch_size=32):
     classes = probe.values(crops).argmax(axis=1) if classes is None else classes
     return probe.maps(crops, tf.one_hot(classes, model.output_shape[-1]))
 
-# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-24
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-26
 def similarity_cam(model, crops, matched, layer="", embedding="embedding", batch_size=32):
     """Grad-CAM of the cosine between the embeddings of photographs and of their matches, on both.
 
@@ -192,7 +192,7 @@ def similarity_cam(model, crops, matched, layer="", embedding="embedding", batch
     one, two = probe.values(crops), probe.values(matched)
     return probe.maps(crops, two), probe.maps(matched, one), (one * two).sum(axis=1)
 
-# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-28
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-30
 COLOURS = {name: mpl.colormaps[name] for name in ("inferno", "viridis", "cividis", "magma", "jet")}
 
 
@@ -202,7 +202,7 @@ def overlay(crops, maps, alpha=0.4, colours="inferno"):
     heat = 255 * COLOURS[colours](maps)[..., :3]
     return ((1 - alpha) * crops + alpha * heat).round().astype(np.uint8)
 
-# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-31
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-33
 PROBES = WeakKeyDictionary()  # of embedders, as long as these are in use
 
 
@@ -230,7 +230,7 @@ def match_heat(embedder, crop, matched):
 
     return tuple(embedder.call(both_maps))
 
-# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-35
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-37
 OPACITY = 0.75  # of the hottest part: what is under it can still be seen
 
 

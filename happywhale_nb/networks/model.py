@@ -114,7 +114,7 @@ def embedding_averages(config):
 
 # %% ../../nbs/lib/networks/model.ipynb #model-19
 def _views(pixels, mirror, zoom):
-    """The tensors `[n, s, s, 3]` that an embedding averages: crops, narrowed and widened, and mirror images of these."""
+    """What an embedding averages, tensors `[n, s, s, 3]`: crops, narrowed and widened, and mirror images of these."""
     views, edge = [pixels], round(zoom * pixels.shape[1])
     if edge:
         widened = ops.pad(pixels, ((0, 0), (edge, edge), (edge, edge), (0, 0)), mode="reflect")

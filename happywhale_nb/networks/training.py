@@ -152,9 +152,7 @@ def readable_errors():
         raise (UserError(lines[-1]) if lines else error) from None
 
 # %% ../../nbs/lib/networks/training.ipynb #training-17
-def train(
-    config, crops, rows, labels, classes, folder, stamp, seed=0, species=None, callbacks=(), options=DEFAULTS
-):
+def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=None, callbacks=(), options=DEFAULTS):
     """Train a model of `config` on some of the crops, or resume an interrupted training of the same `stamp` in
     `folder`; as one of several processes (see `devices`) if there are several.
 

@@ -86,8 +86,8 @@ LONGEST = 1024  # pixels of the longer side, to which larger photographs are red
 
 
 def photo_reader(paths, chosen, config):
-    """`read` of `DegradedCrops` for photographs degraded before cropping: `paths` in the order of the rows of `chosen` (a
-    table of `CropMix.prefer`), cropped as `config` (a `Preset`) says. `read` raises `UserError` for an unreadable one.
+    """`read` of `DegradedCrops` for photographs degraded before cropping: `paths` in the order of the rows of `chosen`
+    (a table of `CropMix.prefer`), cropped as `config` (a `Preset`) says. `read` raises `UserError` for an unreadable one.
     """
     places = chosen[[*BOX, "W", "H"]].to_numpy(dtype=float)
 
@@ -126,9 +126,7 @@ def degraded_views(dataset, images, used, folder, changes, seed=0, before=False)
     def reader(chosen):
         if before:
             return photo_reader(paths, chosen, config)
-        crops = load_crops(
-            paths, chosen, config.image_size, folder / "crops", config.margin_around, config.keep_aspect
-        )
+        crops = load_crops(paths, chosen, config.image_size, folder / "crops", config.margin_around, config.keep_aspect)
         return lambda i: (crops[i], None, lambda pixels: pixels)
 
     return [(share, DegradedCrops(reader(chosen), seeds, changes, config.image_size)) for share, chosen in tables]
