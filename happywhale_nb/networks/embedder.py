@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH_SIZES', 'next_batch', 'padded_batch', 'WaitingRoom', 'NetworkThread', 'run_jobs', 'detector_function',
-           'grow_gpu_memory', 'crop_settings', 'LoadedModel', 'photo_boxes', 'Embedder', 'embed_folder']
+           'grow_gpu_memory', 'crop_settings', 'StoredModel', 'LoadedModel', 'photo_boxes', 'Embedder', 'embed_folder']
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-02
 import hashlib
@@ -187,13 +187,11 @@ def crop_settings(record):
     }
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-18
-class LoadedModel:
-    """A fold's model, loaded and warm, with the thread that owns it: what an `Embedder` is made on.
+class StoredModel:
+    """A fold's model as it was stored, and what embeddings by it depend on.
 
     Args:
         model_path: a fold's `model.keras`, with its `config.json` beside it.
-        detector: a file of `detector.learn_detector`, for `detect`; None: none.
-        limit: as for `NetworkThread`.
 
     Attributes:
         width: dimension of an embedding.
@@ -203,18 +201,34 @@ class LoadedModel:
         averaged: of `model.embedding_averages`.
 
     Raises:
-        UserError: as `loading.read_model` and `detector.read_detector` do.
+        UserError: as `loading.read_model` does.
     """
 
-    def __init__(self, model_path, detector=None, limit=256):
-        grow_gpu_memory()
+    def __init__(self, model_path):
         self.model, self.record = read_model(model_path)
-        self.detector = read_detector(detector) if detector else None
         self.config, self.settings = used_preset(self.record["parameters"]), crop_settings(self.record)
         self.averaged = embedding_averages(self.config)
         digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
         self.fingerprint = fingerprint(digest, self.settings, self.averaged, self.config.least_confidence)
         self.width = self.model.get_layer("embedding").output.shape[-1]
+
+# %% ../../nbs/lib/networks/embedder.ipynb #embedder-90
+class LoadedModel(StoredModel):
+    """A fold's model, loaded and warm, with the thread that owns it: what an `Embedder` is made on.
+
+    Args:
+        model_path: as for `StoredModel`.
+        detector: a file of `detector.learn_detector`, for `detect`; None: none.
+        limit: as for `NetworkThread`.
+
+    Raises:
+        UserError: as `loading.read_model` and `detector.read_detector` do.
+    """
+
+    def __init__(self, model_path, detector=None, limit=256):
+        grow_gpu_memory()
+        super().__init__(model_path)
+        self.detector = read_detector(detector) if detector else None
         self._decoders = ThreadPoolExecutor(os.cpu_count(), "decode")
         self.thread, self.looking = self._start_encoder(limit), self._start_detector(limit)
 

@@ -178,12 +178,12 @@ class ArcFaceLoss(keras.losses.Loss):
     def get_config(self):
         return super().get_config() | {"scale": self.scale, "label_smoothing": self.label_smoothing}
 
-
+# %% ../../nbs/lib/networks/heads.ipynb #heads-20
 def _parts(cosines):
     """`[b, parts, classes]` of cosines with or without parts."""
     return cosines if len(cosines.shape) == 3 else cosines[:, None]
 
-# %% ../../nbs/lib/networks/heads.ipynb #heads-20
+
 @keras.saving.register_keras_serializable("happywhale_nb")
 def accuracy(y_true, y_pred):
     """Whether the true class has the largest plain cosine (mean of its parts'): `[b]`; arguments as `ArcFaceLoss`'s."""

@@ -256,7 +256,7 @@ def _protocol(rows, places, fold, seed, before):
         "pixels": of_photo if before else f"of the crop, {sides} a side",
     }
 
-
+# %% ../../nbs/05_robustness.ipynb #05-robustness-46
 def _tables(found):
     """The grid and the degradations of a record; found: `{change: its costs}`."""
     grid = [{"sigma": s, "brightness": b} | found[grid_change(s, b)] for s in SIGMAS for b in BRIGHTNESS]

@@ -38,7 +38,7 @@ def known_map5(vectors, individuals, gallery, query):
     ids, _ = KNNHead().fit(vectors[gallery], individuals[gallery]).rank(vectors[query][known])
     return map_at_5(truth[known], ids)
 
-
+# %% ../../nbs/03_train.ipynb #03-train-45
 def score_name(folds):
     """Name of the metric of `fold_map5`: `map5_within` where the split is disjoint, else `map5_known`."""
     return "map5_within" if kind_of(folds) == "disjoint" else "map5_known"
@@ -146,7 +146,7 @@ def snapshot_epochs(text, last):
         raise UserError(f"snapshots={text!r}: epochs from 1 to {last}, the last")
     return epochs
 
-
+# %% ../../nbs/03_train.ipynb #03-train-47
 def build_callbacks(place, score, last, options, deadline=None):
     """What `training.train` takes as callbacks.
 
