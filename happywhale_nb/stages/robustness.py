@@ -87,8 +87,8 @@ LONGEST = 1024  # pixels of the longer side, to which larger photographs are red
 
 def photo_reader(paths, chosen, config):
     """`read` of `DegradedCrops` for photographs degraded before cropping: `paths` in the order of the rows of `chosen`
-    (a table of `CropMix.prefer`), cropped as `config` (a `Preset`) says. `read` raises `UserError` for an unreadable one.
-    """
+    (a table of `CropMix.prefer`), cropped as `config` (a `Preset`) says. `read` raises `UserError` for an unreadable
+    one."""
     places = chosen[[*BOX, "W", "H"]].to_numpy(dtype=float)
 
     def read(i):
