@@ -111,7 +111,7 @@ def test_evaluate_detector_measures_the_detector_against_boxes_that_see_nothing(
     from happywhale_nb.networks import detector
 
     photos, boxes = bright
-    monkeypatch.setattr(detector, "draw_boxes", lambda model, photos: pd.DataFrame(boxes, columns=BOX))
+    monkeypatch.setattr(detector, "detect_boxes", lambda model, photos: pd.DataFrame(boxes, columns=BOX))
     table = detector.evaluate_detector(None, photos, boxes, boxes[:1])
     assert table.loc["detector"].tolist() == pytest.approx([1, 1, 1])
     mean, area = iou(np.tile(boxes[:1], (8, 1)), boxes), (boxes[:, 2:] - boxes[:, :2]).prod(1)

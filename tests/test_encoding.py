@@ -227,7 +227,7 @@ def test_network_thread_when_full_refuses_the_next_and_serves_the_others_in_one_
             raise AssertionError("there was room")
         go.set()
         assert first.result(20) and [answer.result(20) for answer in asked] == list(range(8))
-    assert thread.coming == 0 and thread.batches == 1
+    assert thread.waiting.coming == 0 and thread.batches == 1
     thread.close()
 
 
@@ -235,7 +235,7 @@ def test_network_thread_with_nobody_coming_has_room_for_more_than_its_limit(held
     thread, go = held
     go.set()
     with thread.room(9):
-        assert thread.coming == 9 and len(thread.do(np.zeros((9, 2, 2, 3), np.uint8))) == 9
+        assert thread.waiting.coming == 9 and len(thread.do(np.zeros((9, 2, 2, 3), np.uint8))) == 9
     with thread.room(4), thread.room(4), pytest.raises(Busy), thread.room(1):
         raise AssertionError("there was room")
     thread.close()
