@@ -2,7 +2,7 @@
 
 1. Training steps of the CPU preset: `fit` as Keras is by default (XLA where it can), and as this project compiles it.
 2. Training steps with 20,000 and 200,000 classes, all scored or 512 of them sampled: look at the memory.
-3. Embedding of 256 crops: a TensorFlow SavedModel, `fitting.embed`, and the exported encoders.
+3. Embedding of 256 crops: a TensorFlow SavedModel, `networks.model.embed`, and the exported encoders.
 4. Embedding of one crop, as for a photograph that has just come in.
 5. Training steps and embedding of presets at their own size, against the same backbone of timm in PyTorch where both
    are installed (they are no dependency of this project), eager as timm is used. In bfloat16 too, which pays on
@@ -27,9 +27,9 @@ def training(defaults=False, classes=100, changes=""):
 
     def prepare(quick):
         from happywhale_nb.networks.heads import ArcFaceLoss, accuracy, top5
+        from happywhale_nb.networks.model import build_network, build_optimizer, compile_trainer
         from happywhale_nb.networks.presets import configure
         from happywhale_nb.networks.targets import Targets, class_margins
-        from happywhale_nb.networks.training import build_network, build_optimizer, compile_trainer
 
         steps = 4 if quick else 20
         config = configure(PRESET, image_size=SIDE, changes=changes)
@@ -76,8 +76,8 @@ def preset_training(preset, classes=1000, precision="float32"):
 
     def prepare(quick):
         from happywhale_nb.networks import devices
+        from happywhale_nb.networks.model import build_network, build_optimizer, compile_trainer
         from happywhale_nb.networks.presets import configure
-        from happywhale_nb.networks.training import build_network, build_optimizer, compile_trainer
 
         devices.prepare(precision)
         batch = 2 if quick else PRESETS[preset][1]
@@ -101,11 +101,11 @@ def preset_embedding(preset):
     """A `prepare` that embeds one batch with a preset's network at its own size."""
 
     def prepare(quick):
+        from happywhale_nb.networks.model import build_network, embed, inference_model
         from happywhale_nb.networks.presets import configure
-        from happywhale_nb.networks.training import build_network, embed, identifier
 
         batch, config = 2 if quick else PRESETS[preset][1], configure(preset, changes="weights=")
-        model, side = identifier(build_network(config, 10)), config.image_size
+        model, side = inference_model(build_network(config, 10)), config.image_size
         photos = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
 
         def run():
@@ -218,11 +218,11 @@ def crops(quick, n=256, side=SIDE):
 
 def stored(preset=PRESET):
     """A model of the CPU preset on crops of `SIDE`, or of another preset at its own size, kept in a file."""
+    from happywhale_nb.networks.model import build_network, inference_model
     from happywhale_nb.networks.presets import configure
-    from happywhale_nb.networks.training import build_network, identifier
 
     config = configure(preset, image_size=SIDE if preset == PRESET else 0, changes="weights=")
-    model = identifier(build_network(config, classes=100))
+    model = inference_model(build_network(config, classes=100))
     path = Path(tempfile.mkdtemp()) / "model.keras"
     model.save(path)
     return model, path
@@ -232,10 +232,10 @@ def saved_model(n=256, preset=PRESET):
     def prepare(quick):
         import tensorflow as tf
 
-        from happywhale_nb.networks.export import encoder
+        from happywhale_nb.networks.model import build_encoder
 
         model, path = stored(preset)
-        encoder(model).export(path.parent / "saved", format="tf_saved_model", verbose=False)
+        build_encoder(model).export(path.parent / "saved", format="tf_saved_model", verbose=False)
         loaded, photos = tf.saved_model.load(path.parent / "saved"), crops(quick, n, model.input_shape[1])
 
         def run():
@@ -265,7 +265,7 @@ def exported(kind, n=256, preset=PRESET):
 
 def keras_embed(n=256):
     def prepare(quick):
-        from happywhale_nb.networks.training import embed
+        from happywhale_nb.networks.model import embed
 
         model, photos = stored()[0], crops(quick, n)
         embed(model, photos, batch_size=BATCH, quiet=True)
@@ -286,7 +286,7 @@ CASES = {
     },
     "embedding": {
         "TensorFlow SavedModel": saved_model(),
-        "fitting.embed": keras_embed(),
+        "networks.model.embed": keras_embed(),
         "OpenVINO": exported("openvino"),
         "ONNX Runtime": exported("onnx"),
     },

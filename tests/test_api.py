@@ -291,7 +291,7 @@ def test_photo_file_that_is_gone_is_404_with_its_place(page, mine):
 def heat(monkeypatch):
     """Stands in for Grad-CAM, which needs TensorFlow: its picture is the map it was given."""
     module = SimpleNamespace(heat_png=lambda heat: heat, match_heat=lambda embedder, one, two: (b"asked", b"match"))
-    monkeypatch.setitem(sys.modules, "happywhale_nb.networks.heat", module)
+    monkeypatch.setitem(sys.modules, "happywhale_nb.networks.gradcam", module)
 
 
 def test_heat_of_each_photograph_of_a_match_is_made_once(page, heat, monkeypatch):

@@ -22,7 +22,7 @@ from happywhale_nb.networks.callbacks import (
 )
 from happywhale_nb.networks.heads import CosineClassifier
 from happywhale_nb.networks.presets import configure
-from happywhale_nb.networks.training import epoch_orders, fit_network, targets_of
+from happywhale_nb.networks.training import TrainingData, TrainingOptions, build_targets, epoch_orders, fit_network
 
 ROWS = np.arange(32)
 
@@ -44,10 +44,17 @@ def fit(folder, epochs=3, make=(), stamp="stamp"):
     vector = keras.layers.Dense(5, name="embedding")(keras.layers.Dropout(0.3)(means))
     model = keras.Model({"pixels": pixels}, {"cosines": CosineClassifier(3, name="cosines")(vector)})
     config = configure("small_resnet_arcface", epochs=epochs, changes="batch_size=8 recipe=none learning_rate=.05")
-    targets, orders = targets_of(config, ROWS % 3, 3), epoch_orders(32, epochs, 8, 0)
+    targets, orders = build_targets(config, ROWS % 3, 3), epoch_orders(32, epochs, 8, 0)
     folder.mkdir(exist_ok=True)
     made = [one(model) for one in make]
-    history = fit_network(model, config, crops, ROWS, targets, orders, 8, folder, stamp, 0, made, save_every=0.0)
+    history = fit_network(
+        model,
+        config,
+        TrainingData(crops, ROWS, targets, orders, 8),
+        TrainingState(folder, stamp),
+        made,
+        TrainingOptions(save_every=0.0),
+    )
     return model, history
 
 
@@ -281,7 +288,7 @@ def test_Deadline_after_the_last_epoch_has_nothing_to_stop_and_before_the_first_
 
 
 def test_ProgressBar_where_nobody_looks_writes_a_line_an_epoch(network, clock, capsys, monkeypatch):
-    monkeypatch.setattr("happywhale_nb.networks.callbacks.watched", lambda: False)
+    monkeypatch.setattr("happywhale_nb.networks.callbacks.is_interactive", lambda: False)
     shown = ProgressBar(epochs=5, steps=30, done=2)
     shown.set_model(network)
     for epoch in (2, 3):

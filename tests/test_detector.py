@@ -35,12 +35,12 @@ def bright():
 
 
 def test_windows_of_any_boxes_hold_them_and_show_them_where_they_are():
-    from happywhale_nb.networks.detector import windows
+    from happywhale_nb.networks.detector import random_windows
 
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.7, (500, 2))
     boxes = np.hstack([low, low + rng.uniform(0.05, 0.3, (500, 2))])
-    window, seen = windows(boxes, 1)
+    window, seen = random_windows(boxes, 1)
     assert (window >= -1e-6).all() and (window <= 1 + 1e-6).all()
     assert (seen >= -1e-5).all() and (seen <= 1 + 1e-5).all()
     size = np.tile(window[:, 2:] - window[:, :2], 2)
@@ -83,13 +83,13 @@ def test_box_loss_of_any_boxes_is_that_of_the_formula():
 
 
 def test_draw_boxes_of_mirror_images_are_mirrored(untrained, bright):
-    from happywhale_nb.networks.detector import draw_boxes
+    from happywhale_nb.networks.detector import detect_boxes
 
     photos, _ = bright
-    plain, mirrored = draw_boxes(untrained, photos), draw_boxes(untrained, photos[:, :, ::-1], batch_size=3)
+    plain, mirrored = detect_boxes(untrained, photos), detect_boxes(untrained, photos[:, :, ::-1], batch_size=3)
     assert np.allclose(plain[["x0", "x1"]], 1 - mirrored[["x1", "x0"]].to_numpy(), atol=1e-4)
     assert np.allclose(plain[["y0", "y1", "confidence"]], mirrored[["y0", "y1", "confidence"]], atol=1e-4)
-    assert draw_boxes(untrained, photos[:0]).empty and plain["confidence"].between(0, 1).all()
+    assert detect_boxes(untrained, photos[:0]).empty and plain["confidence"].between(0, 1).all()
 
 
 def test_train_detector_brings_the_boxes_nearer_to_the_truth(bright, monkeypatch):
@@ -101,7 +101,8 @@ def test_train_detector_brings_the_boxes_nearer_to_the_truth(bright, monkeypatch
     monkeypatch.setattr(detector, "build_detector", lambda build=detector.build_detector: build(2))
     trained = detector.train_detector(photos, boxes, epochs=15, batch_size=4, seed=0)
     keras.utils.set_random_seed(0)
-    first, last = (iou(detector.draw_boxes(m, photos)[BOX], boxes).mean() for m in (detector.build_detector(), trained))
+    both = (detector.build_detector(), trained)
+    first, last = (iou(detector.detect_boxes(model, photos)[BOX], boxes).mean() for model in both)
     assert last > first + 0.1
     assert getattr(trained, "optimizer", None) is None  # its file is a third as large
 
@@ -110,7 +111,7 @@ def test_evaluate_detector_measures_the_detector_against_boxes_that_see_nothing(
     from happywhale_nb.networks import detector
 
     photos, boxes = bright
-    monkeypatch.setattr(detector, "draw_boxes", lambda model, photos: pd.DataFrame(boxes, columns=BOX))
+    monkeypatch.setattr(detector, "detect_boxes", lambda model, photos: pd.DataFrame(boxes, columns=BOX))
     table = detector.evaluate_detector(None, photos, boxes, boxes[:1])
     assert table.loc["detector"].tolist() == pytest.approx([1, 1, 1])
     mean, area = iou(np.tile(boxes[:1], (8, 1)), boxes), (boxes[:, 2:] - boxes[:, :2]).prod(1)
@@ -119,7 +120,7 @@ def test_evaluate_detector_measures_the_detector_against_boxes_that_see_nothing(
 
 
 def test_detect_and_detector_commands_without_what_they_need_say_so(tiny, untrained, tmp_path):
-    from happywhale_nb.networks.detector import read_detector, two_sided
+    from happywhale_nb.networks.detector import mirror_averaged, read_detector
 
     place = tmp_path / "detector.keras"
     refused = CliRunner().invoke(main, ["detector", "apply", str(tiny), "--detector", str(place)])
@@ -130,7 +131,7 @@ def test_detect_and_detector_commands_without_what_they_need_say_so(tiny, untrai
     place.unlink()
     too_few = CliRunner().invoke(main, ["detector", "train", str(tiny), "--to", str(place)])
     assert too_few.exit_code == 2 and "needs 50 or more" in too_few.stderr and not place.exists()
-    two_sided(untrained).save(place)
+    mirror_averaged(untrained).save(place)
     with pytest.raises(UserError, match="is a model called 'two_sided', not a detector"):
         read_detector(place)
 

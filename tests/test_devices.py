@@ -31,18 +31,20 @@ class Losses(keras.callbacks.Callback):
         self.model.reset_metrics()
     def on_train_batch_end(self, batch, logs=None):
         self.found.append(float(logs["loss"]))
-    def over(self, history): return False
+    def should_stop(self, history): return False
     def finish(self): pass
 
 def train_losses(devices):
     losses, config = Losses(), small(f"batch_size={16 // devices} dropout=0 learning_rate=.0002", epochs=2)
     with tempfile.TemporaryDirectory() as folder:
-        fit(photographs(80), folder, config, callbacks=[lambda model: losses], devices=devices, inside=True)
+        options = TrainingOptions(devices=devices, inside=True)
+        fit(photographs(80), folder, config, callbacks=[lambda model: losses], options=options)
     return {"line": device_line(devices), "losses": losses.found}
 
 if sys.argv[1] == "train":
     from happywhale_nb.networks.backbones import BACKBONES
     from happywhale_nb.networks.devices import device_line
+    from happywhale_nb.networks.training import TrainingOptions
     from test_training import fit, photographs, small, two_layers
     BACKBONES["two_layers"] = two_layers
     print("TRAINED" + json.dumps([train_losses(devices) for devices in (1, 8)]), flush=True)

@@ -19,10 +19,9 @@ from happywhale_nb.data.boxes import COLUMNS, read_boxes
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.season import demo_model
 from happywhale_nb.networks.embedder import Busy, Embedder, NetworkThread
-from happywhale_nb.networks.heat import PROBES, heat_png, match_heat
+from happywhale_nb.networks.gradcam import PROBES, heat_png, match_heat, similarity_cam
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.retrieval.embeddings import read_embeddings
-from happywhale_nb.stages.gradcam import similarity_cam
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -86,7 +85,7 @@ def test_embed_of_a_bad_photograph_fails_alone(dataset, embedder, tmp_path):
         embedder.embed([tmp_path / "half.jpg"])
     with pytest.raises(ZeroDivisionError):
         embedder.call(lambda: 1 / 0)
-    assert embedder.thread.coming == 0 and embedder.call(lambda: 7) == 7
+    assert embedder.thread.waiting.coming == 0 and embedder.call(lambda: 7) == 7
     assert len(embedder.embed(dataset.train_paths()[:1])) == 1
 
 
@@ -228,7 +227,7 @@ def test_network_thread_when_full_refuses_the_next_and_serves_the_others_in_one_
             raise AssertionError("there was room")
         go.set()
         assert first.result(20) and [answer.result(20) for answer in asked] == list(range(8))
-    assert thread.coming == 0 and thread.batches == 1
+    assert thread.waiting.coming == 0 and thread.batches == 1
     thread.close()
 
 
@@ -236,7 +235,7 @@ def test_network_thread_with_nobody_coming_has_room_for_more_than_its_limit(held
     thread, go = held
     go.set()
     with thread.room(9):
-        assert thread.coming == 9 and len(thread.do(np.zeros((9, 2, 2, 3), np.uint8))) == 9
+        assert thread.waiting.coming == 9 and len(thread.do(np.zeros((9, 2, 2, 3), np.uint8))) == 9
     with thread.room(4), thread.room(4), pytest.raises(Busy), thread.room(1):
         raise AssertionError("there was room")
     thread.close()
@@ -255,7 +254,7 @@ def test_network_thread_close_waits_for_what_was_begun(held):
         answer = people.submit(ask)
         assert begun.wait(20)
         closing = people.submit(thread.close)
-        until(lambda: thread.closed, "it is being closed")
+        until(lambda: thread.waiting.closed, "it is being closed")
         assert not answer.done() and not closing.done()
         go.set()
         assert answer.result(20) == 9

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.export import Encoder, export_encoder
+from happywhale_nb.networks.model import build_network, embed, inference_model
 from happywhale_nb.networks.presets import configure
-from happywhale_nb.networks.training import build_network, embed, identifier
 
 pytest.importorskip("openvino", reason="no OpenVINO here: pip install 'happywhale_nb[export]'")
 pytest.importorskip("onnxruntime", reason="no ONNX Runtime here: pip install 'happywhale_nb[export]'")
@@ -26,7 +26,7 @@ def stored(tmp_path_factory):
     config = configure("small_resnet_arcface", changes="backbone=basic_cnn embedding=32 zoom=0.1")
     config = replace(config, image_size=24)
     keras.utils.set_random_seed(1)
-    identifier(build_network(config, classes=5)).save(folder / "model.keras")
+    inference_model(build_network(config, classes=5)).save(folder / "model.keras")
     (folder / "config.json").write_text(json.dumps({"parameters": asdict(config)}))
     return folder, np.random.default_rng(1).integers(0, 256, (12, 24, 24, 3)).astype(np.uint8)
 

@@ -84,7 +84,7 @@ def unit(vectors):
 
 
 def test_grad_cam_of_a_class_is_what_small_changes_of_the_channels_say(network, crops):
-    from happywhale_nb.stages.gradcam import grad_cam
+    from happywhale_nb.networks.gradcam import grad_cam
 
     model, classes = network(), np.array([0, 1, 2, 3, 4, 0])
     expected = by_differences(model, crops, lambda embedding, cosines: cosines[np.arange(6), classes])
@@ -96,7 +96,7 @@ def test_grad_cam_of_a_class_is_what_small_changes_of_the_channels_say(network, 
 def test_similarity_cam_of_a_pair_is_what_small_changes_of_the_channels_say_on_either_side(network, crops):
     import keras
 
-    from happywhale_nb.stages.gradcam import similarity_cam
+    from happywhale_nb.networks.gradcam import similarity_cam
 
     model, others = network(), crops[::-1].copy()
     maps, back, cosines = similarity_cam(model, crops, others, batch_size=4)
@@ -111,7 +111,7 @@ def test_similarity_cam_of_a_pair_is_what_small_changes_of_the_channels_say_on_e
 
 
 def test_grad_cam_of_nested_and_flat_graphs_in_any_batches_is_the_same(network, crops):
-    from happywhale_nb.stages.gradcam import feature_layers, grad_cam, last_feature_layer, similarity_cam
+    from happywhale_nb.networks.gradcam import feature_layers, grad_cam, last_feature_layer, similarity_cam
 
     flat, nested = network(), network(nested=True)
     assert last_feature_layer(flat) == "features" and last_feature_layer(nested) == "body"
@@ -127,7 +127,7 @@ def test_grad_cam_of_nested_and_flat_graphs_in_any_batches_is_the_same(network, 
 
 
 def test_similarity_cam_of_a_photograph_and_itself_is_the_same_twice_with_cosine_1(network, crops):
-    from happywhale_nb.stages.gradcam import similarity_cam
+    from happywhale_nb.networks.gradcam import similarity_cam
 
     maps, back, cosines = similarity_cam(network(), crops, crops)
     np.testing.assert_allclose(cosines, 1, atol=1e-5)
@@ -135,7 +135,7 @@ def test_similarity_cam_of_a_photograph_and_itself_is_the_same_twice_with_cosine
 
 
 def test_grad_cam_in_half_precision_gives_float32_maps_like_those_in_full(network, crops):
-    from happywhale_nb.stages.gradcam import grad_cam
+    from happywhale_nb.networks.gradcam import grad_cam
 
     half = grad_cam(network("mixed_bfloat16"), crops, np.zeros(6, int))
     full = grad_cam(network(), crops, np.zeros(6, int))
@@ -148,14 +148,14 @@ def test_grad_cam_and_similarity_cam_of_the_project_s_networks_are_maps_from_0_t
     import keras
 
     from happywhale_nb.networks.backbones import swin, vit
+    from happywhale_nb.networks.gradcam import grad_cam, last_feature_layer, similarity_cam
+    from happywhale_nb.networks.model import build_network, inference_model
     from happywhale_nb.networks.presets import configure
-    from happywhale_nb.networks.training import build_network, identifier
-    from happywhale_nb.stages.gradcam import grad_cam, last_feature_layer, similarity_cam
 
     if kind in ("parts", "gem2"):
         preset = {"parts": "small_resnet_aligned", "gem2": "small_recommended"}[kind]
         config = configure(preset, image_size=32, changes="backbone=tiny_resnet")
-        model = identifier(build_network(config, classes=4))
+        model = inference_model(build_network(config, classes=4))
     else:
         crops = crops.repeat(2, axis=1).repeat(2, axis=2)  # a window of attention needs several places
         pixels = keras.Input((64, 64, 3))
@@ -175,7 +175,7 @@ def test_grad_cam_and_similarity_cam_of_the_project_s_networks_are_maps_from_0_t
 def test_Probe_of_a_layer_that_cannot_be_looked_at_is_refused(network, crops):
     import keras
 
-    from happywhale_nb.stages.gradcam import grad_cam, last_feature_layer, similarity_cam
+    from happywhale_nb.networks.gradcam import grad_cam, last_feature_layer, similarity_cam
 
     model = network()
     with pytest.raises(UserError, match="no layer 'featurs' to look at: did you mean features"):

@@ -25,13 +25,16 @@ from pathlib import Path
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.networks.training import TrainingOptions
+from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 
 data, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 dataset = read_dataset(data)
 changes = f"backbone=basic_cnn batch_size={size} dropout=0 learning_rate=.0002"
 config = configure("small_resnet_arcface", epochs=4, image_size=32, changes=changes)
-train_stage(dataset, study_folds(dataset, folder, 2, 0), 0, "model", config, folder, snapshots="2", save_every=0.0)
+folds, options = study_folds(dataset, folder, 2, 0), TrainingOptions(snapshots="2", save_every=0.0)
+train_stage(dataset, folds, 0, "model", config, folder, options=options)
 """
 COMMAND = "from happywhale_nb.cli.main import main; main()"
 OUTPUTS = ["centres.parquet", "config.json", "embeddings.parquet", "history.csv", "model.keras"]

@@ -40,11 +40,9 @@ WINGS = {
     "cli": "core data demo imaging retrieval ensemble networks evaluation catalogue stages workflow server",
 }
 INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so that TensorFlow is loaded only when used
-WITH_KERAS = {"stages.train", "stages.robustness", "stages.gradcam"}  # and the wing `networks`
 NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
 PENDING = {  # modules that still do two jobs
     ("evaluation.statistics", "stages.knn"),
-    ("networks.heat", "stages.gradcam"),
     ("retrieval.gallery", "stages.knn"),
 }
 
@@ -82,7 +80,7 @@ def imports(path, inside=True):
 
 def without_keras(name):
     """Whether a module (`wing.module`) may import neither Keras nor TensorFlow."""
-    return name not in WITH_KERAS and (not name.startswith("networks.") or name in NETWORKS_WITHOUT_KERAS)
+    return not name.startswith("networks.") or name in NETWORKS_WITHOUT_KERAS
 
 
 def loads_keras(name):

@@ -11,12 +11,12 @@ from happywhale_nb.core.paths import fold_dir
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import make_folds
 from happywhale_nb.imaging.degradations import DEGRADATIONS, degrade
+from happywhale_nb.networks.model import build_network, inference_model
 from happywhale_nb.networks.presets import configure
-from happywhale_nb.networks.training import build_network, identifier
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.metrics import bootstrap_interval, map_at_5
 from happywhale_nb.stages.knn import KNNHead
-from happywhale_nb.stages.robustness import all_changes, costs, drawn_queries, robustness_stage
+from happywhale_nb.stages.robustness import all_changes, degradation_costs, robustness_stage, sample_queries
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 
@@ -97,7 +97,7 @@ def test_degrade_of_an_unknown_name_or_of_what_is_no_photograph_is_refused(pictu
 def test_costs_are_the_mean_losses_against_the_first_column_with_their_intervals():
     rng = np.random.default_rng(0)
     scores, who = rng.choice([0, 0.2, 0.5, 1], (40, 3)), np.array(list("abcdefgh") * 5)
-    found = costs(scores, who)
+    found = degradation_costs(scores, who)
     for j, cost in enumerate(found):
         by_hand = sum(scores[i, 0] - scores[i, j] for i in range(40)) / 40
         assert cost["loss"] == pytest.approx(by_hand) and cost["map5"] == pytest.approx(scores[:, j].mean())
@@ -108,7 +108,7 @@ def test_costs_are_the_mean_losses_against_the_first_column_with_their_intervals
 
 def stored_map5(place, folds, fold, photos=500):
     """MAP@5 of a fold's known animals by the embeddings that training stored."""
-    rows, gallery = drawn_queries(folds, [fold], photos), folds[folds["fold"] != fold]
+    rows, gallery = sample_queries(folds, [fold], photos), folds[folds["fold"] != fold]
     kept = read_embeddings(place / "embeddings.parquet")
     head = KNNHead().fit(kept.of(gallery["image"]), gallery["individual_id"].to_numpy(dtype=str))
     answers, _ = head.rank(kept.of(rows["image"]))
@@ -125,7 +125,7 @@ def small(tiny, tmp_path_factory):
 
     def build(config, crops, rows, labels, classes, *rest, **how):
         keras.utils.set_random_seed(0)
-        return identifier(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
+        return inference_model(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("happywhale_nb.stages.train.train", build)
@@ -137,7 +137,7 @@ def small(tiny, tmp_path_factory):
 def test_robustness_stage_of_all_folds_leaves_its_figures_and_does_not_do_them_twice(whole, study):
     dataset, record = read_dataset(whole / "data" / "tiny"), study / "small_resnet_arcface" / "robustness.json"
     folds, result = study_folds(dataset, study, keep=False), read_json(record)
-    protocol, drawn = result["protocol"], drawn_queries(folds, [0, 1], 32)
+    protocol, drawn = result["protocol"], sample_queries(folds, [0, 1], 32)
     assert protocol["trained"] == [0, 1] and protocol["queries"] == len(drawn) and not protocol["before"]
     assert set(result["degradations"]) == set(DEGRADATIONS) and len(result["grid"]) == 16
     for name, part in result["degradations"].items():

@@ -16,20 +16,20 @@ from happywhale_nb.imaging.crops import Crops
 from happywhale_nb.networks.backbones import BACKBONES
 from happywhale_nb.networks.callbacks import Deadline
 from happywhale_nb.networks.heads import CosineClassifier
+from happywhale_nb.networks.model import (
+    build_encoder,
+    build_network,
+    build_optimizer,
+    class_centres,
+    compile_trainer,
+    embed,
+    inference_model,
+    mirror_axis,
+)
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.networks.schedules import RATE_PER_PHOTO, WarmupCosine, WarmupExponential
 from happywhale_nb.networks.targets import SPECIES, class_margins
-from happywhale_nb.networks.training import (
-    build_network,
-    build_optimizer,
-    compile_trainer,
-    embed,
-    encoder,
-    identifier,
-    mirror_axis,
-    targets_of,
-    train,
-)
+from happywhale_nb.networks.training import TrainingOptions, build_targets, train
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.stages import train as training
 from happywhale_nb.stages.study_split import study_folds
@@ -93,7 +93,8 @@ def test_train_with_the_same_seed_gives_the_same_weights_and_with_another_others
     ],
 )
 def test_train_with_options_lowers_the_loss_and_saves_the_same_network(crops, tmp_path, changes):
-    model, history = fit(crops, tmp_path, small(changes), 16 if "sample" in changes else 8, inside="pool" in changes)
+    classes, options = 16 if "sample" in changes else 8, TrainingOptions(inside="pool" in changes)
+    model, history = fit(crops, tmp_path, small(changes), classes, options=options)
     losses = [row["loss"] for row in history]
     assert np.isfinite(losses).all() and losses[2] < losses[0]
     model.save(tmp_path / "model.keras")
@@ -115,16 +116,16 @@ def test_train_of_a_photograph_that_vanishes_names_it(tmp_path):
 # --- what a preset's fields become
 
 
-def test_targets_of_a_preset_have_its_margins_ramp_twins_and_weights():
+def test_build_targets_of_a_preset_have_its_margins_ramp_twins_and_weights():
     labels, species = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 0, 0, 0, 1, 1])
     fields = "margin=.2 margin_power=.5 margin_floor=.1 margin_spread=.03 margin_ramp=1.5 twins=true balance=weights"
-    found = targets_of(small(f"{fields} sample=9"), labels, 4, species, steps=7, seed=3)
+    found = build_targets(small(f"{fields} sample=9"), labels, 4, species, steps=7, seed=3)
     margins = class_margins(np.array([3, 1, 2, 0]), 0.2, 0.5, 0.1)
     np.testing.assert_array_equal(found.margins, np.r_[margins, margins])
     np.testing.assert_array_equal(found.species_margins, class_margins(np.array([4, 2]), **SPECIES))
     assert (found.ramp, found.spread, found.twins, found.sample, found.seed) == (10, 0.03, 4, 9, 3)
     assert found.weights.argmax() == 3 and found.species.tolist() == species.tolist()
-    plain = targets_of(small(), labels, 4)
+    plain = build_targets(small(), labels, 4)
     assert (plain.weights, plain.species, plain.twins, plain.ramp, len(plain.margins)) == (None, None, 0, 0, 4)
 
 
@@ -161,8 +162,8 @@ def test_mirror_axis_is_the_one_along_which_training_mirrors():
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_encoder_with_a_mirror_axis_gives_a_crop_and_its_mirror_image_the_same_embedding(crops, axis):
-    network = encoder(identifier(build_network(small(), classes=8)), mirror=axis)
+def test_build_encoder_with_a_mirror_axis_gives_a_crop_and_its_mirror_image_the_same_embedding(crops, axis):
+    network = build_encoder(inference_model(build_network(small(), classes=8)), mirror=axis)
     one, two, other = (
         keras.ops.convert_to_numpy(network(pixels.astype("float32")))
         for pixels in (crops, np.flip(crops, axis), np.flip(crops, 3 - axis))
@@ -172,12 +173,12 @@ def test_encoder_with_a_mirror_axis_gives_a_crop_and_its_mirror_image_the_same_e
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
 
 
-def test_identifier_of_parts_gives_the_mean_of_the_parts_cosines(crops):
+def test_inference_model_of_parts_gives_the_mean_of_the_parts_cosines(crops):
     network = build_network(small("pool=parts parts=2"), classes=8)
     pixels = crops.astype("float32")
     parts = keras.ops.convert_to_numpy(network({"pixels": pixels})["cosines"])
     assert parts.shape == (48, 4, 8)
-    np.testing.assert_allclose(identifier(network)(pixels), parts.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(inference_model(network)(pixels), parts.mean(axis=1), atol=1e-5)
 
 
 # --- weights to start from
@@ -185,7 +186,7 @@ def test_identifier_of_parts_gives_the_mean_of_the_parts_cosines(crops):
 
 def test_build_network_takes_weights_of_a_model_of_the_same_backbone_only(tmp_path):
     keras.utils.set_random_seed(1)
-    model = identifier(build_network(configure("small_resnet_arcface", changes="backbone=tiny_resnet"), classes=8))
+    model = inference_model(build_network(configure("small_resnet_arcface", changes="backbone=tiny_resnet"), classes=8))
     model.set_weights([weight + np.random.default_rng(0).uniform(0.1, 1) for weight in model.get_weights()])
     model.save(tmp_path / "first.keras")
     start = f"backbone=tiny_resnet weights={tmp_path / 'first.keras'}"
@@ -229,17 +230,18 @@ def test_training_rows_of_fewer_than_two_individuals_are_refused():
         training.training_rows(folds, np.ones(3, bool), configure("beluga_specialist"))
 
 
-def test_watchers_of_impossible_snapshots_or_in_several_processes_are_refused(tmp_path, monkeypatch):
+def test_build_callbacks_of_impossible_snapshots_or_in_several_processes_are_refused(tmp_path, monkeypatch):
     for wrong, message in (("x", "numbers of epochs"), ("0", "from 1 to 5, the last"), ("2 6", "from 1 to 5")):
         with pytest.raises(UserError, match=message):
-            training.watchers(tmp_path, None, 5, snapshots=wrong)
-    made, epochs = training.watchers(tmp_path, None, 5, snapshots="1 5", patience=2, limit=Deadline(1))
+            training.build_callbacks(tmp_path, None, 5, TrainingOptions(snapshots=wrong))
+    some = TrainingOptions(snapshots="1 5", patience=2)
+    made, epochs = training.build_callbacks(tmp_path, None, 5, some, Deadline(1))
     assert len(made) == 3 and epochs == [1, 5] and type(made[0](None)) is Deadline
     monkeypatch.setitem(os.environ, "KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
     with pytest.raises(UserError, match="patience scores the fold in one process"):
-        training.watchers(tmp_path, None, 5, patience=2)
+        training.build_callbacks(tmp_path, None, 5, TrainingOptions(patience=2))
     with pytest.raises(UserError, match="hours are measured in each process"):
-        training.watchers(tmp_path, None, 5, limit=Deadline(1))
+        training.build_callbacks(tmp_path, None, 5, TrainingOptions(), Deadline(1))
 
 
 @pytest.fixture
@@ -250,7 +252,7 @@ def asked(monkeypatch):
     def build(config, crops, rows, labels, classes, folder, stamp, seed, *rest, **how):
         calls.append((crops, rows, labels))
         keras.utils.set_random_seed(seed)
-        return identifier(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
+        return inference_model(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
 
     monkeypatch.setattr(training, "train", build)
     return calls
@@ -277,18 +279,18 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
 def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_again(tiny, tmp_path):
     dataset, config = read_dataset(tiny), small(epochs=2)
     folds, place = study_folds(dataset, tmp_path, 2, 0), fold_dir(tmp_path, "limited", 0)
-    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, hours=1e-9)
+    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=TrainingOptions(hours=1e-9))
     assert "limited, fold 0: stopped after epoch 1 of 2" in record["unfinished"]
     assert record["result"] == {"epochs": 1, "of": 2} and [row["epoch"] for row in record["history"]] == [1]
     assert (place / "resume.json").is_file() and not (place / "config.json").exists()
-    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, hours=1e-9)
+    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=TrainingOptions(hours=1e-9))
     assert "unfinished" not in record and record["result"]["map5_known"] > 0
     assert pd.read_csv(place / "history.csv")["epoch"].tolist() == [1, 2] and not list(place.glob("resume*"))
 
 
 def test_embed_gives_the_same_embeddings_whatever_the_batch(crops):
-    model = identifier(build_network(small(), classes=8))
-    expected = encoder(model)(crops.astype("float32"))
+    model = inference_model(build_network(small(), classes=8))
+    expected = build_encoder(model)(crops.astype("float32"))
     for size in (7, 48):
         np.testing.assert_allclose(embed(model, crops, batch_size=size, quiet=True), expected, atol=1e-5)
     assert embed(model, crops[:0], quiet=True).shape == (0, 16)
@@ -300,7 +302,7 @@ def test_class_centres_are_the_classifier_s_of_length_1_under_each_individual_s_
     model = keras.Model(pixels, CosineClassifier(4, centres=2, name="cosines")(vector))
     table = np.random.default_rng(0).normal(size=(4, 6))
     model.get_layer("cosines").table.assign(table)
-    found = training.class_centres(model, np.array(["ann", "bob", "cid"]))
+    found = class_centres(model, np.array(["ann", "bob", "cid"]))
     assert found.images.tolist() == ["ann", "ann", "bob", "bob", "cid", "cid"]  # the fourth is a twin
     expected = table[:3].reshape(6, 3)
     np.testing.assert_allclose(found.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-5)

@@ -51,7 +51,7 @@ def basic_cnn(pixels, momentum=0.9, widths=(32, 64, 128, 256), dropout=0.45):
         maps.append(layers.MaxPooling2D(name=f"pool{i + 1}")(x))
     return [maps[-2], layers.Dropout(dropout, name="dropout")(maps[-1])]
 
-
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-07
 def _bottleneck(x, width, stride, momentum, name, expand=4):
     inner, shortcut = x.shape[-1] * expand, x
     x = _convolve(x, inner, 1, 1, momentum, f"{name}_expand", "silu")
@@ -76,7 +76,7 @@ def small_efficientnet(pixels, momentum=0.9, widths=(24, 48, 96, 160), depths=(1
         maps.append(x)
     return maps[-2:]
 
-# %% ../../nbs/lib/networks/backbones.ipynb #backbones-08
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-09
 @keras.saving.register_keras_serializable("happywhale_nb")
 class CaffeScaling(layers.Layer):
     """Red, green, blue in 0 … 255 to blue, green, red minus ImageNet's means, as the first ResNets were trained."""
@@ -84,7 +84,7 @@ class CaffeScaling(layers.Layer):
     def call(self, pixels):
         return ops.flip(pixels, axis=-1) - ops.convert_to_tensor([103.939, 116.779, 123.68], dtype=pixels.dtype)
 
-
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-11
 def application(pixels, momentum=0.99, weights="", factory="", caffe=False):
     """The last two feature maps of a network of `keras.applications`; BatchNorm gets `momentum`."""
     x = CaffeScaling(name="caffe_scaling")(pixels) if caffe else pixels
@@ -102,7 +102,7 @@ def _side(layer):
     shape = getattr(layer.output, "shape", ())
     return shape[1] if len(shape) == 4 else None
 
-
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-12
 def _with_weights(build, weights):
     """`build(weights=weights)`, with its errors in a line that helps."""
     if weights != "imagenet" and not Path(weights).is_file():
@@ -119,7 +119,34 @@ def _with_weights(build, weights):
             "weights; on Kaggle, attach a dataset that holds it and give its path under /kaggle/input"
         ) from None
 
-# %% ../../nbs/lib/networks/backbones.ipynb #backbones-10
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-14
+def _regions(size, window, shift):
+    """Which places of one axis may see each other after a shift: `[size]` numbers."""
+    place = np.arange(size)
+    return np.where(place < size - window, 0, np.where(place < size - shift, 1, 2))
+
+
+def _cut_windows(maps, window, xp):
+    """`[b, h, w, c]` → `[b · windows, window², c]`; xp: `numpy` or `keras.ops`."""
+    height, width, c = maps.shape[1:]
+    maps = xp.reshape(maps, (-1, height // window, window, width // window, window, c))
+    return xp.reshape(xp.transpose(maps, (0, 1, 3, 2, 4, 5)), (-1, window * window, c))
+
+
+def _distances(window):
+    """Number of the distance between any two places of a window, `[window⁴]`: an index of the learned bias."""
+    places = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij"), -1).reshape(-1, 2)
+    apart = places[:, None] - places[None] + window - 1
+    return (apart[..., 0] * (2 * window - 1) + apart[..., 1]).ravel()
+
+
+def _hidden(height, width, window, shift):
+    """What is added to scores after a shift, `[windows, window², window²]`: -100 where places do not see each other."""
+    y, x = (_regions(size, window, shift) for size in (height, width))
+    region = _cut_windows((3 * y[:, None] + x)[None, :, :, None], window, np)[..., 0]
+    return np.where(region[:, :, None] == region[:, None, :], 0.0, -100.0).astype("float32")
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-16
 @keras.saving.register_keras_serializable("happywhale_nb")
 class WindowAttention(layers.Layer):
     """Attention within windows of `window` × `window` places, shifted by `shift`: `[b, h, w, c]` → the same shape.
@@ -137,23 +164,13 @@ class WindowAttention(layers.Layer):
         self.out.build((None, self.dim))
         span = 2 * self.window - 1
         self.bias = self.add_weight(name="bias", shape=(span * span, self.heads), initializer="zeros")
-        places = np.stack(np.meshgrid(*[np.arange(self.window)] * 2, indexing="ij"), -1).reshape(-1, 2)
-        apart = places[:, None] - places[None] + self.window - 1
-        self.distance = (apart[..., 0] * span + apart[..., 1]).ravel()
-        y, x = (_regions(size, self.window, self.shift) for size in (self.height, self.width))
-        region = self._windows((3 * y[:, None] + x)[None, :, :, None], np)[..., 0]
-        self.apart = np.where(region[:, :, None] == region[:, None, :], 0.0, -100.0).astype("float32")
-
-    def _windows(self, maps, xp):
-        """`[b, h, w, c]` → `[b · windows, window², c]`."""
-        k, c = self.window, maps.shape[-1]
-        maps = xp.reshape(maps, (-1, self.height // k, k, self.width // k, k, c))
-        return xp.reshape(xp.transpose(maps, (0, 1, 3, 2, 4, 5)), (-1, k * k, c))
+        self.distance = _distances(self.window)
+        self.apart = _hidden(self.height, self.width, self.window, self.shift)
 
     def call(self, maps):
         k, h, c = self.window, self.heads, self.dim
         rolled = ops.roll(maps, (-self.shift, -self.shift), axis=(1, 2)) if self.shift else maps
-        parts = ops.reshape(self.mix(self._windows(rolled, ops)), (-1, k * k, 3, h, c // h))
+        parts = ops.reshape(self.mix(_cut_windows(rolled, k, ops)), (-1, k * k, 3, h, c // h))
         query, key, value = ops.unstack(ops.transpose(parts, (2, 0, 3, 1, 4)), 3)
         scores = ops.matmul(query * (c // h) ** -0.5, ops.transpose(key, (0, 1, 3, 2)))
         bias = ops.reshape(ops.take(self.bias, self.distance, axis=0), (k * k, k * k, h))
@@ -171,13 +188,7 @@ class WindowAttention(layers.Layer):
     def get_config(self):
         return super().get_config() | {"heads": self.heads, "window": self.window, "shift": self.shift}
 
-
-def _regions(size, window, shift):
-    """Which places of one axis may see each other after a shift: `[size]` numbers."""
-    place = np.arange(size)
-    return np.where(place < size - window, 0, np.where(place < size - shift, 1, 2))
-
-# %% ../../nbs/lib/networks/backbones.ipynb #backbones-11
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-17
 def _block(x, attention, name):
     width = x.shape[-1]
     norm = layers.LayerNormalization(epsilon=1e-5, name=f"{name}_norm1")
@@ -187,6 +198,16 @@ def _block(x, attention, name):
     return layers.Add(name=f"{name}_add2")([x, layers.Dense(width, name=f"{name}_narrow")(y)])
 
 
+def _merge(x, name):
+    """Four neighbouring places become one with twice the channels."""
+    _, h, w, c = x.shape
+    x = layers.Reshape((h // 2, 2, w // 2, 2, c), name=f"{name}_split")(x)
+    x = layers.Permute((1, 3, 2, 4, 5), name=f"{name}_order")(x)
+    x = layers.Reshape((h // 2, w // 2, 4 * c), name=f"{name}_join")(x)
+    x = layers.LayerNormalization(epsilon=1e-5, name=f"{name}_norm")(x)
+    return layers.Dense(2 * c, use_bias=False, name=name)(x)
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-18
 def swin(pixels, momentum=0.9, width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48)):
     """Swin: maps of 1/16 and 1/32 of the side, which has to be a multiple of 32; the default sizes are Swin-L's."""
     side = pixels.shape[1]
@@ -203,17 +224,7 @@ def swin(pixels, momentum=0.9, width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24
         maps.append(x)
     return [maps[-2], layers.LayerNormalization(epsilon=1e-5, name="last_norm")(maps[-1])]
 
-
-def _merge(x, name):
-    """Four neighbouring places become one with twice the channels."""
-    _, h, w, c = x.shape
-    x = layers.Reshape((h // 2, 2, w // 2, 2, c), name=f"{name}_split")(x)
-    x = layers.Permute((1, 3, 2, 4, 5), name=f"{name}_order")(x)
-    x = layers.Reshape((h // 2, w // 2, 4 * c), name=f"{name}_join")(x)
-    x = layers.LayerNormalization(epsilon=1e-5, name=f"{name}_norm")(x)
-    return layers.Dense(2 * c, use_bias=False, name=name)(x)
-
-# %% ../../nbs/lib/networks/backbones.ipynb #backbones-12
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-19
 @keras.saving.register_keras_serializable("happywhale_nb")
 class Position(layers.Layer):
     """Adds a learned vector to each place of `[b, h, w, c]`."""
@@ -238,7 +249,7 @@ def vit(pixels, momentum=0.9, width=384, depth=12, heads=6, patch=16):
         maps.append(_block(maps[-1], attention, f"block{i + 1}"))
     return [maps[-2], layers.LayerNormalization(epsilon=1e-5, name="last_norm")(maps[-1])]
 
-# %% ../../nbs/lib/networks/backbones.ipynb #backbones-14
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-21
 BACKBONES = {"small_resnet": small_resnet, "small_efficientnet": small_efficientnet, "basic_cnn": basic_cnn}
 BACKBONES["tiny_resnet"] = partial(small_resnet, widths=(24, 48, 72, 96))  # a quarter of a million numbers
 BACKBONES["resnet50"] = partial(application, factory="ResNet50", caffe=True)
@@ -250,7 +261,7 @@ for size in ("Tiny", "Small", "Base", "Large", "XLarge"):
 BACKBONES |= {"swin_t": partial(swin, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)), "swin_l": swin}
 BACKBONES |= {"vit_s": vit, "vit_b": partial(vit, width=768, heads=12)}
 
-
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-22
 def feature_maps(name, pixels, momentum=0.9, weights=""):
     """The last two feature maps of the backbone `name`.
 
@@ -270,7 +281,7 @@ def feature_maps(name, pixels, momentum=0.9, weights=""):
         raise UserError(f"there are no weights {weights!r} for {name}: give a .keras file of this project, or none")
     return build(pixels, momentum)
 
-# %% ../../nbs/lib/networks/backbones.ipynb #backbones-15
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-23
 def backbone_layers(model):
     """The layers of a model before its neck, which begins with the layers `features…`."""
     names = [layer.name for layer in model.layers]
@@ -294,7 +305,7 @@ def copy_weights(model, path):
     for layer in ours:
         layer.set_weights(there[layer.name].get_weights())
 
-# %% ../../nbs/lib/networks/backbones.ipynb #backbones-21
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-29
 def cost(model):
     """What a model costs: a dict of parameters, multiply-adds for one photograph, and MB of float32 outputs of it."""
     adds = outputs = 0

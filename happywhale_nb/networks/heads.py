@@ -34,7 +34,7 @@ class GeM(keras.layers.Layer):
     def get_config(self):
         return super().get_config() | {"power": self.power}
 
-# %% ../../nbs/lib/networks/heads.ipynb #heads-18
+# %% ../../nbs/lib/networks/heads.ipynb #heads-08
 @keras.saving.register_keras_serializable("happywhale_nb")
 class Parts(keras.layers.Layer):
     """Means over the cells of a `side` × `side` grid: `[b, h, w, c]` to `[b, side², c]` float32, row by row.
@@ -63,7 +63,7 @@ def _cells(n, length):
     inside = (place >= start * length // n) & (place < -(-(start + 1) * length // n))
     return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
 
-# %% ../../nbs/lib/networks/heads.ipynb #heads-06
+# %% ../../nbs/lib/networks/heads.ipynb #heads-10
 def neck(maps, pool="gap", dim=512, dropout=0.2, momentum=0.9, parts=4):
     """Feature maps `[..., [b, h, w, c]]` (the last two of a backbone) to an embedding `[b, dim]`, not of length 1 yet:
     pooling, batch normalisation, dropout, dense (Katre & Jasapara 2024, figure 3). Its last layer is `embedding`.
@@ -89,12 +89,12 @@ def _neck_of_parts(features, dim, dropout, momentum, side):
     x = keras.layers.BatchNormalization(momentum=momentum, name="neck_bn", dtype="float32")(x)
     x = keras.layers.Dropout(dropout, name="neck_dropout")(x)
     x = keras.layers.Reshape((parts, wide), name="places")(x)
-    shape, how = (parts, dim // parts), {"bias_axes": "pd", "name": "neck_dense", "dtype": "float32"}
-    x = keras.layers.EinsumDense("bpc,pcd->bpd", shape, **how)(x)
+    shape = (parts, dim // parts)
+    x = keras.layers.EinsumDense("bpc,pcd->bpd", shape, bias_axes="pd", name="neck_dense", dtype="float32")(x)
     x = keras.layers.UnitNormalization(name="unit", dtype="float32")(x)
     return keras.layers.Flatten(name="embedding")(x)
 
-# %% ../../nbs/lib/networks/heads.ipynb #heads-09
+# %% ../../nbs/lib/networks/heads.ipynb #heads-12
 @keras.saving.register_keras_serializable("happywhale_nb")
 class CosineClassifier(keras.layers.Layer):
     """Cosines between an embedding and the learned centres of classes.
@@ -135,7 +135,7 @@ class CosineClassifier(keras.layers.Layer):
     def get_config(self):
         return super().get_config() | {"classes": self.classes, "centres": self.centres, "parts": self.parts}
 
-# %% ../../nbs/lib/networks/heads.ipynb #heads-12
+# %% ../../nbs/lib/networks/heads.ipynb #heads-15
 def add_angular_margin(cosine, margin):
     """cos(θ + margin) for `cosine` = cos θ in [-1, 1], any shape, monotone in θ over [0, π]; margin in [0, π/2).
 
@@ -145,7 +145,7 @@ def add_angular_margin(cosine, margin):
     shifted = cosine * ops.cos(margin) - sine * ops.sin(margin)
     return ops.where(cosine > -ops.cos(margin), shifted, cosine - margin * ops.sin(margin))
 
-# %% ../../nbs/lib/networks/heads.ipynb #heads-15
+# %% ../../nbs/lib/networks/heads.ipynb #heads-18
 @keras.saving.register_keras_serializable("happywhale_nb")
 class ArcFaceLoss(keras.losses.Loss):
     """Additive angular margin loss (Deng et al. 2019, equation 3) on cosines, a margin for each sample.
@@ -178,7 +178,7 @@ class ArcFaceLoss(keras.losses.Loss):
     def get_config(self):
         return super().get_config() | {"scale": self.scale, "label_smoothing": self.label_smoothing}
 
-
+# %% ../../nbs/lib/networks/heads.ipynb #heads-20
 def _parts(cosines):
     """`[b, parts, classes]` of cosines with or without parts."""
     return cosines if len(cosines.shape) == 3 else cosines[:, None]

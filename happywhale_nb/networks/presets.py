@@ -15,66 +15,55 @@ from .targets import DYNAMIC, ELASTIC
 # %% ../../nbs/lib/networks/presets.ipynb #presets-04
 @dataclass(frozen=True)
 class Preset:
-    """One model and its training.
+    """One model and its training: network, loss, training, embedding and crops, a field a line."""
 
-    The network: backbone, recipe: names in `backbones.BACKBONES` and `augmentation.RECIPES`. image_size: side of the
-    crops, pixels. weights: of the backbone, as for `backbones.feature_maps`, or a `.keras` file. bn_momentum: of its
-    BatchNorm. pool, parts: as for `heads.neck`. embedding: its dimension. centres: per class.
-
-    The loss: scale: ArcFace's s. margin, margin_power, margin_floor: as for `targets.class_margins`. margin_spread: σ
-    of elastic margins. margin_ramp: epochs over which margins rise from 0. label_smoothing. species_share: the species'
-    share of the loss; 0: no species head. balance: "" (natural), "weights" (effective number) or "sampler" (classes
-    alike). sample: number of classes a batch is scored against; 0: all. twins: whether each individual's photographs,
-    mirrored top to bottom, are one more individual.
-
-    The training: epochs. batch_size: per device. schedule: "cosine" or "paper" (see `schedule`). learning_rate: the
-    peak; 0: 5e-6 for each photograph of a batch. head_rate: neck and head learn this many times as fast. weight_decay.
-    warmup: epochs up to the peak.
-
-    The embedding: zoom: as for `fitting.encoder`.
-
-    The crops: sources: where a stage's parameter `crops` is "auto". only_species: train on this species alone.
-    margin_around, keep_aspect: as margin and keep_aspect of `crops.load_crop`. least_confidence: boxes below count as
-    missing."""
-
-    backbone: str
-    recipe: str
-    image_size: int
-    epochs: int
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    schedule: str = "cosine"
-    warmup: float = 2.0
-    head_rate: float = 1.0
-    weight_decay: float = 1e-4
-    weights: str = ""
-    bn_momentum: float = 0.9
-    pool: str = "gap"
-    parts: int = 4
-    embedding: int = 512
-    dropout: float = 0.2
-    centres: int = 1
-    scale: float = 16.0
-    margin: float = 0.3
-    margin_power: float = 0.0
-    margin_floor: float = 0.0
-    margin_spread: float = 0.0
-    margin_ramp: float = 0.0
-    label_smoothing: float = 0.0
-    species_share: float = 0.0
-    balance: str = ""
-    sample: int = 0
-    twins: bool = False
-    zoom: float = 0.0
-    sources: str = "auto"
-    only_species: str = ""
-    margin_around: float = 0.05
-    keep_aspect: bool = False
-    least_confidence: float = 0.1
+    backbone: str  # name in `backbones.BACKBONES`
+    recipe: str  # name in `augmentation.RECIPES`
+    image_size: int  # side of the crops in pixels, from 32
+    epochs: int  # passes over the training photographs, from 1
+    batch_size: int = 32  # photographs of a batch on each device, from 1
+    learning_rate: float = 2e-3  # peak; 0: 5e-6 for each photograph of a batch
+    schedule: str = "cosine"  # or "paper", see `schedules`
+    warmup: float = 2.0  # epochs up to the peak, from 0; a quarter of all at most
+    head_rate: float = 1.0  # factor of the learning rate of neck and head, above 0
+    weight_decay: float = 1e-4  # AdamW's, from 0
+    weights: str = ""  # of the backbone, as for `backbones.feature_maps`, or a `.keras` file; "": random
+    bn_momentum: float = 0.9  # of the backbone's BatchNorm, in [0, 1)
+    pool: str = "gap"  # or "gem", "gem2", "parts", see `heads.neck`
+    parts: int = 4  # side of the grid of "parts", from 1
+    embedding: int = 512  # its dimension; with "parts" a multiple of parts²
+    dropout: float = 0.2  # in the neck, in [0, 1)
+    centres: int = 1  # centres of a class, from 1
+    scale: float = 16.0  # ArcFace's s, above 0
+    margin: float = 0.3  # radians, as for `targets.class_margins`, from 0
+    margin_power: float = 0.0  # as for `targets.class_margins`
+    margin_floor: float = 0.0  # radians, as for `targets.class_margins`
+    margin_spread: float = 0.0  # σ of elastic margins, radians, from 0
+    margin_ramp: float = 0.0  # epochs over which margins rise from 0
+    label_smoothing: float = 0.0  # in [0, 1)
+    species_share: float = 0.0  # the species' fraction of the loss, in [0, 1); 0: no species head
+    balance: str = ""  # "": natural; "weights": effective number; "sampler": classes alike
+    sample: int = 0  # classes that a batch is scored against, from batch_size; 0: all
+    twins: bool = False  # whether each individual's photographs, mirrored top to bottom, are one more individual
+    zoom: float = 0.0  # fraction of the side, in [0, 0.5), as for `model.build_encoder`
+    sources: str = "auto"  # of boxes, where a stage's parameter `crops` is "auto"
+    only_species: str = ""  # train on this species alone; "": on all
+    margin_around: float = 0.05  # of a crop, a fraction of the box, as `margin` of `crops.load_crop`
+    keep_aspect: bool = False  # of a crop, as for `crops.load_crop`
+    least_confidence: float = 0.1  # boxes below count as missing, in [0, 1)
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-06
-PAPER = {"schedule": "paper", "learning_rate": 0.0, "epochs": 30, "batch_size": 16, "warmup": 6.0, "weight_decay": 0.0}
-PAPER |= {"weights": "imagenet", "bn_momentum": 0.99, "scale": 30.0}
+PAPER = {
+    "schedule": "paper",
+    "learning_rate": 0.0,
+    "epochs": 30,
+    "batch_size": 16,
+    "warmup": 6.0,
+    "weight_decay": 0.0,
+    "weights": "imagenet",
+    "bn_momentum": 0.99,
+    "scale": 30.0,
+}
 PRESETS = {
     "basic_cnn": Preset("basic_cnn", "basic_cnn", 128, 30, learning_rate=1e-3, margin=0.0),
     "resnet50_arcmargin": Preset("resnet50", "resnet_baseline", 224, **PAPER),
@@ -92,8 +81,8 @@ WINNERS = {
     "species_share": 0.563,
     "head_rate": 10.0,
     "weight_decay": 1e-4,
+    **DYNAMIC,
 }
-WINNERS |= DYNAMIC
 SIZES = {  # backbone, side, photographs a batch and device
     "s": ("efficientnet_b0", 224, 64),
     "m": ("efficientnet_v2_s", 384, 32),
@@ -152,7 +141,7 @@ def configure(preset, epochs=0, image_size=0, quick=False, size="", changes=""):
         config = replace(config, epochs=2, image_size=48)
     return check_preset(replace(config, epochs=epochs or config.epochs, image_size=image_size or config.image_size))
 
-
+# %% ../../nbs/lib/networks/presets.ipynb #presets-14
 def _change(part):
     name, given, text = part.partition("=")
     kind = lookup({f.name: f.type for f in fields(Preset)}, name, "field of a preset")
@@ -163,9 +152,12 @@ def _change(part):
     except (ValueError, KeyError):
         raise UserError(f"changes: {part!r} should be {name}=… with a value of type {kind.__name__}") from None
 
-# %% ../../nbs/lib/networks/presets.ipynb #presets-30
-CHOICES = {"schedule": ("cosine", "paper"), "pool": ("gap", "gem", "gem2", "parts")}
-CHOICES |= {"balance": ("", "weights", "sampler")}
+# %% ../../nbs/lib/networks/presets.ipynb #presets-15
+CHOICES = {
+    "schedule": ("cosine", "paper"),
+    "pool": ("gap", "gem", "gem2", "parts"),
+    "balance": ("", "weights", "sampler"),
+}
 
 
 def check_preset(config):
@@ -190,7 +182,7 @@ def check_preset(config):
         raise UserError(f"sample={config.sample} has to hold the classes of a batch of {config.batch_size}")
     return config
 
-# %% ../../nbs/lib/networks/presets.ipynb #presets-16
+# %% ../../nbs/lib/networks/presets.ipynb #presets-18
 def used_preset(parameters):
     """The `Preset` of the parameters that a fold's `config.json` records."""
     return Preset(**{f.name: parameters[f.name] for f in fields(Preset) if f.name in parameters})

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LOWEST', 'RATE_PER_PHOTO', 'WarmupCosine', 'WarmupExponential', 'TwoRateAdamW']
 
-# %% ../../nbs/lib/networks/schedules.ipynb #schedule-03
+# %% ../../nbs/lib/networks/schedules.ipynb #schedules-03
 import math
 
 import keras
 from keras import ops
 
-# %% ../../nbs/lib/networks/schedules.ipynb #schedule-05
+# %% ../../nbs/lib/networks/schedules.ipynb #schedules-05
 @keras.saving.register_keras_serializable("happywhale_nb")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `peak · floor` at step `total`."""
@@ -29,7 +29,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self):
         return {"peak": self.peak, "total": self.total, "warmup": self.warmup, "floor": self.floor}
 
-# %% ../../nbs/lib/networks/schedules.ipynb #schedule-08
+# %% ../../nbs/lib/networks/schedules.ipynb #schedules-08
 LOWEST, RATE_PER_PHOTO = 1e-6, 5e-6
 
 
@@ -50,7 +50,7 @@ class WarmupExponential(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self):
         return {"peak": self.peak, "total": self.total, "warmup": self.warmup, "hold": self.hold}
 
-# %% ../../nbs/lib/networks/schedules.ipynb #schedule-11
+# %% ../../nbs/lib/networks/schedules.ipynb #schedules-11
 @keras.saving.register_keras_serializable("happywhale_nb")
 class TwoRateAdamW(keras.optimizers.AdamW):
     """AdamW whose learning rate is multiplied by `head_rate` for the variables given to `set_head`."""

@@ -65,7 +65,7 @@ class AppState:
 # %% ../../nbs/lib/server/state.ipynb #state-08
 def _heat_maps(state, one, two):
     """Both heat maps of a pair of photographs, each a path, a box and a frame."""
-    from happywhale_nb.networks.heat import match_heat  # here: it needs TensorFlow
+    from happywhale_nb.networks.gradcam import match_heat  # here: it needs TensorFlow
 
     embedder = state.ready()
     return match_heat(embedder, embedder.crop(*one), embedder.crop(*two))

@@ -70,7 +70,7 @@ def heat_map_png(state, number, rank, of):
             box, frame = queries.crop_box(session.get(Crop, each))
             path = state.catalogue.path(queries.get_or_404(session, Photo, each, "photograph"))
             key.append((path, box and tuple(box), frame and tuple(frame)))
-    from happywhale_nb.networks.heat import heat_png  # here: it needs TensorFlow
+    from happywhale_nb.networks.gradcam import heat_png  # here: it needs TensorFlow
 
     return heat_png(state.heat_maps(*key)[("asked", "match").index(of)])
 
