@@ -22,13 +22,13 @@ from .batches import augmented, epoch_orders, training_batches
 from .callbacks import ProgressBar, Resumable, TrainingState
 from happywhale_nb.networks.devices import (
     accelerated,
-    agree,
-    alone,
-    chief,
+    assert_same,
     compiled,
-    device_line,
-    part,
+    first_line,
+    is_main,
+    local_copy,
     prepare,
+    process_index,
     replicas,
 )
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
@@ -126,7 +126,7 @@ def targets_of(config, labels, classes, species=None, steps=1, seed=0):
 
 def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=None, callbacks=(), **how):
     """Train a model of `config` on some of the crops, or go on with an interrupted run of the same `stamp` in `folder`;
-    as one of several processes (see `devices.join`) if there are several.
+    as one of several processes (see `devices.init_processes`) if there are several.
 
     Args:
         crops: as for `images.training_batches`.
@@ -144,8 +144,8 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
     species = species if config.species_share else None
     devices = how.pop("devices", 0)
     scope = prepare(how.pop("precision", "auto"), devices)
-    if chief():
-        print(device_line(devices), flush=True)
+    if is_main():
+        print(first_line(devices), flush=True)
     size = config.batch_size * replicas(devices)
     orders = epoch_orders(len(rows), config.epochs, size, seed, labels if config.balance == "sampler" else None)
     targets = targets_of(config, labels, classes, species, orders.shape[1] // size, seed)
@@ -154,7 +154,7 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
         model = identifier(network)
         made = [make(model) for make in callbacks]
         history = fit_network(network, config, crops, rows, targets, orders, size, folder, stamp, seed, made, **how)
-    return alone(model), history
+    return local_copy(model), history
 
 # %% ../../nbs/lib/networks/training.ipynb #fitting-12
 def fit_network(
@@ -169,14 +169,14 @@ def fit_network(
     optimizer = build_optimizer(config, network, steps, size)
     trainer = compile_trainer(augmented(network, recipe) if inside else network, config, optimizer)
     state = TrainingState(folder, stamp)
-    keeper = Resumable(state, seed, save_every if chief() else np.inf)
+    keeper = Resumable(state, seed, save_every if is_main() else np.inf)
     keeper.history = state.load(trainer)
     done = len(keeper.history)
-    agree("how many epochs are behind them: is the folder of outputs one for all?", done)
+    assert_same("how many epochs are behind them: is the folder of outputs one for all?", done)
     if done < config.epochs and not any(callback.over(keeper.history) for callback in callbacks):
-        batches = training_batches(crops, rows, targets, recipe, orders, size, seed, done, inside, part())
+        batches = training_batches(crops, rows, targets, recipe, orders, size, seed, done, inside, process_index())
         watchers = [*callbacks, keeper]
-        watchers += [ProgressBar(config.epochs, steps, done)] if chief() else []
+        watchers += [ProgressBar(config.epochs, steps, done)] if is_main() else []
         epochs = {"epochs": config.epochs, "initial_epoch": done, "steps_per_epoch": steps}
         with readable():
             trainer.fit(batches, callbacks=watchers, shuffle=False, verbose=0, **epochs)
@@ -194,7 +194,7 @@ def readable():
         raise
     except Exception as error:
         lines = [line.partition("UserError: ")[2] for line in str(error).splitlines() if "UserError: " in line]
-        if not lines and part()[1] > 1:
+        if not lines and process_index()[1] > 1:
             again = "is another one dead? Started again, all go on from the last state kept"
             raise UserError(f"this process cannot go on with the others ({again}): {error}") from error
         raise (UserError(lines[-1]) if lines else error) from None

@@ -21,7 +21,15 @@ from ..data.dataset import NEW, read_dataset
 from ..data.splits import gallery_and_queries, kind_of, protocol_card, study_card, study_folds, true_answers
 from ..imaging.crops import cut
 from ..networks.callbacks import Deadline, EarlyStop, Snapshots, TensorBoard, TrainingState, Unfinished
-from ..networks.devices import agree, chief, device_line, join, leave, meet, processes
+from happywhale_nb.networks.devices import (
+    assert_same,
+    barrier,
+    device_line,
+    init_processes,
+    is_main,
+    processes,
+    shutdown,
+)
 from ..networks.presets import PRESETS, configure
 from ..networks.training import averaged, embed_views, train
 from ..retrieval.embeddings import Embeddings, write_embeddings
@@ -103,12 +111,12 @@ def watchers(place, score, last, snapshots="", patience=0, tensorboard=False, li
         raise UserError("hours are measured in each process, and several would not stop together: give epochs instead")
     if patience and processes() > 1:
         raise UserError("patience scores the fold in one process while the others go on: with several, give epochs")
-    if epochs and chief():
+    if epochs and is_main():
         made.append(lambda model: Snapshots(model, place, epochs))
     if patience:
         made.append(lambda model: EarlyStop(model, place, score, patience))
     if tensorboard:
-        made.append(lambda model: TensorBoard(place / "tensorboard" if chief() else None))
+        made.append(lambda model: TensorBoard(place / "tensorboard" if is_main() else None))
     return made, epochs
 
 # %% ../../nbs/03_train.ipynb #03-train-12
@@ -170,7 +178,7 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
     crops: sources of boxes, as for `CropMix.parse`; "auto": the preset's. views: likewise, with shares: crops of each
     source are averaged in an embedding; "" for one crop, of the first source there is. how: snapshots, patience,
     tensorboard as for `watchers`; precision, devices as for `devices.prepare`; hours as for `Deadline`, 0 for none.
-    With several processes (see `devices.join`) all train, the chief writes, and the others wait for it.
+    With several processes (see `devices.init_processes`) all train, the chief writes, and the others wait for it.
 
     Returns the content of its `config.json`: stamp, protocol, parameters, result, versions. Where the hours were over
     before, there is no `config.json`, and what is returned has also `unfinished`, a sentence, and `history`."""
@@ -181,11 +189,11 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "views": views, "seed": seed}
     parameters |= watched
     stamp = fingerprint(parameters, protocol_card(folds, dataset.fingerprint))
-    join()
-    if force and chief():
+    init_processes()
+    if force and is_main():
         TrainingState(place, stamp).clear()
     done = not force and is_done(place / "config.json", stamp, [place / name for name in OUTPUTS])
-    agree("the model, or whether it is trained: same command, data and folder of outputs for all?", (stamp, done))
+    assert_same("the model, or whether it is trained: same command, data and folder of outputs for all?", (stamp, done))
     if done:
         return read_json(place / "config.json")
     record = {"stamp": stamp, "protocol": study_card(dataset, study_folder, folds), "parameters": parameters}
@@ -193,9 +201,9 @@ def train_stage(dataset, folds, fold, name, config, study_folder, crops="auto", 
         _train_fold(dataset, folds, config, study_folder, record, watched, how)
     except Unfinished as error:
         return stopped_record(place, record, error)
-    if chief():
+    if is_main():
         TrainingState(place, stamp).clear()
-    meet("the results are there")
+    barrier("the results are there")
     return read_json(place / "config.json")
 
 # %% ../../nbs/03_train.ipynb #03-train-21
@@ -215,7 +223,7 @@ def _train_fold(dataset, folds, config, study_folder, record, watched, how):
     made, epochs = watchers(place, score, config.epochs, **watched, **extra)
     learned = (rows, labels, labels.max() + 1, place, record["stamp"], given["seed"], species, made)
     model, history = train(config, crops, *learned, **how)
-    if not chief():
+    if not is_main():
         return
     facts |= {"train_seconds": round(sum(row["seconds"] for row in history), 1), "train_photos": len(rows)}
     facts |= {"classes": int(labels.max() + 1), "device": device_line(how.get("devices", 0))}
