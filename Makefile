@@ -60,7 +60,7 @@ endif
 ifneq ($(filter-out 0 1 none,$(GPU)),)
 $(error GPU=$(GPU): 1 installs NVIDIA's libraries, 0 does not)
 endif
-ifneq ($(GPU),$(shell cat .venv/gpu 2>/dev/null))
+ifneq ($(GPU),$(or $(shell cat .venv/gpu 2>/dev/null),none))
 .PHONY: gpu-changed
 .venv/.ready: gpu-changed
 endif

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from .doctor import doctor
 from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import UserError
 from ..core.paths import find_data, project_root, study_data, study_dir
@@ -69,6 +70,9 @@ class _Group(click.Group):
 @click.version_option(package_name="happywhale_nb")
 def main():
     """Identify individual whales and dolphins from photographs."""
+
+
+main.add_command(doctor)
 
 
 _parameter = click.option(
