@@ -59,7 +59,7 @@ def _driver_files(folder: Path) -> NvidiaDriver | None:
     number = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text)
     return NvidiaDriver(tuple(cards), number[0] if number else "")
 
-
+# %% ../../nbs/lib/core/hardware.ipynb #hardware-12
 def nvidia_driver(timeout: float = 10.0, folder: Path = Path("/proc/driver/nvidia")) -> NvidiaDriver | None:
     """Find the NVIDIA driver and its cards.
 
@@ -100,7 +100,7 @@ def has_package(name: str) -> bool:
         return False
     return True
 
-
+# %% ../../nbs/lib/core/hardware.ipynb #hardware-13
 def gpu_remedy(backend: str, driver: NvidiaDriver) -> str:
     """Say how a backend comes to use an NVIDIA card that it does not use.
 

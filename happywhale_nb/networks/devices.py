@@ -72,7 +72,7 @@ def _gpu_name() -> str:
     gpus = tf.config.list_physical_devices("GPU")
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "") if gpus else ""
 
-
+# %% ../../nbs/lib/networks/devices.ipynb #devices-26
 def best_precision(device: Device) -> str:
     """Choose the Keras dtype policy that suits a device.
 
@@ -141,7 +141,7 @@ def barrier(name: str) -> None:
 
         multihost_utils.sync_global_devices(name)
 
-
+# %% ../../nbs/lib/networks/devices.ipynb #devices-28
 def assert_same(what: str, value: object) -> None:
     """Wait for all processes and compare what they have.
 
@@ -159,7 +159,7 @@ def assert_same(what: str, value: object) -> None:
         if len(set(marks.tolist())) > 1:
             raise UserError(f"the processes do not agree on {what} (here: {value})")
 
-
+# %% ../../nbs/lib/networks/devices.ipynb #devices-27
 def shutdown() -> None:
     """Wait for the other processes and disconnect; from here on each may end when it likes."""
     if processes() > 1:
@@ -238,7 +238,7 @@ def prepare(precision: str = "auto", devices: int = 0) -> contextlib.AbstractCon
         return (tf.distribute.TPUStrategy() if device.kind == "tpu" else tf.distribute.MirroredStrategy()).scope()
     return contextlib.nullcontext()
 
-
+# %% ../../nbs/lib/networks/devices.ipynb #devices-29
 def _data_parallel(each: int) -> keras.distribution.DataParallel:
     # over the first `each` devices of every process, which reads its part of a batch itself (see `process_index`)
     import jax

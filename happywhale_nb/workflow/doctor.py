@@ -151,7 +151,7 @@ except Exception as failure:
 print("PROBED" + json.dumps({"opencv": opencv, "error": error, "line": line, "kind": kind}))
 """
 
-
+# %% ../../nbs/lib/workflow/doctor.ipynb #doctor-30
 def ask_backend(code: str = PROBE, timeout: float = 300.0) -> dict[str, str]:
     """Ask a new process what Keras computes on.
 
@@ -189,7 +189,7 @@ def opencv_finding(answer: dict[str, str]) -> Finding:
     remedy = "`pip uninstall opencv-python`, then `pip install opencv-python-headless`, which needs no libGL"
     return Finding("opencv", answer["opencv"].splitlines()[0], remedy)
 
-
+# %% ../../nbs/lib/workflow/doctor.ipynb #doctor-32
 def devices_finding(backend: str, answer: dict[str, str], driver: NvidiaDriver | None) -> Finding:
     """Look what the backend computes on.
 
@@ -208,7 +208,7 @@ def devices_finding(backend: str, answer: dict[str, str], driver: NvidiaDriver |
         return Finding("devices", f"{answer['line']}; {driver.cards[0]} is not used", remedy)
     return Finding("devices", answer["line"])
 
-
+# %% ../../nbs/lib/workflow/doctor.ipynb #doctor-31
 def driver_finding(driver: NvidiaDriver | None) -> Finding:
     """Look at the NVIDIA driver, of `nvidia_driver`."""
     if driver is None:
@@ -235,7 +235,7 @@ def memory_gb(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float | None:
     most = limit.read_text(encoding="utf-8").strip() if limit.is_file() else ""
     return (min(memory, int(most)) if most.isdigit() else memory) / 1e9
 
-
+# %% ../../nbs/lib/workflow/doctor.ipynb #doctor-34
 def memory_finding(memory: float | None) -> Finding:
     """Look whether there is enough memory; memory: in GB, of `memory_gb`."""
     if memory is None:
@@ -243,7 +243,7 @@ def memory_finding(memory: float | None) -> Finding:
     few = "close other programs, run one stage at a time, and take a small preset: `-p preset small_resnet_arcface`"
     return Finding("memory", f"{memory:.1f} GB", few if memory < LEAST_MEMORY else "")
 
-
+# %% ../../nbs/lib/workflow/doctor.ipynb #doctor-33
 def disk_finding(folder: Path, free: float | None = None) -> Finding:
     """Look whether results can be written to a folder and have room; free: in GB [what the system says]."""
     try:
