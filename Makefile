@@ -52,14 +52,32 @@ readme: .venv/.ready
 	@jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \
 	| sed -E -e 's#\]\((\.\./)#](#g' -e 's#\]\((images/|lib/|[0-9]{2}_|paper_map)#](nbs/\1#g' -e 's#src="images/#src="nbs/images/#g' > $(README)
 
+# NVIDIA's libraries are installed where the driver answers. GPU=0 declines them and GPU=1 asks for them: either is
+# remembered in .venv/gpu, and a change installs anew. `none`: no driver was found, and it is looked for again.
+ifndef GPU
+override GPU := $(shell grep -sx '[01]' .venv/gpu || { timeout 20 nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && echo 1; } || echo none)
+endif
+ifneq ($(filter-out 0 1 none,$(GPU)),)
+$(error GPU=$(GPU): 1 installs NVIDIA's libraries, 0 does not)
+endif
+ifneq ($(GPU),$(or $(shell cat .venv/gpu 2>/dev/null),none))
+.PHONY: gpu-changed
+.venv/.ready: gpu-changed
+endif
+
 # opencv-python's wheel loads libGL from the system; where that is missing, the same version without windows takes its place
-.venv/.ready: requirements.lock requirements-headless.lock settings.ini setup.py pyproject.toml
+.venv/.ready: requirements.lock requirements-headless.lock requirements-gpu.lock settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11, 3.12 or 3.13 is needed (TensorFlow has no other builds); {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
 	@echo "Installing the pinned environment into .venv: once, some minutes, 3 GB"
+ifeq ($(GPU),1)
+	@echo "An NVIDIA card: its libraries for TensorFlow and JAX are installed too, 3 GB more (make GPU=0 ... does without)"
+endif
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock $(if $(filter 1,$(GPU)),-r requirements-gpu.lock)
+	@[ "$(GPU)" = 1 ] || ! grep -sqx 1 .venv/gpu || $(BIN)/python -m pip uninstall --quiet --yes -r requirements-gpu.lock
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { $(BIN)/python -m pip uninstall --quiet --yes opencv-python && $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-headless.lock; }
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@echo $(GPU) > .venv/gpu
 	@touch $@
 
 lock:  ## pin the requirements of settings.ini anew, with hashes
@@ -68,3 +86,6 @@ lock:  ## pin the requirements of settings.ini anew, with hashes
 	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements.lock
 	grep '^opencv-python==' requirements.lock | tr -d '\\' | sed 's/opencv-python/opencv-python-headless/' \
 	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes --no-annotate --no-header - -o requirements-headless.lock
+	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(delimiters=["="]); c.read("settings.ini"); d = c["DEFAULT"]; print("\n".join((d["gpu_requirements"] + " " + d["jax-gpu_requirements"]).split()))' \
+	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 -c requirements.lock --generate-hashes --no-annotate --no-header \
+	$$(sed -nE 's/^([a-z0-9._-]+)==.*/--no-emit-package \1/p' requirements.lock | sort -u) - -o requirements-gpu.lock

@@ -9,7 +9,7 @@ root = Path(__file__).parent
 settings = ConfigParser(delimiters=["="])
 settings.read(root / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-extras = ("dev", "kaggle", "export", "search", "qdrant", "slurm", "postgres", "tensorboard", "docs")
+extras = ("dev", "kaggle", "export", "search", "qdrant", "slurm", "postgres", "tensorboard", "docs", "gpu", "jax-gpu")
 
 setup(
     name=cfg["lib_name"],

@@ -7,6 +7,7 @@ goes on from one that it finds, keeps results that are there, and holds in the m
 """
 
 from copy import deepcopy
+from pathlib import Path
 
 import nbformat
 
@@ -111,3 +112,16 @@ def write_standins(notebooks):
             *map(nbformat.v4.new_code_cell, (HEAD.strip(), code.strip())),
         ]
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata), path)
+
+
+def nvidia_smi(folder, does):
+    """Write a stand-in for NVIDIA's program into a folder; `does`: "answers" for two cards, "fails", or "hangs"."""
+    rows = {
+        "answers": 'case "$1" in\n-L) echo "GPU 0: NVIDIA L4 (UUID: GPU-0)"; echo "GPU 1: NVIDIA L4 (UUID: GPU-1)";;\n'
+        '*) echo "NVIDIA L4, 550.54.15"; echo "NVIDIA L4, 550.54.15";;\nesac\n',
+        "fails": 'echo "has failed because it could not communicate with the NVIDIA driver"\nexit 9\n',
+        "hangs": "exec sleep 60\n",
+    }
+    program = Path(folder) / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{rows[does]}", encoding="utf-8")
+    program.chmod(0o755)

@@ -7,13 +7,26 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from standins import nvidia_smi
 
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.networks.devices import best_precision, prepare, replicas
+from happywhale_nb.core.hardware import nvidia_driver
+from happywhale_nb.networks.devices import (
+    Device,
+    best_precision,
+    device_line,
+    first_line,
+    hide_gpus_from_tensorflow,
+    prepare,
+    replicas,
+)
 
 HERE = Path(__file__).resolve().parent
 TRAINS = "test_training.py::test_train_with_options_lowers_the_loss_and_saves_the_same_network"
@@ -66,7 +79,7 @@ sys.exit(pytest.main([*shown, "-k", "not neck and not configuration and (test_he
     ],
 )
 def test_best_precision_of_a_device_is_what_it_computes_fast(kind, name, precision):
-    assert best_precision({"kind": kind, "name": name}) == precision
+    assert best_precision(Device(kind, name)) == precision
 
 
 def test_prepare_and_replicas_of_what_is_not_there_are_refused():
@@ -75,6 +88,65 @@ def test_prepare_and_replicas_of_what_is_not_there_are_refused():
     with pytest.raises(UserError, match="devices=2, but 1 of kind cpu were found"):
         replicas(2)
     assert replicas(0) == replicas(1) == 1
+
+
+@pytest.fixture
+def idle_card(tmp_path, monkeypatch):
+    """A stand-in for nvidia-smi that shows cards which the backend, here on a CPU, cannot use; returns its folder."""
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    driver = partial(nvidia_driver, folder=tmp_path / "none")
+    monkeypatch.setattr("happywhale_nb.networks.devices.nvidia_driver", driver)
+    nvidia_smi(tmp_path, "answers")
+    return tmp_path
+
+
+def test_first_line_on_a_cpu_beside_an_nvidia_card_names_it_and_the_remedy(idle_card):
+    line = first_line()
+    assert line.startswith(device_line() + "; NVIDIA L4 is not used: ")
+    assert "make GPU=1" in line and "happywhale_nb[gpu]" in line
+    assert len(line.splitlines()) == 1
+
+
+def test_first_line_without_a_card_that_could_be_used_is_the_device_line(idle_card, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert first_line() == device_line()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    nvidia_smi(idle_card, "fails")
+    assert first_line() == device_line()
+    (idle_card / "nvidia-smi").unlink()
+    assert first_line() == device_line()
+
+
+def test_first_line_on_a_gpu_does_not_ask_the_driver(idle_card, monkeypatch):
+    monkeypatch.setattr("happywhale_nb.networks.devices.detect_device", lambda: Device("gpu", "NVIDIA L4"))
+    monkeypatch.setattr("happywhale_nb.networks.devices.nvidia_driver", None)
+    assert first_line() == device_line()
+
+
+def test_hide_gpus_from_tensorflow_that_has_begun_does_nothing(monkeypatch):
+    asked = []
+
+    def refuse(devices, kind):
+        asked.append((devices, kind))
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "set_visible_devices", refuse)
+    hide_gpus_from_tensorflow()
+    assert asked == [([], "GPU")]
+
+
+@pytest.mark.trains
+def test_train_on_a_cpu_beside_an_nvidia_card_says_so_once_in_its_first_line(idle_card, tmp_path, monkeypatch, capsys):
+    from test_training import BACKBONES, fit, photographs, small, two_layers
+
+    monkeypatch.setitem(BACKBONES, "two_layers", two_layers)
+    fit(photographs(16), tmp_path / "fold", small(epochs=1))
+    printed = capsys.readouterr().out.splitlines()
+    assert "NVIDIA L4 is not used" in printed[0]
+    assert sum("is not used" in line for line in printed) == 1
+    keras.config.set_dtype_policy("float32")
 
 
 def on_jax(what, tests):

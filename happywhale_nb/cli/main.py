@@ -99,6 +99,7 @@ GROUPS = {
     "catalogue": Entry("catalogue:catalogue", "A catalogue of known animals: build it, add to it, export from it."),
     "serve": Entry("server:serve", "Serve a catalogue: its page, its interface, and the Photo ID App."),
     "kaggle": Entry("kaggle:kaggle", "Run the study on Kaggle."),
+    "doctor": Entry("doctor:doctor", "Look at the installation, and say what to do about each fault."),
 }
 
 # %% ../../nbs/lib/cli/main.ipynb #main-13

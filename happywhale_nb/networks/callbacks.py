@@ -17,7 +17,7 @@ import numpy as np
 from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import UserError
 from ..core.progress import bar
-from .devices import by_itself
+from .devices import undistributed
 
 # %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-05
 def plain_metrics(logs):
@@ -57,7 +57,7 @@ class TrainingState:
     def save(self, model, history):
         """Write the weights under a name of their own, then the record that names them; only then drop the old ones."""
         name = f"resume{len(history)}.weights.h5"
-        with by_itself(), atomic(self.folder / name) as part:
+        with undistributed(), atomic(self.folder / name) as part:
             model.save_weights(part)
         write_json(self.record, {"stamp": self.stamp, "history": history, "weights": name})
         self._drop(keep=name)
@@ -165,7 +165,7 @@ class Snapshots(Watcher):
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 in self.epochs and self.model:  # under JAX, asking for the model brings its weights up to date
-            with by_itself(), atomic(self.path(epoch + 1)) as part:
+            with undistributed(), atomic(self.path(epoch + 1)) as part:
                 self.kept.save_weights(part)
 
 # %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-16

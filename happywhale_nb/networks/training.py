@@ -16,7 +16,16 @@ from ..core.errors import UserError, lookup
 from ..imaging.augmentation import RECIPES
 from .batches import augmented, epoch_orders, training_batches
 from .callbacks import ProgressBar, Resumable, TrainingState
-from .devices import accelerated, agree, alone, chief, device_line, part, prepare, replicas
+from happywhale_nb.networks.devices import (
+    accelerated,
+    assert_same,
+    first_line,
+    is_main,
+    local_copy,
+    prepare,
+    process_index,
+    replicas,
+)
 from .model import build_network, build_optimizer, compile_trainer, inference_model
 from .targets import SPECIES, Targets, class_margins, effective_weights
 
@@ -113,10 +122,10 @@ def fit_network(network, config, data, state, callbacks=(), options=DEFAULTS):
     recipe = lookup(RECIPES, config.recipe, "recipe")
     optimizer = build_optimizer(config, network, data.steps, data.batch_size)
     trainer = compile_trainer(augmented(network, recipe) if inside else network, config, optimizer)
-    keeper = Resumable(state, data.seed, options.save_every if chief() else np.inf)
+    keeper = Resumable(state, data.seed, options.save_every if is_main() else np.inf)
     keeper.history = state.load(trainer)
     done = len(keeper.history)
-    agree("how many epochs are behind them: is the folder of outputs one for all?", done)
+    assert_same("how many epochs are behind them: is the folder of outputs one for all?", done)
     if done < config.epochs and not any(callback.should_stop(keeper.history) for callback in callbacks):
         _fit_epochs(trainer, config, data, [*callbacks, keeper], done, inside)
     for callback in callbacks:
@@ -128,9 +137,9 @@ def _fit_epochs(trainer, config, data, callbacks, done, inside):
     """Train the epochs that are left after the first `done`."""
     recipe, size = lookup(RECIPES, config.recipe, "recipe"), data.batch_size
     batches = training_batches(
-        data.crops, data.rows, data.targets, recipe, data.orders, size, data.seed, done, inside, part()
+        data.crops, data.rows, data.targets, recipe, data.orders, size, data.seed, done, inside, process_index()
     )
-    if chief():
+    if is_main():
         callbacks = [*callbacks, ProgressBar(config.epochs, data.steps, done)]
     epochs = {"epochs": config.epochs, "initial_epoch": done, "steps_per_epoch": data.steps}
     with readable_errors():
@@ -146,7 +155,7 @@ def readable_errors():
         raise
     except Exception as error:
         lines = [line.partition("UserError: ")[2] for line in str(error).splitlines() if "UserError: " in line]
-        if not lines and part()[1] > 1:
+        if not lines and process_index()[1] > 1:
             again = "is another one dead? Started again, all go on from the last state kept"
             raise UserError(f"this process cannot go on with the others ({again}): {error}") from error
         raise (UserError(lines[-1]) if lines else error) from None
@@ -171,8 +180,8 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
     keras.utils.set_random_seed(seed)
     species = species if config.species_share else None
     scope = prepare(options.precision, options.devices)
-    if chief():
-        print(device_line(options.devices), flush=True)
+    if is_main():
+        print(first_line(options.devices), flush=True)
     size = config.batch_size * replicas(options.devices)
     data = _training_data(config, crops, rows, labels, classes, species, size, seed)
     with scope:
@@ -180,7 +189,7 @@ def train(config, crops, rows, labels, classes, folder, stamp, seed=0, species=N
         model = inference_model(network)
         made = [make(model) for make in callbacks]
         history = fit_network(network, config, data, TrainingState(folder, stamp), made, options)
-    return alone(model), history
+    return local_copy(model), history
 
 # %% ../../nbs/lib/networks/training.ipynb #training-18
 def _training_data(config, crops, rows, labels, classes, species, size, seed):

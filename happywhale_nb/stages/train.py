@@ -21,7 +21,15 @@ from ..data.protocol import protocol_card
 from ..data.splits import gallery_and_queries, kind_of, true_answers
 from ..imaging.crops import cut
 from ..networks.callbacks import Deadline, EarlyStop, Snapshots, TensorBoard, TrainingState, Unfinished
-from ..networks.devices import agree, chief, device_line, join, leave, meet, processes
+from happywhale_nb.networks.devices import (
+    assert_same,
+    barrier,
+    device_line,
+    init_processes,
+    is_main,
+    processes,
+    shutdown,
+)
 from ..networks.model import class_centres, embed_views, embedding_averages, library_versions
 from ..networks.presets import PRESETS, configure
 from ..networks.training import DEFAULTS, TrainingOptions, train
@@ -172,12 +180,12 @@ def build_callbacks(place, score, last, options, deadline=None):
         raise UserError("patience scores the fold in one process while the others go on: with several, give epochs")
     if deadline:
         made.append(lambda model: deadline)
-    if epochs and chief():
+    if epochs and is_main():
         made.append(lambda model: Snapshots(model, place, epochs))
     if options.patience:
         made.append(lambda model: EarlyStop(model, place, score, options.patience))
     if options.tensorboard:
-        made.append(lambda model: TensorBoard(place / "tensorboard" if chief() else None))
+        made.append(lambda model: TensorBoard(place / "tensorboard" if is_main() else None))
     return made, epochs
 
 # %% ../../nbs/03_train.ipynb #03-train-12
@@ -247,7 +255,7 @@ def _train_fold(dataset, folds, config, study_folder, record, options, deadline)
     model, history = train(
         config, crops, rows, labels, classes, place, stamp, used["seed"], species, callbacks, options
     )
-    if not chief():
+    if not is_main():
         return
     facts |= {
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
@@ -293,17 +301,17 @@ def train_stage(
         _train_fold(dataset, folds, config, study_folder, record, options, deadline)
     except Unfinished as error:
         return stopped_record(place, record, error)
-    if chief():
+    if is_main():
         TrainingState(place, stamp).clear()
-    meet("the results are there")
+    barrier("the results are there")
     return read_json(place / "config.json")
 
 # %% ../../nbs/03_train.ipynb #03-train-44
 def _trained_before(place, stamp, force):
     """Whether a fold's results are there already, on which all processes have to agree; with `force` they are not."""
-    join()
-    if force and chief():
+    init_processes()
+    if force and is_main():
         TrainingState(place, stamp).clear()
     done = not force and is_done(place / "config.json", stamp, [place / name for name in OUTPUTS])
-    agree("the model, or whether it is trained: same command, data and folder of outputs for all?", (stamp, done))
+    assert_same("the model, or whether it is trained: same command, data and folder of outputs for all?", (stamp, done))
     return done
