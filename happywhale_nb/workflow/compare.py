@@ -248,6 +248,17 @@ def _unknown(a, b):
         return ("commit", "environment")
     return ("commit",) if a["commit"] is None and b["commit"] is None else ()
 
+
+def _compare_files(a, b):
+    """What differs in the files that two `Side`s have in common: rows of `compare_figures`, and name → what."""
+    rows, files = [], {}
+    for name in sorted({*a} & {*b}):
+        if name.endswith(".json"):
+            rows += compare_figures(name, a[name], b[name])
+        else:
+            files[name] = compare_file(name, a[name], b[name])
+    return rows, files
+
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-24a
 def compare_runs(a, b):
     """What differs between two run records, executed notebooks, or folders of results, a dict:
@@ -261,12 +272,7 @@ def compare_runs(a, b):
     a, b = gather(a), gather(b)
     runs = [{*side.records, *side.own} for side in (a, b)]
     parts = [{*run, *side.files} for run, side in zip(runs, (a, b), strict=True)]
-    common, rows, files = sorted(runs[0] & runs[1]), [], {}
-    for name in sorted({*a.files} & {*b.files}):
-        if name.endswith(".json"):
-            rows += compare_figures(name, a.files[name], b.files[name])
-        else:
-            files[name] = compare_file(name, a.files[name], b.files[name])
+    common, (rows, files) = sorted(runs[0] & runs[1]), _compare_files(a.files, b.files)
     found = {
         "recorded": {"a": len(a.records), "b": len(b.records)},
         "unrecorded": [run for run in common if run not in a.records or run not in b.records],

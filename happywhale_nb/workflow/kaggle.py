@@ -80,7 +80,7 @@ def kernel_metadata(user, slug, notebook, machine="none", competition="", datase
         "model_sources": [],
     }
 
-
+# %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-08a
 def dataset_metadata(user, slug):
     """The content of `dataset-metadata.json`, as documented for `kaggle datasets create`."""
     return {"id": f"{user}/{slug}", "title": slug.replace("-", " "), "licenses": [{"name": "apache-2.0"}]}
@@ -133,7 +133,7 @@ def kaggle_notebook(path, values, dataset, jax=False):
         cells.append(cell)
     for cell in cells:
         if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
+            cell["outputs"], cell["execution_count"] = [], None
     kept = {"kernelspec", "language_info"}
     metadata = {name: value for name, value in notebook["metadata"].items() if name in kept}
     return notebook | {"cells": cells, "metadata": metadata}
@@ -197,7 +197,7 @@ def plan_notebooks(given, folds=(), machine="tpu"):
     for stage in stages:
         mine = {name: value for name, value in values.items() if name in known[stage.name]}
         used = machine if machine in stage.accelerators else "none"
-        if folds and stage.scope == "fold" and not stage.first_fold:
+        if folds and stage.scope == "fold" and not stage.study.first_fold:
             for k in folds:
                 made[f"{stage.notebook}-fold{k}"] = PlannedNotebook(stage.name, mine | {"fold": k}, used)
         else:
@@ -348,6 +348,9 @@ def take_up(inputs=None, working=None, keras_home=None):
             home.mkdir(parents=True, exist_ok=True)
             (home / path.name).unlink(missing_ok=True)  # a link to what is no longer attached
             (home / path.name).symlink_to(path)
-    told = [f"{taken} files taken up from {', '.join(map(str, folders))}"] if folders else []
-    told += [f"weights for Keras: {', '.join(path.name for path in weights)}"] if weights else []
-    return "; ".join(told) or "no earlier outputs attached"
+    messages = []
+    if folders:
+        messages.append(f"{taken} files taken up from {', '.join(map(str, folders))}")
+    if weights:
+        messages.append(f"weights for Keras: {', '.join(path.name for path in weights)}")
+    return "; ".join(messages) or "no earlier outputs attached"

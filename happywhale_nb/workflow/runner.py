@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULERS', 'stage_notebook', 'stage_output', 'check_ranges', 'check_training', 'check_stage', 'locked',
-           'visible_gpus', 'own_gpus', 'stage_values', 'run_stage', 'stage_done_file']
+           'visible_gpus', 'own_gpus', 'stage_values', 'stage_done_file', 'run_stage']
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-02
 import fcntl
@@ -177,6 +177,12 @@ def stage_values(stage, given):
     return values, {name: p.default for name, p in parameters.items()} | values
 
 
+def stage_done_file(stage: str, full: dict, data: str) -> Path:
+    """The file that is there if a stage has been run with these parameter values, on data of this fingerprint; its
+    date is that of the last run."""
+    return done_file(record_path(stage_output(stage, full), job_stamp(stage, full, data)))
+
+# %% ../../nbs/lib/workflow/runner.ipynb #stages-18
 def run_stage(stage, given, output=None, gpus=None):
     """Check `given` (name → text) and run a stage's notebook.
 
@@ -200,9 +206,3 @@ def run_stage(stage, given, output=None, gpus=None):
             record = write_record(beside, stage, full, dataset.fingerprint, time.time() - begun, commit)
             done_file(record).touch()
     return output
-
-
-def stage_done_file(stage: str, full: dict, data: str) -> Path:
-    """The file that is there if a stage has been run with these parameter values, on data of this fingerprint; its
-    date is that of the last run."""
-    return done_file(record_path(stage_output(stage, full), job_stamp(stage, full, data)))

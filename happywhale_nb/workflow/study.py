@@ -25,6 +25,7 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 
+# %% ../../nbs/lib/workflow/study.ipynb #study-02a
 from ..core.artifacts import atomic
 from ..core.errors import UserError, lookup
 from ..core.paths import project_root, study_dir
@@ -211,29 +212,29 @@ def _check_section(name, values, models, where):
     """A stage's `Section`, or None if the stage is left out."""
     stage, place = STAGES[name], f"{where}: {name}"
     if values is False:
-        if not stage.optional:
+        if not stage.study.optional:
             raise UserError(f"{place}: this stage cannot be left out")
         return None
     values = dict(_mapping({} if values is True else values or {}, place))
     chosen = list(models)
-    if stage.chosen and "models" in values:
+    if stage.study.chosen and "models" in values:
         chosen = _text(values.pop("models"), f"{place}.models").split()
         _check_names(chosen, models, f"{place}.models")
     texts = _texts(values, place, name, "model")
-    for parameter in stage.naming:
+    for parameter in stage.study.naming:
         _check_names(texts.get(parameter, "").split(), _variants(models), f"{place}.{parameter}")
     with _named(place):
         check_ranges(stage, _values(name, texts))
     return Section(tuple(chosen), texts)
 
-
+# %% ../../nbs/lib/workflow/study.ipynb #study-09b
 def _check_names(names, known, where):
     if strange := [name for name in names if name not in known]:
         raise UserError(f"{where}: {strange[0]!r} is not among the models ({', '.join(known)})")
 
-# %% ../../nbs/lib/workflow/study.ipynb #study-09a
+
 def _check_resources(values, where):
-    wanted = {name: asdict(stage.resources) for name, stage in study_stages().items()}
+    wanted = {name: asdict(stage.study.resources) for name, stage in study_stages().items()}
     for stage, given in _mapping(values or {}, where).items():
         if stage not in wanted:
             raise UserError(f"{where}: no stage is called {stage!r} ({', '.join(wanted)})")
@@ -281,24 +282,16 @@ def study_of_one(given):
 class Job:
     """One notebook to be run.
 
-    Attributes:
-        stage: The stage's name.
-        given: What the command is told, name → text.
-        title: What people call it.
-        needs: The jobs whose results it reads.
-        output: The executed notebook.
-        done_file: An empty file, there if and only if the results are those of these parameters and data, with the
-            date of the run.
-        resources: cores, gpus, memory_gb, hours.
-    """
+    The done file is empty, and there if and only if the results are those of these parameters and data; its date is
+    that of the run."""
 
     stage: str
-    given: dict
+    given: dict[str, str]  # parameters that the command is told, as texts
     title: str
-    needs: tuple
-    output: Path
+    needs: tuple["Job", ...]  # those whose results it reads
+    output: Path  # the executed notebook
     done_file: Path
-    resources: dict
+    resources: dict[str, float]  # cores, gpus, memory_gb, hours
 
     @property
     def rule(self):
@@ -316,15 +309,15 @@ def _job_keys(study, folds, tested):
     """Stage, model and fold of each job of a `CheckedStudy`, what it reads first; `""` where it has none."""
     keys = []
     for name, stage in study_stages().items():
-        if name not in study.sections or (stage.needs_test and not tested):
+        if name not in study.sections or (stage.study.needs_test and not tested):
             continue
         models = {"": {}}
         if stage.scope != "study":
             models = {model: study.models[model] for model in study.sections[name].models}
         numbers = [""]
         if stage.scope == "fold":
-            numbers = folds[:1] if stage.first_fold else folds
-        variants = _variants(models) if stage.snapshots else models
+            numbers = folds[:1] if stage.study.first_fold else folds
+        variants = _variants(models) if stage.study.snapshots else models
         keys += [(name, model, fold) for model in variants for fold in numbers]
     return keys
 
@@ -346,10 +339,19 @@ def _job_parameters(key, study, shared):
 def _job_needs(key, texts, jobs):
     """Of the jobs there are so far (key → `Job`), those that a job reads."""
     read = {other: job for other, job in jobs.items() if reads_from(key, other)}
-    words = [word for name in STAGES[key[0]].naming for word in texts.get(name, "").split()]
+    words = [word for name in STAGES[key[0]].study.naming for word in texts.get(name, "").split()]
     return tuple(job for other, job in read.items() if not words or other[1] in words)
 
 
+def _make_job(key, study, shared, data, jobs):
+    stage, model, fold = key
+    texts = _job_parameters(key, study, shared)
+    full = stage_values(stage, texts)[1]
+    title = " ".join(filter(None, (STAGES[stage].notebook, model, fold and f"fold {fold}")))
+    places = (stage_output(stage, full), stage_done_file(stage, full, data))
+    return Job(stage, texts, title, _job_needs(key, texts, jobs), *places, study.resources[stage])
+
+# %% ../../nbs/lib/workflow/study.ipynb #study-16b
 def study_jobs(content, where="study"):
     """The folder of a study and its `Job`s in an order in which they can be run: `(Path, [Job, …])`.
 
@@ -368,15 +370,6 @@ def study_jobs(content, where="study"):
     for key in _job_keys(study, numbers, not dataset.test.empty):
         jobs[key] = _make_job(key, study, shared, dataset.fingerprint, jobs)
     return folder, list(jobs.values())
-
-
-def _make_job(key, study, shared, data, jobs):
-    stage, model, fold = key
-    texts = _job_parameters(key, study, shared)
-    full = stage_values(stage, texts)[1]
-    title = " ".join(filter(None, (STAGES[stage].notebook, model, fold and f"fold {fold}")))
-    places = (stage_output(stage, full), stage_done_file(stage, full, data))
-    return Job(stage, texts, title, _job_needs(key, texts, jobs), *places, study.resources[stage])
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-19
 def snakemake_words(config, *more):
