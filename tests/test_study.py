@@ -73,7 +73,7 @@ def half(finished, checkout, tiny, request):
 def waiting(path, **given):
     """Titles of the jobs whose done file is missing, and of those that need them."""
     _, jobs = study_jobs(override(read_study(path), given))
-    missing = {job for job in jobs if not job.mark.is_file()}
+    missing = {job for job in jobs if not job.done_file.is_file()}
     return {job.title for job in jobs if job in missing or before(job) & missing}
 
 
