@@ -21,7 +21,8 @@ from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.dataset import draw_demo
-from happywhale_nb.workflow.runner import STAGES, locked
+from happywhale_nb.workflow.registry import study_stages
+from happywhale_nb.workflow.runner import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 # every kernel and command started by a test is quiet, and reads no data but what the test names
@@ -105,7 +106,7 @@ def run_whole_study(folder):
     data = folder / "data" / "tiny"
     draw_demo(data, seed=3, individuals=12, train_photos=48, test_photos=10, progress=False)
     content = {"study": "whole", "data_dir": str(data), "folds": 2, "quick": True}
-    content |= {"models": {"small_resnet_arcface": {}}, "resources": {stage: {"cores": 1} for stage in STAGES}}
+    content |= {"models": {"small_resnet_arcface": {}}, "resources": {stage: {"cores": 1} for stage in study_stages()}}
     (folder / "whole.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     command = [str(Path(sys.executable).with_name("happywhale")), "run", "whole.yaml"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)

@@ -115,7 +115,7 @@ def test_command_under_its_old_name_is_refused_with_the_new_one(words, command):
 
 def test_every_command_of_the_table_is_there_and_says_what_it_does():
     for name, entry in main.entries.items():
-        command = entry.load()
+        command = entry.load(name)
         assert command.name == name, name
         for inner in getattr(command, "commands", {"": command}).values():
             assert inner.get_short_help_str(), (name, inner.name)

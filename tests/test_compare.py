@@ -20,7 +20,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
 from happywhale_nb.retrieval.predictions import write_predictions
 from happywhale_nb.workflow.compare import compare_runs, describe_comparison
-from happywhale_nb.workflow.provenance import keep_record
+from happywhale_nb.workflow.provenance import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 VALUES = {"fold": 0, "epochs": 0, "preset": "small", "seed": 0, "quick": False, "data_dir": "/x/demo", "force": False}
@@ -55,8 +55,8 @@ def small_study(root):
     write_json(root / "blend.json", {"rule": "paper", "photos": 3, "tested": True, "stamp": "b"})
     for place, stage, output in (("small/fold0", "train", "03_train"), ("small", "knn", "06_knn")):
         values = {"data_dir": f"/x/{root.name}", "study": root.name, "seed": 0, "epochs": 0}
-        keep_record(root / place / f"{output}.ipynb", stage, values, "d", 60)
-    keep_record(root / "07_blending.ipynb", "blend", {"data_dir": "/x/a", "rule": "paper"}, "d", 6)
+        write_record(root / place / f"{output}.ipynb", stage, values, "d", 60)
+    write_record(root / "07_blending.ipynb", "blend", {"data_dir": "/x/a", "rule": "paper"}, "d", 6)
     return root
 
 

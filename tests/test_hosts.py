@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from happywhale_nb.retrieval.embeddings import read_embeddings
-from happywhale_nb.workflow.provenance import kept_records, mark_path
+from happywhale_nb.workflow.provenance import done_file, record_paths
 
 pytestmark = pytest.mark.hosts
 
@@ -132,8 +132,8 @@ def test_train_command_in_two_processes_leaves_one_set_of_results_and_two_notebo
     place = project / "outputs/hosts-quick/small_resnet_arcface/fold0"
     notebooks = ["03_train.ipynb", "03_train.process1.ipynb"]
     left = {path.name for path in place.iterdir() if not path.name.startswith(".")}
-    record = kept_records(place / notebooks[0])[0]
-    assert left == {*OUTPUTS, *notebooks, record.name, mark_path(record).name}, "one record, of the first process"
+    record = record_paths(place / notebooks[0])[0]
+    assert left == {*OUTPUTS, *notebooks, record.name, done_file(record).name}, "one record, of the first process"
     assert all("map5_known" in text for text in said)
     shown = [(place / name).read_text() for name in notebooks]
     assert "in 2 processes" in shown[0] and all("image/png" in text for text in shown)

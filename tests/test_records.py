@@ -15,9 +15,9 @@ from happywhale_nb.workflow.provenance import (
     begin_record,
     commit_of,
     job_stamp,
-    keep_record,
     record_path,
     without_folders,
+    write_record,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,7 @@ def test_keep_record_has_every_circumstance_and_no_private_path_or_name(tmp_path
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     values = VALUES | {"data_dir": str(place / "whales"), "changes": f"weights={place}/a.keras pool=gem"}
-    path = keep_record(tmp_path / "03_train.ipynb", "train", values, "d" * 16, 12.34)
+    path = write_record(tmp_path / "03_train.ipynb", "train", values, "d" * 16, 12.34)
     record = read_json(path)
     assert path == record_path(tmp_path / "03_train.ipynb", record["stamp"]) and path.is_file()
     assert record["stamp"] == job_stamp("train", values, "d" * 16)
@@ -76,18 +76,18 @@ def test_keep_record_of_work_found_done_keeps_the_first_record(tmp_path):
     output, figures = tmp_path / "03_train.ipynb", tmp_path / "config.json"
     write_json(figures, {"stamp": "s"})
     now = time.time()
-    first = keep_record(output, "train", VALUES, "d", 60, {"hash": "0" * 40, "changes": None})
+    first = write_record(output, "train", VALUES, "d", 60, {"hash": "0" * 40, "changes": None})
     made = read_json(first)
     assert made["commit"]["hash"] == "0" * 40 and not made["found_done"]
     os.utime(figures, (now - 600, now - 600))
     os.utime(first, (now - 600, now - 600))
-    assert keep_record(output, "train", VALUES, "d", 5, {"hash": "f" * 40, "changes": None}) == first
+    assert write_record(output, "train", VALUES, "d", 5, {"hash": "f" * 40, "changes": None}) == first
     assert read_json(first) == made and first.stat().st_mtime > now - 5  # as it was, with a new date
     first.unlink()
-    left = read_json(keep_record(output, "train", VALUES, "d", 5))
+    left = read_json(write_record(output, "train", VALUES, "d", 5))
     assert left["found_done"] and not {"commit", "versions", "device", "environment"} & set(left)
     os.utime(figures)
-    assert not read_json(keep_record(output, "train", VALUES, "d", 60))["found_done"]
+    assert not read_json(write_record(output, "train", VALUES, "d", 60))["found_done"]
 
 
 @pytest.mark.parametrize(

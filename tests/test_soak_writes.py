@@ -46,7 +46,7 @@ from happywhale_nb.stages.blending import blend_files, select_runs
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow import kaggle
 from happywhale_nb.workflow.compare import gather
-from happywhale_nb.workflow.provenance import begin_record, job_stamp, keep_record, mark_path, record_path
+from happywhale_nb.workflow.provenance import begin_record, done_file, job_stamp, record_path, write_record
 
 SEED, EACH = 20260731, 3  # of the sample that is tried without `make soak`: faults of each writer and start
 
@@ -364,8 +364,8 @@ def record_writer():
             output, values = folder / "03_train.ipynb", {"data_dir": "data", "seed": seed}
             stamp = job_stamp("train", values, "f00d")
             begin_record(output, stamp)
-            record = keep_record(output, "train", values, "f00d", 1.0, {"hash": "c0ffee", "changes": None})
-            mark_path(record).touch()
+            record = write_record(output, "train", values, "f00d", 1.0, {"hash": "c0ffee", "changes": None})
+            done_file(record).touch()
             yield
 
         return run
@@ -376,7 +376,7 @@ def record_writer():
             stamp = job_stamp("train", {"data_dir": "data", "seed": seed}, "f00d")
             path = record_path(folder / "03_train.ipynb", stamp)
             found[f"record {seed}"] = read_json(path)["parameters"] if path.exists() else None
-            found[f"mark {seed}"] = mark_path(path).exists() or None
+            found[f"mark {seed}"] = done_file(path).exists() or None
             # a mark alone would say that a stage is done whose results are another run's
             assert not found[f"mark {seed}"] or found[f"record {seed}"], f"a mark without its record, seed {seed}"
         return found

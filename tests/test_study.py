@@ -23,7 +23,7 @@ from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.stages.study_split import study_folds
-from happywhale_nb.workflow.provenance import kept_records, mark_path
+from happywhale_nb.workflow.provenance import done_file, record_paths
 from happywhale_nb.workflow.study import before, check_study, override, plan_states, read_study, study_jobs
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
@@ -66,14 +66,14 @@ def half(finished, checkout, tiny, request):
     shutil.copytree(finished[1], folder)  # keeps the files' times
     shutil.rmtree(folder / "basic_cnn" / "fold1")
     for notebook in ("basic_cnn/06_knn.ipynb", "07_blending.ipynb", "08_report.ipynb"):
-        mark_path(kept_records(folder / notebook)[0]).unlink()
+        done_file(record_paths(folder / notebook)[0]).unlink()
     return path, folder
 
 
 def waiting(path, **given):
     """Titles of the jobs whose done file is missing, and of those that need them."""
     _, jobs = study_jobs(override(read_study(path), given))
-    missing = {job for job in jobs if not job.mark.is_file()}
+    missing = {job for job in jobs if not job.done_file.is_file()}
     return {job.title for job in jobs if job in missing or before(job) & missing}
 
 
@@ -167,13 +167,13 @@ def test_run_notices_results_made_by_hand_with_other_parameters(finished, checko
 
 def test_run_of_work_found_done_keeps_its_record(half, checkout, tiny):
     path, folder = half
-    blend = kept_records(folder / "07_blending.ipynb")[0]
+    blend = record_paths(folder / "07_blending.ipynb")[0]
     before = blend.read_bytes()
-    mark_path(blend).unlink(missing_ok=True)
+    done_file(blend).unlink(missing_ok=True)
     shutil.copytree(folder.with_name("finished-quick") / "basic_cnn", folder / "basic_cnn", dirs_exist_ok=True)
     done = happywhale(checkout, "run", path, "--snakemake", "--until 07_blending")
     assert done.returncode == 1, "no report asked for"
-    assert blend.read_bytes() == before and mark_path(blend).is_file()
+    assert blend.read_bytes() == before and done_file(blend).is_file()
 
 
 def test_study_folds_of_a_study_keep_its_seed_and_refuse_another(finished, checkout, tiny):
@@ -299,7 +299,7 @@ def test_run_with_a_broken_fold_stops_its_branch_and_the_next_run_resumes_there(
     fold = folder / "basic_cnn" / "fold1"
     fold.mkdir()
     (fold / "resume.json").write_text("{")
-    eda = mark_path(kept_records(folder / "01_eda.ipynb")[0])
+    eda = done_file(record_paths(folder / "01_eda.ipynb")[0])
     eda.unlink()
     done = happywhale(checkout, "run", path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -307,7 +307,7 @@ def test_run_with_a_broken_fold_stops_its_branch_and_the_next_run_resumes_there(
     assert "fold1/03_train.failed.ipynb" in done.stderr
     assert "not run: 06_knn basic_cnn, which needs 03_train basic_cnn fold 1" in done.stderr
     assert "[1/6] 01_eda" in done.stderr and eda.is_file(), "another branch went on"
-    assert not kept_records(fold / "03_train.ipynb") and waiting(path) == REST
+    assert not record_paths(fold / "03_train.ipynb") and waiting(path) == REST
 
 
 def test_train_that_fails_leaves_no_done_file_and_no_record(checkout, tiny):
@@ -317,7 +317,7 @@ def test_train_that_fails_leaves_no_done_file_and_no_record(checkout, tiny):
     words = ["-p", "data_dir", tiny, "-p", "study", "failed", "-p", "quick", "true", "-p", "folds", "2"]
     done = CliRunner().invoke(main, ["train", *map(str, words)])
     assert done.exit_code == 2 and "resume.json is not valid JSON" in done.stderr
-    assert not list(place.glob("*.done")) and not kept_records(place / "03_train.ipynb")
+    assert not list(place.glob("*.done")) and not record_paths(place / "03_train.ipynb")
     assert (place / "03_train.failed.ipynb").is_file() and not (place / "03_train.ipynb").exists()
 
 
@@ -364,7 +364,7 @@ def test_run_with_a_killed_kernel_says_so_and_only_its_fold_is_left(half, checko
     kernel.kill()
     _, said = run.communicate(timeout=120)
     assert run.returncode == 1 and b"the kernel died" in said and b"Traceback" not in said
-    assert "model.keras" not in leftovers(folder) and not kept_records(folder / "basic_cnn/fold1/03_train.ipynb")
+    assert "model.keras" not in leftovers(folder) and not record_paths(folder / "basic_cnn/fold1/03_train.ipynb")
     assert waiting(path) == REST
     assert (folder / "basic_cnn" / "fold0" / "model.keras").stat().st_mtime_ns == before
 

@@ -31,7 +31,7 @@ from happywhale_nb.stages.report import report_stage
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow.compare import compare_runs, describe_comparison, model_weights
-from happywhale_nb.workflow.provenance import kept_records
+from happywhale_nb.workflow.provenance import record_paths
 
 BIN = Path(sys.executable).parent
 
@@ -300,7 +300,7 @@ def again(whole, study, tiny):
     """The folder of a study whose fold 0 was trained a second time, by the command and with the first one's threads;
     its fold 1 is a copy of the first study's, and both were searched and blended a second time."""
     folder = whole / "outputs" / "again-quick"
-    first = read_json(kept_records(study / "small_resnet_arcface" / "fold0" / "03_train.ipynb")[0])
+    first = read_json(record_paths(study / "small_resnet_arcface" / "fold0" / "03_train.ipynb")[0])
     values = first["parameters"] | {"data_dir": whole / "data" / "tiny", "study": "again"}
     command = [str(BIN / "happywhale"), "train"]
     command += [word for name, value in values.items() for word in ("-p", name, str(value))]

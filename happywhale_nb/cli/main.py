@@ -12,6 +12,7 @@ from importlib import import_module
 import click
 
 from ..core.errors import UserError
+from ..workflow.registry import command_stages
 
 # %% ../../nbs/lib/cli/main.ipynb #main-05
 @dataclass(frozen=True)
@@ -19,17 +20,19 @@ class Entry:
     """A command in a table: where its `click.Command` is, and the line that `--help` shows.
 
     Attributes:
-        place: `module:attribute`, the module relative to `happywhale_nb.cli`.
+        place: `module:attribute`, the module relative to `happywhale_nb.cli`; the attribute is the command, or a dict of
+            commands by name.
         help: One line.
     """
 
     place: str
     help: str
 
-    def load(self) -> click.Command:
-        """Import the module and return the command."""
+    def load(self, name: str) -> click.Command:
+        """Import the module and return the command called `name`."""
         module, _, attribute = self.place.partition(":")
-        return getattr(import_module(f"happywhale_nb.cli.{module}"), attribute)
+        command = getattr(import_module(f"happywhale_nb.cli.{module}"), attribute)
+        return command[name] if isinstance(command, dict) else command
 
 # %% ../../nbs/lib/cli/main.ipynb #main-06
 class LazyGroup(click.Group):
@@ -51,7 +54,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, or None. Raises `UserError` for a name of an earlier version."""
         if cmd_name in self.entries:
-            return self.entries[cmd_name].load()
+            return self.entries[cmd_name].load(cmd_name)
         if cmd_name in self.renamed:
             raise UserError(f"`happywhale {cmd_name}` is now `happywhale {self.renamed[cmd_name]}`")
         return None
@@ -80,13 +83,7 @@ class MainGroup(LazyGroup):
 STUDY = {
     "demo": Entry("study:demo", "Draw the demo photographs, unless they are there, and run the study on them."),
     "run": Entry("study:run", "Run a whole study; only what is missing or out of date."),
-    "eda": Entry("stages:eda", "Explore the data set."),
-    "train": Entry("stages:train", "Train one model on one fold."),
-    "knn": Entry("stages:knn", "Rank the individuals for every query of the finished folds, by nearest neighbours."),
-    "gradcam": Entry("stages:gradcam", "Show where a trained model looked."),
-    "robustness": Entry("stages:robustness", "Measure what blur, dusk, glare, spray and more cost a trained model."),
-    "blend": Entry("stages:blend", "Blend the folds' test predictions into a submission."),
-    "report": Entry("stages:report", "Write the report page."),
+    **{name: Entry("stages:COMMANDS", stage.summary) for name, stage in command_stages().items()},
     "compare": Entry("study:compare", "Say what differs between two runs."),
 }
 

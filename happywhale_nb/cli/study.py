@@ -101,7 +101,7 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     if unfinished:
         ctx.exit(1)
     head = f"Nothing to do, all {len(jobs)} notebooks are up to date:"
-    if any(job.mark.stat().st_mtime >= began for job in jobs):
+    if any(job.done_file.stat().st_mtime >= began for job in jobs):
         head = f"Made in {(time.time() - began) / 60:.1f} minutes:"
     click.echo("\n".join(closing_lines(folder, head)))
 

@@ -95,7 +95,8 @@ class _Bars:
     def write(self, text):
         bars = [part for part in re.split(r"[\r\n]", text) if re.search(r"\d%\|", part)]
         if bars:
-            self.stream.write("\r" + bars[-1].rstrip() + "\n" * ("100%|" in bars[-1]))
+            end = "\n" if "100%|" in bars[-1] else ""
+            self.stream.write("\r" + bars[-1].rstrip() + end)
 
     def flush(self):
         self.stream.flush()
@@ -150,20 +151,10 @@ def run_notebook(notebook, output, values):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without TensorFlow's greetings on the page
     with text_only(), atomic(output) as part, _stderr_of_children(part.with_suffix(".log")) as terminal:
         try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(part),
-                values,
-                cwd=str(project_root()),
-                kernel_name="python3",
-                progress_bar=False,
-                stderr_file=_Bars(terminal) if os.environ.get("HAPPYWHALE_BARS") != "off" else None,
-            )
+            _execute(notebook, part, values, terminal)
             nbformat.write(collapse_bars(nbformat.read(part, as_version=4)), part)
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
-            for left, place in ((part, failed), (part.with_suffix(".log"), log)):
-                if left.exists():
-                    left.replace(place)
+            _keep_failed(part, failed, log)
             reason = _reason(error, isinstance(error, DeadKernelError))
             message = f"{Path(notebook).stem}: {reason}\n  (the notebook as far as it came: {failed})"
             raise UserError(message) from None
@@ -180,6 +171,28 @@ def own_output(output):
 
 def _several():
     return os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", "1") not in ("", "1")
+
+
+def _execute(notebook, part, values, terminal):
+    """Run `notebook` by papermill, the executed copy to `part`, bars to the open file `terminal`."""
+    import papermill
+
+    papermill.execute_notebook(
+        str(notebook),
+        str(part),
+        values,
+        cwd=str(project_root()),
+        kernel_name="python3",
+        progress_bar=False,
+        stderr_file=None if os.environ.get("HAPPYWHALE_BARS") == "off" else _Bars(terminal),
+    )
+
+
+def _keep_failed(part, failed, log):
+    """Move a partly executed notebook, and what was written to standard error meanwhile, to their places."""
+    for left, place in ((part, failed), (part.with_suffix(".log"), log)):
+        if left.exists():
+            left.replace(place)
 
 
 def _reason(error, dead):
