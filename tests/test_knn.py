@@ -15,7 +15,10 @@ from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.data.splits import gallery_and_queries
+from happywhale_nb.retrieval.calibration import Confidence
+from happywhale_nb.retrieval.conformal import CandidateSets
 from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
+from happywhale_nb.retrieval.knn import KNNHead, VectorError, neighbour_grid, rank_sets, within_map5
 from happywhale_nb.retrieval.local_features import Evidence, Features, Fusion, cross_probabilities, gather, rerank
 from happywhale_nb.retrieval.metrics import (
     auroc_new,
@@ -31,8 +34,6 @@ from happywhale_nb.retrieval.metrics import (
     summary,
 )
 from happywhale_nb.retrieval.open_set import (
-    CandidateSets,
-    Confidence,
     estimate_share_new,
     fit_species_thresholds,
     fit_threshold,
@@ -43,8 +44,6 @@ from happywhale_nb.retrieval.predictions import read_predictions, read_scores
 from happywhale_nb.retrieval.search import AGGREGATES
 from happywhale_nb.stages import knn
 from happywhale_nb.stages.knn import (
-    KNNHead,
-    VectorError,
     answer_folds,
     compare_rules,
     evaluate,
@@ -54,13 +53,10 @@ from happywhale_nb.stages.knn import (
     known_queries,
     list_folds,
     local_evidence,
-    neighbour_grid,
     rank_fold,
-    rank_sets,
     ranked_folds,
     study_grid,
     thumbnail,
-    within_map5,
 )
 
 laws = settings(max_examples=100, deadline=None, derandomize=True)

@@ -14,8 +14,8 @@ from happywhale_nb.imaging.degradations import DEGRADATIONS, degrade
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.networks.training import build_network, identifier
 from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import bootstrap_interval, map_at_5
-from happywhale_nb.stages.knn import KNNHead
 from happywhale_nb.stages.robustness import all_changes, costs, drawn_queries, robustness_stage
 from happywhale_nb.stages.train import train_stage
 

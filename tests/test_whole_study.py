@@ -23,10 +23,11 @@ from happywhale_nb.evaluation import browser as widgets
 from happywhale_nb.evaluation.browser import Opened, browse_folds, browse_neighbours
 from happywhale_nb.networks.presets import used_preset
 from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import map_at_5
 from happywhale_nb.retrieval.predictions import read_predictions
 from happywhale_nb.stages.blending import blend_stage, is_current
-from happywhale_nb.stages.knn import KNNHead, compare_rules, knn_stage
+from happywhale_nb.stages.knn import compare_rules, knn_stage
 from happywhale_nb.stages.report import report_stage
 from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow.compare import compare_runs, describe_comparison, model_weights

@@ -17,7 +17,8 @@ from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Ph
 from .store import model_row, next_name, now, unpack
 from ..core.errors import UserError
 from ..data.dataset import NEW
-from ..retrieval.gallery import Calibration, Known, answer
+from ..retrieval.gallery import Gallery
+from ..retrieval.identifier import Calibration, answer
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #asking-04
 OVERLAP = 200  # lines of the trail that are read again: more than can be under way at once
@@ -44,7 +45,7 @@ class Asker:
         self.seen, self.rows, self.ids = None, {}, np.empty(0, int)
         self.proposed = {}  # species → next free id, until something changes: reading all names takes its time
         self.facts = {field: np.empty(0, object) for field in FIELDS}
-        self.known = Known().fit(np.empty((0, self.width), np.float32), [])
+        self.known = Gallery().fit(np.empty((0, self.width), np.float32), [])
         self.refresh()
 
     def refresh(self):

@@ -327,7 +327,7 @@ def blend(files, given, output, gpus, **how):
         return _stage("blend", given, output, gpus)
     if output is None or given:
         raise UserError("files are blended with -o submission.csv and without -p")
-    from happywhale_nb.stages.blending import blend_files
+    from happywhale_nb.ensemble.blending import blend_files
 
     try:
         weights = [float(part) for part in how.pop("weights").split()] or None
@@ -351,7 +351,7 @@ def score(predictions, truth, catalogue, machine):
 
     Without --catalogue the truth itself has to say who is new_individual.
     """
-    from happywhale_nb.stages.blending import score_file
+    from happywhale_nb.ensemble.blending import score_file
 
     figures, lines = score_file(predictions, truth, catalogue)
     for line in lines:
@@ -371,7 +371,7 @@ def validate(ctx, submission, like, catalogue):
     \b
     Example: happywhale validate submission.csv --like data/happywhale/sample_submission.csv
     """
-    from happywhale_nb.ensemble.ranked_lists import check_submission
+    from happywhale_nb.retrieval.predictions import check_submission
 
     known = read_table(catalogue, ["individual_id"])["individual_id"].tolist() if catalogue else None
     found = check_submission(submission, like, known)

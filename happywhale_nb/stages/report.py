@@ -25,6 +25,7 @@ from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.splits import card_line, foot, gallery_and_queries, study_card, study_folds, true_answers
+from ..ensemble.blending import error_correlation
 from ..evaluation import error_analysis as errors
 from happywhale_nb.evaluation.html import (
     Section,
@@ -43,10 +44,11 @@ from ..evaluation.per_query import fold_figures, outcomes
 from ..evaluation.statistics import compare_models, draw_learning_curve, fold_statistics, learning_curve
 from ..networks.presets import configure, used_preset
 from ..retrieval.embeddings import read_embeddings
+from ..retrieval.knn import KNNHead
 from ..retrieval.metrics import summary
 from ..retrieval.predictions import read_predictions
-from .blending import draw_blend, error_correlation, is_current, out_of_fold
-from .knn import KNNHead, compare_rules, draw_evaluation, known_queries, ranked_folds, study_grid
+from .blending import draw_blend, is_current, out_of_fold
+from .knn import compare_rules, draw_evaluation, known_queries, ranked_folds, study_grid
 
 # %% ../../nbs/08_report.ipynb #08-report-05
 @dataclass

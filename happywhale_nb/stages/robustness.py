@@ -38,8 +38,8 @@ from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
 from ..networks.presets import used_preset
 from ..networks.training import averaged, embed_views
 from ..retrieval.embeddings import read_embeddings
+from ..retrieval.knn import KNNHead
 from ..retrieval.metrics import average_precision, bootstrap_interval
-from .knn import KNNHead
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-06
 SIGMAS = (0.0, 0.5, 1.0, 2.0)

@@ -25,8 +25,8 @@ from ..networks.devices import agree, chief, device_line, join, leave, meet, pro
 from ..networks.presets import PRESETS, configure
 from ..networks.training import averaged, embed_views, train
 from ..retrieval.embeddings import Embeddings, write_embeddings
+from ..retrieval.knn import KNNHead, within_map5
 from ..retrieval.metrics import map_at_5
-from .knn import KNNHead, within_map5
 
 # %% ../../nbs/03_train.ipynb #03-train-08
 def known_map5(vectors, individuals, gallery, query):
