@@ -12,73 +12,24 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..data.dataset import NEW
-from .knn import KNNHead, candidates, first_of_each, names_of, nearest_first
+from .knn import KNNHead, RankMixin, candidates, nearest_first
 from .search import above_floor, settle, unit_rows
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #answering-05
-class LabelledRows:
-    """Vectors of length 1 with a label each; both can be added to and changed.
+class _Labels:
+    """Labels of rows as whole numbers, which of them grow in the order labels come.
 
     Attributes:
-        n_features_in_: numbers a vector.
+        codes_: `[m]` int, which of `classes_` a row has, -1 for nobody.
+        classes_: `[c]` str, all labels there have been, in the order they came.
     """
-
-    def fit(self, X, y):
-        """Take rows in place of what was there.
-
-        Args:
-            X: `[n, d]` vectors of any length, n ≥ 0.
-            y: `[n]` labels, "" for nobody yet.
-
-        Returns:
-            self.
-
-        Raises:
-            UserError: for vectors that cannot be compared, and for `new_individual` among the labels.
-        """
-        self.n_features_in_ = np.shape(X)[1]
-        self._rows, self._codes = np.empty((16, self.n_features_in_), np.float32), np.full(16, -1)
-        self._size, self._place, self._names = 0, {}, None
-        return self.extend(X, y)
-
-    def extend(self, vectors, labels):
-        """Add `vectors` `[n, d]` of any length with `labels` `[n]`. Returns self. Raises `UserError` as `fit` does."""
-        vectors, codes = unit_rows(vectors, width=self.n_features_in_), self._codes_of(labels, len(vectors))
-        end = self._size + len(vectors)
-        if end > len(self._rows):
-            self._grow(max(end, 2 * len(self._rows)))
-        self._rows[self._size : end], self._codes[self._size : end] = vectors, codes
-        self._size = end
-        return self
-
-    def relabel(self, rows, labels):
-        """Give `rows` (numbers `[n]`) new `labels` `[n]`. Returns self. Raises `UserError`."""
-        rows = self._checked(rows)
-        self._codes[rows] = self._codes_of(labels, len(rows))
-        return self
-
-    def replace(self, rows, vectors):
-        """Give `rows` (numbers `[n]`) new `vectors` `[n, d]`, of a crop that was corrected say. Returns self. Raises
-        `UserError`."""
-        rows, vectors = self._checked(rows), unit_rows(vectors, width=self.n_features_in_)
-        if len(rows) != len(vectors):
-            raise UserError(f"{len(vectors)} vectors for {len(rows)} rows: give one to each")
-        self._rows[rows] = vectors
-        return self
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """`[m, d]` float32, rows of length 1, in the order they came."""
-        return self._rows[: self._size]
 
     @property
     def codes_(self) -> np.ndarray:
-        """`[m]` whole numbers: which of `classes_` a row shows, -1 for nobody."""
         return self._codes[: self._size]
 
     @property
     def classes_(self) -> np.ndarray:
-        """`[c]` str, all labels there have been, in the order they came."""
         if self._names is None:
             self._names = np.array(list(self._place), dtype=str)
         return self._names
@@ -91,17 +42,6 @@ class LabelledRows:
     def rows_of(self, label: str) -> np.ndarray:
         """`[n]` numbers of the rows with a label there has been."""
         return np.flatnonzero(self.codes_ == self._place[label])
-
-    def _grow(self, room):
-        rows, codes = np.empty((room, self.n_features_in_), np.float32), np.full(room, -1)
-        rows[: self._size], codes[: self._size] = self.vectors, self.codes_
-        self._rows, self._codes = rows, codes
-
-    def _checked(self, rows):
-        rows = np.asarray(rows, dtype=int).reshape(-1)
-        if ((rows < 0) | (rows >= self._size)).any():
-            raise UserError(f"the gallery has rows 0 to {self._size - 1}, and {rows.tolist()} are asked for")
-        return rows
 
     def _codes_of(self, labels, n):
         """`[n]` numbers of labels, -1 for "". A label that has none yet gets the next."""
@@ -116,8 +56,63 @@ class LabelledRows:
             self._names = None
         return np.array(codes, dtype=int)
 
+# %% ../../nbs/lib/retrieval/gallery.ipynb #gallery-01
+class LabelledRows(_Labels):
+    """Vectors of length 1 with a label each; both can be added to and changed.
+
+    All methods return self, and raise `UserError` for vectors that cannot be compared, for numbers that do not fit, and
+    for `new_individual` among the labels.
+    """
+
+    def fit(self, X, y):
+        """Take `X` `[n, d]`, vectors of any length, n ≥ 0, and `y` `[n]`, labels, in place of what was there."""
+        self.n_features_in_ = np.shape(X)[1]
+        self._rows, self._codes = np.empty((16, self.n_features_in_), np.float32), np.full(16, -1)
+        self._size, self._place, self._names = 0, {}, None
+        return self.extend(X, y)
+
+    def extend(self, vectors, labels):
+        """Add `vectors` `[n, d]` of any length with `labels` `[n]`."""
+        vectors, codes = unit_rows(vectors, width=self.n_features_in_), self._codes_of(labels, len(vectors))
+        end = self._size + len(vectors)
+        if end > len(self._rows):
+            self._grow(max(end, 2 * len(self._rows)))
+        self._rows[self._size : end], self._codes[self._size : end] = vectors, codes
+        self._size = end
+        return self
+
+    def relabel(self, rows, labels):
+        """Give `rows` (numbers `[n]`) new `labels` `[n]`."""
+        rows = self._checked(rows)
+        self._codes[rows] = self._codes_of(labels, len(rows))
+        return self
+
+    def replace(self, rows, vectors):
+        """Give `rows` (numbers `[n]`) new `vectors` `[n, d]`, of a crop that was corrected say."""
+        rows, vectors = self._checked(rows), unit_rows(vectors, width=self.n_features_in_)
+        if len(rows) != len(vectors):
+            raise UserError(f"{len(vectors)} vectors for {len(rows)} rows: give one to each")
+        self._rows[rows] = vectors
+        return self
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """`[m, d]` float32, rows of length 1, in the order they came."""
+        return self._rows[: self._size]
+
+    def _grow(self, room):
+        rows, codes = np.empty((room, self.n_features_in_), np.float32), np.full(room, -1)
+        rows[: self._size], codes[: self._size] = self.vectors, self.codes_
+        self._rows, self._codes = rows, codes
+
+    def _checked(self, rows):
+        rows = np.asarray(rows, dtype=int).reshape(-1)
+        if ((rows < 0) | (rows >= self._size)).any():
+            raise UserError(f"the gallery has rows 0 to {self._size - 1}, and {rows.tolist()} are asked for")
+        return rows
+
 # %% ../../nbs/lib/retrieval/gallery.ipynb #answering-07
-class Gallery(LabelledRows):
+class Gallery(RankMixin, LabelledRows):
     """Known photographs that can be added to, renamed, and asked in part.
 
     A label "" is nobody yet: such a row is never a neighbour. One thread may change a gallery at a time; what `under`
@@ -128,16 +123,11 @@ class Gallery(LabelledRows):
 
     Attributes:
         head: the `KNNHead` that says how many neighbours are looked at and how they count together; not fitted.
-        aggregate: that of the head.
     """
 
     def __init__(self, n_neighbors: int = 50):
         self.head = KNNHead(n_neighbors)
         self._mask = None
-
-    @property
-    def aggregate(self) -> str:
-        return self.head.aggregate
 
     @property
     def open_(self) -> np.ndarray:
@@ -146,15 +136,8 @@ class Gallery(LabelledRows):
         return named if self._mask is None else named & self._mask
 
     def under(self, allowed=None, left_out=None) -> "Gallery":
-        """The same gallery, in which only some rows are open. It keeps the labels of now.
-
-        Args:
-            allowed: `[m]` bool, rows that may be neighbours; None: all.
-            left_out: `[m]` bool, rows that may not; None: none.
-
-        Raises:
-            UserError: for masks of another length.
-        """
+        """The same gallery with its labels of now, in which only some rows are open: those `allowed`, not `left_out`
+        (`[m]` bool; None: no such mask). Raises `UserError` for masks of another length."""
         asked = copy.copy(self)
         asked._codes = self.codes_.copy()
         asked._mask = np.ones(self._size, bool)
@@ -165,39 +148,36 @@ class Gallery(LabelledRows):
                 asked._mask &= np.asarray(mask, dtype=bool) == opens
         return asked
 
+    def check_queries(self, X) -> np.ndarray:
+        """Queries `[n, d]` as float32 rows of length 1; `UserError` for vectors that cannot be compared."""
+        return unit_rows(X, "photograph", width=self.n_features_in_)
+
     def kneighbors(self, X) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest open rows.
+        """The nearest open rows of queries `[n, d]`: `(cosine [n, k] float64, index [n, k] int)`, nearest first, equals
+        in the order of rows; k is 0 if no row is open."""
+        return _nearest_open(self.check_queries(X), self.vectors, self.open_, self.head.n_neighbors)
 
-        Args:
-            X: `[n, d]` queries of any length.
-
-        Returns:
-            `(cosine [n, k] float64, index [n, k] int)`, nearest first; equals in the order of rows; k is 0 if no row
-            is open.
-
-        Raises:
-            UserError: for vectors that cannot be compared.
-        """
-        X, is_open = unit_rows(X, "photograph", width=self.n_features_in_), self.open_
-        k = min(self.head.n_neighbors, np.count_nonzero(is_open))
-        if not k or not len(X):
-            return np.empty((len(X), k)), np.empty((len(X), k), int)
-        parts = [_nearest_open(X[i : i + 256], self.vectors, is_open, k) for i in range(0, len(X), 256)]
-        return nearest_first(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    @property
+    def aggregate(self) -> str:
+        """That of the head."""
+        return self.head.aggregate
 
     def score_candidates(self, X) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """As `KNNHead.score_candidates`, among the open rows, of which there has to be one."""
         cosine, index = self.kneighbors(X)
-        return candidates(self.codes_[index], cosine, self.aggregate, self.head.temperature), cosine[:, -1]
-
-    def rank(self, X, n_answers: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """As `KNNHead.rank`, among the open rows, of which there has to be one."""
-        found, floor = self.score_candidates(X)
-        entry, scores = first_of_each(found, len(floor), n_answers)
-        return names_of(self.classes_, np.where(entry >= 0, found["code"][entry], -1)), scores
+        return candidates(self.codes_[index], cosine, self.head.aggregate, self.head.temperature), cosine[:, -1]
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #answering-10
 def _nearest_open(queries, vectors, is_open, k):
+    """Cosines and rows of the k nearest open rows, of all there are if they are fewer."""
+    k = min(k, np.count_nonzero(is_open))
+    if not k or not len(queries):
+        return np.empty((len(queries), k)), np.empty((len(queries), k), int)
+    parts = [_block_of_open(queries[i : i + 256], vectors, is_open, k) for i in range(0, len(queries), 256)]
+    return nearest_first(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _block_of_open(queries, vectors, is_open, k):
     margin, m = vectors.shape[1] * 2.0**-23, len(vectors)
     products = np.full((len(queries), -(-m // 32) * 32), -np.inf, np.float32)
     np.matmul(queries, vectors.T, out=products[:, :m])

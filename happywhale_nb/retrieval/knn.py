@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEARCHES', 'BLOCK', 'VectorError', 'unit_vectors', 'candidates', 'first_of_each', 'names_of', 'leading_names',
-           'KNNHead', 'nearest_first', 'rank_sets', 'neighbour_grid', 'within_map5']
+           'nearest_first', 'RankMixin', 'KNNHead', 'rank_sets', 'neighbour_grid', 'within_map5']
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-02
 import warnings
@@ -132,8 +132,98 @@ def leading_names(classes: np.ndarray, found: dict[str, np.ndarray], n: int) -> 
 SEARCHES = ("auto", "exact", "faiss", "sklearn")
 BLOCK = 4096  # queries whose cosines to all class centres are in memory at a time
 
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-15
+def nearest_first(cosine: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours by cosine, to six decimals, descending; equals by `index`.
+
+    Args:
+        cosine: `[n, k]` cosines in any order; index: `[n, k]` their rows of the gallery.
+
+    Returns:
+        `(cosine [n, k] float64, index [n, k])`.
+    """
+    cosine = np.round(cosine.astype(float), 6)
+    order = np.lexsort((index, -cosine), axis=1)
+    return np.take_along_axis(cosine, order, axis=1), np.take_along_axis(index, order, axis=1)
+
+
+def _index(search, rows):
+    """What finds the neighbours among `rows` `[n, d]`: `kneighbors(queries, k)` gives their cosines and rows, best
+    first; for `sklearn` their distances."""
+    if search == "sklearn":
+        return NearestNeighbors(metric="cosine").fit(rows)
+    index = make_index(search, len(rows))
+    index.add(range(len(rows)), rows)
+    return index
+
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-13b
+class _NeighbourSearch(BaseEstimator):
+    """The part of `KNNHead` that keeps the known photographs and finds the nearest of them."""
+
+    def fit(self, X, y):
+        """Take `X` `[n, d]` or `[n, views, d]`, embeddings of any length, of the individuals `y` `[n]`."""
+        X, y = unit_vectors(X), column_or_1d(y, warn=True)
+        check_consistent_length(X, y)
+        _check_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        _check_names(self.classes_)
+        rows = X.reshape(-1, X.shape[-1])
+        self.n_features_in_, self.codes_ = X.shape[-1], np.repeat(codes, len(rows) // len(X))
+        self.gallery_ = _index(self.search, rows)
+        return self
+
+    def check_queries(self, X) -> np.ndarray:
+        """Queries `[n, d]` or `[n, views, d]` as rows of length 1; `VectorError` if they cannot be compared."""
+        check_is_fitted(self)
+        return unit_vectors(X, self.n_features_in_)
+
+    def kneighbors(self, X) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest rows of the gallery.
+
+        Args:
+            X: `[n, d]` or `[n, views, d]` queries.
+
+        Returns:
+            `(cosine [n, k] float64, index [n, k] int)`, nearest first; k for each view.
+        """
+        X, k = self.check_queries(X), min(self.n_neighbors, len(self.codes_))
+        found, index = self.gallery_.kneighbors(X.reshape(-1, X.shape[-1]), k)
+        cosine = 1 - found if self.search == "sklearn" else found
+        return nearest_first(cosine.reshape(len(X), -1), index.reshape(len(X), -1))
+
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-13c
+class RankMixin:
+    """Ranked lists for whatever has `classes_`, `check_queries(X)` and `score_candidates(X)`."""
+
+    def rank(self, X, n_answers: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Ranked lists of individuals.
+
+        Args:
+            X: `[n, d]` queries, n ≥ 0; for a `KNNHead` also `[n, views, d]`.
+            n_answers: length of the lists.
+
+        Returns:
+            `(ids [n, n_answers] str, scores [n, n_answers] float64)`, best first; "" and -inf where there are too few.
+
+        Raises:
+            UserError: for vectors that cannot be compared.
+        """
+        if len(np.shape(X)) > 1 and np.shape(X)[0] == 0:
+            return np.empty((0, n_answers), str), np.empty((0, n_answers))
+        X = self.check_queries(X)
+        parts = [_ranked(self, X[i : i + BLOCK], n_answers) for i in range(0, len(X), BLOCK)]
+        codes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return names_of(self.classes_, codes), scores
+
+
+def _ranked(head, X, n_answers):
+    """Codes `[n, n_answers]` and scores of the lists."""
+    found, floor = head.score_candidates(X)
+    entry, scores = first_of_each(found, len(floor), n_answers)
+    return np.where(entry >= 0, found["code"][entry], -1), scores
+
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-14
-class KNNHead(ClassifierMixin, BaseEstimator):
+class KNNHead(RankMixin, ClassifierMixin, _NeighbourSearch):
     """Ranks individuals for a query embedding by the known photographs nearest to it.
 
     Equal cosines, to six decimals, go by the order of the gallery; `sklearn` may pick others of more than k equals.
@@ -152,19 +242,10 @@ class KNNHead(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: `[c]` the individuals, sorted.
         codes_: `[m]` int, which of them each row of the gallery shows.
-        gallery_: the index of the rows.
-        centres_: `(codes, vectors)` of the class centres, or None.
-        n_features_in_: numbers an embedding.
+        gallery_: the index of the rows; centres_: codes and vectors of the class centres, or None.
     """
 
-    def __init__(
-        self,
-        n_neighbors: int = 50,
-        aggregate: str = "max",
-        temperature: float = 0.05,
-        centre_share: float = 0.0,
-        search: str = "auto",
-    ):
+    def __init__(self, n_neighbors=50, aggregate="max", temperature=0.05, centre_share=0.0, search="auto"):
         self.n_neighbors = n_neighbors
         self.aggregate = aggregate
         self.temperature = temperature
@@ -172,118 +253,26 @@ class KNNHead(ClassifierMixin, BaseEstimator):
         self.search = search
 
     def fit(self, X, y, centres: tuple | None = None) -> "KNNHead":
-        """Take the gallery.
-
-        Args:
-            X: `[n, d]` or `[n, views, d]` embeddings of any length.
-            y: `[n]` individuals.
-            centres: `(names [c], vectors [c, d])`, several of a name allowed; None: none.
-
-        Returns:
-            self.
-
-        Raises:
-            VectorError: for vectors that cannot be compared.
-            UserError: for choices out of range, missing centres, or `new_individual` among the individuals.
-        """
+        """Take the gallery: `X` `[n, d]` or `[n, views, d]` embeddings of any length, `y` `[n]` individuals, `centres`
+        `(names [c], vectors [c, d])`, several of a name allowed. Returns self. Raises `VectorError`, `UserError`."""
         _check_choices(self)
-        X, y = unit_vectors(X), column_or_1d(y, warn=True)
-        check_consistent_length(X, y)
-        _check_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        _check_names(self.classes_)
-        rows = X.reshape(-1, X.shape[-1])
-        self.n_features_in_, self.codes_ = X.shape[-1], np.repeat(codes, len(rows) // len(X))
-        self.gallery_ = _index(self.search, rows)
+        super().fit(X, y)
         self.centres_ = _take_centres(self, centres) if self.centre_share else None
         return self
 
-    def kneighbors(self, X) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest rows of the gallery.
-
-        Args:
-            X: `[n, d]` or `[n, views, d]` queries.
-
-        Returns:
-            `(cosine [n, k] float64, index [n, k] int)`, nearest first; k for each view.
-        """
-        check_is_fitted(self)
-        X, k = unit_vectors(X, self.n_features_in_), min(self.n_neighbors, len(self.codes_))
-        found, index = self.gallery_.kneighbors(X.reshape(-1, X.shape[-1]), k)
-        cosine = 1 - found if self.search == "sklearn" else found
-        return nearest_first(cosine.reshape(len(X), -1), index.reshape(len(X), -1))
-
     def score_candidates(self, X) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """All individuals that a query's neighbours name, with their scores.
-
-        Args:
-            X: `[n, d]` or `[n, views, d]` queries.
-
-        Returns:
-            `(found, floor)`: the columns of `candidates`, and `[n]` the cosine of each query's farthest neighbour.
-        """
+        """All individuals that the neighbours of queries `X` name: the columns of `candidates`, and `[n]` the cosine of
+        each query's farthest neighbour."""
         cosine, index = self.kneighbors(X)
         codes, floor = self.codes_[index], cosine[:, -1]
         if self.centre_share:
             return _with_centres(self, X, codes, cosine), floor
         return candidates(codes, cosine, self.aggregate, self.temperature), floor
 
-    def rank(self, X, n_answers: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Ranked lists of individuals.
-
-        Args:
-            X: `[n, d]` or `[n, views, d]` queries, n ≥ 0.
-            n_answers: length of the lists.
-
-        Returns:
-            `(ids [n, n_answers] str, scores [n, n_answers] float64)`, best first; "" and -inf where there are too few.
-
-        Raises:
-            VectorError: for vectors that cannot be compared.
-        """
-        check_is_fitted(self)
-        if len(np.shape(X)) > 1 and np.shape(X)[0] == 0:
-            return np.empty((0, n_answers), str), np.empty((0, n_answers))
-        X = unit_vectors(X, self.n_features_in_)
-        parts = [_ranked(self, X[i : i + BLOCK], n_answers) for i in range(0, len(X), BLOCK)]
-        codes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return names_of(self.classes_, codes), scores
-
     def predict(self, X) -> np.ndarray:
         """`[n]` the individual ranked first for each query."""
         codes, _ = _ranked(self, X, 1)
         return self.classes_[codes[:, 0]]
-
-# %% ../../nbs/lib/retrieval/knn.ipynb #knn-15
-def nearest_first(cosine: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours by cosine, to six decimals, descending; equals by `index`.
-
-    Args:
-        cosine: `[n, k]` cosines in any order; index: `[n, k]` their rows of the gallery.
-
-    Returns:
-        `(cosine [n, k] float64, index [n, k])`.
-    """
-    cosine = np.round(cosine.astype(float), 6)
-    order = np.lexsort((index, -cosine), axis=1)
-    return np.take_along_axis(cosine, order, axis=1), np.take_along_axis(index, order, axis=1)
-
-
-def _ranked(head, X, n_answers):
-    """Codes `[n, n_answers]` and scores of the lists."""
-    found, floor = head.score_candidates(X)
-    entry, scores = first_of_each(found, len(floor), n_answers)
-    return np.where(entry >= 0, found["code"][entry], -1), scores
-
-
-def _index(search, rows):
-    """What finds the neighbours among `rows` `[n, d]`: `kneighbors(queries, k)` gives their cosines and rows, best
-    first; for `sklearn` their distances."""
-    if search == "sklearn":
-        return NearestNeighbors(metric="cosine").fit(rows)
-    index = make_index(search, len(rows))
-    index.add(range(len(rows)), rows)
-    return index
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-16
 def _check_choices(head):

@@ -33,19 +33,8 @@ def point(name):
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 # %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08
-class QdrantIndex:
-    """Nearest neighbours by cosine in a collection of a Qdrant server, with what is known of each photograph.
-
-    Equals come in the server's order.
-
-    Args:
-        where: the server's address, or `:memory:`.
-        collection: name of the collection; made when the first vectors are added.
-        api_key: the server's key, if it asks for one.
-
-    Raises:
-        UserError: if no server answers.
-    """
+class _Collection:
+    """Vectors and what is known of each photograph, in a collection of a Qdrant server."""
 
     def __init__(self, where="http://localhost:6333", collection="happywhale", api_key=None):
         self.models, self.collection = optional("qdrant_client", "qdrant").models, collection
@@ -89,14 +78,34 @@ class QdrantIndex:
             points = [self.models.PointStruct(id=point(i), vector=v, payload={**m, "id": i}) for i, v, m in rows]
             self.client.upsert(self.collection, points)
 
+    def remove(self, ids):
+        """Remove the named vectors. Raises `UserError`, and removes nothing, if one is not there."""
+        names = [str(i) for i in ids]
+        if unknown := sorted(set(names) - self._there(names)):
+            raise UserError(f"{unknown[0]} is not in the index ({len(unknown)} such): check the name")
+        self.client.delete(self.collection, self.models.PointIdsList(points=[point(i) for i in names]))
+
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08a
+class QdrantIndex(_Collection):
+    """Nearest neighbours by cosine in a collection of a Qdrant server, with what is known of each photograph.
+
+    Equals come in the server's order.
+
+    Args:
+        where: the server's address, or `:memory:`.
+        collection: name of the collection; made when the first vectors are added.
+        api_key: the server's key, if it asks for one.
+
+    Raises:
+        UserError: if no server answers.
+    """
+
     def search(self, queries, k=50, where=None, exact=False):
         """The nearest by name.
 
         Args:
-            queries: `[n, d]` of any length.
-            k: names wanted, 1 or more.
-            where: conditions, as for `conditions`; None: none.
-            exact: search everything instead of the server's graph.
+            queries: `[n, d]` of any length; k: names wanted, 1 or more.
+            where: what `conditions` takes; exact: search everything instead of the server's graph.
 
         Returns:
             `(cosine [n, k] float32, ids [n, k] str)`, best first; -inf and "" where there are fewer.
@@ -119,13 +128,6 @@ class QdrantIndex:
     def recall(self, queries, k=50):
         """Share of the k nearest that is found, in [0, 1], against the server's own exact search."""
         return hit_rate(self.search(queries, k)[1], self.search(queries, k, exact=True)[1])
-
-    def remove(self, ids):
-        """Remove the named vectors. Raises `UserError`, and removes nothing, if one is not there."""
-        names = [str(i) for i in ids]
-        if unknown := sorted(set(names) - self._there(names)):
-            raise UserError(f"{unknown[0]} is not in the index ({len(unknown)} such): check the name")
-        self.client.delete(self.collection, self.models.PointIdsList(points=[point(i) for i in names]))
 
     def save(self, folder):
         """Write names and vectors to `folder`, as `NamedVectors.save`; payloads stay on the server."""

@@ -197,7 +197,49 @@ def _candidates_of_all(queries, vectors, k, width, buffer, limit):
     return [np.concatenate(part) for part in zip(*found, strict=True)]
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-18
-class NamedVectors:
+class _SavedInFolder:
+    """What `NamedVectors` leave in a folder, and how they come back."""
+
+    def save(self, folder):
+        """Write `index.json` (ids, checksum) and `vectors.npy` to `folder`, which is replaced if it holds an index.
+
+        Raises:
+            UserError: if it holds something else.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / "index.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is there and is no index: name another folder")
+        with atomic(folder) as part:
+            part.mkdir()
+            np.save(part / "vectors.npy", self.vectors, allow_pickle=False)
+            stamp = fingerprint(list(self._place), files=[part / "vectors.npy"])
+            write_json(part / "index.json", {"ids": list(self._place), "stamp": stamp})
+        self._saved = folder, stamp
+
+    @classmethod
+    def load(cls, folder, **options):
+        """The index saved in `folder`; `options` are those of the class.
+
+        Raises:
+            UserError: if a file is missing or damaged.
+        """
+        folder = Path(folder)
+        record = read_json(folder / "index.json")
+        try:
+            vectors = np.load(folder / "vectors.npy", allow_pickle=False)
+            stamp = fingerprint(record["ids"], files=[folder / "vectors.npy"])
+            whole = record["stamp"] == stamp and len(vectors) == len(record["ids"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise UserError(f"{folder} holds no whole index ({error}): make it anew from the embeddings") from None
+        if not whole:
+            raise UserError(f"{folder} does not hold what was saved there: make the index anew from the embeddings")
+        index = cls(**{"dtype": vectors.dtype.name} | options)
+        places = {name: i for i, name in enumerate(record["ids"])}
+        index._take(places, [vectors.astype(index.dtype, copy=False)] if places else [], (folder, stamp))
+        return index
+
+# %% ../../nbs/lib/retrieval/search.ipynb #search-19
+class NamedVectors(_SavedInFolder):
     """Vectors of length 1 by name: `add`, `remove`, `save`, `load`, `len`.
 
     Args:
@@ -256,44 +298,6 @@ class NamedVectors:
         keep = np.array([name not in gone for name in self._place], dtype=bool)
         left = [name for name in self._place if name not in gone]
         self._take({name: i for i, name in enumerate(left)}, [self.vectors[keep]] if left else [])
-
-    def save(self, folder):
-        """Write `index.json` (ids, checksum) and `vectors.npy` to `folder`, which is replaced if it holds an index.
-
-        Raises:
-            UserError: if it holds something else.
-        """
-        folder = Path(folder)
-        if folder.exists() and not (folder / "index.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is there and is no index: name another folder")
-        with atomic(folder) as part:
-            part.mkdir()
-            np.save(part / "vectors.npy", self.vectors, allow_pickle=False)
-            stamp = fingerprint(list(self._place), files=[part / "vectors.npy"])
-            write_json(part / "index.json", {"ids": list(self._place), "stamp": stamp})
-        self._saved = folder, stamp
-
-    @classmethod
-    def load(cls, folder, **options):
-        """The index saved in `folder`; `options` are those of the class.
-
-        Raises:
-            UserError: if a file is missing or damaged.
-        """
-        folder = Path(folder)
-        record = read_json(folder / "index.json")
-        try:
-            vectors = np.load(folder / "vectors.npy", allow_pickle=False)
-            stamp = fingerprint(record["ids"], files=[folder / "vectors.npy"])
-            whole = record["stamp"] == stamp and len(vectors) == len(record["ids"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise UserError(f"{folder} holds no whole index ({error}): make it anew from the embeddings") from None
-        if not whole:
-            raise UserError(f"{folder} does not hold what was saved there: make the index anew from the embeddings")
-        index = cls(**{"dtype": vectors.dtype.name} | options)
-        places = {name: i for i, name in enumerate(record["ids"])}
-        index._take(places, [vectors.astype(index.dtype, copy=False)] if places else [], (folder, stamp))
-        return index
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-21
 class ExactIndex(NamedVectors):
