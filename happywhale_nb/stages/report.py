@@ -44,11 +44,10 @@ from ..evaluation.per_query import fold_figures, outcomes
 from ..evaluation.statistics import compare_models, draw_learning_curve, fold_statistics, learning_curve
 from ..networks.presets import configure, used_preset
 from ..retrieval.embeddings import read_embeddings
-from ..retrieval.knn import KNNHead
 from ..retrieval.metrics import summary
 from ..retrieval.predictions import read_predictions
 from .blending import draw_blend, is_current, out_of_fold
-from .knn import compare_rules, draw_evaluation, known_queries, ranked_folds, study_grid
+from .knn import compare_rules, draw_evaluation, known_queries, read_folds, study_grid
 
 # %% ../../nbs/08_report.ipynb #08-report-05
 @dataclass
@@ -212,12 +211,10 @@ def pairs_section(study):
 def open_set_section(study):
     """Neighbours, threshold and new animals, for the best model."""
     model, blocks = study.models[study.best], []
-    asked = dict(model["parameters"])
-    head = KNNHead(**{name: asked.pop(name) for name in KNNHead().get_params()})
-    ranked, _ = ranked_folds(study.dataset, study.folder, study.best, study.split, head, **asked)
-    grid = study_grid(study.folder, study.best, study.split, list(ranked))
-    rules = compare_rules(study.folder, study.best, study.split, list(ranked))
-    blocks += [study.drawn(draw_evaluation(list(ranked.values()), model["threshold"], grid), "The open set")]
+    predictions = read_folds(study.folder, study.best, study.split)
+    grid = study_grid(study.folder, study.best, study.split, list(predictions))
+    rules = compare_rules(study.folder, study.best, study.split, list(predictions))
+    blocks += [study.drawn(draw_evaluation(list(predictions.values()), model["threshold"], grid), "The open set")]
     figures = model["open_set"]
     rows = {name: figures[key] for name, key in OPEN_SET.items()}
     rows |= {f"known, among the first {k}": share for k, share in figures["cmc_known"].items()}
@@ -226,7 +223,7 @@ def open_set_section(study):
         "names in a list": figures["lists"]["mean_size"],
     }
     shown = pd.DataFrame({"value": rows}).rename_axis("figure")
-    levels = ", ".join(f"{np.median(r['threshold']):.3f}" for r in ranked.values())
+    levels = ", ".join(f"{np.median(p.threshold):.3f}" for p in predictions.values())
     share = model["for_test"]["share_new"]
     text = (
         f"{study.best}. Thresholds of the folds, each fitted on the others: {levels} (dashed: their median); all "
