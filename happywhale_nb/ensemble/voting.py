@@ -86,7 +86,7 @@ class Tally:
             best[close, :2] = best[close, 1::-1]
         return self.ballots.answers(best)
 
-
+# %% ../../nbs/lib/ensemble/voting.ipynb #tally-08p
 def as_thousandths(weights):
     """Weights as whole thousandths, int64. Raises `UserError` for one that is not finite, or beyond ± 100."""
     weights = np.asarray(weights, float)

@@ -55,7 +55,7 @@ class Leads:
 # %% ../../nbs/lib/ensemble/weights.ipynb #weights-05a
 POINTS = np.array([60, 30, 20, 15, 12, 0])  # of ranks 1 to 5 and below: MAP@5 in sixtieths, whole numbers
 
-
+# %% ../../nbs/lib/ensemble/weights.ipynb #weights-05ap
 class Contest(Leads):
     """How many rivals beat the truth, for weights that change one by one.
 
@@ -118,7 +118,7 @@ class Fit:
     rounds: int
     tries: int
 
-
+# %% ../../nbs/lib/ensemble/weights.ipynb #weights-07p
 def search_weights(contest, gain=1e-5, step=0.1, shrink=True, start=None, share=None, most=200):
     """The paper's coordinate ascent. Returns a `Fit`.
 

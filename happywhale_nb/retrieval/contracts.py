@@ -78,7 +78,7 @@ class OpenSetPrediction(Ranking):
         """With the `confidence` `[n]` of the first answers and the `listed` candidates `[n, m + 1]`."""
         return CalibratedPrediction(**_values(self), confidence=confidence, listed=listed)
 
-
+# %% ../../nbs/lib/retrieval/contracts.ipynb #contracts-06p
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CalibratedPrediction(OpenSetPrediction):
     """An `OpenSetPrediction` that says how sure it is, and who else it could be.

@@ -25,7 +25,7 @@ DEPTH = 20  # names that are ranked and given chances; an answer may show fewer
 LEVEL = 0.5  # of `new_individual` where nothing is known: between what was learnt for drawn animals and right whales
 FEW = 20  # held-out photographs below which all are asked
 
-
+# %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05p
 @dataclass
 class Calibration:
     """What a cosine is worth in a catalogue.

@@ -109,7 +109,7 @@ def first_of_each(found: dict[str, np.ndarray], n: int, n_answers: int) -> tuple
     scores[found["row"][kept], rank[kept]] = found["score"][kept]
     return entry, np.minimum.accumulate(scores, axis=1)
 
-
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-11p
 def names_of(classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Names of individuals by their codes.
 
@@ -319,7 +319,7 @@ def _centre_cosines(head, X):
         near[:, kept] = np.maximum.reduceat(X @ vectors.T, starts, axis=1)
     return near
 
-
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-17p
 def _with_centres(head, X, codes, cosine):
     """`candidates` of the neighbours and of the ten individuals with the nearest centres, both scores mixed."""
     near, floor = _centre_cosines(head, X), cosine[:, -1]
@@ -355,7 +355,7 @@ def rank_sets(head, X, sets, n_answers: int = 5) -> tuple[np.ndarray, np.ndarray
     codes, drivers = (np.where(entry >= 0, fused[name][entry], -1) for name in ("code", "place"))
     return names, names_of(head.classes_, codes), scores, drivers
 
-
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-23p
 def _fused(found, floor, of, size, votes):
     """Entries of sets instead of photographs: of `[n]` the set of each photograph, size `[s]` photographs a set."""
     group = of[found["row"]]

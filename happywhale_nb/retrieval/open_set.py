@@ -109,7 +109,7 @@ def threshold_curve(ids, scores, truth, individuals=None, grid=None):
     columns["false_negatives"] = called[:, ~new].mean(axis=1) if (~new).any() else np.nan
     return pd.DataFrame(columns | {"share_new": called.mean(axis=1)})
 
-
+# %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-10p
 def _balanced_weights(individuals, new):
     """Weights that make individuals count alike, and add up to 1 over the known and over the new rows."""
     weight = np.zeros(len(new))
@@ -149,7 +149,7 @@ def fit_threshold(ids, scores, truth, share_new=None, n_grid=201):
     best = np.flatnonzero(values >= values.max() - 1e-9)
     return float(grid[best[len(best) // 2]])
 
-
+# %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-13p
 def threshold_for_share(scores, share_new):
     """The threshold at which a share `share_new` in (0, 1) of the lists starts with `new_individual` (the winners'
     rule: 16.5 % of the test photographs). `scores` `[n, m]` as for `rank_new`, no truth is needed."""

@@ -36,7 +36,7 @@ def unit_length(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         return rows / lengths, lengths
 
-
+# %% ../../nbs/lib/retrieval/search.ipynb #search-05p
 def unit_rows(
     vectors, what: str = "vector", names=None, width: int | None = None, step: int = 8192
 ) -> np.ndarray:
@@ -349,7 +349,7 @@ def hit_rate(found, right):
     """Mean share of each row's entries of `right` `[n, k]` that are in the same row of `found` `[n, any]`."""
     return float(np.mean([np.isin(r, f).mean() for f, r in zip(found, right, strict=True)]))
 
-
+# %% ../../nbs/lib/retrieval/search.ipynb #search-26p
 def inverted_lists(vectors, recall=0.995, k=50, sample=256):
     """A trained faiss `IndexIVFFlat` of `vectors` (`[m, d]`, rows of length 1), or None if a quarter of its cells do
     not hold `recall` of the k nearest of `sample` of the vectors. Its `nprobe` is the least power of two that does."""

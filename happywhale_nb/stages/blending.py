@@ -171,20 +171,21 @@ def blend_stage(
     how = {"rule": rule, "weighting": weights, "gain": gain, "penalty": penalty, "least": least, "keep": keep}
     how |= {"finless": finless}
     stamp, record = _stamp(dataset, lists, how), folder / "blend.json"
-    if is_done(record, stamp, [folder / "submission.csv"] * tested) and not force:
+    outputs = [folder / "submission.csv"] if tested else []
+    if is_done(record, stamp, outputs) and not force:
         return read_json(record)
     record = how | {"stamp": stamp} | _blend(dataset, folder, lists, how)
     write_json(folder / "blend.json", record | {"versions": versions()})
     return read_json(folder / "blend.json")
 
-
+# %% ../../nbs/07_blending.ipynb #07-blending-18p
 def _stamp(dataset, lists, how):
     """A fingerprint of how files are blended, and of all that is read for it."""
     paths = [path for part in lists.values() for path in part]
-    kinds = ["oof.csv"] * (how["weighting"] == "fit")
-    kinds += ["oof_scores.parquet", "test_scores.parquet"] * (how["rule"] == "scores")
+    kinds = ["oof.csv"] if how["weighting"] == "fit" else []
+    kinds += ["oof_scores.parquet", "test_scores.parquet"] if how["rule"] == "scores" else []
     seen = paths + [found for p in paths for kind in kinds if (found := p.with_name(kind)).is_file()]
-    seen += [Path(how["finless"])] * bool(how["finless"])
+    seen += [Path(how["finless"])] if how["finless"] else []
     return fingerprint(how, dataset.fingerprint, files=seen)
 
 
@@ -227,7 +228,7 @@ def _blend(dataset, folder, lists, how):
     facts |= {"new_first": float((blended[:, 0] == NEW).mean())}
     return facts | _told(worth) | {"agreement": float(np.mean([[(a == b).mean() for a in first] for b in first]))}
 
-
+# %% ../../nbs/07_blending.ipynb #07-blending-19p
 def _fins(how, ballots):
     return without_fin(how["finless"], how["rule"], ballots.images)
 

@@ -80,7 +80,7 @@ def species_of_individuals(folds: pd.DataFrame) -> pd.Series:
     species, individuals = (folds[name].to_numpy(dtype=str) for name in ("species", "individual_id"))
     return pd.Series(species, individuals).groupby(level=0).first()
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-24p
 def rank_fold(folder, dataset, folds, fold: int, head: KNNHead, n_answers: int = 10) -> Fold:
     """Rank individuals for one fold's queries and for the test photographs.
 
@@ -122,7 +122,7 @@ def crop_features(dataset, folder, used, images, part="train"):
     crops = cut(dataset, chosen, config, folder, part, LOCAL_SIDE)
     return [features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-26p
 def local_evidence(place, folds, fold, top, known, test, test_images):
     """`local_match.gather` for one fold's queries and for the test photographs: two `Evidence`s.
 
@@ -155,7 +155,7 @@ def local_evidence(place, folds, fold, top, known, test, test_images):
             np.savez(file, stamp=np.array(stamp), **arrays)
     return list(found.values())
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-26q
 KEPT = ("ids", "cosine", "local")
 
 # %% ../../nbs/06_knn.ipynb #06-knn-27
@@ -192,7 +192,7 @@ def fuse_local(ranked: list[Fold], evidence, n_answers: int = 10) -> tuple[list[
     ]
     return [Fold(*parts) for parts in zip(fused, again, strict=True)], metrics
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-27p
 def _local_gain(before, after):
     """MAP@5 of known animals by two orders of the same candidates, and what the second gains."""
     (truth, ids, who), (fused,) = joined(before, "truth", "ids", "individuals"), joined(after, "ids")
@@ -266,7 +266,7 @@ def answer_folds(ranked: list[Fold], options: AnswerOptions = AnswerOptions()) -
     by_fold = [float(np.median(fold.test.threshold)) for fold in answered if fold.test]
     return answered, {"threshold": common, "share_new": share_new, "species": species, "by_fold": by_fold}
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-31ap
 def _expected_share(ranked, share_new):
     """The share of new animals in the test, if it is to be estimated; else what was said."""
     if share_new != -1:
@@ -311,7 +311,7 @@ def calibrate_folds(answered: list[Fold], alpha: float = 0.1) -> list[Fold]:
 def _learnt_sets(queries, alpha):
     return CandidateSets(alpha).fit(*joined(queries, "ids", "scores", "threshold", "truth", "guessed"))
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-62p
 def _listed(sets, prediction):
     return sets.lists(prediction.ids, prediction.scores, prediction.threshold, prediction.guessed)
 
@@ -456,7 +456,7 @@ def read_fold(place, folds, fold: int) -> CalibratedPrediction:
         listed=listed,
     )
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-37ap
 def read_folds(folder, model: str, folds) -> dict[int, CalibratedPrediction]:
     """`read_fold` of every finished fold, by its number."""
     numbers = finished_folds(folder, model, folds)
@@ -480,7 +480,7 @@ def study_grid(folder, model, folds, numbers):
     grids = [neighbour_grid(*parts) for parts in known_queries(folder, model, folds, numbers)]
     return pd.concat(grids).groupby(level=0).mean()
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-39p
 def compare_rules(folder, model, folds, numbers, rules=(("max", 50), ("vote", 50), ("max", 1), ("vote", 1))):
     """MAP@5 of known animals by each (rule, k), and what each loses to the first: a `DataFrame`, columns map5, lost,
     low, high (95 %, paired, bootstrap over individuals); all photographs of the folds together."""
@@ -539,7 +539,7 @@ def examples(predictions: dict[int, CalibratedPrediction], each: int = 3) -> pd.
     best = table.sort_values(["order", "fold", "row"]).groupby("kind", sort=False).head(each)
     return best.sort_values("kind", key=lambda kind: kind.map({"right": 0, "wrong": 1, "new": 2}), kind="stable")
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-41p
 def draw_examples(dataset, folder, model, folds, predictions, head, each=3, neighbours=4):
     """`examples` beside their nearest known photographs, with names and cosines."""
     chosen, individuals = examples(predictions, each), folds["individual_id"].to_numpy(dtype=str)
@@ -562,7 +562,7 @@ def draw_examples(dataset, folder, model, folds, predictions, head, each=3, neig
     fig.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
     return fig
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-41q
 def thumbnail(path, side=160):
     """A photograph, RGB uint8, its longer side `side` pixels. Raises `UserError` if it cannot be read."""
     picture = cv2.imread(str(path))
