@@ -18,7 +18,8 @@ from harness import main
 from scipy import sparse
 
 from happywhale_nb.ensemble.ranked_lists import Ballots, read_ballots
-from happywhale_nb.ensemble.voting import VOTES, Contest, search_weights, simulate, tally
+from happywhale_nb.ensemble.voting import VOTES, tally
+from happywhale_nb.ensemble.weights import Contest, search_weights, simulate
 from happywhale_nb.retrieval.predictions import write_predictions
 
 MODELS, PHOTOS, QUICK = 30, 51_033, 20  # QUICK: that many times fewer photographs

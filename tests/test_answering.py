@@ -8,9 +8,11 @@ import pytest
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
-from happywhale_nb.retrieval.gallery import DEPTH, FEW, LEVEL, Calibration, Known, answer, calibrate
-from happywhale_nb.retrieval.open_set import Chances, rank_new
-from happywhale_nb.stages.knn import KNNHead, rank_sets
+from happywhale_nb.retrieval.calibration import Chances
+from happywhale_nb.retrieval.gallery import Gallery
+from happywhale_nb.retrieval.identifier import DEPTH, FEW, LEVEL, Calibration, answer, calibrate
+from happywhale_nb.retrieval.knn import KNNHead, rank_sets
+from happywhale_nb.retrieval.open_set import rank_new
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def same(one, other, queries):
 
 def test_known_without_masks_answers_as_a_knn_head(gallery, queries):
     X, y = gallery
-    known, head = Known().fit(X, y), KNNHead().fit(X, y)
+    known, head = Gallery().fit(X, y), KNNHead().fit(X, y)
     same(known, head, queries)
     sets = np.arange(len(queries)) // 4
     for one, other in zip(rank_sets(known, queries, sets, 10), rank_sets(head, queries, sets, 10), strict=True):
@@ -48,7 +50,7 @@ def test_known_without_masks_answers_as_a_knn_head(gallery, queries):
 def test_answer_is_rank_sets_with_new_individual_at_its_rank(gallery, queries, n):
     X, y = gallery
     made = Calibration(threshold=0.6)
-    found = answer(Known().fit(X, y), made, queries[:n], k=5)
+    found = answer(Gallery().fit(X, y), made, queries[:n], k=5)
     _, ids, scores, drivers = rank_sets(KNNHead().fit(X, y), queries[:n], np.zeros(n), DEPTH)
     expected = rank_new(ids, scores, 0.6, DEPTH + 1)[0]
     assert found.names.tolist() == expected[: len(found.names)].tolist()
@@ -62,10 +64,10 @@ def test_answer_is_rank_sets_with_new_individual_at_its_rank(gallery, queries, n
 
 def test_known_after_extend_relabel_and_replace_equals_a_fresh_fit(gallery, queries):
     X, y = gallery
-    known = Known().fit(np.empty((0, 16), np.float32), [])
+    known = Gallery().fit(np.empty((0, 16), np.float32), [])
     for start, end in ((0, 1), (1, 2), (2, 40), (40, 41), (41, 300)):
         known.extend(X[start:end], y[start:end])
-    fresh = Known().fit(X, y)
+    fresh = Gallery().fit(X, y)
     same(known, fresh, queries)
     assert (known.vectors == fresh.vectors).all() and known.vectors.dtype == np.float32
     assert np.allclose(np.linalg.norm(known.vectors, axis=1), 1)
@@ -84,7 +86,7 @@ def test_known_after_extend_relabel_and_replace_equals_a_fresh_fit(gallery, quer
 
 
 def test_known_extend_doubles_its_space():
-    known, places = Known().fit(np.empty((0, 4), np.float32), []), set()
+    known, places = Gallery().fit(np.empty((0, 4), np.float32), []), set()
     for i in range(1000):
         known.extend(np.eye(4)[i % 4 : i % 4 + 1], [str(i)])
         places.add(len(known._rows))
@@ -95,7 +97,7 @@ def test_known_under_masks_leaves_out_closed_and_nameless_rows(gallery, queries)
     X, y = gallery
     rng = np.random.default_rng(2)
     allowed, left_out, nameless = rng.random(300) < 0.5, rng.random(300) < 0.3, rng.random(300) < 0.3
-    known = Known(n_neighbors=20).fit(X, np.where(nameless, "", y))
+    known = Gallery(n_neighbors=20).fit(X, np.where(nameless, "", y))
     is_open = allowed & ~left_out & ~nameless
     kept = np.flatnonzero(is_open)
     part = known.under(allowed, left_out)
@@ -112,8 +114,8 @@ def test_known_under_masks_leaves_out_closed_and_nameless_rows(gallery, queries)
 
 
 def test_answer_of_no_open_row_is_new_individual_for_certain(queries):
-    empty = Known().fit(np.empty((0, 16), np.float32), [])
-    full = Known().fit(queries, ["a"] * 25)
+    empty = Gallery().fit(np.empty((0, 16), np.float32), [])
+    full = Gallery().fit(queries, ["a"] * 25)
     for known, masks in ((empty, {}), (full, {"allowed": np.zeros(25, bool)}), (full, {"left_out": np.ones(25, bool)})):
         for n in (1, 3):
             found = answer(known, Calibration(), queries[:n], **masks)
@@ -126,7 +128,7 @@ def test_answer_of_no_open_row_is_new_individual_for_certain(queries):
 @pytest.mark.parametrize("level", [-0.9, 0.4, 0.99])
 def test_answer_chances_add_up_to_one_and_fall_with_the_rank(gallery, queries, k, level):
     X, y = gallery
-    known, made = Known().fit(X, y), Calibration(level, Chances(0.1, 0.8, 0.0, -0.1), 0.2)
+    known, made = Gallery().fit(X, y), Calibration(level, Chances(0.1, 0.8, 0.0, -0.1), 0.2)
     few = np.isin(y, ["w1", "w2", "w3"])
     for n, allowed in ((1, None), (3, None), (1, few)):
         found = answer(known, made, queries[:n], k=k, allowed=allowed)
@@ -142,7 +144,7 @@ def test_answer_chances_add_up_to_one_and_fall_with_the_rank(gallery, queries, k
 
 def test_known_and_answer_of_bad_input_are_refused_and_change_nothing(gallery, queries):
     X, y = gallery
-    known = Known().fit(X, y)
+    known = Gallery().fit(X, y)
     calls = [
         lambda: known.extend(X[:2], ["a"]),
         lambda: known.extend(X[:1, :5], ["a"]),
@@ -160,7 +162,7 @@ def test_known_and_answer_of_bad_input_are_refused_and_change_nothing(gallery, q
     for call in calls:
         with pytest.raises(UserError):
             call()
-    same(known, Known().fit(X, y), queries)
+    same(known, Gallery().fit(X, y), queries)
     assert "a" not in known.counts()
 
 
@@ -199,7 +201,7 @@ def bursts(seed, n=900, animals=150, width=32):
 def test_calibrate_of_several_photographs_together_has_chances_of_their_own():
     X, who, encounter = bursts(1, n=600)
     past = encounter < 400
-    made, known = calibrate(X[past], who[past], encounter[past], past[past]), Known().fit(X[past], who[past])
+    made, known = calibrate(X[past], who[past], encounter[past], past[past]), Gallery().fit(X[past], who[past])
     assert made.several.encounters == np.count_nonzero(np.bincount(encounter[past]) > 1)
     kinds = {"own": made, "of one": replace(made, several=None)}
     told = {kind: [] for kind in kinds}
@@ -274,7 +276,7 @@ def test_calibrate_of_little_gives_a_calibration_that_answers(n, kind, apart):
     again = Calibration.from_dict(json.loads(text))
     assert json.dumps(again.as_dict()) == text
     query = rng.normal(size=(2, 8))
-    one, other = (answer(Known().fit(X, who), c, query) for c in (made, again))
+    one, other = (answer(Gallery().fit(X, who), c, query) for c in (made, again))
     assert np.isfinite(one.chances).all() and np.isclose(one.chances.sum() + one.other, 1)
     assert one.names.tolist() == other.names.tolist() and (one.chances == other.chances).all()
     assert one.set_size == other.set_size

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.ensemble import ranked_lists as ballots_module
-from happywhale_nb.ensemble.ranked_lists import Ballots, check_submission, first_five, read_ballots, read_columns
+from happywhale_nb.ensemble.ranked_lists import Ballots, first_five, read_ballots, read_columns
 from happywhale_nb.ensemble.voting import rank_votes, tally
+from happywhale_nb.retrieval.predictions import check_submission
 
 quick = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

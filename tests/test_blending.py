@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.ensemble.voting import simulate
-from happywhale_nb.stages.blending import mean_scores, select_runs
+from happywhale_nb.ensemble.blending import mean_scores
+from happywhale_nb.ensemble.weights import simulate
+from happywhale_nb.stages.blending import select_runs
 
 
 def test_blend_score_and_validate_commands_on_small_files_give_the_known_figures(files, tmp_path):

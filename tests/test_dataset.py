@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,10 @@ from happywhale_nb.data.species import suspect_spellings
 from happywhale_nb.data.splits import dataset_folds, gallery_and_queries, make_folds, true_answers
 from happywhale_nb.demo.dataset import check_sizes, draw_demo, plan
 from happywhale_nb.imaging.crops import load_crops
-from happywhale_nb.retrieval.baselines import hog, raw_pixels
+from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import map_at_5
 from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
 from happywhale_nb.stages.eda import imbalance_table, species_table
-from happywhale_nb.stages.knn import KNNHead
 
 ROWS = [("a.jpg", "beluga", "w1"), ("b.jpg", "beluga", "w2"), ("c.jpg", "kiler_whale", "w1"), ("d.jpg", "globis", "w3")]
 
@@ -217,7 +217,10 @@ def test_draw_demo_has_truth_and_boxes_that_fit_its_photographs(tiny):
             assert 0 <= box[0] < box[2] <= photo.width and 0 <= box[1] < box[3] <= photo.height
 
 
-def test_draw_demo_is_neither_trivial_nor_hopeless_for_plain_features(tmp_path):
+def test_draw_demo_is_neither_trivial_nor_hopeless_for_plain_features(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+    from baselines import hog, raw_pixels
+
     root = draw_demo(
         tmp_path / "demo", individuals=40, train_photos=160, test_photos=50, size=(128, 160), progress=False
     )

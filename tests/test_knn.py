@@ -15,7 +15,11 @@ from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.data.splits import gallery_and_queries
+from happywhale_nb.retrieval.calibration import Confidence
+from happywhale_nb.retrieval.conformal import CandidateSets
+from happywhale_nb.retrieval.contracts import Fold, Ranking
 from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
+from happywhale_nb.retrieval.knn import KNNHead, VectorError, neighbour_grid, rank_sets, within_map5
 from happywhale_nb.retrieval.local_features import Evidence, Features, Fusion, cross_probabilities, gather, rerank
 from happywhale_nb.retrieval.metrics import (
     auroc_new,
@@ -31,36 +35,31 @@ from happywhale_nb.retrieval.metrics import (
     summary,
 )
 from happywhale_nb.retrieval.open_set import (
-    CandidateSets,
-    Confidence,
     estimate_share_new,
     fit_species_thresholds,
     fit_threshold,
     rank_new,
     threshold_for_share,
 )
-from happywhale_nb.retrieval.predictions import read_predictions, read_scores
+from happywhale_nb.retrieval.predictions import read_lists, read_predictions, read_scores
 from happywhale_nb.retrieval.search import AGGREGATES
 from happywhale_nb.stages import knn
 from happywhale_nb.stages.knn import (
-    KNNHead,
-    VectorError,
+    AnswerOptions,
     answer_folds,
+    calibrate_folds,
     compare_rules,
     evaluate,
     examples,
     fuse_local,
     knn_stage,
     known_queries,
-    list_folds,
     local_evidence,
-    neighbour_grid,
+    predict_folds,
     rank_fold,
-    rank_sets,
-    ranked_folds,
+    read_folds,
     study_grid,
     thumbnail,
-    within_map5,
 )
 
 laws = settings(max_examples=100, deadline=None, derandomize=True)
@@ -410,76 +409,82 @@ def drawn_fold(rng, n=60, tests=30):
     scores = -np.sort(-rng.normal(0.5, 0.15, (n + tests, 6)), axis=1)
     scores[:n] -= 0.25 * new[:, None]
     who = ids[np.arange(n), np.minimum(rng.geometric(0.6, n) - 1, 5)]
-    found = {"images": np.char.add("q", np.arange(n).astype(str)), "ids": ids[:n], "scores": scores[:n], "kind": KIND}
-    found |= {"individuals": np.where(new, "stranger", who), "truth": np.where(new, NEW, who)}
-    found |= {"species": np.where(new, "orca", KIND[who].to_numpy(str))}
-    found |= {"test_images": np.char.add("t", np.arange(tests).astype(str))}
-    return found | ({"test_ids": ids[n:], "test_scores": scores[n:]} if tests else {})
+    queries = Ranking(
+        images=np.char.add("q", np.arange(n).astype(str)),
+        ids=ids[:n],
+        scores=scores[:n],
+        species_of=KIND,
+        individuals=np.where(new, "stranger", who),
+        species=np.where(new, "orca", KIND[who].to_numpy(str)),
+        truth=np.where(new, NEW, who),
+    )
+    names = np.char.add("t", np.arange(tests).astype(str))
+    return Fold(queries, Ranking(images=names, ids=ids[n:], scores=scores[n:], species_of=KIND) if tests else None)
 
 
 def together(folds, *names):
-    """Columns of several folds, one behind the other."""
-    return [np.concatenate([fold[name] for fold in folds]) for name in names]
+    """Columns of the queries of several folds, one behind the other."""
+    return [np.concatenate([getattr(fold.queries, name) for fold in folds]) for name in names]
 
 
 def test_answer_folds_of_several_folds_takes_each_threshold_from_the_others(rng):
     ranked = [drawn_fold(rng) for _ in range(3)]
-    facts = answer_folds(ranked)
+    answered, facts = answer_folds(ranked)
     level = fit_threshold(*together(ranked, "ids", "scores", "truth"))
     assert facts == {"threshold": level, "share_new": None, "species": {}, "by_fold": [level] * 3}
-    for i, r in enumerate(ranked):
+    for i, (before, fold) in enumerate(zip(ranked, answered, strict=True)):
         own = fit_threshold(*together([o for j, o in enumerate(ranked) if j != i], "ids", "scores", "truth"))
-        assert r["threshold"].tolist() == [own] * 60 and r["test_threshold"].tolist() == [level] * 30
-        assert (r["answers"] == rank_new(r["ids"], r["scores"], own)).all()
-        assert (r["test_answers"] == rank_new(r["test_ids"], r["test_scores"], level)).all()
-        assert r["guessed"].tolist() == KIND[r["ids"][:, 0]].tolist()
-        assert r["test_guessed"].tolist() == KIND[r["test_ids"][:, 0]].tolist()
+        for asked, found, expected in ((before.queries, fold.queries, own), (before.test, fold.test, level)):
+            assert found.threshold.tolist() == [expected] * len(asked.ids)
+            assert (found.answers == rank_new(asked.ids, asked.scores, expected)).all()
+            assert found.guessed.tolist() == KIND[asked.ids[:, 0]].tolist()
+            assert found.truth is asked.truth and found.images is asked.images
 
 
 def test_answer_folds_of_one_fold_takes_the_threshold_from_itself(rng):
-    (r,) = ranked = [drawn_fold(rng, tests=0)]
-    facts = answer_folds(ranked)
-    assert r["threshold"].tolist() == [fit_threshold(r["ids"], r["scores"], r["truth"])] * 60
-    assert facts["by_fold"] == [] and not {"test_guessed", "test_threshold", "test_answers"} & set(r)
+    ranked = [drawn_fold(rng, tests=0)]
+    (fold,), facts = answer_folds(ranked)
+    assert fold.queries.threshold.tolist() == [fit_threshold(*together(ranked, "ids", "scores", "truth"))] * 60
+    assert facts["by_fold"] == [] and fold.test is None
 
 
 def test_answer_folds_with_species_gives_each_its_threshold(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
-    facts = answer_folds(ranked, share_new=0.5, species_strength=20)
+    answered, facts = answer_folds(ranked, AnswerOptions(share_new=0.5, species_strength=20))
     names = ("ids", "scores", "truth", "guessed")
     common, own = fit_species_thresholds(*together(ranked, *names), 20, 0.5)
     assert (facts["threshold"], facts["species"]) == (common, own) and len(set(own.values())) == 2
-    for r, other in zip(ranked, ranked[::-1], strict=True):
-        _, here = fit_species_thresholds(*[other[name] for name in names], 20)
-        assert r["threshold"].tolist() == [here[name] for name in r["guessed"]]
-        assert r["test_threshold"].tolist() == [own[name] for name in r["test_guessed"]]
-    assert facts["by_fold"] == [float(np.median(r["test_threshold"])) for r in ranked]
+    for fold, other in zip(answered, ranked[::-1], strict=True):
+        _, here = fit_species_thresholds(*together([other], *names), 20)
+        assert fold.queries.threshold.tolist() == [here[name] for name in fold.queries.guessed]
+        assert fold.test.threshold.tolist() == [own[name] for name in fold.test.guessed]
+    assert facts["by_fold"] == [float(np.median(fold.test.threshold)) for fold in answered]
 
 
 def test_answer_folds_with_a_share_of_new_animals_changes_the_test_only(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
-    plain, shared = [dict(r) for r in ranked], [dict(r) for r in ranked]
-    answer_folds(plain)
-    facts = answer_folds(shared, share_new=0.8)
+    plain, _ = answer_folds(ranked)
+    shared, facts = answer_folds(ranked, AnswerOptions(share_new=0.8))
     level = fit_threshold(*together(ranked, "ids", "scores", "truth"), 0.8)
     assert facts["share_new"] == 0.8 and facts["threshold"] == level
     for one, other in zip(plain, shared, strict=True):
-        assert (one["threshold"] == other["threshold"]).all() and (other["test_threshold"] == level).all()
-    assert level > plain[0]["test_threshold"][0]
-    facts = answer_folds(shared, share_new=-1)
-    found = [estimate_share_new(*together(ranked, "scores", "truth"), r["test_scores"]) for r in ranked]
+        assert (one.queries.threshold == other.queries.threshold).all() and (other.test.threshold == level).all()
+    assert level > plain[0].test.threshold[0]
+    _, facts = answer_folds(ranked, AnswerOptions(share_new=-1))
+    found = [estimate_share_new(*together(ranked, "scores", "truth"), fold.test.scores) for fold in ranked]
     assert facts["share_new"] == pytest.approx(np.mean(found))
-    assert answer_folds([drawn_fold(rng, tests=0)], share_new=-1)["share_new"] is None  # nothing to estimate it from
+    _, facts = answer_folds([drawn_fold(rng, tests=0)], AnswerOptions(share_new=-1))
+    assert facts["share_new"] is None  # nothing to estimate it from
 
 
 def test_answer_folds_by_share_calls_that_share_of_each_test_new(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
     for share in (0.3, None):
-        answer_folds(ranked, share_new=share, by_share=True)
+        answered, _ = answer_folds(ranked, AnswerOptions(share_new=share, by_share=True))
         wanted = share or np.mean(together(ranked, "truth")[0] == NEW)
-        for r in ranked:
-            assert (r["test_threshold"] == threshold_for_share(r["test_scores"], wanted)).all()
-            assert np.mean(r["test_answers"][:, 0] == NEW) == pytest.approx(wanted, abs=1 / 30)
+        for fold in answered:
+            assert (fold.test.threshold == threshold_for_share(fold.test.scores, wanted)).all()
+            assert np.mean(fold.test.answers[:, 0] == NEW) == pytest.approx(wanted, abs=1 / 30)
 
 
 def level_among(scores, threshold):
@@ -488,36 +493,30 @@ def level_among(scores, threshold):
 
 
 @pytest.mark.parametrize("folds", [1, 3])
-def test_list_folds_learns_from_the_other_folds_or_the_only_one(rng, folds):
-    ranked = [drawn_fold(rng) for _ in range(folds)]
-    answer_folds(ranked)
-    list_folds(ranked, 0.2)
+def test_calibrate_folds_learns_from_the_other_folds_or_the_only_one(rng, folds):
+    answered, _ = answer_folds([drawn_fold(rng) for _ in range(folds)])
+    calibrated = calibrate_folds(answered, 0.2)
     names = ("ids", "scores", "threshold", "truth", "guessed")
 
     def confidence(learnt):
-        right = [r["answers"][:, 0] == r["truth"] for r in learnt]
-        scores = [level_among(r["scores"], r["threshold"]) for r in learnt]
+        right = [fold.queries.answers[:, 0] == fold.queries.truth for fold in learnt]
+        scores = [level_among(fold.queries.scores, fold.queries.threshold) for fold in learnt]
         return Confidence().fit(np.concatenate(scores), np.concatenate(right))
 
-    for i, r in enumerate(ranked):
-        others = [o for j, o in enumerate(ranked) if j != i] or ranked
-        sets = CandidateSets(0.2).fit(*together(others, *names))
-        assert (r["listed"] == sets.lists(r["ids"], r["scores"], r["threshold"], r["guessed"])).all()
-        assert (r["confidence"] == confidence(others).predict(level_among(r["scores"], r["threshold"]))).all()
-        every = CandidateSets(0.2).fit(*together(ranked, *names))
-        asked = [r[f"test_{name}"] for name in ("ids", "scores", "threshold", "guessed")]
-        assert (r["test_listed"] == every.lists(*asked)).all()
-        assert (r["test_confidence"] == confidence(ranked).predict(level_among(asked[1], asked[2]))).all()
+    for i, fold in enumerate(calibrated):
+        others = [o for j, o in enumerate(answered) if j != i] or answered
+        for found, learnt in ((fold.queries, others), (fold.test, answered)):
+            sets = CandidateSets(0.2).fit(*together(learnt, *names))
+            assert (found.listed == sets.lists(found.ids, found.scores, found.threshold, found.guessed)).all()
+            assert (found.confidence == confidence(learnt).predict(level_among(found.scores, found.threshold))).all()
 
 
 @pytest.mark.parametrize("folds", [1, 2])
 def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
-    ranked = [drawn_fold(rng) for _ in range(folds)]
-    answer_folds(ranked)
-    list_folds(ranked, 0.2)
-    figures = evaluate(ranked, 0.2)
+    calibrated = calibrate_folds(answer_folds([drawn_fold(rng) for _ in range(folds)])[0], 0.2)
+    figures = evaluate([fold.queries for fold in calibrated], 0.2)
     truth, answers, who, ids, scores, sure, listed = together(
-        ranked, "truth", "answers", "individuals", "ids", "scores", "confidence", "listed"
+        calibrated, "truth", "answers", "individuals", "ids", "scores", "confidence", "listed"
     )
     known, values, first = truth != NEW, average_precision(truth, answers), answers[:, 0]
     assert figures["cmc_known"] == cmc(truth[known], ids[known])
@@ -525,7 +524,7 @@ def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
         "map5": bootstrap_interval(values, who),
         "map5_known": bootstrap_interval(values[known], who[known]),
     }
-    by_fold = student_interval([map_at_5(r["truth"], r["answers"]) for r in ranked])
+    by_fold = student_interval([map_at_5(fold.queries.truth, fold.queries.answers) for fold in calibrated])
     assert figures["folds"] == pytest.approx(by_fold, nan_ok=True)
     expected = classification(truth, first) | balanced_accuracies(truth, first, who)
     expected |= {"auroc_new": auroc_new(truth, scores[:, 0])}
@@ -541,7 +540,9 @@ def test_examples_are_the_surest_right_and_wrong_ones_and_new_animals_taken_for_
     first = np.array(["a", "a", "b", "c", NEW, "a", "b"])
     truth = np.array(["a", "a", "a", "a", NEW, NEW, NEW])
     sure = np.array([0.5, 0.9, 0.3, 0.8, 0.95, 0.2, 0.6])
-    folds = {4: {"answers": first[:, None], "truth": truth, "confidence": sure}}
+    ranking = Ranking(images=first, ids=first[:, None], scores=np.ones((7, 1)), species_of=KIND, truth=truth)
+    prediction = ranking.answered(np.where(first == NEW, 2.0, 0.0)).calibrated(sure, first[:, None])
+    folds = {4: prediction}
     table = examples(folds, each=2)
     assert table["kind"].tolist() == ["right", "right", "wrong", "wrong", "new", "new"]
     assert table["row"].tolist() == [1, 0, 3, 2, 6, 5] and set(table["fold"]) == {4}
@@ -557,12 +558,18 @@ def drawn_evidence(rng, truth, width, helpful):
     return Evidence(*(np.take_along_axis(part, order, axis=1) for part in (ids, cosine, local)))
 
 
-def evidence_fold(rng, width, helpful=True):
-    """A fold ranked by cosine, and the evidence for its queries and for its test."""
+def evidence_fold(rng, width, helpful=True, new=0):
+    """A fold ranked by cosine, and the evidence for its queries and for its test; the first `new` queries are new."""
     truth = rng.choice(list("abcdefgh"), 40)
     own, test = (drawn_evidence(rng, who, width, helpful) for who in (truth, rng.choice(list("abcd"), 10)))
-    fold = {"ids": own.ids[:, :5], "scores": own.cosine[:, :5], "truth": truth, "individuals": truth}
-    return fold | {"test_ids": test.ids[:, :5], "test_scores": test.cosine[:, :5]}, (own, test)
+
+    def ranking(evidence, **told):
+        names = np.arange(len(evidence.ids)).astype(str)
+        lists = {"ids": evidence.ids[:, :5], "scores": evidence.cosine[:, :5]}
+        return Ranking(images=names, species_of=KIND, **lists, **told)
+
+    named = np.where(np.arange(40) < new, NEW, truth)
+    return Fold(ranking(own, truth=named, individuals=truth), ranking(test)), (own, test)
 
 
 def cut(evidence, width):
@@ -572,36 +579,34 @@ def cut(evidence, width):
 
 def test_fuse_local_of_several_folds_reranks_each_by_the_others_and_the_test_by_all(rng):
     parts = [evidence_fold(rng, width) for width in (8, 6)]
-    before = [dict(r) for r, _ in parts]
-    figures = fuse_local([r for r, _ in parts], [e for _, e in parts])
-    for i, (r, (own, test)) in enumerate(parts):
-        other = parts[1 - i]
-        ids, scores = rerank(own, Fusion().fit(other[1][0], other[0]["truth"]).probabilities(own), 10)
-        assert (r["ids"] == ids).all() and np.allclose(r["scores"], scores)
+    ranked = [fold for fold, _ in parts]
+    fused, figures = fuse_local(ranked, [e for _, e in parts])
+    for i, (fold, (_, (own, test))) in enumerate(zip(fused, parts, strict=True)):
+        other, evidence = parts[1 - i]
+        ids, scores = rerank(own, Fusion().fit(evidence[0], other.queries.truth).probabilities(own), 10)
+        assert (fold.queries.ids == ids).all() and np.allclose(fold.queries.scores, scores)
         one, two = (cut(e, 6) for _, (e, _) in parts)
         both = Evidence(*(np.concatenate(p) for p in zip(*(vars(e).values() for e in (one, two)), strict=True)))
-        every = Fusion().fit(both, np.concatenate([p["truth"] for p, _ in parts]))
+        every = Fusion().fit(both, *together(ranked, "truth"))
         ids, scores = rerank(test, every.probabilities(test), 10)
-        assert (r["test_ids"] == ids).all() and np.allclose(r["test_scores"], scores)
-    truth, ids = together([r for r, _ in parts], "truth", "ids")
-    assert figures["fused"] == map_at_5(truth, ids) and figures["cosine"] == map_at_5(*together(before, "truth", "ids"))
+        assert (fold.test.ids == ids).all() and np.allclose(fold.test.scores, scores)
+    assert figures["fused"] == map_at_5(*together(fused, "truth", "ids"))
+    assert figures["cosine"] == map_at_5(*together(ranked, "truth", "ids"))
     assert figures["gain"] == pytest.approx(figures["fused"] - figures["cosine"]) and figures["low"] > 0
 
 
 def test_fuse_local_of_one_fold_learns_from_its_other_animals(rng):
-    (r, evidence) = evidence_fold(rng, 8)
-    figures = fuse_local([r], [evidence])
-    expected = rerank(evidence[0], cross_probabilities(evidence[0], r["individuals"]), 10)[0]
-    assert figures["used"] and (r["ids"] == expected).all()
+    fold, evidence = evidence_fold(rng, 8)
+    (fused,), figures = fuse_local([fold], [evidence])
+    expected = rerank(evidence[0], cross_probabilities(evidence[0], fold.queries.individuals), 10)[0]
+    assert figures["used"] and (fused.queries.ids == expected).all()
 
 
 def test_fuse_local_judges_by_known_animals_and_changes_nothing_without_gain(rng):
-    r, evidence = evidence_fold(rng, 8, helpful=False)
-    r["truth"] = np.where(np.arange(40) < 10, NEW, r["truth"])
-    before = dict(r)
-    figures = fuse_local([r, dict(r)], [evidence, evidence])
-    assert figures["cosine"] == map_at_5(before["truth"][10:], before["ids"][10:])
-    assert not figures["used"] and all(r[name] is before[name] for name in before)
+    fold, evidence = evidence_fold(rng, 8, helpful=False, new=10)
+    same, figures = fuse_local([fold, fold], [evidence, evidence])
+    assert figures["cosine"] == map_at_5(fold.queries.truth[10:], fold.queries.ids[10:])
+    assert not figures["used"] and same[0] is same[1] is fold
 
 
 def photographs():
@@ -644,42 +649,42 @@ def test_rank_fold_searches_the_folds_gallery_and_for_the_test_all_usable_photog
     found = rank_fold(place, trained.data, folds, 1, KNNHead(centre_share=share), 7)
     query, usable = folds["fold"] == 1, folds["query_only"] == 0
     who, rest = folds["individual_id"].to_numpy(str), (~query & usable).to_numpy()
-    assert found["images"].tolist() == folds["image"][query].tolist() and "01.jpg" in found["images"]
-    assert found["individuals"].tolist() == who[query].tolist()
-    assert found["species"].tolist() == folds["species"][query].tolist()
-    assert found["truth"].tolist() == [name if name in who[rest] else NEW for name in who[query]]
-    assert found["kind"].to_dict() == KIND.to_dict()
+    asked, tests = found.queries, trained.data.test["image"]
+    assert asked.images.tolist() == folds["image"][query].tolist() and "01.jpg" in asked.images
+    assert asked.individuals.tolist() == who[query].tolist()
+    assert asked.species.tolist() == folds["species"][query].tolist()
+    assert asked.truth.tolist() == [name if name in who[rest] else NEW for name in who[query]]
+    assert asked.species_of.to_dict() == KIND.to_dict() and found.test.truth is None
+    assert found.test.images.tolist() == tests.tolist()
     table = read_embeddings(place / "centres.parquet")
-    for name, part, rows in (("", folds["image"][query], rest), ("test_", trained.data.test["image"], usable)):
+    for ranking, part, rows in ((asked, folds["image"][query], rest), (found.test, tests, usable)):
         head = KNNHead(centre_share=share).fit(
             vectors_of(trained, 1, folds["image"][rows]), who[rows], (table.images, table.vectors)
         )
         ids, scores = head.rank(vectors_of(trained, 1, part), 7)
-        assert (found[f"{name}ids"] == ids).all() and np.allclose(found[f"{name}scores"], scores)
+        assert (ranking.ids == ids).all() and np.allclose(ranking.scores, scores)
 
 
 def test_rank_fold_without_test_photographs_ranks_none(trained):
     data = SimpleNamespace(**vars(trained.data) | {"test": trained.data.test.iloc[:0]})
     found = rank_fold(trained.folder / "small" / "fold0", data, trained.folds, 0, KNNHead())
-    assert "test_ids" not in found and len(found["test_images"]) == 0 and found["ids"].shape == (12, 10)
+    assert found.test is None and found.queries.ids.shape == (12, 10)
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5])
-def test_ranked_folds_of_a_share_out_of_range_is_refused(trained, share):
+def test_answer_options_of_a_share_out_of_range_are_refused(share):
     with pytest.raises(UserError, match=r"a share lies between 0 and 1 \(or -1: estimate it\)"):
-        ranked_folds(trained.data, trained.folder, "small", trained.folds, KNNHead(), share_new=share)
+        AnswerOptions(share_new=share)
 
 
 @pytest.mark.parametrize("share", [None, -1, 0.4])
-def test_knn_stage_of_a_study_writes_what_its_ranked_folds_say(trained, share, monkeypatch):
-    kept = []
-    monkeypatch.setattr(knn, "ranked_folds", lambda *given, **how: kept.append(ranked_folds(*given, **how)) or kept[0])
-    how = {"share_new": share, "alpha": 0.3}
-    result = knn_stage(trained.data, trained.folder, "small", trained.folds, KNNHead(5), **how)
-    ranked, facts = kept[0]
+def test_knn_stage_of_a_study_writes_what_its_predicted_folds_say(trained, share):
+    options, data, folds = AnswerOptions(share_new=share, alpha=0.3), trained.data, trained.folds
+    result = knn_stage(data, trained.folder, "small", folds, KNNHead(5), options)
+    predicted, facts = predict_folds(data, trained.folder, "small", folds, KNNHead(5), options)
     assert result["for_test"] == facts and (0 < facts["share_new"] < 1 if share == -1 else facts["share_new"] == share)
-    truth, answers, species = together(ranked.values(), "truth", "answers", "species")
-    assert list(ranked) == [0, 1, 2] and result["threshold"] == facts["threshold"] and facts["local"] is None
+    truth, answers, species = together(predicted.values(), "truth", "answers", "species")
+    assert list(predicted) == [0, 1, 2] and result["threshold"] == facts["threshold"] and facts["local"] is None
     assert result["oof"] == pytest.approx(summary(truth, answers))
     assert list(result["folds"]) == ["0", "1", "2"] and set(result["species"]) == {"orca", "minke"}
     for name, figures in result["species"].items():
@@ -688,34 +693,53 @@ def test_knn_stage_of_a_study_writes_what_its_ranked_folds_say(trained, share, m
             {k: v for k, v in expected.items() if not np.isnan(v)}
         )
     assert result["open_set"]["lists"]["alpha"] == 0.3 and result["protocol"]["folds"] == 3
-    for k, r in ranked.items():
+    for k, fold in predicted.items():
         place = trained.folder / "small" / f"fold{k}"
-        assert result["folds"][str(k)]["map5"] == pytest.approx(map_at_5(r["truth"], r["answers"]))
-        for part, prefix in (("oof", ""), ("test", "test_")):
+        queries = fold.queries
+        assert result["folds"][str(k)]["map5"] == pytest.approx(map_at_5(queries.truth, queries.answers))
+        for part, said in (("oof", queries), ("test", fold.test)):
             images, written = read_predictions(place / f"{part}.csv")
-            assert images.tolist() == r[f"{prefix}images"].tolist() and (written == r[f"{prefix}answers"]).all()
+            assert images.tolist() == said.images.tolist() and (written == said.answers).all()
             ids, scores = read_scores(place / f"{part}_scores.parquet", images)
-            assert (ids == r[f"{prefix}ids"]).all() and np.allclose(scores, r[f"{prefix}scores"])
-            lists = pd.read_csv(place / f"{part}_lists.csv", dtype=str, keep_default_na=False)
-            assert lists["n"].astype(int).tolist() == (r[f"{prefix}listed"] != "").sum(axis=1).tolist()
-            assert lists["confidence"].astype(float).to_numpy() == pytest.approx(r[f"{prefix}confidence"], abs=1e-4)
+            assert (ids == said.ids).all() and np.allclose(scores, said.scores)
+            confidence, listed = read_lists(place / f"{part}_lists.csv", images)
+            width = listed.shape[1]
+            assert (listed == said.listed[:, :width]).all() and (said.listed[:, width:] == "").all()
+            assert confidence == pytest.approx(said.confidence, abs=1e-4)
         metrics = json.loads((place / "metrics.json").read_text())
         assert metrics["threshold_from"] == "the other folds" and metrics["stamp"] == f"s{k}"
-        assert metrics["threshold"] == np.median(r["threshold"]) and metrics["oof"] == result["folds"][str(k)]
+        assert metrics["threshold"] == np.median(queries.threshold) and metrics["oof"] == result["folds"][str(k)]
+
+
+def test_read_folds_of_a_finished_stage_gives_what_it_has_answered(trained):
+    study = (trained.folder, "small", trained.folds)
+    knn_stage(trained.data, *study, KNNHead(5))
+    predicted, _ = predict_folds(trained.data, *study, KNNHead(5))
+    read = read_folds(*study)
+    assert list(read) == list(predicted)
+    for k, found in read.items():
+        said = predicted[k].queries
+        for name in ("images", "ids", "individuals", "species", "truth", "threshold", "answers", "guessed"):
+            assert (getattr(found, name) == getattr(said, name)).all(), name
+        assert np.allclose(found.scores, said.scores) and np.allclose(found.confidence, said.confidence, atol=1e-4)
+        assert (found.listed == said.listed[:, : found.listed.shape[1]]).all()
+    (trained.folder / "small" / "fold1" / "oof_lists.csv").unlink()
+    with pytest.raises(UserError, match=r"oof_lists\.csv"):
+        read_folds(*study)
 
 
 def test_knn_stage_that_is_done_is_not_done_again(trained, monkeypatch):
     given_study = (trained.data, trained.folder, "small", trained.folds)
-    found, asked = ranked_folds(*given_study, KNNHead(5)), []
-    monkeypatch.setattr(knn, "ranked_folds", lambda *_, **how: asked.append(how) or found)
+    found, asked = predict_folds(*given_study, KNNHead(5)), []
+    monkeypatch.setattr(knn, "predict_folds", lambda *given: asked.append(given[-1]) or found)
 
-    def done_again(head=5, **options):
+    def done_again(head=5, force=False, **options):
         before = len(asked)
-        knn_stage(*given_study, KNNHead(head), **options)
+        knn_stage(*given_study, KNNHead(head), AnswerOptions(**options), force)
         return len(asked) > before
 
     assert done_again() and not done_again() and done_again(force=True)
-    assert done_again(alpha=0.2) and asked[-1] == {"alpha": 0.2} and done_again(head=6) and done_again()
+    assert done_again(alpha=0.2) and asked[-1] == AnswerOptions(alpha=0.2) and done_again(head=6) and done_again()
     for name in ("test.csv", "oof_scores.parquet", "metrics.json"):
         (trained.folder / "small" / "fold2" / name).unlink()
         assert done_again() and not done_again()
@@ -725,7 +749,7 @@ def test_knn_stage_that_is_done_is_not_done_again(trained, monkeypatch):
     assert done_again() and not done_again()
 
 
-def test_ranked_folds_with_local_features_describes_each_photograph_once(trained, rng, monkeypatch):
+def test_predict_folds_with_local_features_describes_each_photograph_once(trained, rng, monkeypatch):
     sides = []
 
     def described(data, folder, used, images, part="train"):
@@ -734,9 +758,10 @@ def test_ranked_folds_with_local_features_describes_each_photograph_once(trained
 
     monkeypatch.setattr(knn, "crop_features", described)
     write_json(trained.folder / "small" / "fold0" / "config.json", {"parameters": {"preset": "small"}})
-    ranked, facts = ranked_folds(trained.data, trained.folder, "small", trained.folds, KNNHead(5), local=3)
+    study = (trained.data, trained.folder, "small", trained.folds)
+    predicted, facts = predict_folds(*study, KNNHead(5), AnswerOptions(local=3))
     assert sorted(sides) == [("test", {"preset": "small"}, 9), ("train", {"preset": "small"}, 36)]
-    assert set(facts["local"]) == {"cosine", "fused", "gain", "low", "high", "used"} and list(ranked) == [0, 1, 2]
+    assert set(facts["local"]) == {"cosine", "fused", "gain", "low", "high", "used"} and list(predicted) == [0, 1, 2]
 
 
 def test_known_queries_leaves_out_animals_that_the_gallery_lacks(trained):

@@ -8,16 +8,14 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.retrieval.local_features import (
     Evidence,
-    FeatureCache,
     Fusion,
     cross_probabilities,
-    draw_match,
     features,
     gather,
     match,
     rerank,
-    worth_it,
 )
+from happywhale_nb.retrieval.metrics import map_at_5, paired_gain
 
 
 def pattern(seed, side=128):
@@ -80,7 +78,6 @@ def test_match_of_a_picture_without_marks_has_no_inliers(empty):
     assert len(none) == 0 and none.places.shape == (0, 2) and none.descriptors.shape == (0, 128)
     for found in (match(none, some), match(some, none), match(none, none)):
         assert (found.score, found.inliers) == (0.0, 0)
-        assert draw_match(empty, pattern(0), found).shape == (384, 776, 3)
 
 
 @pytest.mark.parametrize(
@@ -102,15 +99,6 @@ def test_features_with_most_keeps_the_strongest():
     many, few = features(pattern(0)), features(pattern(0), most=7)
     assert len(few) == 7 < len(many) <= 200
     np.testing.assert_array_equal(few.places, many.places[:7])
-    assert len(FeatureCache(lambda seed: pattern(seed), most=7)[0]) == 7
-
-
-def test_draw_match_shows_both_pictures_and_the_lines():
-    one, two = pattern(0), changed(pattern(0), 4, 1)
-    found = match(features(one), features(two))
-    with_lines, without = draw_match(one, two, found), draw_match(one, two, found, most=0)
-    assert with_lines.dtype == np.uint8 and (with_lines != without).any(axis=2).sum() > 1000
-    np.testing.assert_array_equal(without[:, :384], cv2.resize(one, (384, 384), interpolation=cv2.INTER_CUBIC))
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +150,17 @@ def evidence_of(rng, helpful, n=300, m=8):
     return Evidence(*(np.take_along_axis(part, order, axis=1) for part in (ids, cosine, local))), truth
 
 
-def test_worth_it_recommends_fusion_only_where_it_helps():
-    helped = worth_it(*evidence_of(np.random.default_rng(0), True))
-    assert helped["recommended"] and helped["low"] < helped["gain"] < helped["high"] and helped["gain"] > 0.05
-    assert helped["fused"] > max(helped["cosine"], helped["local"])
-    assert helped["gain"] == pytest.approx(helped["fused"] - helped["cosine"])
-    useless = [worth_it(*evidence_of(np.random.default_rng(seed), False)) for seed in range(1, 5)]
-    assert not any(report["recommended"] for report in useless)
+def test_fusion_across_animals_gains_only_where_local_scores_help():
+    def gain(seed, helpful):
+        evidence, truth = evidence_of(np.random.default_rng(seed), helpful)
+        fused = rerank(evidence, cross_probabilities(evidence, truth))[0]
+        return paired_gain(truth, evidence.ids[:, :5], fused, truth), map_at_5(truth, fused)
+
+    helped, fused = gain(0, True)
+    assert 0 < helped["low"] < helped["gain"] < helped["high"] and helped["gain"] > 0.05
+    evidence, truth = evidence_of(np.random.default_rng(0), True)
+    assert fused > map_at_5(truth, rerank(evidence, evidence.local)[0])
+    assert not any(gain(seed, False)[0]["low"] > 0 for seed in range(1, 5))
 
 
 def test_cross_probabilities_are_learnt_from_other_animals():

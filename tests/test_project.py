@@ -41,10 +41,6 @@ WINGS = {
 }
 INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so that TensorFlow is loaded only when used
 NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
-PENDING = {  # modules that still do two jobs
-    ("evaluation.statistics", "stages.knn"),
-    ("retrieval.gallery", "stages.knn"),
-}
 
 
 def module_name(path):
@@ -99,8 +95,7 @@ def test_module_imports_from_the_wings_it_may_and_no_development_tool(path):
     for inside in (True, False):
         own, other = imports(path, inside)
         allowed = {wing, *WINGS[wing].split()} | (INSIDE_FUNCTIONS.get(wing, set()) if inside else set())
-        above = {name for name in own if name.split(".")[0] not in allowed}
-        assert not {name for name in above if (module_name(path), name) not in PENDING}
+        assert not {name for name in own if name.split(".")[0] not in allowed}
         assert not other & {"nbdev", "fastcore", "execnb", "pytest"}
         if without_keras(module_name(path)):
             assert not other & {"tensorflow", "keras", "jax"}

@@ -14,8 +14,8 @@ from happywhale_nb.imaging.degradations import DEGRADATIONS, degrade
 from happywhale_nb.networks.model import build_network, inference_model
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import bootstrap_interval, map_at_5
-from happywhale_nb.stages.knn import KNNHead
 from happywhale_nb.stages.robustness import all_changes, degradation_costs, robustness_stage, sample_queries
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.retrieval.search import ExactIndex, FaissIndex, Gallery, QdrantIndex, make_index, nearest, unit_rows
+from happywhale_nb.retrieval.qdrant import QdrantIndex
+from happywhale_nb.retrieval.search import ExactIndex, FaissIndex, NamedVectors, make_index, nearest, unit_rows
 
 needs_faiss = pytest.mark.skipif(
     not importlib.util.find_spec("faiss"), reason="no faiss here: pip install 'happywhale_nb[search]'"
@@ -185,7 +186,7 @@ def test_gallery_load_of_a_damaged_folder_is_refused(tmp_path):
     for damaged in (body[:-50], body[:-1] + bytes([body[-1] ^ 1]), b""):
         (tmp_path / "index" / "vectors.npy").write_bytes(damaged)
         with pytest.raises(UserError, match="make"):
-            Gallery.load(tmp_path / "index")
+            NamedVectors.load(tmp_path / "index")
 
 
 def test_gallery_save_into_a_folder_that_is_no_index_is_refused(tmp_path):

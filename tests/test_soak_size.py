@@ -23,8 +23,9 @@ from faults import ROOT, keep_result
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.data.dataset import NEW, read_dataset
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, make_folds
-from happywhale_nb.ensemble.ranked_lists import check_submission, read_ballots
+from happywhale_nb.ensemble.ranked_lists import read_ballots
 from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
+from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import (
     auroc_new,
     average_precision,
@@ -36,10 +37,10 @@ from happywhale_nb.retrieval.metrics import (
     rank_of_truth,
     summary,
 )
-from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
+from happywhale_nb.retrieval.predictions import check_submission, read_predictions, write_predictions
 from happywhale_nb.retrieval.search import ExactIndex, hit_rate, make_index, unit_rows
 from happywhale_nb.stages.blending import blend_stage
-from happywhale_nb.stages.knn import KNNHead, knn_stage
+from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.study_split import study_folds
 
 MEMORY = 4000  # MB that no part may need more of; the most on a first run were 2,600

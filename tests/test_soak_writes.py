@@ -37,12 +37,18 @@ from happywhale_nb.data.download import unpack
 from happywhale_nb.data.importers import plan_source, write_import
 from happywhale_nb.data.near_duplicates import near_duplicates, read_duplicates
 from happywhale_nb.demo.dataset import draw_demo
-from happywhale_nb.ensemble.ranked_lists import check_submission
+from happywhale_nb.ensemble.blending import blend_files
 from happywhale_nb.imaging.crops import decode_crop, load_crops
 from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
-from happywhale_nb.retrieval.predictions import read_predictions, read_scores, write_predictions, write_scores
+from happywhale_nb.retrieval.predictions import (
+    check_submission,
+    read_predictions,
+    read_scores,
+    write_predictions,
+    write_scores,
+)
 from happywhale_nb.retrieval.search import ExactIndex
-from happywhale_nb.stages.blending import blend_files, select_runs
+from happywhale_nb.stages.blending import select_runs
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow import kaggle
 from happywhale_nb.workflow.compare import gather

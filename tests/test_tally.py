@@ -8,18 +8,8 @@ from hypothesis import strategies as st
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.ensemble.ranked_lists import Ballots
-from happywhale_nb.ensemble.voting import (
-    Contest,
-    as_thousandths,
-    dropping,
-    explain,
-    nested,
-    rank_votes,
-    search_weights,
-    simulate,
-    tally,
-    weight_intervals,
-)
+from happywhale_nb.ensemble.voting import as_thousandths, explain, rank_votes, tally
+from happywhale_nb.ensemble.weights import Contest, dropping, nested, search_weights, simulate, weight_intervals
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 VOTE = 120  # the plain count is in whole 120ths of a vote, and weights in thousandths: equals are equal

@@ -7,12 +7,10 @@ from hypothesis import strategies as st
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
+from happywhale_nb.retrieval.calibration import Chances, Confidence, cross_fit_confidence
+from happywhale_nb.retrieval.conformal import CandidateSets
 from happywhale_nb.retrieval.metrics import average_precision, balanced_accuracies, map_at_5, rank_of_truth, summary
 from happywhale_nb.retrieval.open_set import (
-    CandidateSets,
-    Chances,
-    Confidence,
-    cross_fit_confidence,
     estimate_share_new,
     fit_species_thresholds,
     fit_threshold,

@@ -23,10 +23,11 @@ from happywhale_nb.evaluation import browser as widgets
 from happywhale_nb.evaluation.browser import Opened, browse_folds, browse_neighbours
 from happywhale_nb.networks.presets import used_preset
 from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import map_at_5
 from happywhale_nb.retrieval.predictions import read_predictions
 from happywhale_nb.stages.blending import blend_stage, is_current
-from happywhale_nb.stages.knn import KNNHead, compare_rules, knn_stage
+from happywhale_nb.stages.knn import AnswerOptions, compare_rules, knn_stage
 from happywhale_nb.stages.report import report_stage
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
@@ -140,8 +141,8 @@ def test_knn_stage_with_every_option_leaves_a_whole_study(study, tiny, tmp_path)
     dataset = read_dataset(tiny)
     folds = study_folds(dataset, folder, 0, 0)
     head = KNNHead(10, "softmax_sum", centre_share=0.3)
-    how = {"share_new": -1, "species_strength": 50, "by_share": True, "local": 3}
-    result = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, **how)
+    options = AnswerOptions(share_new=-1, species_strength=50, by_share=True, local=3)
+    result = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, options)
     kept = sorted(folder.glob("small_resnet_arcface/fold*/local.npz"))
     made = [path.stat().st_mtime_ns for path in kept]
     local, open_set = result["for_test"]["local"], result["open_set"]
@@ -154,7 +155,7 @@ def test_knn_stage_with_every_option_leaves_a_whole_study(study, tiny, tmp_path)
     assert 0 <= share <= 1 and set(result["species"]) == set(folds["species"])
     assert open_set["intervals"]["map5"][0] <= result["oof"]["map5"] <= open_set["intervals"]["map5"][1]
     assert sum(row["n"] for row in result["species"].values()) == result["oof"]["n"]
-    again = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, **how, force=True)
+    again = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, options, force=True)
     assert {k: v for k, v in again.items() if k != "stamp"} == {k: v for k, v in result.items() if k != "stamp"}
     assert [path.stat().st_mtime_ns for path in kept] == made  # matches are not made twice
 

@@ -41,7 +41,7 @@ from ..core.progress import bar
 from ..data.boxes import BOX, COLUMNS, read_boxes
 from ..data.dataset import parse_csv
 from ..imaging.photo import upright_size
-from ..retrieval.gallery import calibrate
+from ..retrieval.identifier import calibrate
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-05
 ABOUT = ("encounter", "date", "place", "side", "latitude", "longitude")

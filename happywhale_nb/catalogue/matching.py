@@ -19,7 +19,7 @@ from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Ph
 from .store import model_row, now, unpack
 from ..core.errors import UserError
 from ..data.dataset import NEW
-from ..retrieval.gallery import Calibration, Known, answer
+from ..retrieval.identifier import Calibration, answer
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-05
 OVERLAP = 200  # lines of the audit log that are read again: more than can be under way at once
@@ -35,7 +35,7 @@ class PhotoIndex:
     def __init__(self, width):
         self.ids, self.rows = np.empty(0, int), {}
         self.facts = {field: np.empty(0, object) for field in FIELDS}
-        self.known = Known().fit(np.empty((0, width), np.float32), [])
+        self.known = Gallery().fit(np.empty((0, width), np.float32), [])
 
     def append(self, ids, labels, facts, vectors):
         """Add photos: numbers, individuals, `{field: values}`, vectors."""

@@ -20,8 +20,7 @@ class Entry:
     """A command in a table: where its `click.Command` is, and the line that `--help` shows.
 
     Attributes:
-        place: `module:attribute`, the module relative to `happywhale_nb.cli`; the attribute is the command, or a dict of
-            commands by name.
+        place: `module:attribute`, relative to `happywhale_nb.cli`; the attribute is the command, or a dict of commands.
         help: One line.
     """
 

@@ -43,7 +43,7 @@ def blend(files, output, like, catalogue, truth, rule, finless, weights):
     \b
     Example: happywhale submission blend one.csv other.csv -o submission.csv --like sample_submission.csv
     """
-    from happywhale_nb.stages.blending import blend_files
+    from happywhale_nb.ensemble.blending import blend_files
 
     lines = blend_files(
         files,
@@ -72,7 +72,7 @@ def score(predictions, truth, catalogue, as_json):
 
     Without --catalogue the truth itself has to say who is new_individual.
     """
-    from happywhale_nb.stages.blending import score_file
+    from happywhale_nb.ensemble.blending import score_file
 
     metrics, notes = score_file(predictions, truth, catalogue)
     for note in notes:
@@ -95,7 +95,7 @@ def validate(ctx, submission, like, catalogue):
     \b
     Example: happywhale submission validate submission.csv --like data/happywhale/sample_submission.csv
     """
-    from happywhale_nb.ensemble.ranked_lists import check_submission
+    from happywhale_nb.retrieval.predictions import check_submission
 
     known = read_table(catalogue, ["individual_id"])["individual_id"].tolist() if catalogue else None
     findings = check_submission(submission, like, known)

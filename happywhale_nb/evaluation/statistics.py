@@ -12,8 +12,8 @@ import pandas as pd
 from scipy import stats
 
 from ..core.errors import UserError
+from ..retrieval.knn import KNNHead
 from ..retrieval.metrics import average_precision, bootstrap_interval, student_interval
-from ..stages.knn import KNNHead
 
 # %% ../../nbs/lib/evaluation/statistics.ipynb #statistics-04
 def fold_statistics(figures):

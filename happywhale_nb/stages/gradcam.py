@@ -17,9 +17,9 @@ from ..core.artifacts import atomic, read_json, versions, write_json
 from ..core.errors import UserError, lookup
 from ..core.paths import fold_dir, study_dir
 from ..data.boxes import BOX, CropMix, read_boxes
-from ..data.dataset import NEW, read_dataset, read_table
+from ..data.dataset import NEW, read_dataset
 from ..data.protocol import add_protocol_footer
-from ..data.splits import gallery_and_queries, require_catalogue, true_answers
+from ..data.splits import gallery_and_queries, require_catalogue
 from happywhale_nb.evaluation.faithfulness import (
     box_in_crop,
     compare_orders,
@@ -33,39 +33,28 @@ from ..networks.gradcam import COLOURS, Probe, overlay
 from ..networks.model import load_trained
 from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
-from ..retrieval.predictions import read_predictions
 from .knn import examples as choose_examples
+from .knn import read_fold
 from .study_split import study_card, study_folds
 from .train import study_crops, training_rows
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-28
 def fold_answers(place, folds, fold):
-    """What `06_knn` answered for a fold's queries: a dict of images, answers `[n, 5]`, confidence, individuals, truth.
+    """What `06_knn` answered for a fold's queries, a `CalibratedPrediction`.
 
     Raises `UserError` if it has not been run, or does not know these photographs."""
     if missing := [name for name in ("oof.csv", "oof_lists.csv") if not (place / name).is_file()]:
         raise UserError(f"{place / missing[0]} is missing: run 06_knn for this model first")
-    gallery, query = gallery_and_queries(folds, fold)
-    images, individuals = (folds[name].to_numpy(dtype=str) for name in ("image", "individual_id"))
-    _, answers = read_predictions(place / "oof.csv", images[query])
-    listed = read_table(place / "oof_lists.csv", ["image", "confidence"]).set_index("image")
-    confidence = listed["confidence"].astype(float).reindex(images[query]).to_numpy()
-    return {
-        "images": images[query],
-        "answers": answers,
-        "confidence": confidence,
-        "individuals": individuals[query],
-        "truth": true_answers(individuals[query], individuals[gallery]),
-    }
+    return read_fold(place, folds, fold)
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-45
 def matched_photos(vectors, folds, fold, answered):
     """For each query of a fold the row of `folds` of the gallery photograph it was matched with, `[n]` int.
 
-    vectors: `[m, d]` stored embeddings of all photographs of `folds`; answered: dict of `fold_answers`."""
+    vectors: `[m, d]` stored embeddings of all photographs of `folds`; answered: what `fold_answers` gives."""
     gallery, query = gallery_and_queries(folds, fold)
     rows, individuals = np.flatnonzero(gallery), folds["individual_id"].to_numpy(dtype=str)[gallery]
-    named = np.where(answered["truth"] == NEW, NEW, answered["answers"][:, 0])
+    named = np.where(answered.truth == NEW, NEW, answered.answers[:, 0])
     cosine = vectors[query] @ vectors[gallery].T
     theirs = (named[:, None] == NEW) | (named[:, None] == individuals[None, :])
     return rows[np.where(theirs, cosine, -2).argmax(axis=1)]

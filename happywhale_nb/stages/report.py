@@ -26,6 +26,7 @@ from ..core.paths import study_dir
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.protocol import add_protocol_footer, card_line
 from ..data.splits import gallery_and_queries, true_answers
+from ..ensemble.blending import error_correlation
 from ..evaluation import error_analysis as errors
 from ..evaluation.html import Section, answers_block, definitions, note, pairs_block, render_page, table
 from ..evaluation.per_query import fold_figures, outcomes
@@ -36,8 +37,8 @@ from ..networks.presets import configure, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.metrics import summary
 from ..retrieval.predictions import read_predictions
-from .blending import draw_blend, error_correlation, is_current, out_of_fold
-from .knn import KNNHead, compare_rules, draw_evaluation, known_queries, ranked_folds, study_grid
+from .blending import draw_blend, is_current, out_of_fold
+from .knn import compare_rules, draw_evaluation, known_queries, read_folds, study_grid
 from .study_split import study_card, study_folds
 
 # %% ../../nbs/08_report.ipynb #08-report-05
@@ -209,12 +210,10 @@ def pairs_section(study):
 def open_set_section(study):
     """Neighbours, threshold and new animals, for the best model."""
     model, blocks = study.models[study.best], []
-    asked = dict(model["parameters"])
-    head = KNNHead(**{name: asked.pop(name) for name in KNNHead().get_params()})
-    ranked, _ = ranked_folds(study.dataset, study.folder, study.best, study.split, head, **asked)
-    grid = study_grid(study.folder, study.best, study.split, list(ranked))
-    rules = compare_rules(study.folder, study.best, study.split, list(ranked))
-    blocks += [study.drawn(draw_evaluation(list(ranked.values()), model["threshold"], grid), "The open set")]
+    predictions = read_folds(study.folder, study.best, study.split)
+    grid = study_grid(study.folder, study.best, study.split, list(predictions))
+    rules = compare_rules(study.folder, study.best, study.split, list(predictions))
+    blocks += [study.drawn(draw_evaluation(list(predictions.values()), model["threshold"], grid), "The open set")]
     figures = model["open_set"]
     rows = {
         **{name: figures[key] for name, key in OPEN_SET.items()},
@@ -223,7 +222,7 @@ def open_set_section(study):
         "names in a list": figures["lists"]["mean_size"],
     }
     shown = pd.DataFrame({"value": rows}).rename_axis("figure")
-    levels = ", ".join(f"{np.median(r['threshold']):.3f}" for r in ranked.values())
+    levels = ", ".join(f"{np.median(p.threshold):.3f}" for p in predictions.values())
     share = model["for_test"]["share_new"]
     text = (
         f"{study.best}. Thresholds of the folds, each fitted on the others: {levels} (dashed: their median); all "

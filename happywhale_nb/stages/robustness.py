@@ -30,8 +30,8 @@ from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
 from ..networks.model import embed_views, embedding_averages, load_trained
 from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
+from ..retrieval.knn import KNNHead
 from ..retrieval.metrics import average_precision, bootstrap_interval
-from .knn import KNNHead
 from .study_split import finished_folds, study_card, study_folds
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-06

@@ -34,8 +34,8 @@ from ..networks.model import class_centres, embed_views, embedding_averages, lib
 from ..networks.presets import PRESETS, configure
 from ..networks.training import DEFAULTS, TrainingOptions, train
 from ..retrieval.embeddings import Embeddings, write_embeddings
+from ..retrieval.knn import KNNHead, within_map5
 from ..retrieval.metrics import map_at_5
-from .knn import KNNHead, within_map5
 from .study_split import study_card, study_folds
 
 # %% ../../nbs/03_train.ipynb #03-train-08
