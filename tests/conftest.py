@@ -24,7 +24,8 @@ from happywhale_nb.data.boxes import BOX
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.dataset import draw_demo
 from happywhale_nb.imaging.crops import load_crop
-from happywhale_nb.workflow.runner import STAGES, locked
+from happywhale_nb.workflow.locks import locked
+from happywhale_nb.workflow.runner import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 # every kernel and command started by a test is quiet, and reads no data but what the test names

@@ -31,17 +31,16 @@ from ..core.paths import project_root, study_dir
 from ..data.dataset import read_dataset
 from ..data.splits import fold_numbers, require_catalogue, study_folds
 from ..networks.presets import PRESETS
+from .locks import locked, visible_gpus
 from .notebooks import read_parameters
 from happywhale_nb.workflow.runner import (
     STAGES,
     check_ranges,
     check_training,
-    locked,
     stage_mark,
     stage_notebook,
     stage_output,
     stage_values,
-    visible_gpus,
 )
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-05
