@@ -23,6 +23,7 @@ import click
 from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import UserError
 from ..core.paths import find_data, project_root, study_data, study_dir
+from ..core.platforms import check_file_name, check_platform, lenient_console
 from ..data.check import as_json, check_folder, count, describe, write_skips
 from ..data.dataset import PHOTO_ENDINGS, read_dataset, read_table
 from ..data.download import COMPETITION, download
@@ -54,8 +55,13 @@ def closing_lines(folder, head):
 
 # %% ../../nbs/lib/cli/main.ipynb #cli-13
 class _Group(click.Group):
+    def main(self, *words, **options):
+        lenient_console()
+        return super().main(*words, **options)
+
     def invoke(self, ctx):
         try:
+            check_platform()
             return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)
@@ -580,6 +586,8 @@ def catalogue_export(folder, kind, output, species, occasions):
         table = sightings(session)
     if species and species not in (there := sorted({*table["species"]})):
         raise UserError(f"the catalogue has no species {species!r}: one of {', '.join(filter(None, there))}")
+    if output:
+        check_file_name(output.name, "an export")
     data, name, _ = export_sightings(table, kind, species, occasions)
     with atomic(output or Path(name)) as part:
         part.write_bytes(data)

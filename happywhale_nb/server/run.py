@@ -8,6 +8,7 @@ __all__ = ['check_model', 'keep_model', 'open_embedder', 'trained_on', 'build_ca
 
 # %% ../../nbs/lib/server/run.ipynb #serving-02
 import getpass
+import os
 import shutil
 import socket
 import threading
@@ -170,7 +171,8 @@ def check_server(catalogue, host, port, options):
                     f"{catalogue.folder} NAME --role admin`"
                 )
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # on Windows it would let two servers have one port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except socket.gaierror:

@@ -12,6 +12,8 @@ import io
 import json
 import os
 import re
+import shutil
+import sys
 import tokenize
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pathlib import Path
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import project_root
+from ..core.platforms import rename
 from ..core.progress import text_only
 
 # %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-05
@@ -101,12 +104,16 @@ class _Bars:
         self.stream.flush()
 
 
+def _encoding():
+    return getattr(sys.stderr, "encoding", None) or "utf-8"  # a notebook's has none
+
+
 @contextmanager
 def _stderr_of_children(path):
     """While it lasts, processes that are started write their standard error to the file `path`; yields the real one."""
     own = os.dup(2)
     try:
-        with open(path, "w") as log, os.fdopen(os.dup(own), "w") as terminal:
+        with open(path, "wb") as log, os.fdopen(os.dup(own), "w", encoding=_encoding(), errors="replace") as terminal:
             os.dup2(log.fileno(), 2)
             yield terminal
     finally:
@@ -161,9 +168,10 @@ def run_notebook(notebook, output, values):
             )
             nbformat.write(collapse_bars(nbformat.read(part, as_version=4)), part)
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
-            for left, place in ((part, failed), (part.with_suffix(".log"), log)):
-                if left.exists():
-                    left.replace(place)
+            if part.exists():
+                rename(part, failed)
+            if part.with_suffix(".log").exists():
+                shutil.copyfile(part.with_suffix(".log"), log)  # it is open, and Windows renames no open file
             reason = _reason(error, isinstance(error, DeadKernelError))
             message = f"{Path(notebook).stem}: {reason}\n  (the notebook as far as it came: {failed})"
             raise UserError(message) from None

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from contextlib import suppress
@@ -253,7 +254,7 @@ class Job:
     @property
     def command(self):
         """The command that runs the job, as a list of words."""
-        words = [str(Path(sys.executable).with_name("happywhale")), self.stage]
+        words = [str(Path(sysconfig.get_path("scripts")) / "happywhale"), self.stage]
         return words + [word for name, text in self.given.items() for word in ("-p", name, text)]
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-16
@@ -321,9 +322,15 @@ def plan_states(content, jobs):
     """What a run would do with each job: a list of texts, `done` for nothing, else why it would be run."""
     with tempfile.TemporaryDirectory() as tmp:
         config = Path(tmp) / "study.yaml"
-        config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8", newline="\n")
         words = snakemake_words(config, "--summary", "--cores", "1")
-        done = subprocess.run([sys.executable, "-m", "snakemake", *words], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", *words],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # paths with letters that a console may lack
+        )
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     if done.returncode or not rows or rows[0][0] != "output_file":
         raise UserError(f"Snakemake cannot read the study: {done.stderr.strip() or done.stdout.strip()}")
@@ -420,9 +427,12 @@ def unfinished(jobs, since):
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-25
 def machine_words():
-    """The limits of this machine, as words after `snakemake`: cores, graphics cards, memory in megabytes."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
-    return ["--cores", "all", "--resources", f"gpu={len(visible_gpus())}", f"mem_mb={memory}"]
+    """The limits of this machine, as words after `snakemake`: cores, graphics cards, and, where the system says
+    it, memory in megabytes."""
+    words = ["--cores", "all", "--resources", f"gpu={len(visible_gpus())}"]
+    if not hasattr(os, "sysconf"):  # Windows does not say how much memory there is: none is dealt
+        return words
+    return [*words, f"mem_mb={os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 10**6}"]
 
 
 def run_jobs(content, folder, jobs, more=(), force=False):
@@ -443,7 +453,7 @@ def run_jobs(content, folder, jobs, more=(), force=False):
     waiting = f"another run works on {folder}: waiting until it is done"
     with locked(folder / ".run.lock", waiting):
         with atomic(config) as part:
-            part.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+            part.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8", newline="\n")
         local = not any(word.startswith("--executor") for word in more)
         words = [*machine_words(), "--quiet", "all"] if local else []
         if local and os.cpu_count() >= 2 * min(job.resources["cores"] for job in jobs):
