@@ -37,7 +37,8 @@ threadpool_limits(1)  # two workers whose products of matrices take both cores e
 
 
 # what puts a test into `make test-all`: it needs something, or time, that `make test` does without (see pyproject.toml)
-REST = {"browser", "postgres", "slurm", "hosts", "wheel", "nbdev3", "bench", "kill", "real", "server", "trains"}
+REST = {"browser", "postgres", "slurm", "hosts", "wheel", "nbdev3", "index", "bench", "kill", "real", "server"}
+REST |= {"trains"}
 
 
 def pytest_collection_modifyitems(config, items):

@@ -13,6 +13,7 @@ __all__ = ['POLICY', 'SAFE_HEADERS', 'COOKIE', 'Reader', 'Asking', 'Reviewer', '
 
 # %% ../../nbs/lib/server/app.ipynb #api-02
 import getpass
+import mimetypes
 import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -746,6 +747,8 @@ def make_app(desk, load=None):
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     web = files("happywhale_nb") / "server" / "web"
+    for kind, ending in (("text/javascript", ".js"), ("text/css", ".css")):  # Windows' registry may say otherwise
+        mimetypes.add_type(kind, ending)
     app.mount("/web", StaticFiles(directory=str(web)), name="web")
     for place, page in (("/", "index.html"), ("/docs", "docs.html")):
         app.add_route(place, lambda request, path=web / page: FileResponse(path))
