@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -131,6 +132,8 @@ def test_serve_without_posix_shows_its_page_and_scripts(tmp_path):
             assert f"localhost:{port}" in line, f"{said.seek(0) or said.read()[-3000:].decode('cp1252')}"
             page = httpx.get(f"http://localhost:{port}/")
             assert page.status_code == 200 and "<html" in page.text
+            script = httpx.get(f"http://localhost:{port}{re.search(r'/web/[a-z_]+[.]js', page.text)[0]}")
+            assert script.headers["content-type"].startswith("text/javascript")
             assert httpx.get(f"http://localhost:{port}/api/encounters?limit=1").json()["total"] > 0
         finally:
             late.cancel()

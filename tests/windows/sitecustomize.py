@@ -6,6 +6,7 @@ Windows does not take, and paths above 259 characters. Processes are spawned, no
 import builtins
 import importlib.abc
 import io
+import mimetypes
 import multiprocessing
 import os
 import re
@@ -107,6 +108,7 @@ sys.meta_path.insert(0, Blocked())
 for module in MODULES:
     sys.modules.pop(module, None)
 multiprocessing.set_start_method("spawn")
+mimetypes.add_type("text/plain", ".js")  # as the registry has it on many machines
 for function in GONE.split():
     delattr(os, function)
 os.__class__ = System
