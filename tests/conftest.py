@@ -21,8 +21,8 @@ from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.dataset import draw_demo
+from happywhale_nb.workflow.locks import locked
 from happywhale_nb.workflow.registry import study_stages
-from happywhale_nb.workflow.runner import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 # every kernel and command started by a test is quiet, and reads no data but what the test names
@@ -34,8 +34,8 @@ threadpool_limits(1)  # two workers whose products of matrices take both cores e
 
 
 # what puts a test into `make test-all`: it needs something, or time, that `make test` does without (see pyproject.toml)
-REST = {"browser", "postgres", "slurm", "hosts", "wheel", "nbdev3", "bench", "kill", "real", "server", "trains"}
-REST |= {"index", "probe"}
+REST = {"browser", "postgres", "slurm", "hosts", "wheel", "nbdev3", "index", "bench", "kill", "real", "server"}
+REST |= {"trains", "probe"}
 
 
 def pytest_collection_modifyitems(config, items):

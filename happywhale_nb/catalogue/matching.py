@@ -19,6 +19,7 @@ from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Ph
 from .store import model_row, now, unpack
 from ..core.errors import UserError
 from ..data.dataset import NEW
+from ..retrieval.gallery import Gallery
 from ..retrieval.identifier import Calibration, answer
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-05

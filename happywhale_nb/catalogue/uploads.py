@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 
 from ..core.artifacts import atomic
 from ..core.errors import UserError
+from ..core.platforms import sync_folder
 from ..imaging.crops import _place, load_crop
 from ..imaging.photo import rgb_pixels, upright_size
 
@@ -228,18 +229,8 @@ def keep_photo(folder, data, picture):
         file.flush()
         os.fsync(file.fileno())
     for place in (path.parent, photos, Path(folder)):
-        _sync_folder(place)
+        sync_folder(place)
     return path
-
-# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-25
-def _sync_folder(folder):
-    if os.name == "nt":  # there a folder cannot be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-28
 def jpeg(pixels, quality=88):

@@ -17,6 +17,7 @@ from .options import PATH
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
+from ..core.platforms import check_file_name
 from ..data.check import count
 from ..data.dataset import PHOTO_ENDINGS
 
@@ -195,6 +196,8 @@ def export(folder, kind, output, species, occasions):
     from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings
     from happywhale_nb.catalogue.queries import sightings
 
+    if output:
+        check_file_name(output.name, "an export")
     with open_catalogue(folder).reading() as session:
         table = sightings(session)
     if species and species not in (there := sorted({*table["species"]})):

@@ -12,6 +12,7 @@ from importlib import import_module
 import click
 
 from ..core.errors import UserError
+from ..core.platforms import check_platform, lenient_console
 from ..workflow.registry import command_stages
 
 # %% ../../nbs/lib/cli/main.ipynb #main-05
@@ -67,9 +68,15 @@ class LazyGroup(click.Group):
 class MainGroup(LazyGroup):
     """The group at the top: turns errors that a person can mend into one line."""
 
+    def main(self, *args, **kwargs):
+        """Run the command line, on a console that may not know all characters."""
+        lenient_console()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context):
         """Run the command that was asked for; exit status 2 for a `UserError`, 130 for Ctrl-C."""
         try:
+            check_platform()
             return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)

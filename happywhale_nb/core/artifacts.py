@@ -8,7 +8,6 @@ __all__ = ['atomic', 'write_json', 'read_json', 'fingerprint', 'is_done', 'versi
 # %% ../../nbs/lib/core/artifacts.ipynb #runs-02
 import hashlib
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError
+from .platforms import rename, write_fault
 
 # %% ../../nbs/lib/core/artifacts.ipynb #runs-0a12
 @contextmanager
@@ -26,22 +26,22 @@ def atomic(path):
     """Context manager: yields a temporary `Path` beside `path`, renamed onto it on success, removed on any error.
 
     Parent folders are made. A folder that stands at `path` is replaced. Raises `UserError` if the place cannot be
-    written or the disk is full."""
+    written, the disk is full, or another program keeps what stands there open (see `platforms.rename`)."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        raise write_fault(path, error) from error
     try:
         yield scratch / path.name
         if path.is_dir():
-            os.replace(path, scratch / "replaced")
-        os.replace(scratch / path.name, path)
+            rename(path, scratch / "replaced")
+        rename(scratch / path.name, path)
     except OSError as error:
         if error.filename and scratch not in Path(error.filename).parents:
             raise
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        raise write_fault(path, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -60,9 +60,8 @@ def _plain(value):
 def write_json(path, value):
     """Write `value` (dicts, lists, NumPy arrays and numbers, paths) to `path` as indented JSON, atomically."""
     with atomic(path) as part:
-        part.write_text(
-            json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_json(path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .artifacts import read_json
 from .errors import UserError
+from .platforms import check_file_name
 
 # %% ../../nbs/lib/core/paths.ipynb #paths-06
 def kaggle_root():
@@ -64,12 +65,18 @@ def study_dir(study="", data_dir="", quick=False):
     name = study or find_data(data_dir).name
     if Path(name).name != name or name in {".", ".."}:
         raise UserError(f"a study's name is one folder name, not {name!r}")
-    return project_root() / "outputs" / (f"{name}-quick" if quick else name)
+    folder = project_root() / "outputs" / (f"{name}-quick" if quick else name)
+    if not folder.is_dir():  # one that was made before is still read
+        check_file_name(name, "a study")
+    return folder
 
 
 def fold_dir(study_folder, model, fold):
     """The folder of one model on one fold, `<study_folder>/<model>/fold<k>`."""
-    return Path(study_folder) / model / f"fold{fold}"
+    folder = Path(study_folder) / model
+    if not folder.is_dir():
+        check_file_name(model, "a model")
+    return folder / f"fold{fold}"
 
 # %% ../../nbs/lib/core/paths.ipynb #paths-20
 def study_data(folder):

@@ -468,5 +468,5 @@ def write_skips(check):
     new = pd.DataFrame(rows, columns=["image", "reason"]).drop_duplicates("image")
     if len(new):
         with atomic(check.root / "skip.csv") as part:
-            pd.concat([table, new]).to_csv(part, index=False)
+            pd.concat([table, new]).to_csv(part, index=False, lineterminator="\n")
     return len(new)

@@ -151,7 +151,7 @@ def near_duplicates(dataset, folder=None, progress=True):
     pairs = pd.DataFrame(dict(zip(PAIR_COLUMNS, columns, strict=True)))
     if folder is not None:
         with atomic(Path(folder) / f"duplicates-{_stamp(dataset)}.csv") as part:
-            pairs.to_csv(part, index=False)
+            pairs.to_csv(part, index=False, lineterminator="\n")
     return pairs
 
 

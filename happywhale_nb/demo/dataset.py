@@ -124,7 +124,7 @@ def write_tables(folder: Path, table: pd.DataFrame, boxes: pd.DataFrame):
     }
     (folder / "boxes").mkdir()
     for name, frame in files.items():
-        frame.to_csv(folder / name, index=False)
+        frame.to_csv(folder / name, index=False, lineterminator="\n")
 
 # %% ../../nbs/lib/demo/dataset.ipynb #demo-20
 def check_sizes(seed: int, individuals: int, train_photos: int, test_photos: int, size: tuple):

@@ -151,8 +151,8 @@ def write_season(folder, table, boxes):
     """Write the tables of a drawn season into `folder`, and move the photographs for a visitor to `to_drop/`."""
     drops, kept = table[table.part == "drop"], table[table.part != "drop"]
     write_tables(folder, kept, boxes)
-    kept[ENCOUNTERS].to_csv(folder / "encounters.csv", index=False)
-    drops[["image", "species", "individual_id"]].to_csv(folder / "to_drop_truth.csv", index=False)
+    kept[ENCOUNTERS].to_csv(folder / "encounters.csv", index=False, lineterminator="\n")
+    drops[["image", "species", "individual_id"]].to_csv(folder / "to_drop_truth.csv", index=False, lineterminator="\n")
     (folder / "to_drop").mkdir()
     for image in drops.image:
         os.replace(folder / "test_images" / image, folder / "to_drop" / image)

@@ -246,7 +246,7 @@ def write_own_boxes(dataset, model, folder):
     table = table.assign(confidence=drawn["confidence"].round(3), W=sizes[:, 0], H=sizes[:, 1])
     table.insert(0, "image", [p.name for p in paths])
     with atomic(dataset.root / "boxes" / "own.csv") as part:
-        table.to_csv(part, index=False)
+        table.to_csv(part, index=False, lineterminator="\n")
     return len(paths)
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-24

@@ -32,7 +32,7 @@ def write_predictions(path, images, answers):
             raise ValueError(f"answers for {image} are empty or repeated: {row}")
     table = pd.DataFrame({"image": list(images), "predictions": [" ".join(row) for row in rows]})
     with atomic(path) as part:
-        table.to_csv(part, index=False)
+        table.to_csv(part, index=False, lineterminator="\n")
 
 # %% ../../nbs/lib/retrieval/predictions.ipynb #predictions-05
 def read_predictions(path, images=None):
@@ -78,7 +78,7 @@ def write_lists(path, images, confidence, listed):
     table["n"] = [int((row != "").sum()) for row in listed]
     table["candidates"] = [" ".join(name for name in row if name) for row in listed]
     with atomic(path) as part:
-        table.to_csv(part, index=False)
+        table.to_csv(part, index=False, lineterminator="\n")
 
 
 def read_scores(path, images):

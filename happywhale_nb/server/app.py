@@ -6,6 +6,7 @@
 __all__ = ['STATUS', 'PROBLEMS', 'ABOUT', 'make_app']
 
 # %% ../../nbs/lib/server/app.ipynb #app-02
+import mimetypes
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -94,6 +95,8 @@ def _add_handlers(app):
 
 def _add_pages(app):
     web = files("happywhale_nb") / "server" / "web"
+    for kind, ending in (("text/javascript", ".js"), ("text/css", ".css")):  # Windows' registry may say otherwise
+        mimetypes.add_type(kind, ending)
     app.mount("/web", StaticFiles(directory=str(web)), name="web")
     for place, page in (("/", "index.html"), ("/docs", "docs.html")):
         app.add_route(place, lambda request, path=web / page: FileResponse(path))

@@ -6,6 +6,7 @@
 __all__ = ['check_server', 'serve']
 
 # %% ../../nbs/lib/server/run.ipynb #run-02
+import os
 import socket
 import threading
 import time
@@ -35,7 +36,8 @@ def check_server(catalogue, host, port, options):
 
 def _check_port(host, port):
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # on Windows it would let two servers have one port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except socket.gaierror:

@@ -640,7 +640,7 @@ def report_stage(dataset, folder, split, seed=0, examples=24, public=0.0, privat
         figure.savefig(part, dpi=110, pil_kwargs={"quality": 85})
         plt.close(figure)
     with atomic(folder / "report.html") as part:
-        part.write_text(html, encoding="utf-8")
+        part.write_text(html, encoding="utf-8", newline="\n")
     report = {
         "study": folder.name,
         "protocol": study.card,

@@ -48,7 +48,7 @@ def study_folds(dataset, folder, k=0, seed=None, kind="", keep=True):
         )
     if kept is None and keep:
         with atomic(path) as part:
-            folds.to_csv(part, index=False)
+            folds.to_csv(part, index=False, lineterminator="\n")
     place = {"data_dir": str(dataset.root)}
     if keep and not ((folder / "study.json").is_file() and read_json(folder / "study.json") == place):
         write_json(folder / "study.json", place)

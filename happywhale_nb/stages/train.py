@@ -199,7 +199,7 @@ def write_fold(place, model, individuals, history, embeddings, record):
     write_embeddings(place / "embeddings.parquet", embeddings)
     write_embeddings(place / "centres.parquet", class_centres(model, individuals))
     with atomic(place / "history.csv") as part:
-        pd.DataFrame(history).to_csv(part, index=False)
+        pd.DataFrame(history).to_csv(part, index=False, lineterminator="\n")
     write_json(place / "config.json", record | {"versions": library_versions()})
 
 

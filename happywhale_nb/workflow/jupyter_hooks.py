@@ -68,7 +68,7 @@ def hook_git(root, prefix=sys.prefix):
     driver = f"{shlex.quote(str(Path(prefix) / 'bin' / 'nbdev_merge'))} %O %A %B %P"
     for name, value in (("name", "notebooks, cell by cell"), ("driver", driver)):
         command = ["git", "-C", str(root), "config", "--local", f"merge.notebook.{name}", value]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise UserError(f"{root} is no git checkout, so notebooks cannot be merged there: {done.stderr.strip()}")
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import kaggle_root, project_root
+from ..data.importers import link_file
 from .notebooks import check_parameters, read_parameters
 from .registry import STAGES, attached_stages
 from .runner import check_training, stage_notebook
@@ -153,7 +154,7 @@ def build_wheel(folder):
         )
         options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
         command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(folder), tmp]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise UserError(f"pip could not build the wheel: {(done.stderr.strip() or 'no word why').splitlines()[-1]}")
     return next(Path(folder).glob("happywhale_nb-*.whl"))
@@ -290,7 +291,7 @@ def _write_folder(folder, plan, cards):
 
 
 def _write(path, value):
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-25
 def next_lines(target, cards):
@@ -321,7 +322,7 @@ def _bring(path, target):
         return False
     with atomic(target) as part:
         if "crops" in target.parts:
-            part.symlink_to(path)
+            link_file(path, part)
         else:
             shutil.copyfile(path, part)  # not its mode: what is attached is read-only
             os.utime(part, (path.stat().st_atime, path.stat().st_mtime))
@@ -347,7 +348,7 @@ def take_up(inputs=None, working=None, keras_home=None):
         if not (home / path.name).exists():
             home.mkdir(parents=True, exist_ok=True)
             (home / path.name).unlink(missing_ok=True)  # a link to what is no longer attached
-            (home / path.name).symlink_to(path)
+            link_file(path, home / path.name)
     messages = []
     if folders:
         messages.append(f"{taken} files taken up from {', '.join(map(str, folders))}")

@@ -12,6 +12,8 @@ import io
 import json
 import os
 import re
+import shutil
+import sys
 import tokenize
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pathlib import Path
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import project_root
+from ..core.platforms import rename
 from ..core.progress import text_only
 
 # %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-05
@@ -102,12 +105,16 @@ class _Bars:
         self.stream.flush()
 
 
+def _encoding():
+    return getattr(sys.stderr, "encoding", None) or "utf-8"  # a notebook's has none
+
+
 @contextmanager
 def _stderr_of_children(path):
     """While it lasts, processes that are started write their standard error to the file `path`; yields the real one."""
     own = os.dup(2)
     try:
-        with open(path, "w") as log, os.fdopen(os.dup(own), "w") as terminal:
+        with open(path, "wb") as log, os.fdopen(os.dup(own), "w", encoding=_encoding(), errors="replace") as terminal:
             os.dup2(log.fileno(), 2)
             yield terminal
     finally:
@@ -190,9 +197,10 @@ def _execute(notebook, part, values, terminal):
 
 def _keep_failed(part, failed, log):
     """Move a partly executed notebook, and what was written to standard error meanwhile, to their places."""
-    for left, place in ((part, failed), (part.with_suffix(".log"), log)):
-        if left.exists():
-            left.replace(place)
+    if part.exists():
+        rename(part, failed)
+    if part.with_suffix(".log").exists():
+        shutil.copyfile(part.with_suffix(".log"), log)  # it is open, and Windows renames no open file
 
 
 def _reason(error, dead):

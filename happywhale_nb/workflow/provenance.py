@@ -133,7 +133,7 @@ def keras_backend():
 def _first(path, pattern):
     """The first match of `pattern`'s group in a file such as /proc/cpuinfo, None if there is none."""
     try:
-        found = re.search(pattern, Path(path).read_text(errors="replace"), re.M)
+        found = re.search(pattern, Path(path).read_text(encoding="utf-8", errors="replace"), re.M)
     except OSError:
         return None
     return found[1].strip() if found else None
@@ -142,7 +142,9 @@ def _first(path, pattern):
 def installed_gpus():
     """Names of NVIDIA's GPUs, without the numbers that belong to one card alone."""
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", done.stdout, re.M) if done.returncode == 0 else []

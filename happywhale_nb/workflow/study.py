@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -33,17 +34,16 @@ from ..data.dataset import read_dataset
 from ..data.splits import fold_numbers, require_catalogue
 from ..networks.presets import PRESETS
 from ..stages.study_split import study_folds
+from .locks import locked, visible_gpus
 from .notebooks import read_parameters
 from .registry import STAGES, reads_from, study_stages
 from happywhale_nb.workflow.runner import (
     check_ranges,
     check_training,
-    locked,
     stage_done_file,
     stage_notebook,
     stage_output,
     stage_values,
-    visible_gpus,
 )
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-05
@@ -302,7 +302,7 @@ class Job:
     @property
     def command(self):
         """The command that runs the job, as a list of words."""
-        words = [str(Path(sys.executable).with_name("happywhale")), self.stage]
+        words = [str(Path(sysconfig.get_path("scripts")) / "happywhale"), self.stage]
         return words + [word for name, text in self.given.items() for word in ("-p", name, text)]
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-16
@@ -383,9 +383,15 @@ def _snakemake_summary(content):
     """What Snakemake says of each file of a study: path of a done file → `(status, plan)`."""
     with tempfile.TemporaryDirectory() as tmp:
         config = Path(tmp) / "study.yaml"
-        config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8", newline="\n")
         words = snakemake_words(config, "--summary", "--cores", "1")
-        done = subprocess.run([sys.executable, "-m", "snakemake", *words], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", *words],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # paths with letters that a console may lack
+        )
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     if done.returncode or not rows or rows[0][0] != "output_file":
         raise UserError(f"Snakemake cannot read the study: {done.stderr.strip() or done.stdout.strip()}")
@@ -497,9 +503,12 @@ def unfinished(jobs, since):
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-25
 def machine_words():
-    """The limits of this machine, as words after `snakemake`: cores, graphics cards, memory in megabytes."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
-    return ["--cores", "all", "--resources", f"gpu={len(visible_gpus())}", f"mem_mb={memory}"]
+    """The limits of this machine, as words after `snakemake`: cores, graphics cards, and, where the system says
+    it, memory in megabytes."""
+    words = ["--cores", "all", "--resources", f"gpu={len(visible_gpus())}"]
+    if not hasattr(os, "sysconf"):  # Windows does not say how much memory there is: none is dealt
+        return words
+    return [*words, f"mem_mb={os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 10**6}"]
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-25a
 def run_jobs(content, folder, jobs, more=(), force=False):
@@ -520,7 +529,7 @@ def run_jobs(content, folder, jobs, more=(), force=False):
     waiting = f"another run works on {folder}: waiting until it is done"
     with locked(folder / ".run.lock", waiting):
         with atomic(config) as part:
-            part.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+            part.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8", newline="\n")
         local = not any(word.startswith("--executor") for word in more)
         words = [*machine_words(), "--quiet", "all"] if local else []
         if local and os.cpu_count() >= 2 * min(job.resources["cores"] for job in jobs):
