@@ -68,7 +68,7 @@ def once(tmp_path_factory, name, make):
 def copy_project(folder):
     """What the command needs of a checkout."""
     shutil.copy(ROOT / "settings.ini", folder)
-    for part in ("nbs", "studies", "workflow"):
+    for part in ("nbs", "studies"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     (folder / "outputs").mkdir()
 

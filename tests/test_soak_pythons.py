@@ -73,7 +73,8 @@ def wheel(tmp_path_factory):
     source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "happywhale_nb", source / "happywhale_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("happywhale_nb", "nbs", "studies"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", made)
     run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=made)
     (path,) = made.glob("*.whl")

@@ -20,14 +20,16 @@ from pathlib import Path
 
 import click
 
+from .notebooks import notebooks
 from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import UserError
-from ..core.paths import find_data, project_root, study_data, study_dir
+from ..core.paths import find_checkout, find_data, project_root, study_data, study_dir
 from ..data.check import as_json, check_folder, count, describe, write_skips
 from ..data.dataset import PHOTO_ENDINGS, read_dataset, read_table
 from ..data.download import COMPETITION, download
 from ..data.importers import SYNONYMS, plan_source, write_import
 from ..demo.dataset import draw_demo
+from ..workflow.assets import find_study
 from ..workflow.notebooks import read_parameters
 from ..workflow.runner import run_stage, stage_notebook
 
@@ -45,10 +47,11 @@ def closing_lines(folder, head):
         )
     if report["test"]:
         lines.append(f"MAP@5 of the submission on {report['test']['n']} test photographs: {report['test']['map5']:.3f}")
+    opening = "`jupyter lab nbs`" if find_checkout() else "`happywhale notebooks .`, then `jupyter lab`,"
     return [
         *lines,
         f"Next: open {os.path.relpath(folder / 'report.html')} in a browser;",
-        "      `jupyter lab nbs` to read and change the study;",
+        f"      {opening} to read and change the study;",
         "      `happywhale run -p data_dir YOUR_FOLDER` for photographs of your own.",
     ]
 
@@ -765,4 +768,7 @@ def demo(ctx, given, draw_only):
     if not (place / "train.csv").is_file():
         draw_demo(place)
     if not draw_only:
-        ctx.invoke(run, study=project_root() / "studies" / "demo.yaml", given=given)
+        ctx.invoke(run, study=find_study("demo"), given=given)
+
+
+main.add_command(notebooks)

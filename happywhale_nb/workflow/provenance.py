@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..core.artifacts import fingerprint, versions, write_json
-from ..core.paths import project_root
+from ..core.paths import find_checkout
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-05
 PLACES = ("data_dir", "study", "force", "hours")  # parameters that change no result
@@ -78,7 +78,12 @@ def begin_record(output, stamp):
         if path != record_path(output, stamp):
             path.unlink()
             mark_path(path).unlink(missing_ok=True)
-    return commit_of(project_root())
+    return _own_commit()
+
+
+def _own_commit():
+    """`commit_of` this project's checkout; None if it is installed from a wheel, whatever repository is around."""
+    return commit_of(checkout) if (checkout := find_checkout()) else None
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-14
 PACKAGES = (
@@ -191,6 +196,6 @@ def keep_record(output, stage, values, data, seconds, commit=None):
         "data": {"folder": folder, "fingerprint": data},
         "found_done": done,
     }
-    made = {} if done else {"commit": commit or commit_of(project_root())} | circumstances()
+    made = {} if done else {"commit": commit or _own_commit()} | circumstances()
     write_json(path, record | made | {"started": began.isoformat(timespec="seconds"), "seconds": round(seconds, 1)})
     return path

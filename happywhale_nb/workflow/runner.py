@@ -17,13 +17,14 @@ from pathlib import Path
 
 from ..core.artifacts import read_json
 from ..core.errors import UserError
-from ..core.paths import find_data, fold_dir, project_root, study_dir
+from ..core.paths import find_data, fold_dir, study_dir
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import read_dataset
 from ..data.splits import finished_folds, gallery_and_queries, require_catalogue, study_folds
 from ..ensemble.voting import VOTES
 from ..networks.presets import configure
 from ..retrieval.search import AGGREGATES
+from .assets import find_notebook
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
 from happywhale_nb.workflow.provenance import (
     begin_record,
@@ -47,11 +48,8 @@ STAGES = {
 
 
 def stage_notebook(stage):
-    """The notebook of a stage. Raises `UserError` where there is none, as outside a checkout."""
-    path = project_root() / "nbs" / f"{STAGES[stage]}.ipynb"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run this inside a checkout of the project")
-    return path
+    """The notebook of a stage, as `find_notebook` has it."""
+    return find_notebook(STAGES[stage])
 
 
 def stage_output(stage, values):

@@ -31,6 +31,7 @@ from ..core.paths import project_root, study_dir
 from ..data.dataset import read_dataset
 from ..data.splits import fold_numbers, require_catalogue, study_folds
 from ..networks.presets import PRESETS
+from .assets import find_snakefile
 from .notebooks import read_parameters
 from happywhale_nb.workflow.runner import (
     STAGES,
@@ -314,7 +315,7 @@ def _add_jobs(add, found, folds, tested):
 # %% ../../nbs/lib/workflow/study.ipynb #study-19
 def snakemake_words(config, *more):
     """The words after `snakemake` that run the workflow on the study file `config`."""
-    words = ["--snakefile", str(project_root() / "workflow" / "Snakefile"), "--directory", str(project_root())]
+    words = ["--snakefile", str(find_snakefile()), "--directory", str(project_root())]
     return [*words, "--configfile", str(config), *map(str, more)]
 
 
