@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import yaml
+from installed import build_wheel
 from sqlalchemy import text
 from standins import write_standins
 from threadpoolctl import threadpool_limits
@@ -134,6 +135,12 @@ def project(tmp_path):
     folder.mkdir()
     copy_project(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The project's wheel."""
+    return build_wheel(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture
