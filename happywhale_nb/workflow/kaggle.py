@@ -170,7 +170,7 @@ def build_wheel(folder):
         raise UserError(f"pip could not build the wheel: {(done.stderr.strip() or 'no word why').splitlines()[-1]}")
     return next(Path(folder).glob("happywhale_nb-*.whl"))
 
-# %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-32
+# %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-42
 def _from_wheel(path):
     """Whether a file of `RECORD` came out of the wheel: not what an installer or Python wrote later."""
     added = path.parent.suffix == ".dist-info" and (path.suffix == ".json" or path.name in _ADDED)
