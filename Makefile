@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 README ?= README.md
+BUNDLE ?= bundle
 export PYTHONNOUSERSITE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak mutants bench check docs export hooks readme lock
+.PHONY: help demo test test-all soak mutants bench check docs export hooks readme lock bundle
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -68,7 +69,7 @@ endif
 # opencv-python's wheel loads libGL from the system; where that is missing, the same version without windows takes its place
 .venv/.ready: requirements.lock requirements-headless.lock requirements-gpu.lock settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11, 3.12 or 3.13 is needed (TensorFlow has no other builds); {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
-	@echo "Installing the pinned environment into .venv: once, some minutes, 3 GB"
+	@echo "Installing the pinned environment into .venv: once, some minutes, 1.2 GB to fetch, 4.3 GB on disk"
 ifeq ($(GPU),1)
 	@echo "An NVIDIA card: its libraries for TensorFlow and JAX are installed too, 3 GB more (make GPU=0 ... does without)"
 endif
@@ -79,6 +80,18 @@ endif
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@echo $(GPU) > .venv/gpu
 	@touch $@
+
+# of this machine's system and Python; pip checks the hashes of the lock here, and those written here on the station
+bundle: .venv/.ready  ## bundle/: every wheel with its hash, for a station without a network (BUNDLE=folder)
+	@echo "Fetching the wheels of requirements.lock and the project's own into $(BUNDLE): some minutes, 1.2 GB"
+	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/headless
+	@$(BIN)/python -m pip wheel --quiet --require-hashes --wheel-dir $(BUNDLE) -r requirements.lock
+	@$(BIN)/python -m pip wheel --quiet --require-hashes --no-deps --wheel-dir $(BUNDLE)/headless -r requirements-headless.lock
+	@$(BIN)/python -c 'import sys; from happywhale_nb.workflow.kaggle import build_wheel; build_wheel(sys.argv[1])' $(BUNDLE)
+	@cd $(BUNDLE) && for kind in . headless; do \
+		$(abspath $(BIN))/python -m pip hash $$kind/*.whl | sed 'N; s/:\n/ /' > requirements-$$kind.txt; done
+	@mv $(BUNDLE)/requirements-..txt $(BUNDLE)/requirements.txt
+	@echo "On the station: cd $(BUNDLE) && python -m pip install --no-index --no-deps --require-hashes -r requirements.txt"
 
 lock:  ## pin the requirements of settings.ini anew, with hashes
 	$(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install --quiet uv

@@ -1,15 +1,41 @@
 """Builds the package from settings.ini, the one source of name, version and requirements."""
 
+import json
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
 settings = ConfigParser(delimiters=["="])
 settings.read(root / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
 extras = ("dev", "kaggle", "export", "search", "qdrant", "slurm", "postgres", "tensorboard", "docs", "gpu", "jax-gpu")
+
+
+def without_outputs(text):
+    """A notebook's text without outputs and counts."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+class BuildWithCopies(build_py):
+    """Copies the numbered notebooks and the study files into the package, where `workflow.assets` finds them."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # a checkout uses the originals
+            return
+        copies = Path(self.build_lib, cfg["lib_path"], "workflow", "copies")
+        for path in (*root.glob("nbs/[0-9][0-9]_*.ipynb"), *root.glob("studies/*.yaml")):
+            text, target = path.read_text(encoding="utf-8"), copies / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(without_outputs(text) if path.suffix == ".ipynb" else text, encoding="utf-8")
+
 
 setup(
     name=cfg["lib_name"],
@@ -20,9 +46,17 @@ setup(
     license="Apache-2.0",
     classifiers=["Programming Language :: Python :: 3", f"Intended Audience :: {cfg['audience']}"],
     python_requires=f">={cfg['min_python']}",
+    cmdclass={"build_py": BuildWithCopies},
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     package_data={
-        cfg["lib_path"]: ["catalogue/migrations/**/*", "demo/assets/*", "evaluation/assets/*", "server/web/*"],
+        cfg["lib_path"]: [
+            "catalogue/migrations/**/*",
+            "demo/assets/*",
+            "evaluation/assets/*",
+            "server/web/*",
+            "workflow/Snakefile",
+            "workflow/profiles/**/*",
+        ]
     },
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in extras},

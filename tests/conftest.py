@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from installed import build_wheel
 from sqlalchemy import text
 from standins import write_standins
 from threadpoolctl import threadpool_limits
@@ -67,7 +68,7 @@ def once(tmp_path_factory, name, make):
 def copy_project(folder):
     """What the command needs of a checkout."""
     shutil.copy(ROOT / "settings.ini", folder)
-    for part in ("nbs", "studies", "workflow"):
+    for part in ("nbs", "studies"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     (folder / "outputs").mkdir()
 
@@ -133,6 +134,12 @@ def project(tmp_path):
     folder.mkdir()
     copy_project(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The project's wheel."""
+    return build_wheel(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture

@@ -104,7 +104,10 @@ def test_build_wheel_holds_the_package_and_nothing_else(built):
         for path in (ROOT / "happywhale_nb").glob("*.py"):
             assert archive.read(f"happywhale_nb/{path.name}") == path.read_bytes()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"happywhale_nb"}
-    assert not any(name.endswith((".ipynb", ".pyc")) for name in names)
+    assert not any(name.endswith(".pyc") for name in names)
+    copies = [name for name in names if name.endswith(".ipynb")]
+    assert len(copies) == len(list((ROOT / "nbs").glob("[0-9]*.ipynb")))
+    assert all(name.startswith("happywhale_nb/workflow/copies/nbs/") for name in copies)
 
 
 def test_kaggle_build_of_two_folds_makes_two_trainings_that_knn_takes_up_both(same_wheel, tmp_path):

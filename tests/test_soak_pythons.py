@@ -1,19 +1,17 @@
 """The wheel in an environment of its own, under each Python the project is for."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-import sysconfig
 import time
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 from faults import ROOT, keep_result
-from test_project import WITHOUT_TENSORFLOW
+from installed import bin_of, install_beside, run
+from test_project import MODULES, WITHOUT_TENSORFLOW, module_name
 
 PYTHONS = ("3.11", "3.12", "3.13")
 COMMANDS = ("--help", "demo --help", "catalogue build --help", "serve --help", "run --help", "kaggle build --help")
@@ -46,38 +44,11 @@ print(json.dumps({
 """
 
 
-LEFT_OUT = ("PYTHONPATH", "HAPPYWHALE_DATA", "HAPPYWHALE_KAGGLE", "VIRTUAL_ENV")
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
-ENVIRONMENT |= {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-
-def run(*words, cwd, minutes=30):
-    """A command outside of any checkout; returns what it printed."""
-    done = subprocess.run(
-        [*map(str, words)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=60 * minutes
-    )
-    assert done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def settings():
     """The project's settings."""
     parser = ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini", encoding="utf-8")
     return parser["DEFAULT"]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The project's wheel, built from a copy: building leaves files beside what it builds."""
-    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "happywhale_nb", source / "happywhale_nb", ignore=shutil.ignore_patterns("__pycache__"))
-    options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", made)
-    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=made)
-    (path,) = made.glob("*.whl")
-    return path
 
 
 @pytest.fixture
@@ -88,18 +59,13 @@ def outside(tmp_path):
     return folder
 
 
-def bin_of(venv):
-    """The folder of an environment's programs."""
-    return venv / ("Scripts" if os.name == "nt" else "bin")
-
-
 def look(venv, outside, tensorflow=False):
     """Try the installed package: commands, modules, versions, and the files that come with it. Returns its facts."""
     for words in COMMANDS:
         assert "Usage: happywhale" in run(bin_of(venv) / "happywhale", *words.split(), cwd=outside)
     version = settings()["version"]
     assert version in run(bin_of(venv) / "happywhale", "--version", cwd=outside)
-    names = sorted(path.stem for path in (ROOT / "happywhale_nb").glob("[a-z]*.py"))
+    names = [module_name(path) for path in MODULES]
     assert set(WITHOUT_TENSORFLOW) < set(names)
     python = bin_of(venv) / "python"
     facts = json.loads(run(python, "-c", LOOK, "without", *WITHOUT_TENSORFLOW, cwd=outside).splitlines()[-1])
@@ -177,8 +143,5 @@ def test_wheel_under_each_python_installs_with_the_locked_versions_and_works(ver
 def test_wheel_under_this_python_works_outside_a_checkout(wheel, outside, tmp_path):
     """Beside the packages that are installed here, so that nothing is fetched."""
     venv = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", venv, cwd=outside)
-    run(bin_of(venv) / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=outside)
-    own = sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)})
-    Path(own, "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")  # after the environment's own packages
+    install_beside(wheel, venv)
     look(venv, outside)

@@ -23,6 +23,7 @@ from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.workflow.assets import find_snakefile
 from happywhale_nb.workflow.provenance import done_file, record_paths
 from happywhale_nb.workflow.study import before, check_study, override, plan_states, read_study, study_jobs
 
@@ -102,7 +103,7 @@ def test_run_of_a_study_runs_each_notebook_once_and_then_none(finished, checkout
 
 def test_snakemake_alone_on_a_finished_study_has_nothing_to_do(finished, checkout):
     path, _, _ = finished
-    words = ["--configfile", path, "--cores", "1", "--dry-run"]
+    words = ["--snakefile", find_snakefile(), "--configfile", path, "--cores", "1", "--dry-run"]
     done = subprocess.run([BIN / "snakemake", *words], cwd=checkout, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
 

@@ -102,6 +102,7 @@ GROUPS = {
     "catalogue": Entry("catalogue:catalogue", "A catalogue of known animals: build it, add to it, export from it."),
     "serve": Entry("server:serve", "Serve a catalogue: its page, its interface, and the Photo ID App."),
     "kaggle": Entry("kaggle:kaggle", "Run the study on Kaggle."),
+    "notebooks": Entry("notebooks:notebooks", "Put working copies of the study's notebooks into a folder."),
     "doctor": Entry("doctor:doctor", "Look at the installation, and say what to do about each fault."),
 }
 

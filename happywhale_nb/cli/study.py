@@ -16,7 +16,8 @@ import click
 
 from .options import PATH, json_option, parameters_option
 from ..core.artifacts import atomic, read_json
-from ..core.paths import project_root
+from ..core.paths import find_checkout, project_root
+from ..workflow.assets import find_study
 
 # %% ../../nbs/lib/cli/study.ipynb #study-05
 def _score_lines(report):
@@ -32,13 +33,14 @@ def _score_lines(report):
 
 def closing_lines(folder: Path, head: str) -> list[str]:
     """What a finished study made: its files, its MAP@5, and what to do next, under the line `head`."""
+    opening = "`jupyter lab nbs`" if find_checkout() else "`happywhale notebooks .`, then `jupyter lab`,"
     names = ("submission.csv", "report.json", "report.html")
     return [
         head,
         *(f"  {os.path.relpath(folder / name)}" for name in names if (folder / name).is_file()),
         *_score_lines(read_json(folder / "report.json")),
         f"Next: open {os.path.relpath(folder / 'report.html')} in a browser;",
-        "      `jupyter lab nbs` to read and change the study;",
+        f"      {opening} to read and change the study;",
         "      `happywhale run -p data_dir YOUR_FOLDER` for photographs of your own.",
     ]
 
@@ -120,7 +122,7 @@ def demo(ctx, parameters):
     folder = project_root() / "data" / "demo"
     if not (folder / "train.csv").is_file():
         draw_demo(folder)
-    ctx.invoke(run, study=project_root() / "studies" / "demo.yaml", parameters=parameters)
+    ctx.invoke(run, study=find_study("demo"), parameters=parameters)
 
 # %% ../../nbs/lib/cli/study.ipynb #study-13
 @click.command()

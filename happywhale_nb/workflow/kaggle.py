@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MACHINES', 'FIRST_CELL', 'JAX', 'HOURS', 'kaggle_user', 'slug_of', 'kernel_metadata', 'dataset_metadata',
-           'set_parameters', 'kaggle_notebook', 'build_wheel', 'PlannedNotebook', 'plan_notebooks', 'check_plan',
-           'kaggle_cards', 'build_folder', 'next_lines', 'attached', 'take_up']
+           'set_parameters', 'kaggle_notebook', 'build_wheel', 'pack_installed', 'PlannedNotebook', 'plan_notebooks',
+           'check_plan', 'kaggle_cards', 'build_folder', 'next_lines', 'attached', 'take_up']
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-02
 import ast
@@ -16,13 +16,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 
 from ..core.artifacts import atomic
 from ..core.errors import UserError
-from ..core.paths import kaggle_root, project_root
+from ..core.paths import find_checkout, kaggle_root
 from ..data.importers import link_file
+from .assets import find_notebook
 from .notebooks import check_parameters, read_parameters
 from .registry import STAGES, attached_stages
 from .runner import check_training, stage_notebook
@@ -141,23 +146,74 @@ def kaggle_notebook(path, values, dataset, jax=False):
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-18
 def build_wheel(folder):
-    """Build the checkout's package as a wheel into `folder`, without a network. Returns its path. Raises `UserError`
-    outside a checkout, or with pip's last line."""
-    root = project_root()
-    if not (root / "setup.py").is_file():
-        raise UserError(f"there is no setup.py in {root}: run this inside a checkout of the project")
+    """Write the package as a wheel, without a network.
+
+    Args:
+        folder: where it goes.
+
+    Returns:
+        The wheel's path.
+
+    Raises:
+        UserError: with pip's last line, if it cannot be built from the checkout; or as `pack_installed` does.
+    """
+    root = find_checkout()
+    if root is None or not (root / "setup.py").is_file():
+        return pack_installed(folder)
     with tempfile.TemporaryDirectory() as tmp:
         for name in ("setup.py", "pyproject.toml", "settings.ini", "README.md", "LICENSE"):
             shutil.copy(root / name, tmp)
-        shutil.copytree(
-            root / "happywhale_nb", Path(tmp) / "happywhale_nb", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "lib", "images")
+        for name in ("happywhale_nb", "nbs", "studies"):
+            shutil.copytree(root / name, Path(tmp) / name, ignore=unwanted)
         options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
         command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(folder), tmp]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise UserError(f"pip could not build the wheel: {(done.stderr.strip() or 'no word why').splitlines()[-1]}")
     return next(Path(folder).glob("happywhale_nb-*.whl"))
+
+# %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-42
+def _from_wheel(path):
+    """Whether a file of `RECORD` came out of the wheel: not what an installer or Python wrote later."""
+    added = path.parent.suffix == ".dist-info" and (path.suffix == ".json" or path.name in _ADDED)
+    return not added and not {"..", "__pycache__"} & set(path.parts)
+
+
+_ADDED = ("INSTALLER", "REQUESTED", "RECORD")
+
+
+def pack_installed(folder: str | Path) -> Path:
+    """Put the wheel together again that this package was installed from.
+
+    Args:
+        folder: where it goes.
+
+    Returns:
+        The wheel's path.
+
+    Raises:
+        UserError: if the package was not installed from a wheel.
+    """
+    installed = metadata.distribution("happywhale_nb")
+    kept = {path.as_posix(): path.locate() for path in installed.files or () if _from_wheel(path)}
+    home = next((name.partition("/")[0] for name in kept if name.endswith(".dist-info/WHEEL")), None)
+    if home is None or "happywhale_nb/__init__.py" not in kept:
+        raise UserError("happywhale_nb is not installed from a wheel: install it again, with pip")
+    contents = {name: Path(path).read_bytes() for name, path in sorted(kept.items())}
+    contents[f"{home}/RECORD"] = _record(contents, f"{home}/RECORD")
+    path = Path(folder) / f"{home.removesuffix('.dist-info')}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)  # without dates: always the same
+    return path
+
+
+def _record(contents, own):
+    """A wheel's `RECORD`: name, digest and size of every file, and its `own` name with neither."""
+    digests = {name: urlsafe_b64encode(sha256(content).digest()).rstrip(b"=") for name, content in contents.items()}
+    lines = [f"{name},sha256={digests[name].decode()},{len(content)}" for name, content in contents.items()]
+    return "\n".join([*lines, f"{own},,", ""]).encode()
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-20
 HOURS = {"tpu": 8.0, "gpu": 11.0, "none": 11.0}
@@ -187,7 +243,7 @@ def plan_notebooks(given, folds=(), machine="tpu"):
         machine: of `MACHINES`.
 
     Raises:
-        UserError: for a parameter that no notebook knows or a value it cannot have; outside a checkout.
+        UserError: for a parameter that no notebook knows or a value it cannot have.
     """
     stages = [stage for stage in STAGES.values() if stage.scope != "catalogue"]
     known = {stage.name: read_parameters(stage_notebook(stage.name)) for stage in stages}

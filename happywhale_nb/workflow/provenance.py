@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..core.artifacts import fingerprint, read_json, versions, write_json
-from ..core.paths import project_root
+from ..core.paths import find_checkout
 from .registry import STAGES
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-05
@@ -100,7 +100,12 @@ def begin_record(output, stamp):
         if path != record_path(output, stamp):
             path.unlink()
             done_file(path).unlink(missing_ok=True)
-    return commit_of(project_root())
+    return _own_commit()
+
+
+def _own_commit():
+    """`commit_of` this project's checkout; None if it is installed from a wheel, whatever repository is around."""
+    return commit_of(checkout) if (checkout := find_checkout()) else None
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-14
 PACKAGES = (
@@ -220,7 +225,7 @@ def write_record(
     if done and path.is_file():
         os.utime(path)
         return path
-    made = {} if done else {"commit": commit or commit_of(project_root())} | circumstances()
+    made = {} if done else {"commit": commit or _own_commit()} | circumstances()
     took = {"started": began.isoformat(timespec="seconds"), "seconds": round(seconds, 1)}
     write_json(path, record | {"found_done": done} | made | took)
     return path

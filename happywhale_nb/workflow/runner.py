@@ -14,12 +14,13 @@ from pathlib import Path
 
 from ..core.artifacts import read_json
 from ..core.errors import UserError
-from ..core.paths import find_data, fold_dir, project_root, study_dir
+from ..core.paths import find_data, fold_dir, study_dir
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import read_dataset
 from ..data.splits import gallery_and_queries, require_catalogue
 from ..networks.presets import configure
 from ..stages.study_split import finished_folds, study_folds
+from .assets import find_notebook
 from .locks import locked, own_gpus
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
 from happywhale_nb.workflow.provenance import (
@@ -33,11 +34,8 @@ from .registry import STAGES, Stage
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-05
 def stage_notebook(stage):
-    """The notebook of a stage. Raises `UserError` where there is none, as outside a checkout."""
-    path = project_root() / "nbs" / f"{STAGES[stage].notebook}.ipynb"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run this inside a checkout of the project")
-    return path
+    """The notebook of a stage, as `find_notebook` has it."""
+    return find_notebook(STAGES[stage].notebook)
 
 
 def stage_output(stage, values):

@@ -34,6 +34,7 @@ from ..data.dataset import read_dataset
 from ..data.splits import fold_numbers, require_catalogue
 from ..networks.presets import PRESETS
 from ..stages.study_split import study_folds
+from .assets import find_snakefile
 from .locks import locked, visible_gpus
 from .notebooks import read_parameters
 from .registry import STAGES, reads_from, study_stages
@@ -375,7 +376,7 @@ def study_jobs(content, where="study"):
 # %% ../../nbs/lib/workflow/study.ipynb #study-19
 def snakemake_words(config, *more):
     """The words after `snakemake` that run the workflow on the study file `config`."""
-    words = ["--snakefile", str(project_root() / "workflow" / "Snakefile"), "--directory", str(project_root())]
+    words = ["--snakefile", str(find_snakefile()), "--directory", str(project_root())]
     return [*words, "--configfile", str(config), *map(str, more)]
 
 
