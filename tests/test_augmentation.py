@@ -134,10 +134,11 @@ def test_training_batches_from_any_number_of_workers_are_the_same(photos, inside
 def test_augment_is_called_where_training_batches_are_made_alone():
     """`augment` and `Augmenter` are called where training batches are made, and nowhere else in the package."""
     package = Path(happywhale_nb.__file__).parent
-    text = {path.stem: path.read_text() for path in package.glob("*/*.py") if path.stem != "augmentation"}
-    assert {name for name in text if "augment(" in text[name]} == {"batches", "detector"}
-    assert {name for name in text if "augmented(" in text[name]} == {"batches", "training"}
-    assert {name for name in text if "Augmenter(" in text[name]} == {"batches"}
+    files = [path for path in package.rglob("*.py") if path.stem != "augmentation"]
+    text = {path.relative_to(package).with_suffix("").as_posix(): path.read_text() for path in files}
+    assert {name for name in text if "augment(" in text[name]} == {"networks/batches", "networks/detector"}
+    assert {name for name in text if "augmented(" in text[name]} == {"networks/batches", "networks/training"}
+    assert {name for name in text if "Augmenter(" in text[name]} == {"networks/batches"}
 
 
 def test_recipe_from_data_of_an_unknown_step_names_the_known_ones():

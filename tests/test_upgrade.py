@@ -13,14 +13,14 @@ import pytest
 from click.testing import CliRunner
 from conftest import copy_project
 
-from happywhale_nb.catalogue.matching import Asker, ask_encounter
+from happywhale_nb.catalogue.build import open_embedder
+from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.queries import sightings
 from happywhale_nb.catalogue.store import Catalogue, upgrade_catalogue
 from happywhale_nb.cli.main import main
 from happywhale_nb.networks.embedder import embed_folder
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.server.auth import list_tokens
-from happywhale_nb.server.run import open_embedder
 from happywhale_nb.workflow.compare import compare_runs
 from happywhale_nb.workflow.provenance import done_file
 
@@ -96,7 +96,7 @@ def test_catalogue_upgrades_and_keeps_its_rows(catalogue, old):
 def test_catalogue_answers_as_it_did(catalogue, old):
     number = stored(old, "SELECT max(encounter_id) FROM answers")
     before = json.loads(stored(old, f"SELECT content FROM answers WHERE encounter_id = {number}"))
-    now = ask_encounter(Asker(catalogue), "bob", number)
+    now = match_encounter(Matcher(catalogue), "bob", number)
     scores = [
         {c["individual"]["id"]: c["score"] for c in found["candidates"] if c["individual"]} for found in (before, now)
     ]

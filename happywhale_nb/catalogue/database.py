@@ -66,7 +66,7 @@ def _password(address):
         return {"password": os.environ["PGPASSWORD"]}
     path = Path(os.environ.get("PGPASSFILE", "~/.pgpass")).expanduser()
     wanted = (address.host or "localhost", str(address.port or 5432), address.database, address.username)
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         parts = line.split(":", 4)
         if len(parts) == 5 and all(part in ("*", want) for part, want in zip(parts, wanted, strict=False)):
             return {"password": parts[4]}
