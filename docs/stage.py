@@ -89,7 +89,7 @@ def stage(root, folder):
     for old in ("source", "html"):
         shutil.rmtree(folder / old, ignore_errors=True)
     target = folder / "source"
-    readme = read(root / "README.md").replace("](nbs/lib/)", "](docs/library.md)")
+    readme = re.sub(r"\]\(nbs/lib/(\w+)/\)", r"](docs/library.md#\1)", read(root / "README.md"))  # a folder is no page
     write(target / "index.md", readme + "\n" + read(root / "docs" / "index.md"))
     for name in ("LICENSE", "CONTRIBUTING.md"):
         shutil.copy(root / name, target)
