@@ -61,27 +61,60 @@ def with_summaries(text, root):
 
 
 def signature(node):
-    """A function's or class's name with the names of its parameters."""
+    """A function's or class's name with its parameters, as Python writes it, a parameter a line if it is long."""
+    start, mark = node, "def "
     if isinstance(node, ast.ClassDef):
-        start = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-        return f"{node.name}({ast.unparse(start[0].args).removeprefix('self').lstrip(', ') if start else '…'})"
-    return f"{node.name}({ast.unparse(node.args)})"
+        mark = "class "
+        start = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    words = ast.unparse(start.args).removeprefix("self").lstrip(", ") if start else ""
+    if len(words) > 90:
+        words = "\n    " + ",\n    ".join(parameters(start.args)) + ",\n"
+    returns = f" -> {ast.unparse(node.returns)}" if getattr(node, "returns", None) else ""
+    return f"{mark}{node.name}({words}){returns}"
+
+
+def parameters(arguments):
+    """The parameters of a signature, one by one."""
+    whole = ast.parse(f"def f({ast.unparse(arguments)}): ...").body[0].args
+    plain = [*whole.posonlyargs, *whole.args]
+    missing = [None] * (len(plain) - len(whole.defaults))
+    pairs = list(zip(plain, [*missing, *whole.defaults], strict=True))
+    found = [ast.unparse(a) + (f" = {ast.unparse(d)}" if d else "") for a, d in pairs if a.arg != "self"]
+    if whole.vararg or whole.kwonlyargs:
+        found.append(f"*{ast.unparse(whole.vararg)}" if whole.vararg else "*")
+    named = zip(whole.kwonlyargs, whole.kw_defaults, strict=True)
+    found += [ast.unparse(a) + (f" = {ast.unparse(d)}" if d else "") for a, d in named]
+    return found + ([f"**{ast.unparse(whole.kwarg)}"] if whole.kwarg else [])
+
+
+def described(node, level):
+    """Heading, signature and documentation of a function or class, and of a class's public methods."""
+    first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
+    text = [f"{'#' * level} {node.name}", "", "```python", signature(node), "```", "", first.replace("\n", " "), ""]
+    if rest:
+        text += ["```text", rest, "```", ""]
+    for inner in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+            text += described(inner, level + 1)
+    return text
 
 
 def functions(root):
-    """A page that lists what each module offers: signature and the first paragraph of its documentation."""
-    text = ["# Functions", "", "> What each module of `happywhale_nb` offers; its notebook tells the rest.", ""]
+    """Pages that list what each module offers, `{path: text}`: one for each wing, and one that leads to them."""
+    wings = {}
     for path in sorted(root.glob("nbs/**/*.ipynb")):
         if not (name := module(json.loads(read(path)))):
             continue
         tree = ast.parse(read(root / "happywhale_nb" / f"{name.replace('.', '/')}.py"))
-        text += [f"## {name}", "", f"Notebook: [{path.stem}](../{path.relative_to(root).as_posix()})", ""]
+        page = wings.setdefault(name.partition(".")[0], [])
+        page += [f"## {name}", "", f"Notebook: [{path.stem}](../../{path.relative_to(root).as_posix()})", ""]
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                first = (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
-                text.append(f"- `{signature(node)}`: {first}" if first else f"- `{signature(node)}`")
-        text.append("")
-    return "\n".join(text)
+                page += described(node, 3)
+    listed = "\n".join(f"/docs/functions/{wing}" for wing in sorted(wings))
+    intro = "> What each module of `happywhale_nb` offers: signatures and documentation; its notebook shows more."
+    pages = {"functions": f"# Functions\n\n{intro}\n\n```{{toctree}}\n{listed}\n```\n"}
+    return pages | {f"functions/{wing}": "\n".join([f"# {wing}", "", *page]) for wing, page in wings.items()}
 
 
 def stage(root, folder):
@@ -101,7 +134,8 @@ def stage(root, folder):
     for path in root.glob("docs/**/*.md"):
         if path.name != "index.md":
             write(target / path.relative_to(root), with_summaries(read(path), root))
-    write(target / "docs" / "functions.md", functions(root))
+    for name, text in functions(root).items():
+        write(target / "docs" / f"{name}.md", text)
 
 
 if __name__ == "__main__":

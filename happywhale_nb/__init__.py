@@ -1,1 +1,50 @@
+"""Identify individual whales and dolphins from photographs: a reproducible notebook study and its library.
+
+The names that most programs need can be imported from here; each is imported from its module when it is first used, so
+that `import happywhale_nb` loads nothing and what needs no network never loads TensorFlow.
+
+    from happywhale_nb import KNNHead, map_at_5, read_dataset
+"""
+
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+# public name: its module
+_HOMES = {
+    "read_dataset": "data.dataset",
+    "check_folder": "data.check",
+    "make_folds": "data.splits",
+    "draw_demo": "demo.dataset",
+    "load_crop": "imaging.crops",
+    "read_embeddings": "retrieval.embeddings",
+    "KNNHead": "retrieval.knn",
+    "Gallery": "retrieval.gallery",
+    "CandidateSets": "retrieval.conformal",
+    "map_at_5": "retrieval.metrics",
+    "read_predictions": "retrieval.predictions",
+    "write_predictions": "retrieval.predictions",
+    "blend_files": "ensemble.blending",
+    "score_file": "ensemble.blending",
+    "configure": "networks.presets",
+    "embed_folder": "networks.embedder",
+    "Embedder": "networks.embedder",
+    "Catalogue": "catalogue.store",
+    "identify": "catalogue.identify",
+    "UserError": "core.errors",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module, once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """All names: those that are loaded, and those that can be."""
+    return sorted({*globals(), *_HOMES})

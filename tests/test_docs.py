@@ -80,12 +80,12 @@ def test_stage_leaves_out_what_only_machines_read(source):
 
 
 def test_stage_lists_the_functions_of_every_module(source):
-    text = (source / "docs" / "functions.md").read_text()
+    text = "\n".join(path.read_text() for path in (source / "docs" / "functions").glob("*.md"))
     package = ROOT / "happywhale_nb"
     paths = [p.relative_to(package) for p in package.glob("*/**/*.py") if not p.name.startswith("_")]
     names = {".".join(p.with_suffix("").parts) for p in paths if "migrations" not in p.parts}
     assert set(re.findall(r"^## ([\w.]+)$", text, re.M)) == names
-    assert "- `map_at_5(" in text and "- `KNNHead(" in text
+    assert "\ndef map_at_5(" in text and "\nclass KNNHead(" in text
 
 
 def test_stage_keeps_every_target_that_a_page_links_to(source):

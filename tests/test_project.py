@@ -113,24 +113,34 @@ WITHOUT_TENSORFLOW = [name for name in map(module_name, MODULES) if not loads_ke
 
 @pytest.fixture(scope="module")
 def loaded():
-    """Packages that a new process has loaded with the command, and then with all modules but those of training."""
+    """Packages that a new process has loaded with the package, then with the command, then with all modules but those
+    of training."""
     names = [f"happywhale_nb.{name}" for name in WITHOUT_TENSORFLOW]
-    told = "print(*{name.partition('.')[0] for name in sys.modules})"
-    code = f"import sys, happywhale_nb.cli.main; {told}; import {', '.join(names)}; {told}"
+    shown = "print(*{name.partition('.')[0] for name in sys.modules})"
+    code = f"import sys, happywhale_nb; {shown}; import happywhale_nb.cli.main; {shown}; "
+    code += f"import {', '.join(names)}; {shown}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     return [set(line.split()) for line in done.stdout.splitlines()]
 
 
-def test_command_starts_without_what_only_its_stages_need(loaded):
-    command, _ = loaded
-    assert "happywhale_nb" in command
-    assert not command & {"sklearn", "matplotlib", "papermill", "sqlalchemy", "fastapi", "yaml", "tensorflow", "keras"}
+def test_package_and_command_start_without_what_only_their_parts_need(loaded):
+    package, command, _ = loaded
+    assert "happywhale_nb" in package and not package & {"click", "numpy", "pandas"}
+    assert "click" in command and not command & {"numpy", "pandas", "papermill", "sqlalchemy", "fastapi", "yaml"}
 
 
 def test_modules_but_those_of_training_load_without_tensorflow(loaded):
-    _, modules = loaded
+    *_, modules = loaded
     assert "pandas" in modules and not modules & {"tensorflow", "keras", "jax", "nbdev"}
+
+
+def test_public_names_are_those_of_their_modules():
+    assert set(happywhale_nb.__all__) <= set(dir(happywhale_nb))
+    for name, home in happywhale_nb._HOMES.items():
+        assert hasattr(happywhale_nb, name) and (ROOT / "happywhale_nb" / f"{home.replace('.', '/')}.py").is_file()
+    with pytest.raises(AttributeError, match="no attribute 'KNNHed'"):
+        _ = happywhale_nb.KNNHed
 
 
 def test_modules_read_and_write_no_pickles():
@@ -144,9 +154,10 @@ def test_modules_read_and_write_no_pickles():
 
 
 def sources(tree):
-    """Source text of the package by module."""
+    """Source text of the exported modules, by their place in the package."""
     package = tree / "happywhale_nb"
-    files = [p for p in package.rglob("*.py") if p.name != "_modidx.py" and "migrations" not in p.parts]
+    by_hand = {package / "_modidx.py", package / "__init__.py", *(package / "catalogue" / "migrations").rglob("*.py")}
+    files = set(package.rglob("*.py")) - by_hand
     return {p.relative_to(package).as_posix(): p.read_text() for p in files}
 
 
