@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -53,6 +54,7 @@ def is_module(name):
     return (PACKAGE / Path(*name.split("."))).with_suffix(".py").is_file()
 
 
+@cache
 def imports(path, inside=True):
     """Names (`wing.module`, `wing.package.module`) of the project's modules and of other top-level packages a module
     imports: anywhere, or, if not `inside`, when it is imported itself."""
@@ -79,6 +81,7 @@ def without_keras(name):
     return not name.startswith("networks.") or name in NETWORKS_WITHOUT_KERAS
 
 
+@cache
 def loads_keras(name):
     """Whether importing a module (`wing.module`) imports Keras, by way of others too."""
     path = PACKAGE / Path(*name.split(".")).with_suffix(".py")
