@@ -61,7 +61,7 @@ def test_match_of_marks_elsewhere_or_turned_has_few_inliers():
     picture = pattern(3)
     far = np.roll(picture, 50, axis=1)
     one, two = extract_features(picture), extract_features(far)
-    assert match_features(one, two).inliers <= 8 < 20 <= match_features(one, two, near=0.6).inliers
+    assert match_features(one, two).inliers <= 8 < 20 <= match_features(one, two, max_shift=0.6).inliers
     turned = extract_features(np.ascontiguousarray(np.rot90(picture)))
     assert match_features(one, turned).inliers <= 8
 
@@ -75,7 +75,7 @@ def test_match_of_pictures_of_two_sizes_has_many_inliers():
 @pytest.mark.parametrize("empty", [np.zeros((64, 64, 3), np.uint8), np.full((1, 1, 3), 200, np.uint8)])
 def test_match_of_a_picture_without_marks_has_no_inliers(empty):
     none, some = extract_features(empty), extract_features(pattern(0))
-    assert len(none) == 0 and none.places.shape == (0, 2) and none.descriptors.shape == (0, 128)
+    assert len(none) == 0 and none.positions.shape == (0, 2) and none.descriptors.shape == (0, 128)
     for found in (match_features(none, some), match_features(some, none), match_features(none, none)):
         assert (found.score, found.inliers) == (0.0, 0)
 
@@ -90,15 +90,15 @@ def test_features_of_no_rgb_picture_is_refused(wrong):
 
 
 def test_match_of_a_single_keypoint_has_one_inlier():
-    one = extract_features(pattern(0), most=1)
+    one = extract_features(pattern(0), max_keypoints=1)
     found = match_features(one, one)
     assert found.inliers == 1 and found.score > 0
 
 
 def test_features_with_most_keeps_the_strongest():
-    many, few = extract_features(pattern(0)), extract_features(pattern(0), most=7)
+    many, few = extract_features(pattern(0)), extract_features(pattern(0), max_keypoints=7)
     assert len(few) == 7 < len(many) <= 200
-    np.testing.assert_array_equal(few.places, many.places[:7])
+    np.testing.assert_array_equal(few.positions, many.positions[:7])
 
 
 @pytest.fixture(scope="module")
