@@ -58,7 +58,7 @@ class TopOneCalibrator(_TopOneCurve):
         curve_: the fitted regression; None beside a constant.
     """
 
-    def __init__(self, method: str = "logistic"):
+    def __init__(self, method: str = "logistic") -> None:
         self.method = method
 
     def fit(self, scores: np.ndarray, correct: np.ndarray) -> "TopOneCalibrator":
@@ -117,7 +117,8 @@ PRIOR_SD = np.array([1.0, 1.0, 3.0, 3.0])
 
 def _alternatives(ids, scores, threshold):
     """Names and scores `[n, m + 2]`: the ranked ones, and last someone not listed, who has the threshold's score if
-    any individual is listed."""
+    any individual is listed.
+    """
     names, values = insert_new(ids, scores, threshold)
     other = np.where(np.isfinite(scores).any(axis=1), threshold, -np.inf)
     return np.column_stack([names, np.full(len(names), NOT_LISTED)]), np.column_stack([values, other])
@@ -228,7 +229,7 @@ class CandidateProbabilities(_UtilityPrediction):
 
     def __init__(
         self, temperature: float = PRIOR_TEMPERATURE, bend: float = 0.0, b_new: float = 0.0, b_other: float = 0.0
-    ):
+    ) -> None:
         self.temperature = temperature
         self.bend = bend
         self.b_new = b_new

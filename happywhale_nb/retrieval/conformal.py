@@ -117,7 +117,7 @@ class CandidateSets(_NamedSetPrediction):
         distances_: `{group: distance}`; "" is that of the small groups and of groups not seen in `fit`.
     """
 
-    def __init__(self, alpha: float = 0.1, least: int = 100):
+    def __init__(self, alpha: float = 0.1, least: int = 100) -> None:
         self.alpha = alpha
         self.least = least
 

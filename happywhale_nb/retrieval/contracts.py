@@ -17,8 +17,8 @@ from .open_set import rank_new, with_threshold
 
 # %% ../../nbs/lib/retrieval/contracts.ipynb #contracts-05
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Images:
-    """n images and the individuals of a gallery that rank for them; the attributes of `Ranking`."""
+class _RankedImages:
+    """The attributes of `Ranking`."""
 
     images: np.ndarray
     ids: np.ndarray
@@ -35,7 +35,7 @@ class _Images:
 
 # %% ../../nbs/lib/retrieval/contracts.ipynb #contracts-05p
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Ranking(_Images):
+class Ranking(_RankedImages):
     """Ranked individuals for n images, from a gallery without `new_individual`.
 
     Attributes:
@@ -49,11 +49,26 @@ class Ranking(_Images):
     """
 
     def reordered(self, ids: np.ndarray, scores: np.ndarray) -> "Ranking":
-        """Return the same images with other rankings `ids` and `scores`, both `[n, m]`."""
+        """Replace the rankings.
+
+        Args:
+            ids: `[n, k]` str, individuals, best first, "" where there are fewer.
+            scores: `[n, k]` float, descending, -inf where there are fewer.
+
+        Returns:
+            a record of the same images.
+        """
         return replace(self, ids=ids, scores=scores)
 
     def with_new_individual(self, threshold: np.ndarray) -> "OpenSetPrediction":
-        """Insert `new_individual` at its rank, by the `threshold` `[n]` of each image."""
+        """Insert `new_individual` at its rank.
+
+        Args:
+            threshold: `[n]` float, its score for each image.
+
+        Returns:
+            a record of the same images.
+        """
         predictions = rank_new(self.ids, self.scores, threshold)
         return OpenSetPrediction(**_field_values(self), threshold=threshold, predictions=predictions)
 
@@ -81,7 +96,15 @@ class OpenSetPrediction(Ranking):
         return self.predictions[:, 0] == self.truth
 
     def calibrated(self, confidence: np.ndarray, candidate_sets: np.ndarray) -> "CalibratedPrediction":
-        """Add the `confidence` `[n]` of the first predictions and the `candidate_sets` `[n, m + 1]`."""
+        """Add confidences and candidate sets.
+
+        Args:
+            confidence: `[n]` float in [0, 1], of the first predictions.
+            candidate_sets: `[n, m + 1]` str, best first, "" beyond the end of a set.
+
+        Returns:
+            a record of the same images.
+        """
         return CalibratedPrediction(**_field_values(self), confidence=confidence, candidate_sets=candidate_sets)
 
 # %% ../../nbs/lib/retrieval/contracts.ipynb #contracts-06p

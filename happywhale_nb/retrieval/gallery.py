@@ -139,8 +139,8 @@ class _GrowingRows(_Storage):
         return self
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #gallery-03
-class LabelledRows(_GrowingRows):
-    """Vectors of length 1, each with a label; both can be added and changed."""
+class _RelabelledRows(_GrowingRows):
+    """Changing labels."""
 
     def relabel(self, rows: Sequence[int], labels: Sequence[str]) -> "LabelledRows":
         """Change labels.
@@ -158,6 +158,10 @@ class LabelledRows(_GrowingRows):
         rows = self._checked(rows)
         self._codes[rows] = self._codes_of(labels, len(rows))
         return self
+
+# %% ../../nbs/lib/retrieval/gallery.ipynb #gallery-04
+class LabelledRows(_RelabelledRows):
+    """Vectors of length 1, each with a label; both can be added and changed."""
 
     def replace(self, rows: Sequence[int], vectors: np.ndarray) -> "LabelledRows":
         """Change vectors, for example after a crop was corrected.
@@ -182,7 +186,7 @@ class LabelledRows(_GrowingRows):
 class _MaskedRows(LabelledRows):
     """Rows of which a part may be closed."""
 
-    def __init__(self, n_neighbors: int = 50):
+    def __init__(self, n_neighbors: int = 50) -> None:
         self.head = KNNHead(n_neighbors)
         self._mask = None
 
@@ -239,8 +243,28 @@ class _SearchedRows(_MaskedRows):
         """
         return _nearest_open(self.check_queries(X), self.vectors, self.open_, self.head.n_neighbors)
 
+# %% ../../nbs/lib/retrieval/gallery.ipynb #answering-07c
+class _ScoredRows(_SearchedRows):
+    """The scores of individuals."""
+
+    def score_candidates(self, X: np.ndarray) -> tuple[Candidates, np.ndarray]:
+        """Score all individuals among the neighbours of queries.
+
+        Args:
+            X: `[n, d]` queries; at least one row has to be open.
+
+        Returns:
+            `(candidates, floor [n] float)`; floor is the cosine of each query's farthest neighbour.
+
+        Raises:
+            UserError: for vectors that cannot be compared.
+        """
+        cosine, index = self.kneighbors(X)
+        codes, rule = self.codes_[index], self.head
+        return aggregate_neighbours(codes, cosine, rule.aggregate, rule.temperature), cosine[:, -1]
+
 # %% ../../nbs/lib/retrieval/gallery.ipynb #answering-07b
-class Gallery(RankMixin, _SearchedRows):
+class Gallery(RankMixin, _ScoredRows):
     """Known images that can be added, relabelled, and searched in part.
 
     Rows labelled "" are unidentified and never returned. One thread may change a gallery at a time; what `under`
@@ -270,22 +294,6 @@ class Gallery(RankMixin, _SearchedRows):
         part._codes = self.codes_.copy()
         part._mask = self._masked(allowed, left_out)
         return part
-
-    def score_candidates(self, X: np.ndarray) -> tuple[Candidates, np.ndarray]:
-        """Score all individuals among the neighbours of queries.
-
-        Args:
-            X: `[n, d]` queries; at least one row has to be open.
-
-        Returns:
-            `(candidates, floor [n] float)`; floor is the cosine of each query's farthest neighbour.
-
-        Raises:
-            UserError: for vectors that cannot be compared.
-        """
-        cosine, index = self.kneighbors(X)
-        codes, rule = self.codes_[index], self.head
-        return aggregate_neighbours(codes, cosine, rule.aggregate, rule.temperature), cosine[:, -1]
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #answering-10
 def _nearest_open(queries, vectors, is_open, k):

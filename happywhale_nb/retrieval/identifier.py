@@ -75,7 +75,7 @@ class _StoredCalibration(_CalibrationValues):
         several = values.get("several") and cls.from_dict(values["several"])
         return cls(**options, probabilities=CandidateProbabilities(**values["chances"]), several=several)
 
-
+# %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05ar
 def _number(name, value):
     absent = float("inf") if name == "distance" else float("nan")
     return absent if value is None else value
@@ -116,7 +116,8 @@ class Calibration(_StoredCalibration):
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-07
 def _query_rankings(vectors, codes, encounters, queries, block=256):
     """Rankings of images `queries` (row numbers `[n]`) among those of other encounters, and of other individuals:
-    two pairs of `(codes [n, DEPTH], scores [n, DEPTH])`; -1 and -inf where there are fewer."""
+    two pairs of `(codes [n, DEPTH], scores [n, DEPTH])`; -1 and -inf where there are fewer.
+    """
     blocks = ([], [])
     for start in range(0, len(queries), block):
         rows = queries[start : start + block]
@@ -178,11 +179,12 @@ class _Prior:
     prior_new: float
     alpha: float
 
-
+# %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-10ar
 @dataclass(frozen=True, eq=False)
 class _Rankings:
     """Rankings with known truth: ids and scores `[n, DEPTH]`, truth `[n]`, natural `[n]` bool (the individual was not
-    closed), individuals `[n]` codes."""
+    closed), individuals `[n]` codes.
+    """
 
     ids: np.ndarray
     scores: np.ndarray
@@ -278,7 +280,8 @@ def _calibrate_several(vectors, codes, encounters, rows, most, prior, rng):
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-15
 def _calibration(pair, individuals, prior, rng):
     """What queries teach that show `individuals` (codes `[n]`); pair: their rankings among other encounters, and among
-    other individuals."""
+    other individuals.
+    """
     ids, scores = (np.concatenate(column) for column in zip(*pair, strict=True))
     known_truth = np.where(prior.once[individuals], NEW, prior.labels[individuals])
     truth = np.concatenate([known_truth, np.full(len(individuals), NEW)])
@@ -293,7 +296,8 @@ def _calibration(pair, individuals, prior, rng):
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-16
 def _seen_once(codes, encounters):
     """`[c]` bool, individuals with one encounter, and the expected fraction of new ones among encounters to come
-    (Good 1953), in (0, 1)."""
+    (Good 1953), in (0, 1).
+    """
     pairs = np.unique(np.column_stack([codes, encounters])[codes >= 0], axis=0)
     times = np.bincount(pairs[:, 0], minlength=codes.max() + 1)
     return times == 1, (np.count_nonzero(times == 1) + 1) / (len(pairs) + 2)

@@ -121,7 +121,7 @@ def _group_starts(row, code):
 
 
 def _soft_maximum(value, starts, temperature):
-    """temperature · log Σ exp(value / temperature) of each group; the first value of a group is its largest."""
+    """The soft maximum temperature · log Σ exp(value / temperature) of each group; the first value of a group is its largest."""
     sizes = np.diff(np.r_[starts, len(value)])
     relative = np.exp((value - np.repeat(value[starts], sizes)) / temperature)
     return value[starts] + temperature * np.log(np.add.reduceat(relative, starts))
@@ -308,7 +308,7 @@ class _KNNScores(RankMixin, ClassifierMixin, _NeighbourSearch):
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-14b
 class _KNNFit(_KNNScores):
-    """The part of `KNNHead` that fits and predicts."""
+    """The part of `KNNHead` that fits."""
 
     def fit(self, X: np.ndarray, y: np.ndarray, centres: tuple | None = None) -> "KNNHead":
         """Store the gallery.
@@ -330,13 +330,27 @@ class _KNNFit(_KNNScores):
         self.centres_ = _take_centres(self, centres) if self.centre_share else None
         return self
 
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-14c
+class _KNNPrediction(_KNNFit):
+    """The part of `KNNHead` that predicts."""
+
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """Return the individual that ranks first for each query `[n]` of `X` `[n, d]` or `[n, views, d]`."""
+        """Predict the individual of each query.
+
+        Args:
+            X: `[n, d]` or `[n, views, d]` queries, n ≥ 1.
+
+        Returns:
+            `[n]` the individual that ranks first.
+
+        Raises:
+            VectorError: for vectors that cannot be compared.
+        """
         codes, _ = _ranked(self, X, 1)
         return self.classes_[codes[:, 0]]
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-14a
-class KNNHead(_KNNFit):
+class KNNHead(_KNNPrediction):
     """Ranks individuals for a query embedding by its nearest gallery images.
 
     Equal cosines, to six decimals, are ordered by gallery row; `sklearn` may choose others of more than k equals.

@@ -138,7 +138,7 @@ def match_features(
             return _vote(one.positions[a], two.positions[b], weight, vote_width)
     return FeatureMatch(0.0, np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32))
 
-
+# %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-13r
 def _vote(one, two, weight, vote_width):
     """The displacement with the most votes."""
     step = two - one
@@ -200,7 +200,7 @@ def match_candidates(
     local = _local_scores(queries, gallery, order, rows_of, options)
     return Evidence(names[order], np.take_along_axis(best, order, axis=1), np.log1p(local).reshape(order.shape))
 
-
+# %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-22ar
 def _local_scores(queries, gallery, order, rows_of, options):
     """For each query and candidate the highest score over the candidate's images."""
     with threadpool_limits(limits=1, user_api="blas"):  # threads cost more than they save for such small products
@@ -247,7 +247,7 @@ class Fusion:
         """
         return self.model_.predict_proba(_pairs(evidence))[:, 1].reshape(evidence.ids.shape)
 
-
+# %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-26r
 def _pairs(evidence):
     return np.stack([evidence.cosine.ravel(), evidence.local.ravel()], axis=1)
 

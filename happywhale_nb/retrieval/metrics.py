@@ -62,7 +62,7 @@ def average_precision(truth: Sequence, predictions: np.ndarray) -> np.ndarray:
     rank = rank_of_truth(truth, np.asarray(predictions)[:, :5])
     return np.divide(1.0, rank, out=np.zeros(len(rank)), where=rank > 0)
 
-
+# %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-04ar
 def map_at_5(truth: Sequence, predictions: np.ndarray) -> float:
     """Compute the mean of `average_precision` over the rows.
 
@@ -242,7 +242,7 @@ def calibration_metrics(correct: Sequence[bool], confidence: Sequence[float], bi
         return {"ece": float("nan"), "brier": float("nan"), "table": table}
     return {"ece": ece, "brier": float(((correct - confidence) ** 2).mean()), "table": table}
 
-
+# %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-19r
 def _reliability_table(correct, confidence, bins):
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     table = pd.DataFrame({"confidence": confidence, "accuracy": correct, "n": 1}).groupby(index).agg("sum")

@@ -40,7 +40,7 @@ def payload_filter(fields: dict | None) -> object:
             must.append(models.FieldCondition(key=key, match=equals))
     return models.Filter(must=must)
 
-
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-05r
 def point_id(name: str) -> str:
     """Compute Qdrant's identifier of an image.
 
@@ -61,7 +61,7 @@ class _Collection:
         where: str = "http://localhost:6333",
         collection: str = "happywhale",
         api_key: str | None = None,
-    ):
+    ) -> None:
         qdrant = import_optional("qdrant_client", "qdrant")
         self.models, self.collection, connect = qdrant.models, collection, qdrant.QdrantClient
         try:
@@ -81,8 +81,29 @@ class _Collection:
         return self.client.count(self.collection).count if self.width else 0
 
 # %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08b
-class _EditableCollection(_Collection):
-    """Adding and removing for `QdrantIndex`."""
+class _StoredPoints(_Collection):
+    """Reading and writing of points for `QdrantIndex`."""
+
+    def _existing(self, ids, step=1000):
+        if not self.width:
+            return set()
+        parts = [[point_id(i) for i in ids[start : start + step]] for start in range(0, len(ids), step)]
+        return {p.payload["id"] for part in parts for p in self.client.retrieve(self.collection, part)}
+
+    def _upsert(self, gallery, payload, step=256):
+        if not self.width and len(gallery):
+            size = self.models.VectorParams(size=gallery.vectors.shape[1], distance=self.models.Distance.COSINE)
+            self.client.create_collection(self.collection, vectors_config=size)
+        for start in range(0, len(gallery), step):
+            names = gallery.ids[start : start + step].tolist()
+            metadata = payload[start : start + step] if payload is not None else [{}] * len(names)
+            rows = zip(names, gallery.vectors[start : start + step].tolist(), metadata, strict=True)
+            points = [self.models.PointStruct(id=point_id(i), vector=v, payload={**m, "id": i}) for i, v, m in rows]
+            self.client.upsert(self.collection, points)
+
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08d
+class _GrowingCollection(_StoredPoints):
+    """Adding for `QdrantIndex`."""
 
     def add(self, ids: Iterable[str], vectors: np.ndarray, payload: Sequence[dict] | None = None) -> None:
         """Add vectors.
@@ -103,6 +124,10 @@ class _EditableCollection(_Collection):
             raise UserError(f"{existing[0]} is in the index already ({len(existing)} such): remove it first")
         self._upsert(gallery, payload)
 
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08e
+class _EditableCollection(_GrowingCollection):
+    """Removing for `QdrantIndex`."""
+
     def remove(self, ids: Iterable[str]) -> None:
         """Remove vectors.
 
@@ -116,23 +141,6 @@ class _EditableCollection(_Collection):
         if unknown := sorted(set(names) - self._existing(names)):
             raise UserError(f"{unknown[0]} is not in the index ({len(unknown)} such): check the name")
         self.client.delete(self.collection, self.models.PointIdsList(points=[point_id(i) for i in names]))
-
-    def _existing(self, ids, step=1000):
-        if not self.width:
-            return set()
-        parts = [[point_id(i) for i in ids[start : start + step]] for start in range(0, len(ids), step)]
-        return {p.payload["id"] for part in parts for p in self.client.retrieve(self.collection, part)}
-
-    def _upsert(self, gallery, payload, step=256):
-        if not self.width and len(gallery):
-            size = self.models.VectorParams(size=gallery.vectors.shape[1], distance=self.models.Distance.COSINE)
-            self.client.create_collection(self.collection, vectors_config=size)
-        for start in range(0, len(gallery), step):
-            names = gallery.ids[start : start + step].tolist()
-            metadata = payload[start : start + step] if payload is not None else [{}] * len(names)
-            rows = zip(names, gallery.vectors[start : start + step].tolist(), metadata, strict=True)
-            points = [self.models.PointStruct(id=point_id(i), vector=v, payload={**m, "id": i}) for i, v, m in rows]
-            self.client.upsert(self.collection, points)
 
 # %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08c
 class _SearchableCollection(_EditableCollection):
@@ -171,32 +179,9 @@ class _SearchableCollection(_EditableCollection):
         batches = [self.client.query_batch_points(self.collection, requests[i : i + step]) for i in starts]
         return [response.points for batch in batches for response in batch]
 
-# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08a
-class QdrantIndex(_SearchableCollection):
-    """Nearest neighbours by cosine in a collection of a Qdrant server, with metadata for each image.
-
-    Ties are in the server's order.
-
-    Args:
-        where: the server's address, or `:memory:`.
-        collection: name of the collection; created when the first vectors are added.
-        api_key: the server's key, if it needs one.
-
-    Raises:
-        UserError: if no server answers.
-    """
-
-    def recall(self, queries: np.ndarray, k: int = 50) -> float:
-        """Compute the fraction of the k nearest that is found, against the server's own exact search.
-
-        Args:
-            queries: `[n, d]` of any length.
-            k: number of neighbours, 1 or more.
-
-        Returns:
-            a value in [0, 1].
-        """
-        return hit_rate(self.search(queries, k)[1], self.search(queries, k, exact=True)[1])
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08f
+class _SavedCollection(_SearchableCollection):
+    """Saving and loading of `QdrantIndex`."""
 
     def save(self, folder: Path | str) -> None:
         """Write names and vectors to a folder, as `NamedVectors.save` does; the metadata stays on the server.
@@ -227,3 +212,30 @@ class QdrantIndex(_SearchableCollection):
         gallery, index = NamedVectors.load(folder), cls(**options)
         index.add(gallery.ids.tolist(), gallery.vectors, payload)
         return index
+
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08a
+class QdrantIndex(_SavedCollection):
+    """Nearest neighbours by cosine in a collection of a Qdrant server, with metadata for each image.
+
+    Ties are in the server's order.
+
+    Args:
+        where: the server's address, or `:memory:`.
+        collection: name of the collection; created when the first vectors are added.
+        api_key: the server's key, if it needs one.
+
+    Raises:
+        UserError: if no server answers.
+    """
+
+    def recall(self, queries: np.ndarray, k: int = 50) -> float:
+        """Compute the fraction of the k nearest that is found, against the server's own exact search.
+
+        Args:
+            queries: `[n, d]` of any length.
+            k: number of neighbours, 1 or more.
+
+        Returns:
+            a value in [0, 1].
+        """
+        return hit_rate(self.search(queries, k)[1], self.search(queries, k, exact=True)[1])

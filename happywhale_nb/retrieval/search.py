@@ -305,7 +305,7 @@ def _read_folder(folder):
 class _VectorStorage(_LoadedFromFolder):
     """The arrays of `NamedVectors`."""
 
-    def __init__(self, dtype: str = "float32"):
+    def __init__(self, dtype: str = "float32") -> None:
         if dtype not in {"float32", "float16"}:
             raise UserError(f"dtype {dtype!r} is not known: choose float32 or float16")
         self.dtype = dtype
@@ -333,19 +333,8 @@ class _VectorStorage(_LoadedFromFolder):
         self._ids = self._engine = None
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-19a
-class NamedVectors(_VectorStorage):
-    """Vectors of length 1 by name: `add`, `remove`, `save`, `load`, `len`.
-
-    Args:
-        dtype: `float32`, or `float16` for half the memory.
-
-    Attributes:
-        ids: `[m]` str, in the order in which they were added.
-        vectors: `[m, d]` of `dtype`, rows of length 1.
-
-    Raises:
-        UserError: for another dtype.
-    """
+class _AddedVectors(_VectorStorage):
+    """Adding to `NamedVectors`."""
 
     def add(self, ids: Iterable[str], vectors: np.ndarray) -> None:
         """Add vectors.
@@ -364,6 +353,31 @@ class NamedVectors(_VectorStorage):
             self._row_of.update(row_of)
             self._set(self._row_of, [*self._blocks, unit.astype(self.dtype, copy=False)])
 
+    def _new_rows(self, ids, n):
+        if len(ids) != n:
+            raise UserError(f"{len(ids)} ids for {n} vectors: give one to each")
+        row_of = {}
+        for name in ids:
+            if name in self._row_of or name in row_of:
+                raise UserError(f"{name} is in the index already, or is given twice: remove it first")
+            row_of[name] = len(self) + len(row_of)
+        return row_of
+
+# %% ../../nbs/lib/retrieval/search.ipynb #search-19b
+class NamedVectors(_AddedVectors):
+    """Vectors of length 1 by name: `add`, `remove`, `save`, `load`, `len`.
+
+    Args:
+        dtype: `float32`, or `float16` for half the memory.
+
+    Attributes:
+        ids: `[m]` str, in the order in which they were added.
+        vectors: `[m, d]` of `dtype`, rows of length 1.
+
+    Raises:
+        UserError: for another dtype.
+    """
+
     def remove(self, ids: Iterable[str]) -> None:
         """Remove vectors.
 
@@ -380,21 +394,11 @@ class NamedVectors(_VectorStorage):
         kept = [name for name in self._row_of if name not in names]
         self._set({name: i for i, name in enumerate(kept)}, [self.vectors[keep]] if kept else [])
 
-    def _new_rows(self, ids, n):
-        if len(ids) != n:
-            raise UserError(f"{len(ids)} ids for {n} vectors: give one to each")
-        row_of = {}
-        for name in ids:
-            if name in self._row_of or name in row_of:
-                raise UserError(f"{name} is in the index already, or is given twice: remove it first")
-            row_of[name] = len(self) + len(row_of)
-        return row_of
-
 # %% ../../nbs/lib/retrieval/search.ipynb #search-21
 class _ExactSearch(NamedVectors):
     """The search of `ExactIndex`."""
 
-    def __init__(self, dtype: str = "float32", block: tuple[int, int] = (256, 65536)):
+    def __init__(self, dtype: str = "float32", block: tuple[int, int] = (256, 65536)) -> None:
         super().__init__(dtype)
         self.block = block
 
@@ -481,7 +485,7 @@ def import_optional(name: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[{extra}]'") from None
 
-
+# %% ../../nbs/lib/retrieval/search.ipynb #search-26r
 def hit_rate(rows: np.ndarray, expected: np.ndarray) -> float:
     """Compute the recall of a search.
 
@@ -545,14 +549,14 @@ class _FaissEngine(ExactIndex):
         block: tuple[int, int] = (256, 65536),
         flat: int = 200_000,
         least_recall: float = 0.995,
-    ):
+    ) -> None:
         import_optional("faiss", "search")
         super().__init__(dtype, block)
         self.flat, self.least_recall = flat, least_recall
 
     @property
     def engine(self) -> object:
-        """faiss's index, made when it is first needed."""
+        """The index of faiss, made when it is first needed."""
         if self._engine is None:
             self._engine = cached_inverted_lists(self) if len(self) > self.flat else None
         if self._engine is None:
@@ -561,21 +565,8 @@ class _FaissEngine(ExactIndex):
         return self._engine
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-27a
-class FaissIndex(_FaissEngine):
-    """Nearest neighbours by cosine with faiss: all vectors are searched up to `flat` of them, else inverted lists.
-
-    Ties are in the order of adding if no more than 16 of them compete for the last rank. faiss keeps a second copy of
-    the vectors in memory, as float32.
-
-    Args:
-        dtype: `float32`, or `float16` for half the memory of the first copy.
-        block: see `ExactIndex`.
-        flat: number of vectors up to which everything is searched.
-        least_recall: fraction of the 50 nearest that inverted lists have to find among the index's own vectors.
-
-    Raises:
-        UserError: if faiss is not installed.
-    """
+class _FaissSearch(_FaissEngine):
+    """The search of `FaissIndex`."""
 
     def kneighbors(self, queries: np.ndarray, k: int = 50) -> tuple[np.ndarray, np.ndarray]:
         """Find the nearest vectors; above `flat` vectors the nearest in the cells that are searched.
@@ -600,6 +591,23 @@ class FaissIndex(_FaissEngine):
         if short.any():
             scores[short], rows[short] = nearest(queries[short], self.vectors, k, self.block)
         return scores, rows
+
+# %% ../../nbs/lib/retrieval/search.ipynb #search-27b
+class FaissIndex(_FaissSearch):
+    """Nearest neighbours by cosine with faiss: all vectors are searched up to `flat` of them, else inverted lists.
+
+    Ties are in the order of adding if no more than 16 of them compete for the last rank. faiss keeps a second copy of
+    the vectors in memory, as float32.
+
+    Args:
+        dtype: `float32`, or `float16` for half the memory of the first copy.
+        block: see `ExactIndex`.
+        flat: number of vectors up to which everything is searched.
+        least_recall: fraction of the 50 nearest that inverted lists have to find among the index's own vectors.
+
+    Raises:
+        UserError: if faiss is not installed.
+    """
 
     def recall(self, queries: np.ndarray, k: int = 50) -> float:
         """Compute the fraction of the k nearest that is found, against exact search.
