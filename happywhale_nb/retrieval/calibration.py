@@ -46,20 +46,9 @@ class _TopOneCurve:
         lead = np.minimum(scores[:, 0] - scores[:, 1], 2.0)
         return np.column_stack([scores[:, 0], lead]) if self.method == "logistic" else scores[:, 0]
 
-# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05a
-class TopOneCalibrator(_TopOneCurve):
-    """Learns the probability that the first prediction is correct, from the scores of rankings.
-
-    Args:
-        method: `logistic` (of the best score and its lead over the second) or `isotonic` (of the best score).
-
-    Attributes:
-        constant_: the probability, if all predictions that it learnt from were correct, or none was; else None.
-        curve_: the fitted regression; None beside a constant.
-    """
-
-    def __init__(self, method: str = "logistic") -> None:
-        self.method = method
+# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05b
+class _TopOneFit(_TopOneCurve):
+    """The fit of `TopOneCalibrator`."""
 
     def fit(self, scores: np.ndarray, correct: np.ndarray) -> "TopOneCalibrator":
         """Learn from rankings whose truth is known.
@@ -82,6 +71,21 @@ class TopOneCalibrator(_TopOneCurve):
             curve = LogisticRegression(C=100) if self.method == "logistic" else IsotonicRegression(out_of_bounds="clip")
             self.curve_ = curve.fit(self._inputs(scores), correct)
         return self
+
+# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05a
+class TopOneCalibrator(_TopOneFit):
+    """Learns the probability that the first prediction is correct, from the scores of rankings.
+
+    Args:
+        method: `logistic` (of the best score and its lead over the second) or `isotonic` (of the best score).
+
+    Attributes:
+        constant_: the probability, if all predictions that it learnt from were correct, or none was; else None.
+        curve_: the fitted regression; None beside a constant.
+    """
+
+    def __init__(self, method: str = "logistic") -> None:
+        self.method = method
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05p
 def _laplace(correct):
@@ -207,8 +211,36 @@ class _UtilityPrediction(_Utility):
         probabilities = softmax(utility, axis=1) if len(names) else utility
         return probabilities[:, :-1], probabilities[:, -1]
 
+# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11c
+class _UtilityFit(_UtilityPrediction):
+    """The fit of `CandidateProbabilities`."""
+
+    def fit(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        threshold: float | np.ndarray,
+        truth: Sequence[str],
+        weight: np.ndarray | None = None,
+    ) -> "CandidateProbabilities":
+        """Learn from rankings whose truth is known.
+
+        Args:
+            ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer, n ≥ 0.
+            scores: `[n, m]` float, descending, -inf where there are fewer.
+            threshold: score of `new_individual`, a number or `[n]`.
+            truth: `[n]` names; one that is neither listed nor `new_individual` is someone not listed.
+            weight: `[n]` float, weight of each ranking; None: all alike.
+
+        Returns:
+            the estimator.
+        """
+        numbers = _fit_utility(*_alternatives(ids, scores, threshold), truth, weight)
+        self.temperature_, self.bend_, self.b_new_, self.b_other_ = numbers
+        return self
+
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11b
-class CandidateProbabilities(_UtilityPrediction):
+class CandidateProbabilities(_UtilityFit):
     """Learns the probability of each ranked individual, of `new_individual`, and of someone not listed.
 
     A conditional logit (McFadden 1974) of scores in units of cosine; see the text of the notebook.
@@ -234,27 +266,3 @@ class CandidateProbabilities(_UtilityPrediction):
         self.bend = bend
         self.b_new = b_new
         self.b_other = b_other
-
-    def fit(
-        self,
-        ids: np.ndarray,
-        scores: np.ndarray,
-        threshold: float | np.ndarray,
-        truth: Sequence[str],
-        weight: np.ndarray | None = None,
-    ) -> "CandidateProbabilities":
-        """Learn from rankings whose truth is known.
-
-        Args:
-            ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer, n ≥ 0.
-            scores: `[n, m]` float, descending, -inf where there are fewer.
-            threshold: score of `new_individual`, a number or `[n]`.
-            truth: `[n]` names; one that is neither listed nor `new_individual` is someone not listed.
-            weight: `[n]` float, weight of each ranking; None: all alike.
-
-        Returns:
-            the estimator.
-        """
-        numbers = _fit_utility(*_alternatives(ids, scores, threshold), truth, weight)
-        self.temperature_, self.bend_, self.b_new_, self.b_other_ = numbers
-        return self

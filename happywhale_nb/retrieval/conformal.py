@@ -105,21 +105,9 @@ def _group_distances(distances, groups, alpha, least):
     small = np.isin(groups, names[counts < least])
     return {**limits, "": _conformal_quantile(distances[small] if small.sum() >= least else distances, alpha)}
 
-# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08c
-class CandidateSets(_NamedSetPrediction):
-    """Learns conformal candidate sets (split conformal prediction, one distance for each group).
-
-    Args:
-        alpha: fraction of images whose truth may be outside the set, in (0, 1).
-        least: groups with fewer rows are joined to one group.
-
-    Attributes:
-        distances_: `{group: distance}`; "" is that of the small groups and of groups not seen in `fit`.
-    """
-
-    def __init__(self, alpha: float = 0.1, least: int = 100) -> None:
-        self.alpha = alpha
-        self.least = least
+# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08d
+class _SetFit(_NamedSetPrediction):
+    """The fit of `CandidateSets`."""
 
     def fit(
         self,
@@ -144,3 +132,19 @@ class CandidateSets(_NamedSetPrediction):
         distances = _distances_to_truth(ids, scores, threshold, truth)
         self.distances_ = _group_distances(distances, _group_names(groups, len(distances)), self.alpha, self.least)
         return self
+
+# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08c
+class CandidateSets(_SetFit):
+    """Learns conformal candidate sets (split conformal prediction, one distance for each group).
+
+    Args:
+        alpha: fraction of images whose truth may be outside the set, in (0, 1).
+        least: groups with fewer rows are joined to one group.
+
+    Attributes:
+        distances_: `{group: distance}`; "" is that of the small groups and of groups not seen in `fit`.
+    """
+
+    def __init__(self, alpha: float = 0.1, least: int = 100) -> None:
+        self.alpha = alpha
+        self.least = least

@@ -33,20 +33,10 @@ class _RankedImages:
         """`[n]` str, the species of the individual that ranks first; the true species of a test image is unknown."""
         return self.species_of[self.ids[:, 0]].to_numpy(str)
 
-# %% ../../nbs/lib/retrieval/contracts.ipynb #contracts-05p
+# %% ../../nbs/lib/retrieval/contracts.ipynb #contracts-05r
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Ranking(_RankedImages):
-    """Ranked individuals for n images, from a gallery without `new_individual`.
-
-    Attributes:
-        images: `[n]` str.
-        ids: `[n, m]` str, individuals, best first, "" where there are fewer.
-        scores: `[n, m]` float, descending, -inf where there are fewer.
-        species_of: the species of each individual, a `Series` of str by name.
-        individuals: `[n]` str, the true individuals; None for test images.
-        species: `[n]` str, the true species; None for test images.
-        truth: `[n]` str, the individual, or `new_individual` if the gallery lacks it; None for test images.
-    """
+class _ReorderedImages(_RankedImages):
+    """A ranking that can be replaced."""
 
     def reordered(self, ids: np.ndarray, scores: np.ndarray) -> "Ranking":
         """Replace the rankings.
@@ -59,6 +49,21 @@ class Ranking(_RankedImages):
             a record of the same images.
         """
         return replace(self, ids=ids, scores=scores)
+
+# %% ../../nbs/lib/retrieval/contracts.ipynb #contracts-05p
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ranking(_ReorderedImages):
+    """Ranked individuals for n images, from a gallery without `new_individual`.
+
+    Attributes:
+        images: `[n]` str.
+        ids: `[n, m]` str, individuals, best first, "" where there are fewer.
+        scores: `[n, m]` float, descending, -inf where there are fewer.
+        species_of: the species of each individual, a `Series` of str by name.
+        individuals: `[n]` str, the true individuals; None for test images.
+        species: `[n]` str, the true species; None for test images.
+        truth: `[n]` str, the individual, or `new_individual` if the gallery lacks it; None for test images.
+    """
 
     def with_new_individual(self, threshold: np.ndarray) -> "OpenSetPrediction":
         """Insert `new_individual` at its rank.

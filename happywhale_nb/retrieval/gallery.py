@@ -101,22 +101,6 @@ class _Storage(_LabelCounts):
 class _GrowingRows(_Storage):
     """Adding rows."""
 
-    def fit(self, X: np.ndarray, y: Sequence[str]) -> "LabelledRows":
-        """Replace all rows.
-
-        Args:
-            X: `[n, d]` vectors of any length, n ≥ 0.
-            y: `[n]` labels, "" for unidentified.
-
-        Returns:
-            the object itself.
-
-        Raises:
-            UserError: for vectors that cannot be compared, and for `new_individual` among the labels.
-        """
-        self._clear(np.shape(X)[1])
-        return self.extend(X, y)
-
     def extend(self, vectors: np.ndarray, labels: Sequence[str]) -> "LabelledRows":
         """Add rows.
 
@@ -138,8 +122,28 @@ class _GrowingRows(_Storage):
         self._size = end
         return self
 
+# %% ../../nbs/lib/retrieval/gallery.ipynb #gallery-02
+class _ReplacedRows(_GrowingRows):
+    """Replacing all rows."""
+
+    def fit(self, X: np.ndarray, y: Sequence[str]) -> "LabelledRows":
+        """Replace all rows.
+
+        Args:
+            X: `[n, d]` vectors of any length, n ≥ 0.
+            y: `[n]` labels, "" for unidentified.
+
+        Returns:
+            the object itself.
+
+        Raises:
+            UserError: for vectors that cannot be compared, and for `new_individual` among the labels.
+        """
+        self._clear(np.shape(X)[1])
+        return self.extend(X, y)
+
 # %% ../../nbs/lib/retrieval/gallery.ipynb #gallery-03
-class _RelabelledRows(_GrowingRows):
+class _RelabelledRows(_ReplacedRows):
     """Changing labels."""
 
     def relabel(self, rows: Sequence[int], labels: Sequence[str]) -> "LabelledRows":

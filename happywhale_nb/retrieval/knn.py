@@ -121,7 +121,7 @@ def _group_starts(row, code):
 
 
 def _soft_maximum(value, starts, temperature):
-    """The soft maximum temperature · log Σ exp(value / temperature) of each group; the first value of a group is its largest."""
+    """The soft maximum, temperature · log Σ exp(value / temperature), of each group; its first value is the largest."""
     sizes = np.diff(np.r_[starts, len(value)])
     relative = np.exp((value - np.repeat(value[starts], sizes)) / temperature)
     return value[starts] + temperature * np.log(np.add.reduceat(relative, starts))

@@ -425,14 +425,9 @@ class _ExactSearch(NamedVectors):
             return np.empty((0, self.vectors.shape[1]), np.float32), min(k, len(self))
         return unit_rows(queries, "query", width=self.vectors.shape[1]), min(k, len(self))
 
-# %% ../../nbs/lib/retrieval/search.ipynb #search-21a
-class ExactIndex(_ExactSearch):
-    """Exact nearest neighbours by cosine, with NumPy only.
-
-    Args:
-        dtype: `float32`, or `float16` for half the memory; neighbours are exact for the stored numbers.
-        block: queries and vectors multiplied at a time; the buffer has 4 bytes times their product (64 MiB).
-    """
+# %% ../../nbs/lib/retrieval/search.ipynb #search-21b
+class _NamedSearch(_ExactSearch):
+    """The search by name of `ExactIndex`."""
 
     def search(self, queries: np.ndarray, k: int = 50) -> tuple[np.ndarray, np.ndarray]:
         """Find the names of the nearest vectors.
@@ -449,6 +444,15 @@ class ExactIndex(_ExactSearch):
         """
         scores, rows = self.kneighbors(queries, k)
         return scores, self.ids[rows]
+
+# %% ../../nbs/lib/retrieval/search.ipynb #search-21a
+class ExactIndex(_NamedSearch):
+    """Exact nearest neighbours by cosine, with NumPy only.
+
+    Args:
+        dtype: `float32`, or `float16` for half the memory; neighbours are exact for the stored numbers.
+        block: queries and vectors multiplied at a time; the buffer has 4 bytes times their product (64 MiB).
+    """
 
     def recall(self, queries: np.ndarray, k: int = 50) -> float:
         """Return the fraction of the k nearest that is found: 1 by construction.
