@@ -8,9 +8,16 @@ import pytest
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
-from happywhale_nb.retrieval.calibration import Chances
+from happywhale_nb.retrieval.calibration import CandidateProbabilities
 from happywhale_nb.retrieval.gallery import Gallery
-from happywhale_nb.retrieval.identifier import DEPTH, FEW, LEVEL, Calibration, answer, calibrate
+from happywhale_nb.retrieval.identifier import (
+    DEFAULT_THRESHOLD,
+    DEPTH,
+    MIN_HELD_OUT,
+    Calibration,
+    calibrate,
+    identify_individual,
+)
 from happywhale_nb.retrieval.knn import KNNHead, rank_sets
 from happywhale_nb.retrieval.open_set import rank_new
 
@@ -50,14 +57,16 @@ def test_known_without_masks_answers_as_a_knn_head(gallery, queries):
 def test_answer_is_rank_sets_with_new_individual_at_its_rank(gallery, queries, n):
     X, y = gallery
     made = Calibration(threshold=0.6)
-    found = answer(Gallery().fit(X, y), made, queries[:n], k=5)
+    found = identify_individual(Gallery().fit(X, y), made, queries[:n], k=5)
     _, ids, scores, drivers = rank_sets(KNNHead().fit(X, y), queries[:n], np.zeros(n), DEPTH)
     expected = rank_new(ids, scores, 0.6, DEPTH + 1)[0]
     assert found.names.tolist() == expected[: len(found.names)].tolist()
     named = found.names != NEW
-    assert (found.asked[named] == drivers[0, :5]).all() and np.allclose(found.scores[named], scores[0, :5], atol=2e-6)
+    assert (found.query_rows[named] == drivers[0, :5]).all() and np.allclose(
+        found.scores[named], scores[0, :5], atol=2e-6
+    )
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
-    for name, photo, asked in zip(found.names[named], found.photos[named], found.asked[named], strict=True):
+    for name, photo, asked in zip(found.names[named], found.photos[named], found.query_rows[named], strict=True):
         rows = np.flatnonzero(y == name)
         assert photo == rows[np.argmax(unit[rows] @ queries[asked])]
 
@@ -105,7 +114,7 @@ def test_known_under_masks_leaves_out_closed_and_nameless_rows(gallery, queries)
     _, expected = KNNHead(20).fit(X[kept], y[kept]).kneighbors(queries)
     assert rows.shape == (25, 20) and (rows == kept[expected]).all()
     for query in queries:
-        found = answer(known, Calibration(), [query], 10, allowed, left_out)
+        found = identify_individual(known, Calibration(), [query], 10, allowed, left_out)
         photos = found.photos[found.photos >= 0]
         assert is_open[photos].all() and (y[photos] == found.names[found.names != NEW]).all()
     known.relabel(np.arange(300), [""] * 300)
@@ -118,9 +127,9 @@ def test_answer_of_no_open_row_is_new_individual_for_certain(queries):
     full = Gallery().fit(queries, ["a"] * 25)
     for known, masks in ((empty, {}), (full, {"allowed": np.zeros(25, bool)}), (full, {"left_out": np.ones(25, bool)})):
         for n in (1, 3):
-            found = answer(known, Calibration(), queries[:n], **masks)
-            assert found.names.tolist() == [NEW] and found.chances.tolist() == [1.0] and found.other == 0
-            assert found.photos.tolist() == found.asked.tolist() == [-1]
+            found = identify_individual(known, Calibration(), queries[:n], **masks)
+            assert found.names.tolist() == [NEW] and found.probabilities.tolist() == [1.0] and found.other == 0
+            assert found.photos.tolist() == found.query_rows.tolist() == [-1]
             assert found.in_set.tolist() == [True] and found.set_size == 1
 
 
@@ -128,17 +137,21 @@ def test_answer_of_no_open_row_is_new_individual_for_certain(queries):
 @pytest.mark.parametrize("level", [-0.9, 0.4, 0.99])
 def test_answer_chances_add_up_to_one_and_fall_with_the_rank(gallery, queries, k, level):
     X, y = gallery
-    known, made = Gallery().fit(X, y), Calibration(level, Chances(0.1, 0.8, 0.0, -0.1), 0.2)
+    known, made = Gallery().fit(X, y), Calibration(level, CandidateProbabilities(0.1, 0.8, 0.0, -0.1), 0.2)
     few = np.isin(y, ["w1", "w2", "w3"])
     for n, allowed in ((1, None), (3, None), (1, few)):
-        found = answer(known, made, queries[:n], k=k, allowed=allowed)
-        assert np.isclose(found.chances.sum() + found.other, 1) and (found.chances >= 0).all() and found.other >= 0
-        assert (np.diff(found.chances) <= 1e-12).all() and (np.diff(found.scores) <= 0).all()
+        found = identify_individual(known, made, queries[:n], k=k, allowed=allowed)
+        assert (
+            np.isclose(found.probabilities.sum() + found.other, 1)
+            and (found.probabilities >= 0).all()
+            and found.other >= 0
+        )
+        assert (np.diff(found.probabilities) <= 1e-12).all() and (np.diff(found.scores) <= 0).all()
         most = 3 if allowed is not None else DEPTH
         assert (found.names == NEW).sum() == 1 and (found.names != NEW).sum() == min(k, most)
         assert found.in_set.tolist() == (found.scores[0] - found.scores <= 0.2).tolist()
         assert 1 <= found.in_set.sum() <= found.set_size
-    everybody = answer(known, made, queries[:1], k=10, allowed=few)
+    everybody = identify_individual(known, made, queries[:1], k=10, allowed=few)
     assert everybody.other == 0, "nobody is left who is not listed"
 
 
@@ -155,9 +168,9 @@ def test_known_and_answer_of_bad_input_are_refused_and_change_nothing(gallery, q
         lambda: known.replace([0, 1], X[:1]),
         lambda: known.replace([0], [[np.nan] * 16]),
         lambda: known.under(np.ones(299, bool)),
-        lambda: answer(known, Calibration(), queries[:1, :5]),
-        lambda: answer(known, Calibration(), queries[:0]),
-        lambda: answer(known, Calibration(), queries[:1], k=0),
+        lambda: identify_individual(known, Calibration(), queries[:1, :5]),
+        lambda: identify_individual(known, Calibration(), queries[:0]),
+        lambda: identify_individual(known, Calibration(), queries[:1], k=0),
     ]
     for call in calls:
         with pytest.raises(UserError):
@@ -208,9 +221,9 @@ def test_calibrate_of_several_photographs_together_has_chances_of_their_own():
     for number in range(400, 600):
         rows = np.flatnonzero(encounter == number)
         for kind, promise in kinds.items() if len(rows) > 1 else ():
-            found = answer(known, promise, X[rows], k=DEPTH)
+            found = identify_individual(known, promise, X[rows], k=DEPTH)
             told[kind].append(
-                (found.chances[0], found.names[0] == who[rows[0]], who[rows[0]] in found.names[found.in_set])
+                (found.probabilities[0], found.names[0] == who[rows[0]], who[rows[0]] in found.names[found.in_set])
             )
     off = {
         kind: np.mean([sure for sure, *_ in rows]) - np.mean([right for _, right, _ in rows])
@@ -218,8 +231,8 @@ def test_calibrate_of_several_photographs_together_has_chances_of_their_own():
     }
     assert abs(off["own"]) < 0.05 < 0.07 < -off["of one"], off
     assert abs(np.mean([held for *_, held in told["own"]]) - 0.9) < 0.04
-    alone = answer(known, made, X[:1])
-    assert (alone.chances == answer(known, kinds["of one"], X[:1]).chances).all(), (
+    alone = identify_individual(known, made, X[:1])
+    assert (alone.probabilities == identify_individual(known, kinds["of one"], X[:1]).probabilities).all(), (
         "one photograph goes by its own curve"
     )
 
@@ -228,7 +241,7 @@ def test_calibrate_of_few_encounters_with_several_photographs_learns_nothing_of_
     X, who, encounter = bursts(2, n=60)
     single = np.unique(encounter, return_index=True)[1]
     assert calibrate(X[single], who[single], encounter[single], np.ones(60, bool)).several is None
-    some = np.isin(encounter, np.flatnonzero(np.bincount(encounter) > 1)[: FEW - 1]) | np.isin(
+    some = np.isin(encounter, np.flatnonzero(np.bincount(encounter) > 1)[: MIN_HELD_OUT - 1]) | np.isin(
         np.arange(len(X)), single
     )
     assert calibrate(X[some], who[some], encounter[some], np.ones(some.sum(), bool)).several is None
@@ -249,13 +262,13 @@ def test_calibrate_asks_held_out_photographs_unless_they_are_few():
     some, every = np.arange(200) % 4 == 0, np.ones(200, bool)
     made = calibrate(X, who, np.arange(200), some)
     assert made.photographs == 50 and made.note.startswith("The chances stand on 50 photographs of")
-    few = calibrate(X, who, np.arange(200), np.arange(200) < FEW - 1)
+    few = calibrate(X, who, np.arange(200), np.arange(200) < MIN_HELD_OUT - 1)
     assert few.photographs == 200 and "flattering" in few.note
-    enough = calibrate(X, who, np.arange(200), np.arange(200) < FEW)
-    assert enough.photographs == FEW and "flattering" not in enough.note
+    enough = calibrate(X, who, np.arange(200), np.arange(200) < MIN_HELD_OUT)
+    assert enough.photographs == MIN_HELD_OUT and "flattering" not in enough.note
     nameless = np.where(some, who, "")
     assert calibrate(X, nameless, np.arange(200), every).photographs == 50
-    drawn = [calibrate(X, who, np.arange(200), every, most=50, seed=s).as_dict() for s in (0, 0, 1)]
+    drawn = [calibrate(X, who, np.arange(200), every, max_queries=50, seed=s).as_dict() for s in (0, 0, 1)]
     assert drawn[0]["photographs"] == 50 and drawn[0] == drawn[1] != drawn[2]
 
 
@@ -269,14 +282,14 @@ def test_calibrate_of_little_gives_a_calibration_that_answers(n, kind, apart):
     made = calibrate(X, who, np.arange(n) if apart else np.zeros(n), np.ones(n, bool))
     assert made.note
     if n == 0 or kind == "nobody":
-        assert made.photographs == 0 and made.threshold == LEVEL and made.note.startswith("No photograph")
+        assert made.photographs == 0 and made.threshold == DEFAULT_THRESHOLD and made.note.startswith("No photograph")
     else:
         assert made.photographs == n
     text = json.dumps(made.as_dict(), allow_nan=False)
     again = Calibration.from_dict(json.loads(text))
     assert json.dumps(again.as_dict()) == text
     query = rng.normal(size=(2, 8))
-    one, other = (answer(Gallery().fit(X, who), c, query) for c in (made, again))
-    assert np.isfinite(one.chances).all() and np.isclose(one.chances.sum() + one.other, 1)
-    assert one.names.tolist() == other.names.tolist() and (one.chances == other.chances).all()
+    one, other = (identify_individual(Gallery().fit(X, who), c, query) for c in (made, again))
+    assert np.isfinite(one.probabilities).all() and np.isclose(one.probabilities.sum() + one.other, 1)
+    assert one.names.tolist() == other.names.tolist() and (one.probabilities == other.probabilities).all()
     assert one.set_size == other.set_size

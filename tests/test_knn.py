@@ -15,19 +15,26 @@ from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.data.splits import gallery_and_queries
-from happywhale_nb.retrieval.calibration import Confidence
+from happywhale_nb.retrieval.calibration import TopOneCalibrator
 from happywhale_nb.retrieval.conformal import CandidateSets
 from happywhale_nb.retrieval.contracts import Fold, Ranking
 from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
 from happywhale_nb.retrieval.knn import KNNHead, VectorError, neighbour_grid, rank_sets, within_map5
-from happywhale_nb.retrieval.local_features import Evidence, Features, Fusion, cross_probabilities, gather, rerank
+from happywhale_nb.retrieval.local_features import (
+    Evidence,
+    Features,
+    Fusion,
+    cross_probabilities,
+    match_candidates,
+    rerank,
+)
 from happywhale_nb.retrieval.metrics import (
     auroc_new,
     average_precision,
     balanced_accuracies,
     bootstrap_interval,
-    calibration,
-    classification,
+    calibration_metrics,
+    classification_metrics,
     cmc,
     map_at_5,
     rank_of_truth,
@@ -35,13 +42,13 @@ from happywhale_nb.retrieval.metrics import (
     summary,
 )
 from happywhale_nb.retrieval.open_set import (
-    estimate_share_new,
+    estimate_prior_new,
     fit_species_thresholds,
     fit_threshold,
     rank_new,
-    threshold_for_share,
+    threshold_for_fraction,
 )
-from happywhale_nb.retrieval.predictions import read_lists, read_predictions, read_scores
+from happywhale_nb.retrieval.predictions import read_candidate_sets, read_predictions, read_scores
 from happywhale_nb.retrieval.search import AGGREGATES
 from happywhale_nb.stages import knn
 from happywhale_nb.stages.knn import (
@@ -436,8 +443,8 @@ def test_answer_folds_of_several_folds_takes_each_threshold_from_the_others(rng)
         own = fit_threshold(*together([o for j, o in enumerate(ranked) if j != i], "ids", "scores", "truth"))
         for asked, found, expected in ((before.queries, fold.queries, own), (before.test, fold.test, level)):
             assert found.threshold.tolist() == [expected] * len(asked.ids)
-            assert (found.answers == rank_new(asked.ids, asked.scores, expected)).all()
-            assert found.guessed.tolist() == KIND[asked.ids[:, 0]].tolist()
+            assert (found.predictions == rank_new(asked.ids, asked.scores, expected)).all()
+            assert found.predicted_species.tolist() == KIND[asked.ids[:, 0]].tolist()
             assert found.truth is asked.truth and found.images is asked.images
 
 
@@ -451,13 +458,13 @@ def test_answer_folds_of_one_fold_takes_the_threshold_from_itself(rng):
 def test_answer_folds_with_species_gives_each_its_threshold(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
     answered, facts = answer_folds(ranked, AnswerOptions(share_new=0.5, species_strength=20))
-    names = ("ids", "scores", "truth", "guessed")
+    names = ("ids", "scores", "truth", "predicted_species")
     common, own = fit_species_thresholds(*together(ranked, *names), 20, 0.5)
     assert (facts["threshold"], facts["species"]) == (common, own) and len(set(own.values())) == 2
     for fold, other in zip(answered, ranked[::-1], strict=True):
         _, here = fit_species_thresholds(*together([other], *names), 20)
-        assert fold.queries.threshold.tolist() == [here[name] for name in fold.queries.guessed]
-        assert fold.test.threshold.tolist() == [own[name] for name in fold.test.guessed]
+        assert fold.queries.threshold.tolist() == [here[name] for name in fold.queries.predicted_species]
+        assert fold.test.threshold.tolist() == [own[name] for name in fold.test.predicted_species]
     assert facts["by_fold"] == [float(np.median(fold.test.threshold)) for fold in answered]
 
 
@@ -471,7 +478,7 @@ def test_answer_folds_with_a_share_of_new_animals_changes_the_test_only(rng):
         assert (one.queries.threshold == other.queries.threshold).all() and (other.test.threshold == level).all()
     assert level > plain[0].test.threshold[0]
     _, facts = answer_folds(ranked, AnswerOptions(share_new=-1))
-    found = [estimate_share_new(*together(ranked, "scores", "truth"), fold.test.scores) for fold in ranked]
+    found = [estimate_prior_new(*together(ranked, "scores", "truth"), fold.test.scores) for fold in ranked]
     assert facts["share_new"] == pytest.approx(np.mean(found))
     _, facts = answer_folds([drawn_fold(rng, tests=0)], AnswerOptions(share_new=-1))
     assert facts["share_new"] is None  # nothing to estimate it from
@@ -483,8 +490,8 @@ def test_answer_folds_by_share_calls_that_share_of_each_test_new(rng):
         answered, _ = answer_folds(ranked, AnswerOptions(share_new=share, by_share=True))
         wanted = share or np.mean(together(ranked, "truth")[0] == NEW)
         for fold in answered:
-            assert (fold.test.threshold == threshold_for_share(fold.test.scores, wanted)).all()
-            assert np.mean(fold.test.answers[:, 0] == NEW) == pytest.approx(wanted, abs=1 / 30)
+            assert (fold.test.threshold == threshold_for_fraction(fold.test.scores, wanted)).all()
+            assert np.mean(fold.test.predictions[:, 0] == NEW) == pytest.approx(wanted, abs=1 / 30)
 
 
 def level_among(scores, threshold):
@@ -496,18 +503,21 @@ def level_among(scores, threshold):
 def test_calibrate_folds_learns_from_the_other_folds_or_the_only_one(rng, folds):
     answered, _ = answer_folds([drawn_fold(rng) for _ in range(folds)])
     calibrated = calibrate_folds(answered, 0.2)
-    names = ("ids", "scores", "threshold", "truth", "guessed")
+    names = ("ids", "scores", "threshold", "truth", "predicted_species")
 
     def confidence(learnt):
-        right = [fold.queries.answers[:, 0] == fold.queries.truth for fold in learnt]
+        right = [fold.queries.predictions[:, 0] == fold.queries.truth for fold in learnt]
         scores = [level_among(fold.queries.scores, fold.queries.threshold) for fold in learnt]
-        return Confidence().fit(np.concatenate(scores), np.concatenate(right))
+        return TopOneCalibrator().fit(np.concatenate(scores), np.concatenate(right))
 
     for i, fold in enumerate(calibrated):
         others = [o for j, o in enumerate(answered) if j != i] or answered
         for found, learnt in ((fold.queries, others), (fold.test, answered)):
             sets = CandidateSets(0.2).fit(*together(learnt, *names))
-            assert (found.listed == sets.lists(found.ids, found.scores, found.threshold, found.guessed)).all()
+            assert (
+                found.candidate_sets
+                == sets.predict_sets(found.ids, found.scores, found.threshold, found.predicted_species)
+            ).all()
             assert (found.confidence == confidence(learnt).predict(level_among(found.scores, found.threshold))).all()
 
 
@@ -516,7 +526,7 @@ def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
     calibrated = calibrate_folds(answer_folds([drawn_fold(rng) for _ in range(folds)])[0], 0.2)
     figures = evaluate([fold.queries for fold in calibrated], 0.2)
     truth, answers, who, ids, scores, sure, listed = together(
-        calibrated, "truth", "answers", "individuals", "ids", "scores", "confidence", "listed"
+        calibrated, "truth", "predictions", "individuals", "ids", "scores", "confidence", "candidate_sets"
     )
     known, values, first = truth != NEW, average_precision(truth, answers), answers[:, 0]
     assert figures["cmc_known"] == cmc(truth[known], ids[known])
@@ -524,11 +534,11 @@ def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
         "map5": bootstrap_interval(values, who),
         "map5_known": bootstrap_interval(values[known], who[known]),
     }
-    by_fold = student_interval([map_at_5(fold.queries.truth, fold.queries.answers) for fold in calibrated])
+    by_fold = student_interval([map_at_5(fold.queries.truth, fold.queries.predictions) for fold in calibrated])
     assert figures["folds"] == pytest.approx(by_fold, nan_ok=True)
-    expected = classification(truth, first) | balanced_accuracies(truth, first, who)
+    expected = classification_metrics(truth, first) | balanced_accuracies(truth, first, who)
     expected |= {"auroc_new": auroc_new(truth, scores[:, 0])}
-    expected |= {name: calibration(first == truth, sure)[name] for name in ("ece", "brier")}
+    expected |= {name: calibration_metrics(first == truth, sure)[name] for name in ("ece", "brier")}
     assert {name: figures[name] for name in expected} == expected
     sizes = (listed != "").sum(axis=1)
     coverage = np.mean(rank_of_truth(truth, listed) > 0) if folds > 1 else np.nan  # one fold has learnt from itself
@@ -541,7 +551,7 @@ def test_examples_are_the_surest_right_and_wrong_ones_and_new_animals_taken_for_
     truth = np.array(["a", "a", "a", "a", NEW, NEW, NEW])
     sure = np.array([0.5, 0.9, 0.3, 0.8, 0.95, 0.2, 0.6])
     ranking = Ranking(images=first, ids=first[:, None], scores=np.ones((7, 1)), species_of=KIND, truth=truth)
-    prediction = ranking.answered(np.where(first == NEW, 2.0, 0.0)).calibrated(sure, first[:, None])
+    prediction = ranking.with_new_individual(np.where(first == NEW, 2.0, 0.0)).calibrated(sure, first[:, None])
     folds = {4: prediction}
     table = examples(folds, each=2)
     assert table["kind"].tolist() == ["right", "right", "wrong", "wrong", "new", "new"]
@@ -683,7 +693,7 @@ def test_knn_stage_of_a_study_writes_what_its_predicted_folds_say(trained, share
     result = knn_stage(data, trained.folder, "small", folds, KNNHead(5), options)
     predicted, facts = predict_folds(data, trained.folder, "small", folds, KNNHead(5), options)
     assert result["for_test"] == facts and (0 < facts["share_new"] < 1 if share == -1 else facts["share_new"] == share)
-    truth, answers, species = together(predicted.values(), "truth", "answers", "species")
+    truth, answers, species = together(predicted.values(), "truth", "predictions", "species")
     assert list(predicted) == [0, 1, 2] and result["threshold"] == facts["threshold"] and facts["local"] is None
     assert result["oof"] == pytest.approx(summary(truth, answers))
     assert list(result["folds"]) == ["0", "1", "2"] and set(result["species"]) == {"orca", "minke"}
@@ -696,15 +706,15 @@ def test_knn_stage_of_a_study_writes_what_its_predicted_folds_say(trained, share
     for k, fold in predicted.items():
         place = trained.folder / "small" / f"fold{k}"
         queries = fold.queries
-        assert result["folds"][str(k)]["map5"] == pytest.approx(map_at_5(queries.truth, queries.answers))
+        assert result["folds"][str(k)]["map5"] == pytest.approx(map_at_5(queries.truth, queries.predictions))
         for part, said in (("oof", queries), ("test", fold.test)):
             images, written = read_predictions(place / f"{part}.csv")
-            assert images.tolist() == said.images.tolist() and (written == said.answers).all()
+            assert images.tolist() == said.images.tolist() and (written == said.predictions).all()
             ids, scores = read_scores(place / f"{part}_scores.parquet", images)
             assert (ids == said.ids).all() and np.allclose(scores, said.scores)
-            confidence, listed = read_lists(place / f"{part}_lists.csv", images)
+            confidence, listed = read_candidate_sets(place / f"{part}_lists.csv", images)
             width = listed.shape[1]
-            assert (listed == said.listed[:, :width]).all() and (said.listed[:, width:] == "").all()
+            assert (listed == said.candidate_sets[:, :width]).all() and (said.candidate_sets[:, width:] == "").all()
             assert confidence == pytest.approx(said.confidence, abs=1e-4)
         metrics = json.loads((place / "metrics.json").read_text())
         assert metrics["threshold_from"] == "the other folds" and metrics["stamp"] == f"s{k}"
@@ -719,10 +729,19 @@ def test_read_folds_of_a_finished_stage_gives_what_it_has_answered(trained):
     assert list(read) == list(predicted)
     for k, found in read.items():
         said = predicted[k].queries
-        for name in ("images", "ids", "individuals", "species", "truth", "threshold", "answers", "guessed"):
+        for name in (
+            "images",
+            "ids",
+            "individuals",
+            "species",
+            "truth",
+            "threshold",
+            "predictions",
+            "predicted_species",
+        ):
             assert (getattr(found, name) == getattr(said, name)).all(), name
         assert np.allclose(found.scores, said.scores) and np.allclose(found.confidence, said.confidence, atol=1e-4)
-        assert (found.listed == said.listed[:, : found.listed.shape[1]]).all()
+        assert (found.candidate_sets == said.candidate_sets[:, : found.candidate_sets.shape[1]]).all()
     (trained.folder / "small" / "fold1" / "oof_lists.csv").unlink()
     with pytest.raises(UserError, match=r"oof_lists\.csv"):
         read_folds(*study)
@@ -830,7 +849,7 @@ def test_local_evidence_is_gathered_once_among_the_folds_gallery(trained, rng):
     parts = [(X[query], queries, gallery), (vectors_of(trained, 1, tests), test, usable)]
     for evidence, (rows, photos, against) in zip(found(4), parts, strict=True):
         others = [known[i] for i in np.flatnonzero(against)]
-        expected = gather(rows @ X[against].T, who[against], photos, others, 4)
+        expected = match_candidates(rows @ X[against].T, who[against], photos, others, 4)
         assert (evidence.ids == expected.ids).all()
         np.testing.assert_allclose(evidence.local, expected.local, rtol=1e-5)
     assert found(3)[0].ids.shape[1] == 3 and asked  # another question

@@ -10,9 +10,9 @@ from happywhale_nb.retrieval.local_features import (
     Evidence,
     Fusion,
     cross_probabilities,
-    features,
-    gather,
-    match,
+    extract_features,
+    match_candidates,
+    match_features,
     rerank,
 )
 from happywhale_nb.retrieval.metrics import map_at_5, paired_gain
@@ -38,19 +38,19 @@ def changed(picture, turn, grow, alpha=1.0, beta=0.0):
 
 @pytest.mark.parametrize("change", [(0, 1, 1.3, 20), (8, 1, 1, 0), (-8, 1, 0.6, 0), (0, 1.1, 1, 0), (5, 0.93, 1.2, 10)])
 def test_match_of_a_changed_copy_has_many_inliers_and_of_another_pattern_few(change):
-    one, two = features(pattern(0)), changed(pattern(0), *change)
-    same, other = match(one, features(two)), match(one, features(pattern(1)))
+    one, two = extract_features(pattern(0)), changed(pattern(0), *change)
+    same, other = match_features(one, extract_features(two)), match_features(one, extract_features(pattern(1)))
     assert same.inliers >= 15
     assert other.inliers <= 5
     assert same.score > 5 * other.score
-    again = match(features(pattern(0)), features(two))
+    again = match_features(extract_features(pattern(0)), extract_features(two))
     assert again.score == same.score and (again.one == same.one).all() and (again.two == same.two).all()
 
 
 def test_match_of_a_shifted_copy_joins_the_same_spots():
     picture = pattern(2)
     moved = np.roll(picture, (6, -4), axis=(0, 1))  # down 6, left 4
-    found = match(features(picture), features(moved))
+    found = match_features(extract_features(picture), extract_features(moved))
     step = (found.two - found.one) * 128
     assert found.inliers >= 20
     assert np.abs(np.median(step, axis=0) - [-4, 6]).max() < 0.5
@@ -60,23 +60,23 @@ def test_match_of_a_shifted_copy_joins_the_same_spots():
 def test_match_of_marks_elsewhere_or_turned_has_few_inliers():
     picture = pattern(3)
     far = np.roll(picture, 50, axis=1)
-    one, two = features(picture), features(far)
-    assert match(one, two).inliers <= 8 < 20 <= match(one, two, near=0.6).inliers
-    turned = features(np.ascontiguousarray(np.rot90(picture)))
-    assert match(one, turned).inliers <= 8
+    one, two = extract_features(picture), extract_features(far)
+    assert match_features(one, two).inliers <= 8 < 20 <= match_features(one, two, max_shift=0.6).inliers
+    turned = extract_features(np.ascontiguousarray(np.rot90(picture)))
+    assert match_features(one, turned).inliers <= 8
 
 
 def test_match_of_pictures_of_two_sizes_has_many_inliers():
     small = pattern(4)
     large = cv2.resize(small, (300, 260), interpolation=cv2.INTER_CUBIC)
-    assert match(features(small), features(large)).inliers >= 25
+    assert match_features(extract_features(small), extract_features(large)).inliers >= 25
 
 
 @pytest.mark.parametrize("empty", [np.zeros((64, 64, 3), np.uint8), np.full((1, 1, 3), 200, np.uint8)])
 def test_match_of_a_picture_without_marks_has_no_inliers(empty):
-    none, some = features(empty), features(pattern(0))
-    assert len(none) == 0 and none.places.shape == (0, 2) and none.descriptors.shape == (0, 128)
-    for found in (match(none, some), match(some, none), match(none, none)):
+    none, some = extract_features(empty), extract_features(pattern(0))
+    assert len(none) == 0 and none.positions.shape == (0, 2) and none.descriptors.shape == (0, 128)
+    for found in (match_features(none, some), match_features(some, none), match_features(none, none)):
         assert (found.score, found.inliers) == (0.0, 0)
 
 
@@ -86,27 +86,27 @@ def test_match_of_a_picture_without_marks_has_no_inliers(empty):
 )
 def test_features_of_no_rgb_picture_is_refused(wrong):
     with pytest.raises(UserError, match="RGB, uint8"):
-        features(wrong)
+        extract_features(wrong)
 
 
 def test_match_of_a_single_keypoint_has_one_inlier():
-    one = features(pattern(0), most=1)
-    found = match(one, one)
+    one = extract_features(pattern(0), max_keypoints=1)
+    found = match_features(one, one)
     assert found.inliers == 1 and found.score > 0
 
 
 def test_features_with_most_keeps_the_strongest():
-    many, few = features(pattern(0)), features(pattern(0), most=7)
+    many, few = extract_features(pattern(0)), extract_features(pattern(0), max_keypoints=7)
     assert len(few) == 7 < len(many) <= 200
-    np.testing.assert_array_equal(few.places, many.places[:7])
+    np.testing.assert_array_equal(few.positions, many.positions[:7])
 
 
 @pytest.fixture(scope="module")
 def case():
     """Twelve animals with two known photographs each, two queries an animal, and cosines that mislead."""
     animals = np.repeat([f"w{k:02}" for k in range(12)], 2)
-    known = [features(changed(pattern(10 + i // 2), 4 * (-1) ** i, 1)) for i in range(24)]
-    queries = [features(changed(pattern(10 + i // 2), 2 * (-1) ** i, 0.97, 1.2)) for i in range(24)]
+    known = [extract_features(changed(pattern(10 + i // 2), 4 * (-1) ** i, 1)) for i in range(24)]
+    queries = [extract_features(changed(pattern(10 + i // 2), 2 * (-1) ** i, 0.97, 1.2)) for i in range(24)]
     rng = np.random.default_rng(0)
     cosines = rng.normal(0.4, 0.15, (24, 24)) + 0.1 * (animals[:, None] == animals)
     return cosines, animals, queries, known
@@ -121,22 +121,24 @@ def test_gather_matches_photographs_of_the_candidates_only(case):
             asked.add(int(place))
             return super().__getitem__(place)
 
-    evidence = gather(cosines[:1], animals, queries[:1], Watched(known), top=3)
+    evidence = match_candidates(cosines[:1], animals, queries[:1], Watched(known), top=3)
     best = [cosines[0, animals == name].max() for name in np.unique(animals)]
     names = np.unique(animals)[np.argsort(best)[::-1][:3]]
     assert evidence.ids.tolist() == [names.tolist()]
     assert asked == set(np.flatnonzero(np.isin(animals, names)).tolist())
     np.testing.assert_allclose(evidence.cosine[0], np.sort(best)[::-1][:3])
-    scores = [max(match(queries[0], known[p]).score for p in np.flatnonzero(animals == name)) for name in names]
+    scores = [
+        max(match_features(queries[0], known[p]).score for p in np.flatnonzero(animals == name)) for name in names
+    ]
     np.testing.assert_allclose(evidence.local[0], np.log1p(scores), rtol=1e-5)  # float32 products, in any order
 
 
 def test_gather_of_lengths_that_do_not_fit_is_refused(case):
     cosines, animals, queries, known = case
     with pytest.raises(UserError, match="do not fit"):
-        gather(cosines[:3], animals, queries, known)
+        match_candidates(cosines[:3], animals, queries, known)
     with pytest.raises(UserError, match="do not fit"):
-        gather(cosines, animals[:5], queries, known)
+        match_candidates(cosines, animals[:5], queries, known)
 
 
 def evidence_of(rng, helpful, n=300, m=8):
@@ -214,12 +216,12 @@ def test_rerank_of_right_whales_by_their_heads_names_half_of_six(shared):
     rows = dataset.train[dataset.train["individual_id"].isin(names)].sort_values("image")
     rows = rows.groupby("individual_id").head(10)
     described = [
-        features(cv2.imread(str(dataset.train_images / image), cv2.IMREAD_COLOR_RGB), side=128)
+        extract_features(cv2.imread(str(dataset.train_images / image), cv2.IMREAD_COLOR_RGB), side=128)
         for image in rows["image"]
     ]
     animals = rows["individual_id"].to_numpy(dtype=str)
     asked = rows.groupby("individual_id").cumcount().to_numpy() % 2 == 0
-    evidence = gather(
+    evidence = match_candidates(
         np.zeros((asked.sum(), (~asked).sum())),
         animals[~asked],
         [f for f, a in zip(described, asked, strict=True) if a],

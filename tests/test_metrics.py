@@ -14,8 +14,8 @@ from happywhale_nb.retrieval.metrics import (
     average_precision,
     balanced_accuracies,
     bootstrap_interval,
-    calibration,
-    classification,
+    calibration_metrics,
+    classification_metrics,
     cmc,
     map_at_5,
     mean_gain,
@@ -158,7 +158,7 @@ def plain_macro_f1(truth, first):
 @given(answered())
 def test_classification_of_any_answers_equals_plain_counting(lists):
     truth, first = lists[0], lists[1][:, 0]
-    found = classification(truth, first)
+    found = classification_metrics(truth, first)
     for end, rows in (("", np.arange(len(truth))), ("_known", np.flatnonzero(truth != NEW))):
         t, f = truth[rows].tolist(), first[rows].tolist()
         right = plain_mean([a == b for a, b in zip(t, f, strict=True)])
@@ -167,7 +167,7 @@ def test_classification_of_any_answers_equals_plain_counting(lists):
 
 
 def test_classification_without_known_animals_has_no_figures_of_known_ones():
-    figures = classification([NEW] * 3, ["a", NEW, NEW])
+    figures = classification_metrics([NEW] * 3, ["a", NEW, NEW])
     assert figures["accuracy"] == pytest.approx(2 / 3) and figures["macro_f1"] == pytest.approx(0.8)
     assert np.isnan(figures["accuracy_known"]) and np.isnan(figures["macro_f1_known"])
 
@@ -210,7 +210,7 @@ def plain_calibration(right, confidence, bins):
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=20), st.integers(1, 12))
 def test_calibration_of_any_confidences_equals_plain_bins(rows, bins):
     right, confidence = [float(r) for r, _ in rows], [c for _, c in rows]
-    found, (ece, table) = calibration(right, confidence, bins), plain_calibration(right, confidence, bins)
+    found, (ece, table) = calibration_metrics(right, confidence, bins), plain_calibration(right, confidence, bins)
     assert found["ece"] == pytest.approx(ece, abs=1e-12)
     assert found["brier"] == pytest.approx(plain_mean([(r - c) ** 2 for r, c in zip(right, confidence, strict=True)]))
     assert list(found["table"]) == ["confidence", "accuracy", "n"]
@@ -218,18 +218,18 @@ def test_calibration_of_any_confidences_equals_plain_bins(rows, bins):
 
 
 def test_calibration_at_the_ends_of_its_range_has_ten_bins():
-    table = calibration([False, True, True], [0.0, 1.0, 0.95])["table"]
+    table = calibration_metrics([False, True, True], [0.0, 1.0, 0.95])["table"]
     assert table["n"].tolist() == [1, 2] and table["confidence"].tolist() == pytest.approx([0, 0.975])
 
 
 @pytest.mark.parametrize("outside", [-1e-9, 1 + 1e-9, float("nan")])
 def test_calibration_outside_0_and_1_is_refused(outside):
     with pytest.raises(ValueError, match=r"lies in \[0, 1\]"):
-        calibration([True, False], [0.5, outside])
+        calibration_metrics([True, False], [0.5, outside])
 
 
 def test_calibration_of_no_rows_is_nan():
-    found = calibration([], [])
+    found = calibration_metrics([], [])
     assert np.isnan(found["ece"]) and np.isnan(found["brier"]) and found["table"].empty
     assert list(found["table"]) == ["confidence", "accuracy", "n"]
 

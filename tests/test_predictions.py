@@ -11,7 +11,7 @@ from happywhale_nb.data.dataset import NEW
 from happywhale_nb.retrieval.predictions import (
     read_predictions,
     read_scores,
-    write_lists,
+    write_candidate_sets,
     write_predictions,
     write_scores,
 )
@@ -77,6 +77,8 @@ def test_read_scores_of_a_missing_damaged_or_incomplete_file_is_refused(tmp_path
 
 
 def test_write_lists_of_any_lists_counts_their_names(tmp_path):
-    write_lists(tmp_path / "oof_lists.csv", ["x.jpg", "y.jpg"], [0.123456, 1], np.array([["a", "b", ""], ["", "", ""]]))
+    write_candidate_sets(
+        tmp_path / "oof_lists.csv", ["x.jpg", "y.jpg"], [0.123456, 1], np.array([["a", "b", ""], ["", "", ""]])
+    )
     lines = (tmp_path / "oof_lists.csv").read_text().splitlines()
     assert lines == ["image,confidence,n,candidates", "x.jpg,0.1235,2,a b", "y.jpg,1.0,0,"]

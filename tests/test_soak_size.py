@@ -31,7 +31,7 @@ from happywhale_nb.retrieval.metrics import (
     average_precision,
     balanced_accuracies,
     bootstrap_interval,
-    classification,
+    classification_metrics,
     cmc,
     map_at_5,
     rank_of_truth,
@@ -87,7 +87,7 @@ def metrics_of(rows, folder, clock):
     clock.lap("draw")
     values, figures = average_precision(truth, answers), summary(truth, answers)
     clock.lap("summary")
-    shares, first = cmc(truth, answers, (1, 3, 5)), classification(truth, answers[:, 0])
+    shares, first = cmc(truth, answers, (1, 3, 5)), classification_metrics(truth, answers[:, 0])
     clock.lap("cmc, classification")
     balanced, score = balanced_accuracies(truth, answers[:, 0], truth), rng.random(rows)
     area = auroc_new(truth, score)

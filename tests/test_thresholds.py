@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
-from happywhale_nb.retrieval.calibration import Chances, Confidence, cross_fit_confidence
+from happywhale_nb.retrieval.calibration import CandidateProbabilities, TopOneCalibrator, cross_fit_confidence
 from happywhale_nb.retrieval.conformal import CandidateSets
 from happywhale_nb.retrieval.metrics import average_precision, balanced_accuracies, map_at_5, rank_of_truth, summary
 from happywhale_nb.retrieval.open_set import (
-    estimate_share_new,
+    estimate_prior_new,
     fit_species_thresholds,
     fit_threshold,
     precision_by_threshold,
     rank_new,
     score_grid,
     threshold_curve,
-    threshold_for_share,
+    threshold_for_fraction,
 )
 
 laws = settings(max_examples=50, deadline=None, derandomize=True)
@@ -170,14 +170,14 @@ def test_fit_threshold_of_only_new_or_only_known_animals_is_beyond_all_scores(sh
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=30, unique=True), st.floats(0.01, 0.99))
 def test_threshold_for_share_of_any_scores_calls_that_share_new(best, share):
     scores = np.array(best)[:, None] / 1000 - [0, 0.1]
-    level = threshold_for_share(scores, share)
+    level = threshold_for_fraction(scores, share)
     assert abs(np.mean(scores[:, 0] < level) - share) <= 1 / len(best)
 
 
 @pytest.mark.parametrize("truth", [["a", "b"], [NEW, NEW]])
 def test_estimate_share_new_from_one_kind_of_animals_is_refused(truth):
     with pytest.raises(UserError, match="both known and new animals"):
-        estimate_share_new([[0.5], [0.2]], truth, [[0.3]])
+        estimate_prior_new([[0.5], [0.2]], truth, [[0.3]])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.7])
@@ -187,9 +187,9 @@ def test_estimate_share_new_of_a_mixture_finds_its_share(share):
     truth = np.repeat(["a", NEW], [1500, 500])
     learnt = np.r_[known[:1500], new[:500]][:, None]
     asked = np.r_[known[2000 : 2000 + round(2000 * (1 - share))], new[2000 : 2000 + round(2000 * share)]][:, None]
-    assert estimate_share_new(learnt, truth, asked) == pytest.approx(share, abs=0.04)
+    assert estimate_prior_new(learnt, truth, asked) == pytest.approx(share, abs=0.04)
     # the first step is already beyond the share it starts from
-    assert abs(estimate_share_new(learnt, truth, asked, rounds=1) - 0.25) > 0.02
+    assert abs(estimate_prior_new(learnt, truth, asked, rounds=1) - 0.25) > 0.02
 
 
 def test_fit_species_thresholds_are_weighed_means_with_the_common_one():
@@ -228,14 +228,14 @@ def test_fit_species_thresholds_of_a_larger_share_call_more_animals_new():
 
 def test_confidence_of_an_unknown_kind_is_refused():
     with pytest.raises(UserError, match="choose logistic or isotonic"):
-        Confidence("platt")
+        TopOneCalibrator("platt").fit([[0.9, 0.5]], [True])
 
 
 @pytest.mark.parametrize("kind", ["logistic", "isotonic"])
 @pytest.mark.parametrize(("right", "chance"), [(True, 9 / 10), (False, 1 / 10)])
 def test_confidence_of_answers_all_right_or_all_wrong_follows_laplace(kind, right, chance):
     scores = np.random.default_rng(0).random((8, 2))
-    sure = Confidence(kind).fit(scores, np.full(8, right))
+    sure = TopOneCalibrator(kind).fit(scores, np.full(8, right))
     assert sure.predict(scores[:3]).tolist() == [chance] * 3
 
 
@@ -244,10 +244,10 @@ def test_confidence_of_a_greater_lead_is_higher_in_logistic_kind_only():
     lead = rng.random(500)
     scores, right = np.column_stack([np.full(500, 0.5), 0.5 - lead]), rng.random(500) < lead
     near, far, alone = [0.5, 0.4], [0.5, -0.4], [0.5, -np.inf]  # of a single candidate the lead is infinite
-    sure = Confidence().fit(scores, right).predict([near, far, alone])
+    sure = TopOneCalibrator().fit(scores, right).predict([near, far, alone])
     assert 0 < sure[0] < 0.3 < 0.7 < sure[1] < sure[2] < 1
-    assert sure[2] == Confidence().fit(scores, right).predict([[0.5, -1.5]])[0]  # as if it were 2
-    same = Confidence("isotonic").fit(scores, right).predict([near, far, alone])
+    assert sure[2] == TopOneCalibrator().fit(scores, right).predict([[0.5, -1.5]])[0]  # as if it were 2
+    same = TopOneCalibrator("isotonic").fit(scores, right).predict([near, far, alone])
     assert same == pytest.approx([right.mean()] * 3)
 
 
@@ -258,10 +258,12 @@ def test_cross_fit_confidence_of_a_fold_is_learnt_from_the_others(kind):
     found = cross_fit_confidence(folds, kind)
     for i, (scores, _) in enumerate(folds):
         others = [folds[j] for j in range(3) if j != i]
-        learnt = Confidence(kind).fit(np.concatenate([s for s, _ in others]), np.concatenate([r for _, r in others]))
+        learnt = TopOneCalibrator(kind).fit(
+            np.concatenate([s for s, _ in others]), np.concatenate([r for _, r in others])
+        )
         np.testing.assert_array_equal(found[i], learnt.predict(scores))
     (alone,) = cross_fit_confidence(folds[:1], kind)
-    np.testing.assert_array_equal(alone, Confidence(kind).fit(*folds[0]).predict(folds[0][0]))
+    np.testing.assert_array_equal(alone, TopOneCalibrator(kind).fit(*folds[0]).predict(folds[0][0]))
 
 
 @st.composite
@@ -277,7 +279,7 @@ def answers_of(draw, least, most):
 def held(sets, answers, groups=None):
     """`[n]` bool, whether each list holds its truth."""
     *given_answers, truth = answers
-    rank = rank_of_truth(truth, sets.lists(*given_answers, groups))
+    rank = rank_of_truth(truth, sets.predict_sets(*given_answers, groups))
     return rank > 0
 
 
@@ -315,7 +317,7 @@ def test_candidate_sets_of_answers_to_come_hold_the_truth_at_least_1_minus_alpha
 @given(answers_of(1, 14), st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0.3, 0.5, 0.9]))
 def test_candidate_sets_of_a_larger_alpha_are_parts_of_those_of_a_smaller(answers, small, large):
     *asked, truth = answers
-    lists = [CandidateSets(alpha).fit(*asked, truth).lists(*asked) for alpha in (small, large)]
+    lists = [CandidateSets(alpha).fit(*asked, truth).predict_sets(*asked) for alpha in (small, large)]
     assert ((lists[1] == lists[0]) | (lists[1] == "")).all() and (lists[1][:, 0] != "").all()
 
 
@@ -336,7 +338,7 @@ def test_candidate_sets_of_empty_places_list_none_of_them():
     ids, scores = np.array([["a", "b", ""], ["", "", ""]]), np.array([[0.9, 0.8, -np.inf], [-np.inf] * 3])
     sets = CandidateSets(0.1).fit(ids, scores, 0.5, np.array(["a", NEW]))  # too few: everything is listed
     assert sets.distances_[""] == np.inf
-    assert sets.lists(ids, scores, 0.5).tolist() == [["a", "b", NEW, ""], [NEW, "", "", ""]]
+    assert sets.predict_sets(ids, scores, 0.5).tolist() == [["a", "b", NEW, ""], [NEW, "", "", ""]]
 
 
 def test_candidate_sets_of_groups_too_small_for_a_distance_of_their_own_share_one():
@@ -369,7 +371,7 @@ def test_candidate_sets_of_groups_have_the_distances_of_their_own_rows():
 def plain_loss(x, lists, truth, weight):
     """What `Chances.fit` makes least, of its four numbers in units of the temperature: the surprise of the answers, and
     how far the numbers stray from the prior."""
-    made = Chances(0.05 / x[0], x[1] / x[0], *(np.array(x[2:]) * 0.05 / x[0]))
+    made = CandidateProbabilities(0.05 / x[0], x[1] / x[0], *(np.array(x[2:]) * 0.05 / x[0]))
     listed, other = made.predict(*lists, 0.5)
     rank = rank_of_truth(truth, rank_new(*lists, 0.5, lists[0].shape[1] + 1))
     chance = [row[r - 1] if r else o for row, o, r in zip(listed, other, rank, strict=True)]
@@ -381,23 +383,27 @@ def test_chances_of_any_answers_are_the_most_likely_ones():
     lists = np.tile(list("abcd"), (80, 1)), -np.sort(-rng.normal(0.4, 0.2, (80, 4)), axis=1)
     lists[1][:5, 3] = -np.inf
     lists[0][:5, 3] = ""
-    chance = np.column_stack(Chances(0.1, 3.0, 0.1, -0.1).predict(*lists, 0.5)).cumsum(axis=1)  # of a bend above 0
+    chance = np.column_stack(CandidateProbabilities(0.1, 3.0, 0.1, -0.1).predict(*lists, 0.5)).cumsum(
+        axis=1
+    )  # of a bend above 0
     names = np.column_stack([rank_new(*lists, 0.5, 5), np.full(80, "z")])  # z is not listed
     truth = names[np.arange(80), (chance < rng.random((80, 1))).sum(axis=1)]
     weight = rng.uniform(0.5, 2, 80)
-    made = Chances().fit(*lists, 0.5, truth, weight)
-    sharp = 0.05 / made.temperature
-    x = np.array([sharp, made.bend * sharp, made.b_new / made.temperature, made.b_other / made.temperature])
-    assert set(truth) >= {"a", "b", NEW, "z"} and made.bend > 0.2
+    made = CandidateProbabilities().fit(*lists, 0.5, truth, weight)
+    sharp = 0.05 / made.temperature_
+    x = np.array([sharp, made.bend_ * sharp, made.b_new_ / made.temperature_, made.b_other_ / made.temperature_])
+    assert set(truth) >= {"a", "b", NEW, "z"} and made.bend_ > 0.2
     for step in np.eye(4) / 1e4:
         slope = (plain_loss(x + step, lists, truth, weight) - plain_loss(x - step, lists, truth, weight)) * 5e3
         assert abs(slope) < 0.01
-    alike = Chances().fit(*lists, 0.5, truth, np.ones(80))
-    assert alike.as_dict() == Chances().fit(*lists, 0.5, truth).as_dict()
+    alike = CandidateProbabilities().fit(*lists, 0.5, truth, np.ones(80))
+    assert alike.as_dict() == CandidateProbabilities().fit(*lists, 0.5, truth).as_dict()
     assert alike.as_dict() != made.as_dict()
 
 
-numbers = st.builds(Chances, st.floats(0.02, 0.5), st.floats(0, 3), st.floats(-0.5, 0.5), st.floats(-0.5, 0.5))
+numbers = st.builds(
+    CandidateProbabilities, st.floats(0.02, 0.5), st.floats(0, 3), st.floats(-0.5, 0.5), st.floats(-0.5, 0.5)
+)
 
 
 @laws
@@ -417,7 +423,7 @@ def test_chances_of_any_lists_add_up_to_one(lists, made, threshold):
 @given(numbers, st.integers(-3, 10), st.integers(-3, 10))
 def test_chances_level_is_the_score_of_a_name_as_likely_as_a_new_animal(made, threshold, score):
     threshold, score = threshold / 10, score / 10
-    level = made.level(threshold)
+    level = made.equivalent_threshold(threshold)
     assume(abs(level - score) > 1e-9)
     listed, _ = made.predict([["a"]], [[score]], threshold)
     names = rank_new([["a"]], [[score]], threshold, 2)[0].tolist()
@@ -428,9 +434,9 @@ def test_chances_level_is_the_score_of_a_name_as_likely_as_a_new_animal(made, th
 
 
 def test_chances_of_the_prior_are_a_softmax_of_scores():
-    listed, other = Chances().predict([["a", "b"]], [[0.9, 0.85]], 0.8)
+    listed, other = CandidateProbabilities().predict([["a", "b"]], [[0.9, 0.85]], 0.8)
     expected = np.exp(np.array([0.9, 0.85, 0.8, 0.8]) / 0.05)
     np.testing.assert_allclose([*listed[0], other[0]], expected / expected.sum())
-    bent = Chances(0.1, 2.0, 0.3, -0.2).predict([["a", "b"]], [[0.5, -0.5]], 0.4)
+    bent = CandidateProbabilities(0.1, 2.0, 0.3, -0.2).predict([["a", "b"]], [[0.5, -0.5]], 0.4)
     expected = np.exp(np.array([0.5 + 0.25, 0.4 + 0.16 + 0.3, -0.5, 0.4 + 0.16 - 0.2]) / 0.1)
     np.testing.assert_allclose([*bent[0][0], bent[1][0]], expected / expected.sum())

@@ -20,7 +20,7 @@ from .store import model_row, now, unpack
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from ..retrieval.gallery import Gallery
-from ..retrieval.identifier import Calibration, answer
+from ..retrieval.identifier import Calibration, identify_individual
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-05
 OVERLAP = 200  # lines of the audit log that are read again: more than can be under way at once
@@ -146,7 +146,7 @@ def rank_candidates(matcher, vectors, k=10, encounter=None, filters=Filters()):
     allowed = filters.allowed(photos.facts)
     filtered = np.count_nonzero(~allowed)
     left_out = photos.facts["encounter"] == encounter if encounter is not None else None
-    found = answer(photos.known, matcher.calibration, vectors, k, allowed if filtered else None, left_out)
+    found = identify_individual(photos.known, matcher.calibration, vectors, k, allowed if filtered else None, left_out)
     note = f"filters leave out {filtered} of {len(allowed)} known photographs" if filtered else ""
     return found, note
 
@@ -174,7 +174,7 @@ def answer_content(matcher, session, found, note, query_ids, rejected=()):
         one = _candidate(found, i, None if name == NEW else individuals[int(name)], rejected)
         one["photos"] = 0 if name == NEW else int(counts.get(name, 0))
         one["photo"] = photos[int(matcher.photos.ids[row])] if row >= 0 else None
-        one["asked"] = None if row < 0 or query_ids is None else query_ids[int(found.asked[i])]
+        one["asked"] = None if row < 0 or query_ids is None else query_ids[int(found.query_rows[i])]
         listed.append(one)
     content = {"created_at": now(), "alpha": matcher.calibration.alpha, "set_size": int(found.set_size)}
     return content | {"other": round(float(found.other), 6), "note": note, "candidates": listed}
@@ -189,7 +189,7 @@ def _candidate(found, i, individual, rejected):
         "proposed": "",
         "rejected": individual is not None and individual.id in rejected,
         "score": round(float(found.scores[i]), 6),
-        "chance": round(float(found.chances[i]), 6),
+        "chance": round(float(found.probabilities[i]), 6),
         "in_set": bool(found.in_set[i]),
     }
 

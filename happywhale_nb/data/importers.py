@@ -273,7 +273,7 @@ def _finish_plan(rows, known, species, notes):
         raise UserError("no photograph has an individual's name: nothing could be learned from them")
     return Plan(train, test, boxes.sort_values("image"), notes)
 
-# %% ../../nbs/lib/data/importers.ipynb #importing-21
+# %% ../../nbs/lib/data/importers.ipynb #importing-21a
 INSTEAD = {
     "hard link": "second names of the same files: a change to one of them is a change to both",
     "copy": "copies, which take as much room again",

@@ -12,7 +12,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..data.dataset import NEW, read_table
 from ..data.splits import fold_numbers, gallery_and_queries, true_answers
-from ..retrieval.metrics import classification, rank_of_truth
+from ..retrieval.metrics import classification_metrics, rank_of_truth
 from ..retrieval.predictions import read_predictions
 
 # %% ../../nbs/lib/evaluation/per_query.ipynb #outcomes-05
@@ -68,7 +68,7 @@ def fold_figures(table):
     rows = {}
     for fold, part in table.groupby("fold"):
         new = part["truth"] == NEW
-        told = classification(part["truth"].to_numpy(str), part["first"].to_numpy(str))
+        told = classification_metrics(part["truth"].to_numpy(str), part["first"].to_numpy(str))
         rows[fold] = {
             "accuracy": told["accuracy"],
             "macro_f1": told["macro_f1"],

@@ -30,19 +30,26 @@ from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, require_catalogue, true_answers
 from ..imaging.crops import cut
 from ..networks.presets import used_preset
-from ..retrieval.calibration import Confidence, cross_fit_confidence
+from ..retrieval.calibration import TopOneCalibrator, cross_fit_confidence
 from ..retrieval.conformal import CandidateSets
 from ..retrieval.contracts import CalibratedPrediction, Fold, Ranking, joined
 from ..retrieval.embeddings import read_embeddings
-from ..retrieval.knn import KNNHead, candidates, leading_names, neighbour_grid
-from ..retrieval.local_features import Evidence, Fusion, cross_probabilities, features, gather, rerank
+from ..retrieval.knn import KNNHead, aggregate_neighbours, neighbour_grid, top_five_ids
+from happywhale_nb.retrieval.local_features import (
+    Evidence,
+    Fusion,
+    cross_probabilities,
+    extract_features,
+    match_candidates,
+    rerank,
+)
 from happywhale_nb.retrieval.metrics import (
     auroc_new,
     average_precision,
     balanced_accuracies,
     bootstrap_interval,
-    calibration,
-    classification,
+    calibration_metrics,
+    classification_metrics,
     cmc,
     map_at_5,
     paired_gain,
@@ -52,17 +59,17 @@ from happywhale_nb.retrieval.metrics import (
     summary_by,
 )
 from happywhale_nb.retrieval.open_set import (
-    estimate_share_new,
+    estimate_prior_new,
     fit_species_thresholds,
     fit_threshold,
     threshold_curve,
-    threshold_for_share,
+    threshold_for_fraction,
 )
 from happywhale_nb.retrieval.predictions import (
-    read_lists,
+    read_candidate_sets,
     read_predictions,
     read_scores,
-    write_lists,
+    write_candidate_sets,
     write_predictions,
     write_scores,
 )
@@ -114,7 +121,7 @@ def crop_features(dataset, folder, used, images, part="train"):
     boxes, config = read_boxes(dataset.root), used_preset(used)
     chosen = CropMix.parse(used["crops"], boxes["source"], config.least_confidence).prefer(images, boxes)
     crops = cut(dataset, chosen, config, folder, part, LOCAL_SIDE)
-    return [features(crops[i]) for i in bar(range(len(crops)), "local features")]
+    return [extract_features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26p
 def local_evidence(place, folds, fold, top, known, test, test_images):
@@ -142,7 +149,7 @@ def local_evidence(place, folds, fold, top, known, test, test_images):
     for part, (queries, photos, against) in asked.items():
         others = [known()[i] for i in np.flatnonzero(against)]
         photos = bar(photos, f"matches, fold {fold}", disable=not len(photos))
-        found[part] = gather(queries @ rows[against].T, who[against], photos, others, top)
+        found[part] = match_candidates(queries @ rows[against].T, who[against], photos, others, top)
     with atomic(path) as part:
         arrays = {f"{key}_{name}": getattr(e, name) for key, e in found.items() for name in KEPT}
         with part.open("wb") as file:
@@ -248,15 +255,15 @@ def answer_folds(ranked: list[Fold], options: AnswerOptions = AnswerOptions()) -
     for i, fold in enumerate(ranked):
         others = [q for j, q in enumerate(queries) if j != i] or queries
         one, own = _thresholds(others, options.species_strength)
-        level = np.array([own.get(name, one) for name in fold.queries.guessed])
+        level = np.array([own.get(name, one) for name in fold.queries.predicted_species])
         test = fold.test
         if test is not None:
-            tested = np.array([species.get(name, common) for name in test.guessed])
+            tested = np.array([species.get(name, common) for name in test.predicted_species])
             if options.by_share:
                 share = share_new or float(np.mean(joined(queries, "truth")[0] == NEW))
-                tested = np.full(len(tested), threshold_for_share(test.scores, share))
-            test = test.answered(tested)
-        answered.append(Fold(fold.queries.answered(level), test))
+                tested = np.full(len(tested), threshold_for_fraction(test.scores, share))
+            test = test.with_new_individual(tested)
+        answered.append(Fold(fold.queries.with_new_individual(level), test))
     by_fold = [float(np.median(fold.test.threshold)) for fold in answered if fold.test]
     return answered, {"threshold": common, "share_new": share_new, "species": species, "by_fold": by_fold}
 
@@ -266,12 +273,12 @@ def _expected_share(ranked, share_new):
     if share_new != -1:
         return share_new
     scores, truth = joined([fold.queries for fold in ranked], "scores", "truth")
-    shares = [estimate_share_new(scores, truth, fold.test.scores) for fold in ranked if fold.test]
+    shares = [estimate_prior_new(scores, truth, fold.test.scores) for fold in ranked if fold.test]
     return float(np.mean(shares)) if shares else None
 
 
 def _thresholds(queries, strength, share_new=None):
-    answers = joined(queries, "ids", "scores", "truth", "guessed")
+    answers = joined(queries, "ids", "scores", "truth", "predicted_species")
     if strength > 0:
         return fit_species_thresholds(*answers, strength, share_new)
     return fit_threshold(*answers[:3], share_new), {}
@@ -291,37 +298,37 @@ def calibrate_folds(answered: list[Fold], alpha: float = 0.1) -> list[Fold]:
         `Fold`s of `CalibratedPrediction`s.
     """
     queries = [fold.queries for fold in answered]
-    sure = cross_fit_confidence([(q.values, q.right) for q in queries])
-    every, curve = _learnt_sets(queries, alpha), Confidence().fit(*joined(queries, "values", "right"))
+    sure = cross_fit_confidence([(q.all_scores, q.is_correct) for q in queries])
+    every, curve = _learnt_sets(queries, alpha), TopOneCalibrator().fit(*joined(queries, "all_scores", "is_correct"))
     calibrated = []
     for i, fold in enumerate(answered):
         sets = _learnt_sets([q for j, q in enumerate(queries) if j != i] or queries, alpha)
         known = fold.queries.calibrated(sure[i], _listed(sets, fold.queries))
-        test = fold.test and fold.test.calibrated(curve.predict(fold.test.values), _listed(every, fold.test))
+        test = fold.test and fold.test.calibrated(curve.predict(fold.test.all_scores), _listed(every, fold.test))
         calibrated.append(Fold(known, test))
     return calibrated
 
 
 def _learnt_sets(queries, alpha):
-    return CandidateSets(alpha).fit(*joined(queries, "ids", "scores", "threshold", "truth", "guessed"))
+    return CandidateSets(alpha).fit(*joined(queries, "ids", "scores", "threshold", "truth", "predicted_species"))
 
 # %% ../../nbs/06_knn.ipynb #06-knn-62p
 def _listed(sets, prediction):
-    return sets.lists(prediction.ids, prediction.scores, prediction.threshold, prediction.guessed)
+    return sets.predict_sets(prediction.ids, prediction.scores, prediction.threshold, prediction.predicted_species)
 
 # %% ../../nbs/06_knn.ipynb #06-knn-33
 def evaluate(predictions: list[CalibratedPrediction], alpha: float = 0.1) -> dict:
     """Figures of all folds' answers together, for a JSON file; `alpha` is that of their lists."""
-    truth, answers, individuals = joined(predictions, "truth", "answers", "individuals")
+    truth, answers, individuals = joined(predictions, "truth", "predictions", "individuals")
     ids, scores, confidence = joined(predictions, "ids", "scores", "confidence")
     values, known = average_precision(truth, answers), truth != NEW
     figures = {"cmc_known": cmc(truth[known], ids[known])}
     parts = {"map5": np.ones(len(truth), bool), "map5_known": known}
     figures["intervals"] = {name: bootstrap_interval(values[rows], individuals[rows]) for name, rows in parts.items()}
-    figures["folds"] = student_interval([average_precision(p.truth, p.answers).mean() for p in predictions])
-    figures |= classification(truth, answers[:, 0]) | balanced_accuracies(truth, answers[:, 0], individuals)
+    figures["folds"] = student_interval([average_precision(p.truth, p.predictions).mean() for p in predictions])
+    figures |= classification_metrics(truth, answers[:, 0]) | balanced_accuracies(truth, answers[:, 0], individuals)
     figures["auroc_new"] = auroc_new(truth, scores[:, 0])
-    reliable, (listed,) = calibration(answers[:, 0] == truth, confidence), joined(predictions, "listed")
+    reliable, (listed,) = calibration_metrics(answers[:, 0] == truth, confidence), joined(predictions, "candidate_sets")
     sizes, cross = (listed != "").sum(axis=1), len(predictions) > 1  # a single fold has learnt its lists from itself
     lists = {"alpha": alpha, "coverage": float((rank_of_truth(truth, listed) > 0).mean()) if cross else float("nan")}
     lists |= {"mean_size": float(sizes.mean()), "largest": int(sizes.max())}
@@ -383,14 +390,14 @@ def knn_stage(
     for place, fold in zip(places, predicted.values(), strict=True):
         _write_fold(place, fold, len(predicted))
     queries = {k: fold.queries for k, fold in predicted.items()}
-    truth, answers, species = joined(queries.values(), "truth", "answers", "species")
+    truth, answers, species = joined(queries.values(), "truth", "predictions", "species")
     result = {
         "protocol": study_card(dataset, folder, folds),
         "parameters": asked,
         "threshold": facts["threshold"],
         "for_test": facts,
         "oof": summary(truth, answers),
-        "folds": {k: summary(q.truth, q.answers) for k, q in queries.items()},
+        "folds": {k: summary(q.truth, q.predictions) for k, q in queries.items()},
         "species": summary_by(species, truth, answers).to_dict("index"),
         "open_set": evaluate(list(queries.values()), options.alpha),
         "versions": versions(),
@@ -408,15 +415,15 @@ def _outputs(dataset, places):
 
 
 def _write_fold(place, fold, n_folds):
-    for part, p in fold.parts.items():
-        write_predictions(place / f"{part}.csv", p.images, p.answers)
+    for part, p in fold.by_name.items():
+        write_predictions(place / f"{part}.csv", p.images, p.predictions)
         write_scores(place / f"{part}_scores.parquet", p.images, p.ids, p.scores)
-        write_lists(place / f"{part}_lists.csv", p.images, p.confidence, p.listed)
+        write_candidate_sets(place / f"{part}_lists.csv", p.images, p.confidence, p.candidate_sets)
     config = read_json(place / "config.json")
     metrics = {name: config[name] for name in ("protocol", "parameters", "result", "versions", "stamp")}
     metrics["threshold"] = float(np.median(fold.queries.threshold))
     metrics["threshold_from"] = "the other folds" if n_folds > 1 else "this fold (optimistic)"
-    metrics["oof"] = summary(fold.queries.truth, fold.queries.answers)
+    metrics["oof"] = summary(fold.queries.truth, fold.queries.predictions)
     write_json(place / "metrics.json", metrics)
 
 # %% ../../nbs/06_knn.ipynb #06-knn-37a
@@ -435,7 +442,7 @@ def read_fold(place, folds, fold: int) -> CalibratedPrediction:
     place, (gallery, query) = Path(place), gallery_and_queries(folds, fold)
     images, individuals, species = (folds[n].to_numpy(dtype=str) for n in ("image", "individual_id", "species"))
     ids, scores = read_scores(place / "oof_scores.parquet", images[query])
-    confidence, listed = read_lists(place / "oof_lists.csv", images[query])
+    confidence, listed = read_candidate_sets(place / "oof_lists.csv", images[query])
     return CalibratedPrediction(
         images=images[query],
         ids=ids,
@@ -445,9 +452,9 @@ def read_fold(place, folds, fold: int) -> CalibratedPrediction:
         species=species[query],
         truth=true_answers(individuals[query], individuals[gallery]),
         threshold=np.full(len(ids), read_json(place / "metrics.json")["threshold"]),
-        answers=read_predictions(place / "oof.csv", images[query])[1],
+        predictions=read_predictions(place / "oof.csv", images[query])[1],
         confidence=confidence,
-        listed=listed,
+        candidate_sets=listed,
     )
 
 # %% ../../nbs/06_knn.ipynb #06-knn-37ap
@@ -484,8 +491,8 @@ def compare_rules(folder, model, folds, numbers, rules=(("max", 50), ("vote", 50
         cosine, index = head.kneighbors(queries)
         people.append(truth)
         for rule, k in rules:
-            found = candidates(head.codes_[index[:, :k]], cosine[:, :k], rule)
-            answers[rule, k].append(leading_names(head.classes_, found, len(truth)))
+            found = aggregate_neighbours(head.codes_[index[:, :k]], cosine[:, :k], rule)
+            answers[rule, k].append(top_five_ids(head.classes_, found, len(truth)))
     people, answers = np.concatenate(people), {rule: np.concatenate(part) for rule, part in answers.items()}
     first, names = answers[rules[0]], pd.Index([f"{rule}, k = {k}" for rule, k in rules], name="rule")
     table = pd.DataFrame([paired_gain(people, ids, first, people) for ids in answers.values()], names)
@@ -497,7 +504,7 @@ def draw_evaluation(predictions: list[CalibratedPrediction], threshold: float, g
     """CMC, threshold curves, reliability and the grid of k, in one figure. The median of the folds' thresholds is
     dashed, `threshold`, the test's, dotted."""
     ids, scores, truth, people = joined(predictions, "ids", "scores", "truth", "individuals")
-    right, confidence, levels = joined(predictions, "right", "confidence", "threshold")
+    right, confidence, levels = joined(predictions, "is_correct", "confidence", "threshold")
     fig, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
     share = cmc(truth[truth != NEW], ids[truth != NEW], range(1, ids.shape[1] + 1))
     axes[0, 0].plot(list(share), list(share.values()), "o-")
@@ -507,7 +514,7 @@ def draw_evaluation(predictions: list[CalibratedPrediction], threshold: float, g
     curve[list(names)].rename(columns=names).plot(ax=axes[0, 1], ylim=(0, 1), title="The threshold")
     axes[0, 1].axvline(np.median(levels), color="0.4", lw=1, ls="--")
     axes[0, 1].axvline(threshold, color="0.4", lw=1, ls=":")
-    table = calibration(right, confidence)["table"]
+    table = calibration_metrics(right, confidence)["table"]
     axes[1, 0].plot([0, 1], [0, 1], color="0.7", lw=1)
     axes[1, 0].scatter(table["confidence"], table["accuracy"], s=10 + 300 * table["n"] / table["n"].sum())
     axes[1, 0].set(
@@ -525,8 +532,8 @@ def examples(predictions: dict[int, CalibratedPrediction], each: int = 3) -> pd.
     the surest wrong ones, and photographs of new animals, those surely taken for known ones first."""
     tables = []
     for fold, p in predictions.items():
-        kind = np.where(p.truth == NEW, "new", np.where(p.right, "right", "wrong"))
-        columns = {"kind": kind, "fold": fold, "confidence": p.confidence, "missed": p.answers[:, 0] != NEW}
+        kind = np.where(p.truth == NEW, "new", np.where(p.is_correct, "right", "wrong"))
+        columns = {"kind": kind, "fold": fold, "confidence": p.confidence, "missed": p.predictions[:, 0] != NEW}
         tables.append(pd.DataFrame(columns))
     table = pd.concat([t.rename_axis("row").reset_index() for t in tables])
     table["order"] = -table["confidence"] - 2 * (table["missed"] & (table["kind"] == "new"))
@@ -546,7 +553,7 @@ def draw_examples(dataset, folder, model, folds, predictions, head, each=3, neig
         cosine, near = (
             clone(head).set_params(centre_share=0.0).fit(vectors.of(names), who).kneighbors(vectors.of([image]))
         )
-        shown = [(image, f"{row['kind']}: {p.individuals[row['row']]}\nsays {p.answers[row['row'], 0]}")]
+        shown = [(image, f"{row['kind']}: {p.individuals[row['row']]}\nsays {p.predictions[row['row'], 0]}")]
         shown += [(names[i], f"{who[i]}\n{c:.2f}") for c, i in zip(cosine[0], near[0], strict=True)]
         for ax, (name, text) in zip(line, shown, strict=False):
             ax.imshow(thumbnail(dataset.train_images / name))
