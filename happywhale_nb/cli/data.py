@@ -15,7 +15,7 @@ from .options import PATH, json_option
 from ..core.errors import UserError
 from ..core.paths import find_data, project_root
 from ..data.check import as_json as findings_as_json
-from ..data.check import check_folder, count, describe, write_skips
+from ..data.check import check_folder, count_noun, describe_check, write_skips
 from ..data.download import COMPETITION, download
 from ..data.importers import SYNONYMS, plan_source, write_import
 
@@ -45,9 +45,9 @@ def check(ctx, data_dir, deep, as_json, skip):
     if as_json:
         click.echo(json.dumps(findings_as_json(findings), indent=1, ensure_ascii=False))
     else:
-        click.echo(describe(findings))
+        click.echo(describe_check(findings))
     if skip:
-        click.echo(f"{count(write_skips(findings), 'photograph')} added to {findings.root / 'skip.csv'}", err=True)
+        click.echo(f"{count_noun(write_skips(findings), 'photograph')} added to {findings.root / 'skip.csv'}", err=True)
     ctx.exit(findings.status)
 
 # %% ../../nbs/lib/cli/data.ipynb #data-08
@@ -61,7 +61,7 @@ def _columns(pairs):
 def _plan_lines(plan):
     individuals, species = plan.train["individual_id"].nunique(), plan.train["species"].nunique()
     return [
-        f"{count(len(plan.train), 'photograph')} of {count(individuals, 'individual')}, "
+        f"{count_noun(len(plan.train), 'photograph')} of {count_noun(individuals, 'individual')}, "
         f"{species} species; {len(plan.test):,} to be identified; {len(plan.boxes):,} boxes",
         *(f"note: {note}" for note in plan.notes),
     ]
@@ -107,7 +107,7 @@ def download_(target, competition):
     """
     target = target or project_root() / "data" / "happywhale"
     download(target, competition)
-    click.echo(describe(check_folder(target)))
+    click.echo(describe_check(check_folder(target)))
 
 # %% ../../nbs/lib/cli/data.ipynb #data-12
 @data.command()
@@ -123,4 +123,4 @@ def draw(target):
     target = target or project_root() / "data" / "demo"
     if not (target / "train.csv").is_file():
         draw_demo(target)
-    click.echo(describe(check_folder(target)))
+    click.echo(describe_check(check_folder(target)))

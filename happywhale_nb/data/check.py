@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINDINGS', 'UNUSABLE', 'SKIPPABLE', 'ENCODINGS', 'OUTSIDE', 'TABLES', 'LARGEST', 'ENDS', 'SUFFIXES', 'Finding',
-           'Check', 'odd_ids', 'check_tables', 'Photo', 'check_photo', 'check_photos', 'check_folder', 'count',
-           'describe', 'as_json', 'write_skips']
+           'Check', 'odd_ids', 'check_tables', 'PhotoInspection', 'inspect_photo', 'check_photos', 'check_folder',
+           'count_noun', 'describe_check', 'check_as_dict', 'write_skips']
 
 # %% ../../nbs/lib/data/check.ipynb #check-02
 import io
@@ -26,8 +26,16 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
 from .boxes import read_boxes
-from .dataset import COLUMNS, EXTRA_COLUMNS, NEW, PHOTO_ENDINGS, parse_csv, photo_folder, read_skips
-from .near_duplicates import same_pictures, thumbnail
+from happywhale_nb.data.dataset import (
+    EXTRA_COLUMNS,
+    NEW,
+    PHOTO_ENDINGS,
+    TRAIN_COLUMNS,
+    parse_csv,
+    photo_folder,
+    read_skips,
+)
+from .near_duplicates import grey_thumbnail, same_pictures
 from .species import merge_species, suspect_spellings
 
 # %% ../../nbs/lib/data/check.ipynb #check-05
@@ -256,7 +264,7 @@ def check_tables(check):
 
     Returns the photographs they list, a table image, part (`train`, `test`), individual_id."""
     skips, listed = read_skips(check.root), []
-    train = _check_listed(check, "train", COLUMNS, EXTRA_COLUMNS, skips)
+    train = _check_listed(check, "train", TRAIN_COLUMNS, EXTRA_COLUMNS, skips)
     test = _check_listed(check, "test", ["image"], ["predictions", *EXTRA_COLUMNS], skips)
     for part, table in (("train", train), ("test", test)):
         if table is not None:
@@ -275,7 +283,7 @@ SUFFIXES = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}, "MPO": {".jpg", ".jpeg",
 
 
 @dataclass
-class Photo:
+class PhotoInspection:
     """What a look at one file gave: findings (kind, detail), stored size in pixels, thumbnail if decoded."""
 
     kinds: list
@@ -285,9 +293,9 @@ class Photo:
     thumb: np.ndarray | None = None
 
 # %% ../../nbs/lib/data/check.ipynb #check-32
-def check_photo(path, deep=False):
-    """Look at one photograph's header, or at all its pixels. Returns a `Photo`; never raises for a bad file."""
-    look = Photo([])
+def inspect_photo(path, deep=False):
+    """Look at one photograph's header, or at all its pixels. Returns a `PhotoInspection`; never raises for a bad file."""
+    look = PhotoInspection([])
     try:
         look.bytes = os.stat(path).st_size
         if look.bytes == 0:
@@ -299,7 +307,7 @@ def check_photo(path, deep=False):
             if look.width * look.height > LARGEST:
                 look.kinds.append(("too-large", f"{look.width} x {look.height} pixels"))
             elif deep:
-                look.thumb = thumbnail(photo, whole=True)
+                look.thumb = grey_thumbnail(photo, whole=True)
             elif not _ends_well(path, photo.format):
                 look.kinds.append(("truncated", "no end mark; --deep decides"))
     except Image.DecompressionBombError as error:
@@ -385,7 +393,7 @@ def check_photos(check, listed, deep=False, progress=True):
     listed, paths = listed[here].reset_index(drop=True), [p for p, ok in zip(paths, here, strict=True) if ok]
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd EXIF; both are findings here
-        jobs = pool.map(lambda path: check_photo(path, deep), paths)
+        jobs = pool.map(lambda path: inspect_photo(path, deep), paths)
         what = "decoding" if deep else "headers"
         looks = list(bar(jobs, what, len(paths), disable=not progress))
     for path, look in zip(paths, looks, strict=True):
@@ -409,24 +417,24 @@ def check_folder(data_dir, deep=False, progress=True):
     for image in read_skips(check.root)["image"]:
         places = [photo_folder(check.root, part) / Path(image).name for part in ("train", "test")]
         for path in [p for p in places if p.is_file()]:
-            if not {kind for kind, _ in check_photo(path, deep=True).kinds} & set(SKIPPABLE):
+            if not {kind for kind, _ in inspect_photo(path, deep=True).kinds} & set(SKIPPABLE):
                 check.add("readable-again", f"{path.parent.name}/{path.name}")
     return check
 
 # %% ../../nbs/lib/data/check.ipynb #check-23
-def count(number, word):
+def count_noun(number, word):
     """A number and its noun: `1 finding`, `2 findings`."""
     return f"{number:,} {word if number == 1 else word + 's'}"
 
 # %% ../../nbs/lib/data/check.ipynb #check-42
-def describe(check, examples=3):
+def describe_check(check, examples=3):
     """A `Check` as text for a person: what is there, then each kind of finding, worst first, with examples."""
     s = {"photos": 0, "individuals": 0, "species": 0, "test_photos": 0, "photos_seen": 0, "bytes": 0} | check.summary
     lines = [
         f"{check.root}",
         f"  {s['photos']:,} known photographs of {s['individuals']:,} individuals, {s['species']} species; "
         f"{s['test_photos']:,} to be identified",
-        f"  {count(s['photos_seen'], 'file')} looked at, {s['bytes'] / 1e6:,.1f} MB",
+        f"  {count_noun(s['photos_seen'], 'file')} looked at, {s['bytes'] / 1e6:,.1f} MB",
     ]
     if left_out := s.get("skipped_train", 0) + s.get("skipped_test", 0):
         lines.append(f"  {left_out} more are left out, as skip.csv says")
@@ -442,7 +450,7 @@ def describe(check, examples=3):
         lines += ["", f"--skip lists the unusable photographs ({left:,}) in skip.csv: all stages then leave them out"]
     ends = {
         0: "clean: nothing found",
-        1: count(len(check.findings), "finding"),
+        1: count_noun(len(check.findings), "finding"),
         2: "unusable: nothing can be trained on this",
     }
     return "\n".join([*lines, "", ends[check.status]])
@@ -453,7 +461,7 @@ def _place(finding):
     return f"{finding.file}{row}" + (f": {finding.detail}" if finding.detail else "")
 
 
-def as_json(check):
+def check_as_dict(check):
     """A `Check` as a dict for machines: root, status, summary, findings (kind, level, file, row, detail)."""
     status = ("clean", "findings", "unusable")[check.status]
     findings = [asdict(f) | {"level": f.level} for f in check.findings]
