@@ -292,8 +292,8 @@ def test_check_folder_names_copies_by_what_the_tables_say_of_them(folder):
 @pytest.mark.parametrize(("side", "found"), [(31, ["tiny"]), (32, [])])
 def test_check_photo_finds_pictures_tiny_below_32_pixels(side, found, tmp_path):
     Image.new("RGB", (64, side), "red").save(tmp_path / "photo.jpg")
-    assert [kind for kind, _ in inspect_photo(tmp_path / "photo.jpg").kinds] == found
-    assert [kind for kind, _ in inspect_photo(tmp_path / "photo.jpg", deep=True).kinds] == found
+    assert [kind for kind, _ in inspect_photo(tmp_path / "photo.jpg").findings] == found
+    assert [kind for kind, _ in inspect_photo(tmp_path / "photo.jpg", deep=True).findings] == found
 
 
 @pytest.mark.parametrize("orientation", range(9))
@@ -302,7 +302,7 @@ def test_check_photo_of_a_turned_picture_names_its_orientation(orientation, tmp_
     exif[0x0112] = orientation
     Image.new("RGB", (64, 40), "red").save(tmp_path / "photo.jpg", exif=exif)
     turned = [] if orientation in (0, 1) else [("exif-rotation", f"orientation {orientation}")]
-    assert inspect_photo(tmp_path / "photo.jpg").kinds == turned
+    assert list(inspect_photo(tmp_path / "photo.jpg").findings) == turned
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOWS', 'FORBIDDEN', 'DEVICES', 'HELD', 'PATIENCE', 'LONGEST', 'LINK_SUBSTITUTES', 'REFUSED', 'check_platform',
-           'clean_file_name', 'check_file_name', 'rename', 'write_fault', 'link_file', 'lenient_console', 'sync_folder']
+           'clean_file_name', 'check_file_name', 'rename', 'write_fault', 'link_file', 'substitute_notes',
+           'lenient_console', 'sync_folder']
 
 # %% ../../nbs/lib/core/platforms.ipynb #platforms-02
 import errno
@@ -14,6 +15,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import UserError
@@ -153,6 +155,20 @@ def link_file(source: Path | str, target: Path | str) -> str:
             pass
     shutil.copyfile(source, target)
     return "copy"
+
+
+def substitute_notes(folder: Path | str, ways: Mapping[str, int]) -> list[str]:
+    """Say where links could not be made.
+
+    Args:
+        folder: Folder of the links.
+        ways: How often `link_file` has returned what.
+
+    Returns:
+        A sentence for each substitute that was used.
+    """
+    used = {way: meaning for way, meaning in LINK_SUBSTITUTES.items() if ways.get(way)}
+    return [f"no links can be made in {folder}: {ways[w]:,} photographs are {meaning}" for w, meaning in used.items()]
 
 # %% ../../nbs/lib/core/platforms.ipynb #platforms-19
 def lenient_console() -> None:
