@@ -68,8 +68,8 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("windows")
     photos = draw_photos(folder / "photos", ["a.jpg", "b.jpg"])
     (photos / "who.csv").write_text(f"image,whale_id\na.jpg,{ODD}\nb.jpg,W2\n", encoding="utf-8")
-    asked = ["import", str(photos / "who.csv"), "--to", "mine", "--species", "humpback_whale"]
-    commands = [["--help"], [*asked, "--dry-run"], asked, ["check", "mine"]]
+    asked = ["data", "import", str(photos / "who.csv"), "--to", "mine", "--species", "humpback_whale"]
+    commands = [["--help"], [*asked, "--dry-run"], asked, ["data", "check", "mine"]]
     names = [f"happywhale_nb.{name}" for name in WITHOUT_TENSORFLOW]
     command = [sys.executable, "-c", SCRIPT, json.dumps(names), json.dumps(commands)]
     done = subprocess.run(command, capture_output=True, env=windows(), cwd=folder, timeout=100)
