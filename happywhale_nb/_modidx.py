@@ -750,6 +750,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._numbers': ( 'lib/data/boxes.html#_numbers',
                                                                                  'happywhale_nb/data/boxes.py'),
+                                          'happywhale_nb.data.boxes._parse_crops': ( 'lib/data/boxes.html#_parse_crops',
+                                                                                     'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._parse_probabilities': ( 'lib/data/boxes.html#_parse_probabilities',
                                                                                              'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._prefer_boxes': ( 'lib/data/boxes.html#_prefer_boxes',

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -69,8 +68,8 @@ def _json_value(value):
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
-
-def write_json(path: Path | str, value: Any) -> None:
+# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-09
+def write_json(path: Path | str, value: object) -> None:
     """Write a value as indented JSON, atomically.
 
     Args:
@@ -81,15 +80,15 @@ def write_json(path: Path | str, value: Any) -> None:
         text = json.dumps(_json_value(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
-# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-09
-def read_json(path: Path | str) -> Any:
+# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-10
+def read_json(path: Path | str) -> dict | list:
     """Read a JSON file that a stage has written.
 
     Args:
         path: The file, UTF-8.
 
     Returns:
-        The value in it.
+        The value in it, mostly a dict.
 
     Raises:
         UserError: If the file is missing or is not valid JSON.
@@ -101,8 +100,8 @@ def read_json(path: Path | str) -> Any:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): delete it and run its stage again") from None
 
-# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-12
-def fingerprint(*values: Any, files: Iterable[Path | str] = (), photos: Iterable[Path | str] = ()) -> str:
+# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-13
+def fingerprint(*values: object, files: Iterable[Path | str] = (), photos: Iterable[Path | str] = ()) -> str:
     """Compute a fingerprint of a stage's inputs.
 
     Args:
@@ -120,7 +119,7 @@ def fingerprint(*values: Any, files: Iterable[Path | str] = (), photos: Iterable
         digest.update(f"{path.name}:{path.stat().st_size};".encode())
     return digest.hexdigest()[:16]
 
-# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-15
+# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-16
 def is_done(record: Path | str, stamp: str, outputs: Iterable[Path | str] = ()) -> bool:
     """Return whether a stage has already run with the same inputs.
 
@@ -137,7 +136,7 @@ def is_done(record: Path | str, stamp: str, outputs: Iterable[Path | str] = ()) 
         return False
     return read_json(record).get("stamp") == stamp
 
-# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-18
+# %% ../../nbs/lib/core/artifacts.ipynb #artifacts-19
 def versions(*packages: str) -> dict[str, str]:
     """Return the installed versions of Python, this project and other packages.
 

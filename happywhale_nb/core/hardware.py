@@ -31,7 +31,7 @@ class NvidiaDriver:
     version: str = ""
     fault: str = ""
 
-
+# %% ../../nbs/lib/core/hardware.ipynb #hardware-06
 def _run(command: list[str], timeout: float) -> tuple[str, str]:
     # what a program prints, and why it has failed
     try:
@@ -46,7 +46,7 @@ def _run(command: list[str], timeout: float) -> tuple[str, str]:
         return "", f"nvidia-smi has not answered within {timeout:g} s"
     return output, f"nvidia-smi ends with status {process.returncode}" if process.returncode else ""
 
-# %% ../../nbs/lib/core/hardware.ipynb #hardware-07
+# %% ../../nbs/lib/core/hardware.ipynb #hardware-08
 def _driver_files(folder: Path) -> NvidiaDriver | None:
     # the driver and cards that files of the driver on Linux list
     if not folder.is_dir():
@@ -59,7 +59,7 @@ def _driver_files(folder: Path) -> NvidiaDriver | None:
     number = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text)
     return NvidiaDriver(tuple(cards), number[0] if number else "")
 
-# %% ../../nbs/lib/core/hardware.ipynb #hardware-08
+# %% ../../nbs/lib/core/hardware.ipynb #hardware-09
 def nvidia_driver(timeout: float = 10.0, folder: Path = Path("/proc/driver/nvidia")) -> NvidiaDriver | None:
     """Find the NVIDIA driver and its cards.
 
@@ -81,7 +81,7 @@ def nvidia_driver(timeout: float = 10.0, folder: Path = Path("/proc/driver/nvidi
         return NvidiaDriver(listed.cards, listed.version, fault or "nvidia-smi finds no card")
     return NvidiaDriver(tuple(name.strip() for name, _ in rows), rows[0][1].strip())
 
-# %% ../../nbs/lib/core/hardware.ipynb #hardware-11
+# %% ../../nbs/lib/core/hardware.ipynb #hardware-12
 OLDEST_DRIVER = 525  # the first that runs CUDA 12
 EXTRAS = {"tensorflow": ("gpu", "nvidia-cudnn-cu12"), "jax": ("jax-gpu", "jax-cuda12-plugin")}  # with a package of each
 
@@ -95,7 +95,7 @@ def hidden_gpus() -> bool:
     visible, platforms = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("JAX_PLATFORMS", "")
     return (visible is not None and visible.strip() in {"", "-1", "NoDevFiles"}) or platforms == "cpu"
 
-
+# %% ../../nbs/lib/core/hardware.ipynb #hardware-13
 def has_package(name: str) -> bool:
     """Return whether a package is installed.
 
@@ -111,7 +111,7 @@ def has_package(name: str) -> bool:
         return False
     return True
 
-# %% ../../nbs/lib/core/hardware.ipynb #hardware-12
+# %% ../../nbs/lib/core/hardware.ipynb #hardware-14
 def gpu_remedy(backend: str, driver: NvidiaDriver) -> str:
     """Say what to do so that a backend uses an NVIDIA card.
 

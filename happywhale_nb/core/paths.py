@@ -25,7 +25,11 @@ def kaggle_root() -> Path:
 
 
 def on_kaggle() -> bool:
-    """Return whether this runs in a notebook session on Kaggle, or in the stand-in for one."""
+    """Return whether this runs on Kaggle.
+
+    Returns:
+        True in a notebook session on Kaggle, and in the stand-in for one.
+    """
     return (kaggle_root() / "working").is_dir()
 
 # %% ../../nbs/lib/core/paths.ipynb #paths-06
@@ -47,7 +51,7 @@ def find_checkout(start: str | Path | None = None) -> Path | None:
             return folder
     return None
 
-
+# %% ../../nbs/lib/core/paths.ipynb #paths-07
 def project_root(start: str | Path | None = None) -> Path:
     """Find the folder that holds `data` and `outputs`.
 
@@ -61,7 +65,7 @@ def project_root(start: str | Path | None = None) -> Path:
         return checkout
     return kaggle_root() / "working" if on_kaggle() else Path(start or Path.cwd()).resolve()
 
-# %% ../../nbs/lib/core/paths.ipynb #paths-09
+# %% ../../nbs/lib/core/paths.ipynb #paths-10
 def _search_data(root):
     attached = kaggle_root() / "input"
     on_input = (p.parent for depth in ("*", "*/*", "*/*/*") for p in sorted(attached.glob(f"{depth}/train.csv")))
@@ -74,7 +78,7 @@ def _search_data(root):
         f"no data found (looked in {searched}): draw some with `happywhale demo`, or name a folder, data_dir"
     )
 
-# %% ../../nbs/lib/core/paths.ipynb #paths-10
+# %% ../../nbs/lib/core/paths.ipynb #paths-11
 def find_data(data_dir: Path | str = "") -> Path:
     """Find the data folder.
 
@@ -97,7 +101,7 @@ def find_data(data_dir: Path | str = "") -> Path:
         raise UserError(f"no data folder at {folder}: check the path, or draw the demo data with `happywhale demo`")
     return folder
 
-# %% ../../nbs/lib/core/paths.ipynb #paths-14
+# %% ../../nbs/lib/core/paths.ipynb #paths-15
 def study_dir(study: str = "", data_dir: Path | str = "", quick: bool = False) -> Path:
     """Return the folder of a study's results.
 
@@ -120,7 +124,7 @@ def study_dir(study: str = "", data_dir: Path | str = "", quick: bool = False) -
         check_file_name(name, "a study")
     return folder
 
-# %% ../../nbs/lib/core/paths.ipynb #paths-15
+# %% ../../nbs/lib/core/paths.ipynb #paths-16
 def fold_dir(study_folder: Path | str, model: str, fold: int) -> Path:
     """Return the folder of one model on one fold.
 
@@ -140,7 +144,7 @@ def fold_dir(study_folder: Path | str, model: str, fold: int) -> Path:
         check_file_name(model, "a model")
     return folder / f"fold{fold}"
 
-# %% ../../nbs/lib/core/paths.ipynb #paths-18
+# %% ../../nbs/lib/core/paths.ipynb #paths-19
 def study_data(folder: Path | str) -> Path:
     """Return the data folder that a study was last run on.
 

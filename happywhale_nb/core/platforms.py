@@ -57,7 +57,7 @@ def clean_file_name(name: str) -> str:
     plain = FORBIDDEN.sub("_", str(name)).rstrip(". ")
     return f"_{plain}" if not plain or DEVICES.fullmatch(plain) else plain
 
-
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-09
 def check_file_name(name: str, subject: str) -> None:
     """Refuse a name that some system does not allow for a file or folder.
 
@@ -71,11 +71,11 @@ def check_file_name(name: str, subject: str) -> None:
     if name != (plain := clean_file_name(name)):
         raise UserError(f"{subject} cannot be called {name!r}, because Windows takes no such file name: try {plain!r}")
 
-# %% ../../nbs/lib/core/platforms.ipynb #platforms-11
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-12
 HELD = (5, 32, 33)  # Windows' error numbers: access denied, sharing violation, lock violation
 PATIENCE = 2.0  # seconds
 
-
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-13
 def rename(source: Path | str, target: Path | str) -> None:
     """Rename a file or folder like `os.replace`, and wait for other programs on Windows.
 
@@ -96,7 +96,7 @@ def rename(source: Path | str, target: Path | str) -> None:
                 raise
         time.sleep(0.05)
 
-# %% ../../nbs/lib/core/platforms.ipynb #platforms-13
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-15
 LONGEST = 259  # characters of a path on Windows, unless it allows long ones; of a folder 11 less
 
 
@@ -106,7 +106,7 @@ def _too_long(path, error):
     missing = WINDOWS and error.errno in (errno.ENOENT, errno.EINVAL)
     return missing and max(len(str(path)), len(str(error.filename or ""))) > LONGEST - 11
 
-
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-16
 def write_fault(path: Path | str, error: OSError) -> UserError:
     """Explain why a file could not be written.
 
@@ -124,13 +124,13 @@ def write_fault(path: Path | str, error: OSError) -> UserError:
         reason = "its path is too long for Windows; choose a folder nearer to the drive, or allow long paths in Windows"
     return UserError(f"cannot write {path}: {reason}")
 
-# %% ../../nbs/lib/core/platforms.ipynb #platforms-16
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-19
 LINK_SUBSTITUTES = {
     "hard link": "second names of the same files: a change to one of them is a change to both",
     "copy": "copies, which take as much room again",
 }
 
-
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-20
 def link_file(source: Path | str, target: Path | str) -> str:
     """Make a file accessible under a second path, in the first way that the system allows.
 
@@ -156,7 +156,7 @@ def link_file(source: Path | str, target: Path | str) -> str:
     shutil.copyfile(source, target)
     return "copy"
 
-
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-21
 def substitute_notes(folder: Path | str, ways: Mapping[str, int]) -> list[str]:
     """Say where links could not be made.
 
@@ -170,16 +170,16 @@ def substitute_notes(folder: Path | str, ways: Mapping[str, int]) -> list[str]:
     used = {way: meaning for way, meaning in LINK_SUBSTITUTES.items() if ways.get(way)}
     return [f"no links can be made in {folder}: {ways[w]:,} photographs are {meaning}" for w, meaning in used.items()]
 
-# %% ../../nbs/lib/core/platforms.ipynb #platforms-19
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-24
 def lenient_console() -> None:
     """Make standard output show a question mark for a character that it lacks, instead of raising."""
     if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
 
-# %% ../../nbs/lib/core/platforms.ipynb #platforms-22
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-27
 REFUSED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOTSUP)
 
-
+# %% ../../nbs/lib/core/platforms.ipynb #platforms-28
 def sync_folder(folder: Path | str) -> None:
     """Write a folder's list of names to disk (`fsync`), where the system can.
 

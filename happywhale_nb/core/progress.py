@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tqdm import tqdm as text_bar
 
@@ -28,7 +27,7 @@ def shows_widgets() -> bool:
     """
     return SESSION in os.environ and "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
 
-
+# %% ../../nbs/lib/core/progress.ipynb #progress-06
 @contextmanager
 def text_only() -> Iterator[None]:
     """Make bars text, here and in kernels started meanwhile, which nobody watches.
@@ -43,16 +42,16 @@ def text_only() -> Iterator[None]:
         if session is not None:
             os.environ[SESSION] = session
 
-# %% ../../nbs/lib/core/progress.ipynb #progress-08
+# %% ../../nbs/lib/core/progress.ipynb #progress-09
 BAR = {"ncols": 100, "mininterval": 1}
 
-
+# %% ../../nbs/lib/core/progress.ipynb #progress-10
 def bar(
     items: Iterable | None = None,
     description: str = "",
     total: int | None = None,
     unit: str = "photo",
-    **tqdm_options: Any,
+    **tqdm_options: object,
 ) -> text_bar:
     """Iterate over items with a progress bar.
 

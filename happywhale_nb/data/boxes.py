@@ -25,7 +25,7 @@ def _numbers(column, count):
     cells = column.str.findall(r"-?\d+\.?\d*")
     return np.array([[float(v) for v in cell[:count]] if len(cell) >= count else [np.nan] * count for cell in cells])
 
-
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-06
 def _corners(table, path):
     # the boxes of a table in any format: `(source, [n, 4] x0 y0 x1 y1)`, one pair a source
     stem = path.stem.removesuffix("_train").removesuffix("_test")
@@ -43,7 +43,7 @@ def _corners(table, path):
         )
     return [(column if len(columns) > 1 else stem, _numbers(table[column], 4)) for column in columns]
 
-# %% ../../nbs/lib/data/boxes.ipynb #boxes-07
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-08
 def _read_box_table(path):
     table = read_table(path, [])
     if "image" not in table and "filename" not in table:
@@ -58,10 +58,10 @@ def _read_box_table(path):
             boxes[name] = pd.to_numeric(table[name]) if name in table else np.nan
         yield boxes
 
-# %% ../../nbs/lib/data/boxes.ipynb #boxes-09
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-10
 BOX_COLUMNS = ["image", "source", *BOX, "confidence", "W", "H"]
 
-
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-11
 def clean_boxes(boxes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clip boxes to the images they were measured in, and drop those without an area.
 
@@ -84,7 +84,7 @@ def clean_boxes(boxes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     clean = boxes.assign(**dict(zip(BOX, inside.T, strict=True)))[kept]
     return clean.reset_index(drop=True), report
 
-# %% ../../nbs/lib/data/boxes.ipynb #boxes-11
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-13
 def read_box_tables(root: Path) -> pd.DataFrame:
     """Read all boxes of a data folder, unchanged.
 
@@ -109,7 +109,7 @@ def read_box_tables(root: Path) -> pd.DataFrame:
         boxes["H"] = boxes["H"].fillna(pd.Series(measured["height"].to_numpy(), boxes.index))
     return boxes
 
-
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-14
 def read_boxes(root: Path) -> pd.DataFrame:
     """Read the usable boxes of a data folder (`read_box_tables`, `clean_boxes`).
 
@@ -121,7 +121,7 @@ def read_boxes(root: Path) -> pd.DataFrame:
     """
     return clean_boxes(read_box_tables(root))[0]
 
-# %% ../../nbs/lib/data/boxes.ipynb #boxes-14
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-17
 def iou(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Compute the intersection over union of pairs of boxes.
 
@@ -137,7 +137,7 @@ def iou(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     outer = sum((box[:, 2:] - box[:, :2]).clip(0).prod(1) for box in (one, two)) - inner
     return np.divide(inner, outer, out=np.zeros(len(one)), where=outer > 0)
 
-# %% ../../nbs/lib/data/boxes.ipynb #boxes-17
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-20
 def _parse_probabilities(crops, words):
     try:
         numbers = tuple(float(word or 0) for word in words)
@@ -148,6 +148,17 @@ def _parse_probabilities(crops, words):
     return tuple(n / sum(numbers) for n in numbers) if any(numbers) else ()
 
 
+def _parse_crops(crops, available):
+    # names and probabilities of sources
+    available = sorted(set(available), key=lambda s: ("fullbody" not in s, s))
+    pairs = [word.partition(":")[::2] for word in (available if crops == "auto" else crops.split())]
+    names = tuple(name for name, _ in pairs)
+    if unknown := [n for n in names if n not in {*available, "whole"}]:
+        present = ", ".join(available) or "none"
+        raise UserError(f"crops: no boxes called {unknown[0]!r}; found: {present} (and `whole`)")
+    return names, _parse_probabilities(crops, [text for _, text in pairs])
+
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-22
 def _prefer_boxes(images, boxes, order, min_confidence):
     # the best box of the first source in `order` that has one for each of `images`
     order = order[: order.index("whole")] if "whole" in order else order
@@ -158,7 +169,7 @@ def _prefer_boxes(images, boxes, order, min_confidence):
     chosen = best.drop_duplicates("image").set_index("image").reindex(list(images)).drop(columns="rank")
     return chosen.fillna({"source": "whole"}).reset_index()
 
-# %% ../../nbs/lib/data/boxes.ipynb #boxes-18
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-23
 @dataclass(frozen=True)
 class CropMix:
     """Sources of boxes in order of preference, with their probabilities in training.
@@ -188,13 +199,7 @@ class CropMix:
         Raises:
             UserError: If a source is unknown, or probabilities are no numbers from 0 to 1 that add up to 1 (±.01).
         """
-        available = sorted(set(available), key=lambda s: ("fullbody" not in s, s))
-        pairs = [word.partition(":")[::2] for word in (available if crops == "auto" else crops.split())]
-        names = tuple(name for name, _ in pairs)
-        if unknown := [n for n in names if n not in {*available, "whole"}]:
-            present = ", ".join(available) or "none"
-            raise UserError(f"crops: no boxes called {unknown[0]!r}; found: {present} (and `whole`)")
-        return cls(names, _parse_probabilities(crops, [text for _, text in pairs]), min_confidence)
+        return cls(*_parse_crops(crops, available), min_confidence)
 
     def prefer(self, images: Sequence[str], boxes: pd.DataFrame, first: str | None = None) -> pd.DataFrame:
         """Choose one box for each image.

@@ -192,7 +192,7 @@ def _check_names(check, table, file, folder, skipped):
     if folder.is_dir():
         _check_present(check, names[plain], file, folder, {*names, *skipped})
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-18
 def _check_present(check, names, file, folder, listed):
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     present = {entry.name for entry in entries if entry.is_file()}
@@ -210,7 +210,7 @@ def _why_absent(name, near, broken):
         return "; its link points to a file that is no longer there"
     return f"; is it {near}?" if near else ""
 
-# %% ../../nbs/lib/data/check.ipynb #check-19
+# %% ../../nbs/lib/data/check.ipynb #check-20
 def odd_ids(ids: Iterable[str]) -> dict[str, str]:
     """Find individuals' ids that are odd.
 
@@ -235,7 +235,7 @@ def odd_ids(ids: Iterable[str]) -> dict[str, str]:
             odd[name] = f"differs from {twin!r} only by case, blanks or hyphens"
     return odd
 
-# %% ../../nbs/lib/data/check.ipynb #check-21
+# %% ../../nbs/lib/data/check.ipynb #check-22
 def _check_train(check, table):
     for name, reason in odd_ids(n for n in table["individual_id"] if n.strip()).items():
         rows = table.index[table["individual_id"] == name]
@@ -254,7 +254,7 @@ def _check_train(check, table):
         singletons=int((table["individual_id"].value_counts() == 1).sum()),
     )
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-23
 def _check_folds(check, train):
     table = _load_table(check, check.root / "folds.csv", ["image", "fold"])
     if table is None:
@@ -264,7 +264,7 @@ def _check_folds(check, train):
     for row in table.index[~table["fold"].str.fullmatch(r"\d+")]:
         check.add("folds", "folds.csv", f"{table['fold'][row]!r} is not a whole number from 0", row + 2)
 
-# %% ../../nbs/lib/data/check.ipynb #check-23
+# %% ../../nbs/lib/data/check.ipynb #check-25
 def _without_table(check, subset, folder):
     if subset == "train":
         check.add("no-table", TABLES[subset])
@@ -272,7 +272,7 @@ def _without_table(check, subset, folder):
     names = sorted(p.name for p in folder.glob("*") if p.suffix.lower() in PHOTO_ENDINGS)
     return pd.DataFrame({"image": names}, dtype=str)
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-26
 def _check_listed(check, subset, needed, known, skips):
     # the photographs of `train` or `test`; None if their table is missing or cannot be used
     file, folder = TABLES[subset], photo_folder(check.root, subset)
@@ -293,7 +293,7 @@ def _check_listed(check, subset, needed, known, skips):
     _check_names(check, table, file, folder, skips["image"])
     return table
 
-# %% ../../nbs/lib/data/check.ipynb #check-25
+# %% ../../nbs/lib/data/check.ipynb #check-28
 def check_tables(check: Check) -> pd.DataFrame:
     """Check `train.csv`, `sample_submission.csv`, `folds.csv` and the boxes of a data folder.
 
@@ -321,12 +321,12 @@ def check_tables(check: Check) -> pd.DataFrame:
     listed = [table.reindex(columns=columns, fill_value="") for table in read.values()]
     return pd.concat(listed, ignore_index=True) if listed else pd.DataFrame(columns=columns)
 
-# %% ../../nbs/lib/data/check.ipynb #check-27
+# %% ../../nbs/lib/data/check.ipynb #check-30
 LARGEST = 200_000_000  # pixels: four times the largest sensor of 2024, and 600 MB once decoded
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 SUFFIXES = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}, "MPO": {".jpg", ".jpeg", ".mpo"}}
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-31
 @dataclass(frozen=True)
 class PhotoInspection:
     """What the inspection of one file gives.
@@ -345,7 +345,7 @@ class PhotoInspection:
     height: int = 0
     thumbnail: np.ndarray | None = None
 
-# %% ../../nbs/lib/data/check.ipynb #check-28
+# %% ../../nbs/lib/data/check.ipynb #check-32
 def _oddities(photo, suffix):
     # findings about a photograph that can be read all the same, from its header
     if suffix not in SUFFIXES.get(photo.format, {suffix}):
@@ -365,14 +365,14 @@ def _oddities(photo, suffix):
     if header and (orientation := photo.getexif().get(0x0112, 1)) not in {0, 1}:
         yield "exif-rotation", f"orientation {orientation}"
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-33
 def _ends_well(path, format):
     mark = ENDS.get(format)
     with open(path, "rb") as file:
         file.seek(-min(4096, os.fstat(file.fileno()).st_size), os.SEEK_END)
         return mark is None or mark in file.read()
 
-# %% ../../nbs/lib/data/check.ipynb #check-30
+# %% ../../nbs/lib/data/check.ipynb #check-35
 def _fault(path, error):
     if isinstance(error, Image.DecompressionBombError):
         return "too-large", str(error).split(",")[0]
@@ -381,7 +381,7 @@ def _fault(path, error):
             return "not-a-photo", f"begins with {file.read(12)!r}"
     return "truncated", str(error)
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-36
 def inspect_photo(path: Path | str, deep: bool = False) -> PhotoInspection:
     """Inspect one photograph.
 
@@ -410,7 +410,7 @@ def inspect_photo(path: Path | str, deep: bool = False) -> PhotoInspection:
         findings.append(_fault(path, error))
     return PhotoInspection(tuple(findings), size, *shape, thumbnail)
 
-# %% ../../nbs/lib/data/check.ipynb #check-33
+# %% ../../nbs/lib/data/check.ipynb #check-39
 def _same_bytes(paths, sizes):
     # pairs of rows whose files have the same bytes
     seen, times = {}, Counter(sizes)
@@ -431,7 +431,7 @@ def _copies(paths, inspections):
             pairs.setdefault((decoded[a], decoded[b]), f" (pixels agree, r = {correlation:.3f})")
     return pairs
 
-# %% ../../nbs/lib/data/check.ipynb #check-35
+# %% ../../nbs/lib/data/check.ipynb #check-41
 def _copy_kind(one, two, by_pixels):
     if one["part"] != two["part"]:
         return "train-and-test"
@@ -450,7 +450,7 @@ def _check_copies(check, listed, paths, inspections):
         detail = f"is {paths[a].parent.name}/{one['image']}{ids}{note}"
         check.add(kind, f"{paths[b].parent.name}/{two['image']}", detail)
 
-# %% ../../nbs/lib/data/check.ipynb #check-37
+# %% ../../nbs/lib/data/check.ipynb #check-43
 def _files_there(check, listed):
     # the rows of `listed` whose files exist, and their paths
     folders = {subset: photo_folder(check.root, subset) for subset in TABLES}
@@ -467,7 +467,7 @@ def _inspect_all(paths, deep, progress):
         jobs = pool.map(lambda path: inspect_photo(path, deep), paths)
         return list(bar(jobs, "decoding" if deep else "headers", len(paths), disable=not progress))
 
-# %% ../../nbs/lib/data/check.ipynb #check-38
+# %% ../../nbs/lib/data/check.ipynb #check-44
 def check_photos(check: Check, listed: pd.DataFrame, deep: bool = False, progress: bool = True) -> None:
     """Check every photograph that is listed and exists.
 
@@ -490,7 +490,7 @@ def check_photos(check: Check, listed: pd.DataFrame, deep: bool = False, progres
         check.summary["median_width"] = int(np.median(sizes[:, 0]))
         check.summary["median_height"] = int(np.median(sizes[:, 1]))
 
-# %% ../../nbs/lib/data/check.ipynb #check-40
+# %% ../../nbs/lib/data/check.ipynb #check-46
 def _check_skipped(check):
     for image in read_skips(check.root)["image"]:
         candidates = [photo_folder(check.root, subset) / Path(image).name for subset in TABLES]
@@ -498,7 +498,7 @@ def _check_skipped(check):
             if not {kind for kind, _ in inspect_photo(path, deep=True).findings} & set(SKIPPABLE):
                 check.add("readable-again", f"{path.parent.name}/{path.name}")
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-47
 def check_folder(data_dir: Path | str, deep: bool = False, progress: bool = True) -> Check:
     """Check a data folder.
 
@@ -521,7 +521,7 @@ def check_folder(data_dir: Path | str, deep: bool = False, progress: bool = True
     _check_skipped(check)
     return check
 
-# %% ../../nbs/lib/data/check.ipynb #check-42
+# %% ../../nbs/lib/data/check.ipynb #check-49
 def count_noun(number: int, noun: str) -> str:
     """Return a number and its noun.
 
@@ -534,7 +534,7 @@ def count_noun(number: int, noun: str) -> str:
     """
     return f"{number:,} {noun if number == 1 else noun + 's'}"
 
-# %% ../../nbs/lib/data/check.ipynb #check-44
+# %% ../../nbs/lib/data/check.ipynb #check-51
 def _summary_lines(check):
     numbers = dict.fromkeys(["photos", "individuals", "species", "test_photos", "photos_seen", "bytes"], 0)
     numbers |= check.summary
@@ -553,7 +553,7 @@ def _where(finding):
     row = "" if finding.row is None else f", row {finding.row}"
     return f"{finding.file}{row}" + (f": {finding.detail}" if finding.detail else "")
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-52
 def _kind_lines(kind, findings, examples):
     times = "once" if len(findings) == 1 else f"{len(findings):,} times"
     level, text = FINDINGS[kind]
@@ -562,7 +562,7 @@ def _kind_lines(kind, findings, examples):
         lines.append(f"    ... and {len(findings) - examples:,} more (--json lists all)")
     return lines
 
-# %% ../../nbs/lib/data/check.ipynb #check-45
+# %% ../../nbs/lib/data/check.ipynb #check-53
 def describe_check(check: Check, examples: int = 3) -> str:
     """Describe a check for people.
 
@@ -589,7 +589,7 @@ def describe_check(check: Check, examples: int = 3) -> str:
     }
     return "\n".join([*lines, "", verdicts[check.status]])
 
-
+# %% ../../nbs/lib/data/check.ipynb #check-54
 def check_as_dict(check: Check) -> dict[str, Any]:
     """Describe a check for machines.
 
@@ -603,7 +603,7 @@ def check_as_dict(check: Check) -> dict[str, Any]:
     findings = [asdict(f) | {"level": f.level} for f in check.findings]
     return {"root": str(check.root), "status": status, "summary": check.summary, "findings": findings}
 
-# %% ../../nbs/lib/data/check.ipynb #check-47
+# %% ../../nbs/lib/data/check.ipynb #check-56
 def write_skips(check: Check) -> int:
     """Add the unusable photographs of a check to `skip.csv` of its folder.
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import pandas as pd
 
@@ -25,7 +25,7 @@ from .species import merge_species
 NEW = "new_individual"
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-07
-def parse_csv(source: Path | str | TextIO, **options: Any) -> pd.DataFrame:
+def parse_csv(source: Path | str | TextIO, **options: object) -> pd.DataFrame:
     """Read a CSV with every cell as it is written.
 
     Args:
@@ -43,7 +43,7 @@ def parse_csv(source: Path | str | TextIO, **options: Any) -> pd.DataFrame:
         warnings.simplefilter("error", pd.errors.ParserWarning)
         return pd.read_csv(source, dtype=str, keep_default_na=False, index_col=False, **options)
 
-
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-08
 def _check_cells(table, path, columns):
     if missing := [c for c in columns if c not in table.columns]:
         present = ", ".join(table.columns)
@@ -55,7 +55,7 @@ def _check_cells(table, path, columns):
         if len(empty):
             raise UserError(f"{path}, row {empty[0] + 2}: {column!r} is empty ({len(empty)} such rows)")
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-08
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-09
 def read_table(path: Path | str, columns: Sequence[str]) -> pd.DataFrame:
     """Read a CSV as text and check the columns that are needed.
 
@@ -79,7 +79,7 @@ def read_table(path: Path | str, columns: Sequence[str]) -> pd.DataFrame:
     _check_cells(table, path, columns)
     return table
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-11
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-12
 def check_images(table: pd.DataFrame, path: Path | str, folder: Path) -> None:
     """Check the images that a table lists.
 
@@ -105,7 +105,7 @@ def check_images(table: pd.DataFrame, path: Path | str, folder: Path) -> None:
             "absent): add the files or remove the rows"
         )
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-13
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-14
 def read_skips(root: Path) -> pd.DataFrame:
     """Read which photographs are to be left out.
 
@@ -123,7 +123,7 @@ def read_skips(root: Path) -> pd.DataFrame:
         return pd.DataFrame({"image": [], "reason": []}, dtype=str)
     return read_table(path, ["image", "reason"])[["image", "reason"]].drop_duplicates("image", ignore_index=True)
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-15
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-16
 def read_sizes(root: Path) -> pd.DataFrame | None:
     """Read the sizes of photographs from `image_sizes*.csv`.
 
@@ -146,7 +146,7 @@ def read_sizes(root: Path) -> pd.DataFrame | None:
         raise UserError(f"{paths[0]} has no column {sorted(missing)[0]!r} (found: {', '.join(table.columns)})")
     return table[["image", "width", "height"]].astype({"width": float, "height": float})
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-18
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-19
 @dataclass(frozen=True)
 class Dataset:
     """Photographs and tables of one folder in Happywhale's layout.
@@ -190,7 +190,7 @@ class Dataset:
         """
         return [self.test_images / name for name in self.test["image"]]
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-19
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-20
 TRAIN_COLUMNS = ["image", "species", "individual_id"]
 EXTRA_COLUMNS = ["species_raw", "date", "side", "encounter", "place", "latitude", "longitude"]  # kept where present
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png")
@@ -210,7 +210,7 @@ def photo_folder(root: Path, subset: str) -> Path:
     folder = root / f"{subset}_images"
     return root / "images" if subset == "train" and not folder.is_dir() else folder
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-21
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-22
 def _read_train(root):
     path = root / "train.csv"
     if not path.is_file():
@@ -226,7 +226,7 @@ def _read_train(root):
         )
     return merge_species(table)
 
-
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-23
 def _read_test(root, folder, need_photos):
     path = root / "sample_submission.csv"
     if path.is_file() and (folder.is_dir() or not need_photos):
@@ -234,7 +234,7 @@ def _read_test(root, folder, need_photos):
     photos = folder.iterdir() if folder.is_dir() else []
     return pd.DataFrame({"image": sorted(p.name for p in photos if p.suffix.lower() in PHOTO_ENDINGS)}, dtype=str)
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-22
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-24
 def _split_skipped(tables, skips):
     # the tables without the photographs of `skips`, and a table image, reason, part of those left out
     skipped = [skips[skips["image"].isin(table["image"])].assign(part=subset) for subset, table in tables.items()]
@@ -246,7 +246,7 @@ def _fingerprint(train, photos):
     rows = train[["image", "species_raw", "individual_id"]].to_numpy()
     return fingerprint(sorted(map(tuple, rows)), photos=photos)
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-23
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-25
 def read_dataset(data_dir: Path | str = "", need_photos: bool = True) -> Dataset:
     """Find, read and check a data folder.
 

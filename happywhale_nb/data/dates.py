@@ -36,7 +36,7 @@ def iso_date(text: str) -> str:
     """
     return re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", text)
 
-
+# %% ../../nbs/lib/data/dates.ipynb #dates-08
 def exif_date(photo: Image.Image) -> str:
     """Read when a photograph was taken.
 
@@ -50,7 +50,7 @@ def exif_date(photo: Image.Image) -> str:
     taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
     return str(taken or exif.get(ExifTags.Base.DateTime) or "")
 
-# %% ../../nbs/lib/data/dates.ipynb #dates-08
+# %% ../../nbs/lib/data/dates.ipynb #dates-09
 def camera_date(path: Path | str) -> str:
     """Read when the photograph in a file was taken.
 

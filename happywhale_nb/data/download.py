@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMPETITION = "happy-whale-and-dolphin"
 SITE = "kaggle.com"
 
-
+# %% ../../nbs/lib/data/download.ipynb #download-05
 def kaggle_client() -> "KaggleApi":
     """Sign in to Kaggle.
 
@@ -51,7 +51,7 @@ def kaggle_client() -> "KaggleApi":
         ) from None
     return client
 
-# %% ../../nbs/lib/data/download.ipynb #download-05
+# %% ../../nbs/lib/data/download.ipynb #download-06
 def _explain(error, competition):
     # what an error of Kaggle's server means for the user
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -65,7 +65,7 @@ def _explain(error, competition):
     unreachable = f"Kaggle cannot be reached ({message}): run this again; it goes on where it was"
     return UserError(reasons.get(status, unreachable))
 
-
+# %% ../../nbs/lib/data/download.ipynb #download-07
 def _request(client, competition):
     # the server's response to a request for all files, its body not yet read, and the HTTP client that can resume it
     import requests
@@ -79,7 +79,7 @@ def _request(client, competition):
     except requests.exceptions.RequestException as error:
         raise _explain(error, competition) from None
 
-# %% ../../nbs/lib/data/download.ipynb #download-06
+# %% ../../nbs/lib/data/download.ipynb #download-08
 def _check_free_space(folder, needed, present=0):
     free = shutil.disk_usage(folder).free
     if free + present < needed:
@@ -88,7 +88,7 @@ def _check_free_space(folder, needed, present=0):
             "and what is in it): free some space, or name a folder on another disk with --to"
         )
 
-
+# %% ../../nbs/lib/data/download.ipynb #download-09
 def fetch_archive(target: Path | str, competition: str = COMPETITION) -> Path:
     """Download a competition's archive, resuming an earlier download.
 
@@ -119,7 +119,7 @@ def fetch_archive(target: Path | str, competition: str = COMPETITION) -> Path:
         raise _explain(error, competition) from None
     return archive
 
-# %% ../../nbs/lib/data/download.ipynb #download-08
+# %% ../../nbs/lib/data/download.ipynb #download-11
 def _unpack_member(packed, member, archive, target):
     # writes one file of an archive unless it is there in full; returns whether it did
     path = (target / member.filename).resolve()
@@ -131,7 +131,7 @@ def _unpack_member(packed, member, archive, target):
         shutil.copyfileobj(source, sink, 1 << 20)
     return True
 
-
+# %% ../../nbs/lib/data/download.ipynb #download-12
 def unpack(archive: Path | str, target: Path | str, progress: bool = True) -> int:
     """Unpack a zip archive, except for files that exist with the right size.
 
@@ -157,7 +157,7 @@ def unpack(archive: Path | str, target: Path | str, progress: bool = True) -> in
         archive.unlink()
         raise UserError(f"{archive} is damaged ({error}) and has been removed: run this again") from None
 
-# %% ../../nbs/lib/data/download.ipynb #download-10
+# %% ../../nbs/lib/data/download.ipynb #download-14
 def download(target: Path | str, competition: str = COMPETITION) -> int:
     """Download and unpack a competition's data, and remove the archive.
 

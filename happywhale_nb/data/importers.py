@@ -54,7 +54,7 @@ def _check_named(named, columns):
         if theirs not in columns:
             raise UserError(f"there is no column {theirs!r} (found: {', '.join(map(str, columns))})")
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importers-07
 def match_columns(columns: Iterable[str], named: Mapping[str, str] | None = None) -> dict[str, str]:
     """Find which columns of a source hold what.
 
@@ -78,7 +78,7 @@ def match_columns(columns: Iterable[str], named: Mapping[str, str] | None = None
             match[ours] = theirs
     return match
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-09
+# %% ../../nbs/lib/data/importers.ipynb #importers-10
 def read_folders(source: Path) -> pd.DataFrame:
     """Read photographs that lie in folders named after individuals.
 
@@ -104,7 +104,7 @@ def read_folders(source: Path) -> pd.DataFrame:
         rows.append((path, individual, species, camera_date(path)))
     return pd.DataFrame(rows, columns=["path", "individual_id", "species", "date"])
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-11
+# %% ../../nbs/lib/data/importers.ipynb #importers-12
 def _file_index(photos):
     files = [p for p in photos.rglob("*") if p.suffix.lower() in READABLE]
     times = Counter(p.name for p in files)
@@ -120,7 +120,7 @@ def _read_separated(source):
     except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise UserError(f"{source} cannot be read as a UTF-8 CSV table: {error}") from None
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-12
+# %% ../../nbs/lib/data/importers.ipynb #importers-13
 def read_csv(source: Path, photos: Path, named: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Read a CSV that lists photographs.
 
@@ -149,7 +149,7 @@ def read_csv(source: Path, photos: Path, named: Mapping[str, str] | None = None)
     names = kept["image"].str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
     return kept.assign(path=[index.get(name) for name in names])
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-14
+# %% ../../nbs/lib/data/importers.ipynb #importers-15
 def _coco_lists(source):
     try:
         content = json.loads(source.read_text(encoding="utf-8-sig"))
@@ -167,11 +167,11 @@ def _coco_table(images, annotations):
         left_on="id", right_on="image_id", how="left", suffixes=("", "_annotation"),
     )  # fmt: skip
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importers-16
 def _as_text(rows):
     return rows.astype(object).where(rows.notna(), "").map(str).replace(r"\.0$", "", regex=True)
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-15
+# %% ../../nbs/lib/data/importers.ipynb #importers-17
 def read_coco(source: Path, photos: Path, named: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Read a COCO or COCO Camera Traps file.
 
@@ -204,7 +204,7 @@ def read_coco(source: Path, photos: Path, named: Mapping[str, str] | None = None
         rows[BOX_FIELDS] = pd.DataFrame(boxes, index=rows.index).astype(str)
     return rows
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-17
+# %% ../../nbs/lib/data/importers.ipynb #importers-19
 @dataclass(frozen=True)
 class ImportPlan:
     """What an import writes.
@@ -221,7 +221,7 @@ class ImportPlan:
     boxes: pd.DataFrame
     notes: list[str]
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-19
+# %% ../../nbs/lib/data/importers.ipynb #importers-21
 def _ids(names):
     # from individuals as written to ids without blanks
     ids, originals = {}, {}
@@ -234,7 +234,7 @@ def _ids(names):
         ids[name] = plain
     return ids
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importers-22
 def _file_names(rows, root):
     # the photograph's own name, with its folders where two share one; several rows of one photograph are numbered
     own = [clean_file_name(path.name) for path in rows["path"]]
@@ -249,7 +249,7 @@ def _file_names(rows, root):
     copies = rows.groupby("path").cumcount()
     return [f"{Path(n).stem}_{i + 1}{Path(n).suffix}" if i else n for n, i in zip(names, copies, strict=True)]
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-20
+# %% ../../nbs/lib/data/importers.ipynb #importers-23
 def _with_photograph(rows, root, skip_missing):
     # the rows whose photograph is there, each once, and notes on what is left out
     absent = rows["path"].isna()
@@ -265,7 +265,7 @@ def _with_photograph(rows, root, skip_missing):
         raise UserError(f"no photographs found below {root}")
     return rows, notes
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importers-24
 def _refuse_two_without_box(known):
     several = known.groupby("path")["individual_id"].nunique()
     for path in several.index[several > 1]:
@@ -276,7 +276,7 @@ def _refuse_two_without_box(known):
                 f"{path} shows {names}, and no boxes tell them apart: keep one row, or add columns x, y, w, h"
             )
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-22
+# %% ../../nbs/lib/data/importers.ipynb #importers-26
 def _notes_on_names(ids, paths):
     notes = []
     if changed := [name for name, plain in ids.items() if name != plain]:
@@ -296,7 +296,7 @@ def _with_species(rows, species):
         notes = [f"{missing.sum()} photographs have no species: written as 'unknown'; name it with --species"]
     return rows.assign(species=written.str.replace(r"\s+", "_", regex=True).str.lower()), notes
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-23
+# %% ../../nbs/lib/data/importers.ipynb #importers-27
 def _tables(rows, known):
     # the tables train, test and boxes
     if "date" in rows:
@@ -315,7 +315,7 @@ def _tables(rows, known):
         boxes.sort_values("image"),
     )
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-25
+# %% ../../nbs/lib/data/importers.ipynb #importers-29
 def plan_import(rows: pd.DataFrame, root: Path, species: str = "", skip_missing: bool = False) -> ImportPlan:
     """Decide what an import writes.
 
@@ -342,7 +342,7 @@ def plan_import(rows: pd.DataFrame, root: Path, species: str = "", skip_missing:
     notes += [*_notes_on_names(ids, rows["path"]), *notes_on_species]
     return ImportPlan(*_tables(rows, known), notes)
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-26
+# %% ../../nbs/lib/data/importers.ipynb #importers-30
 def _read_source(source, root, named):
     if source.is_dir():
         return read_folders(source)
@@ -352,7 +352,7 @@ def _read_source(source, root, named):
         return read_coco(source, root, named)
     raise UserError(f"{source} is no folder, .csv or .json: nothing else can be imported")
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importers-31
 def plan_source(
     source: Path | str,
     photos: Path | str = "",
@@ -381,7 +381,7 @@ def plan_source(
         raise UserError(f"{source if not source.exists() else root} is missing")
     return plan_import(_read_source(source, root, named), root, species, skip_missing)
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-28
+# %% ../../nbs/lib/data/importers.ipynb #importers-33
 def _put_photos(table, folder, copy, progress):
     # copies or links the photographs of `table` to `folder`; returns how many were linked in which way
     ways = Counter()
@@ -395,7 +395,7 @@ def _put_photos(table, folder, copy, progress):
             ways[link_file(path, folder / image)] += 1
     return ways
 
-
+# %% ../../nbs/lib/data/importers.ipynb #importers-34
 def _write_tables(plan, folder):
     plan.train.drop(columns="path").to_csv(folder / "train.csv", index=False, lineterminator="\n")
     if len(plan.test):
@@ -405,7 +405,7 @@ def _write_tables(plan, folder):
         (folder / "boxes").mkdir()
         plan.boxes.to_csv(folder / "boxes" / "annotated.csv", index=False, lineterminator="\n")
 
-# %% ../../nbs/lib/data/importers.ipynb #importers-29
+# %% ../../nbs/lib/data/importers.ipynb #importers-35
 def write_import(plan: ImportPlan, target: Path | str, copy: bool = False, progress: bool = True) -> Path:
     """Write a data folder, completely or not at all.
 

@@ -26,7 +26,7 @@ from .dataset import Dataset
 # %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-05
 THUMBNAIL_SIDE = 32
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-06
 def grey_thumbnail(photo: Image.Image, whole: bool = False) -> np.ndarray:
     """Make a small grey image of a photograph.
 
@@ -44,7 +44,7 @@ def grey_thumbnail(photo: Image.Image, whole: bool = False) -> np.ndarray:
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return np.asarray(grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-07
 def perceptual_hash(thumbnail: np.ndarray) -> np.uint64:
     """Compute the pHash of a thumbnail.
 
@@ -64,7 +64,7 @@ def perceptual_hash(thumbnail: np.ndarray) -> np.uint64:
     bits = imagehash.phash(Image.fromarray(thumbnail)).hash.ravel()
     return np.packbits(bits).view(">u8")[0].astype(np.uint64)
 
-# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-06
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-08
 def _read_thumbnail(path):
     try:
         with Image.open(path) as photo:
@@ -72,7 +72,7 @@ def _read_thumbnail(path):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be decoded ({error}): see `happywhale data check --deep`") from None
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-09
 def read_thumbnails(paths: Sequence[Path], progress: bool = True) -> np.ndarray:
     """Read thumbnails of photographs, in parallel.
 
@@ -92,7 +92,7 @@ def read_thumbnails(paths: Sequence[Path], progress: bool = True) -> np.ndarray:
         jobs = pool.map(_read_thumbnail, paths)
         return np.stack(list(bar(jobs, "thumbnails", len(paths), disable=not progress)))
 
-# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-08
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-11
 BLOCK = 512  # rows compared at once
 
 
@@ -106,7 +106,7 @@ def _bands(hashes: np.ndarray, max_distance: int) -> Iterator[tuple[np.ndarray, 
             for start in range(0, len(group) - 1, BLOCK):
                 yield group[start : start + BLOCK], group[start:]
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-12
 def close_hashes(hashes: np.ndarray, max_distance: int) -> np.ndarray:
     """Find all pairs of hashes that differ in few bits.
 
@@ -130,11 +130,11 @@ def close_hashes(hashes: np.ndarray, max_distance: int) -> np.ndarray:
         pairs = list(pool.map(compare, _bands(hashes, max_distance)))
     return np.unique(np.concatenate([np.empty((0, 3), np.int64), *pairs]), axis=0)
 
-# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-11
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-15
 MAX_HASH_DISTANCE = 10  # bits
 NEAR_CORRELATION, COPY_CORRELATION = 0.90, 0.95
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-16
 def thumbnail_correlation(thumbnails: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Compute the Pearson correlation of pairs of thumbnails.
 
@@ -156,7 +156,7 @@ def thumbnail_correlation(thumbnails: np.ndarray, first: np.ndarray, second: np.
         correlation[chunk] = np.divide((a * b).sum(1), size, out=np.zeros_like(size), where=size > 0)
     return correlation
 
-# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-12
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-17
 def same_pictures(
     thumbnails: np.ndarray, min_correlation: float = COPY_CORRELATION, max_distance: int = MAX_HASH_DISTANCE
 ) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def same_pictures(
     keep = correlation >= min_correlation
     return pd.DataFrame({"a": pairs[keep, 0], "b": pairs[keep, 1], "correlation": correlation[keep].round(4)})
 
-# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-15
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-20
 PAIR_COLUMNS = ["image_a", "part_a", "image_b", "part_b", "correlation"]
 
 
@@ -183,7 +183,7 @@ def _pairs_file(dataset, folder):
     stamp = fingerprint(dataset.fingerprint, THUMBNAIL_SIDE, MAX_HASH_DISTANCE, NEAR_CORRELATION)
     return Path(folder) / f"duplicates-{stamp}.csv"
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-21
 def read_near_duplicates(dataset: Dataset, folder: Path | str) -> pd.DataFrame | None:
     """Read the pairs that `find_near_duplicates` has kept.
 
@@ -197,7 +197,7 @@ def read_near_duplicates(dataset: Dataset, folder: Path | str) -> pd.DataFrame |
     path = _pairs_file(dataset, folder)
     return pd.read_csv(path, dtype={"image_a": str, "image_b": str}) if path.is_file() else None
 
-# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-16
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-22
 def _search_pairs(dataset, progress):
     images = [*dataset.train["image"], *dataset.test["image"]]
     subsets = ["train"] * len(dataset.train) + ["test"] * len(dataset.test)
@@ -207,7 +207,7 @@ def _search_pairs(dataset, progress):
     columns = [np.take(images, a), np.take(subsets, a), np.take(images, b), np.take(subsets, b), same["correlation"]]
     return pd.DataFrame(dict(zip(PAIR_COLUMNS, columns, strict=True)))
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-23
 def find_near_duplicates(
     dataset: Dataset, folder: Path | str | None = None, progress: bool = True
 ) -> pd.DataFrame:
@@ -233,7 +233,7 @@ def find_near_duplicates(
         pairs.to_csv(temporary, index=False, lineterminator="\n")
     return pairs
 
-
+# %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-24
 def among_train(pairs: pd.DataFrame | None) -> pd.DataFrame | None:
     """Select the pairs of two training photographs.
 

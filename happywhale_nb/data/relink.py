@@ -118,7 +118,7 @@ def write_relink(plan: RelinkPlan) -> Counter[str]:
             ways[link_file(file, temporary)] += 1
     return ways
 
-
+# %% ../../nbs/lib/data/relink.ipynb #relink-12
 def relink_lines(plan: RelinkPlan) -> list[str]:
     """Describe a plan to the user.
 

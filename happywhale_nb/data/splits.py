@@ -35,7 +35,7 @@ def _new_fraction(split, text):
         raise UserError(f"split {split!r} needs the share of new animals among the queries, as in open:0.3")
     return fraction
 
-
+# %% ../../nbs/lib/data/splits.ipynb #splits-05
 def parse_split(split: str) -> tuple[str, float | None]:
     """Parse the name of a split.
 
@@ -58,7 +58,7 @@ def parse_split(split: str) -> tuple[str, float | None]:
         return kind, None
     return kind, _new_fraction(split, fraction)
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-07
+# %% ../../nbs/lib/data/splits.ipynb #splits-08
 def _random_keys(names, seed):
     return [hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).hexdigest() for name in names]
 
@@ -77,7 +77,7 @@ def _stratified(train, k, seed):
     table = _ordered(train, seed)
     return pd.Series(np.arange(len(table)) % k, index=table.index)
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-09
+# %% ../../nbs/lib/data/splits.ipynb #splits-10
 def _assign_units(units, k):
     # folds `[n]` int for `units`, a table individual_id, species, size, random_key, balanced by individual and species
     order = units.sort_values(["size", "species", "random_key"], ascending=[False, True, True])
@@ -94,7 +94,7 @@ def _assign_units(units, k):
             count[fold] += size
     return folds
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-11
+# %% ../../nbs/lib/data/splits.ipynb #splits-12
 def _together(train, unit, k, seed):
     # folds in which photographs of one `unit` (a Series of labels over the rows) are together
     groups = train.assign(random_key=_random_keys(unit, seed)).groupby(unit.to_numpy())
@@ -111,7 +111,7 @@ def _groups(images, pairs):
     label = pd.Series(connected_components(links, directed=False)[1], index=images.index)
     return images.groupby(label).transform("min")
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-13
+# %% ../../nbs/lib/data/splits.ipynb #splits-14
 SELDOM = 10  # photographs; individuals with more are chosen as new ones only if the others do not suffice
 
 
@@ -125,7 +125,7 @@ def _choose_new(table, missing):
             missing -= count
     return chosen
 
-
+# %% ../../nbs/lib/data/splits.ipynb #splits-15
 def _open(train, k, seed, fraction):
     table = _ordered(train, seed)
     folds = pd.Series(np.arange(len(table)) % k, index=table.index)
@@ -140,7 +140,7 @@ def _open(train, k, seed, fraction):
     folds[~whole] = np.arange((~whole).sum()) % k
     return folds
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-15
+# %% ../../nbs/lib/data/splits.ipynb #splits-17
 def _days(train):
     if "date" not in train:
         raise UserError(f"the split by time needs a column 'date' in train.csv (found: {', '.join(train.columns)})")
@@ -154,7 +154,7 @@ def _days(train):
         )
     return day
 
-
+# %% ../../nbs/lib/data/splits.ipynb #splits-18
 def _time(train, k):
     day = _days(train)
     earlier = day.rank(method="min").sub(1)
@@ -165,7 +165,7 @@ def _time(train, k):
         )
     return folds
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-17
+# %% ../../nbs/lib/data/splits.ipynb #splits-20
 def _assign_folds(train, k, seed, split, pairs):
     # fold numbers of a table sorted by image: a Series by its rows
     kind, fraction = parse_split(split)
@@ -179,10 +179,10 @@ def _assign_folds(train, k, seed, split, pairs):
         return _time(train, k)
     return _together(train, train["individual_id"], k, seed)
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-18
+# %% ../../nbs/lib/data/splits.ipynb #splits-21
 FOLD_COLUMNS = ["image", "individual_id", "species", "fold", "protocol", "query_only"]
 
-
+# %% ../../nbs/lib/data/splits.ipynb #splits-22
 def make_folds(
     train: pd.DataFrame, k: int = 5, seed: int = 0, split: str = "stratified", pairs: pd.DataFrame | None = None
 ) -> pd.DataFrame:
@@ -212,7 +212,7 @@ def make_folds(
     folds = train.assign(fold=_assign_folds(train, k, seed, split, pairs))
     return folds.assign(protocol=f"{split}-{k}-seed{seed}", query_only=0)[FOLD_COLUMNS].astype({"fold": int})
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-21
+# %% ../../nbs/lib/data/splits.ipynb #splits-25
 def split_kind_of(folds: pd.DataFrame) -> str:
     """Return the kind of split of a table of folds.
 
@@ -224,7 +224,7 @@ def split_kind_of(folds: pd.DataFrame) -> str:
     """
     return folds["protocol"].iloc[0].split("-")[0].split(":")[0]
 
-
+# %% ../../nbs/lib/data/splits.ipynb #splits-26
 def fold_numbers(folds: pd.DataFrame) -> list[int]:
     """Return the folds that have queries.
 
@@ -236,7 +236,7 @@ def fold_numbers(folds: pd.DataFrame) -> list[int]:
     """
     return sorted(set(folds["fold"].astype(int)) - {-1})
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-22
+# %% ../../nbs/lib/data/splits.ipynb #splits-27
 def gallery_and_queries(folds: pd.DataFrame, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which photographs are gallery and which are queries of one fold.
 
@@ -260,7 +260,7 @@ def gallery_and_queries(folds: pd.DataFrame, fold: int) -> tuple[np.ndarray, np.
         raise UserError(f"fold {fold} leaves no photograph to train on")
     return gallery, query
 
-
+# %% ../../nbs/lib/data/splits.ipynb #splits-28
 def true_answers(individuals: Sequence[str], gallery_individuals: Sequence[str]) -> np.ndarray:
     """Return the correct prediction for each query.
 
@@ -274,7 +274,7 @@ def true_answers(individuals: Sequence[str], gallery_individuals: Sequence[str])
     individuals = np.asarray(individuals, dtype=str)
     return np.where(np.isin(individuals, np.asarray(gallery_individuals, dtype=str)), individuals, NEW)
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-25
+# %% ../../nbs/lib/data/splits.ipynb #splits-31
 def new_queries(folds: pd.DataFrame, fold: int) -> pd.Series:
     """Return which queries of a fold show an individual that its gallery does not hold.
 
@@ -292,7 +292,7 @@ def new_queries(folds: pd.DataFrame, fold: int) -> pd.Series:
     truth = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
     return pd.Series(truth == NEW, index=folds.index[query])
 
-
+# %% ../../nbs/lib/data/splits.ipynb #splits-32
 def require_catalogue(folds: pd.DataFrame) -> None:
     """Refuse a split on which predictions against the catalogue cannot be scored.
 
@@ -309,7 +309,7 @@ def require_catalogue(folds: pd.DataFrame) -> None:
             "held-out animals (`happywhale train -p split disjoint -p fold 0`), or choose another split, study and all"
         )
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-28
+# %% ../../nbs/lib/data/splits.ipynb #splits-35
 def _given_folds(path, train):
     table = read_table(path, ["image", "fold"])
     missing = train.loc[~train["image"].isin(table["image"]), "image"]
@@ -325,7 +325,7 @@ def _given_folds(path, train):
     merged = train[["image", "individual_id", "species"]].merge(table[["image", "fold", "query_only"]], on="image")
     return merged.assign(protocol="given").sort_values("image", ignore_index=True)[FOLD_COLUMNS]
 
-# %% ../../nbs/lib/data/splits.ipynb #splits-30
+# %% ../../nbs/lib/data/splits.ipynb #splits-37
 def dataset_folds(
     dataset: Dataset, k: int = 5, seed: int = 0, split: str = "", folder: Path | str | None = None
 ) -> pd.DataFrame:
