@@ -168,6 +168,11 @@ def _coco_table(images, annotations):
     )  # fmt: skip
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-16
+def _coco_boxes(table):
+    boxes = [box if isinstance(box, list) and len(box) == 4 else [""] * 4 for box in table["bbox"]]
+    return pd.DataFrame(boxes, index=table.index).astype(str)
+
+
 def _as_text(rows):
     return rows.astype(object).where(rows.notna(), "").map(str).replace(r"\.0$", "", regex=True)
 
@@ -191,17 +196,15 @@ def read_coco(source: Path, photos: Path, named: Mapping[str, str] | None = None
     match = {"image": "file_name"} | match_columns([c for c in table if c not in {"id", "file_name"}], named)
     if "individual_id" not in match:
         fields = ", ".join(sorted({field for a in annotations for field in a}))
-        raise UserError(
-            f"{source}: no annotation says which individual it is (fields: {fields}): -c individual_id=FIELD"
-        )
+        message = f"no annotation says which individual it is (fields: {fields}): -c individual_id=FIELD"
+        raise UserError(f"{source}: {message}")
     rows = _as_text(table[list(match.values())].set_axis(list(match), axis=1))
     if "species" not in match and "category_id" in table:
         rows["species"] = table["category_id"].map(categories).fillna("")
     index = _file_index(photos)
     rows["path"] = [index.get(name) for name in rows["image"]]
     if "bbox" in table:
-        boxes = [b if isinstance(b, list) and len(b) == 4 else [""] * 4 for b in table["bbox"]]
-        rows[BOX_FIELDS] = pd.DataFrame(boxes, index=rows.index).astype(str)
+        rows[BOX_FIELDS] = _coco_boxes(table)
     return rows
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-19

@@ -42,11 +42,18 @@ def _files_by_name(folder, names, leave_out):
     return files
 
 
+def _existing_folder(path):
+    folder = Path(path).absolute()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing, or is no folder")
+    return folder
+
+# %% ../../nbs/lib/data/relink.ipynb #relink-08
 def _same_folder(files, before, root):
     # those of `files` that lie in a folder below `root` of the same name as `before` does
     return [path for path in files if path.parent != root and path.parent.name == before.parent.name]
 
-# %% ../../nbs/lib/data/relink.ipynb #relink-08
+# %% ../../nbs/lib/data/relink.ipynb #relink-09
 @dataclass(frozen=True)
 class RelinkPlan:
     """What relinking a data folder would change.
@@ -66,7 +73,7 @@ class RelinkPlan:
         """Number of broken links."""
         return len(self.found) + len(self.several) + len(self.missing)
 
-# %% ../../nbs/lib/data/relink.ipynb #relink-09
+# %% ../../nbs/lib/data/relink.ipynb #relink-10
 def plan_relink(data_dir: Path | str, photos: Path | str) -> RelinkPlan:
     """Search for the files of broken links.
 
@@ -80,10 +87,7 @@ def plan_relink(data_dir: Path | str, photos: Path | str) -> RelinkPlan:
     Raises:
         UserError: If one of the folders does not exist.
     """
-    data_dir, photos = Path(data_dir).absolute(), Path(photos).absolute()
-    for folder in (data_dir, photos):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is missing, or is no folder")
+    data_dir, photos = _existing_folder(data_dir), _existing_folder(photos)
     links = broken_links(data_dir)
     files = _files_by_name(photos, {before.name for before in links.values()}, data_dir)
     found, several, missing = {}, {}, {}
@@ -99,7 +103,7 @@ def plan_relink(data_dir: Path | str, photos: Path | str) -> RelinkPlan:
             missing[link] = before
     return RelinkPlan(found, several, missing)
 
-# %% ../../nbs/lib/data/relink.ipynb #relink-11
+# %% ../../nbs/lib/data/relink.ipynb #relink-12
 def write_relink(plan: RelinkPlan) -> Counter[str]:
     """Replace the broken links whose files are found.
 
@@ -118,7 +122,7 @@ def write_relink(plan: RelinkPlan) -> Counter[str]:
             ways[link_file(file, temporary)] += 1
     return ways
 
-# %% ../../nbs/lib/data/relink.ipynb #relink-12
+# %% ../../nbs/lib/data/relink.ipynb #relink-13
 def relink_lines(plan: RelinkPlan) -> list[str]:
     """Describe a plan to the user.
 
