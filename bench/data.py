@@ -16,8 +16,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 
 from happywhale_nb.data.check import Check, check_folder, check_tables
-from happywhale_nb.data.dataset import COLUMNS, read_dataset, read_table
-from happywhale_nb.data.near_duplicates import DISTANCE, close_hashes
+from happywhale_nb.data.dataset import TRAIN_COLUMNS, read_dataset, read_table
+from happywhale_nb.data.near_duplicates import MAX_HASH_DISTANCE, close_hashes
 from happywhale_nb.data.splits import make_folds
 from happywhale_nb.demo.dataset import draw_demo
 
@@ -43,7 +43,7 @@ def table_folder(quick):
 
 def read_ours(quick):
     path = table_folder(quick) / "train.csv"
-    return lambda: f"{len(read_table(path, COLUMNS)):,} rows, every cell checked"
+    return lambda: f"{len(read_table(path, TRAIN_COLUMNS)):,} rows, every cell checked"
 
 
 def read_plain(quick):
@@ -123,7 +123,7 @@ def hashes(count):
 def search_ours(count):
     def prepare(quick):
         drawn = hashes(count // 10 if quick else count)
-        return lambda: f"{len(close_hashes(drawn, DISTANCE)):,} pairs of {len(drawn):,}"
+        return lambda: f"{len(close_hashes(drawn, MAX_HASH_DISTANCE)):,} pairs of {len(drawn):,}"
 
     return prepare
 
@@ -135,7 +135,7 @@ def search_numpy(count):
         def run():
             found = 0
             for start in range(0, len(drawn), 128):
-                found += (np.bitwise_count(drawn[start : start + 128, None] ^ drawn) <= DISTANCE).sum()
+                found += (np.bitwise_count(drawn[start : start + 128, None] ^ drawn) <= MAX_HASH_DISTANCE).sum()
             return f"{(found - len(drawn)) // 2:,} pairs of {len(drawn):,}"
 
         return run
@@ -149,9 +149,8 @@ def search_sklearn(count):
         bits = np.unpackbits(drawn.view(np.uint8).reshape(-1, 8), axis=1).astype(bool)
 
         def run():
-            near = NearestNeighbors(radius=DISTANCE / 64 + 1e-9, metric="hamming", algorithm="brute", n_jobs=-1).fit(
-                bits
-            )
+            radius = MAX_HASH_DISTANCE / 64 + 1e-9
+            near = NearestNeighbors(radius=radius, metric="hamming", algorithm="brute", n_jobs=-1).fit(bits)
             found = sum(map(len, near.radius_neighbors(bits, return_distance=False)))
             return f"{(found - len(drawn)) // 2:,} pairs of {len(drawn):,}"
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.data.boxes import BOX, COLUMNS, CropMix, clean_boxes, iou, read_box_tables, read_boxes
+from happywhale_nb.data.boxes import BOX, BOX_COLUMNS, CropMix, clean_boxes, iou, read_box_tables, read_boxes
 from happywhale_nb.data.dataset import read_dataset
 
 quick = settings(
@@ -148,7 +148,7 @@ def test_read_box_tables_takes_the_frame_from_the_table_or_else_from_the_sizes(t
     assert boxes[["W", "H"]].iloc[1].tolist() == [50, 40] and boxes[["W", "H"]].iloc[2].isna().all()
     assert boxes[["W", "H"]].iloc[0].tolist() == [1, 1]  # the first of image_sizes_test, image_sizes_train
     (tmp_path / "boxes.csv").unlink()
-    assert list(read_box_tables(tmp_path)) == COLUMNS and read_boxes(tmp_path).empty
+    assert list(read_box_tables(tmp_path)) == BOX_COLUMNS and read_boxes(tmp_path).empty
 
 
 def test_read_boxes_of_a_table_without_boxes_says_what_was_found_and_what_is_read(tmp_path):
@@ -191,18 +191,18 @@ def test_parse_of_a_mix_that_makes_no_sense_is_refused(text):
 
 
 def test_parse_of_shares_divides_them_by_their_sum():
-    assert CropMix.parse("detic:.4 whole:.595", ["detic"]).shares == pytest.approx((0.4 / 0.995, 0.595 / 0.995))
-    mix = CropMix.parse("fullbody detic:1", ["detic", "fullbody"], least=0.2)
-    assert (mix.sources, mix.shares, mix.least) == (("fullbody", "detic"), (0, 1), 0.2)
+    assert CropMix.parse("detic:.4 whole:.595", ["detic"]).probabilities == pytest.approx((0.4 / 0.995, 0.595 / 0.995))
+    mix = CropMix.parse("fullbody detic:1", ["detic", "fullbody"], min_confidence=0.2)
+    assert (mix.sources, mix.probabilities, mix.min_confidence) == (("fullbody", "detic"), (0, 1), 0.2)
     auto = CropMix.parse("auto", ["detic", "backfin", "fullbody_x", "detic"])
-    assert (auto.sources, auto.shares) == (("fullbody_x", "backfin", "detic"), ())
+    assert (auto.sources, auto.probabilities) == (("fullbody_x", "backfin", "detic"), ())
     assert CropMix.parse("auto", []).sources == () and CropMix.parse("", ["detic"]).sources == ()
 
 
 def test_prefer_falls_back_from_missing_and_from_weak_boxes():
     boxes = pd.concat([table([["a", 0, 0, 9, 9], ["b", 0, 0, 9, 9]]), table([["c", 1, 1, 9, 9]], "backfin")])
     boxes["confidence"] = [0.9, 0.05, 0.9]
-    mix = CropMix.parse("detic:.6 backfin:.4", boxes["source"], least=0.1)
+    mix = CropMix.parse("detic:.6 backfin:.4", boxes["source"], min_confidence=0.1)
     assert mix.prefer(list("abcd"), boxes)["source"].tolist() == ["detic", "whole", "backfin", "whole"]
     shares = {share: chosen["source"].tolist() for share, chosen in mix.variants(list("abcd"), boxes)}
     assert shares[0.4] == ["detic", "whole", "backfin", "whole"]
@@ -234,7 +234,7 @@ def test_prefer_of_any_boxes_takes_the_surest_of_the_first_source(data):
     mix = CropMix(tuple(data.draw(st.permutations([*sources, "whole"]))), (), data.draw(sure))
     first = data.draw(st.none() | st.sampled_from(sources))
     order = [*([first] if first else []), *[s for s in mix.sources if s != first]]
-    expected = [plain_choice(image, boxes.to_dict("records"), order, mix.least) for image in "cabd"]
+    expected = [plain_choice(image, boxes.to_dict("records"), order, mix.min_confidence) for image in "cabd"]
     chosen = mix.prefer(list("cabd"), boxes, first)
     assert chosen["image"].tolist() == list("cabd") and chosen["source"].tolist() == [source for source, _ in expected]
     assert np.array_equal(chosen["x0"].to_numpy(float), [x0 for _, x0 in expected], equal_nan=True)
@@ -254,7 +254,7 @@ def test_clean_boxes_of_the_real_tables_counts_every_row(real_boxes, shared):
     inside = clean["W"].isna() | ((clean["x1"] <= clean["W"]) & (clean["y1"] <= clean["H"]))
     assert inside.all() and (clean[["x0", "y0"]] >= 0).all().all()
     train = read_dataset(shared / "happywhale", need_photos=False).train["image"]
-    mix = CropMix.parse("fullbody:.6 backfin:.25 detic:.1 whole:.05", clean["source"], least=0.1)
+    mix = CropMix.parse("fullbody:.6 backfin:.25 detic:.1 whole:.05", clean["source"], min_confidence=0.1)
     chosen = mix.prefer(train, clean)
     assert chosen["image"].tolist() == train.tolist()
     assert (chosen["source"] == "fullbody").mean() > 0.97

@@ -17,11 +17,11 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.check import (
     FINDINGS,
     Check,
-    as_json,
+    check_as_dict,
     check_folder,
-    check_photo,
-    count,
-    describe,
+    count_noun,
+    describe_check,
+    inspect_photo,
     odd_ids,
     write_skips,
 )
@@ -292,8 +292,8 @@ def test_check_folder_names_copies_by_what_the_tables_say_of_them(folder):
 @pytest.mark.parametrize(("side", "found"), [(31, ["tiny"]), (32, [])])
 def test_check_photo_finds_pictures_tiny_below_32_pixels(side, found, tmp_path):
     Image.new("RGB", (64, side), "red").save(tmp_path / "photo.jpg")
-    assert [kind for kind, _ in check_photo(tmp_path / "photo.jpg").kinds] == found
-    assert [kind for kind, _ in check_photo(tmp_path / "photo.jpg", deep=True).kinds] == found
+    assert [kind for kind, _ in inspect_photo(tmp_path / "photo.jpg").findings] == found
+    assert [kind for kind, _ in inspect_photo(tmp_path / "photo.jpg", deep=True).findings] == found
 
 
 @pytest.mark.parametrize("orientation", range(9))
@@ -302,7 +302,7 @@ def test_check_photo_of_a_turned_picture_names_its_orientation(orientation, tmp_
     exif[0x0112] = orientation
     Image.new("RGB", (64, 40), "red").save(tmp_path / "photo.jpg", exif=exif)
     turned = [] if orientation in (0, 1) else [("exif-rotation", f"orientation {orientation}")]
-    assert check_photo(tmp_path / "photo.jpg").kinds == turned
+    assert list(inspect_photo(tmp_path / "photo.jpg").findings) == turned
 
 
 @pytest.mark.parametrize(
@@ -328,14 +328,14 @@ def test_describe_and_as_json_of_many_findings_show_examples_and_list_all():
     for row in range(2, 7):
         check.add("odd-id", "train.csv", f"'w {row}' has a blank", row)
     check.add("tiny", "train_images/a.jpg")
-    text = describe(check)
+    text = describe_check(check)
     assert "1,200 known photographs of 7 individuals, 2 species; 0 to be identified" in text
     assert "0 files looked at, 2.5 MB" in text and "3 more are left out" in text
     assert "error: odd-id, 5 times:" in text and "train.csv, row 4: 'w 4' has a blank" in text and "row 5" not in text
     assert (
         "... and 2 more (--json lists all)" in text and "warning: tiny, once:" in text and text.endswith("\n6 findings")
     )
-    told = as_json(check)
+    told = check_as_dict(check)
     assert (told["status"], len(told["findings"]), told["root"]) == ("findings", 6, "data")
     assert told["findings"][5] == {
         "kind": "tiny", "file": "train_images/a.jpg", "detail": "", "row": None, "level": "warning"
@@ -343,9 +343,9 @@ def test_describe_and_as_json_of_many_findings_show_examples_and_list_all():
     exactly = Check(Path("data"))
     for row in range(3):
         exactly.add("tiny", f"{row}.jpg")
-    assert "more (--json" not in describe(exactly)
-    assert describe(Check(Path("data"))).endswith("clean: nothing found") and count(1, "file") == "1 file"
-    assert as_json(Check(Path("data"), usable=False))["status"] == "unusable"
+    assert "more (--json" not in describe_check(exactly)
+    assert describe_check(Check(Path("data"))).endswith("clean: nothing found") and count_noun(1, "file") == "1 file"
+    assert check_as_dict(Check(Path("data"), usable=False))["status"] == "unusable"
 
 
 def test_check_command_speaks_to_people_and_to_machines(folder):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.data.boxes import COLUMNS, read_boxes
+from happywhale_nb.data.boxes import BOX_COLUMNS, read_boxes
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.season import demo_model
 from happywhale_nb.networks.embedder import Busy, Embedder, NetworkThread
@@ -69,7 +69,7 @@ def test_embed_by_16_threads_gives_the_vectors_of_one_batch(dataset, embedder):
 def test_crop_boxes_of_a_person_go_before_all_others(dataset, embedder):
     image, path = dataset.train["image"][0], dataset.train_paths()[0]
     known = read_boxes(dataset.root).query("image == @image")
-    person = pd.DataFrame([[image, "person", 5.04, 6, 60, 50, 1.0, 120.0, 80.0]], columns=COLUMNS)
+    person = pd.DataFrame([[image, "person", 5.04, 6, 60, 50, 1.0, 120.0, 80.0]], columns=BOX_COLUMNS)
     ((source, box, frame), other) = embedder.crop_boxes([image, "other"], pd.concat([known, person]))
     assert (source, box, frame) == ("person", [5.0, 6, 60, 50], [120, 80]) and other == ("whole", None, None)
     assert embedder.crop_boxes([image]) == [other] and embedder.crop_boxes([image], known)[0][0] == "fullbody"

@@ -1,6 +1,7 @@
 """Other people's catalogues become data folders, complete or not at all."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -25,8 +26,8 @@ def draw(path, date=None):
     Image.fromarray(pixels).resize((80, 50)).save(path, exif=exif)
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, ["data", "import", *map(str, arguments)])
+def run(*arguments, command="import"):
+    return CliRunner().invoke(main, ["data", command, *map(str, arguments)])
 
 
 @pytest.fixture
@@ -189,3 +190,90 @@ def test_import_command_of_a_real_table_keeps_its_individuals(shared, tmp_path):
     assert result.exit_code == 0, result.stderr
     data = read_dataset(tmp_path / "mine")
     assert data.train["individual_id"].value_counts().to_dict() == table["individual_id"].value_counts().to_dict()
+
+
+@pytest.fixture
+def moved(folders, tmp_path):
+    """An imported data folder whose photographs were moved: its path, and theirs."""
+    assert run(folders, "--to", tmp_path / "mine").exit_code == 0
+    folders.rename(tmp_path / "disk")
+    return tmp_path / "mine", tmp_path / "disk"
+
+
+def links(data_dir):
+    return {path.name: os.readlink(path) for path in data_dir.glob("*_images/*")}
+
+
+def test_relink_command_after_a_move_makes_every_link_anew(moved):
+    data_dir, disk = moved
+    expected = [(disk / name).read_bytes() for name in ("Old Scar/1.jpg", "W7/1.jpg", "unknown/9.jpg")]
+    result = run(data_dir, "--photos", disk, command="relink")
+    assert result.exit_code == 0, result.output
+    assert "4 broken links: 4 found, 0 ambiguous, 0 not found" in result.stdout
+    assert "4 photographs linked" in result.stdout
+    names = ("train_images/Old Scar__1.jpg", "train_images/W7__1.jpg", "test_images/9.jpg")
+    assert [(data_dir / name).read_bytes() for name in names] == expected
+    assert check_folder(data_dir, progress=False).status == 0
+    assert not [path for path in data_dir.rglob(".*")]
+
+
+def test_relink_command_with_dry_run_changes_nothing(moved):
+    data_dir, disk = moved
+    before = links(data_dir)
+    result = run(data_dir, "--photos", disk, "--dry-run", command="relink")
+    assert result.exit_code == 0
+    assert "4 found" in result.stdout
+    assert "nothing was changed" in result.stdout
+    assert links(data_dir) == before
+
+
+def test_relink_command_that_finds_nothing_changes_nothing_and_names_all(moved, tmp_path):
+    data_dir, before = moved[0], links(moved[0])
+    (tmp_path / "other").mkdir()
+    result = run(data_dir, "--photos", tmp_path / "other", command="relink")
+    assert result.exit_code == 2
+    assert "nothing was changed" in result.stderr
+    assert "not found: test_images/9.jpg, was" in result.stdout
+    assert links(data_dir) == before
+
+
+def test_relink_command_links_what_it_finds_and_names_the_rest(moved):
+    data_dir, disk = moved
+    (disk / "W7" / "1.jpg").unlink()
+    (disk / "unknown").rename(disk / "2020")
+    draw(disk / "2021" / "9.jpg")
+    (disk / "Old Scar" / "1.jpg").rename(disk / "1.jpg")
+    result = run(data_dir, "--photos", disk, command="relink")
+    assert result.exit_code == 1
+    # two links used to lead to files called 1.jpg, and one file of that name is left
+    assert "4 broken links: 3 found, 1 ambiguous, 0 not found" in result.stdout
+    assert f"ambiguous: test_images/9.jpg: {disk / '2020' / '9.jpg'}, {disk / '2021' / '9.jpg'}" in result.stdout
+    assert not (data_dir / "test_images" / "9.jpg").exists()
+    assert (data_dir / "train_images" / "2.JPG").exists()
+
+
+def test_relink_command_without_broken_links_changes_nothing(folders, tmp_path):
+    run(folders, "--to", tmp_path / "mine")
+    before = links(tmp_path / "mine")
+    result = run(tmp_path / "mine", "--photos", folders, command="relink")
+    assert (result.exit_code, links(tmp_path / "mine")) == (0, before)
+    assert "0 broken links" in result.stdout
+
+
+def test_relink_command_without_the_folder_of_photographs_says_so(moved, tmp_path):
+    result = run(moved[0], "--photos", tmp_path / "nowhere", command="relink")
+    assert result.exit_code == 2
+    assert "nowhere is missing" in result.stderr
+
+
+def test_relink_where_no_symbolic_links_can_be_made_leaves_whole_photographs_and_says_so(moved, monkeypatch):
+    data_dir, disk = moved
+
+    def refuse(source, target):
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    result = run(data_dir, "--photos", disk, command="relink")
+    assert result.exit_code == 0
+    assert "4 photographs are second names of the same files" in result.stderr
+    assert (data_dir / "test_images" / "9.jpg").read_bytes() == (disk / "unknown" / "9.jpg").read_bytes()

@@ -131,9 +131,9 @@ def test_bars_and_browsers_under_papermill_are_text_and_pages(study):
 def test_live_without_ipywidgets_is_false(monkeypatch):
     monkeypatch.setenv(progress.SESSION, "study.ipynb")
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert progress.live()
+    assert progress.shows_widgets()
     monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
-    assert not progress.live()
+    assert not progress.shows_widgets()
 
 
 # --- saving and merging

@@ -25,9 +25,9 @@ from happywhale_nb.core import platforms
 from happywhale_nb.core.artifacts import atomic, write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import fold_dir, study_dir
-from happywhale_nb.core.platforms import check_file_name, clean_file_name, rename, sync_folder
+from happywhale_nb.core.platforms import check_file_name, clean_file_name, link_file, rename, sync_folder
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.data.importers import link_file, plan_source, write_import
+from happywhale_nb.data.importers import plan_source, write_import
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-c", "from happywhale_nb.cli.main import main; main()"]
@@ -147,8 +147,8 @@ def test_serve_without_posix_shows_its_page_and_scripts(tmp_path):
 POSIX = {"fcntl", "pwd", "grp", "resource", "termios", "pty"}
 CALLS = {"fork", "forkpty", "getuid", "geteuid", "getgid", "uname", "killpg", "setsid", "mkfifo", "chown", "rename"}
 ONCE = {  # where a system has it, or nothing else does
-    ("data.importers", "symlink"),
-    ("data.importers", "link"),
+    ("core.platforms", "symlink"),
+    ("core.platforms", "link"),
     ("core.platforms", "replace"),
     ("demo.season", "replace"),  # moves its own new photograph
 }

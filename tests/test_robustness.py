@@ -183,7 +183,7 @@ def test_robustness_stage_of_what_cannot_be_measured_is_refused(small):
     with pytest.raises(UserError, match="photos=0"):
         robustness_stage(dataset, folder, "small", folds, 0, photos=0)
     with pytest.raises(UserError, match="this split is disjoint"):
-        robustness_stage(dataset, folder, "small", make_folds(dataset.train, 3, kind="disjoint"), 0)
+        robustness_stage(dataset, folder, "small", make_folds(dataset.train, 3, split="disjoint"), 0)
     alone = folds["individual_id"].map(folds.groupby("individual_id")["fold"].nunique()) > 1
     strangers = folds[~((folds["fold"] == 0) & alone)]
     with pytest.raises(UserError, match="no held-out photograph of fold 0 shows an animal of the gallery"):

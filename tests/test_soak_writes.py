@@ -30,12 +30,12 @@ from happywhale_nb.catalogue.uploads import check_photo, keep_photo
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.data.boxes import COLUMNS
+from happywhale_nb.data.boxes import BOX_COLUMNS
 from happywhale_nb.data.check import write_skips
 from happywhale_nb.data.dataset import read_dataset, read_skips
 from happywhale_nb.data.download import unpack
 from happywhale_nb.data.importers import plan_source, write_import
-from happywhale_nb.data.near_duplicates import near_duplicates, read_duplicates
+from happywhale_nb.data.near_duplicates import find_near_duplicates, read_near_duplicates
 from happywhale_nb.demo.dataset import draw_demo
 from happywhale_nb.ensemble.blending import blend_files
 from happywhale_nb.imaging.crops import decode_crop, load_crops
@@ -252,7 +252,7 @@ def crops_writer():
     def steps(ground, folder):
         os.cpu_count = lambda: 1  # one thread: the steps come in one order
         paths = sorted((ground / "train_images").iterdir())
-        load_crops(paths, pd.DataFrame(index=range(len(paths)), columns=COLUMNS, dtype=float), 32, folder)
+        load_crops(paths, pd.DataFrame(index=range(len(paths)), columns=BOX_COLUMNS, dtype=float), 32, folder)
         yield
 
     def read(ground, folder):
@@ -281,7 +281,7 @@ def folds_writer():
 
 def duplicates_writer():
     def steps(ground, folder):
-        near_duplicates(read_dataset(ground), folder, progress=False)
+        find_near_duplicates(read_dataset(ground), folder, progress=False)
         yield
 
     def ground(folder):
@@ -289,7 +289,7 @@ def duplicates_writer():
         shutil.copy(folder / "train_images" / "0.jpg", folder / "train_images" / "3.jpg")
 
     def read(ground, folder):
-        found = read_duplicates(read_dataset(ground), folder)
+        found = read_near_duplicates(read_dataset(ground), folder)
         return {"pairs": None if found is None else found.to_csv()}
 
     return Writer(steps, read, ground=ground)

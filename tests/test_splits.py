@@ -16,7 +16,7 @@ from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import study_data
 from happywhale_nb.data.dataset import NEW, read_dataset
-from happywhale_nb.data.near_duplicates import close_hashes, near_duplicates
+from happywhale_nb.data.near_duplicates import close_hashes, find_near_duplicates
 from happywhale_nb.data.protocol import add_protocol_footer, card_line, protocol_card
 from happywhale_nb.data.species import merge_species
 from happywhale_nb.data.splits import (
@@ -25,10 +25,10 @@ from happywhale_nb.data.splits import (
     dataset_folds,
     fold_numbers,
     gallery_and_queries,
-    kind_of,
     make_folds,
-    parse_kind,
+    parse_split,
     require_catalogue,
+    split_kind_of,
     true_answers,
 )
 from happywhale_nb.stages.eda import leakage, leakage_line
@@ -265,7 +265,7 @@ def test_make_folds_time_without_dates_or_days_is_refused(table):
 @pytest.mark.parametrize("name", ["open", "open:0", "open:1", "open:1.2", "open:many", "random", "time:3", "disjont"])
 def test_parse_kind_of_an_unknown_kind_or_share_is_refused(name):
     with pytest.raises(UserError, match="split") as caught:
-        parse_kind(name)
+        parse_split(name)
     assert ("did you mean 'disjoint'?" in str(caught.value)) == (name == "disjont")
 
 
@@ -278,7 +278,7 @@ def given_split(animals, fold, query_only=None):
 
 def test_gallery_and_queries_leave_out_what_is_always_gallery_or_only_asked_about():
     folds = given_split("aabbc", [0, 1, -1, 1, 0], [0, 0, 0, 1, 0])
-    assert fold_numbers(folds) == [0, 1] and kind_of(folds) == "given"
+    assert fold_numbers(folds) == [0, 1] and split_kind_of(folds) == "given"
     assert [part.tolist() for part in gallery_and_queries(folds, 0)] == [
         [False, True, True, False, False],  # the fourth is only asked about
         [True, False, False, False, True],
@@ -431,7 +431,7 @@ def test_study_card_counts_near_duplicates_once_they_are_searched_for(tiny, tmp_
     data = read_dataset(tiny)
     folds = study_folds(data, tmp_path, 3, 0, "open:0.5")
     assert study_card(data, tmp_path, folds)["near_duplicates"] is None
-    near_duplicates(data, tmp_path, progress=False)
+    find_near_duplicates(data, tmp_path, progress=False)
     assert study_card(data, tmp_path, folds)["near_duplicates"] == 0
 
 
@@ -460,7 +460,7 @@ def test_leakage_of_a_planted_copy_is_one_pair_between_train_and_test(tiny_copy,
     data = read_dataset(tiny_copy)
     with Image.open(data.train_paths()[5]) as image:
         image.resize((image.width // 2, image.height // 2)).save(data.test_paths()[2], quality=60)
-    pairs = near_duplicates(read_dataset(tiny_copy), tmp_path, progress=False)
+    pairs = find_near_duplicates(read_dataset(tiny_copy), tmp_path, progress=False)
     found = leakage(pairs, data.train)
     assert found.loc["between train and test"].tolist() == [1, 1] and found.to_numpy().sum() == 2
     assert pairs[["image_a", "image_b"]].to_numpy().tolist() == [[data.train["image"][5], data.test["image"][2]]]

@@ -37,7 +37,7 @@ from .text import clean_side
 from .uploads import Limits
 from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
-from ..core.progress import live
+from ..core.progress import shows_widgets
 from ..imaging.crops import crop_aspect, load_crop
 from ..imaging.photo import upright_size
 
@@ -175,7 +175,7 @@ class Identified(Review):
     def _ipython_display_(self):
         from IPython.display import display
 
-        if live():
+        if shows_widgets():
             display(self.controls())
         else:
             display({"text/html": self._repr_html_(), "text/plain": repr(self)}, raw=True)

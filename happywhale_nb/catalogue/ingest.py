@@ -38,7 +38,7 @@ from .text import clean_date, clean_position, clean_side, clean_text
 from .uploads import Limits, check_photo, clean_name, keep_photo, read_exif
 from ..core.errors import UserError
 from ..core.progress import bar
-from ..data.boxes import BOX, COLUMNS, read_boxes
+from ..data.boxes import BOX, BOX_COLUMNS, read_boxes
 from ..data.dataset import parse_csv
 from ..imaging.photo import upright_size
 from ..retrieval.identifier import calibrate
@@ -115,7 +115,7 @@ def ingest_dataset(catalogue, embedder, dataset, name, trained=None, vectors=Non
         there = set(session.scalars(select(Photo.path).where(~Photo.kept)))
     table = table[~table["path"].isin(there)].reset_index(drop=True)
     ready = {} if vectors is None else dict(zip(vectors.images.tolist(), vectors.vectors, strict=True))
-    with bar(total=len(table), what="catalogue", disable=not len(table)) as shown:
+    with bar(total=len(table), description="catalogue", disable=not len(table)) as shown:
         for start in range(0, len(table), LOT):
             lot = table.iloc[start : start + LOT]
             _ingest_lot(catalogue, embedder, model_id, dataset.root, lot, boxes, trained, ready)
@@ -355,7 +355,7 @@ def crop_boxes(rows):
             box = (crop.x0, crop.y0, crop.x1, crop.y1, *frame)
             numbers = dict(zip((*BOX, "W", "H"), map(float, box), strict=True))
             boxes.append({"image": Path(photo.path).name} | numbers)
-    table = pd.DataFrame(boxes, columns=COLUMNS)
+    table = pd.DataFrame(boxes, columns=BOX_COLUMNS)
     return table.assign(source="person", confidence=1.0)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-27

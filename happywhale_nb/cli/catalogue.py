@@ -18,7 +18,7 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
 from ..core.platforms import check_file_name
-from ..data.check import count
+from ..data.check import count_noun
 from ..data.dataset import PHOTO_ENDINGS
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-04
@@ -77,7 +77,7 @@ def build(data_dir, model, folder, database, detector, name):
     )
     embedder.close()
     place = os.path.relpath(store.folder)
-    lines = [f"{place}: {count(added, 'photograph')} added", *calibration_lines(calibration)]
+    lines = [f"{place}: {count_noun(added, 'photograph')} added", *calibration_lines(calibration)]
     click.echo("\n".join([*lines, f"next: happywhale serve {place}"]))
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-10
@@ -115,7 +115,7 @@ def _add_group(store, embedder, paths, side, known, skip):
             raise
         click.echo(f"{paths[0]} left out: {error}", err=True)
         return False
-    click.echo(f"encounter {number}: {count(len(paths), 'photograph')}")
+    click.echo(f"encounter {number}: {count_noun(len(paths), 'photograph')}")
     return True
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-12
@@ -143,7 +143,7 @@ def add(folder, photos, each, side, date, place, species, name):
     refused = [group for group in groups if not _add_group(store, embedder, group, side, known, skip=each)]
     embedder.close()
     if refused:
-        raise UserError(f"{count(len(refused), 'photograph')} of {len(files)} left out")
+        raise UserError(f"{count_noun(len(refused), 'photograph')} of {len(files)} left out")
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-14
 @catalogue.command("re-embed")
@@ -164,7 +164,7 @@ def re_embed(folder, model, detector):
     embedded = embed_again(store, embedder, model_name(model), trained_on(model))
     calibration = change_over(store, embedder, model, detector or "")
     embedder.close()
-    lines = [f"{count(embedded, 'photograph')} embedded; {model} answers now", *calibration_lines(calibration)]
+    lines = [f"{count_noun(embedded, 'photograph')} embedded; {model} answers now", *calibration_lines(calibration)]
     click.echo("\n".join(lines))
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-15
@@ -227,6 +227,6 @@ def token(folder, name, role, end):
             ended = [row for row in list_tokens(session) if row.name == name]
             for row in ended:
                 revoke(session, row.id)
-            click.echo(f"{count(len(ended), 'token')} of {name} ended")
+            click.echo(f"{count_noun(len(ended), 'token')} of {name} ended")
         else:
             click.echo(make_token(session, name, role)[1])

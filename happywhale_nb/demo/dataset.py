@@ -189,7 +189,7 @@ def draw_demo(
     table, threads = plan(seed, individuals, train_photos, test_photos), cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        with atomic(Path(root)) as folder, bar(what="drawing", total=len(table), disable=not progress) as drawn:
+        with atomic(Path(root)) as folder, bar(description="drawing", total=len(table), disable=not progress) as drawn:
             _draw_all(folder, seed, table, size, workers, drawn)
     finally:
         cv2.setNumThreads(threads)

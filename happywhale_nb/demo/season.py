@@ -199,7 +199,7 @@ def draw_season(folder, seed=0, individuals=32, asked=18, size=(320, 400), worke
     table["test"] = table["part"] != "known"
     cv2.setNumThreads(1)
     try:
-        with atomic(folder) as part, bar(what="drawing", total=len(table), disable=not progress) as drawn:
+        with atomic(folder) as part, bar(description="drawing", total=len(table), disable=not progress) as drawn:
             _draw_all(part, seed, table, size, workers, drawn)
     finally:
         cv2.setNumThreads(threads)

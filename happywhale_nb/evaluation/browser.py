@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..core.artifacts import read_json
 from ..core.errors import UserError, lookup
 from ..core.paths import fold_dir, study_data
-from ..core.progress import live
+from ..core.progress import shows_widgets
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
@@ -261,7 +261,7 @@ def browse_folds(folder, model, fold=None, show="surest wrong first", neighbours
     opened = Opened(folder, model)
     fold = _fold(opened, fold)
     lookup(SHOWN, show, "choice")
-    return _folds_widget(opened, fold, show, neighbours) if live() else opened.page(fold, show, 0, neighbours)
+    return _folds_widget(opened, fold, show, neighbours) if shows_widgets() else opened.page(fold, show, 0, neighbours)
 
 
 def _fold(opened, fold):
@@ -311,7 +311,7 @@ def browse_neighbours(folder, model, image="", fold=None, neighbours=10):
     fold = _fold(opened, fold)
     image = image or opened.names(fold)[0]
     first = opened.view(fold, image, neighbours)
-    return _neighbours_widget(opened, fold, image, neighbours) if live() else first
+    return _neighbours_widget(opened, fold, image, neighbours) if shows_widgets() else first
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-39
 def _neighbours_widget(opened, fold, image, neighbours):

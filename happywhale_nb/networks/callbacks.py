@@ -121,7 +121,7 @@ class ProgressBar(keras.callbacks.Callback):
         super().__init__()
         self.epochs, self.steps = epochs, steps
         count = {"total": epochs * steps, "initial": done * steps, "unit": "step"}
-        self.bar = bar(what="training", **count, disable=not is_interactive())
+        self.bar = bar(description="training", **count, disable=not is_interactive())
         self.began, self.first = time.perf_counter(), done
 
     def on_train_batch_end(self, batch, logs=None):

@@ -139,7 +139,7 @@ def train_detector(photos, boxes, epochs=60, batch_size=32, seed=0):
     optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0)
     trainer = keras.Model(model.input, model.output)  # the model itself keeps no optimizer, and its file a third
     trainer.compile(optimizer, box_loss, jit_compile="auto" if compiled() else False)
-    with bar(what="detector", total=epochs * steps, unit="step") as done:
+    with bar(description="detector", total=epochs * steps, unit="step") as done:
         tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: done.update())
         trainer.fit(batches, epochs=epochs, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[tick])
     return model

@@ -22,7 +22,7 @@ import tensorflow as tf
 from ..core.artifacts import fingerprint
 from ..core.errors import Busy, UserError
 from ..core.progress import bar
-from ..data.boxes import BOX, COLUMNS
+from ..data.boxes import BOX, BOX_COLUMNS
 from ..imaging.crops import load_crop
 from .detector import SIDE, STORED_SIDE, box_table, detector_input, mirror_averaged, read_detector
 from .devices import compiled
@@ -267,7 +267,7 @@ def photo_boxes(paths, found):
     sizes = np.array([photo_size(path) for path in paths], float).reshape(-1, 2)
     table[BOX] = np.round(table[BOX].to_numpy(float) * np.tile(sizes, 2), 1)
     table = table.assign(image=[Path(path).name for path in paths], source=DETECTOR, W=sizes[:, 0], H=sizes[:, 1])
-    return table[COLUMNS]
+    return table[BOX_COLUMNS]
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-20
 class Embedder(LoadedModel):

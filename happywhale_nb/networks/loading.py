@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..core.artifacts import read_json
 from ..core.errors import UserError
-from ..data.boxes import BOX, COLUMNS, CropMix, read_boxes
+from ..data.boxes import BOX, BOX_COLUMNS, CropMix, read_boxes
 from ..data.dataset import PHOTO_ENDINGS, read_dataset
 from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop
 from ..imaging.photo import upright_size
@@ -78,7 +78,7 @@ def choose_boxes(images, boxes, record):
         `[(share, table), …]`, tables of `CropMix.prefer`: one, or with the parameter `views` one for each source.
     """
     if boxes is None or not len(boxes):  # the whole of each: one view, however many the model knows
-        return [(1.0, pd.DataFrame({"image": list(images), "source": "whole"}).reindex(columns=COLUMNS))]
+        return [(1.0, pd.DataFrame({"image": list(images), "source": "whole"}).reindex(columns=BOX_COLUMNS))]
     used, least = record["parameters"], used_preset(record["parameters"]).least_confidence
     person, detected = boxes[boxes["source"] == PERSON], boxes[boxes["source"] == DETECTOR]
     rest = boxes[~boxes["source"].isin((PERSON, DETECTOR))]

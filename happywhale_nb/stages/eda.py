@@ -23,8 +23,9 @@ from ..core.artifacts import write_json
 from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
-from ..data.dataset import read_dataset, read_dates, read_sizes
-from ..data.near_duplicates import COPY, near_duplicates
+from ..data.dataset import read_dataset, read_sizes
+from ..data.dates import read_dates
+from ..data.near_duplicates import COPY_CORRELATION, find_near_duplicates
 from ..imaging.photo import read_upright
 
 # %% ../../nbs/01_eda.ipynb #01-eda-05
@@ -255,14 +256,14 @@ def plot_time_and_place(train):
 
 # %% ../../nbs/01_eda.ipynb #01-eda-27
 def leakage(pairs, train):
-    """Counts of near-duplicate pairs (of `duplicates.near_duplicates`), a Series: copies (correlation from `COPY`) and
+    """Counts of near-duplicate pairs (of `find_near_duplicates`), a Series: copies (from `COPY_CORRELATION`) and
     all, between train and test, among the known photographs, and of two individuals."""
     crossing = pairs["part_a"] != pairs["part_b"]
     known = (pairs["part_a"] == "train") & (pairs["part_b"] == "train")
     who = train.set_index("image")["individual_id"]
     two = known & (pairs["image_a"].map(who) != pairs["image_b"].map(who))
     groups = {"between train and test": crossing, "among the known": known, "among the known, of two individuals": two}
-    copies = pairs["correlation"] >= COPY
+    copies = pairs["correlation"] >= COPY_CORRELATION
     return pd.DataFrame(
         {name: {"copies": (rows & copies).sum(), "near": rows.sum()} for name, rows in groups.items()}
     ).T

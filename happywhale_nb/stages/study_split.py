@@ -13,7 +13,7 @@ from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import UserError
 from ..core.paths import fold_dir
 from ..data.dataset import read_table
-from ..data.near_duplicates import among_known, read_duplicates
+from ..data.near_duplicates import among_train, read_near_duplicates
 from ..data.protocol import protocol_card
 from ..data.splits import FOLD_COLUMNS, dataset_folds, fold_numbers
 
@@ -57,7 +57,7 @@ def study_folds(dataset, folder, k=0, seed=None, kind="", keep=True):
 # %% ../../nbs/lib/stages/study_split.ipynb #study_split-11
 def study_card(dataset, folder, folds):
     """`protocol_card` of a study's folds, with the near-duplicates if its EDA has searched for them."""
-    return protocol_card(folds, dataset.fingerprint, among_known(read_duplicates(dataset, folder)))
+    return protocol_card(folds, dataset.fingerprint, among_train(read_near_duplicates(dataset, folder)))
 
 # %% ../../nbs/lib/stages/study_split.ipynb #study_split-13
 def finished_folds(study_folder, model, folds):

@@ -18,7 +18,7 @@ from ..core.paths import fold_dir, on_kaggle, study_dir
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset
 from ..data.protocol import protocol_card
-from ..data.splits import gallery_and_queries, kind_of, true_answers
+from ..data.splits import gallery_and_queries, split_kind_of, true_answers
 from ..imaging.crops import cut
 from ..networks.callbacks import Deadline, EarlyStop, Snapshots, TensorBoard, TrainingState, Unfinished
 from happywhale_nb.networks.devices import (
@@ -51,7 +51,7 @@ def known_map5(vectors, individuals, gallery, query):
 # %% ../../nbs/03_train.ipynb #03-train-45
 def score_name(folds):
     """Name of the metric of `fold_map5`: `map5_within` where the split is disjoint, else `map5_known`."""
-    return "map5_within" if kind_of(folds) == "disjoint" else "map5_known"
+    return "map5_within" if split_kind_of(folds) == "disjoint" else "map5_known"
 
 
 def fold_map5(folds, fold, vectors, only_species=""):
@@ -71,7 +71,7 @@ def fold_map5(folds, fold, vectors, only_species=""):
         asked = (folds["species"] == only_species).to_numpy()
         gallery, query = gallery & asked, query & asked
     individuals = folds["individual_id"].to_numpy(dtype=str)
-    if kind_of(folds) == "disjoint":
+    if split_kind_of(folds) == "disjoint":
         return within_map5(vectors[query], individuals[query])
     return known_map5(vectors, individuals, gallery, query)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import find_checkout, kaggle_root
-from ..data.importers import link_file
+from ..core.platforms import link_file
 from .assets import find_notebook
 from .notebooks import check_parameters, read_parameters
 from .registry import STAGES, attached_stages
