@@ -139,7 +139,7 @@ def _cosines(vectors, centres):
 class CosineClassifier(keras.layers.Layer):
     """Cosines between an embedding and the learned centres of classes.
 
-    With k centres a class its cosine is the largest of the k (sub-centre ArcFace, Deng et al. 2020, equation 3).
+    With k centres a class its cosine is the largest of the k (sub-centre ArcFace, Deng et al. 2020, section 3.2).
 
     Args:
         classes: number of classes, from 1.
