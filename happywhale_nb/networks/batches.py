@@ -279,8 +279,8 @@ def training_batches(
         process: `(k, n)` of `devices.process_index`; only its `portion` of each batch is read.
 
     Returns:
-        `(inputs, labels, weights)`; inputs: `pixels` `[b, s, s, 3]` uint8, `plan` with `inside`, `chosen` if classes
-        are sampled; labels: `cosines` and, with species, `species` `[b, 2]`, see `Targets.batch`; weights: `[b]` float32.
+        `(inputs, labels, weights)`. Inputs: `pixels` `[b, s, s, 3]` uint8, `plan` with `inside`, `chosen` if classes
+        are sampled. Labels: `cosines` and, with species, `species` `[b, 2]`, see `Targets.batch`. Weights: `[b]`.
     """
     variants = crops if isinstance(crops, list) else [(1.0, crops)]
     reader = BatchReader(variants, np.asarray(rows), targets, recipe, seed, inside, process)
