@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -271,7 +270,7 @@ def snapshot_epochs(text: str, last: int) -> list[int]:
 # %% ../../nbs/03_train.ipynb #03-train-47
 def build_callbacks(
     folder: Path, score: Callable, last: int, options: TrainingOptions, deadline: Deadline | None = None
-) -> tuple[list[Callable[[keras.Model], TrainingCallback]], list[int]]:
+) -> tuple[list[Callable[..., TrainingCallback]], list[int]]:
     """Build what `training.train` takes as callbacks.
 
     Args:
@@ -311,13 +310,13 @@ OUTPUTS = ("model.keras", "history.csv", "embeddings.parquet", "centres.parquet"
 
 
 def write_fold(
-    folder: Path, model: keras.Model, individuals: np.ndarray, history: list, embeddings: Embeddings, record: dict
+    folder: Path, model: object, individuals: np.ndarray, history: list, embeddings: Embeddings, record: dict
 ) -> None:
     """Write the files of a fold's folder, `config.json` last.
 
     Args:
         folder: the fold's.
-        model: of `model.inference_model`.
+        model: Keras model of `model.inference_model`.
         individuals: `[c]` individual ids of the model's first c classes.
         history: one dict an epoch.
         embeddings: of all images of the study.
