@@ -11,10 +11,10 @@ import pytest
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.callbacks import (
+    Checkpoint,
     Deadline,
     EarlyStop,
     ProgressBar,
-    Resumable,
     Snapshots,
     TensorBoard,
     TrainingState,
@@ -145,8 +145,8 @@ def clock(monkeypatch):
     return clock
 
 
-def test_Resumable_saves_after_so_many_seconds_and_when_told_to_stop(network, clock):
-    keeper = Resumable(States(), seed=0, every=30.0)
+def test_Checkpoint_saves_after_so_many_seconds_and_when_told_to_stop(network, clock):
+    keeper = Checkpoint(States(), seed=0, every=30.0)
     keeper.set_model(network)
     keeper.on_train_begin()
     for epoch, seconds in enumerate((10, 19, 1, 20, 5)):  # 30 are over after the third epoch
@@ -158,8 +158,8 @@ def test_Resumable_saves_after_so_many_seconds_and_when_told_to_stop(network, cl
     assert keeper.history[1] == {"epoch": 2, "loss": 1.5, "top5": 0.5, "seconds": 19}
 
 
-def test_Resumable_of_a_loss_that_is_no_number_names_the_epoch_and_saves_nothing(network):
-    keeper = Resumable(States(), seed=0, every=0.0)
+def test_Checkpoint_of_a_loss_that_is_no_number_names_the_epoch_and_saves_nothing(network):
+    keeper = Checkpoint(States(), seed=0, every=0.0)
     keeper.set_model(network)
     keeper.on_train_begin()
     keeper.on_epoch_begin(1)
@@ -168,11 +168,11 @@ def test_Resumable_of_a_loss_that_is_no_number_names_the_epoch_and_saves_nothing
     assert keeper.state.saved == []
 
 
-def test_Resumable_seeds_drop_out_by_seed_and_epoch_also_in_models_within_the_model():
+def test_Checkpoint_seeds_drop_out_by_seed_and_epoch_also_in_models_within_the_model():
     inner = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5)])
     pixels = keras.Input((4,))
     model = keras.Model(pixels, keras.layers.Dropout(0.5)(inner(pixels)))
-    keeper = Resumable(States(), seed=7)
+    keeper = Checkpoint(States(), seed=7)
     keeper.set_model(model)
     keeper.on_epoch_begin(3)
     states = [layer.seed_generator.state for layer in (inner.layers[-1], model.layers[-1])]
@@ -212,7 +212,7 @@ def test_EarlyStop_waits_again_after_a_better_epoch(network, tmp_path):
 def test_EarlyStop_without_a_score_is_refused_and_without_a_loss_does_not_look(network, tmp_path):
     stop = EarlyStop(network, tmp_path, lambda model: float("nan"), patience=2)
     stop.set_model(network)
-    stop.on_epoch_end(0, {"loss": float("inf")})  # `Resumable` says so
+    stop.on_epoch_end(0, {"loss": float("inf")})  # `Checkpoint` raises the error
     with pytest.raises(UserError, match="patience needs photographs of known animals in the fold"):
         stop.on_epoch_end(0, {"loss": 1.0})
     assert not list(tmp_path.iterdir())

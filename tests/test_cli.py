@@ -170,12 +170,13 @@ def test_papermill_with_a_fold_runs_that_fold(checkout, tiny):
 
 TRAIN = """
 import sys, numpy as np
-from happywhale_nb.networks.training import TrainingOptions, train
+from happywhale_nb.networks.training import Samples, TrainingOptions, train
 from happywhale_nb.networks.presets import configure
 config = configure("small_resnet_arcface", epochs=4, image_size=32, changes="batch_size=8 backbone=basic_cnn")
 crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
 kept = TrainingOptions(save_every=0)
-model, history = train(config, crops, np.arange(64), np.arange(64) % 8, 8, sys.argv[1], "stamp", options=kept)
+samples = Samples(crops, np.arange(64), np.arange(64) % 8, 8)
+model, history = train(config, samples, sys.argv[1], "stamp", options=kept)
 np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())
 """
 

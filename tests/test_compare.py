@@ -244,11 +244,11 @@ def test_compare_command_ends_with_0_1_or_2(two):
 
 TRAIN = """
 import sys, numpy as np
-from happywhale_nb.networks.training import train
+from happywhale_nb.networks.training import Samples, train
 from happywhale_nb.networks.presets import configure
 config = configure("basic_cnn", epochs=2, image_size=32, changes="batch_size=8")
 crops = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3)).astype("uint8")
-model, _ = train(config, crops, np.arange(32), np.arange(32) % 8, 8, sys.argv[1], "stamp")
+model, _ = train(config, Samples(crops, np.arange(32), np.arange(32) % 8, 8), sys.argv[1], "stamp")
 np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())
 """
 

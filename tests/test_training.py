@@ -29,7 +29,7 @@ from happywhale_nb.networks.model import (
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.networks.schedules import RATE_PER_PHOTO, WarmupCosine, WarmupExponential
 from happywhale_nb.networks.targets import SPECIES, class_margins
-from happywhale_nb.networks.training import TrainingOptions, build_targets, train
+from happywhale_nb.networks.training import Samples, TrainingOptions, build_targets, train
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.stages import train as training
 from happywhale_nb.stages.study_split import study_folds
@@ -68,10 +68,10 @@ def crops():
     return photographs()
 
 
-def fit(crops, folder, config, classes=8, **how):
+def fit(crops, folder, config, classes=8, **options):
     """`train` on all crops, every `classes`-th of one animal, every second of one species."""
     rows = np.arange(len(crops))
-    return train(config, crops, rows, rows % classes, classes, folder, "stamp", **{"species": rows % 2} | how)
+    return train(config, Samples(crops, rows, rows % classes, classes, rows % 2), folder, "stamp", **options)
 
 
 def test_train_with_the_same_seed_gives_the_same_weights_and_with_another_others(crops, tmp_path):
@@ -249,10 +249,10 @@ def asked(monkeypatch):
     """`train_stage` builds its network and does not train it; returns the list of what it was to train on."""
     calls = []
 
-    def build(config, crops, rows, labels, classes, folder, stamp, seed, *rest, **how):
-        calls.append((crops, rows, labels))
+    def build(config, samples, folder, stamp, seed, *rest):
+        calls.append((samples.crops, samples.rows, samples.labels))
         keras.utils.set_random_seed(seed)
-        return inference_model(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
+        return inference_model(build_network(config, samples.classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
 
     monkeypatch.setattr(training, "train", build)
     return calls

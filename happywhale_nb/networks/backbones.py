@@ -8,6 +8,7 @@ __all__ = ['BACKBONES', 'small_resnet', 'basic_cnn', 'small_efficientnet', 'Caff
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-02
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from ..core.errors import UserError, lookup
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-05
 def _convolve(x, width, kernel, stride, momentum, name, activation="relu"):
+    """Convolution, BatchNorm and, unless it is None, activation."""
     x = layers.Conv2D(width, kernel, stride, padding="same", use_bias=False, name=f"{name}_conv")(x)
     x = layers.BatchNormalization(momentum=momentum, name=f"{name}_bn")(x)
     return layers.Activation(activation, name=f"{name}_{activation}")(x) if activation else x
 
 
 def _residual(x, width, stride, momentum, name):
+    """Residual block of two 3 × 3 convolutions (He et al. 2016, figure 2)."""
     shortcut = x
     if stride > 1 or x.shape[-1] != width:
         shortcut = layers.AveragePooling2D(stride, padding="same", name=f"{name}_pool")(x) if stride > 1 else x
@@ -33,9 +36,20 @@ def _residual(x, width, stride, momentum, name):
     x = _convolve(x, width, 3, 1, momentum, f"{name}_2")
     return layers.Activation("relu", name=f"{name}_out")(layers.Add(name=f"{name}_add")([x, shortcut]))
 
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-33
+def small_resnet(
+    pixels: keras.KerasTensor, momentum: float = 0.9, widths: tuple[int, ...] = (32, 64, 128, 256)
+) -> list[keras.KerasTensor]:
+    """Build a residual network of one block a stage (after He et al. 2016).
 
-def small_resnet(pixels, momentum=0.9, widths=(32, 64, 128, 256)):
-    """Feature maps `[b, s/8, s/8, 128]` and `[b, s/16, s/16, 256]` of pixels `[b, s, s, 3]` in 0 … 255."""
+    Args:
+        pixels: `[b, s, s, 3]` in 0 … 255.
+        momentum: of BatchNorm's running means, in [0, 1).
+        widths: channels of each stage.
+
+    Returns:
+        Feature maps `[b, s/8, s/8, 128]` and `[b, s/16, s/16, 256]`, for four stages of the default widths.
+    """
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(pixels)
     maps = [_convolve(x, widths[0], 3, 2, momentum, "stem")]
     for i, width in enumerate(widths):
@@ -43,8 +57,23 @@ def small_resnet(pixels, momentum=0.9, widths=(32, 64, 128, 256)):
     return maps[-2:]
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-06
-def basic_cnn(pixels, momentum=0.9, widths=(32, 64, 128, 256), dropout=0.45):
-    """The paper's basic CNN: four times convolution and pooling, then dropout: maps of 1/8 and 1/16 of the side."""
+def basic_cnn(
+    pixels: keras.KerasTensor,
+    momentum: float = 0.9,
+    widths: tuple[int, ...] = (32, 64, 128, 256),
+    dropout: float = 0.45,
+) -> list[keras.KerasTensor]:
+    """Build the basic CNN of Katre & Jasapara 2024: convolution and pooling, repeated, then dropout.
+
+    Args:
+        pixels: `[b, s, s, 3]` in 0 … 255.
+        momentum: not used: there is no BatchNorm.
+        widths: channels of each convolution.
+        dropout: rate, in [0, 1).
+
+    Returns:
+        Feature maps `[b, s/8, s/8, 128]` and `[b, s/16, s/16, 256]`, for the default widths.
+    """
     maps = [layers.Rescaling(1 / 255, name="rescale")(pixels)]
     for i, width in enumerate(widths):
         x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"conv{i + 1}")(maps[-1])
@@ -53,6 +82,7 @@ def basic_cnn(pixels, momentum=0.9, widths=(32, 64, 128, 256), dropout=0.45):
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-07
 def _bottleneck(x, width, stride, momentum, name, expand=4):
+    """Inverted bottleneck with squeeze and excitation (Tan & Le 2019, section 4)."""
     inner, shortcut = x.shape[-1] * expand, x
     x = _convolve(x, inner, 1, 1, momentum, f"{name}_expand", "silu")
     x = layers.DepthwiseConv2D(3, stride, padding="same", use_bias=False, name=f"{name}_depthwise")(x)
@@ -64,9 +94,24 @@ def _bottleneck(x, width, stride, momentum, name, expand=4):
     x = _convolve(layers.Multiply(name=f"{name}_excite")([x, gate]), width, 1, 1, momentum, f"{name}_project", None)
     return layers.Add(name=f"{name}_add")([x, shortcut]) if x.shape == shortcut.shape else x
 
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-34
+def small_efficientnet(
+    pixels: keras.KerasTensor,
+    momentum: float = 0.9,
+    widths: tuple[int, ...] = (24, 48, 96, 160),
+    depths: tuple[int, ...] = (1, 2, 3, 2),
+) -> list[keras.KerasTensor]:
+    """Build EfficientNet's blocks at the size of a CPU (after Tan & Le 2019).
 
-def small_efficientnet(pixels, momentum=0.9, widths=(24, 48, 96, 160), depths=(1, 2, 3, 2)):
-    """EfficientNet's blocks at CPU size: maps of 1/8 and 1/16 of the side, the last with 160 channels."""
+    Args:
+        pixels: `[b, s, s, 3]` in 0 … 255.
+        momentum: of BatchNorm's running means, in [0, 1).
+        widths: channels of each stage.
+        depths: blocks of each stage, at most three.
+
+    Returns:
+        Feature maps `[b, s/8, s/8, 96]` and `[b, s/16, s/16, 160]`, for the default widths.
+    """
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(pixels)
     maps = [_convolve(x, widths[0], 3, 2, momentum, "stem", "silu")]
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -79,32 +124,55 @@ def small_efficientnet(pixels, momentum=0.9, widths=(24, 48, 96, 160), depths=(1
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-09
 @keras.saving.register_keras_serializable("happywhale_nb")
 class CaffeScaling(layers.Layer):
-    """Red, green, blue in 0 … 255 to blue, green, red minus ImageNet's means, as the first ResNets were trained."""
+    """Red, green, blue in 0 … 255 to blue, green, red minus ImageNet's means: the input of the first ResNets."""
 
     def call(self, pixels):
+        """Scale pixels `[b, s, s, 3]`."""
         return ops.flip(pixels, axis=-1) - ops.convert_to_tensor([103.939, 116.779, 123.68], dtype=pixels.dtype)
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-11
-def application(pixels, momentum=0.99, weights="", factory="", caffe=False):
-    """The last two feature maps of a network of `keras.applications`; BatchNorm gets `momentum`."""
+def application(
+    pixels: keras.KerasTensor, momentum: float = 0.99, weights: str = "", factory: str = "", caffe: bool = False
+) -> list[keras.KerasTensor]:
+    """Build a network of `keras.applications` without its classifier.
+
+    Args:
+        pixels: `[b, s, s, 3]` in 0 … 255.
+        momentum: of BatchNorm's running means, in [0, 1).
+        weights: "imagenet", or a file of the network's weights; "" (default) or a `.keras` file: random weights.
+        factory: name of the function in `keras.applications`.
+        caffe: whether the network expects pixels as `CaffeScaling` gives them.
+
+    Returns:
+        The last two feature maps; the first has twice the side of the last, if there is such a map, else they are one.
+
+    Raises:
+        UserError: if the weights are missing, do not fit, or cannot be downloaded.
+    """
     x = CaffeScaling(name="caffe_scaling")(pixels) if caffe else pixels
     build = partial(getattr(keras.applications, factory), include_top=False, input_tensor=x)
     base = _with_weights(build, weights) if weights and not str(weights).endswith(".keras") else build(weights=None)
     for layer in base.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = momentum
+    return _last_maps(base)
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-36
+def _last_maps(base):
+    """The last output of a network, after the last one of twice its side."""
     side = base.output.shape[1]
     larger = [layer.output for layer in base.layers if _side(layer) == 2 * side or _side(layer) == 2 * side - 1]
     return [larger[-1] if larger else base.output, base.output]
 
 
 def _side(layer):
+    """Side of a layer's feature map; None if its output is none."""
     shape = getattr(layer.output, "shape", ())
     return shape[1] if len(shape) == 4 else None
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-12
 def _with_weights(build, weights):
-    """`build(weights=weights)`, with its errors in a line that helps."""
+    """`build(weights=weights)`, with errors that say what to do."""
     if weights != "imagenet" and not Path(weights).is_file():
         raise UserError(f"{weights}: no such file of weights")
     try:
@@ -121,7 +189,7 @@ def _with_weights(build, weights):
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-14
 def _regions(size, window, shift):
-    """Which places of one axis may see each other after a shift: `[size]` numbers."""
+    """Numbers of the regions of one axis whose places may attend to each other after a shift: `[size]`."""
     place = np.arange(size)
     return np.where(place < size - window, 0, np.where(place < size - shift, 1, 2))
 
@@ -133,31 +201,59 @@ def _cut_windows(maps, window, xp):
     return xp.reshape(xp.transpose(maps, (0, 1, 3, 2, 4, 5)), (-1, window * window, c))
 
 
+def _join_windows(windows, height, width, window):
+    """`[b · windows, window², c]` → `[b, h, w, c]`: the inverse of `_cut_windows`."""
+    c = windows.shape[-1]
+    maps = ops.reshape(windows, (-1, height // window, width // window, window, window, c))
+    return ops.reshape(ops.transpose(maps, (0, 1, 3, 2, 4, 5)), (-1, height, width, c))
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-37
 def _distances(window):
-    """Number of the distance between any two places of a window, `[window⁴]`: an index of the learned bias."""
+    """Index of the learned bias for any two places of a window, by their distance: `[window⁴]`."""
     places = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij"), -1).reshape(-1, 2)
     apart = places[:, None] - places[None] + window - 1
     return (apart[..., 0] * (2 * window - 1) + apart[..., 1]).ravel()
 
 
 def _hidden(height, width, window, shift):
-    """What is added to scores after a shift, `[windows, window², window²]`: -100 where places do not see each other."""
+    """Mask that is added to scores after a shift, `[windows, window², window²]`: -100 between regions, else 0."""
     y, x = (_regions(size, window, shift) for size in (height, width))
     region = _cut_windows((3 * y[:, None] + x)[None, :, :, None], window, np)[..., 0]
     return np.where(region[:, :, None] == region[:, None, :], 0.0, -100.0).astype("float32")
 
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-38
+def _scores(layer, query, key):
+    """Scores of a `WindowAttention` before the softmax, `[b · windows, heads, window², window²]`."""
+    k, h = layer.window**2, layer.heads
+    scores = ops.matmul(query * (layer.dim // h) ** -0.5, ops.transpose(key, (0, 1, 3, 2)))
+    bias = ops.reshape(ops.take(layer.bias, layer.distance, axis=0), (k, k, h))
+    scores = scores + ops.cast(ops.transpose(bias, (2, 0, 1)), scores.dtype)
+    if layer.shift:
+        scores = ops.reshape(scores, (-1, len(layer.apart), h, k, k))
+        scores = scores + ops.cast(layer.apart[None, :, None], scores.dtype)
+        scores = ops.reshape(scores, (-1, h, k, k))
+    return scores
+
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-16
 @keras.saving.register_keras_serializable("happywhale_nb")
 class WindowAttention(layers.Layer):
-    """Attention within windows of `window` × `window` places, shifted by `shift`: `[b, h, w, c]` → the same shape.
+    """Self-attention within shifted windows of a map (Liu et al. 2021, section 3.2): `[b, h, w, c]` → the same shape.
 
-    Learns a bias for every head and every distance within a window (Liu et al. 2021, equation 4)."""
+    Learns a bias for every head and every distance within a window (equation 4).
 
-    def __init__(self, heads, window, shift=0, **kwargs):
+    Args:
+        heads: number of heads; it divides c.
+        window: side of a window in places; it divides h and w.
+        shift: places by which the windows are shifted, from 0.
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    def __init__(self, heads: int, window: int, shift: int = 0, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.heads, self.window, self.shift = heads, window, shift
 
     def build(self, shape):
+        """Create the two dense layers, the bias, and the constants of the windows."""
         _, self.height, self.width, self.dim = shape
         self.mix, self.out = layers.Dense(3 * self.dim, name="mix"), layers.Dense(self.dim, name="out")
         self.mix.build((None, self.dim))
@@ -168,28 +264,23 @@ class WindowAttention(layers.Layer):
         self.apart = _hidden(self.height, self.width, self.window, self.shift)
 
     def call(self, maps):
+        """Attend within the windows."""
         k, h, c = self.window, self.heads, self.dim
         rolled = ops.roll(maps, (-self.shift, -self.shift), axis=(1, 2)) if self.shift else maps
         parts = ops.reshape(self.mix(_cut_windows(rolled, k, ops)), (-1, k * k, 3, h, c // h))
         query, key, value = ops.unstack(ops.transpose(parts, (2, 0, 3, 1, 4)), 3)
-        scores = ops.matmul(query * (c // h) ** -0.5, ops.transpose(key, (0, 1, 3, 2)))
-        bias = ops.reshape(ops.take(self.bias, self.distance, axis=0), (k * k, k * k, h))
-        scores = scores + ops.cast(ops.transpose(bias, (2, 0, 1)), scores.dtype)
-        if self.shift:
-            scores = ops.reshape(scores, (-1, len(self.apart), h, k * k, k * k))
-            scores = scores + ops.cast(self.apart[None, :, None], scores.dtype)
-            scores = ops.reshape(scores, (-1, h, k * k, k * k))
-        mixed = ops.transpose(ops.matmul(ops.softmax(scores), value), (0, 2, 1, 3))
+        mixed = ops.transpose(ops.matmul(ops.softmax(_scores(self, query, key)), value), (0, 2, 1, 3))
         mixed = self.out(ops.reshape(mixed, (-1, k * k, c)))
-        mixed = ops.reshape(mixed, (-1, self.height // k, self.width // k, k, k, c))
-        mixed = ops.reshape(ops.transpose(mixed, (0, 1, 3, 2, 4, 5)), (-1, self.height, self.width, c))
+        mixed = _join_windows(mixed, self.height, self.width, k)
         return ops.roll(mixed, (self.shift, self.shift), axis=(1, 2)) if self.shift else mixed
 
     def get_config(self):
+        """Return what the layer is built from."""
         return super().get_config() | {"heads": self.heads, "window": self.window, "shift": self.shift}
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-17
 def _block(x, attention, name):
+    """Transformer block: attention, then a network of two dense layers, each with a norm before and a shortcut."""
     width = x.shape[-1]
     norm = layers.LayerNormalization(epsilon=1e-5, name=f"{name}_norm1")
     x = layers.Add(name=f"{name}_add1")([x, attention(norm(x))])
@@ -207,21 +298,51 @@ def _merge(x, name):
     x = layers.LayerNormalization(epsilon=1e-5, name=f"{name}_norm")(x)
     return layers.Dense(2 * c, use_bias=False, name=name)(x)
 
-# %% ../../nbs/lib/networks/backbones.ipynb #backbones-18
-def swin(pixels, momentum=0.9, width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48)):
-    """Swin: maps of 1/16 and 1/32 of the side, which has to be a multiple of 32; the default sizes are Swin-L's."""
-    side = pixels.shape[1]
-    if side % 32:
-        raise UserError(f"Swin needs a side that is a multiple of 32, not {side}")
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-39
+def _patches(pixels, width, patch):
+    """Scaled pixels, cut into patches and projected to `width` channels."""
     x = layers.Rescaling(1 / 58, offset=-2.0, name="rescale")(pixels)
-    x = layers.Conv2D(width, 4, 4, name="patches")(x)
-    maps, window = [layers.LayerNormalization(epsilon=1e-5, name="patch_norm")(x)], side // 32
+    return layers.Conv2D(width, patch, patch, name="patches")(x)
+
+
+def _swin_stages(x, window, depths, heads):
+    """The feature maps of Swin's patches and stages; every other block's windows are shifted by half."""
+    maps = [layers.LayerNormalization(epsilon=1e-5, name="patch_norm")(x)]
     for i, depth in enumerate(depths):
         x = _merge(maps[-1], f"merge{i}") if i else maps[-1]
         for j in range(depth):
             name, shift = f"stage{i + 1}_{j + 1}", window // 2 if j % 2 and x.shape[1] > window else 0
             x = _block(x, WindowAttention(heads[i], window, shift, name=f"{name}_attention"), name)
         maps.append(x)
+    return maps
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-18
+def swin(
+    pixels: keras.KerasTensor,
+    momentum: float = 0.9,
+    width: int = 192,
+    depths: tuple[int, ...] = (2, 2, 18, 2),
+    heads: tuple[int, ...] = (6, 12, 24, 48),
+) -> list[keras.KerasTensor]:
+    """Build Swin (Liu et al. 2021, section 3.1); the default sizes are Swin-L's.
+
+    Args:
+        pixels: `[b, s, s, 3]` in 0 … 255; s is a multiple of 32.
+        momentum: not used: there is no BatchNorm.
+        width: channels of the first stage; each stage doubles them.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+
+    Returns:
+        The feature maps of the last two stages, for four stages of 1/16 and 1/32 of the side.
+
+    Raises:
+        UserError: for a side that is no multiple of 32.
+    """
+    side = pixels.shape[1]
+    if side % 32:
+        raise UserError(f"Swin needs a side that is a multiple of 32, not {side}")
+    maps = _swin_stages(_patches(pixels, width, 4), side // 32, depths, heads)
     return [maps[-2], layers.LayerNormalization(epsilon=1e-5, name="last_norm")(maps[-1])]
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-19
@@ -230,49 +351,78 @@ class Position(layers.Layer):
     """Adds a learned vector to each place of `[b, h, w, c]`."""
 
     def build(self, shape):
+        """Create the vectors, `[h, w, c]`."""
         start = keras.initializers.RandomNormal(stddev=0.02)
         self.place = self.add_weight(name="place", shape=shape[1:], initializer=start)
 
     def call(self, maps):
+        """Add them to a map."""
         return maps + ops.cast(self.place, maps.dtype)
 
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-40
+def vit(
+    pixels: keras.KerasTensor, momentum: float = 0.9, width: int = 384, depth: int = 12, heads: int = 6, patch: int = 16
+) -> list[keras.KerasTensor]:
+    """Build ViT (Dosovitskiy et al. 2021, section 3.1), without class token; the default sizes are ViT-S's.
 
-def vit(pixels, momentum=0.9, width=384, depth=12, heads=6, patch=16):
-    """ViT: the maps of 1/16 of the side after its last two blocks; the default sizes are ViT-S's."""
+    Args:
+        pixels: `[b, s, s, 3]` in 0 … 255; s is a multiple of `patch`.
+        momentum: not used: there is no BatchNorm.
+        width: channels.
+        depth: number of blocks, from 2.
+        heads: attention heads of each block.
+        patch: side of a patch in pixels.
+
+    Returns:
+        The feature maps of the last two blocks, both of 1/`patch` of the side.
+
+    Raises:
+        UserError: for a side that is no multiple of `patch`.
+    """
     side = pixels.shape[1]
     if side % patch:
         raise UserError(f"this ViT needs a side that is a multiple of {patch}, not {side}")
-    x = layers.Rescaling(1 / 58, offset=-2.0, name="rescale")(pixels)
-    maps = [Position(name="position")(layers.Conv2D(width, patch, patch, name="patches")(x))]
+    maps = [Position(name="position")(_patches(pixels, width, patch))]
     for i in range(depth):
         attention = WindowAttention(heads, side // patch, name=f"block{i + 1}_attention")
         maps.append(_block(maps[-1], attention, f"block{i + 1}"))
     return [maps[-2], layers.LayerNormalization(epsilon=1e-5, name="last_norm")(maps[-1])]
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-21
-BACKBONES = {"small_resnet": small_resnet, "small_efficientnet": small_efficientnet, "basic_cnn": basic_cnn}
-BACKBONES["tiny_resnet"] = partial(small_resnet, widths=(24, 48, 72, 96))  # a quarter of a million numbers
-BACKBONES["resnet50"] = partial(application, factory="ResNet50", caffe=True)
-BACKBONES |= {f"efficientnet_b{i}": partial(application, factory=f"EfficientNetB{i}") for i in range(8)}
-for size in ("B0", "B1", "B2", "B3", "S", "M", "L"):
-    BACKBONES[f"efficientnet_v2_{size.lower()}"] = partial(application, factory=f"EfficientNetV2{size}")
-for size in ("Tiny", "Small", "Base", "Large", "XLarge"):
-    BACKBONES[f"convnext_{size.lower()}"] = partial(application, factory=f"ConvNeXt{size}")
-BACKBONES |= {"swin_t": partial(swin, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)), "swin_l": swin}
-BACKBONES |= {"vit_s": vit, "vit_b": partial(vit, width=768, heads=12)}
+_V2, _CONVNEXT = ("B0", "B1", "B2", "B3", "S", "M", "L"), ("Tiny", "Small", "Base", "Large", "XLarge")
+BACKBONES: dict[str, Callable[..., list]] = {
+    "small_resnet": small_resnet,
+    "small_efficientnet": small_efficientnet,
+    "basic_cnn": basic_cnn,
+    "tiny_resnet": partial(small_resnet, widths=(24, 48, 72, 96)),  # a quarter of a million parameters
+    "resnet50": partial(application, factory="ResNet50", caffe=True),
+    **{f"efficientnet_b{i}": partial(application, factory=f"EfficientNetB{i}") for i in range(8)},
+    **{f"efficientnet_v2_{size.lower()}": partial(application, factory=f"EfficientNetV2{size}") for size in _V2},
+    **{f"convnext_{size.lower()}": partial(application, factory=f"ConvNeXt{size}") for size in _CONVNEXT},
+    "swin_t": partial(swin, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
+    "swin_l": swin,
+    "vit_s": vit,
+    "vit_b": partial(vit, width=768, heads=12),
+}
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-22
-def feature_maps(name, pixels, momentum=0.9, weights=""):
-    """The last two feature maps of the backbone `name`.
+def feature_maps(
+    name: str, pixels: keras.KerasTensor, momentum: float = 0.9, weights: str = ""
+) -> list[keras.KerasTensor]:
+    """Build a backbone.
 
     Args:
-        pixels: a Keras tensor `[b, s, s, 3]`, 0 … 255.
-        momentum: of BatchNorm's running means.
-        weights: "" for random ones, "imagenet", or a file of keras.applications' weights. (For a `.keras` file of this
-            project see `copy_weights`.)
+        name: of `BACKBONES`.
+        pixels: `[b, s, s, 3]` in 0 … 255.
+        momentum: of BatchNorm's running means, in [0, 1).
+        weights: "imagenet", or a file of the weights of a network of keras.applications; "" (default): random weights.
+            (For a `.keras` file of this project see `copy_weights`.)
+
+    Returns:
+        The last two feature maps.
 
     Raises:
-        UserError: for an unknown name, a size that does not suit the backbone, or weights that are not to be had.
+        UserError: for an unknown name, a size that does not suit the backbone, or weights that do not fit.
     """
     build = lookup(BACKBONES, name, "backbone")
     if getattr(build, "func", None) is application:
@@ -282,46 +432,70 @@ def feature_maps(name, pixels, momentum=0.9, weights=""):
     return build(pixels, momentum)
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-23
-def backbone_layers(model):
-    """The layers of a model before its neck, which begins with the layers `features…`."""
+def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return the layers of a model's backbone.
+
+    Args:
+        model: of `model.build_network`.
+
+    Returns:
+        Its layers before the neck, which begins with the layers `features…`.
+    """
     names = [layer.name for layer in model.layers]
     return model.layers[: min(i for i, name in enumerate(names) if name.startswith("features"))]
 
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-41
+def copy_weights(model: keras.Model, path: Path | str) -> None:
+    """Copy the backbone's weights of a stored model; those of neck and head stay.
 
-def copy_weights(model, path):
-    """Give `model` the backbone's weights of the model in `path`, a `.keras` file; those of neck and head stay.
+    Args:
+        model: of `model.build_network`, changed in place.
+        path: a `.keras` file with the same backbone.
 
-    Raises `UserError` if the file is no such model, or if any layer of the backbone does not fit."""
+    Raises:
+        UserError: if the file cannot be read as a model, or any layer of the backbone does not fit.
+    """
     try:
         source = keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a model ({str(error).splitlines()[0][:200]})") from None
-    there = {layer.name: layer for layer in source.layers}
-    ours = [layer for layer in backbone_layers(model) if layer.weights]
-    for layer in ours:
-        shapes = [tuple(w.shape) for w in there[layer.name].weights] if layer.name in there else None
+    stored = {layer.name: layer for layer in source.layers}
+    own = [layer for layer in backbone_layers(model) if layer.weights]
+    for layer in own:
+        shapes = [tuple(w.shape) for w in stored[layer.name].weights] if layer.name in stored else None
         if shapes != [tuple(w.shape) for w in layer.weights]:
             raise UserError(f"{path} holds another backbone: its layer {layer.name!r} is {shapes or 'missing'}")
-    for layer in ours:
-        layer.set_weights(there[layer.name].get_weights())
+    for layer in own:
+        layer.set_weights(stored[layer.name].get_weights())
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-42
+def _multiply_adds(layer, shape):
+    """Multiply-adds of a layer with outputs of `shape`, for one image; those of cheap layers are not counted."""
+    outputs = math.prod(shape[1:])
+    if isinstance(layer, layers.DepthwiseConv2D):
+        return outputs * math.prod(layer.kernel_size)
+    if isinstance(layer, layers.Conv2D):
+        return outputs * math.prod(layer.kernel_size) * layer.input.shape[-1] // layer.groups
+    if isinstance(layer, layers.Dense):
+        return outputs * layer.input.shape[-1]
+    if isinstance(layer, WindowAttention):
+        return outputs * (4 * shape[-1] + 2 * layer.window**2)
+    return math.prod(layer.table.shape) if hasattr(layer, "table") else 0  # a classifier's centres
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-29
-def cost(model):
-    """What a model costs: a dict of parameters, multiply-adds for one photograph, and MB of float32 outputs of it."""
+def cost(model: keras.Model) -> dict[str, float]:
+    """Compute what a model costs.
+
+    Args:
+        model: any Keras model.
+
+    Returns:
+        A dict of parameters, multiply-adds for one image, and MB of outputs: memory of one image's float32 outputs.
+    """
     adds = outputs = 0
     for layer in model.layers:
         shape = getattr(layer.output, "shape", None)
-        if shape is None or None in shape[1:]:
-            continue
-        outputs += 4 * math.prod(shape[1:])
-        if isinstance(layer, layers.DepthwiseConv2D):
-            adds += math.prod(shape[1:]) * math.prod(layer.kernel_size)
-        elif isinstance(layer, layers.Conv2D):
-            adds += math.prod(shape[1:]) * math.prod(layer.kernel_size) * layer.input.shape[-1] // layer.groups
-        elif isinstance(layer, layers.Dense):
-            adds += math.prod(shape[1:]) * layer.input.shape[-1]
-        elif isinstance(layer, WindowAttention):
-            adds += math.prod(shape[1:]) * (4 * shape[-1] + 2 * layer.window**2)
-        elif hasattr(layer, "table"):
-            adds += math.prod(layer.table.shape)  # a classifier's centres
+        if shape is not None and None not in shape[1:]:
+            outputs += 4 * math.prod(shape[1:])
+            adds += _multiply_adds(layer, shape)
     return {"parameters": model.count_params(), "multiply-adds": adds, "MB of outputs": outputs / 1e6}

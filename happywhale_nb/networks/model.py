@@ -9,6 +9,7 @@ __all__ = ['SPECIES_SCALE', 'build_network', 'inference_model', 'build_optimizer
 
 # %% ../../nbs/lib/networks/model.ipynb #model-02
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -19,9 +20,11 @@ from ..core.artifacts import versions
 from ..core.errors import lookup
 from ..core.progress import bar
 from ..imaging.augmentation import RECIPES, Flip
+from ..imaging.crops import Crops
 from .backbones import backbone_layers, copy_weights, feature_maps
 from .devices import compiled
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
+from .presets import Preset
 from .schedules import RATE_PER_PHOTO, TwoRateAdamW, WarmupCosine, WarmupExponential
 from ..retrieval.embeddings import Embeddings
 
@@ -29,35 +32,57 @@ from ..retrieval.embeddings import Embeddings
 SPECIES_SCALE = 33.14  # the winners' scale of the species head
 
 
-def build_network(config, classes, species=0):
-    """A Keras model from `{"pixels": [b, s, s, 3]}` in 0 … 255 (and `"chosen"` classes, if the preset samples them) to
-    `{"cosines": [b, classes]}` (with parts `[b, parts, classes]`) and `"species"` `[b, species]`; its layer
-    `embedding` gives `[b, config.embedding]`."""
-    pixels = keras.Input((config.image_size, config.image_size, 3), name="pixels")
-    weights = "" if config.weights.endswith(".keras") else config.weights
-    before, last = feature_maps(config.backbone, pixels, config.bn_momentum, weights)
-    if config.pool == "gem2":
-        before = layers.Activation("linear", dtype="float32", name="features_before")(before)
-    last = layers.Activation("linear", dtype="float32", name="features")(last)
-    embedding = neck([before, last], config.pool, config.embedding, config.dropout, config.bn_momentum, config.parts)
-    parts = config.parts**2 if config.pool == "parts" else 1
-    inputs, classifier = {"pixels": pixels}, CosineClassifier(classes, config.centres, parts, name="cosines")
+def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model:
+    """Build the network of a preset, for training.
+
+    Args:
+        config: preset; its fields of backbone, neck and classifier count here.
+        classes: number of classes of the individuals' classifier, from 1.
+        species: number of classes of the species head; 0 (default): no species head.
+
+    Returns:
+        Keras model from `{"pixels": [b, s, s, 3]}` in 0 … 255 (and `"chosen"` `[sample]` int32, classes to score, if
+        the preset samples them) to `{"cosines": [b, classes]}` (`[b, parts², classes]` with parts) and `"species"`
+        `[b, species]`. Its layer `embedding` gives `[b, config.embedding]`.
+
+    Raises:
+        UserError: for an unknown backbone, a size that does not suit it, or weights that cannot be read.
+    """
+    inputs = {"pixels": keras.Input((config.image_size, config.image_size, 3), name="pixels")}
+    embedding = _embedding(config, inputs["pixels"])
     if config.sample:
         inputs["chosen"] = keras.Input(batch_shape=(config.sample,), dtype="int32", name="chosen")
-    outputs = {"cosines": classifier(embedding, inputs.get("chosen"))}
-    if species:
-        outputs["species"] = CosineClassifier(species, name="species")(embedding)
+    outputs = _classify(config, embedding, inputs.get("chosen"), classes, species)
     network = keras.Model(inputs, outputs, name=config.backbone)
     if config.weights.endswith(".keras"):
         copy_weights(network, config.weights)
     return network
 
+# %% ../../nbs/lib/networks/model.ipynb #model-31
+def _embedding(config, pixels):
+    """Embedding `[b, dim]` of pixels `[b, s, s, 3]`: backbone and neck. The maps are float32 under any precision."""
+    weights = "" if config.weights.endswith(".keras") else config.weights
+    before, last = feature_maps(config.backbone, pixels, config.bn_momentum, weights)
+    if config.pool == "gem2":
+        before = layers.Activation("linear", dtype="float32", name="features_before")(before)
+    last = layers.Activation("linear", dtype="float32", name="features")(last)
+    return neck([before, last], config.pool, config.embedding, config.dropout, config.bn_momentum, config.parts)
+
+
+def _classify(config, embedding, chosen, classes, species):
+    """The network's outputs, by name: cosines to the individuals and, if there are any, to the species."""
+    parts = config.parts**2 if config.pool == "parts" else 1
+    cosines = CosineClassifier(classes, config.centres, parts, name="cosines")(embedding, chosen)
+    if not species:
+        return {"cosines": cosines}
+    return {"cosines": cosines, "species": CosineClassifier(species, name="species")(embedding)}
+
 # %% ../../nbs/lib/networks/model.ipynb #model-07
-def inference_model(network):
-    """The part of a network of `build_network` that is stored.
+def inference_model(network: keras.Model) -> keras.Model:
+    """Return the part of a network that is stored: without species head and sampled classes.
 
     Args:
-        network: Keras model of `build_network`.
+        network: model of `build_network`.
 
     Returns:
         Keras model from pixels `[b, s, s, 3]` in 0 … 255 to cosines `[b, classes]` float32 in [-1, 1]; it shares the
@@ -70,30 +95,54 @@ def inference_model(network):
     return keras.Model(pixels, cosines, name=network.name)
 
 # %% ../../nbs/lib/networks/model.ipynb #model-12
-def build_optimizer(config, network, steps, size):
-    """AdamW with the preset's schedule, for `steps` steps an epoch with batches of `size`; the head has its rate."""
-    peak = config.learning_rate or RATE_PER_PHOTO * size
-    warmup, total = int(steps * min(config.warmup, config.epochs / 4)), steps * config.epochs
-    paper = config.schedule == "paper"
-    rate = WarmupExponential(peak, total, warmup, steps) if paper else WarmupCosine(peak, total, warmup)
-    optimizer = TwoRateAdamW(rate, config.head_rate, weight_decay=config.weight_decay)
+def build_optimizer(config: Preset, network: keras.Model, steps: int, size: int) -> TwoRateAdamW:
+    """Build AdamW with the preset's schedule and learning rates.
+
+    Args:
+        config: preset; its fields of schedule and optimizer count here.
+        network: model of `build_network`.
+        steps: number of steps of an epoch, from 1.
+        size: number of images of a batch on all devices, from 1.
+
+    Returns:
+        The optimizer; variables behind the backbone learn at `config.head_rate` times the rate.
+    """
+    optimizer = TwoRateAdamW(_schedule(config, steps, size), config.head_rate, weight_decay=config.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     body = {variable.path for layer in backbone_layers(network) for variable in layer.trainable_variables}
     optimizer.set_head([variable for variable in network.trainable_variables if variable.path not in body])
     return optimizer
 
+
+def _schedule(config, steps, size):
+    """The preset's learning rate schedule; the warm-up takes a quarter of the training at most."""
+    peak = config.learning_rate or RATE_PER_PHOTO * size
+    warmup, total = int(steps * min(config.warmup, config.epochs / 4)), steps * config.epochs
+    if config.schedule == "paper":
+        return WarmupExponential(peak, total, warmup, steps)
+    return WarmupCosine(peak, total, warmup)
+
 # %% ../../nbs/lib/networks/model.ipynb #model-14
-def compile_trainer(trainer, config, optimizer):
-    """Give the network that is trained its losses and metrics. Returns it."""
+def compile_trainer(trainer: keras.Model, config: Preset, optimizer: keras.optimizers.Optimizer) -> keras.Model:
+    """Compile the network that is trained, with losses and metrics.
+
+    Args:
+        trainer: model of `build_network`, or of `batches.augmented` around it. It is changed in place.
+        config: preset; its scale, label_smoothing and species_share count here.
+        optimizer: of `build_optimizer`.
+
+    Returns:
+        The same model, compiled.
+    """
     losses = {"cosines": ArcFaceLoss(config.scale, config.label_smoothing)}
-    shares = {"cosines": 1.0}
+    loss_weights = {"cosines": 1.0}
     if "species" in trainer.output:
         losses["species"] = ArcFaceLoss(SPECIES_SCALE, config.label_smoothing)
-        shares = {"cosines": 1 - config.species_share, "species": config.species_share}
+        loss_weights = {"cosines": 1 - config.species_share, "species": config.species_share}
     trainer.compile(
         optimizer,
         losses,
-        loss_weights=shares,
+        loss_weights=loss_weights,
         metrics={"cosines": [accuracy, top5]},
         jit_compile="auto" if compiled() else False,
     )
@@ -101,20 +150,40 @@ def compile_trainer(trainer, config, optimizer):
     return trainer
 
 # %% ../../nbs/lib/networks/model.ipynb #model-17
-def mirror_axis(config):
-    """The axis of `[n, h, w, 3]` along which a preset's training mirrors crops: 1 (twins), 2 (side to side) or None."""
+def mirror_axis(config: Preset) -> int | None:
+    """Return the axis of `[n, h, w, 3]` along which a preset's training mirrors crops.
+
+    Args:
+        config: preset; its recipe and twins count here.
+
+    Returns:
+        1 (top to bottom) for twins, 2 (side to side) for a recipe with `Flip`, else None.
+
+    Raises:
+        UserError: for an unknown recipe.
+    """
     if config.twins:
         return 1
     return 2 if any(isinstance(step, Flip) for step in lookup(RECIPES, config.recipe, "recipe")) else None
 
+# %% ../../nbs/lib/networks/model.ipynb #model-36
+def embedding_averages(config: Preset) -> dict[str, int | float | None]:
+    """Return what a preset's embeddings are averaged over.
 
-def embedding_averages(config):
-    """What a preset's embeddings are the mean of, as keyword arguments of `build_encoder` and `embed`."""
+    Args:
+        config: preset; its recipe, twins and zoom count here.
+
+    Returns:
+        The keyword arguments mirror and zoom of `build_encoder` and `embed`.
+
+    Raises:
+        UserError: for an unknown recipe.
+    """
     return {"mirror": mirror_axis(config), "zoom": config.zoom}
 
 # %% ../../nbs/lib/networks/model.ipynb #model-19
 def _views(pixels, mirror, zoom):
-    """What an embedding averages, tensors `[n, s, s, 3]`: crops, narrowed and widened, and mirror images of these."""
+    """The crops that an embedding averages, tensors `[n, s, s, 3]`: plain, narrowed, widened, and all mirrored."""
     views, edge = [pixels], round(zoom * pixels.shape[1])
     if edge:
         widened = ops.pad(pixels, ((0, 0), (edge, edge), (edge, edge), (0, 0)), mode="reflect")
@@ -123,41 +192,51 @@ def _views(pixels, mirror, zoom):
         views += [ops.flip(view, axis=mirror) for view in views]
     return views
 
-
-def build_encoder(model, mirror=None, zoom=0.0):
-    """The encoder of a model of `inference_model`, as a Keras model.
+# %% ../../nbs/lib/networks/model.ipynb #model-33
+def build_encoder(model: keras.Model, mirror: int | None = None, zoom: float = 0.0) -> keras.Model:
+    """Build the encoder of a model: from pixels to embeddings.
 
     Args:
-        mirror: axis of `mirror_axis` to average each crop with its mirror image; None: no mirror image.
+        model: of `inference_model`.
+        mirror: axis of `mirror_axis` along which each crop is mirrored; the embeddings of crop and mirror image are
+            averaged. None (default): no mirror image.
         zoom: fraction of the side, in [0, 0.5), by which each crop is narrowed and widened at each edge; the embeddings
-            of both are averaged with the crop's. 0: no zoom.
+            of both are averaged with the crop's. 0 (default): no zoom.
 
     Returns:
         Model from pixels `[n, s, s, 3]` float32 in 0 … 255 to embeddings `[n, d]` float32 of length 1.
     """
-    plain = keras.Model(model.input, model.get_layer("embedding").output)
+    single = keras.Model(model.input, model.get_layer("embedding").output)
     pixels = keras.Input(model.input_shape[1:], dtype="float32", name="pixels")
     unit = layers.UnitNormalization(dtype="float32", name="unit")
-    vectors = [unit(plain(view)) for view in _views(pixels, mirror, zoom)]
+    vectors = [unit(single(view)) for view in _views(pixels, mirror, zoom)]
     return keras.Model(pixels, vectors[0] if len(vectors) == 1 else unit(sum(vectors)), name="encoder")
 
 # %% ../../nbs/lib/networks/model.ipynb #model-23
-def embed(model, crops, mirror=None, zoom=0.0, batch_size=128, quiet=False):
-    """Embeddings of crops; a bar shows the progress, unless `quiet`.
+def embed(
+    model: keras.Model,
+    crops: np.ndarray | Crops,
+    mirror: int | None = None,
+    zoom: float = 0.0,
+    batch_size: int = 128,
+    quiet: bool = False,
+) -> np.ndarray:
+    """Compute embeddings of crops.
 
     Args:
         model: of `inference_model`.
-        crops: `[n, s, s, 3]` uint8 in 0 … 255, an array or `crops.Crops`.
-        mirror, zoom: as for `build_encoder`.
-        batch_size: crops in the network at a time.
+        crops: `[n, s, s, 3]` uint8 in 0 … 255.
+        mirror: axis of `mirror_axis` to average over, or None (default), see `build_encoder`.
+        zoom: fraction of the side to average over, in [0, 0.5), see `build_encoder`.
+        batch_size: number of crops in the network at a time, from 1.
+        quiet: whether to hide the progress bar.
 
     Returns:
         `[n, d]` float32 with rows of length 1.
     """
     network = _encoder(model, mirror, zoom)
     vectors = [np.empty((0, network.output.shape[-1]), np.float32)]
-    starts = range(0, len(crops), batch_size)
-    for start in bar(starts, "embedding", unit="batch", disable=quiet or not len(crops)):
+    for start in bar(range(0, len(crops), batch_size), "embedding", unit="batch", disable=quiet or not len(crops)):
         batch = np.zeros((batch_size, *crops.shape[1:]), np.float32)
         rows = crops[start : start + batch_size]
         batch[: len(rows)] = rows
@@ -169,30 +248,42 @@ _ENCODERS = weakref.WeakKeyDictionary()
 
 
 def _encoder(model, mirror, zoom):
-    """A model's encoder, traced once in the model's life."""
-    made = _ENCODERS.setdefault(model, {})
-    if (mirror, zoom) not in made:
-        made[mirror, zoom] = build_encoder(model, mirror, zoom)
-        made[mirror, zoom].jit_compile = compiled()
-    return made[mirror, zoom]
+    """A model's encoder, built and traced once in the life of the model."""
+    encoders = _ENCODERS.setdefault(model, {})
+    if (mirror, zoom) not in encoders:
+        encoder = build_encoder(model, mirror, zoom)
+        encoder.jit_compile = compiled()
+        encoders[mirror, zoom] = encoder
+    return encoders[mirror, zoom]
 
-
-def embed_views(model, views, mirror=None, zoom=0.0, batch_size=128, quiet=False):
-    """Embeddings of photographs by several crops of each.
+# %% ../../nbs/lib/networks/model.ipynb #model-34
+def embed_views(
+    model: keras.Model,
+    views: Sequence[tuple[float, np.ndarray | Crops]],
+    mirror: int | None = None,
+    zoom: float = 0.0,
+    batch_size: int = 128,
+    quiet: bool = False,
+) -> np.ndarray:
+    """Compute embeddings of images, each the weighted mean over several crops of the image.
 
     Args:
-        views: `[(share, crops), …]`, crops `[n, s, s, 3]` as for `embed`, shares positive.
-        model, mirror, zoom, batch_size, quiet: as for `embed`.
+        model: of `inference_model`.
+        views: `[(weight, crops), …]`, weights above 0, crops `[n, s, s, 3]` uint8 in 0 … 255.
+        mirror: axis of `mirror_axis` to average over, or None (default), see `build_encoder`.
+        zoom: fraction of the side to average over, in [0, 0.5), see `build_encoder`.
+        batch_size: number of crops in the network at a time, from 1.
+        quiet: whether to hide the progress bar.
 
     Returns:
-        `[n, d]` float32 with rows of length 1: the mean of the crops' embeddings, weighted by share.
+        `[n, d]` float32 with rows of length 1.
     """
-    vectors = sum(share * embed(model, crops, mirror, zoom, batch_size, quiet) for share, crops in views)
+    vectors = sum(weight * embed(model, crops, mirror, zoom, batch_size, quiet) for weight, crops in views)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 # %% ../../nbs/lib/networks/model.ipynb #model-28
-def load_trained(folder):
-    """The model that training left in a fold's folder.
+def load_trained(folder: Path | str) -> keras.Model:
+    """Load the trained model of a fold's folder.
 
     Args:
         folder: `<study>/<model>/fold<k>`, with `model.keras`.
@@ -206,22 +297,26 @@ def load_trained(folder):
     return keras.saving.load_model(Path(folder) / "model.keras", compile=False)
 
 
-def library_versions():
-    """Versions of Keras, TensorFlow and NumPy, and Keras' backend, a dict for a record."""
+def library_versions() -> dict[str, str]:
+    """Return the versions of Keras, TensorFlow and NumPy, and Keras' backend, for a record.
+
+    Returns:
+        `{"keras": …, "tensorflow": …, "numpy": …, "backend": …}`.
+    """
     return versions("keras", "tensorflow", "numpy") | {"backend": keras.backend.backend()}
 
 # %% ../../nbs/lib/networks/model.ipynb #model-29
-def class_centres(model, individuals):
-    """The centres that a model's classifier has learned.
+def class_centres(model: keras.Model, individuals: np.ndarray) -> Embeddings:
+    """Return the class centres that a model's classifier has learned.
 
     Args:
         model: of `inference_model`.
-        individuals: `[c]` names of its first classes.
+        individuals: `[c]` ids of the individuals that are its first c classes.
 
     Returns:
-        `Embeddings` under these names, rows of length 1; with k centres a class each name is there k times.
+        `Embeddings` under these ids, rows of length 1; with k centres a class each id occurs k times.
     """
     layer, dim = model.get_layer("cosines"), model.get_layer("embedding").output.shape[-1]
     vectors = ops.convert_to_numpy(layer.unit(layer.table[: len(individuals)], dim)).reshape(-1, dim)
-    names = np.repeat(individuals, len(vectors) // len(individuals))
-    return Embeddings(names, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    individual_ids = np.repeat(individuals, len(vectors) // len(individuals))
+    return Embeddings(individual_ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
