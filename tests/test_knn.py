@@ -45,12 +45,12 @@ from happywhale_nb.retrieval.predictions import read_lists, read_predictions, re
 from happywhale_nb.retrieval.search import AGGREGATES
 from happywhale_nb.stages import knn
 from happywhale_nb.stages.knn import (
-    AnswerOptions,
-    answer_folds,
+    PredictionOptions,
+    add_new_individual,
     calibrate_folds,
+    choose_examples,
     compare_rules,
     evaluate,
-    examples,
     fuse_local,
     knn_stage,
     known_queries,
@@ -429,7 +429,7 @@ def together(folds, *names):
 
 def test_answer_folds_of_several_folds_takes_each_threshold_from_the_others(rng):
     ranked = [drawn_fold(rng) for _ in range(3)]
-    answered, facts = answer_folds(ranked)
+    answered, facts = add_new_individual(ranked)
     level = fit_threshold(*together(ranked, "ids", "scores", "truth"))
     assert facts == {"threshold": level, "share_new": None, "species": {}, "by_fold": [level] * 3}
     for i, (before, fold) in enumerate(zip(ranked, answered, strict=True)):
@@ -443,14 +443,14 @@ def test_answer_folds_of_several_folds_takes_each_threshold_from_the_others(rng)
 
 def test_answer_folds_of_one_fold_takes_the_threshold_from_itself(rng):
     ranked = [drawn_fold(rng, tests=0)]
-    (fold,), facts = answer_folds(ranked)
+    (fold,), facts = add_new_individual(ranked)
     assert fold.queries.threshold.tolist() == [fit_threshold(*together(ranked, "ids", "scores", "truth"))] * 60
     assert facts["by_fold"] == [] and fold.test is None
 
 
 def test_answer_folds_with_species_gives_each_its_threshold(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
-    answered, facts = answer_folds(ranked, AnswerOptions(share_new=0.5, species_strength=20))
+    answered, facts = add_new_individual(ranked, PredictionOptions(share_new=0.5, species_strength=20))
     names = ("ids", "scores", "truth", "guessed")
     common, own = fit_species_thresholds(*together(ranked, *names), 20, 0.5)
     assert (facts["threshold"], facts["species"]) == (common, own) and len(set(own.values())) == 2
@@ -463,24 +463,24 @@ def test_answer_folds_with_species_gives_each_its_threshold(rng):
 
 def test_answer_folds_with_a_share_of_new_animals_changes_the_test_only(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
-    plain, _ = answer_folds(ranked)
-    shared, facts = answer_folds(ranked, AnswerOptions(share_new=0.8))
+    plain, _ = add_new_individual(ranked)
+    shared, facts = add_new_individual(ranked, PredictionOptions(share_new=0.8))
     level = fit_threshold(*together(ranked, "ids", "scores", "truth"), 0.8)
     assert facts["share_new"] == 0.8 and facts["threshold"] == level
     for one, other in zip(plain, shared, strict=True):
         assert (one.queries.threshold == other.queries.threshold).all() and (other.test.threshold == level).all()
     assert level > plain[0].test.threshold[0]
-    _, facts = answer_folds(ranked, AnswerOptions(share_new=-1))
+    _, facts = add_new_individual(ranked, PredictionOptions(share_new=-1))
     found = [estimate_share_new(*together(ranked, "scores", "truth"), fold.test.scores) for fold in ranked]
     assert facts["share_new"] == pytest.approx(np.mean(found))
-    _, facts = answer_folds([drawn_fold(rng, tests=0)], AnswerOptions(share_new=-1))
+    _, facts = add_new_individual([drawn_fold(rng, tests=0)], PredictionOptions(share_new=-1))
     assert facts["share_new"] is None  # nothing to estimate it from
 
 
 def test_answer_folds_by_share_calls_that_share_of_each_test_new(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
     for share in (0.3, None):
-        answered, _ = answer_folds(ranked, AnswerOptions(share_new=share, by_share=True))
+        answered, _ = add_new_individual(ranked, PredictionOptions(share_new=share, by_share=True))
         wanted = share or np.mean(together(ranked, "truth")[0] == NEW)
         for fold in answered:
             assert (fold.test.threshold == threshold_for_share(fold.test.scores, wanted)).all()
@@ -494,7 +494,7 @@ def level_among(scores, threshold):
 
 @pytest.mark.parametrize("folds", [1, 3])
 def test_calibrate_folds_learns_from_the_other_folds_or_the_only_one(rng, folds):
-    answered, _ = answer_folds([drawn_fold(rng) for _ in range(folds)])
+    answered, _ = add_new_individual([drawn_fold(rng) for _ in range(folds)])
     calibrated = calibrate_folds(answered, 0.2)
     names = ("ids", "scores", "threshold", "truth", "guessed")
 
@@ -513,7 +513,7 @@ def test_calibrate_folds_learns_from_the_other_folds_or_the_only_one(rng, folds)
 
 @pytest.mark.parametrize("folds", [1, 2])
 def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
-    calibrated = calibrate_folds(answer_folds([drawn_fold(rng) for _ in range(folds)])[0], 0.2)
+    calibrated = calibrate_folds(add_new_individual([drawn_fold(rng) for _ in range(folds)])[0], 0.2)
     figures = evaluate([fold.queries for fold in calibrated], 0.2)
     truth, answers, who, ids, scores, sure, listed = together(
         calibrated, "truth", "answers", "individuals", "ids", "scores", "confidence", "listed"
@@ -543,10 +543,18 @@ def test_examples_are_the_surest_right_and_wrong_ones_and_new_animals_taken_for_
     ranking = Ranking(images=first, ids=first[:, None], scores=np.ones((7, 1)), species_of=KIND, truth=truth)
     prediction = ranking.answered(np.where(first == NEW, 2.0, 0.0)).calibrated(sure, first[:, None])
     folds = {4: prediction}
-    table = examples(folds, each=2)
+    table = choose_examples(folds, each=2)
     assert table["kind"].tolist() == ["right", "right", "wrong", "wrong", "new", "new"]
     assert table["row"].tolist() == [1, 0, 3, 2, 6, 5] and set(table["fold"]) == {4}
-    assert examples(folds)["row"].tolist() == [1, 0, 3, 2, 6, 5, 4]  # three of each, the new one that was noticed last
+    assert choose_examples(folds)["row"].tolist() == [
+        1,
+        0,
+        3,
+        2,
+        6,
+        5,
+        4,
+    ]  # three of each, the new one that was noticed last
 
 
 def drawn_evidence(rng, truth, width, helpful):
@@ -674,12 +682,12 @@ def test_rank_fold_without_test_photographs_ranks_none(trained):
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5])
 def test_answer_options_of_a_share_out_of_range_are_refused(share):
     with pytest.raises(UserError, match=r"a share lies between 0 and 1 \(or -1: estimate it\)"):
-        AnswerOptions(share_new=share)
+        PredictionOptions(share_new=share)
 
 
 @pytest.mark.parametrize("share", [None, -1, 0.4])
 def test_knn_stage_of_a_study_writes_what_its_predicted_folds_say(trained, share):
-    options, data, folds = AnswerOptions(share_new=share, alpha=0.3), trained.data, trained.folds
+    options, data, folds = PredictionOptions(share_new=share, alpha=0.3), trained.data, trained.folds
     result = knn_stage(data, trained.folder, "small", folds, KNNHead(5), options)
     predicted, facts = predict_folds(data, trained.folder, "small", folds, KNNHead(5), options)
     assert result["for_test"] == facts and (0 < facts["share_new"] < 1 if share == -1 else facts["share_new"] == share)
@@ -735,11 +743,11 @@ def test_knn_stage_that_is_done_is_not_done_again(trained, monkeypatch):
 
     def done_again(head=5, force=False, **options):
         before = len(asked)
-        knn_stage(*given_study, KNNHead(head), AnswerOptions(**options), force)
+        knn_stage(*given_study, KNNHead(head), PredictionOptions(**options), force)
         return len(asked) > before
 
     assert done_again() and not done_again() and done_again(force=True)
-    assert done_again(alpha=0.2) and asked[-1] == AnswerOptions(alpha=0.2) and done_again(head=6) and done_again()
+    assert done_again(alpha=0.2) and asked[-1] == PredictionOptions(alpha=0.2) and done_again(head=6) and done_again()
     for name in ("test.csv", "oof_scores.parquet", "metrics.json"):
         (trained.folder / "small" / "fold2" / name).unlink()
         assert done_again() and not done_again()
@@ -759,7 +767,7 @@ def test_predict_folds_with_local_features_describes_each_photograph_once(traine
     monkeypatch.setattr(knn, "crop_features", described)
     write_json(trained.folder / "small" / "fold0" / "config.json", {"parameters": {"preset": "small"}})
     study = (trained.data, trained.folder, "small", trained.folds)
-    predicted, facts = predict_folds(*study, KNNHead(5), AnswerOptions(local=3))
+    predicted, facts = predict_folds(*study, KNNHead(5), PredictionOptions(local=3))
     assert sorted(sides) == [("test", {"preset": "small"}, 9), ("train", {"preset": "small"}, 36)]
     assert set(facts["local"]) == {"cosine", "fused", "gain", "low", "high", "used"} and list(predicted) == [0, 1, 2]
 

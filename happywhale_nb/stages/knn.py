@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOCAL_SIDE', 'KEPT', 'species_of_individuals', 'rank_fold', 'crop_features', 'local_evidence', 'fuse_local',
-           'AnswerOptions', 'answer_folds', 'calibrate_folds', 'evaluate', 'predict_folds', 'knn_stage', 'read_fold',
-           'read_folds', 'known_queries', 'study_grid', 'compare_rules', 'draw_evaluation', 'examples', 'draw_examples',
-           'thumbnail']
+           'PredictionOptions', 'add_new_individual', 'calibrate_folds', 'evaluate', 'predict_folds', 'knn_stage',
+           'read_fold', 'read_folds', 'known_queries', 'study_grid', 'compare_rules', 'plot_evaluation',
+           'choose_examples', 'plot_examples', 'thumbnail']
 
 # %% ../../nbs/06_knn.ipynb #06-knn-02
 from dataclasses import asdict, dataclass
@@ -203,7 +203,7 @@ def _stacked(parts):
 
 # %% ../../nbs/06_knn.ipynb #06-knn-31
 @dataclass(frozen=True)
-class AnswerOptions:
+class PredictionOptions:
     """How rankings become answers.
 
     Attributes:
@@ -229,7 +229,7 @@ class AnswerOptions:
             raise UserError(f"share_new={self.share_new}: a share lies between 0 and 1 (or -1: estimate it)")
 
 # %% ../../nbs/06_knn.ipynb #06-knn-31a
-def answer_folds(ranked: list[Fold], options: AnswerOptions = AnswerOptions()) -> tuple[list[Fold], dict]:
+def add_new_individual(ranked: list[Fold], options: PredictionOptions = PredictionOptions()) -> tuple[list[Fold], dict]:
     """Put `new_individual` into the ranked lists of all folds.
 
     Args:
@@ -328,8 +328,8 @@ def evaluate(predictions: list[CalibratedPrediction], alpha: float = 0.1) -> dic
     return figures | {"ece": reliable["ece"], "brier": reliable["brier"], "lists": lists}
 
 # %% ../../nbs/06_knn.ipynb #06-knn-36
-def predict_folds(dataset, folder, model: str, folds, head: KNNHead, options: AnswerOptions = AnswerOptions()):
-    """All steps for every finished fold: `rank_fold`, `fuse_local`, `answer_folds`, `calibrate_folds`.
+def predict_folds(dataset, folder, model: str, folds, head: KNNHead, options: PredictionOptions = PredictionOptions()):
+    """All steps for every finished fold: `rank_fold`, `fuse_local`, `add_new_individual`, `calibrate_folds`.
 
     Args:
         dataset: the `Dataset`; folder: the study's; model: a folder of it; folds: the folds table.
@@ -337,7 +337,7 @@ def predict_folds(dataset, folder, model: str, folds, head: KNNHead, options: An
         options: how rankings become answers.
 
     Returns:
-        `({fold: Fold of CalibratedPredictions}, facts)`, facts being what `answer_folds` returns and, as `local`, the
+        `({fold: Fold of CalibratedPredictions}, facts)`, facts being those of `add_new_individual` and, as `local`, the
         metrics of `fuse_local` (with `options.local` 0: None).
     """
     numbers = finished_folds(folder, model, folds)
@@ -351,13 +351,13 @@ def predict_folds(dataset, folder, model: str, folds, head: KNNHead, options: An
         pairs = zip(places, numbers, strict=True)
         evidence = [local_evidence(place, folds, k, options.local, known, test, tests) for place, k in pairs]
         ranked, metrics = fuse_local(ranked, evidence)
-    answered, facts = answer_folds(ranked, options)
+    answered, facts = add_new_individual(ranked, options)
     calibrated = calibrate_folds(answered, options.alpha)
     return dict(zip(numbers, calibrated, strict=True)), facts | {"local": metrics}
 
 # %% ../../nbs/06_knn.ipynb #06-knn-65
 def knn_stage(
-    dataset, folder, model: str, folds, head: KNNHead, options: AnswerOptions = AnswerOptions(), force: bool = False
+    dataset, folder, model: str, folds, head: KNNHead, options: PredictionOptions = PredictionOptions(), force: bool = False
 ) -> dict:
     """Answer every finished fold.
 
@@ -493,7 +493,7 @@ def compare_rules(folder, model, folds, numbers, rules=(("max", 50), ("vote", 50
     return table.rename(columns={"gain": "lost"})
 
 # %% ../../nbs/06_knn.ipynb #06-knn-40
-def draw_evaluation(predictions: list[CalibratedPrediction], threshold: float, grid: pd.DataFrame):
+def plot_evaluation(predictions: list[CalibratedPrediction], threshold: float, grid: pd.DataFrame):
     """CMC, threshold curves, reliability and the grid of k, in one figure. The median of the folds' thresholds is
     dashed, `threshold`, the test's, dotted."""
     ids, scores, truth, people = joined(predictions, "ids", "scores", "truth", "individuals")
@@ -520,7 +520,7 @@ def draw_evaluation(predictions: list[CalibratedPrediction], threshold: float, g
     return fig
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41
-def examples(predictions: dict[int, CalibratedPrediction], each: int = 3) -> pd.DataFrame:
+def choose_examples(predictions: dict[int, CalibratedPrediction], each: int = 3) -> pd.DataFrame:
     """Rows to be looked at, a `DataFrame` of kind, fold, row, confidence: the surest right answers (of known animals),
     the surest wrong ones, and photographs of new animals, those surely taken for known ones first."""
     tables = []
@@ -534,9 +534,9 @@ def examples(predictions: dict[int, CalibratedPrediction], each: int = 3) -> pd.
     return best.sort_values("kind", key=lambda kind: kind.map({"right": 0, "wrong": 1, "new": 2}), kind="stable")
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41p
-def draw_examples(dataset, folder, model, folds, predictions, head, each=3, neighbours=4):
-    """`examples` beside their nearest known photographs, with names and cosines."""
-    chosen, individuals = examples(predictions, each), folds["individual_id"].to_numpy(dtype=str)
+def plot_examples(dataset, folder, model, folds, predictions, head, each=3, neighbours=4):
+    """`choose_examples` beside their nearest known photographs, with names and cosines."""
+    chosen, individuals = choose_examples(predictions, each), folds["individual_id"].to_numpy(dtype=str)
     fig, axes = plt.subplots(len(chosen), 1 + neighbours, figsize=(11, 1.7 * len(chosen)), layout="constrained")
     for line, (_, row) in zip(np.atleast_2d(axes), chosen.iterrows(), strict=True):
         p, place = predictions[row["fold"]], fold_dir(folder, model, row["fold"])
