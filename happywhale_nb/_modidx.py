@@ -2929,6 +2929,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'happywhale_nb.stages.knn._paired_losses': ( 'knn.html#_paired_losses',
                                                                                        'happywhale_nb/stages/knn.py'),
                                           'happywhale_nb.stages.knn._plot_cmc': ('knn.html#_plot_cmc', 'happywhale_nb/stages/knn.py'),
+                                          'happywhale_nb.stages.knn._plot_photos': ('knn.html#_plot_photos', 'happywhale_nb/stages/knn.py'),
                                           'happywhale_nb.stages.knn._plot_reliability': ( 'knn.html#_plot_reliability',
                                                                                           'happywhale_nb/stages/knn.py'),
                                           'happywhale_nb.stages.knn._plot_thresholds': ( 'knn.html#_plot_thresholds',

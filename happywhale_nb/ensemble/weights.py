@@ -146,6 +146,10 @@ def _count_ahead(margins, column=None, change=0):
 POINTS = np.array([60, 30, 20, 15, 12, 0])  # of ranks 1 to 5 and below
 
 
+def _all_points(margins, sample_weight=None):
+    return 60 * (margins.rivals.n_photos if sample_weight is None else sample_weight.sum())
+
+# %% ../../nbs/lib/ensemble/weights.ipynb #weights-12a
 class RankMargins(WeightedMargins):
     """`WeightedMargins` with the MAP@5 that they mean."""
 
@@ -175,10 +179,6 @@ class RankMargins(WeightedMargins):
             a number in [0, 1].
         """
         return self.points(sample_weight=sample_weight) / _all_points(self, sample_weight)
-
-
-def _all_points(margins, sample_weight=None):
-    return 60 * (margins.rivals.n_photos if sample_weight is None else sample_weight.sum())
 
 # %% ../../nbs/lib/ensemble/weights.ipynb #weights-15
 @dataclass(frozen=True, eq=False)

@@ -480,7 +480,7 @@ class ModelPrediction:
     thresholds: OpenSetThresholds
     local: dict | None
 
-
+# %% ../../nbs/06_knn.ipynb #06-knn-36p
 def predict_folds(
     dataset: Dataset,
     folder: Path,
@@ -867,15 +867,19 @@ def plot_examples(
         image, first = p.images[row["row"]], p.answers[row["row"], 0]
         photos = [(image, f"{row['kind']}: {p.individuals[row['row']]}\nsays {first}")]
         photos += _nearest_photos(head, read_embeddings(vectors), folds, row["fold"], image)
-        for ax, (name, title) in zip(line, photos, strict=False):
-            ax.imshow(thumbnail(dataset.train_images / name))
-            ax.set_title(title, fontsize=7)
-        for ax in line:
-            ax.axis("off")
+        _plot_photos(line, dataset.train_images, photos)
     fig.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
     return fig
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41r
+def _plot_photos(axes, folder, photos):
+    for ax, (name, title) in zip(axes, photos, strict=False):
+        ax.imshow(thumbnail(folder / name))
+        ax.set_title(title, fontsize=7)
+    for ax in axes:
+        ax.axis("off")
+
+
 def _nearest_photos(head, vectors, folds, fold, image):
     """`[(image, title)]` of the gallery photos of a fold, nearest first."""
     gallery, _ = gallery_and_queries(folds, fold)
