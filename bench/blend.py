@@ -1,6 +1,6 @@
 """Blending 30 models' answers to 51,033 photographs, twenty candidates each on average.
 
-1. MAP@5 after one changed weight: a margins's column of leads, everything counted again with SciPy's sparse matrices,
+1. MAP@5 after one changed weight: one row of rank margins, everything counted again with SciPy's sparse matrices,
    and a pandas `apply` that counts each row's votes.
 2. The search for the weights: the paper's, one to convergence at a gain of 1e-5, and that with smaller and smaller
    steps.
@@ -31,7 +31,7 @@ def answers(quick, models=MODELS, photos=PHOTOS):
 
 
 def changed(quick):
-    """This project: one weight of a margins."""
+    """This project: one weight of the rank margins."""
     lists, truth = answers(quick)
     margins = RankMargins(count_votes(lists), truth).set_weights(np.ones(MODELS))
     return lambda: f"MAP@5 {margins.points(3, 100) / (60 * margins.rivals.n_photos):.4f}"
