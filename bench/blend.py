@@ -40,20 +40,20 @@ def changed(quick):
 def counted_again(quick):
     """All votes again by sparse matrices: entries × models, times weights, and the rank of the truth."""
     lists, truth = answers(quick)
-    votes = count_votes(lists)
-    votes = sparse.csc_matrix(votes.votes.T.astype(np.float64))
-    own = votes.code == lists.encode(truth)[votes.row]
+    table = count_votes(lists)
+    votes = sparse.csc_matrix(table.votes.T.astype(np.float64))
+    own = table.code == lists.encode(truth)[table.row]
     entry = np.full(len(truth), -1)
-    entry[votes.row[own]] = np.flatnonzero(own)
+    entry[table.row[own]] = np.flatnonzero(own)
     weights = np.ones(MODELS)
     weights[3] = 1.1
 
     def run():
         total = votes @ weights
-        ours = np.where(entry[votes.row] >= 0, total[entry[votes.row]], np.inf)
-        earlier = np.arange(len(total)) < entry[votes.row]
+        ours = np.where(entry[table.row] >= 0, total[entry[table.row]], np.inf)
+        earlier = np.arange(len(total)) < entry[table.row]
         ahead = (total > ours + 1e-9) | ((np.abs(total - ours) < 1e-9) & earlier)
-        rank = np.bincount(votes.row, ahead, minlength=len(truth))
+        rank = np.bincount(table.row, ahead, minlength=len(truth))
         return f"MAP@5 {((entry >= 0) & (rank < 5)) @ (1 / (rank + 1)) / len(truth):.4f}"
 
     return run
