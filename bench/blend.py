@@ -1,6 +1,6 @@
 """Blending 30 models' answers to 51,033 photographs, twenty candidates each on average.
 
-1. MAP@5 after one changed weight: a contest's column of leads, everything counted again with SciPy's sparse matrices,
+1. MAP@5 after one changed weight: one row of rank margins, everything counted again with SciPy's sparse matrices,
    and a pandas `apply` that counts each row's votes.
 2. The search for the weights: the paper's, one to convergence at a gain of 1e-5, and that with smaller and smaller
    steps.
@@ -17,9 +17,9 @@ import pandas as pd
 from harness import main
 from scipy import sparse
 
-from happywhale_nb.ensemble.ranked_lists import Ballots, read_ballots
-from happywhale_nb.ensemble.voting import VOTES, tally
-from happywhale_nb.ensemble.weights import Contest, search_weights, simulate
+from happywhale_nb.ensemble.ranked_lists import RankedLists, read_ranked_lists
+from happywhale_nb.ensemble.voting import VOTES, count_votes
+from happywhale_nb.ensemble.weights import RankMargins, search_weights, simulate
 from happywhale_nb.retrieval.predictions import write_predictions
 
 MODELS, PHOTOS, QUICK = 30, 51_033, 20  # QUICK: that many times fewer photographs
@@ -31,29 +31,29 @@ def answers(quick, models=MODELS, photos=PHOTOS):
 
 
 def changed(quick):
-    """This project: one weight of a contest."""
-    ballots, truth = answers(quick)
-    contest = Contest(tally(ballots), truth).start(np.ones(MODELS))
-    return lambda: f"MAP@5 {contest.points(3, 100) / (60 * contest.n):.4f}"
+    """This project: one weight of the rank margins."""
+    lists, truth = answers(quick)
+    margins = RankMargins(count_votes(lists), truth).set_weights(np.ones(MODELS))
+    return lambda: f"MAP@5 {margins.points(3, 100) / (60 * margins.rivals.n_photos):.4f}"
 
 
 def counted_again(quick):
     """All votes again by sparse matrices: entries × models, times weights, and the rank of the truth."""
-    ballots, truth = answers(quick)
-    tallied = tally(ballots)
-    votes = sparse.csc_matrix(tallied.votes.T.astype(np.float64))
-    own = tallied.code == ballots.code(truth)[tallied.row]
+    lists, truth = answers(quick)
+    table = count_votes(lists)
+    votes = sparse.csc_matrix(table.votes.T.astype(np.float64))
+    own = table.code == lists.encode(truth)[table.row]
     entry = np.full(len(truth), -1)
-    entry[tallied.row[own]] = np.flatnonzero(own)
+    entry[table.row[own]] = np.flatnonzero(own)
     weights = np.ones(MODELS)
     weights[3] = 1.1
 
     def run():
         total = votes @ weights
-        ours = np.where(entry[tallied.row] >= 0, total[entry[tallied.row]], np.inf)
-        earlier = np.arange(len(total)) < entry[tallied.row]
+        ours = np.where(entry[table.row] >= 0, total[entry[table.row]], np.inf)
+        earlier = np.arange(len(total)) < entry[table.row]
         ahead = (total > ours + 1e-9) | ((np.abs(total - ours) < 1e-9) & earlier)
-        rank = np.bincount(tallied.row, ahead, minlength=len(truth))
+        rank = np.bincount(table.row, ahead, minlength=len(truth))
         return f"MAP@5 {((entry >= 0) & (rank < 5)) @ (1 / (rank + 1)) / len(truth):.4f}"
 
     return run
@@ -61,13 +61,13 @@ def counted_again(quick):
 
 def row_by_row(quick):
     """Every row's votes in a dict, by pandas."""
-    ballots, truth = answers(quick)
+    lists, truth = answers(quick)
     columns = {
-        m: [" ".join(filter(None, row)) for row in ballots.answers(c)]
-        for m, c in zip(ballots.models, ballots.codes, strict=True)
+        m: [" ".join(filter(None, row)) for row in lists.decode(c)]
+        for m, c in zip(lists.models, lists.codes, strict=True)
     }
     frame, ranks = pd.DataFrame(columns).assign(truth=truth), VOTES["paper"]
-    weights = dict.fromkeys(ballots.models, 1.0) | {ballots.models[3]: 1.1}
+    weights = dict.fromkeys(lists.models, 1.0) | {lists.models[3]: 1.1}
 
     def points(row):
         votes = {}
@@ -82,11 +82,11 @@ def row_by_row(quick):
 
 
 def searched(quick, models=MODELS, photos=PHOTOS, **how):
-    ballots, truth = answers(quick, models, photos)
-    contest = Contest(tally(ballots), truth)
+    lists, truth = answers(quick, models, photos)
+    margins = RankMargins(count_votes(lists), truth)
 
     def run():
-        fit = search_weights(contest, **how)
+        fit = search_weights(margins, **how)
         return f"{fit.before:.4f} → {fit.after:.4f}, {fit.moves} moves, {fit.tries} tries"
 
     return run
@@ -94,36 +94,36 @@ def searched(quick, models=MODELS, photos=PHOTOS, **how):
 
 def from_files(quick, read):
     folder = Path(tempfile.mkdtemp())
-    ballots, _ = answers(quick)
-    for model, codes in zip(ballots.models, ballots.codes, strict=True):
-        write_predictions(folder / f"{model}.csv", ballots.images, ballots.answers(codes))
+    lists, _ = answers(quick)
+    for model, codes in zip(lists.models, lists.codes, strict=True):
+        write_predictions(folder / f"{model}.csv", lists.images, lists.decode(codes))
     files = sorted(folder.glob("*.csv"))
 
     def run():
-        blended = tally(read(files)).answers(np.ones(len(files)))
-        write_predictions(folder / "submission" / "submission.csv", ballots.images, blended)
+        blended = count_votes(read(files)).predict(np.ones(len(files)))
+        write_predictions(folder / "submission" / "submission.csv", lists.images, blended)
         return f"{len(blended):,} photographs"
 
     return run
 
 
 def with_pandas(files):
-    """The same `Ballots` by pandas and Python's own splitting."""
+    """The same `RankedLists` by pandas and Python's own splitting."""
     tables = [pd.read_csv(path) for path in files]
     names, parts = {}, []
     for table in tables:
         rows = [[names.setdefault(name, len(names)) for name in text.split()] for text in table["predictions"]]
         parts.append([row + [-1] * (5 - len(row)) for row in rows])
     codes, images = np.array(parts, np.int32), tables[0]["image"].to_numpy(str)
-    return Ballots(images, np.array([path.stem for path in files]), np.array(list(names)), codes)
+    return RankedLists(images, np.array([path.stem for path in files]), np.array(list(names)), codes)
 
 
 def whole(quick, models):
-    """Counting, the contest and the paper's search."""
-    ballots, truth = answers(quick, models)
+    """Counting, the margins and the paper's search."""
+    lists, truth = answers(quick, models)
 
     def run():
-        fit = search_weights(Contest(tally(ballots), truth), gain=1e-3, shrink=False)
+        fit = search_weights(RankMargins(count_votes(lists), truth), min_gain=1e-3, shrink=False)
         return f"{fit.tries} tries"
 
     return run
@@ -136,17 +136,18 @@ CASES = {
         "pandas apply": row_by_row,
     },
     "search": {
-        "gain 1e-3, the paper's": partial(searched, gain=1e-3, shrink=False),
-        "gain 1e-5": partial(searched, gain=1e-5, shrink=False),
-        "gain 1e-5, smaller steps": partial(searched, gain=1e-5),
+        "gain 1e-3, the paper's": partial(searched, min_gain=1e-3, shrink=False),
+        "gain 1e-5": partial(searched, min_gain=1e-5, shrink=False),
+        "gain 1e-5, smaller steps": partial(searched, min_gain=1e-5),
     },
     "30 files to a submission": {
-        "this project": partial(from_files, read=lambda files: read_ballots(files)[0]),
+        "this project": partial(from_files, read=lambda files: read_ranked_lists(files)[0]),
         "pandas reads": partial(from_files, read=with_pandas),
     },
     "number of models, counting and search": {f"{m} models": partial(whole, models=m) for m in (10, 30, 100)},
     "number of photographs, search": {
-        f"{n:,} photographs": partial(searched, photos=n, gain=1e-3, shrink=False) for n in (10_000, 51_033, 200_000)
+        f"{n:,} photographs": partial(searched, photos=n, min_gain=1e-3, shrink=False)
+        for n in (10_000, 51_033, 200_000)
     },
 }
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
-from happywhale_nb.ensemble import ranked_lists as ballots_module
-from happywhale_nb.ensemble.ranked_lists import Ballots, first_five, read_ballots, read_columns
-from happywhale_nb.ensemble.voting import rank_votes, tally
+from happywhale_nb.ensemble import ranked_lists as ranked_lists_module
+from happywhale_nb.ensemble.ranked_lists import RankedLists, first_five, read_columns, read_ranked_lists
+from happywhale_nb.ensemble.voting import count_votes, rank_votes
 from happywhale_nb.retrieval.predictions import check_submission
 
 quick = settings(
@@ -20,12 +20,12 @@ quick = settings(
 )
 
 
-def test_read_ballots_of_two_files_matches_photographs_and_repairs_lists(files):
+def test_read_ranked_lists_of_two_files_matches_photographs_and_repairs_lists(files):
     one = files("one.csv", "x,a b c d e", "y,f", "z,a a b")
     two = files("two.csv", "z,\"['b', 'a']\"", "w,a", "x,a b c d e f g")
-    ballots, lines = read_ballots([one, two])
-    assert ballots.images.tolist() == ["x", "y", "z"] and ballots.models.tolist() == ["one", "two"]
-    assert ballots.answers(ballots.codes).tolist() == [
+    lists, lines = read_ranked_lists([one, two])
+    assert lists.images.tolist() == ["x", "y", "z"] and lists.models.tolist() == ["one", "two"]
+    assert lists.decode(lists.codes).tolist() == [
         [list("abcde"), ["f", "", "", "", ""], ["a", "b", "", "", ""]],
         [list("abcde"), [""] * 5, ["b", "a", "", "", ""]],
     ]
@@ -38,7 +38,7 @@ def test_read_ballots_of_two_files_matches_photographs_and_repairs_lists(files):
         "two.csv: 1 photographs are missing: no vote there",
         "two.csv: 1 photographs were not asked about: left out",
     ]
-    assert ballots.code(["f", "nobody", "a"]).tolist() == [ballots.names.tolist().index("f"), -1, 0]
+    assert lists.encode(["f", "nobody", "a"]).tolist() == [lists.names.tolist().index("f"), -1, 0]
 
 
 @pytest.mark.parametrize(
@@ -51,52 +51,52 @@ def test_read_ballots_of_two_files_matches_photographs_and_repairs_lists(files):
         (["q,a", "x,b"], "answers 1 of 3 photographs"),
     ],
 )
-def test_read_ballots_of_what_nobody_can_mend_is_refused_with_its_row(files, rows, message):
+def test_read_ranked_lists_of_what_nobody_can_mend_is_refused_with_its_row(files, rows, message):
     good = files("good.csv", "x,a", "y,b", "z,c")
     with pytest.raises(UserError, match=r"bad\.csv") as error:
-        read_ballots([good, files("bad.csv", *rows)])
+        read_ranked_lists([good, files("bad.csv", *rows)])
     assert message in str(error.value)
 
 
-def test_read_ballots_with_a_catalogue_leaves_out_unknown_names(files):
+def test_read_ranked_lists_with_a_catalogue_leaves_out_unknown_names(files):
     good, odd = files("good.csv", "x,a b", "y,b q"), files("odd.csv", "x,q r", "y,s a")
-    ballots, lines = read_ballots([good], known={"a", "b"})
-    assert ballots.answers(ballots.codes[0, 1]).tolist() == ["b", "", "", "", ""]
+    lists, lines = read_ranked_lists([good], known={"a", "b"})
+    assert lists.decode(lists.codes[0, 1]).tolist() == ["b", "", "", "", ""]
     assert any("1 names that are not in the catalogue" in line for line in lines)
-    half, _ = read_ballots([files("half.csv", "x,q a", "y,r b")], known={"a", "b"})
-    assert half.answers(half.codes[0, :, 0]).tolist() == ["a", "b"]
+    half, _ = read_ranked_lists([files("half.csv", "x,q a", "y,r b")], known={"a", "b"})
+    assert half.decode(half.codes[0, :, 0]).tolist() == ["a", "b"]
     with pytest.raises(UserError, match="the answer for x names nobody of the catalogue, like 3 names"):
-        read_ballots([odd], known={"a", "b"})
+        read_ranked_lists([odd], known={"a", "b"})
 
 
-def test_read_ballots_of_no_or_of_broken_files_is_refused(files):
+def test_read_ranked_lists_of_no_or_of_broken_files_is_refused(files):
     with pytest.raises(UserError, match="no files of answers"):
-        read_ballots([])
+        read_ranked_lists([])
     with pytest.raises(UserError, match="no column 'predictions'"):
-        read_ballots([files("wrong.csv", "x,1", header="image,label")])
+        read_ranked_lists([files("wrong.csv", "x,1", header="image,label")])
     with pytest.raises(UserError, match="has a header but no rows"):
-        read_ballots([files("empty.csv")])
+        read_ranked_lists([files("empty.csv")])
     with pytest.raises(UserError, match=r"absent\.csv is missing"):
-        read_ballots([files("good.csv", "x,a").with_name("absent.csv")])
+        read_ranked_lists([files("good.csv", "x,a").with_name("absent.csv")])
 
 
-def test_read_ballots_of_a_models_folds_takes_their_rows_together(files):
+def test_read_ranked_lists_of_a_models_folds_takes_their_rows_together(files):
     one, two = files("fold0.csv", "x,a b", "y,b"), files("fold1.csv", "z,c a a")
-    ballots, lines = read_ballots({"net": [one, two], "other": one}, images=["z", "x", "y"])
-    assert ballots.models.tolist() == ["net", "other"] and ballots.images.tolist() == ["z", "x", "y"]
-    assert ballots.answers(ballots.codes[:, :, 0]).tolist() == [["c", "a", "b"], ["", "a", "b"]]
+    lists, lines = read_ranked_lists({"net": [one, two], "other": one}, images=["z", "x", "y"])
+    assert lists.models.tolist() == ["net", "other"] and lists.images.tolist() == ["z", "x", "y"]
+    assert lists.decode(lists.codes[:, :, 0]).tolist() == [["c", "a", "b"], ["", "a", "b"]]
     assert f"{one} and 1 others: 1 rows name an animal twice: the first mention counts" in lines
     with pytest.raises(UserError, match="answer the same photograph more than once"):
-        read_ballots({"net": [one, files("again.csv", "y,a")]})
+        read_ranked_lists({"net": [one, files("again.csv", "y,a")]})
 
 
-def test_read_ballots_of_files_of_one_name_tells_them_apart_by_their_folders(tmp_path):
+def test_read_ranked_lists_of_files_of_one_name_tells_them_apart_by_their_folders(tmp_path):
     paths = [tmp_path / model / "fold0" / "oof.csv" for model in "ab"]
     for path in paths:
         path.parent.mkdir(parents=True)
         path.write_text("image,predictions\nx,a\n")
-    assert read_ballots(paths)[0].models.tolist() == ["a/fold0/oof", "b/fold0/oof"]
-    assert read_ballots([paths[0]] * 2)[0].models.tolist() == ["oof#1", "oof#2"]
+    assert read_ranked_lists(paths)[0].models.tolist() == ["a/fold0/oof", "b/fold0/oof"]
+    assert read_ranked_lists([paths[0]] * 2)[0].models.tolist() == ["oof#1", "oof#2"]
 
 
 WORDS = st.text(
@@ -121,7 +121,7 @@ def write_answers(path, rows):
     return path
 
 
-def plain_ballot(rows, asked, known):
+def plain_reading(rows, asked, known):
     """What one file says of the photographs asked about, and how often what was repaired; None if it is refused."""
     cut = {image: list(dict.fromkeys(row))[:5] for image, row, _ in rows}
     odd = sum(name not in known for row in cut.values() for name in row)
@@ -143,20 +143,20 @@ def plain_ballot(rows, asked, known):
 
 @quick
 @given(st.data())
-def test_read_ballots_of_any_files_repairs_them_as_a_plain_reader(tmp_path, data):
+def test_read_ranked_lists_of_any_files_repairs_them_as_a_plain_reader(tmp_path, data):
     names = data.draw(st.lists(WORDS, min_size=3, max_size=9, unique=True))
     known = set(data.draw(st.lists(st.sampled_from(names), min_size=2, unique=True)))
     sent = data.draw(st.lists(answer_file(names), min_size=1, max_size=3))
     paths = [write_answers(tmp_path / f"{j}.csv", rows) for j, rows in enumerate(sent)]
     asked = [image for image, *_ in sent[0]]
-    expected = [plain_ballot(rows, asked, known) for rows in sent]
+    expected = [plain_reading(rows, asked, known) for rows in sent]
     if None in expected:
         with pytest.raises(UserError, match=rf"{expected.index(None)}\.csv"):
-            read_ballots(paths, known=known)
+            read_ranked_lists(paths, known=known)
         return
-    ballots, lines = read_ballots(paths, known=known)
-    assert ballots.images.tolist() == asked
-    assert ballots.answers(ballots.codes).tolist() == [answers for answers, _ in expected]
+    lists, lines = read_ranked_lists(paths, known=known)
+    assert lists.images.tolist() == asked
+    assert lists.decode(lists.codes).tolist() == [answers for answers, _ in expected]
     counted = zip(paths, [repairs for _, repairs in expected], strict=True)
     assert lines == [f"{path}: {n} {what}" for path, repairs in counted for what, n in repairs.items()]
 
@@ -177,7 +177,7 @@ def test_read_columns_of_a_file_arrow_cannot_read_falls_back_to_the_plain_reader
     path.write_text('image,note,predictions\n"a\nb.jpg",,x y\nc.jpg,n,z\n')  # a line break inside a name
     images, predictions = read_columns(path)
     assert images.to_pylist() == ["a\nb.jpg", "c.jpg"] and predictions.to_pylist() == ["x y", "z"]
-    with patch.object(ballots_module, "read_table", side_effect=AssertionError("read twice")):
+    with patch.object(ranked_lists_module, "read_table", side_effect=AssertionError("read twice")):
         path.write_text("predictions,image\n7,0012\n")
         images, predictions = read_columns(path)  # numbers stay text, and columns are found by name
     assert images.to_pylist() == ["0012"] and predictions.to_pylist() == ["7"]
@@ -221,18 +221,18 @@ def test_check_submission_of_any_lists_finds_nothing_if_and_only_if_they_are_cle
     once = len({image for image, _ in rows}) == len(rows)
     assert (check_submission(path) == []) == (clean and once)
     if once:
-        ballots, lines = read_ballots([path])
+        lists, lines = read_ranked_lists([path])
         assert (not [line for line in lines if "fewer than five" not in line]) == clean
-        assert isinstance(ballots, Ballots)
+        assert isinstance(lists, RankedLists)
 
 
-def test_read_ballots_of_real_submissions_counts_their_faults(shared):
+def test_read_ranked_lists_of_real_submissions_counts_their_faults(shared):
     folder = shared / "happywhale" / "submissions"
-    ballots, lines = read_ballots([folder / f"{name}.csv" for name in ("model_a", "model_b", "malformed_listfmt")])
-    assert ballots.codes.shape == (3, 27_956, 5)
+    lists, lines = read_ranked_lists([folder / f"{name}.csv" for name in ("model_a", "model_b", "malformed_listfmt")])
+    assert lists.codes.shape == (3, 27_956, 5)
     assert any(line.endswith("model_a.csv: 29 rows name an animal twice: the first mention counts") for line in lines)
     assert any("27956 lists as Python prints them" in line for line in lines)
-    answers = tally(ballots).answers([1, 1, 1])
+    answers = count_votes(lists).predict([1, 1, 1])
     assert all(len(set(row)) == 5 for row in answers[::500])
-    assert (rank_votes(ballots)[0, :, 0] == 400).all()
-    assert NEW in ballots.names
+    assert (rank_votes(lists)[0, :, 0] == 400).all()
+    assert NEW in lists.names

@@ -49,7 +49,7 @@ def test_blend_command_with_a_truth_fits_weights_and_a_broken_file_changes_nothi
     ballots, truth = simulate(3, 200, animals=40, seed=1)
     paths = []
     for j, name in enumerate(ballots.models):
-        rows = ballots.answers(ballots.codes[j])
+        rows = ballots.decode(ballots.codes[j])
         lines = [f"{i},{' '.join(filter(None, row))}" for i, row in zip(ballots.images, rows, strict=True)]
         paths.append(str(files(f"{name}.csv", *lines)))
     known = files("truth.csv", *map(",".join, zip(ballots.images, truth, strict=True)), header="image,individual_id")
@@ -83,7 +83,7 @@ def test_select_runs_of_120_keeps_thirty_and_a_specialist(tmp_path):
         place = tmp_path / f"study{i % 4}" / f"run{i:03d}"
         place.mkdir(parents=True)
         (place / "knn.json").write_text(json.dumps({"oof": {"map5": value, "map5_known": value}, "folds": {"0": {}}}))
-    table = select_runs(tmp_path, 0.84, keep=["run005"])
+    table = select_runs(tmp_path, 0.84, always_include=["run005"])
     assert len(table) == 120 and table["chosen"].sum() == 31 and table["map5"].is_monotonic_decreasing
     assert table[table["chosen"]].iloc[-1][["model", "why"]].tolist() == ["run005", "named"]
 
@@ -93,11 +93,11 @@ def test_select_runs_by_out_of_fold_map5_says_who_is_chosen_and_why(tmp_path):
         place = tmp_path / study / model
         place.mkdir(parents=True)
         (place / "knn.json").write_text(json.dumps({"oof": {"map5": value, "map5_known": value}, "folds": {"0": {}}}))
-    table = select_runs(tmp_path, 0.84, keep=["expert"]).set_index("model")
+    table = select_runs(tmp_path, 0.84, always_include=["expert"]).set_index("model")
     assert table["chosen"].to_dict() == {"good": True, "poor": False, "expert": True}
     assert table.loc["expert", "why"] == "named" and list(table.index) == ["good", "poor", "expert"]
     with pytest.raises(UserError, match="no model 'other'"):
-        select_runs(tmp_path, 0.84, keep=["other"])
+        select_runs(tmp_path, 0.84, always_include=["other"])
     with pytest.raises(UserError, match="no finished models"):
         select_runs(tmp_path / "a" / "good" / "none")
 

@@ -52,12 +52,13 @@ from happywhale_nb.retrieval.predictions import read_candidate_sets, read_predic
 from happywhale_nb.retrieval.search import AGGREGATES
 from happywhale_nb.stages import knn
 from happywhale_nb.stages.knn import (
-    AnswerOptions,
-    answer_folds,
+    OpenSetThresholds,
+    PredictionOptions,
+    add_new_individual,
     calibrate_folds,
+    choose_examples,
     compare_rules,
     evaluate,
-    examples,
     fuse_local,
     knn_stage,
     known_queries,
@@ -434,12 +435,12 @@ def together(folds, *names):
     return [np.concatenate([getattr(fold.queries, name) for fold in folds]) for name in names]
 
 
-def test_answer_folds_of_several_folds_takes_each_threshold_from_the_others(rng):
+def test_add_new_individual_of_several_folds_takes_each_threshold_from_the_others(rng):
     ranked = [drawn_fold(rng) for _ in range(3)]
-    answered, facts = answer_folds(ranked)
+    predicted, thresholds = add_new_individual(ranked)
     level = fit_threshold(*together(ranked, "ids", "scores", "truth"))
-    assert facts == {"threshold": level, "share_new": None, "species": {}, "by_fold": [level] * 3}
-    for i, (before, fold) in enumerate(zip(ranked, answered, strict=True)):
+    assert thresholds == OpenSetThresholds(level, None, {}, [level] * 3)
+    for i, (before, fold) in enumerate(zip(ranked, predicted, strict=True)):
         own = fit_threshold(*together([o for j, o in enumerate(ranked) if j != i], "ids", "scores", "truth"))
         for asked, found, expected in ((before.queries, fold.queries, own), (before.test, fold.test, level)):
             assert found.threshold.tolist() == [expected] * len(asked.ids)
@@ -448,48 +449,48 @@ def test_answer_folds_of_several_folds_takes_each_threshold_from_the_others(rng)
             assert found.truth is asked.truth and found.images is asked.images
 
 
-def test_answer_folds_of_one_fold_takes_the_threshold_from_itself(rng):
+def test_add_new_individual_of_one_fold_takes_the_threshold_from_itself(rng):
     ranked = [drawn_fold(rng, tests=0)]
-    (fold,), facts = answer_folds(ranked)
+    (fold,), thresholds = add_new_individual(ranked)
     assert fold.queries.threshold.tolist() == [fit_threshold(*together(ranked, "ids", "scores", "truth"))] * 60
-    assert facts["by_fold"] == [] and fold.test is None
+    assert thresholds.by_fold == [] and fold.test is None
 
 
-def test_answer_folds_with_species_gives_each_its_threshold(rng):
+def test_add_new_individual_with_species_gives_each_its_threshold(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
-    answered, facts = answer_folds(ranked, AnswerOptions(share_new=0.5, species_strength=20))
+    predicted, thresholds = add_new_individual(ranked, PredictionOptions(share_new=0.5, species_strength=20))
     names = ("ids", "scores", "truth", "predicted_species")
     common, own = fit_species_thresholds(*together(ranked, *names), 20, 0.5)
-    assert (facts["threshold"], facts["species"]) == (common, own) and len(set(own.values())) == 2
-    for fold, other in zip(answered, ranked[::-1], strict=True):
+    assert (thresholds.threshold, thresholds.species) == (common, own) and len(set(own.values())) == 2
+    for fold, other in zip(predicted, ranked[::-1], strict=True):
         _, here = fit_species_thresholds(*together([other], *names), 20)
         assert fold.queries.threshold.tolist() == [here[name] for name in fold.queries.predicted_species]
         assert fold.test.threshold.tolist() == [own[name] for name in fold.test.predicted_species]
-    assert facts["by_fold"] == [float(np.median(fold.test.threshold)) for fold in answered]
+    assert thresholds.by_fold == [float(np.median(fold.test.threshold)) for fold in predicted]
 
 
-def test_answer_folds_with_a_share_of_new_animals_changes_the_test_only(rng):
+def test_add_new_individual_with_a_share_of_new_animals_changes_the_test_only(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
-    plain, _ = answer_folds(ranked)
-    shared, facts = answer_folds(ranked, AnswerOptions(share_new=0.8))
+    plain, _ = add_new_individual(ranked)
+    shared, thresholds = add_new_individual(ranked, PredictionOptions(share_new=0.8))
     level = fit_threshold(*together(ranked, "ids", "scores", "truth"), 0.8)
-    assert facts["share_new"] == 0.8 and facts["threshold"] == level
+    assert thresholds.share_new == 0.8 and thresholds.threshold == level
     for one, other in zip(plain, shared, strict=True):
         assert (one.queries.threshold == other.queries.threshold).all() and (other.test.threshold == level).all()
     assert level > plain[0].test.threshold[0]
-    _, facts = answer_folds(ranked, AnswerOptions(share_new=-1))
+    _, thresholds = add_new_individual(ranked, PredictionOptions(share_new=-1))
     found = [estimate_prior_new(*together(ranked, "scores", "truth"), fold.test.scores) for fold in ranked]
-    assert facts["share_new"] == pytest.approx(np.mean(found))
-    _, facts = answer_folds([drawn_fold(rng, tests=0)], AnswerOptions(share_new=-1))
-    assert facts["share_new"] is None  # nothing to estimate it from
+    assert thresholds.share_new == pytest.approx(np.mean(found))
+    _, thresholds = add_new_individual([drawn_fold(rng, tests=0)], PredictionOptions(share_new=-1))
+    assert thresholds.share_new is None  # nothing to estimate it from
 
 
-def test_answer_folds_by_share_calls_that_share_of_each_test_new(rng):
+def test_add_new_individual_by_share_calls_that_share_of_each_test_new(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
     for share in (0.3, None):
-        answered, _ = answer_folds(ranked, AnswerOptions(share_new=share, by_share=True))
+        predicted, _ = add_new_individual(ranked, PredictionOptions(share_new=share, by_share=True))
         wanted = share or np.mean(together(ranked, "truth")[0] == NEW)
-        for fold in answered:
+        for fold in predicted:
             assert (fold.test.threshold == threshold_for_fraction(fold.test.scores, wanted)).all()
             assert np.mean(fold.test.predictions[:, 0] == NEW) == pytest.approx(wanted, abs=1 / 30)
 
@@ -501,8 +502,8 @@ def level_among(scores, threshold):
 
 @pytest.mark.parametrize("folds", [1, 3])
 def test_calibrate_folds_learns_from_the_other_folds_or_the_only_one(rng, folds):
-    answered, _ = answer_folds([drawn_fold(rng) for _ in range(folds)])
-    calibrated = calibrate_folds(answered, 0.2)
+    predicted, _ = add_new_individual([drawn_fold(rng) for _ in range(folds)])
+    calibrated = calibrate_folds(predicted, 0.2)
     names = ("ids", "scores", "threshold", "truth", "predicted_species")
 
     def confidence(learnt):
@@ -511,8 +512,8 @@ def test_calibrate_folds_learns_from_the_other_folds_or_the_only_one(rng, folds)
         return TopOneCalibrator().fit(np.concatenate(scores), np.concatenate(right))
 
     for i, fold in enumerate(calibrated):
-        others = [o for j, o in enumerate(answered) if j != i] or answered
-        for found, learnt in ((fold.queries, others), (fold.test, answered)):
+        others = [o for j, o in enumerate(predicted) if j != i] or predicted
+        for found, learnt in ((fold.queries, others), (fold.test, predicted)):
             sets = CandidateSets(0.2).fit(*together(learnt, *names))
             assert (
                 found.candidate_sets
@@ -523,7 +524,7 @@ def test_calibrate_folds_learns_from_the_other_folds_or_the_only_one(rng, folds)
 
 @pytest.mark.parametrize("folds", [1, 2])
 def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
-    calibrated = calibrate_folds(answer_folds([drawn_fold(rng) for _ in range(folds)])[0], 0.2)
+    calibrated = calibrate_folds(add_new_individual([drawn_fold(rng) for _ in range(folds)])[0], 0.2)
     figures = evaluate([fold.queries for fold in calibrated], 0.2)
     truth, answers, who, ids, scores, sure, listed = together(
         calibrated, "truth", "predictions", "individuals", "ids", "scores", "confidence", "candidate_sets"
@@ -546,17 +547,18 @@ def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
     assert figures["lists"] == pytest.approx(lists, nan_ok=True)
 
 
-def test_examples_are_the_surest_right_and_wrong_ones_and_new_animals_taken_for_known():
+def test_choose_examples_are_the_surest_right_and_wrong_ones_and_new_animals_taken_for_known():
     first = np.array(["a", "a", "b", "c", NEW, "a", "b"])
     truth = np.array(["a", "a", "a", "a", NEW, NEW, NEW])
     sure = np.array([0.5, 0.9, 0.3, 0.8, 0.95, 0.2, 0.6])
     ranking = Ranking(images=first, ids=first[:, None], scores=np.ones((7, 1)), species_of=KIND, truth=truth)
     prediction = ranking.with_new_individual(np.where(first == NEW, 2.0, 0.0)).calibrated(sure, first[:, None])
     folds = {4: prediction}
-    table = examples(folds, each=2)
+    table = choose_examples(folds, each=2)
     assert table["kind"].tolist() == ["right", "right", "wrong", "wrong", "new", "new"]
     assert table["row"].tolist() == [1, 0, 3, 2, 6, 5] and set(table["fold"]) == {4}
-    assert examples(folds)["row"].tolist() == [1, 0, 3, 2, 6, 5, 4]  # three of each, the new one that was noticed last
+    of_each_three = choose_examples(folds)["row"].tolist()
+    assert of_each_three == [1, 0, 3, 2, 6, 5, 4]  # the new one that was called new comes last
 
 
 def drawn_evidence(rng, truth, width, helpful):
@@ -682,19 +684,21 @@ def test_rank_fold_without_test_photographs_ranks_none(trained):
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5])
-def test_answer_options_of_a_share_out_of_range_are_refused(share):
+def test_prediction_options_of_a_share_out_of_range_are_refused(share):
     with pytest.raises(UserError, match=r"a share lies between 0 and 1 \(or -1: estimate it\)"):
-        AnswerOptions(share_new=share)
+        PredictionOptions(share_new=share)
 
 
 @pytest.mark.parametrize("share", [None, -1, 0.4])
 def test_knn_stage_of_a_study_writes_what_its_predicted_folds_say(trained, share):
-    options, data, folds = AnswerOptions(share_new=share, alpha=0.3), trained.data, trained.folds
+    options, data, folds = PredictionOptions(share_new=share, alpha=0.3), trained.data, trained.folds
     result = knn_stage(data, trained.folder, "small", folds, KNNHead(5), options)
-    predicted, facts = predict_folds(data, trained.folder, "small", folds, KNNHead(5), options)
-    assert result["for_test"] == facts and (0 < facts["share_new"] < 1 if share == -1 else facts["share_new"] == share)
+    prediction = predict_folds(data, trained.folder, "small", folds, KNNHead(5), options)
+    thresholds, predicted = prediction.thresholds, prediction.folds
+    assert result["for_test"] == vars(thresholds) | {"local": None}
+    assert 0 < thresholds.share_new < 1 if share == -1 else thresholds.share_new == share
     truth, answers, species = together(predicted.values(), "truth", "predictions", "species")
-    assert list(predicted) == [0, 1, 2] and result["threshold"] == facts["threshold"] and facts["local"] is None
+    assert list(predicted) == [0, 1, 2] and result["threshold"] == thresholds.threshold
     assert result["oof"] == pytest.approx(summary(truth, answers))
     assert list(result["folds"]) == ["0", "1", "2"] and set(result["species"]) == {"orca", "minke"}
     for name, figures in result["species"].items():
@@ -724,11 +728,11 @@ def test_knn_stage_of_a_study_writes_what_its_predicted_folds_say(trained, share
 def test_read_folds_of_a_finished_stage_gives_what_it_has_answered(trained):
     study = (trained.folder, "small", trained.folds)
     knn_stage(trained.data, *study, KNNHead(5))
-    predicted, _ = predict_folds(trained.data, *study, KNNHead(5))
+    prediction = predict_folds(trained.data, *study, KNNHead(5))
     read = read_folds(*study)
-    assert list(read) == list(predicted)
+    assert list(read) == list(prediction.folds)
     for k, found in read.items():
-        said = predicted[k].queries
+        said = prediction.folds[k].queries
         for name in (
             "images",
             "ids",
@@ -754,11 +758,11 @@ def test_knn_stage_that_is_done_is_not_done_again(trained, monkeypatch):
 
     def done_again(head=5, force=False, **options):
         before = len(asked)
-        knn_stage(*given_study, KNNHead(head), AnswerOptions(**options), force)
+        knn_stage(*given_study, KNNHead(head), PredictionOptions(**options), force)
         return len(asked) > before
 
     assert done_again() and not done_again() and done_again(force=True)
-    assert done_again(alpha=0.2) and asked[-1] == AnswerOptions(alpha=0.2) and done_again(head=6) and done_again()
+    assert done_again(alpha=0.2) and asked[-1] == PredictionOptions(alpha=0.2) and done_again(head=6) and done_again()
     for name in ("test.csv", "oof_scores.parquet", "metrics.json"):
         (trained.folder / "small" / "fold2" / name).unlink()
         assert done_again() and not done_again()
@@ -771,16 +775,17 @@ def test_knn_stage_that_is_done_is_not_done_again(trained, monkeypatch):
 def test_predict_folds_with_local_features_describes_each_photograph_once(trained, rng, monkeypatch):
     sides = []
 
-    def described(data, folder, used, images, part="train"):
-        sides.append((part, used, len(images)))
+    def described(data, folder, parameters, images, split="train"):
+        sides.append((split, parameters, len(images)))
         return [marks(rng, 5) for _ in images]
 
     monkeypatch.setattr(knn, "crop_features", described)
     write_json(trained.folder / "small" / "fold0" / "config.json", {"parameters": {"preset": "small"}})
     study = (trained.data, trained.folder, "small", trained.folds)
-    predicted, facts = predict_folds(*study, KNNHead(5), AnswerOptions(local=3))
+    prediction = predict_folds(*study, KNNHead(5), PredictionOptions(local=3))
     assert sorted(sides) == [("test", {"preset": "small"}, 9), ("train", {"preset": "small"}, 36)]
-    assert set(facts["local"]) == {"cosine", "fused", "gain", "low", "high", "used"} and list(predicted) == [0, 1, 2]
+    assert set(prediction.local) == {"cosine", "fused", "gain", "low", "high", "used"}
+    assert list(prediction.folds) == [0, 1, 2]
 
 
 def test_known_queries_leaves_out_animals_that_the_gallery_lacks(trained):

@@ -136,7 +136,7 @@ def small(tiny, tmp_path_factory):
 
 def test_robustness_stage_of_all_folds_leaves_its_figures_and_does_not_do_them_twice(whole, study):
     dataset, record = read_dataset(whole / "data" / "tiny"), study / "small_resnet_arcface" / "robustness.json"
-    folds, result = study_folds(dataset, study, keep=False), read_json(record)
+    folds, result = study_folds(dataset, study, save=False), read_json(record)
     protocol, drawn = result["protocol"], sample_queries(folds, [0, 1], 32)
     assert protocol["trained"] == [0, 1] and protocol["queries"] == len(drawn) and not protocol["before"]
     assert set(result["degradations"]) == set(DEGRADATIONS) and len(result["grid"]) == 16

@@ -23,7 +23,7 @@ from faults import ROOT, keep_result
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.data.dataset import NEW, read_dataset
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, make_folds
-from happywhale_nb.ensemble.ranked_lists import read_ballots
+from happywhale_nb.ensemble.ranked_lists import read_ranked_lists
 from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import (
@@ -39,7 +39,7 @@ from happywhale_nb.retrieval.metrics import (
 )
 from happywhale_nb.retrieval.predictions import check_submission, read_predictions, write_predictions
 from happywhale_nb.retrieval.search import ExactIndex, hit_rate, make_index, unit_rows
-from happywhale_nb.stages.blending import blend_stage
+from happywhale_nb.stages.blending import BlendOptions, blend_stage
 from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.study_split import study_folds
 
@@ -128,8 +128,8 @@ def submission_of(rows, folder, clock):
     order = rng.permutation(rows)
     assert (read_predictions(path, images[order])[1] == answers[order]).all()
     clock.lap("read in another order")
-    ballots, repaired = read_ballots([path], images[order])
-    assert repaired == [] and (ballots.answers(ballots.codes[0]) == answers[order]).all()
+    ballots, repaired = read_ranked_lists([path], images[order])
+    assert repaired == [] and (ballots.decode(ballots.codes[0]) == answers[order]).all()
     clock.lap("read_ballots")
     pd.DataFrame({"image": images[order]}).to_csv(like, index=False)
     assert check_submission(path, like, set(answers.ravel().tolist())) == []
@@ -321,7 +321,7 @@ def rehearsal_of(rows, folder, clock):
                 place.mkdir(parents=True, exist_ok=True)
                 write_predictions(place / f"{part}.csv", images, worse_lists(rng, answers, share))
     clock.lap("two more models")
-    blend = blend_stage(dataset, study, weights="fit")
+    blend = blend_stage(dataset, study, options=BlendOptions(weighting="fit"))
     clock.lap("blend_stage")
     assert len(blend["lists"]) == 3 * count and blend["photos"] == len(truth)
     # the fifty nearest photographs may show fewer than five animals

@@ -270,7 +270,7 @@ def folds_writer():
     def read(ground, folder):
         found = dict.fromkeys(("folds.csv", "study.json"))
         if (folder / "folds.csv").exists():
-            table = study_folds(read_dataset(ground), folder, k=3, keep=False)  # refuses other folds
+            table = study_folds(read_dataset(ground), folder, k=3, save=False)  # refuses other folds
             found["folds.csv"] = table["fold"].tolist()
         if (folder / "study.json").exists():
             found["study.json"] = read_json(folder / "study.json")

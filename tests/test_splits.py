@@ -380,14 +380,14 @@ def test_dataset_folds_of_a_given_split_with_gaps_or_no_numbers_is_refused(data)
 def test_study_folds_are_those_the_study_began_with(data, tmp_path):
     folder = tmp_path / "study"
     folder.mkdir()
-    assert not (study_folds(data, folder, keep=False).empty or any(folder.iterdir()))
+    assert not (study_folds(data, folder, save=False).empty or any(folder.iterdir()))
     assert study_folds(data, folder).equals(make_folds(data.train, 5, 0))
     shown = tmp_path / "open"
     shown.mkdir()
     folds = study_folds(data, shown, 3, -2, "open:0.5")
     assert folds.equals(make_folds(data.train, 3, -2, "open:0.5"))
     assert study_folds(data, shown).equals(folds) and study_folds(data, shown, 3, -2, "open:0.5").equals(folds)
-    for other in ({"k": 4}, {"seed": 0}, {"kind": "disjoint"}):
+    for other in ({"k": 4}, {"seed": 0}, {"split_kind": "disjoint"}):
         with pytest.raises(UserError, match=r"holds another split \(open:0.5-3-seed-2"):
             study_folds(data, shown, **other)
     assert study_data(shown) == data.root

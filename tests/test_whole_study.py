@@ -26,8 +26,8 @@ from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import map_at_5
 from happywhale_nb.retrieval.predictions import read_predictions
-from happywhale_nb.stages.blending import blend_stage, is_current
-from happywhale_nb.stages.knn import AnswerOptions, compare_rules, knn_stage
+from happywhale_nb.stages.blending import BlendOptions, blend_stage, is_current
+from happywhale_nb.stages.knn import PredictionOptions, compare_rules, knn_stage
 from happywhale_nb.stages.report import report_stage
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
@@ -89,15 +89,15 @@ def test_blend_stage_of_two_models_fits_weights_or_averages_scores(study, tiny, 
     equal = blend_stage(dataset, folder)
     before = (folder / "submission.csv").read_text()
     assert len(equal["lists"]) == 4 and equal["fit"] is None and set(equal["weights"]) == {1}
-    fit = blend_stage(dataset, folder, weights="fit", penalty=True)
+    fit = blend_stage(dataset, folder, options=BlendOptions(weighting="fit", penalty=True))
     assert fit["fit"]["fitted"] >= fit["fit"]["equal"] and len(fit["table"]) == 3
     assert fit["table"][0]["map5"] == fit["table"][1]["map5"] > 0  # a model and its copy
-    scores = blend_stage(dataset, folder, rule="scores")
+    scores = blend_stage(dataset, folder, options=BlendOptions(rule="scores"))
     assert scores["fit"]["equal"] > 0 and scores["fit"]["threshold"] <= 1
-    assert blend_stage(dataset, folder, rule="scores") == scores  # nothing is done twice
-    one = blend_stage(dataset, folder, models="other", weights="fit")
+    assert blend_stage(dataset, folder, options=BlendOptions(rule="scores")) == scores  # nothing is done twice
+    one = blend_stage(dataset, folder, models="other", options=BlendOptions(weighting="fit"))
     assert one["models"] == {"other": 1} and one["fit"] is None
-    assert blend_stage(dataset, folder, least=0.999, keep="other")["models"] == {"other": 1}
+    assert blend_stage(dataset, folder, options=BlendOptions(least=0.999, keep="other"))["models"] == {"other": 1}
     again = blend_stage(dataset, folder)
     assert (folder / "submission.csv").read_text() == before and is_current(dataset, folder, again)
     changed = folder / "other" / "fold1" / "test.csv"
@@ -106,17 +106,18 @@ def test_blend_stage_of_two_models_fits_weights_or_averages_scores(study, tiny, 
     assert not is_current(dataset, folder, again)
     changed.write_text(kept)
     for how, message in (
-        ({"models": "none"}, "model 'none' has no test.csv"),
         ({"least": 0.999}, "no model reaches"),
         ({"least": 0.999, "keep": "none"}, "no model 'none'"),
-        ({"weights": "best"}, "equal, or fit"),
-        ({"rule": "scores", "weights": "fit"}, "count votes"),
+        ({"weighting": "best"}, "equal, or fit"),
+        ({"rule": "scores", "weighting": "fit"}, "count votes"),
     ):
         with pytest.raises(UserError, match=message):
-            blend_stage(dataset, folder, **how)
+            blend_stage(dataset, folder, options=BlendOptions(**how))
+    with pytest.raises(UserError, match=r"model 'none' has no test\.csv"):
+        blend_stage(dataset, folder, models="none")
     (folder / "other" / "fold0" / "test_scores.parquet").unlink()
     with pytest.raises(UserError, match="run 06_knn again"):
-        blend_stage(dataset, folder, rule="scores")
+        blend_stage(dataset, folder, options=BlendOptions(rule="scores"))
 
 
 def test_blend_stage_without_test_photos_blends_out_of_fold(study, tiny, tmp_path):
@@ -128,11 +129,11 @@ def test_blend_stage_without_test_photos_blends_out_of_fold(study, tiny, tmp_pat
         blend_stage(dataset, folder)
     shutil.copytree(folder / "small_resnet_arcface", folder / "other")
     alone = json.loads((folder / "other" / "knn.json").read_text())["oof"]["map5"]
-    equal = blend_stage(dataset, folder, rule="borda")
+    equal = blend_stage(dataset, folder, options=BlendOptions(rule="borda"))
     assert equal["fit"] == {"equal": pytest.approx(alone)} and not equal["tested"]  # a model and its copy
-    fit = blend_stage(dataset, folder, rule="borda", weights="fit")
+    fit = blend_stage(dataset, folder, options=BlendOptions(rule="borda", weighting="fit"))
     assert fit["fit"]["equal"] == pytest.approx(alone) and len(fit["fit_folds"]) == 2
-    assert blend_stage(dataset, folder, rule="scores")["fit"]["equal"] > 0
+    assert blend_stage(dataset, folder, options=BlendOptions(rule="scores"))["fit"]["equal"] > 0
     assert not (folder / "submission.csv").exists()
 
 
@@ -141,7 +142,7 @@ def test_knn_stage_with_every_option_leaves_a_whole_study(study, tiny, tmp_path)
     dataset = read_dataset(tiny)
     folds = study_folds(dataset, folder, 0, 0)
     head = KNNHead(10, "softmax_sum", centre_share=0.3)
-    options = AnswerOptions(share_new=-1, species_strength=50, by_share=True, local=3)
+    options = PredictionOptions(share_new=-1, species_strength=50, by_share=True, local=3)
     result = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, options)
     kept = sorted(folder.glob("small_resnet_arcface/fold*/local.npz"))
     made = [path.stat().st_mtime_ns for path in kept]
@@ -165,7 +166,7 @@ def test_report_stage_without_some_stages_names_them_and_takes_kaggles_scores(st
     dataset = read_dataset(tiny)
     for record in ("robustness.json", "fold0/gradcam.json"):
         (folder / "small_resnet_arcface" / record).unlink()
-    split = study_folds(dataset, folder, keep=False)
+    split = study_folds(dataset, folder, save=False)
     report = report_stage(dataset, folder, split, examples=3, public=0.5, private=0.4)
     assert {"pairs", "robustness", "grad-cam", "architectures"} <= set(report["missing"])
     sent = report["sections"]["submission"]

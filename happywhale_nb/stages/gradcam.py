@@ -33,8 +33,7 @@ from ..networks.gradcam import COLOURS, Probe, overlay
 from ..networks.model import load_trained
 from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
-from .knn import examples as choose_examples
-from .knn import read_fold
+from .knn import choose_examples, read_fold
 from .study_split import study_card, study_folds
 from .train import study_crops, training_rows
 

@@ -37,8 +37,8 @@ from ..networks.presets import configure, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.metrics import summary
 from ..retrieval.predictions import read_predictions
-from .blending import draw_blend, is_current, out_of_fold
-from .knn import compare_rules, draw_evaluation, known_queries, read_folds, study_grid
+from .blending import is_current, out_of_fold, plot_blend, weight_report
+from .knn import compare_rules, known_queries, plot_evaluation, read_folds, study_grid
 from .study_split import study_card, study_folds
 
 # %% ../../nbs/08_report.ipynb #08-report-05
@@ -213,7 +213,7 @@ def open_set_section(study):
     predictions = read_folds(study.folder, study.best, study.split)
     grid = study_grid(study.folder, study.best, study.split, list(predictions))
     rules = compare_rules(study.folder, study.best, study.split, list(predictions))
-    blocks += [study.drawn(draw_evaluation(list(predictions.values()), model["threshold"], grid), "The open set")]
+    blocks += [study.drawn(plot_evaluation(list(predictions.values()), model["threshold"], grid), "The open set")]
     figures = model["open_set"]
     rows = {
         **{name: figures[key] for name, key in OPEN_SET.items()},
@@ -341,8 +341,7 @@ def blend_section(study):
         blocks.append(table(shown.rename(columns=TITLES), ("positive",)))
         ballots, asked = out_of_fold(study.folder, list(blend["models"]), study.split)
         correlation = error_correlation(ballots, asked["truth"].to_numpy(dtype=str))
-        parts = {"models": shown, "folds": pd.DataFrame(blend["fit_folds"])}
-        blocks.append(study.drawn(draw_blend(fit | parts, correlation), "Weights and errors of the blend"))
+        blocks.append(study.drawn(plot_blend(weight_report(blend), correlation), "Weights and errors of the blend"))
     text = f"Rule {blend['rule']}, weights {blend['weighting']}, {len(blend['lists'])} lists. "
     if "fitted" in fit:
         text += (

@@ -72,7 +72,7 @@ def check_stage(stage, values):
     dataset = read_dataset(values["data_dir"], need_photos=record.needs_photos)
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
     if "folds" in values:
-        folds = study_folds(dataset, folder, values["folds"], values["seed"], values.get("split", ""), keep=False)
+        folds = study_folds(dataset, folder, values["folds"], values["seed"], values.get("split", ""), save=False)
         _check_folds(record, values, folder, folds)
     if "preset" in values:
         config = check_training(values)

@@ -364,7 +364,7 @@ def study_jobs(content, where="study"):
     shared = study.shared | {"data_dir": str(dataset.root)}
     most = stage_values("train", shared)[1]
     folder = study_dir(most["study"], dataset.root, most["quick"])
-    folds = study_folds(dataset, folder, most["folds"], most["seed"], most["split"], keep=False)
+    folds = study_folds(dataset, folder, most["folds"], most["seed"], most["split"], save=False)
     require_catalogue(folds)
     numbers = [str(k) for k in fold_numbers(folds)]
     shared = shared | {"study": most["study"] or dataset.root.name, "folds": str(len(numbers))}
