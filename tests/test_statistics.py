@@ -8,7 +8,7 @@ from scipy import stats
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.evaluation import error_analysis as errors
-from happywhale_nb.evaluation.per_query import KINDS, kind_of_answer
+from happywhale_nb.evaluation.per_query import OUTCOME_KINDS, classify_outcomes
 from happywhale_nb.evaluation.statistics import compare_models, fold_statistics, holm, learning_curve
 
 
@@ -28,7 +28,7 @@ def table():
     made["first_species"] = [kinds[int(name[1:]) % 3] if name != NEW else "" for name in made["first"]]
     made["score"] = np.where(made["first"] == made["truth"], 1.0, rng.choice([0, 0.5, 1 / 3], n))
     made["known"] = np.where(made["truth"] == NEW, 0, who + 1)
-    return made.assign(kind=kind_of_answer(made))
+    return made.assign(kind=classify_outcomes(made))
 
 
 def test_kind_of_answer_of_any_row_equals_the_plain_rule(table):
@@ -42,7 +42,7 @@ def test_kind_of_answer_of_any_row_equals_the_plain_rule(table):
         else:
             expected = "same species" if row.first_species == row.species else "other species"
         assert row.kind == expected
-    assert set(table["kind"]) == set(KINDS)
+    assert set(table["kind"]) == set(OUTCOME_KINDS)
 
 
 def test_fold_statistics_are_students_of_the_folds_that_have_the_figure(table):
@@ -127,7 +127,7 @@ def test_species_errors_and_by_photos_equal_plain_counting(table):
         part = table[table["species"] == name]
         shares = by_species.loc[name, ["within", "across", "called_new", "new_missed"]].sum()
         assert shares + (part["kind"] == "right").mean() == pytest.approx(1)
-    bins = errors.by_photos(table)
+    bins = errors.map5_by_gallery_size(table)
     known = table[table["truth"] != NEW]
     assert bins["photos"].sum() == len(known)
     assert bins.loc["3–5", "map5"] == pytest.approx(known.loc[known["known"].between(3, 5), "score"].mean())

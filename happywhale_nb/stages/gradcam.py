@@ -22,10 +22,10 @@ from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, require_catalogue
 from happywhale_nb.evaluation.faithfulness import (
     box_in_crop,
-    compare_orders,
-    draw_curves,
+    compare_maps,
     occlusion_maps,
-    pointing_figures,
+    plot_curves,
+    pointing_metrics,
     verdicts,
 )
 from ..imaging.photo import upright_size

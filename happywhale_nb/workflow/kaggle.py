@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MACHINES', 'FIRST_CELL', 'JAX', 'HOURS', 'kaggle_user', 'slug_of', 'kernel_metadata', 'dataset_metadata',
            'set_parameters', 'kaggle_notebook', 'build_wheel', 'pack_installed', 'PlannedNotebook', 'plan_notebooks',
-           'check_plan', 'kaggle_cards', 'build_folder', 'next_lines', 'attached', 'take_up']
+           'check_plan', 'plan_metadata', 'build_folder', 'next_steps', 'find_attached', 'restore_outputs']
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-02
 import ast
@@ -119,7 +119,7 @@ if wheels:
 elif importlib.util.find_spec("happywhale_nb") is None:
     raise FileNotFoundError(f"no wheel under {{root}}/input: attach the dataset {dataset} to this notebook")
 
-from happywhale_nb.workflow.kaggle import take_up
+from happywhale_nb.workflow.kaggle import restore_outputs
 
 print(take_up())"""
 JAX = '\nos.environ["KERAS_BACKEND"] = "jax"  # the way to the TPU; before Keras is imported\n'
@@ -280,7 +280,7 @@ def check_plan(plan, folds, weights):
         )
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-24
-def kaggle_cards(plan, user, competition, weights="", again=False, prefix=""):
+def plan_metadata(plan, user, competition, weights="", again=False, prefix=""):
     """The content of each notebook's `kernel-metadata.json`: a dict, name of a notebook → its metadata.
 
     Args:
@@ -326,7 +326,7 @@ def build_folder(target, user, competition, given=None, folds=(), machine="tpu",
         raise UserError(f"{target} is there and was not made by this command: name another place, --to")
     plan = plan_notebooks(given or {}, folds, machine)
     check_plan(plan, folds, weights)
-    cards = kaggle_cards(plan, user, competition, weights, again, prefix)
+    cards = plan_metadata(plan, user, competition, weights, again, prefix)
     with atomic(target) as part:
         _write_folder(part, plan, cards)
     return cards
@@ -350,7 +350,7 @@ def _write(path, value):
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-25
-def next_lines(target, cards):
+def next_steps(target, cards):
     """What to type after a build, as lines of text; cards: of `build_folder`."""
     place, names = os.path.relpath(target), list(cards)
     train, knn, blend = (STAGES[name].notebook for name in ("train", "knn", "blend"))
@@ -366,7 +366,7 @@ def next_lines(target, cards):
     ]
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-29
-def attached(pattern, inputs=None):
+def find_attached(pattern, inputs=None):
     """Files and folders that match `pattern`, one to three folders below `inputs`, Kaggle's input if None."""
     inputs = Path(inputs or kaggle_root() / "input")
     return [path for depth in range(1, 4) for path in sorted(inputs.glob("*/" * depth + pattern))]
@@ -385,7 +385,7 @@ def _bring(path, target):
     return True
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-30
-def take_up(inputs=None, working=None, keras_home=None):
+def restore_outputs(inputs=None, working=None, keras_home=None):
     """Bring what is attached to where it is looked for. Returns a line that says what.
 
     Args:
@@ -394,12 +394,12 @@ def take_up(inputs=None, working=None, keras_home=None):
         keras_home: where Keras keeps its files; None: `$KERAS_HOME`, or `~/.keras`.
     """
     outputs, taken = Path(working or kaggle_root() / "working") / "outputs", 0
-    folders = [folder for folder in attached("outputs", inputs) if folder.is_dir()]
+    folders = [folder for folder in find_attached("outputs", inputs) if folder.is_dir()]
     for folder in folders:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             taken += _bring(path, outputs / path.relative_to(folder))
     home = Path(keras_home or os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
-    weights = [path for path in attached("*.h5", inputs) if not set(path.parents) & set(folders)]
+    weights = [path for path in find_attached("*.h5", inputs) if not set(path.parents) & set(folders)]
     for path in weights:
         if not (home / path.name).exists():
             home.mkdir(parents=True, exist_ok=True)
