@@ -104,12 +104,12 @@ def test_learning_curve_of_a_larger_gallery_contains_the_smaller():
     y = np.repeat([f"w{i}" for i in range(20)], 6)
     X = rng.normal(size=(120, 16)) + np.repeat(rng.normal(size=(20, 16)), 6, axis=0)
     parts = [(X, y, X + 0.01, y)]
-    curve = learning_curve(parts, most=(1, 2, 6))
+    curve = learning_curve(parts, max_photos=(1, 2, 6))
     assert curve["photos"].tolist() == [20, 40, 120, 120]
     assert curve["map5"].iloc[-1] == 1 and curve.loc[6].equals(curve.loc[np.inf])
     assert curve["map5"].is_monotonic_increasing  # a query's twin is in ever more of the galleries
     assert ((curve["low"] <= curve["map5"]) & (curve["map5"] <= curve["high"])).all()
-    halves = learning_curve([*parts, (X[:60], y[:60], X[:30], y[:30])], most=(2,))
+    halves = learning_curve([*parts, (X[:60], y[:60], X[:30], y[:30])], max_photos=(2,))
     assert halves["photos"].tolist() == [(40 + 20) / 2, (120 + 60) / 2]
 
 
