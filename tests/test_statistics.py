@@ -158,7 +158,7 @@ def test_check_claims_says_what_holds_and_what_cannot_be_told(table):
 
 
 def test_worst_individuals_are_those_of_the_lowest_map5(table):
-    worst = errors.worst_individuals(table, least=5, n=3)
+    worst = errors.worst_individuals(table, min_photos=5, n=3)
     known = table[table["truth"] != NEW].groupby("individual_id")["score"].agg(["mean", "size"])
     assert worst["map5"].iloc[0] == pytest.approx(known["mean"].min())
     assert worst["map5"].is_monotonic_increasing and len(worst) == 3
