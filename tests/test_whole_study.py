@@ -20,7 +20,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import gallery_and_queries, true_answers
 from happywhale_nb.evaluation import browser as widgets
-from happywhale_nb.evaluation.browser import ModelResults, browse_folds, browse_neighbours
+from happywhale_nb.evaluation.browser import ModelResults, browse_folds, browse_neighbours, view_query
 from happywhale_nb.networks.presets import used_preset
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
@@ -266,7 +266,7 @@ def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
             assert chosen[0] in page.value if chosen else "there are none" in page.value
     box = browse_neighbours(folder, "small_resnet_arcface", neighbours=3)
     (folds, asked, count), page = box.children[0].children, box.children[1]
-    assert page.value.count("<tr") == 2 + len(opened.view(0, asked.value).answers) + 3
+    assert page.value.count("<tr") == 2 + len(view_query(opened, 0, asked.value).answers) + 3
     count.value, asked.value = 7, names[5]
     assert f"Fold 0, {names[5]}" in page.value
     folds.value = 1
