@@ -1171,8 +1171,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'happywhale_nb/evaluation/browser.py'),
                                                   'happywhale_nb.evaluation.browser.ModelResults.__init__': ( 'lib/evaluation/browser.html#modelresults.__init__',
                                                                                                               'happywhale_nb/evaluation/browser.py'),
-                                                  'happywhale_nb.evaluation.browser.ModelResults.boxes': ( 'lib/evaluation/browser.html#modelresults.boxes',
-                                                                                                           'happywhale_nb/evaluation/browser.py'),
                                                   'happywhale_nb.evaluation.browser.ModelResults.names': ( 'lib/evaluation/browser.html#modelresults.names',
                                                                                                            'happywhale_nb/evaluation/browser.py'),
                                                   'happywhale_nb.evaluation.browser.ModelResults.select': ( 'lib/evaluation/browser.html#modelresults.select',

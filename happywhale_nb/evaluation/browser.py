@@ -8,7 +8,7 @@ __all__ = ['MARKS', 'STYLE', 'NUMBERS', 'SELECTIONS', 'CROP_SIDE', 'CONTROLS', '
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-02
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -148,49 +148,33 @@ class ModelResults:
         folder: The study's folder, `outputs/<study>`.
         model: The model's name.
         dataset: The study's data set.
+        boxes: The data set's crop boxes, as of `boxes.read_boxes`.
         split: The study's `folds.csv`.
         table: `per_query.read_outcomes` of the folds that have predictions.
         fold_numbers: These folds, ascending.
+
+    Raises:
+        UserError: If no fold of the model has predictions.
     """
 
-    def __init__(self, folder: Path | str, model: str):
-        """Read a model's predictions.
-
-        Args:
-            folder: The study's folder, `outputs/<study>`.
-            model: The model's name.
-
-        Raises:
-            UserError: If no fold of the model has predictions.
-        """
+    def __init__(self, folder: Path | str, model: str) -> None:
         self.folder, self.model = Path(folder), model
         self.dataset = read_dataset(study_data(self.folder))
+        self.boxes = read_boxes(self.dataset.root)
         split = read_table(self.folder / "folds.csv", FOLD_COLUMNS)
         self.split = split.astype({"fold": int, "query_only": int})
         self.table = read_outcomes(self.folder, model, self.split)
         self.fold_numbers = sorted(set(self.table["fold"].tolist()))
-
-    @cached_property
-    def boxes(self) -> pd.DataFrame:
-        """The data set's crop boxes, of all its tables.
-
-        Returns:
-            As of `boxes.read_boxes`.
-        """
-        return read_boxes(self.dataset.root)
 
     def select(self, fold: int, show: str) -> list[str]:
         """Select and sort a fold's photos.
 
         Args:
             fold: Number of the fold.
-            show: A name of `SELECTIONS`.
+            show: A name of `SELECTIONS`; another is a `UserError`.
 
         Returns:
             Names of photos; may be empty.
-
-        Raises:
-            UserError: If there is no such selection.
         """
         choose = lookup(SELECTIONS, show, "choice")
         return choose(self.table[self.table["fold"] == fold])["image"].tolist()

@@ -11,7 +11,7 @@ __all__ = ['SectionResult', 'TITLES', 'TOGETHER', 'OPEN_SET', 'DEFINED', 'RULES'
            'ReportContent', 'build_sections', 'headline_tiles', 'render_report', 'report_stage']
 
 # %% ../../nbs/08_report.ipynb #08-report-02
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,12 +88,20 @@ class StudyResults:
 
     @cached_property
     def models(self) -> dict[str, dict]:
-        """Model → its metrics."""
+        """Model → its metrics, trainings and preset.
+
+        Returns:
+            A dict of dicts, sorted by name.
+        """
         return _read_models(self.folder)
 
     @cached_property
     def ranked(self) -> list[str]:
-        """Names of the models, the best first."""
+        """Names of the models.
+
+        Returns:
+            The best first, by MAP@5 out of fold.
+        """
         return sorted(self.models, key=lambda name: -self.models[name]["oof"]["map5"])
 
     @property
@@ -103,12 +111,20 @@ class StudyResults:
 
     @cached_property
     def card(self) -> dict[str, object]:
-        """The study's protocol card."""
+        """The study's protocol card.
+
+        Returns:
+            As of `study_card`.
+        """
         return study_card(self.dataset, self.folder, self.split)
 
     @cached_property
     def outcomes(self) -> dict[str, pd.DataFrame]:
-        """Model → its `read_outcomes`, the best model first."""
+        """Model → its outcomes.
+
+        Returns:
+            As of `read_outcomes`, the best model first.
+        """
         return {name: read_outcomes(self.folder, name, self.split) for name in self.ranked}
 
 # %% ../../nbs/08_report.ipynb #08-report-34
@@ -381,7 +397,7 @@ def open_set_section(study: StudyResults) -> SectionResult:
     return numbers, Section("Who is it, and is it new?", text, blocks)
 
 # %% ../../nbs/08_report.ipynb #08-report-67
-def _look_alikes(study, worst) -> Iterator[tuple[tuple[str, str], tuple[str | None, str]]]:
+def _look_alikes(study, worst):
     """For each of `worst`: its failed photo, and the photo of its look-alike that is nearest; as of `pairs_block`."""
     individual_ids, photos = study.split["individual_id"].astype(str), study.dataset.train_images
     outcomes = study.outcomes[study.best].set_index("image")
