@@ -42,9 +42,9 @@ def keep_result(name, table, seconds=None):
     if not os.environ.get("HAPPYWHALE_KEEP_RESULTS"):
         return None
     from happywhale_nb.core.artifacts import versions, write_json
-    from happywhale_nb.workflow.provenance import commit_of
+    from happywhale_nb.workflow.provenance import checkout_state
 
-    commit = commit_of(ROOT) or {"hash": None, "changes": None}
+    commit = checkout_state(ROOT) or {"hash": None, "changes": None}
     facts = {"commit": commit["hash"], "changed": commit["changes"] is not None}
     facts |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "system": platform.platform()}
     facts |= {"python": platform.python_version()} | {n: versions(n)[n] for n in ("numpy", "pandas", "pyarrow")}

@@ -9,14 +9,14 @@ import pytest
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW, read_dataset
 from happywhale_nb.evaluation.faithfulness import (
-    area,
+    area_under_curve,
     box_in_crop,
     centre_maps,
-    compare_orders,
-    curves,
+    compare_maps,
     occlusion_maps,
+    perturbation_curves,
     pointing,
-    ranks,
+    removal_order,
 )
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.notebooks import read_parameters
@@ -193,7 +193,7 @@ def test_Probe_of_a_layer_that_cannot_be_looked_at_is_refused(network, crops):
 
 
 def test_curves_run_between_the_whole_crop_and_the_blurred_one_and_fall_until_the_region_is_gone(crops):
-    from happywhale_nb.evaluation.faithfulness import soften
+    from happywhale_nb.evaluation.faithfulness import blur_crops
 
     region = np.zeros((6, 32, 32), np.float32)
     for i in range(6):
@@ -204,26 +204,26 @@ def test_curves_run_between_the_whole_crop_and_the_blurred_one_and_fall_until_th
         seen.append(len(rows))
         return (pixels.mean(axis=3) * region[rows]).sum(axis=(1, 2))
 
-    deletion, insertion = curves(score, crops, region, steps=16, batch_size=4)
+    deletion, insertion = perturbation_curves(score, crops, region, steps=16, batch_size=4)
     assert max(seen) == 4 and deletion.shape == insertion.shape == (6, 17)
-    whole, soft = (score(part.astype(np.float32), np.arange(6)) for part in (crops, soften(crops)))
+    whole, soft = (score(part.astype(np.float32), np.arange(6)) for part in (crops, blur_crops(crops)))
     for curve, first, last in ((deletion, whole, soft), (insertion, soft, whole)):
         np.testing.assert_allclose(curve[:, 0], first, rtol=1e-5)
         np.testing.assert_allclose(curve[:, -1], last, rtol=1e-5)
         np.testing.assert_allclose(curve[:, 1:], curve[:, -1:].repeat(16, axis=1), rtol=1e-5)  # 1/16 is the region
-    finer, _ = curves(score, crops, region, steps=64)
+    finer, _ = perturbation_curves(score, crops, region, steps=64)
     assert (np.diff(finer[:, :5], axis=1) < 0).all()
-    drawn, _ = curves(score, crops, np.random.default_rng(0).random((6, 32, 32)), steps=16)
-    assert (area(deletion) < area(drawn)).all()
-    np.testing.assert_array_equal(curves(score, crops, region, steps=16, batch_size=1)[0], deletion)
+    drawn, _ = perturbation_curves(score, crops, np.random.default_rng(0).random((6, 32, 32)), steps=16)
+    assert (area_under_curve(deletion) < area_under_curve(drawn)).all()
+    np.testing.assert_array_equal(perturbation_curves(score, crops, region, steps=16, batch_size=1)[0], deletion)
 
 
 def test_area_and_ranks_of_small_cases_are_those_worked_out_by_hand():
-    assert area(np.array([1.0, 0.5, 0.0])) == pytest.approx(0.5)
-    assert area(np.ones((2, 11))).tolist() == pytest.approx([1, 1])
+    assert area_under_curve(np.array([1.0, 0.5, 0.0])) == pytest.approx(0.5)
+    assert area_under_curve(np.ones((2, 11))).tolist() == pytest.approx([1, 1])
     maps = np.random.default_rng(0).random((3, 8, 8))
-    np.testing.assert_array_equal(ranks(maps).reshape(3, -1).argmin(axis=1), maps.reshape(3, -1).argmax(axis=1))
-    ties = ranks(np.zeros((2, 8, 8)))
+    np.testing.assert_array_equal(removal_order(maps).reshape(3, -1).argmin(axis=1), maps.reshape(3, -1).argmax(axis=1))
+    ties = removal_order(np.zeros((2, 8, 8)))
     assert len(np.unique(ties[0])) == 64 and not np.array_equal(ties[0], ties[1])
 
 
@@ -231,7 +231,7 @@ def test_compare_orders_of_a_map_of_the_middle_gains_nothing_on_the_middle(crops
     def score(pixels, rows):
         return pixels[:, 12:20, 12:20].mean(axis=(1, 2, 3))
 
-    found = compare_orders(score, crops, centre_maps(6, 32), 4, np.array(list("aabbcc")), seeds=2)
+    found = compare_maps(score, crops, centre_maps(6, 32), 4, np.array(list("aabbcc")), seeds=2)
     assert found["gains"]["centre"]["deletion"] == {"gain": 0, "low": 0, "high": 0}
     assert found["areas"]["map"] == found["areas"]["centre"] != found["areas"]["random"]
 

@@ -86,7 +86,7 @@ def test_kaggle_build_makes_notebooks_that_install_first_and_have_the_chosen_val
         nbformat.validate(notebook)
         assert set(notebook.metadata) <= {"kernelspec", "language_info"}
         first = notebook.cells[0]
-        assert first.cell_type == "code" and "--no-index" in first.source and "take_up()" in first.source
+        assert first.cell_type == "code" and "--no-index" in first.source and "restore_outputs()" in first.source
         assert ('os.environ["KERAS_BACKEND"] = "jax"' in first.source) == card["enable_tpu"]
         assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
         original = read_parameters(ROOT / "nbs" / f"{name}.ipynb")
@@ -295,12 +295,12 @@ def test_kaggle_notebooks_on_a_stand_in_train_in_two_versions_and_answer(image, 
     assert len(pd.read_csv(third / model / "fold1" / "test.csv")) == 10
 
 
-def test_take_up_of_attached_weights_puts_them_where_keras_looks_instead_of_downloading(tmp_path):
+def test_restore_outputs_of_attached_weights_puts_them_where_keras_looks_instead_of_downloading(tmp_path):
     (tmp_path / "input" / "weights").mkdir(parents=True)
     (tmp_path / "input" / "weights" / "some_notop.h5").write_bytes(b"numbers")
     code = """
-from happywhale_nb.workflow.kaggle import take_up
-print(take_up())
+from happywhale_nb.workflow.kaggle import restore_outputs
+print(restore_outputs())
 import hashlib, keras
 sum = hashlib.sha256(b"numbers").hexdigest()
 origin = "http://localhost:9/some_notop.h5"

@@ -13,7 +13,7 @@ from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.workflow import provenance as records
 from happywhale_nb.workflow.provenance import (
     begin_record,
-    commit_of,
+    checkout_state,
     job_stamp,
     record_path,
     without_folders,
@@ -120,17 +120,17 @@ def test_commit_of_a_folder_heeds_neither_untracked_files_nor_repositories_aroun
         subprocess.run(["git", "-C", tmp_path, *me, *words], check=True, capture_output=True, timeout=60)
 
     git("init", "-q")
-    assert commit_of(tmp_path) is None  # no commit yet
+    assert checkout_state(tmp_path) is None  # no commit yet
     (tmp_path / "a").write_text("1")
     git("add", "."), git("commit", "-qm", "one")
-    clean = commit_of(tmp_path)
+    clean = checkout_state(tmp_path)
     (tmp_path / "untracked").write_text("x")
-    assert commit_of(tmp_path) == clean and clean["changes"] is None and len(clean["hash"]) == 40
+    assert checkout_state(tmp_path) == clean and clean["changes"] is None and len(clean["hash"]) == 40
     (tmp_path / "a").write_text("2")
     git("commit", "-qam", "two")
-    assert commit_of(tmp_path)["hash"] != clean["hash"] and commit_of(tmp_path)["changes"] is None
+    assert checkout_state(tmp_path)["hash"] != clean["hash"] and checkout_state(tmp_path)["changes"] is None
     (tmp_path / "inner").mkdir()
-    assert commit_of(tmp_path / "inner") is None  # another project's repository around this one
+    assert checkout_state(tmp_path / "inner") is None  # another project's repository around this one
 
 
 def test_records_and_compare_are_imported_without_tensorflow():

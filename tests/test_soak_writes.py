@@ -51,7 +51,7 @@ from happywhale_nb.retrieval.search import ExactIndex
 from happywhale_nb.stages.blending import select_runs
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow import kaggle
-from happywhale_nb.workflow.compare import gather
+from happywhale_nb.workflow.compare import collect_results
 from happywhale_nb.workflow.provenance import begin_record, done_file, job_stamp, record_path, write_record
 
 SEED, EACH = 20260731, 3  # of the sample that is tried without `make soak`: faults of each writer and start
@@ -434,7 +434,7 @@ def take_up_writer():
         (folder / "input" / "weights" / "b5.h5").write_bytes(b"h5" * 9000)
 
     def steps(ground, folder):
-        kaggle.take_up(ground / "input", folder / "working", folder / "keras")
+        kaggle.restore_outputs(ground / "input", folder / "working", folder / "keras")
         yield
 
     def read(ground, folder):
@@ -694,7 +694,7 @@ WRITERS = {
         "model", write_model_folder, read_model_folder, ground=model_files, **replaced("model", *COPY)
     ),
     "kaggle.build_folder": single("kaggle", write_kaggle, read_kaggle, **replaced("kaggle")),
-    "kaggle.take_up": take_up_writer(),
+    "kaggle.restore_outputs": take_up_writer(),
     "uploads.keep_photo": keep_photo_writer(),
     "catalogue.copy_sqlite": copy_writer(),
     "intake.ingest_dataset": build_writer(),
@@ -768,4 +768,4 @@ def test_select_runs_after_a_kill_in_the_middle_of_a_write_lists_the_whole_model
 @pytest.mark.kill
 @pytest.mark.xfail(raises=UserError, strict=True, reason=MENDED)
 def test_gather_after_a_kill_in_the_middle_of_a_write_finds_the_whole_files(nest, tmp_path):
-    assert list(gather(killed_in_the_middle(nest, tmp_path)).files) == ["whole/knn.json"]
+    assert list(collect_results(killed_in_the_middle(nest, tmp_path)).files) == ["whole/knn.json"]

@@ -8,7 +8,7 @@ from scipy import stats
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.evaluation import error_analysis as errors
-from happywhale_nb.evaluation.per_query import KINDS, kind_of_answer
+from happywhale_nb.evaluation.per_query import OUTCOME_KINDS, classify_outcomes
 from happywhale_nb.evaluation.statistics import compare_models, fold_statistics, holm, learning_curve
 
 
@@ -28,7 +28,7 @@ def table():
     made["first_species"] = [kinds[int(name[1:]) % 3] if name != NEW else "" for name in made["first"]]
     made["score"] = np.where(made["first"] == made["truth"], 1.0, rng.choice([0, 0.5, 1 / 3], n))
     made["known"] = np.where(made["truth"] == NEW, 0, who + 1)
-    return made.assign(kind=kind_of_answer(made))
+    return made.assign(kind=classify_outcomes(made))
 
 
 def test_kind_of_answer_of_any_row_equals_the_plain_rule(table):
@@ -42,7 +42,7 @@ def test_kind_of_answer_of_any_row_equals_the_plain_rule(table):
         else:
             expected = "same species" if row.first_species == row.species else "other species"
         assert row.kind == expected
-    assert set(table["kind"]) == set(KINDS)
+    assert set(table["kind"]) == set(OUTCOME_KINDS)
 
 
 def test_fold_statistics_are_students_of_the_folds_that_have_the_figure(table):
@@ -104,12 +104,12 @@ def test_learning_curve_of_a_larger_gallery_contains_the_smaller():
     y = np.repeat([f"w{i}" for i in range(20)], 6)
     X = rng.normal(size=(120, 16)) + np.repeat(rng.normal(size=(20, 16)), 6, axis=0)
     parts = [(X, y, X + 0.01, y)]
-    curve = learning_curve(parts, most=(1, 2, 6))
+    curve = learning_curve(parts, max_photos=(1, 2, 6))
     assert curve["photos"].tolist() == [20, 40, 120, 120]
     assert curve["map5"].iloc[-1] == 1 and curve.loc[6].equals(curve.loc[np.inf])
     assert curve["map5"].is_monotonic_increasing  # a query's twin is in ever more of the galleries
     assert ((curve["low"] <= curve["map5"]) & (curve["map5"] <= curve["high"])).all()
-    halves = learning_curve([*parts, (X[:60], y[:60], X[:30], y[:30])], most=(2,))
+    halves = learning_curve([*parts, (X[:60], y[:60], X[:30], y[:30])], max_photos=(2,))
     assert halves["photos"].tolist() == [(40 + 20) / 2, (120 + 60) / 2]
 
 
@@ -127,7 +127,7 @@ def test_species_errors_and_by_photos_equal_plain_counting(table):
         part = table[table["species"] == name]
         shares = by_species.loc[name, ["within", "across", "called_new", "new_missed"]].sum()
         assert shares + (part["kind"] == "right").mean() == pytest.approx(1)
-    bins = errors.by_photos(table)
+    bins = errors.map5_by_gallery_size(table)
     known = table[table["truth"] != NEW]
     assert bins["photos"].sum() == len(known)
     assert bins.loc["3–5", "map5"] == pytest.approx(known.loc[known["known"].between(3, 5), "score"].mean())
@@ -158,7 +158,7 @@ def test_check_claims_says_what_holds_and_what_cannot_be_told(table):
 
 
 def test_worst_individuals_are_those_of_the_lowest_map5(table):
-    worst = errors.worst_individuals(table, least=5, n=3)
+    worst = errors.worst_individuals(table, min_photos=5, n=3)
     known = table[table["truth"] != NEW].groupby("individual_id")["score"].agg(["mean", "size"])
     assert worst["map5"].iloc[0] == pytest.approx(known["mean"].min())
     assert worst["map5"].is_monotonic_increasing and len(worst) == 3

@@ -20,7 +20,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import gallery_and_queries, true_answers
 from happywhale_nb.evaluation import browser as widgets
-from happywhale_nb.evaluation.browser import Opened, browse_folds, browse_neighbours
+from happywhale_nb.evaluation.browser import ModelResults, browse_folds, browse_neighbours, view_query
 from happywhale_nb.networks.presets import used_preset
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
@@ -216,8 +216,8 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
     folder = study
     dataset = read_dataset(tiny)
     folds = study_folds(dataset, folder, 0, 0)
-    opened = Opened(folder, "small_resnet_arcface")
-    assert opened.numbers == [0, 1] and set(opened.pick(1, "all photographs")) == set(
+    opened = ModelResults(folder, "small_resnet_arcface")
+    assert opened.fold_numbers == [0, 1] and set(opened.select(1, "all photographs")) == set(
         folds["image"][folds["fold"] == 1]
     )
     page = browse_folds(folder, "small_resnet_arcface", 1, "all photographs")
@@ -248,10 +248,10 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
 
 def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
     monkeypatch.setattr(widgets, "live", lambda: True)
-    folder, opened = study, Opened(study, "small_resnet_arcface")
+    folder, opened = study, ModelResults(study, "small_resnet_arcface")
     box = browse_folds(folder, "small_resnet_arcface", show="all photographs")
     (folds, shown, place, back, on), page = box.children[0].children, box.children[1]
-    names = opened.pick(0, "all photographs")
+    names = opened.select(0, "all photographs")
     assert place.max == len(names) and names[0] in page.value
     for _ in names:
         on.click()
@@ -262,12 +262,12 @@ def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
     for choice in shown.options:
         for fold in folds.options:
             folds.value, shown.value = fold, choice
-            chosen = opened.pick(fold, choice)
+            chosen = opened.select(fold, choice)
             assert place.value == 1 and place.max == max(1, len(chosen))
             assert chosen[0] in page.value if chosen else "there are none" in page.value
     box = browse_neighbours(folder, "small_resnet_arcface", neighbours=3)
     (folds, asked, count), page = box.children[0].children, box.children[1]
-    assert page.value.count("<tr") == 2 + len(opened.view(0, asked.value).answers) + 3
+    assert page.value.count("<tr") == 2 + len(view_query(opened, 0, asked.value).answers) + 3
     count.value, asked.value = 7, names[5]
     assert f"Fold 0, {names[5]}" in page.value
     folds.value = 1

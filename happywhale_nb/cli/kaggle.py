@@ -36,10 +36,10 @@ def build(target, user, competition, accelerator, folds, weights, again, prefix,
 
     -p sets parameters of all notebooks that know them. Nothing is sent; the lines at the end say how that is done.
     """
-    from happywhale_nb.workflow.kaggle import build_folder, kaggle_user, next_lines
+    from happywhale_nb.workflow.kaggle import build_folder, kaggle_user, next_steps
 
     target = (target or project_root() / "outputs" / "kaggle").absolute()
     cards = build_folder(
         target, kaggle_user(user), competition, dict(parameters), folds, accelerator, weights, again, prefix
     )
-    click.echo("\n".join(next_lines(target, cards)))
+    click.echo("\n".join(next_steps(target, cards)))

@@ -22,10 +22,10 @@ from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, require_catalogue
 from happywhale_nb.evaluation.faithfulness import (
     box_in_crop,
-    compare_orders,
-    draw_curves,
+    compare_maps,
     occlusion_maps,
-    pointing_figures,
+    plot_curves,
+    pointing_metrics,
     verdicts,
 )
 from ..imaging.photo import upright_size
@@ -53,7 +53,7 @@ def matched_photos(vectors, folds, fold, answered):
     vectors: `[m, d]` stored embeddings of all photographs of `folds`; answered: what `fold_answers` gives."""
     gallery, query = gallery_and_queries(folds, fold)
     rows, individuals = np.flatnonzero(gallery), folds["individual_id"].to_numpy(dtype=str)[gallery]
-    named = np.where(answered.truth == NEW, NEW, answered.answers[:, 0])
+    named = np.where(answered.truth == NEW, NEW, answered.predictions[:, 0])
     cosine = vectors[query] @ vectors[gallery].T
     theirs = (named[:, None] == NEW) | (named[:, None] == individuals[None, :])
     return rows[np.where(theirs, cosine, -2).argmax(axis=1)]
