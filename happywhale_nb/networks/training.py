@@ -23,6 +23,7 @@ from happywhale_nb.networks.devices import (
     is_main,
     local_copy,
     prepare,
+    process_count,
     process_index,
     replicas,
 )
@@ -137,7 +138,16 @@ def _fit_epochs(trainer, config, data, callbacks, done, inside):
     """Train the epochs that are left after the first `done`."""
     recipe, size = lookup(RECIPES, config.recipe, "recipe"), data.batch_size
     batches = training_batches(
-        data.crops, data.rows, data.targets, recipe, data.orders, size, data.seed, done, inside, process_index()
+        data.crops,
+        data.rows,
+        data.targets,
+        recipe,
+        data.orders,
+        size,
+        data.seed,
+        done,
+        inside,
+        (process_index(), process_count()),
     )
     if is_main():
         callbacks = [*callbacks, ProgressBar(config.epochs, data.steps, done)]
@@ -155,7 +165,7 @@ def readable_errors():
         raise
     except Exception as error:
         lines = [line.partition("UserError: ")[2] for line in str(error).splitlines() if "UserError: " in line]
-        if not lines and process_index()[1] > 1:
+        if not lines and process_count() > 1:
             again = "is another one dead? Started again, all go on from the last state kept"
             raise UserError(f"this process cannot go on with the others ({again}): {error}") from error
         raise (UserError(lines[-1]) if lines else error) from None
