@@ -81,7 +81,7 @@ def hook_server(prefix: Path | str = sys.prefix) -> Path:
     write_json(path, config)
     return path
 
-
+# %% ../../nbs/lib/workflow/jupyter_hooks.ipynb #saving-11a
 def hook_git(root: Path | str, prefix: Path | str = sys.prefix) -> None:
     """Set `nbdev_merge` of an environment as git's merge driver for notebooks.
 
@@ -100,8 +100,18 @@ def hook_git(root: Path | str, prefix: Path | str = sys.prefix) -> None:
             raise UserError(f"{root} is no git checkout, so notebooks cannot be merged there: {done.stderr.strip()}")
 
 
-def install_hooks(root=None):
-    """Both hooks, for `make hooks`. Returns what was done, in two lines."""
+def install_hooks(root: Path | str | None = None) -> str:
+    """Set both hooks, for `make hooks`.
+
+    Args:
+        root: folder of the checkout; None: the project's.
+
+    Returns:
+        What was done, in two lines.
+
+    Raises:
+        UserError: if `root` is no checkout, or another hook for saving is set.
+    """
     path, root = hook_server(), Path(root or project_root())
     hook_git(root)
     return f"JupyterLab saves notebooks clean ({path}; restart it)\ngit merges notebooks cell by cell ({root})"
