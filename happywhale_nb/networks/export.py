@@ -121,7 +121,7 @@ class Encoder:
         UserError: if it cannot be read as an encoder, or its runtime is not installed.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: Path | str) -> None:
         path = Path(path)
         try:
             self.run = _openvino_function(path) if path.is_dir() else _onnx_function(path)

@@ -163,7 +163,7 @@ class TracedModel:
         unit: scale that output to length 1, so that a score is a cosine.
     """
 
-    def __init__(self, model: keras.Model, layer: keras.layers.Layer, output: keras.layers.Layer, unit: bool):
+    def __init__(self, model: keras.Model, layer: keras.layers.Layer, output: keras.layers.Layer, unit: bool) -> None:
         self.model, self.layer, self.output, self.unit = model, layer, output, unit
         self.values = tf.function(self._forward, reduce_retracing=True, autograph=False)
         self.maps = tf.function(self._backward, reduce_retracing=True, autograph=False)
@@ -206,7 +206,9 @@ class Probe:
         UserError: for an unknown layer, one on which the output does not depend, or another backend of Keras.
     """
 
-    def __init__(self, model: keras.Model, layer: str = "", output: str = "", unit: bool = False, batch_size: int = 32):
+    def __init__(
+        self, model: keras.Model, layer: str = "", output: str = "", unit: bool = False, batch_size: int = 32
+    ) -> None:
         if keras.backend.backend() != "tensorflow":
             raise UserError("Grad-CAM needs TensorFlow's gradients: run it with KERAS_BACKEND=tensorflow")
         self.batch_size = batch_size

@@ -84,9 +84,7 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[Path], pd.DataFrame
 PERSON, DETECTOR = "person", "detector"  # sources of boxes that no data folder has
 
 
-def choose_boxes(
-    images: Sequence[str], boxes: pd.DataFrame | None, record: dict
-) -> list[tuple[float, pd.DataFrame]]:
+def choose_boxes(images: Sequence[str], boxes: pd.DataFrame | None, record: dict) -> list[tuple[float, pd.DataFrame]]:
     """Choose the boxes by which a model's photos are cropped.
 
     Args:
@@ -155,9 +153,7 @@ def _numbers(values):
     return None if np.isnan(values).any() else values.tolist()
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-15a
-def make_crop(
-    path: Path | str, box: list[float] | None, frame: list[float] | None, config: Preset
-) -> np.ndarray:
+def make_crop(path: Path | str, box: list[float] | None, frame: list[float] | None, config: Preset) -> np.ndarray:
     """Crop one photo to the pixels that `crops.load_crops` gives.
 
     Args:

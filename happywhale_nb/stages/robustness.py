@@ -85,7 +85,9 @@ class DegradedCrops:
         size: side of the crops in pixels.
     """
 
-    def __init__(self, read: Callable[[int], PhotoToDegrade], seeds: Sequence, changes: Sequence[Change], size: int):
+    def __init__(
+        self, read: Callable[[int], PhotoToDegrade], seeds: Sequence, changes: Sequence[Change], size: int
+    ) -> None:
         self.read, self.seeds, self.changes, self.last = read, seeds, changes, (-1, None)
         self.shape, self.dtype = (len(seeds) * len(changes), size, size, 3), np.dtype(np.uint8)
 

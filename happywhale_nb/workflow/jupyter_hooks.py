@@ -12,7 +12,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from ..core.artifacts import write_json
 from ..core.errors import UserError
@@ -37,7 +36,7 @@ def clean_notebook(content: dict) -> dict:
     return content
 
 # %% ../../nbs/lib/workflow/jupyter_hooks.ipynb #saving-08
-def clean_on_save(model: dict, path: str, contents_manager: Any, **_: Any) -> None:
+def clean_on_save(model: dict, path: str, contents_manager: object, **_: object) -> None:
     """Clean notebooks in `nbs/` of a checkout of this project: a Jupyter server's `pre_save_hook`.
 
     Args:
