@@ -1903,6 +1903,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'happywhale_nb/networks/gradcam.py'),
                                                 'happywhale_nb.networks.gradcam.TracedModel._forward': ( 'lib/networks/gradcam.html#tracedmodel._forward',
                                                                                                          'happywhale_nb/networks/gradcam.py'),
+                                                'happywhale_nb.networks.gradcam._require_tensorflow': ( 'lib/networks/gradcam.html#_require_tensorflow',
+                                                                                                        'happywhale_nb/networks/gradcam.py'),
                                                 'happywhale_nb.networks.gradcam.captured_output': ( 'lib/networks/gradcam.html#captured_output',
                                                                                                     'happywhale_nb/networks/gradcam.py'),
                                                 'happywhale_nb.networks.gradcam.crop_batches': ( 'lib/networks/gradcam.html#crop_batches',

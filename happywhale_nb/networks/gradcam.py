@@ -138,6 +138,11 @@ def enlarge_maps(coarse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
 
 # %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-17
+def _require_tensorflow():
+    if keras.backend.backend() != "tensorflow":
+        raise UserError("Grad-CAM needs TensorFlow's gradients: run it with KERAS_BACKEND=tensorflow")
+
+
 def crop_batches(crops: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, tf.Tensor]]:
     """Split crops into batches.
 
@@ -193,8 +198,6 @@ class TracedModel:
 class Probe:
     """A model opened at its feature map and at the output that is explained.
 
-    A score is the dot product of that output, `values`, with a vector of weights.
-
     Args:
         model: any Keras model of pixels `[n, s, s, 3]` in 0 … 255, on the TensorFlow backend.
         layer: name of the layer of the feature map (see `feature_layers`); "": the last.
@@ -209,8 +212,7 @@ class Probe:
     def __init__(
         self, model: keras.Model, layer: str = "", output: str = "", unit: bool = False, batch_size: int = 32
     ) -> None:
-        if keras.backend.backend() != "tensorflow":
-            raise UserError("Grad-CAM needs TensorFlow's gradients: run it with KERAS_BACKEND=tensorflow")
+        _require_tensorflow()
         self.batch_size = batch_size
         self.layer = find_layer(feature_layers(model), layer or last_feature_layer(model))
         explained = find_layer({each.name: each for each in model.layers}, output) if output else model
@@ -248,9 +250,6 @@ class Probe:
 
         Returns:
             `[n, s, s]` float32 in [0, 1], each map divided by its maximum; zero where nothing speaks for the score.
-
-        Raises:
-            UserError: if the score does not depend on the layer.
         """
         weights, batches = tf.cast(weights, tf.float32), crop_batches(crops, self.batch_size)
         coarse = [self.traced.maps(pixels, tf.gather(weights, rows)).numpy() for rows, pixels in batches]
