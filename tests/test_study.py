@@ -25,7 +25,7 @@ from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.assets import find_snakefile
 from happywhale_nb.workflow.provenance import done_file, record_paths
-from happywhale_nb.workflow.study import before, check_study, override, plan_states, read_study, study_jobs
+from happywhale_nb.workflow.study import all_needs, check_study, override, plan_states, read_study, study_jobs
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
 SMALL = {"folds": 2, "seed": 3, "quick": True, "models": {"basic_cnn": {}}, "gradcam": False, "robustness": False}
@@ -75,7 +75,7 @@ def waiting(path, **given):
     """Titles of the jobs whose done file is missing, and of those that need them."""
     _, jobs = study_jobs(override(read_study(path), given))
     missing = {job for job in jobs if not job.done_file.is_file()}
-    return {job.title for job in jobs if job in missing or before(job) & missing}
+    return {job.title for job in jobs if job in missing or all_needs(job) & missing}
 
 
 def dry_run(path, *words):
@@ -149,7 +149,7 @@ def test_study_jobs_after_a_fold_was_added_wait_for_every_fold(finished):
     _, jobs = study_jobs(read_study(path))
     knn = next(job for job in jobs if job.stage == "knn")
     assert {need.title for need in knn.needs} == {"01_eda", *(f"03_train basic_cnn fold {k}" for k in (0, 1))}
-    assert before(jobs[-1]) == set(jobs[:-1])
+    assert all_needs(jobs[-1]) == set(jobs[:-1])
 
 
 def test_run_notices_results_made_by_hand_with_other_parameters(finished, checkout, tiny):

@@ -22,42 +22,55 @@ from .presets import used_preset
 FORMATS = ("openvino", "onnx")
 
 
-def stored_averages(model_path):
-    """What a fold's embeddings are the mean of, by the `config.json` beside its model: keyword arguments of
-    `model.build_encoder`; none if there is no such file."""
+def stored_averages(model_path: Path | str) -> dict[str, object]:
+    """Read over which mirror images and zooms a fold's embeddings are averaged.
+
+    Args:
+        model_path: a `.keras` file, perhaps with a `config.json` beside it.
+
+    Returns:
+        Keyword arguments of `model.build_encoder`; none if there is no `config.json`.
+    """
     record = Path(model_path).parent / "config.json"
     return embedding_averages(used_preset(read_json(record)["parameters"])) if record.is_file() else {}
 
 # %% ../../nbs/lib/networks/export.ipynb #export-05
-def export_encoder(model_path, to, kind="openvino", photos=None, least=0.9999):
+def export_encoder(
+    model_path: Path | str,
+    target: Path | str,
+    file_format: str = "openvino",
+    photos: np.ndarray | None = None,
+    min_cosine: float = 0.9999,
+) -> float:
     """Write a stored model's `model.build_encoder` for another runtime, and check it.
 
     Args:
-        model_path: a `.keras` file; its averages are those of the `config.json` beside it.
-        to: the file for "onnx", the folder for "openvino" (`encoder.xml`, `encoder.bin`).
-        kind: of `FORMATS`.
-        photos: `[n, s, s, 3]` crops to check it with; None: noise.
-        least: the smallest cosine between an embedding from Keras and one from the file.
+        model_path: a `.keras` file; the averages are those of the `config.json` beside it.
+        target: the file for "onnx", the folder for "openvino" (`encoder.xml`, `encoder.bin`).
+        file_format: one of `FORMATS`.
+        photos: `[n, s, s, 3]` crops for the check; None: noise.
+        min_cosine: smallest allowed cosine between an embedding from Keras and one from the file.
 
     Returns:
-        The smallest cosine found.
+        The smallest cosine of the check.
 
     Raises:
-        UserError: if the runtime is not installed, the model cannot be read, or a cosine is below `least`; nothing is
-            written then.
+        UserError: if the runtime is not installed, the model cannot be read, or a cosine is below `min_cosine`;
+            nothing is written then.
     """
-    if kind not in FORMATS:
-        raise UserError(f"format {kind!r}: one of {', '.join(FORMATS)}")
+    if file_format not in FORMATS:
+        raise UserError(f"format {file_format!r}: one of {', '.join(FORMATS)}")
     source = _stored_encoder(model_path)
     if photos is None:
         photos = np.random.default_rng(0).uniform(0, 255, (8, *source.input_shape[1:])).astype(np.float32)
-    expected = ops.convert_to_numpy(source(np.asarray(photos, np.float32)))
-    with atomic(to) as part:
-        _write(source, part, kind)
-        found = Encoder(part)(photos)
-        worst = float((found * expected).sum(axis=1).min())
-        if not worst >= least:
-            raise UserError(f"the exported encoder is off: cosine {worst:.6f} with Keras, {least} asked; not written")
+    expected = ops.convert_to_numpy(source(np.asarray(photos, np.float32)))  # before the export: it builds the model
+    with atomic(target) as temporary:
+        _write(source, temporary, file_format)
+        worst = float((Encoder(temporary)(photos) * expected).sum(axis=1).min())
+        if not worst >= min_cosine:
+            raise UserError(
+                f"the exported encoder is off: cosine {worst:.6f} with Keras, {min_cosine} asked; not written"
+            )
     return worst
 
 # %% ../../nbs/lib/networks/export.ipynb #export-06
@@ -69,44 +82,63 @@ def _stored_encoder(model_path):
     return build_encoder(model, **stored_averages(model_path))
 
 
-def _write(source, to, kind):
+def _write(source, target, file_format):
     try:
-        if kind == "onnx":
-            source.export(to, format="onnx", verbose=False)
+        if file_format == "onnx":
+            source.export(target, format="onnx", verbose=False)
             return
         import openvino
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
-    to.mkdir()
-    source.export(to / "saved", format="tf_saved_model", verbose=False)
-    openvino.save_model(openvino.convert_model(to / "saved"), to / "encoder.xml", compress_to_fp16=False)
-    shutil.rmtree(to / "saved")
+    target.mkdir()
+    source.export(target / "saved", format="tf_saved_model", verbose=False)
+    openvino.save_model(openvino.convert_model(target / "saved"), target / "encoder.xml", compress_to_fp16=False)
+    shutil.rmtree(target / "saved")
 
 # %% ../../nbs/lib/networks/export.ipynb #export-08
+def _openvino_function(path):
+    import openvino
+
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(path / "encoder.xml", "CPU", hints)
+    return lambda pixels: compiled(pixels)[0]
+
+
+def _onnx_function(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return lambda pixels: session.run(None, {"pixels": pixels})[0]
+
+# %% ../../nbs/lib/networks/export.ipynb #export-08a
 class Encoder:
-    """An exported encoder: called with crops `[n, s, s, 3]` in 0 … 255 it gives embeddings `[n, d]` float32, length 1.
+    """An exported encoder, called with crops.
 
-    Raises `UserError` if the file is none, or its runtime is not installed."""
+    Args:
+        path: the file or folder of `export_encoder`.
 
-    def __init__(self, path):
+    Raises:
+        UserError: if it cannot be read as an encoder, or its runtime is not installed.
+    """
+
+    def __init__(self, path: Path | str) -> None:
         path = Path(path)
         try:
-            if path.is_dir():
-                import openvino
-
-                hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-                compiled = openvino.Core().compile_model(path / "encoder.xml", "CPU", hints)
-                self.run = lambda pixels: compiled(pixels)[0]
-            else:
-                import onnxruntime
-
-                session = onnxruntime.InferenceSession(path)
-                self.run = lambda pixels: session.run(None, {"pixels": pixels})[0]
+            self.run = _openvino_function(path) if path.is_dir() else _onnx_function(path)
         except ImportError as error:
             raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
-        except Exception as error:  # each runtime has its own
+        except Exception as error:  # each runtime has exceptions of its own
             raise UserError(f"{path} cannot be read as an encoder ({str(error).splitlines()[0]})") from None
 
-    def __call__(self, crops, batch_size=32):
+    def __call__(self, crops: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """Embed crops.
+
+        Args:
+            crops: `[n, s, s, 3]`, 0 … 255.
+            batch_size: crops in the encoder at a time.
+
+        Returns:
+            `[n, d]` float32 with rows of length 1.
+        """
         starts = range(0, len(crops), batch_size)
         return np.concatenate([self.run(np.asarray(crops[i : i + batch_size], np.float32)) for i in starts])

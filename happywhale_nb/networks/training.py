@@ -26,6 +26,7 @@ from happywhale_nb.networks.devices import (
     is_main,
     local_copy,
     prepare,
+    process_count,
     process_index,
     replicas,
 )
@@ -192,7 +193,16 @@ def _fit_epochs(trainer, config, data, callbacks, done, inside):
     """Train the epochs after the first `done`."""
     recipe, size = lookup(RECIPES, config.recipe, "recipe"), data.batch_size
     batches = training_batches(
-        data.crops, data.rows, data.targets, recipe, data.orders, size, data.seed, done, inside, process_index()
+        data.crops,
+        data.rows,
+        data.targets,
+        recipe,
+        data.orders,
+        size,
+        data.seed,
+        done,
+        inside,
+        (process_index(), process_count()),
     )
     if is_main():
         callbacks = [*callbacks, ProgressBar(config.epochs, data.steps, done)]
@@ -219,7 +229,7 @@ def readable_errors() -> Iterator[None]:
         messages = [line.partition("UserError: ")[2] for line in str(error).splitlines() if "UserError: " in line]
         if messages:
             raise UserError(messages[-1]) from None
-        if process_index()[1] > 1:
+        if process_count() > 1:
             cause = "is another one dead? Started again, all go on from the last state kept"
             raise UserError(f"this process cannot go on with the others ({cause}): {error}") from error
         raise

@@ -38,7 +38,7 @@ from happywhale_nb.networks.devices import (
     device_line,
     init_processes,
     is_main,
-    processes,
+    process_count,
     shutdown,
 )
 from ..networks.model import class_centres, embed_views, embedding_averages, library_versions
@@ -287,9 +287,9 @@ def build_callbacks(
         UserError: for impossible snapshots, or if several processes are to stop early.
     """
     epochs = snapshot_epochs(options.snapshots, last)
-    if deadline and processes() > 1:
+    if deadline and process_count() > 1:
         raise UserError("hours are measured in each process, and several would not stop together: give epochs instead")
-    if options.patience and processes() > 1:
+    if options.patience and process_count() > 1:
         raise UserError("patience scores the fold in one process while the others go on: with several, give epochs")
     return _builders(folder, score, epochs, options, deadline), epochs
 
