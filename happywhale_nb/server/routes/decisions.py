@@ -83,7 +83,7 @@ def decide(state: State, who: Reviewer, number: Number, body: schemas.Decide) ->
 def undo(state: State, who: Reviewer, number: Number) -> schemas.Decided:
     """Undo a decision of one's own; an admin anybody's."""
     with state.catalogue.writing() as session:
-        row, met = decisions.undo(session, who.who, number, anybodys=who.role == "admin")
+        row, met = decisions.undo(session, who.who, number, any_user=who.role == "admin")
         made = queries.decision_views(session, [row])[0]
     return {"decision": made, "encounter": state.view(met.id) if met is not None else None}
 
