@@ -28,8 +28,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import SessionTransaction
 
 from happywhale_nb.catalogue import database as tables
-from happywhale_nb.catalogue import decisions
-from happywhale_nb.catalogue import ingest as intake
+from happywhale_nb.catalogue import decisions, upload_photos
 from happywhale_nb.catalogue.exports.formats import EXPORTS
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
@@ -412,7 +411,7 @@ def test_add_encounter_that_is_cut_off_leaves_nothing_half(page, mine, tmp_path,
             raise RuntimeError("the power is gone")
         return original(*given, **more)
 
-    owner = SessionTransaction if step == "commit" else intake
+    owner = SessionTransaction if step == "commit" else upload_photos
     original = getattr(owner, step)
     monkeypatch.setattr(owner, step, cut)
     with pytest.raises(RuntimeError, match="the power is gone"):

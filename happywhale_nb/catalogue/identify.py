@@ -22,18 +22,13 @@ from PIL import Image
 
 from . import decisions
 from .build import open_embedder
-from happywhale_nb.catalogue.ingest import (
-    Metadata,
-    add_detected_boxes,
-    check_uploads,
-    count_uncropped,
-    ingest_uploads,
-)
+from .ingest import add_detected_boxes, count_uncropped
 from .matching import Matcher, match_encounter, match_vectors
 from .queries import crop_box, encounter_view, get_or_404, list_decisions, list_encounters
 from .schema import Crop, Encounter, Photo
 from .store import Catalogue, find_catalogue
 from .text import clean_side
+from .upload_photos import Metadata, check_uploads, ingest_uploads
 from .uploads import Limits
 from ..core.errors import UserError
 from ..core.paths import find_data, study_dir

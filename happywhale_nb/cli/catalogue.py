@@ -105,7 +105,7 @@ def photo_files(paths):
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-12a
 def _add_group(store, embedder, paths, side, known, skip):
     """Add photographs as one encounter. Returns whether it was taken; a refusal is raised unless `skip`."""
-    from happywhale_nb.catalogue.ingest import ingest_uploads
+    from happywhale_nb.catalogue.upload_photos import ingest_uploads
 
     files = [(path.name, path.read_bytes()) for path in paths]
     try:

@@ -11,7 +11,8 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, UploadFile
 
 from ...catalogue import decisions, queries
-from ...catalogue.ingest import edit_encounter, ingest_uploads, set_crop
+from ...catalogue.edits import edit_encounter, set_crop
+from ...catalogue.upload_photos import ingest_uploads
 from .. import schemas
 from ..dependencies import Number, Reviewer, State, read_files
 
