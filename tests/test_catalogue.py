@@ -112,7 +112,7 @@ def next_version(tmp_path, monkeypatch):
         (folder / "versions" / "0002_next.py").write_text(NEXT.format(then=then))
         config = tables.Config()
         config.set_main_option("script_location", str(folder))
-        monkeypatch.setattr(tables, "_scripts", lambda: config)
+        monkeypatch.setattr(tables, "_migrations_config", lambda: config)
 
     return make
 

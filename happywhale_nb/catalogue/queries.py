@@ -211,7 +211,10 @@ def _contains(q):
     return or_(own, photo, exists().where(Individual.id == Encounter.individual_id, named))
 
 # %% ../../nbs/lib/catalogue/queries.ipynb #queries-11
-def list_encounters(session: Session, settings: dict, after: str = "", limit: int = 50, **filters: str) -> dict:
+def list_encounters(
+    session: Session, settings: dict, after: str = "", limit: int = 50, state: str = "", species: str = "",
+    side: str = "", place: str = "", since: str = "", until: str = "", q: str = "",
+) -> dict:  # fmt: skip
     """List encounters by date, then by number.
 
     Args:
@@ -219,7 +222,13 @@ def list_encounters(session: Session, settings: dict, after: str = "", limit: in
         settings: of the model, see `photo_view`.
         after: `next` of the page before; "": the first page.
         limit: encounters on a page.
-        filters: arguments of `encounter_filters`.
+        state: see `encounter_filters`, as are the others.
+        species: see there.
+        side: see there.
+        place: see there.
+        since: see there.
+        until: see there.
+        q: see there.
 
     Returns:
         `{"encounters": views, "total": number of all, "next": text or None}`.
@@ -227,7 +236,7 @@ def list_encounters(session: Session, settings: dict, after: str = "", limit: in
     Raises:
         UserError: for an `after` that no page gave.
     """
-    where = encounter_filters(**filters)
+    where = encounter_filters(state, species, side, place, since, until, q)
     total = session.scalar(select(func.count()).select_from(Encounter).where(*where))
     rows = select(Encounter).where(*where).order_by(Encounter.date, Encounter.id).limit(limit + 1)
     if after:
