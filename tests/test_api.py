@@ -349,6 +349,8 @@ def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
     wildbook = found["wildbook"]
     assert wildbook["total"] == len(wildbook["messages"]) > 1
     assert any(text.startswith("Row 2, encounter ") for text in wildbook["messages"])
+    named = still.get("/api/exports/wildbook/messages", params={"submitter": "ana"}).json()
+    assert found["wildbook"]["total"] == named["total"] + 1, "a submitter is named"
     assert still.get("/api/exports/nonsense/messages").status_code == 422
 
 

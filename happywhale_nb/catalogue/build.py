@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from happywhale_nb.catalogue.ingest import (
+    PhotoEmbedder,
     check_fingerprint,
     folder_table,
     ingest_dataset,
@@ -128,13 +129,13 @@ class Built(NamedTuple):
 
     Attributes:
         catalogue: the opened catalogue.
-        embedder: its loaded network, a `networks.embedder.Embedder`.
+        embedder: its loaded network, such as a `networks.embedder.Embedder`.
         added: how many photos were added.
         calibration: of its scores.
     """
 
     catalogue: Catalogue
-    embedder: object
+    embedder: PhotoEmbedder
     added: int
     calibration: Calibration
 
@@ -208,7 +209,9 @@ def _load_embedder(model, detector):
     return Embedder(model, detector if detector.is_file() else None)
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-11
-def change_over(catalogue: Catalogue, embedder, source: Path | str, detector: Path | str = "") -> Calibration:
+def change_over(
+    catalogue: Catalogue, embedder: PhotoEmbedder, source: Path | str, detector: Path | str = ""
+) -> Calibration:
     """Make a model the catalogue's, once all photos are embedded by it, and calibrate it.
 
     Args:
@@ -227,7 +230,7 @@ def change_over(catalogue: Catalogue, embedder, source: Path | str, detector: Pa
     return recalibrate(catalogue)
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-11a
-def open_embedder(catalogue: Catalogue):
+def open_embedder(catalogue: Catalogue) -> PhotoEmbedder:
     """Load the catalogue's network.
 
     Photos that were uploaded while the catalogue changed over to this model are embedded now.
@@ -236,7 +239,7 @@ def open_embedder(catalogue: Catalogue):
         catalogue: the catalogue.
 
     Returns:
-        A `networks.embedder.Embedder`.
+        The network, a `networks.embedder.Embedder`.
 
     Raises:
         UserError: if the catalogue's embeddings are by another model.

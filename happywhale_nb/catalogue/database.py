@@ -144,7 +144,7 @@ class Store:
         engine: an SQLAlchemy engine.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str) -> None:
         """Open a database.
 
         Args:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .decisions import Conflict, log_decision, update_encounter
-from .ingest import crop_boxes, crop_row
+from .ingest import PhotoEmbedder, crop_boxes, crop_row
 from .queries import get_or_404
 from .schema import Crop, Embedding, Encounter, Photo
 from .store import Catalogue, model_row, pack
@@ -80,12 +80,14 @@ def _clip_box(box, photo):
     return box
 
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-10
-def set_crop(catalogue: Catalogue, embedder, user: str, number: int, box: Sequence[float] | None, version: int) -> int:
+def set_crop(
+    catalogue: Catalogue, embedder: PhotoEmbedder, user: str, number: int, box: Sequence[float] | None, version: int
+) -> int:
     """Give a photo another box, and embed it again.
 
     Args:
         catalogue: the catalogue.
-        embedder: a `networks.embedder.Embedder`.
+        embedder: such as a `networks.embedder.Embedder`.
         user: who edits.
         number: of the photo.
         box: x0, y0, x1, y1 in its pixels; None: the whole photo.

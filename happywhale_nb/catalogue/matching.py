@@ -40,7 +40,7 @@ class PhotoIndex:
         known: vectors and individuals, a `Gallery`; "" for undecided photos.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         """Start without photos; `width` is the length of an embedding."""
         self.ids, self.rows = np.empty(0, int), {}
         self.facts = {field: np.empty(0, object) for field in FIELDS}
@@ -92,7 +92,7 @@ class Matcher:
         proposed: the next free name by species, until something changes; reading all names takes time.
     """
 
-    def __init__(self, catalogue: Catalogue):
+    def __init__(self, catalogue: Catalogue) -> None:
         """Read the embeddings of a catalogue.
 
         Args:

@@ -22,7 +22,8 @@ NAMES = {
 
 class Base(DeclarativeBase):
     """Base of all tables: constraints have names, so that a migration can find them, and text sorts by code point, so
-    that dates sort by time."""
+    that dates sort by time.
+    """
 
     metadata = MetaData(naming_convention=NAMES)
     type_annotation_map: ClassVar = {str: String().with_variant(String(collation="C"), "postgresql")}
@@ -76,7 +77,8 @@ class Encounter(Base):
 class Photo(Base):
     """A photo. Its file is at `path` under the data folder, or, if `kept`, under the catalogue's own.
 
-    `side` of the animal is left, right or ""; `taken` is date and time by the camera's clock, or ""."""
+    `side` of the animal is left, right or ""; `taken` is date and time by the camera's clock, or "".
+    """
 
     __tablename__ = "photos"
     id: Mapped[int] = mapped_column(primary_key=True)

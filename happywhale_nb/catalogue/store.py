@@ -44,7 +44,7 @@ class Catalogue:
         writing: context manager of a session that is committed at its end, `Store.writing`.
     """
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str) -> None:
         """Open the catalogue in a folder.
 
         Args:

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .decisions import Conflict, log_decision, update_encounter
-from .ingest import add_detected_boxes, crop_row
+from .ingest import PhotoEmbedder, add_detected_boxes, crop_row
 from .queries import get_or_404
 from .schema import Encounter, Photo
 from .store import Catalogue, add_photo, model_row, new_encounter
@@ -137,14 +137,14 @@ class Metadata:
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-14
 def ingest_uploads(
-    catalogue: Catalogue, embedder, user: str, files: Sequence[tuple[str, bytes]], side: str = "",
+    catalogue: Catalogue, embedder: PhotoEmbedder, user: str, files: Sequence[tuple[str, bytes]], side: str = "",
     limits: Limits | None = None, number: int | None = None, **metadata: str | float | None,
 ) -> int:  # fmt: skip
     """Add uploads to an existing or a new encounter.
 
     Args:
         catalogue: the catalogue.
-        embedder: a `networks.embedder.Embedder`.
+        embedder: such as a `networks.embedder.Embedder`.
         user: who sends them.
         files: `[(name, bytes)]`.
         side: of the animal: left, right or "".

@@ -87,7 +87,7 @@ def _in_folder(folder):
         raise UserError(f"there are no photographs in {folder}")
     return inside
 
-# %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-10a
+
 def photo_files(paths):
     """The files of photographs that paths name, a list of `Path`; a folder stands for the photographs in it.
 

@@ -60,7 +60,8 @@ def _tags(*pairs):
 # %% ../../../nbs/lib/catalogue/exports/camtrap_dp.ipynb #camtrap-dp-06a
 def _relative_box(box, width, height):
     """A box x0, y0, x1, y1 in pixels as left, top, width and height relative to the photo, clipped to it; four None if
-    there is no box, or it lies outside."""
+    there is no box, or it lies outside.
+    """
     sized = not pd.isna(width) and not pd.isna(height) and width > 0 and height > 0
     if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4 or not sized:
         return [None] * 4
@@ -71,7 +72,8 @@ def _relative_box(box, width, height):
 # %% ../../../nbs/lib/catalogue/exports/camtrap_dp.ipynb #camtrap-dp-09
 class _Event(NamedTuple):
     """An encounter that a package can hold: its photos, its first and last time in the standard's form, whether these
-    are exact, and its position in degrees."""
+    are exact, and its position in degrees.
+    """
 
     rows: pd.DataFrame
     start: str

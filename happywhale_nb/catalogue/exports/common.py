@@ -55,7 +55,8 @@ def _invisible(character):
 # %% ../../../nbs/lib/catalogue/exports/common.ipynb #common-05
 def _with_apostrophes(text):
     """`text` with an apostrophe wherever a cell may begin and shows a formula or an apostrophe. It is read from the
-    right, so that the time is linear in its length."""
+    right, so that the time is linear in its length.
+    """
     characters, formula = [], False
     for i in range(len(text) - 1, -1, -1):
         if not _invisible(text[i]):

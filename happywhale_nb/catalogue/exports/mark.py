@@ -73,7 +73,8 @@ def _parse_occasions(occasions):
 def _occasion(moment, occasions):
     """The key of the occasion of a moment, or the reason why it has none, a text.
 
-    The key is (year,), (year, month) or (year, month, day); for a list of occasions it is the number of one."""
+    The key is (year,), (year, month) or (year, month, day); for a list of occasions it is the number of one.
+    """
     if isinstance(occasions, str):
         key = moment[: PARTS[occasions]]
         return key if key[-1] else f"its date has no {occasions}"
@@ -143,7 +144,8 @@ def capture_histories(
 def _captures(table, occasions, wanted):
     """Occasions with a dated encounter; pairs of individual and occasion; rows of encounters that are left out.
 
-    wanted: which rows are of the species, `[n]` bool."""
+    wanted: which rows are of the species, `[n]` bool.
+    """
     dated, captures, left_out = set(), set(), []
     for _, rows in table.groupby("encounter_id", sort=True):
         individual = first_known(rows.loc[rows["decided"], "individual"])
