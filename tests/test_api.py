@@ -28,8 +28,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import SessionTransaction
 
 from happywhale_nb.catalogue import database as tables
-from happywhale_nb.catalogue import decisions
-from happywhale_nb.catalogue import ingest as intake
+from happywhale_nb.catalogue import decisions, upload_photos
 from happywhale_nb.catalogue.exports.formats import EXPORTS
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
@@ -350,6 +349,8 @@ def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
     wildbook = found["wildbook"]
     assert wildbook["total"] == len(wildbook["messages"]) > 1
     assert any(text.startswith("Row 2, encounter ") for text in wildbook["messages"])
+    named = still.get("/api/exports/wildbook/messages", params={"submitter": "ana"}).json()
+    assert found["wildbook"]["total"] == named["total"] + 1, "a submitter is named"
     assert still.get("/api/exports/nonsense/messages").status_code == 422
 
 
@@ -412,7 +413,7 @@ def test_add_encounter_that_is_cut_off_leaves_nothing_half(page, mine, tmp_path,
             raise RuntimeError("the power is gone")
         return original(*given, **more)
 
-    owner = SessionTransaction if step == "commit" else intake
+    owner = SessionTransaction if step == "commit" else upload_photos
     original = getattr(owner, step)
     monkeypatch.setattr(owner, step, cut)
     with pytest.raises(RuntimeError, match="the power is gone"):

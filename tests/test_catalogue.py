@@ -16,7 +16,7 @@ from sqlalchemy import func, select, text
 
 from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue.decisions import decide, make_individual, merge, update_encounter
-from happywhale_nb.catalogue.ingest import ingest_uploads, update_metadata
+from happywhale_nb.catalogue.ingest import update_metadata
 from happywhale_nb.catalogue.naming import next_name
 from happywhale_nb.catalogue.queries import (
     encounter_view,
@@ -29,6 +29,7 @@ from happywhale_nb.catalogue.queries import (
 from happywhale_nb.catalogue.schema import Base, Decision, Encounter, Model, Photo
 from happywhale_nb.catalogue.store import CARD, Catalogue, add_photo, create_catalogue, new_encounter, upgrade_catalogue
 from happywhale_nb.catalogue.text import clean_text
+from happywhale_nb.catalogue.upload_photos import ingest_uploads
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 
@@ -111,7 +112,7 @@ def next_version(tmp_path, monkeypatch):
         (folder / "versions" / "0002_next.py").write_text(NEXT.format(then=then))
         config = tables.Config()
         config.set_main_option("script_location", str(folder))
-        monkeypatch.setattr(tables, "_scripts", lambda: config)
+        monkeypatch.setattr(tables, "_migrations_config", lambda: config)
 
     return make
 

@@ -155,7 +155,7 @@ def test_undo_of_what_another_decision_stands_on_is_refused_until_that_is_undone
         with pytest.raises(UserError, match=told), filled.writing() as session:
             undo(session, who, number)
     with filled.writing() as session:
-        undo(session, "Ann", second.id, anybodys=True)
+        undo(session, "Ann", second.id, any_user=True)
     with filled.writing() as session:
         undo(session, "Ann", first.id)
     with pytest.raises(Conflict, match="undone already"), filled.writing() as session:
@@ -511,16 +511,16 @@ class Reviewing(RuleBasedStateMachine):
     @precondition(lambda self: self.steps)
     @rule(who=people)
     def undo_last(self, who):
-        self.undo(max(self.steps), who, anybodys=True, refused=False)
+        self.undo(max(self.steps), who, any_user=True, refused=False)
 
     @precondition(lambda self: self.steps)
-    @rule(which=numbers, who=people, anybodys=st.booleans())
-    def undo_any(self, which, who, anybodys):
+    @rule(which=numbers, who=people, any_user=st.booleans())
+    def undo_any(self, which, who, any_user):
         number = sorted(self.steps)[which % len(self.steps)]
-        foreign = self.steps[number].who != who and not anybodys
-        self.undo(number, who, anybodys, refused=True if foreign else None)
+        foreign = self.steps[number].who != who and not any_user
+        self.undo(number, who, any_user, refused=True if foreign else None)
 
-    def undo(self, number, who, anybodys, refused):
+    def undo(self, number, who, any_user, refused):
         step, before = self.steps[number], self.states[number]
         # a limit: to undo a rename is a database's error (IntegrityError) where another individual, also one whose
         # making was undone, has the old name by now
@@ -529,7 +529,7 @@ class Reviewing(RuleBasedStateMachine):
         # a limit: an encounter goes back to an individual that was merged away meanwhile
         if step.encounter and step.kind != "reject" and step.was not in {None, *self.plain.active}:
             return
-        if self.act(undo, who, number, anybodys, refused=refused) is not None:
+        if self.act(undo, who, number, any_user, refused=refused) is not None:
             del self.steps[number]
             later = [each for each in self.steps if each > number]
             assert later or before is None or self.now()[0] == before, "the last decision: exactly what was before it"

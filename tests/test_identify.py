@@ -5,15 +5,15 @@ from PIL import Image
 
 from happywhale_nb.catalogue import identify as module
 from happywhale_nb.catalogue.decisions import Conflict, decide
-from happywhale_nb.catalogue.identify import Opened, identify
+from happywhale_nb.catalogue.identify import OpenedCatalogue, identify
 from happywhale_nb.catalogue.queries import encounter_view, list_decisions
+from happywhale_nb.catalogue.store import Catalogue
 from happywhale_nb.core.errors import UserError
 
 
 @pytest.fixture
-def opened(mine, colours, monkeypatch):
-    monkeypatch.setattr(module, "open_embedder", lambda catalogue: colours)
-    return Opened(mine.folder)
+def opened(mine, colours):
+    return OpenedCatalogue(Catalogue(mine.folder), colours)
 
 
 def seen(mine, opened, number):

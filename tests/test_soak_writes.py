@@ -26,6 +26,7 @@ from happywhale_nb.catalogue.build import keep_model
 from happywhale_nb.catalogue.decisions import decide, undo
 from happywhale_nb.catalogue.schema import Decision, Encounter, Individual
 from happywhale_nb.catalogue.store import CARD, Catalogue, copy_sqlite, create_catalogue
+from happywhale_nb.catalogue.upload_photos import ingest_uploads
 from happywhale_nb.catalogue.uploads import check_photo, keep_photo
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
@@ -527,7 +528,7 @@ def desk_writer():
     def take(catalogue, ground):
         known = {"name": "visit", "date": "", "place": "bay", "species": "beluga", "latitude": None, "longitude": None}
         files = [(path.name, path.read_bytes()) for path in sorted((ground / "new").iterdir())]
-        intake.ingest_uploads(catalogue, Colours(), "ann", files, **known)
+        ingest_uploads(catalogue, Colours(), "ann", files, **known)
 
     def decision(catalogue, visit, kind, **given):
         with catalogue.writing() as session:
@@ -698,13 +699,13 @@ WRITERS = {
     "uploads.keep_photo": keep_photo_writer(),
     "catalogue.copy_sqlite": copy_writer(),
     "intake.ingest_dataset": build_writer(),
-    "decisions.decide, intake.ingest_uploads": desk_writer(),
+    "decisions.decide, upload_photos.ingest_uploads": desk_writer(),
     "exports.export_sightings": export_writer(),
     "callbacks.TrainingState.save": state_writer(),
 }
 STARTS = [(name, "nothing") for name in WRITERS] + [(name, "earlier") for name, each in WRITERS.items() if each.old]
 # there has to be a catalogue to decide in; `half` is for the two tests at the end
-LATER = ("decisions.decide, intake.ingest_uploads", "nothing")
+LATER = ("decisions.decide, upload_photos.ingest_uploads", "nothing")
 STARTS = [pair for pair in STARTS if pair[0] != "half" and pair != LATER]
 SLOW = {"callbacks.TrainingState.save", "kaggle.build_folder", "demo.draw_demo"}
 

@@ -7,6 +7,7 @@ __all__ = ['make_engine', 'schema_version', 'migrate', 'check_schema', 'Store']
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-02
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, event
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -24,17 +25,25 @@ from sqlalchemy.orm import Session
 from ..core.errors import UserError
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-05
-def make_engine(url):
-    """An SQLAlchemy engine for `url`: a SQLite file (`sqlite:///…`) or a PostgreSQL database (`postgresql://…`).
+def make_engine(url: str) -> Engine:
+    """Make an SQLAlchemy engine.
 
-    Raises `UserError` for an address that is none, or a driver that is not installed."""
+    Args:
+        url: of a SQLite file (`sqlite:///…`) or a PostgreSQL database (`postgresql://…`).
+
+    Returns:
+        The engine; nothing is connected yet.
+
+    Raises:
+        UserError: for an address of another form, or a driver that is not installed.
+    """
     try:
         address = make_url(url)
         if address.get_backend_name() == "postgresql":
             address = address.set(drivername="postgresql+pg8000")
         elif address.get_backend_name() != "sqlite":
             raise UserError(f"a catalogue is kept in SQLite or PostgreSQL, not in {address.get_backend_name()}")
-        size = {"pool_size": 10, "max_overflow": 40}  # more than the server has threads: nobody waits for one
+        size = {"pool_size": 10, "max_overflow": 40}  # more than the server has threads, so that none waits
         if address.get_backend_name() == "sqlite":
             engine = create_engine(address, **size, connect_args={"timeout": 60, "check_same_thread": False})
             event.listen(engine, "connect", _prepare_sqlite)
@@ -48,7 +57,7 @@ def make_engine(url):
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-06
 def _prepare_sqlite(connection, record):
-    connection.isolation_level = None  # transactions are begun below, not by the driver's guesses
+    connection.isolation_level = None  # transactions are begun below, not by the driver
     for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=60000"):
         connection.execute(f"PRAGMA {line}")
 
@@ -67,77 +76,114 @@ def _password(address):
     path = Path(os.environ.get("PGPASSFILE", "~/.pgpass")).expanduser()
     wanted = (address.host or "localhost", str(address.port or 5432), address.database, address.username)
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        parts = line.split(":", 4)
-        if len(parts) == 5 and all(part in ("*", want) for part, want in zip(parts, wanted, strict=False)):
-            return {"password": parts[4]}
+        *fields, password = line.split(":", 4)
+        if len(fields) == 4 and all(field in ("*", want) for field, want in zip(fields, wanted, strict=True)):
+            return {"password": password}
     return {}
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-09
-def _scripts():
+def _migrations_config():
     config = Config()
     config.set_main_option("script_location", str(files("happywhale_nb") / "catalogue" / "migrations"))
     return config
 
+# %% ../../nbs/lib/catalogue/database.ipynb #database-09a
+def schema_version(engine: Engine) -> tuple[str, str]:
+    """Read the version of a database's tables.
 
-def schema_version(engine):
-    """`(version in the database, newest version)`, text; "" for an empty database."""
+    Args:
+        engine: of the database.
+
+    Returns:
+        `(version, newest version)`; "" for an empty database.
+    """
     with engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision() or ""
-    return found, ScriptDirectory.from_config(_scripts()).get_current_head()
+        version = MigrationContext.configure(connection).get_current_revision() or ""
+    return version, ScriptDirectory.from_config(_migrations_config()).get_current_head()
 
+# %% ../../nbs/lib/catalogue/database.ipynb #database-09b
+def migrate(engine: Engine) -> None:
+    """Bring a database, also an empty one, to the newest version, in one transaction.
 
-def migrate(engine):
-    """Bring a database, empty ones included, to the newest version; one transaction, all or nothing."""
-    config = _scripts()
+    Args:
+        engine: of the database.
+    """
+    config = _migrations_config()
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-10
-def check_schema(engine):
-    """Raise `UserError`, with the remedy, unless a database has today's tables."""
-    found, newest = schema_version(engine)
-    if found == newest:
+def check_schema(engine: Engine) -> None:
+    """Check that a database has the current tables.
+
+    Args:
+        engine: of the database.
+
+    Raises:
+        UserError: if not, with the remedy.
+    """
+    version, newest = schema_version(engine)
+    if version == newest:
         return
-    if not found:
+    if not version:
         raise UserError(f"{engine.url.render_as_string()} has no catalogue: make one with `happywhale catalogue build`")
-    known = {script.revision for script in ScriptDirectory.from_config(_scripts()).walk_revisions()}
-    if found in known:
+    known = {script.revision for script in ScriptDirectory.from_config(_migrations_config()).walk_revisions()}
+    if version in known:
         raise UserError(
-            f"the catalogue's tables are of version {found}, {newest} is needed: `happywhale catalogue upgrade`"
+            f"the catalogue's tables are of version {version}, {newest} is needed: `happywhale catalogue upgrade`"
         )
-    raise UserError(f"the catalogue's tables are of version {found}, newer than this happywhale ({newest}): update it")
+    newer = f"newer than this happywhale ({newest}): update it"
+    raise UserError(f"the catalogue's tables are of version {version}, {newer}")
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-14
 class Store:
-    """A database of a catalogue: `reading()` and `writing()` give sessions.
+    """The database of a catalogue.
 
-    Raises `UserError` if it cannot be reached, or has other tables than today's."""
+    Attributes:
+        engine: an SQLAlchemy engine.
+    """
 
-    def __init__(self, url):
+    def __init__(self, url: str) -> None:
+        """Open a database.
+
+        Args:
+            url: see `make_engine`.
+
+        Raises:
+            UserError: if it cannot be reached, or does not have the current tables.
+        """
         self.engine = make_engine(url)
         self._lock, self._writing = Lock(), self.engine.execution_options(writes=True)
         try:
             check_schema(self.engine)
         except (OperationalError, SQLAlchemyError) as error:
-            address, told = self.engine.url.render_as_string(), str(error.__cause__ or error).splitlines()[0]
+            address, cause = self.engine.url.render_as_string(), str(error.__cause__ or error).splitlines()[0]
             raise UserError(
-                f"the database {address} cannot be reached ({told}): is it running, is the name right?"
+                f"the database {address} cannot be reached ({cause}): is it running, is the name right?"
             ) from None
 
     @contextmanager
-    def reading(self):
-        """A session for queries; what it reads it reads anew in the next."""
+    def reading(self) -> Iterator[Session]:
+        """Open a session for queries.
+
+        Yields:
+            The session; it reads rows anew, whatever an earlier one has read.
+        """
         with Session(self.engine) as session:
             yield session
 
     @contextmanager
-    def writing(self):
-        """A session that is committed when the block ends, and rolled back if it raises."""
+    def writing(self) -> Iterator[Session]:
+        """Open a session that is committed when the block ends, and rolled back if it raises.
+
+        Yields:
+            The session.
+        """
         turn = self._lock if self.engine.dialect.name == "sqlite" else nullcontext()
         with turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def close(self):
-        """Give the connections back."""
+    def close(self) -> None:
+        """Close the connections."""
         self.engine.dispose()

@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['OVERLAP', 'FIELDS', 'PhotoIndex', 'Matcher', 'Filters', 'rank_candidates', 'answer_content', 'match_encounter',
-           'note_uncropped', 'match_vectors', 'propose_name', 'stored_answer']
+           'note_uncropped', 'match_vectors', 'stored_answer']
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-02
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from threading import RLock
 
 import numpy as np
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from .naming import next_name
 from .queries import get_or_404, id_and_name, photo_view, rejections
 from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
-from .store import model_row, now, unpack
+from .store import Catalogue, model_row, now, unpack
 from ..core.errors import UserError
 from ..data.dataset import NEW
+from ..retrieval import identifier
 from ..retrieval.gallery import Gallery
-from ..retrieval.identifier import Calibration, identify_individual
+from ..retrieval.identifier import Calibration
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-05
 OVERLAP = 200  # lines of the audit log that are read again: more than can be under way at once
@@ -28,25 +31,44 @@ FIELDS = ("encounter", "species", "side", "place", "date")
 
 
 class PhotoIndex:
-    """Known photos in memory, a row each, in the order they came.
+    """Known photos in memory, in the order they were added.
 
-    Attributes: ids, their numbers `[n]`; rows, `{number: row}`; facts, `{field: values [n]}` by `FIELDS`; known, their
-    vectors and individuals, a `gallery.Known` ("" where nobody has decided)."""
+    Attributes:
+        ids: numbers of the photos, `[n]` int.
+        rows: the row of each number, a dict.
+        facts: values by field of `FIELDS`, each `[n]` object.
+        known: vectors and individuals, a `Gallery`; "" for undecided photos.
+    """
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
+        """Start without photos; `width` is the length of an embedding."""
         self.ids, self.rows = np.empty(0, int), {}
         self.facts = {field: np.empty(0, object) for field in FIELDS}
         self.known = Gallery().fit(np.empty((0, width), np.float32), [])
 
-    def append(self, ids, labels, facts, vectors):
-        """Add photos: numbers, individuals, `{field: values}`, vectors."""
+    def append(self, ids: np.ndarray, labels: np.ndarray, facts: dict, vectors: np.ndarray) -> None:
+        """Add photos.
+
+        Args:
+            ids: their numbers, `[n]` int.
+            labels: numbers of individuals as text, `[n]`; "" if undecided.
+            facts: values `[n]` by field of `FIELDS`.
+            vectors: embeddings, `[n, d]` float32.
+        """
         self.rows.update({number: len(self.ids) + i for i, number in enumerate(ids.tolist())})
         self.ids = np.concatenate([self.ids, ids])
         self.facts = {field: np.concatenate([self.facts[field], facts[field]]) for field in FIELDS}
         self.known.extend(vectors, labels)
 
-    def replace(self, ids, labels, facts, vectors):
-        """Give photos that are there other individuals, facts and vectors."""
+    def replace(self, ids: np.ndarray, labels: np.ndarray, facts: dict, vectors: np.ndarray) -> None:
+        """Change individuals, facts and vectors of photos.
+
+        Args:
+            ids: numbers of photos that were added before, `[n]` int.
+            labels: see `append`.
+            facts: see `append`.
+            vectors: see `append`.
+        """
         rows = np.array([self.rows[number] for number in ids.tolist()], dtype=int)
         for field in FIELDS:
             self.facts[field][rows] = facts[field]
@@ -55,12 +77,30 @@ class PhotoIndex:
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-06
 class Matcher:
-    """Ranks individuals of a catalogue. Safe to be used by many threads.
+    """Ranks the individuals of a catalogue. Can be used by several threads.
 
-    Attributes: model_id, model_name, settings (of the model, see `networks.embedder.Embedder`), calibration; photos, a
-    `PhotoIndex`. Raises `UserError` if the catalogue has no embeddings by its model."""
+    Attributes:
+        catalogue: the `Catalogue`.
+        lock: held while the gallery is read or changed.
+        model_id: number of the catalogue's model.
+        model_name: its name.
+        width: length of its embeddings.
+        settings: how it crops photos, see `networks.embedder.Embedder`.
+        calibration: of its scores.
+        photos: a `PhotoIndex`.
+        seen: the state of the database that was read last, None before that.
+        proposed: the next free name by species, until something changes; reading all names takes time.
+    """
 
-    def __init__(self, catalogue):
+    def __init__(self, catalogue: Catalogue) -> None:
+        """Read the embeddings of a catalogue.
+
+        Args:
+            catalogue: the catalogue.
+
+        Raises:
+            UserError: if it has no calibrated model.
+        """
         self.catalogue, self.lock = catalogue, RLock()
         with catalogue.reading() as session:
             model = model_row(session, catalogue.fingerprint)
@@ -72,53 +112,61 @@ class Matcher:
             self.model_id, self.model_name, self.width = model.id, model.name, model.width
             self.settings, self.calibration = model.settings, Calibration.from_dict(model.calibration)
         self.seen, self.photos = None, PhotoIndex(self.width)
-        self.proposed = {}  # species → next free id, until something changes: reading all names takes its time
+        self.proposed = {}
         self.refresh()
 
-    def refresh(self):
-        """Read what has changed in the database since the last time."""
+    def refresh(self) -> None:
+        """Read what has changed in the database since the last call."""
         with self.lock, self.catalogue.reading() as session:
             log = session.execute(select(func.max(Decision.id), func.count(Decision.id))).one()
             own = select(func.count()).select_from(Embedding).where(Embedding.model_id == self.model_id)
             if (state := (*log, session.scalar(own))) == self.seen:
                 return
             if state[-1] != len(self.photos.ids):
-                there = session.scalars(select(Embedding.photo_id).where(Embedding.model_id == self.model_id))
-                self.photos.append(*_read_photos(self, session, sorted(set(there) - set(self.photos.rows))))
+                embedded = session.scalars(select(Embedding.photo_id).where(Embedding.model_id == self.model_id))
+                self.photos.append(*_read_photos(self, session, sorted(set(embedded) - set(self.photos.rows))))
             if self.seen is not None:
-                self.photos.replace(*_read_photos(self, session, _touched(session, (self.seen[0] or 0) - OVERLAP)))
+                self.photos.replace(
+                    *_read_photos(self, session, _changed_photos(session, (self.seen[0] or 0) - OVERLAP))
+                )
             self.seen, self.proposed = state, {}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-08
-def _touched(session, since):
-    """Numbers of the photographs that decisions after `since` are about."""
+def _changed_photos(session, since):
+    """Numbers of the photos that decisions after `since` are about."""
     rows = session.execute(select(Decision.encounter_id, Decision.before).where(Decision.id > since)).all()
     encounters = {number for number, _ in rows} - {None}
     for _, before in rows:
         encounters.update(before.get("encounters", ()))
     return session.scalars(select(Photo.id).where(Photo.encounter_id.in_(encounters)).order_by(Photo.id)).all()
 
-
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-08a
 def _read_photos(matcher, session, photo_ids):
-    """What is known of photographs: `(ids, labels, {field: values}, vectors)`; labels are numbers of individuals as
-    text, "" where nobody has decided."""
+    """Read photos: `(ids, labels, facts, vectors)`, the arguments of `PhotoIndex.append`."""
     columns = (Photo.id, Encounter.individual_id, Encounter.id, Encounter.species, Photo.side, Encounter.place)
     query = select(*columns, Encounter.date, Embedding.vector).join(Encounter, Encounter.id == Photo.encounter_id)
     query = query.join(Embedding, (Embedding.photo_id == Photo.id) & (Embedding.model_id == matcher.model_id))
-    found = []
+    rows = []
     for start in range(0, len(photo_ids), 10_000):  # databases bound the number of values in a query
-        found += session.execute(query.where(Photo.id.in_(photo_ids[start : start + 10_000]))).all()
-    found.sort(key=lambda row: row[0])
-    ids, who, *facts, vectors = zip(*found, strict=True) if found else [()] * 8
-    labels = np.array(["" if number is None else str(number) for number in who], dtype=object)
+        rows += session.execute(query.where(Photo.id.in_(photo_ids[start : start + 10_000]))).all()
+    rows.sort(key=lambda row: row[0])
+    ids, individuals, *facts, vectors = zip(*rows, strict=True) if rows else [()] * 8
+    labels = np.array(["" if number is None else str(number) for number in individuals], dtype=object)
     facts = {field: np.array(values, dtype=object) for field, values in zip(FIELDS, facts, strict=True)}
     return np.array(ids, dtype=int), labels, facts, unpack(vectors, matcher.width)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-10
 @dataclass(frozen=True)
 class Filters:
-    """Which known photos may answer: those of this species, side and place, with a date in `since` to `until` (both
-    included); "": all."""
+    """Which known photos may be neighbours; "" is no restriction.
+
+    Attributes:
+        species: of the encounter.
+        side: of the photo, left or right.
+        place: of the encounter.
+        since: first date, ISO 8601.
+        until: last date, ISO 8601, included (`2026-07` with its days).
+    """
 
     species: str = ""
     side: str = ""
@@ -126,61 +174,85 @@ class Filters:
     since: str = ""
     until: str = ""
 
-    def allowed(self, facts):
-        """Which photos may answer: `[n]` bool; facts: of a `PhotoIndex`."""
-        allowed = np.ones(len(facts["date"]), bool)
+    def allowed(self, facts: dict) -> np.ndarray:
+        """Choose photos.
+
+        Args:
+            facts: of a `PhotoIndex`.
+
+        Returns:
+            Which photos may be neighbours, `[n]` bool.
+        """
+        fits = [np.ones(len(facts["date"]), bool)]
         for field in ("species", "side", "place"):
             if value := getattr(self, field):
-                allowed &= facts[field] == value
+                fits.append((facts[field] == value).astype(bool))
         if self.since or self.until:
             dates = facts["date"].astype(str)
-            allowed &= (dates != "") & (dates >= self.since) & (dates <= (self.until + "~" if self.until else "~"))
-        return allowed
+            fits += [dates != "", dates >= self.since, dates <= self.until + "~"]  # "~" sorts after all dates
+        return np.logical_and.reduce(fits)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-11
-def rank_candidates(matcher, vectors, k=10, encounter=None, filters=Filters()):
-    """Who is on photographs of one animal, by embeddings `[n, d]`: `(Answer, note)`.
+def rank_candidates(
+    matcher: Matcher, vectors: np.ndarray, k: int = 10, encounter: int | None = None, filters: Filters = Filters()
+) -> tuple[identifier.Identification, str]:
+    """Rank individuals for the photos of one animal. The caller holds `matcher.lock`.
 
-    encounter: whose photographs are left out. Hold `matcher.lock`."""
+    Args:
+        matcher: the gallery.
+        vectors: embeddings of the photos, `[n, d]`.
+        k: known individuals wanted.
+        encounter: number of the encounter whose photos are left out, or None.
+        filters: which known photos may be neighbours.
+
+    Returns:
+        The answer, and a note about the filters, "" if they leave out nothing.
+    """
     photos = matcher.photos
     allowed = filters.allowed(photos.facts)
     filtered = np.count_nonzero(~allowed)
     left_out = photos.facts["encounter"] == encounter if encounter is not None else None
-    found = identify_individual(photos.known, matcher.calibration, vectors, k, allowed if filtered else None, left_out)
+    mask = allowed if filtered else None
+    ranked = identifier.identify_individual(photos.known, matcher.calibration, vectors, k, mask, left_out)
     note = f"filters leave out {filtered} of {len(allowed)} known photographs" if filtered else ""
-    return found, note
+    return ranked, note
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-12
-def answer_content(matcher, session, found, note, query_ids, rejected=()):
-    """The content of an answer, as `schemas.AnswerView` has it but for its number.
+def answer_content(
+    matcher: Matcher,
+    session: Session,
+    ranked: identifier.Identification,
+    note: str,
+    query_ids: Sequence[int] | None,
+    rejected: Collection[int] = (),
+) -> dict:
+    """Make the content of an answer, as `schemas.AnswerView` has it but for its number.
 
     Args:
-        matcher, session: `Matcher`; of `Store.reading`.
-        found: `gallery.Answer`.
-        note: text.
-        query_ids: numbers of the query photos, None for such as are not kept.
+        matcher: the gallery.
+        session: of `Store.reading`.
+        ranked: the candidates.
+        note: a remark.
+        query_ids: numbers of the query photos; None for photos that are not in the catalogue.
         rejected: numbers of individuals that were rejected before.
+
+    Returns:
+        The content, of JSON's types.
     """
-    numbers = [int(name) for name in found.names if name != NEW]
+    numbers = [int(name) for name in ranked.names if name != NEW]
     individuals = {i.id: i for i in session.scalars(select(Individual).where(Individual.id.in_(numbers)))}
-    matched = [int(matcher.photos.ids[row]) for row in found.photos if row >= 0]
-    joined = select(Photo, Crop, Encounter).join(Crop, Crop.photo_id == Photo.id)
-    joined = joined.join(Encounter, Encounter.id == Photo.encounter_id).where(Photo.id.in_(matched))
-    photos = {photo.id: _matched(matcher, photo, crop, met) for photo, crop, met in session.execute(joined)}
-    counts = matcher.photos.known.counts()
-    listed = []
-    for i, name in enumerate(found.names):
-        row = int(found.photos[i])
-        one = _candidate(found, i, None if name == NEW else individuals[int(name)], rejected)
-        one["photos"] = 0 if name == NEW else int(counts.get(name, 0))
-        one["photo"] = photos[int(matcher.photos.ids[row])] if row >= 0 else None
-        one["asked"] = None if row < 0 or query_ids is None else query_ids[int(found.query_rows[i])]
-        listed.append(one)
-    content = {"created_at": now(), "alpha": matcher.calibration.alpha, "set_size": int(found.set_size)}
-    return content | {"other": round(float(found.other), 6), "note": note, "candidates": listed}
+    photos, counts = _nearest_photos(matcher, session, ranked), matcher.photos.known.counts()
+    candidates = []
+    for i, name in enumerate(ranked.names):
+        individual = None if name == NEW else individuals[int(name)]
+        query = _nearest_query(ranked, i, query_ids)
+        shown = {"photos": int(counts.get(name, 0)) if individual else 0, "photo": photos[i], "asked": query}
+        candidates.append(_candidate(ranked, i, individual, rejected) | shown)
+    content = {"created_at": now(), "alpha": matcher.calibration.alpha, "set_size": int(ranked.set_size)}
+    return content | {"other": round(float(ranked.other), 6), "note": note, "candidates": candidates}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-13
-def _candidate(found, i, individual, rejected):
+def _candidate(ranked, i, individual, rejected):
     """What an answer says of its candidate `i`; individual: its row, None for a new one."""
     return {
         "rank": i + 1,
@@ -188,80 +260,150 @@ def _candidate(found, i, individual, rejected):
         "individual": None if individual is None else id_and_name(individual) | {"species": individual.species},
         "proposed": "",
         "rejected": individual is not None and individual.id in rejected,
-        "score": round(float(found.scores[i]), 6),
-        "chance": round(float(found.probabilities[i]), 6),
-        "in_set": bool(found.in_set[i]),
+        "score": round(float(ranked.scores[i]), 6),
+        "chance": round(float(ranked.probabilities[i]), 6),
+        "in_set": bool(ranked.in_set[i]),
     }
 
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-13a
+def _nearest_query(ranked, i, query_ids):
+    """The number of the query photo that is nearest to a candidate, or None."""
+    if ranked.photos[i] < 0 or query_ids is None:
+        return None
+    return query_ids[int(ranked.query_rows[i])]
 
-def _matched(matcher, photo, crop, encounter):
+
+def _nearest_photos(matcher, session, ranked):
+    """A view of the nearest photo of each candidate, None for the new individual."""
+    ids = [int(matcher.photos.ids[row]) if row >= 0 else None for row in ranked.photos]
+    rows = select(Photo, Crop, Encounter).join(Crop, Crop.photo_id == Photo.id)
+    rows = rows.join(Encounter, Encounter.id == Photo.encounter_id).where(Photo.id.in_(set(ids) - {None}))
+    views = {}
+    for photo, crop, encounter in session.execute(rows):
+        views[photo.id] = _matched_view(matcher, photo, crop, encounter)
+    return [views.get(number) for number in ids]
+
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-13b
+def _matched_view(matcher, photo, crop, encounter):
     view = photo_view(photo, crop, matcher.settings)
     return view | {"date": encounter.date, "place": encounter.place, "encounter": id_and_name(encounter)}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-14
-def match_encounter(matcher, user, number, k=10, filters=Filters()):
-    """Rank individuals for an encounter, and keep the answer: a dict as `schemas.AnswerView`. Raises `NotFound`, and
-    `UserError` for an encounter without photos that can be matched."""
+def match_encounter(matcher: Matcher, user: str, number: int, k: int = 10, filters: Filters = Filters()) -> dict:
+    """Rank individuals for an encounter, and keep the answer.
+
+    Args:
+        matcher: the gallery.
+        user: who asks.
+        number: the encounter's.
+        k: known individuals wanted.
+        filters: which known photos may be neighbours.
+
+    Returns:
+        The answer, as `schemas.AnswerView`.
+
+    Raises:
+        NotFound: if there is no such encounter.
+        UserError: if it has no photos that can be matched.
+    """
     matcher.refresh()
-    with matcher.lock, matcher.catalogue.reading() as session:  # in this order: who waits holds no connection
+    # in this order, so that a waiting thread holds no connection
+    with matcher.lock, matcher.catalogue.reading() as session:
         encounter = get_or_404(session, Encounter, number, "encounter")
-        ids = _embedded_photos(matcher, session, encounter)
-        species = encounter.species
-        rejected = {each["id"] for each in rejections(session, [number]).get(number, [])}
-        vectors = matcher.photos.known.vectors[[matcher.photos.rows[each] for each in ids]]
-        found, note = rank_candidates(matcher, vectors, k, number, filters)
-        whole = select(func.count()).select_from(Crop).where(Crop.photo_id.in_(ids), Crop.source == "whole")
-        note = note_uncropped(note, session.scalar(whole) if matcher.settings["boxed"] else 0, len(ids))
-        content = answer_content(matcher, session, found, note, ids, rejected)
-        propose_name(matcher, session, content, species)
+        content = _encounter_content(matcher, session, encounter, k, filters)
     with matcher.catalogue.writing() as session:
-        about = {"encounter_id": number, "model_id": matcher.model_id, "at": content["created_at"], "who": user}
-        row = Answer(**about, filters=asdict(filters), content=content)
+        row = Answer(encounter_id=number, model_id=matcher.model_id, at=content["created_at"], who=user)
+        row.filters, row.content = asdict(filters), content
         session.add(row)
         session.flush()
         return content | {"id": row.id, "encounter_id": number}
 
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-14a
+def _encounter_content(matcher, session, encounter, k, filters):
+    """The content of an answer for an encounter."""
+    ids = _embedded_photos(matcher, session, encounter)
+    rejected = {each["id"] for each in rejections(session, [encounter.id]).get(encounter.id, [])}
+    vectors = matcher.photos.known.vectors[[matcher.photos.rows[each] for each in ids]]
+    ranked, note = rank_candidates(matcher, vectors, k, encounter.id, filters)
+    whole = select(func.count()).select_from(Crop).where(Crop.photo_id.in_(ids), Crop.source == "whole")
+    note = note_uncropped(note, session.scalar(whole) if matcher.settings["boxed"] else 0, len(ids))
+    content = answer_content(matcher, session, ranked, note, ids, rejected)
+    return _with_proposed_name(matcher, session, content, encounter.species)
+
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-15
 def _embedded_photos(matcher, session, encounter):
     """Numbers of an encounter's photos that are in memory. Raises `UserError` if there are none."""
-    there = session.scalars(select(Photo.id).where(Photo.encounter_id == encounter.id).order_by(Photo.id)).all()
-    # one that came after `refresh` waits for the next time
-    ids = [each for each in there if each in matcher.photos.rows]
+    stored = session.scalars(select(Photo.id).where(Photo.encounter_id == encounter.id).order_by(Photo.id)).all()
+    # a photo that was added after `refresh` is left to the next call
+    ids = [each for each in stored if each in matcher.photos.rows]
     if not ids:
-        why = "its photographs are not embedded by this model: start the server again" if there else "it has none"
+        why = "its photographs are not embedded by this model: start the server again" if stored else "it has none"
         raise UserError(f"encounter {encounter.name} has no photographs to ask about ({why})")
     return ids
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-16
-def note_uncropped(note, whole, n):
-    """A note, and that `whole` of n photographs had no box."""
-    told = f"{whole} of {n} photographs had no box and were looked at whole: draw one around the animal, and ask again"
-    return "; ".join(text for text in (note, told if whole else "") if text)
+def note_uncropped(note: str, whole: int, n: int) -> str:
+    """Add to a note that photos had no box.
 
+    Args:
+        note: a remark, or "".
+        whole: how many photos were seen whole.
+        n: how many photos there are.
 
-def match_vectors(matcher, vectors, k=10, whole=0):
-    """Ask about photographs that are not in the catalogue, by their embeddings `[n, d]`; nothing is kept. whole: how
-    many had no box."""
+    Returns:
+        The note.
+    """
+    if not whole:
+        return note
+    uncropped = f"{whole} of {n} photographs had no box and were looked at whole: draw one around the animal"
+    return "; ".join(text for text in (note, f"{uncropped}, and ask again") if text)
+
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-16a
+def match_vectors(matcher: Matcher, vectors: np.ndarray, k: int = 10, whole: int = 0) -> dict:
+    """Rank individuals for photos that are not in the catalogue; nothing is stored.
+
+    Args:
+        matcher: the gallery.
+        vectors: embeddings of photos of one animal, `[n, d]`.
+        k: known individuals wanted.
+        whole: how many of the photos had no box.
+
+    Returns:
+        The answer, as `schemas.AnswerView`, without numbers.
+    """
     matcher.refresh()
     with matcher.lock, matcher.catalogue.reading() as session:
-        found, note = rank_candidates(matcher, vectors, k)
-        content = answer_content(matcher, session, found, note_uncropped(note, whole, len(vectors)), None)
-        propose_name(matcher, session, content, "")
+        ranked, note = rank_candidates(matcher, vectors, k)
+        content = answer_content(matcher, session, ranked, note_uncropped(note, whole, len(vectors)), None)
+        content = _with_proposed_name(matcher, session, content, "")
     return content | {"id": None, "encounter_id": None}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-17
-def propose_name(matcher, session, content, species):
-    """Give the new individual of an answer the next free name: of the encounter's species, or the first candidate's."""
-    first = next((each["individual"]["species"] for each in content["candidates"] if each["individual"]), "")
-    wanted, known = species or first, matcher.proposed
-    if wanted not in known:
-        known[wanted] = next_name(session, wanted)
-    for each in content["candidates"]:
-        each["proposed"] = known[wanted] if each["is_new"] else ""
+def _with_proposed_name(matcher, session, content, species):
+    """An answer whose new individual has the next free name: of this species, else the first candidate's."""
+    candidates = content["candidates"]
+    first = next((each["individual"]["species"] for each in candidates if each["individual"]), "")
+    species = species or first
+    if species not in matcher.proposed:
+        matcher.proposed[species] = next_name(session, species)
+    proposed = matcher.proposed[species]
+    named = [each | {"proposed": proposed if each["is_new"] else ""} for each in candidates]
+    return content | {"candidates": named}
 
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-17a
+def stored_answer(matcher: Matcher, number: int) -> dict:
+    """Read an answer as it was given.
 
-def stored_answer(matcher, number):
-    """An answer as it was given. Raises `NotFound`."""
+    Args:
+        matcher: of the catalogue.
+        number: the answer's.
+
+    Returns:
+        The answer, as `schemas.AnswerView`.
+
+    Raises:
+        NotFound: if there is no such answer.
+    """
     with matcher.catalogue.reading() as session:
         row = get_or_404(session, Answer, number, "answer")
         return row.content | {"id": row.id, "encounter_id": row.encounter_id}

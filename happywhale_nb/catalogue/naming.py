@@ -10,38 +10,56 @@ import re
 from collections import Counter
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from .schema import Encounter, Individual
 
 # %% ../../nbs/lib/catalogue/naming.ipynb #naming-04
-def _numbered(names):
-    """Prefix, highest number and width of the commonest pattern, if half of the names or more follow it, or None."""
-    parts = [re.fullmatch(r"(.*?)(\d{1,9})", name) for name in names]
-    kinds = Counter(found[1] for found in parts if found)
-    if not kinds or kinds.most_common(1)[0][1] * 2 < len(names):
+def _numbered_pattern(names):
+    """Prefix, highest number and width of the commonest pattern, or None if fewer than half of the names follow it."""
+    matches = [match for name in names if (match := re.fullmatch(r"(.*?)(\d{1,9})", name))]
+    prefixes = Counter(match[1] for match in matches)
+    if not prefixes or prefixes.most_common(1)[0][1] * 2 < len(names):
         return None
-    prefix = min(kinds, key=lambda kind: (-kinds[kind], kind))
-    numbers = [found[2] for found in parts if found and found[1] == prefix]
+    prefix = min(prefixes, key=lambda each: (-prefixes[each], each))
+    numbers = [match[2] for match in matches if match[1] == prefix]
     return prefix, max(map(int, numbers)), max(map(len, numbers))
 
 # %% ../../nbs/lib/catalogue/naming.ipynb #naming-07
-def next_name(session, species=""):
-    """The next free id, by the habit of the catalogue: the commonest prefix that stands before a number among the names
-    (of `species`, if it has such), its highest number and one; `N0001` where names are not numbered."""
+def next_name(session: Session, species: str = "") -> str:
+    """Propose the next free name of an individual, in the pattern of the catalogue.
+
+    The pattern is that of the individuals of the species, else that of all, else `N0001`.
+
+    Args:
+        session: of the catalogue's database.
+        species: of the individual; "": not known.
+
+    Returns:
+        A name that no individual has or had.
+    """
     names = select(Individual.name)
     own = session.scalars(names.where(Individual.species == species)).all() if species else []
     every = session.scalars(names).all()
-    taken, found = set(every), _numbered(own) or _numbered(every) or ("N", 0, 4)
-    prefix, number, width = found
+    prefix, number, width = _numbered_pattern(own) or _numbered_pattern(every) or ("N", 0, 4)
+    taken = set(every)
     while (name := f"{prefix}{number + 1:0{width}d}") in taken:
         number += 1
     return name
 
 # %% ../../nbs/lib/catalogue/naming.ipynb #naming-08
-def next_encounter_name(session, number):
-    """A name for a new encounter of this number, in the form of those before it: E0100 after E0099, else E00100."""
+def next_encounter_name(session: Session, number: int) -> str:
+    """Propose a free name of an encounter, in the format of those before it: E0100 after E0099, else E00100.
+
+    Args:
+        session: of the catalogue's database.
+        number: the encounter's.
+
+    Returns:
+        A name that no encounter has.
+    """
     last = session.scalars(select(Encounter.name).where(Encounter.id < number).order_by(Encounter.id.desc()).limit(100))
-    prefix, _, width = _numbered(last.all()) or ("E", 0, 5)
+    prefix, _, width = _numbered_pattern(last.all()) or ("E", 0, 5)
     if any(letter.isdigit() for letter in prefix):
         prefix, width = "E", 5
     while session.scalar(select(Encounter.id).where(Encounter.name == (name := f"{prefix}{number:0{width}d}"))):

@@ -21,15 +21,16 @@ NAMES = {
 
 
 class Base(DeclarativeBase):
-    """What all tables share: constraints have names, so that a migration can find them; text sorts by code point,
-    so that dates do."""
+    """Base of all tables: constraints have names, so that a migration can find them, and text sorts by code point, so
+    that dates sort by time.
+    """
 
     metadata = MetaData(naming_convention=NAMES)
     type_annotation_map: ClassVar = {str: String().with_variant(String(collation="C"), "postgresql")}
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-05
 class Model(Base):
-    """A network whose embeddings the catalogue holds; `calibration` says what its scores are worth here."""
+    """A network whose embeddings the catalogue holds; `calibration` turns its scores into probabilities."""
 
     __tablename__ = "models"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -40,9 +41,9 @@ class Model(Base):
     calibration: Mapped[dict | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[str]
 
-
+# %% ../../nbs/lib/catalogue/schema.ipynb #schema-05a
 class Individual(Base):
-    """An animal. One that was merged into another, or whose making was undone, is not `active`, and keeps its row."""
+    """An animal. One that was merged into another, or whose creation was undone, keeps its row and is not `active`."""
 
     __tablename__ = "individuals"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -54,7 +55,7 @@ class Individual(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-06
 class Encounter(Base):
-    """One animal met once. `version` grows with every change, and whoever decides names the version they saw."""
+    """One animal at one time and place. `version` grows with every change; a decision names the version it is about."""
 
     __tablename__ = "encounters"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -74,9 +75,10 @@ class Encounter(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-07
 class Photo(Base):
-    """A photograph: its file stays a file, at `path` under the data folder, or (`kept`) under the catalogue's own.
+    """A photo. Its file is at `path` under the data folder, or, if `kept`, under the catalogue's own.
 
-    side: left, right or "". taken: date and time by the camera, or ""."""
+    `side` of the animal is left, right or ""; `taken` is date and time by the camera's clock, or "".
+    """
 
     __tablename__ = "photos"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -93,7 +95,7 @@ class Photo(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-08
 class Crop(Base):
-    """What of a photograph the network sees: the box x0, y0, x1, y1 in a frame of its size; none: the whole."""
+    """The part of a photo that the network sees: x0, y0, x1, y1 in a frame of its own size; NULL: the whole photo."""
 
     __tablename__ = "crops"
     photo_id: Mapped[int] = mapped_column(ForeignKey("photos.id"), primary_key=True)
@@ -105,9 +107,9 @@ class Crop(Base):
     frame_width: Mapped[float | None]
     frame_height: Mapped[float | None]
 
-
+# %% ../../nbs/lib/catalogue/schema.ipynb #schema-08a
 class Embedding(Base):
-    """A photograph's vector by one model: float32, little-endian, length 1. trained: the model was trained on it."""
+    """The embedding of a photo by one model: float32, little-endian, of length 1. `trained`: a training photo."""
 
     __tablename__ = "embeddings"
     photo_id: Mapped[int] = mapped_column(ForeignKey("photos.id"), primary_key=True)
@@ -117,7 +119,7 @@ class Embedding(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-09
 class Answer(Base):
-    """A list of candidates as it was shown: to whom, when, by which model, under which filters."""
+    """A list of candidates as it was shown: to which user, when, by which model, under which filters."""
 
     __tablename__ = "answers"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -130,7 +132,7 @@ class Answer(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-10
 class Decision(Base):
-    """One line of the audit trail; nothing changes it but `undone_by_id`. `before` is what an undo restores."""
+    """One line of the audit log; only `undone_by_id` is ever changed. `before` is what an undo restores."""
 
     __tablename__ = "decisions"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -150,7 +152,7 @@ class Decision(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-11
 class Token(Base):
-    """Who may do what: only a token's SHA-256 is kept."""
+    """A token with its role; only its SHA-256 is kept."""
 
     __tablename__ = "tokens"
     id: Mapped[int] = mapped_column(primary_key=True)

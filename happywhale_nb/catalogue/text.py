@@ -12,9 +12,21 @@ from datetime import datetime
 from ..core.errors import UserError
 
 # %% ../../nbs/lib/catalogue/text.ipynb #text-04
-def clean_text(text, what, most=200, needed=False):
-    """`text` trimmed and in NFC. Raises `UserError`, calling it `what`, if it is too long, has a character that cannot
-    be shown, or is empty though `needed`."""
+def clean_text(text: str, what: str, most: int = 200, needed: bool = False) -> str:
+    """Check a text and bring it to its stored form: trimmed, in NFC.
+
+    Args:
+        text: as it was typed.
+        what: what the text is, for messages.
+        most: characters that are allowed.
+        needed: whether an empty text is refused.
+
+    Returns:
+        The text as it is stored.
+
+    Raises:
+        UserError: if it is too long, has a character that cannot be shown, or is empty though needed.
+    """
     text = unicodedata.normalize("NFC", str(text)).strip()
     if needed and not text:
         raise UserError(f"{what} is empty")
@@ -28,8 +40,18 @@ def clean_text(text, what, most=200, needed=False):
 MONTH_OR_YEAR = {4: "%Y", 7: "%Y-%m"}  # by the number of characters
 
 
-def clean_date(text):
-    """An ISO 8601 date (year, month or day, or day and time) as it is kept. Raises `UserError` for anything else."""
+def clean_date(text: str) -> str:
+    """Check an ISO 8601 date: a year, month or day, or a day with a time.
+
+    Args:
+        text: as it was typed; "" is no date.
+
+    Returns:
+        The text as it is stored.
+
+    Raises:
+        UserError: for anything else.
+    """
     text = clean_text(text, "date", 32)
     try:
         if len(text) in MONTH_OR_YEAR:
@@ -41,12 +63,23 @@ def clean_date(text):
     return text
 
 # %% ../../nbs/lib/catalogue/text.ipynb #text-10
-def clean_position(latitude, longitude):
-    """Degrees, both or neither. Raises `UserError` outside of -90 to 90, -180 to 180."""
+def clean_position(latitude: float | None, longitude: float | None) -> tuple[float | None, float | None]:
+    """Check a position.
+
+    Args:
+        latitude: degrees north, -90 to 90, or None.
+        longitude: degrees east, -180 to 180, or None.
+
+    Returns:
+        Both as `float`, or `(None, None)`.
+
+    Raises:
+        UserError: outside of these ranges, or if only one is given.
+    """
     if latitude is None and longitude is None:
         return None, None
-    good = latitude is not None and longitude is not None and abs(latitude) <= 90 and abs(longitude) <= 180
-    if not good:
+    complete = latitude is not None and longitude is not None
+    if not (complete and abs(latitude) <= 90 and abs(longitude) <= 180):  # not-a-number is refused as well
         raise UserError(
             f"latitude {latitude}, longitude {longitude}: degrees from -90 to 90 and from -180 to 180, both"
         )
@@ -56,8 +89,18 @@ def clean_position(latitude, longitude):
 SIDES = ("", "left", "right")
 
 
-def clean_side(side):
-    """`left`, `right` or "". Raises `UserError` for another side."""
+def clean_side(side: str) -> str:
+    """Check a side of an animal.
+
+    Args:
+        side: as it was typed, in any case.
+
+    Returns:
+        `left`, `right` or "".
+
+    Raises:
+        UserError: for another side.
+    """
     side = clean_text(side, "side").lower()
     if side not in SIDES:
         raise UserError(f"side {side!r}: left, right, or nothing")

@@ -105,7 +105,7 @@ def photo_files(paths):
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-12a
 def _add_group(store, embedder, paths, side, known, skip):
     """Add photographs as one encounter. Returns whether it was taken; a refusal is raised unless `skip`."""
-    from happywhale_nb.catalogue.ingest import ingest_uploads
+    from happywhale_nb.catalogue.upload_photos import ingest_uploads
 
     files = [(path.name, path.read_bytes()) for path in paths]
     try:
@@ -187,11 +187,12 @@ def upgrade(folder):
 @click.option("-o", "--output", type=PATH, help="The file [named after what it is].")
 @click.option("--species", default="", help="Only this species [all].")
 @click.option("--occasions", type=click.Choice(["year", "month", "day"]), default="year", show_default=True)
-def export(folder, kind, output, species, occasions):
+@click.option("--submitter", default="", help="For wildbook: your user name there, which it requires.")
+def export(folder, kind, output, species, occasions, submitter):
     """Write what is decided: a table, a Wildbook sheet, Camtrap DP, capture histories for MARK or RMark.
 
     \b
-    Example: happywhale catalogue export outputs/demo/catalogue wildbook -o sheet.xlsx
+    Example: happywhale catalogue export outputs/demo/catalogue wildbook --submitter ana -o sheet.xlsx
     """
     from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings
     from happywhale_nb.catalogue.queries import sightings
@@ -202,10 +203,10 @@ def export(folder, kind, output, species, occasions):
         table = sightings(session)
     if species and species not in (there := sorted({*table["species"]})):
         raise UserError(f"the catalogue has no species {species!r}: one of {', '.join(filter(None, there))}")
-    data, name, _ = export_sightings(table, kind, species, occasions)
+    data, name, _ = export_sightings(table, kind, species, occasions, submitter)
     with atomic(output or Path(name)) as part:
         part.write_bytes(data)
-    summary = describe_export(table, kind, species, occasions)
+    summary = describe_export(table, kind, species, occasions, submitter)
     click.echo(f"{os.path.relpath(output or name)}" + (f": {summary}" if summary else ""))
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-18

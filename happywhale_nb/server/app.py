@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from ..catalogue import decisions, queries
-from ..catalogue.ingest import BadPhoto, Duplicate, TooLarge
 from ..catalogue.store import NotFound
+from ..catalogue.upload_photos import BadPhoto, Duplicate, TooLarge
 from ..core.errors import Busy, UserError
 from . import schemas
 from .middleware import SecurityMiddleware

@@ -15,7 +15,7 @@ import fastapi
 from fastapi import Depends, Query, Request
 from starlette.exceptions import HTTPException
 
-from ..catalogue.ingest import TooLarge
+from ..catalogue.upload_photos import TooLarge
 from ..catalogue.uploads import clean_name
 from .auth import find_token, may
 from .state import AppState

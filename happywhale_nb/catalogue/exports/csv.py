@@ -7,6 +7,7 @@ __all__ = ['BOX', 'to_csv']
 
 # %% ../../../nbs/lib/catalogue/exports/csv.ipynb #csv-02
 import numpy as np
+import pandas as pd
 
 from .common import arranged, csv_bytes, latin
 
@@ -14,13 +15,22 @@ from .common import arranged, csv_bytes, latin
 BOX = ["box_x0", "box_y0", "box_x1", "box_y1"]
 
 
-def to_csv(sightings):
-    """The whole table as CSV, a row for each photograph, in UTF-8 with a byte-order mark: bytes. `box` becomes four
-    columns (pixels), `scientific_name` is added. A reader undoes apostrophes with `original_text`."""
+def to_csv(sightings: pd.DataFrame) -> bytes:
+    """Write all sightings as CSV in UTF-8 with a byte-order mark.
+
+    Args:
+        sightings: see `common.arranged`.
+
+    Returns:
+        The file. `box` is four columns in pixels, and `scientific_name` is added. `original_text` removes the
+        apostrophes from its texts.
+    """
     table = arranged(sightings)
-    boxes = [
-        box if isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4 else [np.nan] * 4 for box in table["box"]
-    ]
-    table[BOX] = np.array(boxes, dtype=float).reshape(-1, 4)
+    table[BOX] = np.array([_corners(box) for box in table["box"]], dtype=float).reshape(-1, 4)
     table["scientific_name"] = [" ".join(latin(name)).strip() for name in table["species"]]
     return b"\xef\xbb\xbf" + csv_bytes(table.drop(columns=["box", "decided"]))
+
+# %% ../../../nbs/lib/catalogue/exports/csv.ipynb #csv-05a
+def _corners(box):
+    """Four numbers, not-a-number if there is no box."""
+    return box if isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4 else [np.nan] * 4

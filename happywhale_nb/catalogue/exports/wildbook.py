@@ -55,11 +55,19 @@ def _wildbook_row(rows, submitter, locations):
     }
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-07
-def wildbook_table(sightings, submitter="", locations=None):
-    """The cells of Wildbook's bulk import, a row for each encounter: `DataFrame` of objects, None where there is
-    nothing; columns without any data are left out.
+def wildbook_table(
+    sightings: pd.DataFrame, submitter: str = "", locations: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """Make the cells of Wildbook's bulk import.
 
-    submitter: your user name in Wildbook. locations: dict from a place's name to Wildbook's location ID."""
+    Args:
+        sightings: see `common.arranged`.
+        submitter: your user name in Wildbook; "": the column is left out.
+        locations: Wildbook's location ID by name of the place, or None.
+
+    Returns:
+        A row for each encounter, of objects; None for a missing value. Columns without data are left out.
+    """
     groups = arranged(sightings).groupby("encounter_id", sort=True)
     rows = [_wildbook_row(group, submitter, locations or {}) for _, group in groups]
     media = [f"Encounter.mediaAsset{i}" for i in range(max((len(group) for _, group in groups), default=0))]
@@ -68,20 +76,24 @@ def wildbook_table(sightings, submitter="", locations=None):
     return table.dropna(axis=1, how="all")
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-10
+def _set_cell(cell, value):
+    """Fill a cell; a text is of type text, whatever it begins with."""
+    if isinstance(value, str):
+        cell.value = writable_text(value)[:LONGEST]
+        cell.data_type = "s"
+        cell.quotePrefix = safe_text(value) != value
+    elif value is not None:
+        cell.value = value
+
+# %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-10a
 def _xlsx(table, title):
-    """`table` (objects) as a workbook with one sheet: bytes. Texts are cells of type text, whatever they begin with."""
+    """A table of objects as the bytes of a workbook with one sheet."""
     book = openpyxl.Workbook()
     sheet = book.active
     sheet.title = title
     for i, row in enumerate([list(table.columns), *table.to_numpy().tolist()], start=1):
         for j, value in enumerate(row, start=1):
-            if isinstance(value, str):
-                cell = sheet.cell(i, j)
-                cell.value = writable_text(value)[:LONGEST]
-                cell.data_type = "s"
-                cell.quotePrefix = safe_text(value) != value
-            elif value is not None:
-                sheet.cell(i, j, value)
+            _set_cell(sheet.cell(i, j), value)
     data = io.BytesIO()
     book.save(data)
     with zipfile.ZipFile(data) as archive:
@@ -90,19 +102,28 @@ def _xlsx(table, title):
     files["docProps/core.xml"] = re.sub(rb"(<dcterms:\w+ [^>]*>)[^<]*", rb"\g<1>" + when, files["docProps/core.xml"])
     return zip_bytes(files)
 
+# %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-10b
+def to_wildbook(sightings: pd.DataFrame, submitter: str = "", locations: dict[str, str] | None = None) -> bytes:
+    """Write the sheet of Wildbook's bulk import; `check_wildbook` says what Wildbook will refuse of it.
 
-def to_wildbook(sightings, submitter="", locations=None):
-    """`wildbook_table` as an .xlsx workbook: bytes. Look at `check_wildbook` before you upload it."""
+    Args:
+        sightings: see `common.arranged`.
+        submitter: your user name in Wildbook; "": the column is left out.
+        locations: Wildbook's location ID by name of the place, or None.
+
+    Returns:
+        An .xlsx workbook.
+    """
     return _xlsx(wildbook_table(sightings, submitter, locations), "bulk import")
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-13
-MOST_ENCOUNTERS = 200  # in one sheet, says the documentation
-# letters, digits, period, blank, says the documentation; its own examples have an underscore
+MOST_ENCOUNTERS = 200  # in one sheet, by the documentation
+# by the documentation letters, digits, period and blank are allowed; its own examples have an underscore
 ODD = re.compile("[^A-Za-z0-9. _]")
 
 
 def _check_date(rows, today):
-    """What Wildbook would refuse of an encounter's date, yielded as ends of sentences."""
+    """What Wildbook will refuse of an encounter's date: ends of sentences."""
     when = earliest_moment(rows)
     if when is None:
         written = first_known(rows["date"])
@@ -116,6 +137,7 @@ def _check_date(rows, today):
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-14
 def _check_species(rows):
+    """What Wildbook will refuse of an encounter's species: ends of sentences."""
     species = first_known(rows["species"])
     genus, epithet = latin(species or "")
     if not species:
@@ -130,6 +152,7 @@ def _check_species(rows):
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-15
 def _check_location(rows):
+    """What Wildbook will refuse of an encounter's place and position: ends of sentences."""
     position = first_known(rows["latitude"]), first_known(rows["longitude"])
     if (position[0] is None) != (position[1] is None):
         yield "it has a latitude or a longitude, not both"
@@ -138,9 +161,9 @@ def _check_location(rows):
     if abs(position[0] or 0) > 90 or abs(position[1] or 0) > 180:
         yield f"its position {position} is not on Earth; latitudes go to 90, longitudes to 180 degrees"
 
-
+# %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-15a
 def _check_row(rows, today):
-    """What Wildbook would refuse of one encounter, yielded as ends of sentences."""
+    """What Wildbook will refuse of one encounter: ends of sentences."""
     yield from _check_date(rows, today)
     yield from _check_species(rows)
     yield from _check_location(rows)
@@ -149,23 +172,33 @@ def _check_row(rows, today):
             yield f"the file name {name!r} has {' '.join(map(repr, odd))}; use A to Z, digits, period, blank"
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-16
-def check_wildbook(sightings, submitter="", today=None):
-    """What Wildbook's bulk import would refuse, a list of sentences that begin with the row of the sheet; [] if nothing
-    is known that it would.
+def check_wildbook(sightings: pd.DataFrame, submitter: str = "", today: Date | None = None) -> list[str]:
+    """Check what Wildbook's bulk import will refuse.
 
-    submitter: your user name in Wildbook. today: `datetime.date`, None for the clock's."""
-    table, found = arranged(sightings), []
+    Args:
+        sightings: see `common.arranged`.
+        submitter: your user name in Wildbook.
+        today: dates after it lie in the future; None: the computer's date.
+
+    Returns:
+        Sentences that begin with the row of the sheet; [] if no problem is known.
+    """
+    table, messages = arranged(sightings), []
     if not submitter:
-        found.append("Every row: nobody is named as its submitter; give your user name in Wildbook.")
+        messages.append("Every row: nobody is named as its submitter; give your user name in Wildbook.")
     groups = [rows for _, rows in table.groupby("encounter_id", sort=True)]
     if len(groups) > MOST_ENCOUNTERS:
-        found.append(f"Every row: {len(groups)} encounters are more than {MOST_ENCOUNTERS}; export them in parts.")
+        messages.append(f"Every row: {len(groups)} encounters are more than {MOST_ENCOUNTERS}; export them in parts.")
     names = table["photo"].str.casefold()
-    again = set(names[names.duplicated()])
+    repeated = set(names[names.duplicated()])
     for i, rows in enumerate(groups, start=2):
-        ends = list(_check_row(rows, today or Date.today()))
-        ends += [
-            f"{name!r} is the name of another photograph, too" for name in rows["photo"] if name.casefold() in again
-        ]
-        found += [f"Row {i}, encounter {first_known(rows['encounter']) or '?'}: {end}." for end in ends]
-    return found
+        ends = [*_check_row(rows, today or Date.today()), *_check_names(rows, repeated)]
+        messages += [f"Row {i}, encounter {first_known(rows['encounter']) or '?'}: {end}." for end in ends]
+    return messages
+
+# %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-16a
+def _check_names(rows, repeated):
+    """Which file names of an encounter are those of other photos, too: ends of sentences."""
+    for name in rows["photo"]:
+        if name.casefold() in repeated:
+            yield f"{name!r} is the name of another photograph, too"

@@ -13,10 +13,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, File, Form, Query, Response, UploadFile
 
 from ...catalogue import queries
-from ...catalogue.ingest import add_detected_boxes, check_uploads, count_uncropped
+from ...catalogue.ingest import add_detected_boxes, count_uncropped
 from ...catalogue.matching import Filters, match_encounter, match_vectors, stored_answer
 from ...catalogue.schema import Crop, Photo
 from ...catalogue.store import NotFound
+from ...catalogue.upload_photos import check_uploads
 from .. import schemas
 from ..dependencies import Asking, Number, Reader, State, clean_query, read_files
 from .images import CACHED

@@ -11,7 +11,8 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, UploadFile
 
 from ...catalogue import decisions, queries
-from ...catalogue.ingest import edit_encounter, ingest_uploads, set_crop
+from ...catalogue.edits import edit_encounter, set_crop
+from ...catalogue.upload_photos import ingest_uploads
 from .. import schemas
 from ..dependencies import Number, Reviewer, State, read_files
 
@@ -83,7 +84,7 @@ def decide(state: State, who: Reviewer, number: Number, body: schemas.Decide) ->
 def undo(state: State, who: Reviewer, number: Number) -> schemas.Decided:
     """Undo a decision of one's own; an admin anybody's."""
     with state.catalogue.writing() as session:
-        row, met = decisions.undo(session, who.who, number, anybodys=who.role == "admin")
+        row, met = decisions.undo(session, who.who, number, any_user=who.role == "admin")
         made = queries.decision_views(session, [row])[0]
     return {"decision": made, "encounter": state.view(met.id) if met is not None else None}
 

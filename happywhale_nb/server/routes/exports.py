@@ -29,11 +29,12 @@ def export(
     kind: Kind,
     species: Words = "",
     occasions: Occasions = "year",
+    submitter: Words = "",
 ):
     """The catalogue as a file: csv, wildbook, camtrap-dp, mark, rmark."""
     with state.catalogue.reading() as session:
         table = queries.sightings(session)
-    data, name, media = export_sightings(table, kind, species, occasions)
+    data, name, media = export_sightings(table, kind, species, occasions, submitter)
     return Response(data, media_type=media, headers={"content-disposition": attachment(name)})
 
 # %% ../../../nbs/lib/server/routes/exports.ipynb #routes-exports-05
@@ -42,10 +43,10 @@ MESSAGES = 200  # of one export; more are counted
 
 @router.get("/exports/{kind}/messages")
 def messages(
-    state: State, who: Reader, kind: Kind, species: Words = "", occasions: Occasions = "year"
+    state: State, who: Reader, kind: Kind, species: Words = "", occasions: Occasions = "year", submitter: Words = ""
 ) -> schemas.ExportMessages:
     """What an export leaves out and why, or what the other program will refuse of it."""
     with state.catalogue.reading() as session:
         table = queries.sightings(session)
-    found = export_messages(table, kind, species, occasions)
+    found = export_messages(table, kind, species, occasions, submitter)
     return {"messages": found[:MESSAGES], "total": len(found)}

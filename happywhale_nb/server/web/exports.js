@@ -25,11 +25,14 @@ export async function showExports(main, route, signal) {
   el("ul", { class: "exports" }, KINDS.map(([kind, title, text]) => {
     const occasions = TIMED.includes(kind)
       && select([["year", "Year"], ["month", "Month"], ["day", "Day"]], "year", { id: `occasions-${kind}` });
+    const submitter = kind === "wildbook" && el("input", { id: "submitter", autocomplete: "off", spellcheck: "false" });
     const notes = el("div", { class: "notes", role: "status", data: { notes: kind } });
     const get = button("Download", async () => {
       get.disabled = true;
       try {
-        const params = query({ species: only.value, occasions: occasions ? occasions.value : "" });
+        const params = query({
+          species: only.value, occasions: occasions ? occasions.value : "", submitter: submitter ? submitter.value.trim() : "",
+        });
         await save(kind, params);
         fill(notes, describe(await api(`/exports/${kind}/messages${params}`), kind));
       } catch (error) {
@@ -39,7 +42,8 @@ export async function showExports(main, route, signal) {
       }
     }, { data: { export: kind }, "aria-label": `Download ${title}` });
     return el("li", {}, el("div", {}, el("h2", { text: title }), el("p", { text }), notes),
-      occasions && el("label", { class: "field" }, el("span", { class: "label", text: "Occasion" }), occasions), get);
+      occasions && el("label", { class: "field" }, el("span", { class: "label", text: "Occasion" }), occasions),
+    submitter && field("Your name in Wildbook", submitter), get);
   })));
 }
 
