@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.platforms import sync_folder
-from ..imaging.crops import _place, load_crop
+from ..imaging.crops import crop_region, load_crop
 from ..imaging.photo import rgb_pixels, upright_size
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-05
@@ -269,5 +269,5 @@ def crop_aspect(width, height, box=None, frame=None, margin=0.05, keep_aspect=Fa
     width, height: of the upright photograph."""
     if keep_aspect:
         return 1.0  # what the photograph does not have is filled with mirrored edges
-    x0, y0, x1, y1 = _place(box, frame, (width, height), margin)
+    x0, y0, x1, y1 = crop_region(box, frame, (width, height), margin)
     return (x1 - x0) / (y1 - y0)

@@ -23,7 +23,7 @@ from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
 from .per_query import outcomes
-from ..imaging.crops import cut
+from ..imaging.crops import cut_crops
 from ..imaging.display import button, figure_uri, image_block
 from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
@@ -223,7 +223,7 @@ def _crops(opened, place, image, near, part):
     config = used_preset(used)
     mix = CropMix.parse(used["crops"], opened.boxes["source"], config.least_confidence)
     made = [
-        cut(opened.dataset, mix.prefer(names, opened.boxes), config, opened.folder, where, SIDE)
+        cut_crops(opened.dataset, mix.prefer(names, opened.boxes), config, opened.folder, where, SIDE)
         for names, where in (([image], "test" if part == "test" else "train"), (list(near), "train"))
     ]
     return np.concatenate(made)

@@ -19,7 +19,7 @@ from scipy import stats
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW
-from ..imaging.crops import cut
+from ..imaging.crops import cut_crops
 from ..imaging.photo import photo_size
 from ..retrieval.metrics import bootstrap_interval
 
@@ -159,7 +159,7 @@ def measure_photographs(dataset, images, config, sources, folder):
     folder: the study's, whose `crops` are kept."""
     boxes = read_boxes(dataset.root)
     chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
-    crops, rows = cut(dataset, chosen, config, folder, size=SIDE), []
+    crops, rows = cut_crops(dataset, chosen, config, folder, size=SIDE), []
     for i, box in enumerate(bar(chosen[BOX].to_numpy(float), "measuring")):
         if np.isnan(box[0]):
             box = np.array([0, 0, *photo_size(dataset.train_images / chosen["image"][i])])

@@ -28,7 +28,7 @@ from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, require_catalogue, true_answers
-from ..imaging.crops import cut
+from ..imaging.crops import cut_crops
 from ..networks.presets import used_preset
 from ..retrieval.calibration import Confidence, cross_fit_confidence
 from ..retrieval.conformal import CandidateSets
@@ -113,7 +113,7 @@ def crop_features(dataset, folder, used, images, part="train"):
     `config.json`; part: `train` or `test`."""
     boxes, config = read_boxes(dataset.root), used_preset(used)
     chosen = CropMix.parse(used["crops"], boxes["source"], config.least_confidence).prefer(images, boxes)
-    crops = cut(dataset, chosen, config, folder, part, LOCAL_SIDE)
+    crops = cut_crops(dataset, chosen, config, folder, part, LOCAL_SIDE)
     return [features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26p

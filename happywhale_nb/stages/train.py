@@ -19,7 +19,7 @@ from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset
 from ..data.protocol import protocol_card
 from ..data.splits import gallery_and_queries, kind_of, true_answers
-from ..imaging.crops import cut
+from ..imaging.crops import cut_crops
 from ..networks.callbacks import Deadline, EarlyStop, Snapshots, TensorBoard, TrainingState, Unfinished
 from happywhale_nb.networks.devices import (
     assert_same,
@@ -90,13 +90,13 @@ def study_crops(dataset, images, config, sources, folder, part="train", boxes=No
     """
     boxes = read_boxes(dataset.root) if boxes is None else boxes
     chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
-    return cut(dataset, chosen, config, folder, part), chosen["source"].to_numpy()
+    return cut_crops(dataset, chosen, config, folder, part), chosen["source"].to_numpy()
 
 
 def crop_variants(dataset, images, config, sources, folder, boxes, part="train"):
     """Crops of several sources: `[(share, crops), …]`, one for each; empty if `sources` has no shares."""
     mix = CropMix.parse(sources, boxes["source"], config.least_confidence)
-    return [(share, cut(dataset, chosen, config, folder, part)) for share, chosen in mix.variants(images, boxes)]
+    return [(share, cut_crops(dataset, chosen, config, folder, part)) for share, chosen in mix.variants(images, boxes)]
 
 # %% ../../nbs/03_train.ipynb #03-train-34
 def fold_crops(dataset, folds, config, sources, views, study_folder):
