@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from ..imaging.augmentation import augment, plan, recipe_as_data, recipe_from_data, sections
+from ..imaging.augmentation import augment, plan, recipe_as_data, recipe_from_data, recipe_passes
 
 # %% ../../nbs/lib/networks/batches.ipynb #batches-04
 def epoch_orders(n, epochs, batch_size, seed, balance=None):
@@ -99,7 +99,7 @@ class Augmenter(keras.layers.Layer):
     def call(self, inputs, training=False):
         images, drawn = ops.cast(inputs[0], "float32"), inputs[1]
         if training:
-            for kind, steps, columns in sections(self.recipe):
+            for kind, steps, columns in recipe_passes(self.recipe):
                 images = ops.clip(OPERATIONS[kind](images, drawn[:, columns], steps[0]), 0.0, 255.0)
         return images
 
@@ -149,7 +149,7 @@ class BatchReader:
             images = np.where(portion(mirrored, self.part)[:, None, None, None] > 0, images[:, ::-1], images)
         drawn = portion(plan(self.recipe, len(batch), [self.seed, number, 7]), self.part)
         if not self.inside:
-            images, drawn = augment(images, self.recipe, drawn=drawn), drawn[:, :0]
+            images, drawn = augment(images, self.recipe, planned=drawn), drawn[:, :0]
         made = {"pixels": images, "plan": drawn, "species": np.empty((0, 2), np.float32)}
         for name, values in self.targets.batch(batch, mirrored, int(number)).items():
             made[name] = portion(values, self.part)
