@@ -218,6 +218,9 @@ class _CropFiles:
         self.shape, self.dtype = (len(keys), size, size, 3), np.dtype(np.uint8)
         self.pool = ThreadPoolExecutor(os.cpu_count())
 
+    def __len__(self) -> int:
+        return len(self.keys)
+
     def path(self, i: int) -> Path:
         """Return the file of crop `i`: PNG up to `LOSSLESS` pixels, JPEG above."""
         suffix = "png" if self.shape[1] <= LOSSLESS else "jpg"
@@ -233,9 +236,6 @@ class Crops(_CropFiles):
         make: function of a row that returns its crop from the image, `[size, size, 3]` uint8.
         size: side in pixels.
     """
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
         indices = np.arange(len(self))[rows]
