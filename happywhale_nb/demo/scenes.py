@@ -20,7 +20,15 @@ TILE = 512
 
 
 def sea_tile(seed: int = 0, spread: float = 2.2) -> np.ndarray:
-    """Wave slopes across and along the view and height, float32 [TILE, TILE, 3], that repeat without a seam."""
+    """Make a tile of waves that repeats without a seam.
+
+    Args:
+        seed: of the waves.
+        spread: how closely crests follow one direction.
+
+    Returns:
+        `[TILE, TILE, 3]` float32: slopes across and along the view, and height; each with a standard deviation of 1.
+    """
     rng = stream(seed, 77)
     f = np.fft.fftfreq(TILE, 1 / TILE)
     k, angle = np.hypot(f[None], f[:, None]) + 1e-6, np.arctan2(f[:, None], f[None])
@@ -46,7 +54,14 @@ MOODS = pd.DataFrame(
 
 
 def rgb(code: str) -> np.ndarray:
-    """Six hexadecimal digits as three numbers in 0 to 1."""
+    """Convert a colour.
+
+    Args:
+        code: six hexadecimal digits.
+
+    Returns:
+        `[3]` float32 in 0 to 1.
+    """
     return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-09
@@ -67,8 +82,17 @@ class Weather:
     swell: float  # steepness of the waves
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-11
-def draw_weather(rng, size: tuple, waterline: float) -> Weather:
-    """The weather of one photograph whose width lies in `size`; `waterline` is a share of the height."""
+def draw_weather(rng: np.random.Generator, size: tuple[int, int], waterline: float) -> Weather:
+    """Draw the weather of one photo.
+
+    Args:
+        rng: the random generator.
+        size: the smallest and the largest width, in pixels.
+        waterline: where the animal is in the water, as a fraction of the height.
+
+    Returns:
+        The weather; its horizon is in the image in about four of ten.
+    """
     width = int(rng.integers(size[0], size[1] + 1))
     height = round(width / rng.uniform(1.25, 1.75))
     m = MOODS.iloc[int(rng.integers(len(MOODS)))]
@@ -83,8 +107,17 @@ def draw_weather(rng, size: tuple, waterline: float) -> Weather:
     return Weather(width, height, horizon, height * waterline, *colours, sunny, light, swell)
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-13
-def draw_water(rng, w: Weather, tile) -> tuple[np.ndarray, np.ndarray]:
-    """The sea below the horizon, float32 [h, w, 3], and its slopes and height [h, w, 3]."""
+def draw_water(rng: np.random.Generator, w: Weather, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the sea below the horizon.
+
+    Args:
+        rng: the random generator.
+        w: the weather.
+        tile: of `sea_tile`.
+
+    Returns:
+        Colours `[h, w, 3]` float32, and slopes and height of the waves `[h, w, 3]`.
+    """
     y, x = np.mgrid[: w.height, : w.width].astype(np.float32)
     y, x = y[:, :1], x[:1]
     reach = w.waterline - w.horizon
@@ -110,8 +143,17 @@ def draw_water(rng, w: Weather, tile) -> tuple[np.ndarray, np.ndarray]:
 LAND = np.array([0.20, 0.27, 0.25], np.float32)
 
 
-def draw_scene(rng, w: Weather, tile) -> tuple[np.ndarray, np.ndarray]:
-    """Sea, sky and land before any animal is there, float32 [h, w, 3], and the slopes and height of the water."""
+def draw_scene(rng: np.random.Generator, w: Weather, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw sea, sky and land, without an animal.
+
+    Args:
+        rng: the random generator.
+        w: the weather.
+        tile: of `sea_tile`.
+
+    Returns:
+        Colours `[h, w, 3]` float32, and slopes and height of the waves `[h, w, 3]`.
+    """
     scene, waves = draw_water(rng, w, tile)
     y = np.arange(w.height, dtype=np.float32)[:, None]
     if w.horizon < 1:
@@ -132,7 +174,16 @@ def draw_scene(rng, w: Weather, tile) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-18
 def light_animal(a: Animal, w: Weather, gloss: float) -> np.ndarray:
-    """The skin of `a` in the light of `w`, float32 [h, w, 3]."""
+    """Light the skin of an animal.
+
+    Args:
+        a: the individual.
+        w: the weather.
+        gloss: strength of the wet gleam.
+
+    Returns:
+        `[h, w, 3]` float32.
+    """
     half = w.light + np.array([0, 0, 1], np.float32)
     facing = cv2.transform(a.normal, np.stack([w.light, half / np.linalg.norm(half)]))
     sunlit, gleam = (np.clip(plane, 0, 1) for plane in cv2.split(facing))
@@ -146,16 +197,25 @@ def light_animal(a: Animal, w: Weather, gloss: float) -> np.ndarray:
     return a.colour * np.minimum(shade, 1.12) + shine
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-20
-def pose(rng, a: Animal, w: Weather) -> np.ndarray:
-    """The homography [3, 3] from the animal's skin to the photograph: side, scale, turn, tilt, depth in the water."""
+def pose(rng: np.random.Generator, a: Animal, w: Weather) -> np.ndarray:
+    """Draw the pose of an animal: side, scale, rotation, tilt, depth in the water.
+
+    Args:
+        rng: the random generator.
+        a: the individual.
+        w: the weather.
+
+    Returns:
+        `[3, 3]`, the homography from pixels of the skin to pixels of the photo.
+    """
     b, fluke = BUILDS[a.species], a.species == "humpback_whale"
     height, width = a.alpha.shape
-    share = rng.uniform(*b.frame)
-    s = share * w.width / (b.length * a.scale)
+    fraction = rng.uniform(*b.frame)
+    s = fraction * w.width / (b.length * a.scale)
     turn, yaw = np.deg2rad(rng.normal(0, 6)), rng.uniform(0, 0.75)
     sx, sy = s * np.cos(yaw) * (-1 if rng.random() < 0.5 else 1), s * rng.uniform(0.88, 1.10)
     sink = rng.uniform(-0.12, 0.22) * (b.arch + b.fin * 0.3) if not fluke else rng.uniform(-0.25, 0.30)
-    room = max(0, 0.5 - share * 0.5 * abs(np.cos(yaw)))
+    room = max(0, 0.5 - fraction * 0.5 * abs(np.cos(yaw)))
     cx = w.width * (0.5 + rng.uniform(-1, 1) * (room + 0.06))
     skew = np.tan(rng.normal(0, 0.10))
     to_origin = np.array([[1, 0, -a.origin[0]], [0, 1, -a.origin[1] + sink * a.scale], [0, 0, 1]])
@@ -165,8 +225,16 @@ def pose(rng, a: Animal, w: Weather) -> np.ndarray:
     return np.array([[c, -d, cx], [d, c, w.waterline], [0, 0, 1]]) @ flat @ to_origin
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-22
-def waterline(rng, w: Weather) -> np.ndarray:
-    """The row at which the water covers the animal, for each column, float32 [width]; some have a wave in front."""
+def waterline(rng: np.random.Generator, w: Weather) -> np.ndarray:
+    """Draw the line along which the water covers the animal; sometimes there is a wave in front.
+
+    Args:
+        rng: the random generator.
+        w: the weather.
+
+    Returns:
+        `[width]` float32, the row of the line in each column.
+    """
     row = w.waterline + w.height * (0.012 * cloud(rng, (3, w.width), 4)[0] + 0.006 * cloud(rng, (3, w.width), 17)[0])
     x = np.linspace(0, 1, w.width)
     if rng.random() < 0.4:
@@ -178,9 +246,22 @@ def waterline(rng, w: Weather) -> np.ndarray:
     return row.astype(np.float32)
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-24
-def immerse(scene, waves, w: Weather, lit, alpha, row) -> np.ndarray:
-    """Put the posed animal (`lit` [h, w, 3] times coverage, `alpha` [h, w]) into `scene`, in place: reflection,
-    body under water, body above. Returns the coverage above the water."""
+def immerse(
+    scene: np.ndarray, waves: np.ndarray, w: Weather, lit: np.ndarray, alpha: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+    """Put the animal into the scene: its reflection, its body under water and above.
+
+    Args:
+        scene: `[h, w, 3]` float32; is changed.
+        waves: `[h, w, 3]`, slopes and height.
+        w: the weather.
+        lit: `[h, w, 3]`, the posed skin times its coverage.
+        alpha: `[h, w]`, its coverage.
+        row: `[w]`, of `waterline`.
+
+    Returns:
+        `[h, w]`, coverage above the water.
+    """
     top = max(0, int(row.min()) - 3)  # nothing of the water touches the rows above: leave them out
     y, x = np.arange(top, w.height, dtype=np.float32)[:, None], np.arange(w.width, dtype=np.float32)[None]
     deep, down = y - row[None], np.clip(y - row[None], 0, None)
@@ -199,8 +280,16 @@ def immerse(scene, waves, w: Weather, lit, alpha, row) -> np.ndarray:
     return seen
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-26
-def add_foam(rng, scene, w: Weather, seen, row):
-    """Foam where the animal breaks the water, sometimes a splash, and drops in the air; in place."""
+def add_foam(rng: np.random.Generator, scene: np.ndarray, w: Weather, seen: np.ndarray, row: np.ndarray) -> None:
+    """Add foam where the animal breaks the water, sometimes a splash, and drops in the air.
+
+    Args:
+        rng: the random generator.
+        scene: `[h, w, 3]` float32; is changed.
+        w: the weather.
+        seen: `[h, w]`, coverage above the water.
+        row: `[w]`, of `waterline`.
+    """
     white = np.clip(w.haze * 0.5 + 0.5 * w.sun * (0.55 + 0.5 * w.sunny), 0, 1)
     top = max(0, int(row.min() - 0.2 * w.height))
     deep = np.arange(top, w.height, dtype=np.float32)[:, None] - row[None]
@@ -227,18 +316,26 @@ def add_foam(rng, scene, w: Weather, seen, row):
     scene += three(drops.astype(np.float32) / 255) * (white - scene)
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-28
-def develop(rng, scene) -> np.ndarray:
-    """What the camera makes of `scene` [h, w, 3]: the photograph, uint8 RGB."""
+def develop(rng: np.random.Generator, scene: np.ndarray) -> np.ndarray:
+    """Take the photo: blur, exposure, white balance, haze, contrast and noise of a camera.
+
+    Args:
+        rng: the random generator.
+        scene: `[h, w, 3]` float32.
+
+    Returns:
+        `[h, w, 3]` uint8, RGB.
+    """
     image = scene.astype(np.float32)
-    kind = rng.random()
-    if kind < 0.22:
+    chance = rng.random()
+    if chance < 0.22:
         n, angle = int(rng.integers(3, 7)), rng.uniform(0, np.pi)
         kernel = np.zeros((9, 9), np.float32)
         ends = [tuple(round(4 + q * n / 2 * float(v)) for v in (np.cos(angle), np.sin(angle))) for q in (-1, 1)]
         cv2.line(kernel, *ends, 1, 1, cv2.LINE_AA)
         image = cv2.filter2D(image, -1, kernel / kernel.sum())
     else:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.9, 1.9) if kind < 0.45 else rng.uniform(0.4, 0.7))
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.9, 1.9) if chance < 0.45 else rng.uniform(0.4, 0.7))
     image *= np.exp(rng.normal(0, 0.2) + rng.normal(0, 0.035, 3)).astype(np.float32)
     image += rng.uniform(0, 0.14) * rng.random() * (rng.uniform(0.6, 0.9) - image)
     if rng.random() < 0.06:
@@ -251,9 +348,20 @@ def develop(rng, scene) -> np.ndarray:
     return (np.clip(image + grain, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-30
-def take_photo(a: Animal, rng, size: tuple, tile) -> tuple[np.ndarray, np.ndarray]:
-    """One photograph of `a`: uint8 RGB [h, w, 3] with a width in `size`, and the box (x0, y0, x1, y1) of what shows
-    of the animal above the water, float [4] in pixels."""
+def take_photo(
+    a: Animal, rng: np.random.Generator, size: tuple[int, int], tile: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one photo of an animal.
+
+    Args:
+        a: the individual.
+        rng: the random generator.
+        size: the smallest and the largest width, in pixels.
+        tile: of `sea_tile`.
+
+    Returns:
+        `[h, w, 3]` uint8, RGB, and the box x0, y0, x1, y1 of what is visible above the water, in pixels.
+    """
     fluke = a.species == "humpback_whale"
     w = draw_weather(
         rng, size, rng.uniform(0.72, 0.86) if fluke or BUILDS[a.species].fin > 0.5 else rng.uniform(0.55, 0.82)
