@@ -11,7 +11,7 @@ import pytest
 
 import happywhale_nb
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.imaging.augmentation import RECIPES, STEPS, augment, plan, recipe_from_data, sections
+from happywhale_nb.imaging.augmentation import RECIPES, STEPS, augment, plan, recipe_from_data, recipe_passes
 
 EXTREME = {"Rotation": 180, "Affine": 60, "HorizonTilt": 90, "Noise": 200, "Jpeg": 200, "Spray": 0.5, "Blur": 0.2}
 CASES = RECIPES | {name: (step(EXTREME.get(name, 0.8), 1.0),) for name, step in STEPS.items()}
@@ -58,10 +58,10 @@ def inside(photos, tmp_path_factory):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables) as jax:
         here = give_all(photos)
         try:
-            _, said = jax.communicate(timeout=240)
+            _, messages = jax.communicate(timeout=240)
         finally:
             jax.kill()
-    assert jax.returncode == 0, said[-3000:]
+    assert jax.returncode == 0, messages[-3000:]
     return {"tensorflow": here, "jax": dict(np.load(folder / "jax.npz"))}
 
 
@@ -86,13 +86,13 @@ def test_augment_by_one_step_changes_photographs_with_its_probability_alone(phot
     assert (augment(photos, (never,), 5) == photos).all()
     many = plan((STEPS[name](0.5, 0.3),), 4000, 1)
     calm = plan((STEPS[name](0.5, 0.0),), 1, 1)
-    kind = sections((strong,))[0][0]
+    kind = recipe_passes((strong,))[0][0]
     touched = many[:, 0] > 0 if kind in ("paint", "flip") else (many != calm).any(axis=1)
     assert 0.27 < touched.mean() < 0.33
 
 
 def test_sections_of_steps_of_one_kind_are_one_pass():
-    kinds = {name: [kind for kind, _, _ in sections(recipe)] for name, recipe in RECIPES.items()}
+    kinds = {name: [kind for kind, _, _ in recipe_passes(recipe)] for name, recipe in RECIPES.items()}
     assert kinds["paper"] == ["flip", "colour"] and kinds["basic_cnn"] == ["geometry"] and kinds["none"] == []
 
 
@@ -134,11 +134,18 @@ def test_training_batches_from_any_number_of_workers_are_the_same(photos, inside
 def test_augment_is_called_where_training_batches_are_made_alone():
     """`augment` and `Augmenter` are called where training batches are made, and nowhere else in the package."""
     package = Path(happywhale_nb.__file__).parent
-    files = [path for path in package.rglob("*.py") if path.stem != "augmentation"]
-    text = {path.relative_to(package).with_suffix("").as_posix(): path.read_text() for path in files}
-    assert {name for name in text if "augment(" in text[name]} == {"networks/batches", "networks/detector"}
-    assert {name for name in text if "augmented(" in text[name]} == {"networks/batches", "networks/training"}
-    assert {name for name in text if "Augmenter(" in text[name]} == {"networks/batches"}
+    text = {f"{path.parent.name}.{path.stem}": path.read_text() for path in package.glob("*/*.py")}
+    del text["imaging.augmentation"]
+    assert {name for name in text if "augment(" in text[name]} == {"networks.batches", "networks.detector"}
+    assert {name for name in text if "augmented(" in text[name]} == {"networks.batches", "networks.training"}
+    assert {name for name in text if "Augmenter(" in text[name]} == {"networks.batches"}
+
+
+def test_import_of_augmentation_starts_no_threads_and_leaves_the_setting_of_opencv():
+    code = "import cv2, threading; before = cv2.getNumThreads(); import happywhale_nb.imaging.augmentation; "
+    code += "print(cv2.getNumThreads() == before, threading.active_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "1"], done.stderr
 
 
 def test_recipe_from_data_of_an_unknown_step_names_the_known_ones():

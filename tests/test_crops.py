@@ -16,7 +16,7 @@ from PIL import Image
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX
 from happywhale_nb.imaging import crops as crops_module
-from happywhale_nb.imaging.crops import Crops, cut, load_crop, load_crops
+from happywhale_nb.imaging.crops import Crops, cut_crops, load_crop, load_crops
 from happywhale_nb.imaging.photo import upright_size
 
 NO_BOX = [*BOX, "W", "H"]
@@ -253,7 +253,7 @@ def test_cut_takes_a_parts_photographs_by_the_preset_or_by_the_size_given(grid, 
     for part, size in (("train", 0), ("test", 0), ("train", 16)):
         path = folders[f"{part}_images"] / "grid.png"
         expected = load_crop(path, size or 24, (30, 30, 60, 40), margin=0.2, keep_aspect=True)
-        assert (cut(dataset, chosen, preset, tmp_path / "study", part, size)[0] == expected).all()
+        assert (cut_crops(dataset, chosen, preset, tmp_path / "study", part, size)[0] == expected).all()
     assert len(kept_files(tmp_path / "study" / "crops")) == 3
 
 

@@ -17,7 +17,7 @@ from happywhale_nb.data.boxes import BOX, CropMix, read_boxes
 from happywhale_nb.data.dataset import NEW, Dataset, parse_csv, read_dataset, read_sizes, read_skips, read_table
 from happywhale_nb.data.species import suspect_spellings
 from happywhale_nb.data.splits import dataset_folds, gallery_and_queries, make_folds, true_answers
-from happywhale_nb.demo.dataset import check_sizes, draw_demo, plan
+from happywhale_nb.demo.dataset import check_sizes, draw_demo, plan_photos
 from happywhale_nb.imaging.crops import load_crops
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import map_at_5
@@ -199,7 +199,7 @@ def test_draw_demo_with_another_seed_draws_other_photographs(tmp_path):
 
 
 def test_plan_of_the_demo_is_like_happywhale():
-    table = plan(0, 90, 570, 150)
+    table = plan_photos(0, 90, 570, 150)
     counts = table.loc[~table["test"], "individual_id"].value_counts()
     assert table.loc[~table["test"], "species"].nunique() >= 5 and len(counts) >= 60
     assert (counts == 1).mean() >= 0.3 and counts.max() >= 12

@@ -45,10 +45,10 @@ def test_draw_season_writes_a_dataset_with_encounters_and_photographs_to_drop(se
 @pytest.mark.parametrize("seed", range(5))
 def test_plan_season_of_any_seed_asks_about_known_and_new_animals_as_planned(seed):
     table = plan_season(seed, 32, 18)
-    known = set(table.loc[table["part"] == "known", "individual_id"])
-    asked = table[table["part"] == "asked"].drop_duplicates("encounter")
-    assert len(known) == 32 and len(asked) == 18 and (~asked["individual_id"].isin(known)).sum() == 4
-    drops = table[table["part"] == "drop"]
+    known = set(table.loc[table["subset"] == "known", "individual_id"])
+    undecided = table[table["subset"] == "undecided"].drop_duplicates("encounter")
+    assert len(known) == 32 and len(undecided) == 18 and (~undecided["individual_id"].isin(known)).sum() == 4
+    drops = table[table["subset"] == "drop"]
     assert len(drops) == DROPS and (~drops["individual_id"].isin(known)).sum() == 2
     assert table.groupby("individual_id")["species"].nunique().eq(1).all() and table["image"].is_unique
     assert set(table["place"]) <= set(PLACES["place"])
@@ -57,7 +57,7 @@ def test_plan_season_of_any_seed_asks_about_known_and_new_animals_as_planned(see
     assert np.abs(apart).max() < 0.1
 
 
-@pytest.mark.parametrize("numbers", [{"individuals": 7}, {"asked": 3}, {"seed": -1}])
+@pytest.mark.parametrize("numbers", [{"individuals": 7}, {"undecided": 3}, {"seed": -1}])
 def test_draw_season_with_too_few_animals_or_encounters_is_refused(numbers, tmp_path):
     with pytest.raises(UserError, match="at least 8 individuals and 4 encounters"):
         draw_season(tmp_path / "d", **numbers)

@@ -31,7 +31,7 @@ from happywhale_nb.data.splits import (
     split_kind_of,
     true_answers,
 )
-from happywhale_nb.stages.eda import leakage, leakage_line
+from happywhale_nb.stages.eda import describe_leakage, leakage
 from happywhale_nb.stages.study_split import finished_folds, study_card, study_folds
 
 KINDS = ["stratified", "open:0.1", "open:0.5", "similar", "time", "disjoint"]
@@ -464,7 +464,7 @@ def test_leakage_of_a_planted_copy_is_one_pair_between_train_and_test(tiny_copy,
     found = leakage(pairs, data.train)
     assert found.loc["between train and test"].tolist() == [1, 1] and found.to_numpy().sum() == 2
     assert pairs[["image_a", "image_b"]].to_numpy().tolist() == [[data.train["image"][5], data.test["image"][2]]]
-    assert "1 pairs are copies" in leakage_line(pairs, data.train, data.test)
+    assert "1 pairs are copies" in describe_leakage(pairs, data.train, data.test)
 
 
 @pytest.fixture(scope="module")

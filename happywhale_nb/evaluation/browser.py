@@ -24,7 +24,7 @@ from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
 from .per_query import read_outcomes
-from ..imaging.crops import cut
+from ..imaging.crops import cut_crops
 from ..imaging.display import button, figure_uri, image_block
 from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
@@ -249,7 +249,7 @@ def _crops(results, fold_folder, image, neighbours, tested):
 
     def cut_images(names, where):
         chosen = mix.prefer(names, results.boxes)
-        return cut(results.dataset, chosen, config, results.folder, where, CROP_SIDE)
+        return cut_crops(results.dataset, chosen, config, results.folder, where, CROP_SIDE)
 
     query = cut_images([image], "test" if tested else "train")
     return np.concatenate([query, cut_images(list(neighbours), "train")])

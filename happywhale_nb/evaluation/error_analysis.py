@@ -22,7 +22,7 @@ from scipy import stats
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, Dataset
-from ..imaging.crops import cut
+from ..imaging.crops import cut_crops
 from ..imaging.photo import photo_size
 from ..networks.presets import Preset
 from ..retrieval.metrics import bootstrap_interval
@@ -238,7 +238,7 @@ def measure_images(dataset: Dataset, images: Sequence[str], config: Preset, sour
     """
     boxes = read_boxes(dataset.root)
     chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
-    crops, rows = cut(dataset, chosen, config, folder, size=MEASURED_SIDE), []
+    crops, rows = cut_crops(dataset, chosen, config, folder, size=MEASURED_SIDE), []
     for i, box in enumerate(bar(chosen[BOX].to_numpy(float), "measuring")):
         if np.isnan(box[0]):
             box = np.array([0, 0, *photo_size(dataset.train_images / chosen["image"][i])])

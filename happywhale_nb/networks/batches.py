@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from ..imaging.augmentation import augment, plan, recipe_as_data, recipe_from_data, sections
+from ..imaging.augmentation import augment, plan, recipe_as_data, recipe_from_data, recipe_passes
 from ..imaging.crops import Crops
 from .targets import Targets
 
@@ -139,7 +139,7 @@ class Augmenter(keras.layers.Layer):
         """Augment images `[n, s, s, 3]` in 0 … 255 by `plan(recipe, n, seed)`, if `training`; float32."""
         images, drawn = ops.cast(inputs[0], "float32"), inputs[1]
         if training:
-            for kind, steps, columns in sections(self.recipe):
+            for kind, steps, columns in recipe_passes(self.recipe):
                 images = ops.clip(OPERATIONS[kind](images, drawn[:, columns], steps[0]), 0.0, 255.0)
         return images
 
@@ -223,7 +223,7 @@ def _read_batch(reader, batch, number):
         images = np.where(portion(mirrored, reader.process)[:, None, None, None] > 0, images[:, ::-1], images)
     drawn = portion(plan(reader.recipe, len(batch), [reader.seed, number, 7]), reader.process)
     if not reader.inside:
-        images, drawn = augment(images, reader.recipe, drawn=drawn), drawn[:, :0]
+        images, drawn = augment(images, reader.recipe, planned=drawn), drawn[:, :0]
     targets = reader.targets.batch(batch, mirrored, int(number))
     targets = {name: portion(values, reader.process) for name, values in targets.items()}
     arrays = {"pixels": images, "plan": drawn, "species": np.empty((0, 2), np.float32), **targets}

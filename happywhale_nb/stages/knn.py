@@ -89,7 +89,7 @@ from functools import cache
 from ..core.artifacts import atomic, fingerprint, is_done, read_json, versions, write_json
 from ..core.progress import bar
 from ..data.boxes import CropMix, read_boxes
-from ..imaging.crops import cut
+from ..imaging.crops import cut_crops
 from ..networks.presets import used_preset
 from happywhale_nb.retrieval.local_features import (
     Evidence,
@@ -123,7 +123,7 @@ def crop_features(
     """
     boxes, config = read_boxes(dataset.root), used_preset(parameters)
     chosen = CropMix.parse(parameters["crops"], boxes["source"], config.least_confidence).prefer(images, boxes)
-    crops = cut(dataset, chosen, config, folder, split, LOCAL_SIDE)
+    crops = cut_crops(dataset, chosen, config, folder, split, LOCAL_SIDE)
     return [extract_features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26p

@@ -22,7 +22,7 @@ from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import protocol_card
 from ..data.splits import gallery_and_queries, split_kind_of, true_answers
-from ..imaging.crops import Crops, cut
+from ..imaging.crops import Crops, cut_crops
 from happywhale_nb.networks.callbacks import (
     Deadline,
     EarlyStop,
@@ -127,7 +127,7 @@ def study_crops(
     """
     boxes = read_boxes(dataset.root) if boxes is None else boxes
     chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
-    return cut(dataset, chosen, config, folder, subset), chosen["source"].to_numpy()
+    return cut_crops(dataset, chosen, config, folder, subset), chosen["source"].to_numpy()
 
 # %% ../../nbs/03_train.ipynb #03-train-49
 def crop_variants(
@@ -154,7 +154,8 @@ def crop_variants(
         `[(weight, crops [n, s, s, 3] uint8), …]`, one for each source; empty if `sources` has no weights.
     """
     mix = CropMix.parse(sources, boxes["source"], config.least_confidence)
-    return [(weight, cut(dataset, chosen, config, folder, subset)) for weight, chosen in mix.variants(images, boxes)]
+    variants = mix.variants(images, boxes)
+    return [(weight, cut_crops(dataset, chosen, config, folder, subset)) for weight, chosen in variants]
 
 # %% ../../nbs/03_train.ipynb #03-train-34
 @dataclass(frozen=True)
