@@ -127,6 +127,6 @@ def test_ipython_display_has_buttons_only_in_a_live_notebook(opened, monkeypatch
     found, shown = identify(opened.undecided()[0], opened), []
     monkeypatch.setattr("IPython.display.display", lambda what, **how: shown.append(what))
     found._ipython_display_()
-    monkeypatch.setattr(module, "live", lambda: True)
+    monkeypatch.setattr(module, "shows_widgets", lambda: True)
     found._ipython_display_()
     assert set(shown[0]) == {"text/html", "text/plain"} and type(shown[1]).__name__ == "VBox"

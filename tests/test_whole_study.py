@@ -247,7 +247,7 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
 
 
 def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
-    monkeypatch.setattr(widgets, "live", lambda: True)
+    monkeypatch.setattr(widgets, "shows_widgets", lambda: True)
     folder, opened = study, ModelResults(study, "small_resnet_arcface")
     box = browse_folds(folder, "small_resnet_arcface", show="all photographs")
     (folds, shown, place, back, on), page = box.children[0].children, box.children[1]

@@ -31,7 +31,6 @@ from ..core.platforms import link_file
 from .assets import find_notebook
 from .notebooks import check_parameters, read_parameters
 from .registry import STAGES, attached_stages
-from .runner import check_training, stage_notebook
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-05
 def _configured_user():
@@ -320,7 +319,7 @@ def plan_notebooks(
         UserError: For a parameter that no notebook has, or a value that it cannot have.
     """
     stages = [stage for stage in STAGES.values() if stage.scope != "catalogue"]
-    known = {stage.name: read_parameters(stage_notebook(stage.name)) for stage in stages}
+    known = {stage.name: read_parameters(find_notebook(stage.notebook)) for stage in stages}
     values = check_parameters(parameters, {name: p for of_stage in known.values() for name, p in of_stage.items()})
     model = values.get("name") or values.get("preset") or known["train"]["preset"].default
     values = {"hours": HOURS[machine], "model": model, **values}
@@ -349,12 +348,14 @@ def check_plan(plan: Mapping[str, PlannedNotebook], folds: Sequence[int], weight
     Raises:
         UserError: For an impossible preset, ImageNet's weights that are not attached, or a fold that is given twice.
     """
+    from happywhale_nb.workflow.runner import check_training  # here: Kaggle's machines have no filelock
+
     if weights and not re.fullmatch(r"[\w-]+/[\w-]+", weights):
         raise UserError(f"--weights {weights}: a dataset's USER/SLUG, as in its address on Kaggle")
     if len(set(folds)) < len(folds) or any(k < 0 for k in folds):
         raise UserError(f"folds {', '.join(map(str, folds))}: each once, from 0")
     values = next(planned.values for planned in plan.values() if planned.stage == "train")
-    parameters = read_parameters(stage_notebook("train"))
+    parameters = read_parameters(find_notebook(STAGES["train"].notebook))
     values = {**{name: parameter.default for name, parameter in parameters.items()}, **values}
     config = check_training(values)
     if config.weights == "imagenet" and not weights:
@@ -453,7 +454,8 @@ def _write_folder(folder, plan, cards):
     for name, card in cards.items():
         planned = plan[name]
         (folder / name).mkdir()
-        notebook = kaggle_notebook(stage_notebook(planned.stage), planned.values, wheels, planned.machine == "tpu")
+        source = find_notebook(STAGES[planned.stage].notebook)
+        notebook = kaggle_notebook(source, planned.values, wheels, planned.machine == "tpu")
         _write(folder / name / card["code_file"], notebook)
         _write(folder / name / "kernel-metadata.json", card)
 

@@ -36,9 +36,21 @@ def add_encounter(
 ) -> schemas.EncounterView:
     """A new encounter: photographs of one animal. They are kept and embedded before this answers."""
     embedder, files = state.ready(), read_files(state, photos)
-    about = (name, date, place, species, latitude, longitude)
-    made = ingest_uploads(state.catalogue, embedder, who.who, files, side, state.options.limits, None, *about)
-    return state.view(made)
+    number = ingest_uploads(
+        state.catalogue,
+        embedder,
+        who.who,
+        files,
+        side,
+        state.options.limits,
+        name=name,
+        date=date,
+        place=place,
+        species=species,
+        latitude=latitude,
+        longitude=longitude,
+    )
+    return state.view(number)
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-04
 @router.post("/encounters/{number}/photos")
