@@ -24,8 +24,8 @@ from ..core.errors import UserError
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-05
 CLEANED = {
     "date": clean_date,
-    "place": partial(clean_text, description="place"),
-    "species": partial(clean_text, description="species"),
+    "place": partial(clean_text, what="place"),
+    "species": partial(clean_text, what="species"),
 }
 
 
