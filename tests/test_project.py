@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import symtable
 import sys
 import tomllib
 from configparser import ConfigParser
@@ -263,6 +264,17 @@ def test_parameters_of_a_stage_mean_what_they_mean_in_training(path):
     for name in set(parameters) & set(train):
         assert (parameters[name].type, parameters[name].default) == (train[name].type, train[name].default), name
     assert all(p.help for p in parameters.values())
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_cells_of_a_stage_assign_none_of_its_parameters(path):
+    """A lesson that used the name of a parameter would change what the run at the end does."""
+    parameters = set(read_parameters(path))
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            symbols = symtable.symtable(cell.source, path.name, "exec").get_symbols()
+            assigned = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+            assert not assigned & parameters, cell.source[:80]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
