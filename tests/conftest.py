@@ -36,7 +36,7 @@ threadpool_limits(1)  # two workers whose products of matrices take both cores e
 
 # what puts a test into `make test-all`: it needs something, or time, that `make test` does without (see pyproject.toml)
 REST = {"browser", "postgres", "slurm", "hosts", "wheel", "nbdev3", "index", "bench", "kill", "real", "server"}
-REST |= {"trains", "probe"}
+REST |= {"trains", "probe", "slow"}
 
 
 def pytest_collection_modifyitems(config, items):

@@ -160,6 +160,7 @@ def on_jax(what, tests):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_heads_on_jax_pass_their_tests():
     said = on_jax("test", "test_heads.py")
     name = "test_ArcFaceLoss_with_a_margin_for_each_sample_is_its_formula[0.1]"

@@ -19,7 +19,7 @@ NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not
 
 
 @pytest.fixture
-def alone(monkeypatch):
+def alone(monkeypatch, notebook):
     """What a notebook changes in its process is put back: variables, folder, shell, plots, Keras' policy."""
     monkeypatch.setenv("IN_TEST", "1")
     variables, folder, path, main = dict(os.environ), Path.cwd(), list(sys.path), sys.modules["__main__"]
@@ -35,7 +35,7 @@ def alone(monkeypatch):
         vars(builtins).pop(name, None)
     os.environ.clear()
     os.environ.update(variables)
-    if keras := sys.modules.get("keras"):
+    if (keras := sys.modules.get("keras")) and "networks" in notebook.read_text():  # it takes a second: none for others
         keras.config.set_dtype_policy("float32")
         keras.utils.clear_session()
 

@@ -102,6 +102,7 @@ def finished(extended, study_file):
     return extended / "outputs" / "posters-quick"
 
 
+@pytest.mark.slow
 def test_run_of_a_study_with_one_stage_more_runs_it_and_then_finds_it_done(extended, study_file, finished):
     assert json.loads((finished / "basic_cnn" / "poster.json").read_text()) == {"poster": {"score": 10.0}}
     assert (finished / "basic_cnn" / "10_poster.ipynb").is_file()
@@ -113,6 +114,7 @@ def test_run_of_a_study_with_one_stage_more_runs_it_and_then_finds_it_done(exten
     assert status == 0 and len(waiting) == 1 and "10_poster basic_cnn" in waiting[0]
 
 
+@pytest.mark.slow
 def test_command_of_one_stage_more_has_help_checks_its_ranges_and_says_its_headline(extended, finished, tiny):
     status, text = call(extended, "--help")
     assert status == 0 and "poster " in text and "Draw a poster of a model's answers." in text
@@ -135,6 +137,7 @@ def test_run_of_a_study_that_misspells_one_stage_more_names_the_place(extended, 
         assert status == 2 and told in text
 
 
+@pytest.mark.slow
 def test_compare_of_two_studies_with_one_stage_more_names_its_files_and_its_headline_first(extended, finished):
     other = shutil.copytree(finished, finished.with_name("other"))
     assert call(extended, "compare", finished, other)[0] == 0
