@@ -9,7 +9,9 @@ __all__ = ['folder_argument', 'catalogue', 'open_catalogue', 'calibration_lines'
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-02
 import getpass
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +23,10 @@ from ..core.platforms import check_file_name
 from ..data.check import count_noun
 from ..data.dataset import PHOTO_ENDINGS
 
+if TYPE_CHECKING:  # both load slowly
+    from happywhale_nb.catalogue.store import Catalogue
+    from happywhale_nb.retrieval.identifier import Calibration
+
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-04
 @click.group()
 def catalogue():
@@ -30,8 +36,15 @@ def catalogue():
 folder_argument = click.argument("folder", type=PATH)
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-05
-def open_catalogue(folder):
-    """The catalogue in `folder`, or the study's in it; None: that of the data the stages would use."""
+def open_catalogue(folder: Path | None) -> "Catalogue":
+    """Open the catalogue that a command names.
+
+    Args:
+        folder: The catalogue's, or a study's that has one; None: the study of the data the stages would use.
+
+    Returns:
+        The open `Catalogue`.
+    """
     from happywhale_nb.catalogue.store import Catalogue, find_catalogue
 
     return Catalogue(find_catalogue(folder or study_dir("", find_data())))
@@ -44,8 +57,15 @@ def _calibration_line(part, unit, number):
     return f"{head}: {shown}" if shown else head
 
 
-def calibration_lines(calibration):
-    """What a calibration says: a line for photographs, one for encounters of several, and its note (list of `str`)."""
+def calibration_lines(calibration: "Calibration") -> list[str]:
+    """Describe how well a catalogue's probabilities are calibrated.
+
+    Args:
+        calibration: A `retrieval.identifier.Calibration`.
+
+    Returns:
+        A line for photographs, one for encounters of several if there are any, and its note if it has one.
+    """
     lines = [_calibration_line(calibration, "photographs", calibration.photographs)]
     if several := calibration.several:
         lines.append(_calibration_line(several, "encounters with several photographs", several.encounters))
@@ -88,8 +108,14 @@ def _in_folder(folder):
     return inside
 
 
-def photo_files(paths):
-    """The files of photographs that paths name, a list of `Path`; a folder stands for the photographs in it.
+def photo_files(paths: Sequence[Path]) -> list[Path]:
+    """List the photographs that paths name.
+
+    Args:
+        paths: Files, and folders, each of which stands for the photographs in it.
+
+    Returns:
+        The files, those of a folder sorted by name.
 
     Raises:
         UserError: If a file is not there, or a folder has no photograph.

@@ -29,7 +29,14 @@ class Entry:
     help: str
 
     def load(self, name: str) -> click.Command:
-        """Import the module and return the command called `name`."""
+        """Import the module of the command.
+
+        Args:
+            name: The command's, needed where the place holds several.
+
+        Returns:
+            The command.
+        """
         module, _, attribute = self.place.partition(":")
         command = getattr(import_module(f"happywhale_nb.cli.{module}"), attribute)
         return command[name] if isinstance(command, dict) else command
@@ -43,7 +50,13 @@ class LazyGroup(click.Group):
         renamed: `{old name: new name}`; an old name is refused with the new one.
     """
 
-    def __init__(self, *args, entries: dict[str, Entry] | None = None, renamed: dict[str, str] | None = None, **kwargs):
+    def __init__(
+        self,
+        *args: object,
+        entries: dict[str, Entry] | None = None,
+        renamed: dict[str, str] | None = None,
+        **kwargs: object,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.entries, self.renamed = entries or {}, renamed or {}
 

@@ -8,7 +8,9 @@ __all__ = ['COMMANDS', 'stage_help', 'StageCommand', 'run_and_tell', 'blend', 'r
 # %% ../../nbs/lib/cli/stages.ipynb #stages-02
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -20,8 +22,15 @@ from ..workflow.registry import STAGES, command_stages, describe_results
 from ..workflow.runner import run_stage, stage_notebook
 
 # %% ../../nbs/lib/cli/stages.ipynb #stages-09
-def stage_help(stage):
-    """The help of a stage's command: what it does, an example, and its notebook's parameters (`str`)."""
+def stage_help(stage: str) -> str:
+    """Write the help of a stage's command.
+
+    Args:
+        stage: Name of the stage.
+
+    Returns:
+        What it does, an example, and the parameters of its notebook.
+    """
     try:
         parameters = list(read_parameters(stage_notebook(stage)).values())
     except UserError:
@@ -43,7 +52,9 @@ class StageCommand(click.Command):
         super().format_help_text(ctx, formatter)
 
 # %% ../../nbs/lib/cli/stages.ipynb #stages-10
-def run_and_tell(stage, parameters, output=None, gpus=None):
+def run_and_tell(
+    stage: str, parameters: Sequence[tuple[str, str]], output: Path | None = None, gpus: int | None = None
+) -> None:
     """Run a stage and print where its notebook went, how long it took and what it found.
 
     Args:

@@ -32,7 +32,15 @@ def _score_lines(report):
 
 
 def closing_lines(folder: Path, head: str) -> list[str]:
-    """What a finished study made: its files, its MAP@5, and what to do next, under the line `head`."""
+    """Describe a finished study.
+
+    Args:
+        folder: The study's.
+        head: The first line.
+
+    Returns:
+        The head, the files it made, its MAP@5, and what to do next.
+    """
     opening = "`jupyter lab nbs`" if find_checkout() else "`happywhale notebooks .`, then `jupyter lab`,"
     names = ("submission.csv", "report.json", "report.html")
     return [

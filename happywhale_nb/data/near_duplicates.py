@@ -45,7 +45,7 @@ def grey_thumbnail(photo: Image.Image, whole: bool = False) -> np.ndarray:
     return np.asarray(grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
 
 # %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-07
-def perceptual_hash(grey_thumbnail: np.ndarray) -> np.uint64:
+def perceptual_hash(thumbnail: np.ndarray) -> np.uint64:
     """Compute the pHash of a thumbnail.
 
     Args:
@@ -61,7 +61,7 @@ def perceptual_hash(grey_thumbnail: np.ndarray) -> np.uint64:
         import imagehash
     except ImportError:
         raise UserError("near-duplicates are searched for with ImageHash: pip install imagehash") from None
-    bits = imagehash.phash(Image.fromarray(grey_thumbnail)).hash.ravel()
+    bits = imagehash.phash(Image.fromarray(thumbnail)).hash.ravel()
     return np.packbits(bits).view(">u8")[0].astype(np.uint64)
 
 # %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-08
