@@ -39,21 +39,21 @@ router = APIRouter()
 
 
 @router.post("/encounters/{number}/answers")
-def ask(state: State, who: Asking, number: Number, body: schemas.Filters) -> schemas.AnswerView:
+def ask(state: State, caller: Asking, number: Number, body: schemas.Filters) -> schemas.AnswerView:
     """Who is it? The answer is kept, so that a decision can say what it was made from."""
     filters = Filters(*map(clean_query, (body.species, body.side, body.place, body.since, body.until)))
-    return match_encounter(state.matcher, who.who, number, body.k, filters)
+    return match_encounter(state.matcher, caller.name, number, body.k, filters)
 
 
 @router.get("/answers/{number}")
-def answer(state: State, who: Reader, number: Number) -> schemas.AnswerView:
+def answer(state: State, caller: Reader, number: Number) -> schemas.AnswerView:
     """An answer as it was given."""
     return stored_answer(state.matcher, number)
 
 
 @router.post("/identify")
 def identify(
-    state: State, who: Asking, photos: Annotated[list[UploadFile], File()], k: Annotated[int, Form(ge=1, le=50)] = 10
+    state: State, caller: Asking, photos: Annotated[list[UploadFile], File()], k: Annotated[int, Form(ge=1, le=50)] = 10
 ) -> schemas.AnswerView:
     """Who is on these photographs of one animal? Nothing is kept."""
     return match_photos(state, photos, k)
@@ -82,7 +82,7 @@ PNG = {200: {"content": {"image/png": {}}, "description": "A PNG with transparen
 @router.get("/answers/{number}/heat", response_class=Response, responses=PNG)
 def heat(
     state: State,
-    who: Asking,
+    caller: Asking,
     number: Number,
     rank: Annotated[int, Query(ge=1, le=51)] = 1,
     of: Literal["asked", "match"] = "asked",
@@ -95,7 +95,7 @@ provider = APIRouter()
 
 
 @provider.post("/match")
-def match(state: State, who: Asking, images: Annotated[list[UploadFile], File(alias="images[]")]) -> schemas.Matches:
+def match(state: State, caller: Asking, images: Annotated[list[UploadFile], File(alias="images[]")]) -> schemas.Matches:
     """The Photo ID App's provider contract: who is on these photographs of one animal?"""
     found = match_photos(state, images, 50)
     new = next((each["chance"] for each in found["candidates"] if each["is_new"]), 0.0)

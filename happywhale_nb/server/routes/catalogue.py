@@ -20,7 +20,7 @@ router = APIRouter()
 
 
 @router.get("/facets")
-def facets(app_state: State, who: Reader) -> schemas.Facets:
+def facets(app_state: State, caller: Reader) -> schemas.Facets:
     """What there is to filter by."""
     with app_state.catalogue.reading() as session:
         return queries.facets(session)
@@ -29,7 +29,7 @@ def facets(app_state: State, who: Reader) -> schemas.Facets:
 @router.get("/encounters")
 def encounters(
     app_state: State,
-    who: Reader,
+    caller: Reader,
     state: Words = "",
     species: Words = "",
     side: Words = "",
@@ -50,14 +50,14 @@ def encounters(
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-05
 @router.get("/encounters/{number}")
-def encounter(app_state: State, who: Reader, number: Number) -> schemas.EncounterView:
+def encounter(app_state: State, caller: Reader, number: Number) -> schemas.EncounterView:
     """One encounter with its photographs."""
     return app_state.view(number)
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-06
 @router.get("/individuals")
 def individuals(
-    app_state: State, who: Reader, q: Words = "", species: Words = "", after: Words = "", limit: Limit = 50
+    app_state: State, caller: Reader, q: Words = "", species: Words = "", after: Words = "", limit: Limit = 50
 ) -> schemas.IndividualList:
     """Individuals by name, a page at a time."""
     with app_state.catalogue.reading() as session:
@@ -65,14 +65,14 @@ def individuals(
 
 
 @router.get("/individuals/{number}")
-def individual(app_state: State, who: Reader, number: Number) -> schemas.IndividualPage:
+def individual(app_state: State, caller: Reader, number: Number) -> schemas.IndividualPage:
     """One individual with all its encounters, and every decision about it."""
     with app_state.catalogue.reading() as session:
         return queries.individual_page(session, app_state.matcher.settings, number)
 
 
 @router.get("/next-id")
-def next_id(app_state: State, who: Reader, species: Words = "") -> schemas.Proposed:
+def next_id(app_state: State, caller: Reader, species: Words = "") -> schemas.Proposed:
     """The name that a new individual would get."""
     with app_state.catalogue.reading() as session:
         return {"name": next_name(session, clean_query(species))}
@@ -81,7 +81,7 @@ def next_id(app_state: State, who: Reader, species: Words = "") -> schemas.Propo
 @router.get("/trail")
 def trail(
     app_state: State,
-    who: Reader,
+    caller: Reader,
     encounter_id: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
     individual_id: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
     after: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,

@@ -24,7 +24,7 @@ Field = Annotated[str, Form(max_length=200)]
 @router.post("/encounters", status_code=201)
 def add_encounter(
     state: State,
-    who: Reviewer,
+    caller: Reviewer,
     photos: Annotated[list[UploadFile], File()],
     name: Field = "",
     date: Field = "",
@@ -39,7 +39,7 @@ def add_encounter(
     number = ingest_uploads(
         state.catalogue,
         embedder,
-        who.who,
+        caller.name,
         files,
         side,
         state.options.limits,
@@ -56,47 +56,47 @@ def add_encounter(
 @router.post("/encounters/{number}/photos")
 def add_photos(
     state: State,
-    who: Reviewer,
+    caller: Reviewer,
     number: Number,
     photos: Annotated[list[UploadFile], File()],
     side: Field = "",
 ) -> schemas.EncounterView:
     """More photographs of an encounter; one that it has already is passed over."""
     files = read_files(state, photos)
-    made = ingest_uploads(state.catalogue, state.ready(), who.who, files, side, state.options.limits, number)
+    made = ingest_uploads(state.catalogue, state.ready(), caller.name, files, side, state.options.limits, number)
     return state.view(made)
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-05
 @router.patch("/encounters/{number}")
-def edit(state: State, who: Reviewer, number: Number, body: schemas.Edit) -> schemas.EncounterView:
+def edit(state: State, caller: Reviewer, number: Number, body: schemas.Edit) -> schemas.EncounterView:
     """Change what stands about an encounter."""
     changes = body.model_dump(exclude={"version"}, exclude_unset=True)
     with state.catalogue.writing() as session:
-        edit_encounter(session, who.who, number, body.version, changes)
+        edit_encounter(session, caller.name, number, body.version, changes)
     return state.view(number)
 
 
 @router.put("/photos/{number}/crop")
-def crop(state: State, who: Reviewer, number: Number, body: schemas.Box) -> schemas.EncounterView:
+def crop(state: State, caller: Reviewer, number: Number, body: schemas.Box) -> schemas.EncounterView:
     """Draw another box; the photograph is embedded anew."""
-    return state.view(set_crop(state.catalogue, state.ready(), who.who, number, body.box, body.version))
+    return state.view(set_crop(state.catalogue, state.ready(), caller.name, number, body.box, body.version))
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-06
 @router.post("/encounters/{number}/decisions")
-def decide(state: State, who: Reviewer, number: Number, body: schemas.Decide) -> schemas.Decided:
+def decide(state: State, caller: Reviewer, number: Number, body: schemas.Decide) -> schemas.Decided:
     """Confirm, reject, new, or unsure."""
     what = (body.kind, body.version, body.individual_id, body.name or "", body.answer_id, body.note)
     with state.catalogue.writing() as session:
-        row, _ = decisions.decide(session, who.who, number, *what)
+        row, _ = decisions.decide(session, caller.name, number, *what)
         made = queries.decision_views(session, [row])[0]
     return {"decision": made, "encounter": state.view(number)}
 
 
 @router.post("/decisions/{number}/undo")
-def undo(state: State, who: Reviewer, number: Number) -> schemas.Decided:
+def undo(state: State, caller: Reviewer, number: Number) -> schemas.Decided:
     """Undo a decision of one's own; an admin anybody's."""
     with state.catalogue.writing() as session:
-        row, met = decisions.undo(session, who.who, number, any_user=who.role == "admin")
+        row, met = decisions.undo(session, caller.name, number, any_user=caller.role == "admin")
         made = queries.decision_views(session, [row])[0]
     return {"decision": made, "encounter": state.view(met.id) if met is not None else None}
 
@@ -110,19 +110,19 @@ def _decide_about_individuals(state, act, *arguments):
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-09
 @router.post("/individuals/{number}/merge")
-def merge(state: State, who: Reviewer, number: Number, body: schemas.Merge) -> schemas.DecidedIndividual:
+def merge(state: State, caller: Reviewer, number: Number, body: schemas.Merge) -> schemas.DecidedIndividual:
     """Two names for one animal: all encounters go to the one that stays."""
-    return _decide_about_individuals(state, decisions.merge, who.who, number, body.into, body.note)
+    return _decide_about_individuals(state, decisions.merge, caller.name, number, body.into, body.note)
 
 
 @router.post("/individuals/{number}/split")
-def split(state: State, who: Reviewer, number: Number, body: schemas.Split) -> schemas.DecidedIndividual:
+def split(state: State, caller: Reviewer, number: Number, body: schemas.Split) -> schemas.DecidedIndividual:
     """One name for two animals: these encounters become a new individual."""
-    arguments = (who.who, number, body.encounter_ids, body.name or "", body.note)
+    arguments = (caller.name, number, body.encounter_ids, body.name or "", body.note)
     return _decide_about_individuals(state, decisions.split, *arguments)
 
 
 @router.patch("/individuals/{number}")
-def rename(state: State, who: Reviewer, number: Number, body: schemas.Rename) -> schemas.IndividualView:
+def rename(state: State, caller: Reviewer, number: Number, body: schemas.Rename) -> schemas.IndividualView:
     """Give an individual another name."""
-    return _decide_about_individuals(state, decisions.rename, who.who, number, body.name)["individual"]
+    return _decide_about_individuals(state, decisions.rename, caller.name, number, body.name)["individual"]

@@ -25,7 +25,7 @@ TABLE = {200: {"content": {"application/octet-stream": {}}, "description": "A fi
 @router.get("/exports/{kind}", response_class=Response, responses=TABLE)
 def export(
     state: State,
-    who: Reader,
+    caller: Reader,
     kind: Kind,
     species: Words = "",
     occasions: Occasions = "year",
@@ -43,7 +43,7 @@ MESSAGES = 200  # of one export; more are counted
 
 @router.get("/exports/{kind}/messages")
 def messages(
-    state: State, who: Reader, kind: Kind, species: Words = "", occasions: Occasions = "year", submitter: Words = ""
+    state: State, caller: Reader, kind: Kind, species: Words = "", occasions: Occasions = "year", submitter: Words = ""
 ) -> schemas.ExportMessages:
     """What an export leaves out and why, or what the other program will refuse of it."""
     with state.catalogue.reading() as session:

@@ -46,7 +46,7 @@ CACHED = {"cache-control": "private, max-age=86400"}
 
 
 @router.get("/photos/{number}/file", response_class=FileResponse)
-def photo_file(state: State, who: Reader, number: Number):
+def photo_file(state: State, caller: Reader, number: Number):
     """The photograph as it was given, as a download."""
     with state.catalogue.reading() as session:
         photo = queries.get_or_404(session, Photo, number, "photograph")
@@ -59,12 +59,12 @@ def photo_file(state: State, who: Reader, number: Number):
 
 
 @router.get("/photos/{number}/picture", response_class=Response, responses=JPEG)
-def photo_picture(state: State, who: Reader, number: Number, side: Side = 1600):
+def photo_picture(state: State, caller: Reader, number: Number, side: Side = 1600):
     """The whole photograph, upright."""
     return Response(cached_image(state.catalogue, number, side), media_type="image/jpeg", headers=CACHED)
 
 
 @router.get("/photos/{number}/crop", response_class=Response, responses=JPEG)
-def photo_crop(state: State, who: Reader, number: Number, side: Side = 512):
+def photo_crop(state: State, caller: Reader, number: Number, side: Side = 512):
     """What the network sees of it: a square, to be stretched back to the crop's `aspect`."""
     return Response(cached_image(state.catalogue, number, side, state.matcher.settings), media_type="image/jpeg")

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from ...catalogue.schema import Encounter, Individual, Photo
 from .. import schemas
 from ..auth import list_tokens, make_token, revoke
-from ..dependencies import COOKIE, Admin, Number, Reader, State, caller
+from ..dependencies import COOKIE, Admin, Number, Reader, State, authenticate
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-03
 router = APIRouter()
@@ -32,7 +32,7 @@ COUNTED = {
 }
 
 
-def _session_view(state, who):
+def _session_view(state, caller):
     """Who is signed in, and the catalogue in figures, a dict as of `schemas.SessionView`."""
     with state.catalogue.reading() as session:
         counts = {
@@ -40,23 +40,23 @@ def _session_view(state, who):
             for name, (table, *where) in COUNTED.items()
         }
     counts |= {"name": state.catalogue.name, "model": state.matcher.model_name}
-    return {"who": who.who, "role": who.role, "tokens": state.options.tokens, "catalogue": counts}
+    return {"who": caller.name, "role": caller.role, "tokens": state.options.tokens, "catalogue": counts}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-05
 @router.get("/session")
-def session(state: State, who: Reader) -> schemas.SessionView:
+def session(state: State, caller: Reader) -> schemas.SessionView:
     """Who is signed in, and the catalogue in figures."""
-    return _session_view(state, who)
+    return _session_view(state, caller)
 
 
 @router.post("/session")
 def sign_in(state: State, request: Request, response: Response, body: schemas.SignIn) -> schemas.SessionView:
     """Put a token into a cookie that the page's scripts cannot read."""
-    who = caller(request, body.token)
+    caller = authenticate(request, body.token)
     secure = request.url.scheme == "https"
     if state.options.tokens:
         response.set_cookie(COOKIE, body.token, httponly=True, samesite="strict", secure=secure, max_age=30 * 86400)
-    return _session_view(state, who)
+    return _session_view(state, caller)
 
 
 @router.delete("/session", status_code=204)
@@ -66,7 +66,7 @@ def sign_out(response: Response) -> None:
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-07
 @router.get("/tokens")
-def tokens(state: State, who: Admin) -> list[schemas.TokenView]:
+def tokens(state: State, caller: Admin) -> list[schemas.TokenView]:
     """The tokens that are valid."""
     with state.catalogue.reading() as session:
         return [
@@ -76,7 +76,7 @@ def tokens(state: State, who: Admin) -> list[schemas.TokenView]:
 
 
 @router.post("/tokens", status_code=201)
-def new_token(state: State, who: Admin, body: schemas.NewToken) -> schemas.MadeToken:
+def new_token(state: State, caller: Admin, body: schemas.NewToken) -> schemas.MadeToken:
     """Make a token. It is in this answer, and nowhere else."""
     with state.catalogue.writing() as session:
         row, token = make_token(session, body.name, body.role)
@@ -84,7 +84,7 @@ def new_token(state: State, who: Admin, body: schemas.NewToken) -> schemas.MadeT
 
 
 @router.delete("/tokens/{number}", status_code=204)
-def end_token(state: State, who: Admin, number: Number) -> None:
+def end_token(state: State, caller: Admin, number: Number) -> None:
     """End a token."""
     with state.catalogue.writing() as session:
         revoke(session, number)
