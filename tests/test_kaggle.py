@@ -277,7 +277,7 @@ def test_kaggle_notebooks_on_a_stand_in_train_in_two_versions_and_answer(image, 
     assert not (first / model / "fold0").exists()
 
     notebook, second = version(image, tmp_path, train, new | {"notebooks/jo/happywhale-03-train": first})
-    assert "taken up from" in seen(notebook) and "stopped" not in seen(notebook)
+    assert "taken up from" in seen(notebook) and "stopped after epoch 1 of 2" not in seen(notebook)
     record = json.loads((second / model / "fold1" / "config.json").read_text())
     assert (record["parameters"]["fold"], record["versions"]["backend"]) == (1, "jax")
     assert record["protocol"]["folds"] == 2
