@@ -724,7 +724,7 @@ def test_to_mark_tells_similar_names_apart():
 
 
 def of_a_catalogue(*encounters):
-    """Sightings as `views.sightings` makes them where nothing is known but the photograph, but for `encounters`."""
+    """Sightings as `queries.sightings` makes them where nothing is known but the photograph, but for `encounters`."""
     nothing = {"side": "", "date": "", "place": "", "species": "", "individual": "", "state": "undecided"}
     nothing |= {"decided_by": "", "decided_at": "", "kind_of_source": "decision"}
     nothing |= dict.fromkeys(["latitude", "longitude", "answer_id", "rank", "chance", "box"])

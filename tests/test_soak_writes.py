@@ -26,7 +26,7 @@ from happywhale_nb.catalogue.build import keep_model
 from happywhale_nb.catalogue.decisions import decide, undo
 from happywhale_nb.catalogue.schema import Decision, Encounter, Individual
 from happywhale_nb.catalogue.store import CARD, Catalogue, copy_sqlite, create_catalogue
-from happywhale_nb.catalogue.upload_photos import ingest_uploads
+from happywhale_nb.catalogue.upload_photos import Metadata, ingest_uploads
 from happywhale_nb.catalogue.uploads import check_photo, keep_photo
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
@@ -526,9 +526,9 @@ def desk_writer():
             draw_photo(folder / "new" / f"n{i}.jpg", 200 + i)
 
     def take(catalogue, ground):
-        known = {"name": "visit", "date": "", "place": "bay", "species": "beluga", "latitude": None, "longitude": None}
+        metadata = Metadata(name="visit", place="bay", species="beluga")
         files = [(path.name, path.read_bytes()) for path in sorted((ground / "new").iterdir())]
-        ingest_uploads(catalogue, Colours(), "ann", files, **known)
+        ingest_uploads(catalogue, Colours(), "ann", files, metadata=metadata)
 
     def decision(catalogue, visit, kind, **given):
         with catalogue.writing() as session:

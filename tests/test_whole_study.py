@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from conftest import once
 
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json
@@ -297,10 +298,8 @@ def test_embed_of_the_data_folder_gives_the_embeddings_of_training(study, tiny, 
 # --- a second training of one fold
 
 
-@pytest.fixture(scope="module")
-def again(whole, study, tiny):
-    """The folder of a study whose fold 0 was trained a second time, by the command and with the first one's threads;
-    its fold 1 is a copy of the first study's, and both were searched and blended a second time."""
+def train_again(whole, study):
+    """Train fold 0 of the study a second time, and search and blend it beside the first study's fold 1."""
     folder = whole / "outputs" / "again-quick"
     first = read_json(record_paths(study / "small_resnet_arcface" / "fold0" / "03_train.ipynb")[0])
     values = first["parameters"] | {"data_dir": whole / "data" / "tiny", "study": "again"}
@@ -314,7 +313,14 @@ def again(whole, study, tiny):
     dataset = read_dataset(whole / "data" / "tiny")
     knn_stage(dataset, folder, "small_resnet_arcface", study_folds(dataset, folder, 0, 0), KNNHead())
     blend_stage(dataset, folder)
-    return folder
+
+
+@pytest.fixture(scope="session")
+def again(whole, study, tmp_path_factory):
+    """The folder of a study whose fold 0 was trained a second time, by the command and with the first one's threads;
+    its fold 1 is a copy of the first study's, and both were searched and blended again. Once for all workers."""
+    once(tmp_path_factory, "again", lambda _: train_again(whole, study))
+    return whole / "outputs" / "again-quick"
 
 
 def test_train_with_the_same_seed_gives_the_same_files_byte_for_byte(study, again):

@@ -9,7 +9,6 @@ __all__ = ['OpenedCatalogue', 'open_catalogue', 'shaped_crop', 'listed_individua
 # %% ../../nbs/09_identify.ipynb #09-identify-02
 import getpass
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -173,9 +172,9 @@ class Query:
 
     def _add(self, user):
         """Make an encounter of the photos, and match it for an answer that is stored."""
-        files, known = [(path.name, path.read_bytes()) for path in self.paths], asdict(self.metadata)
+        files = [(path.name, path.read_bytes()) for path in self.paths]
         catalogue, embedder = self.opened.catalogue, self.opened.embedder
-        self.encounter = ingest_uploads(catalogue, embedder, user, files, self.side, **known)
+        self.encounter = ingest_uploads(catalogue, embedder, user, files, self.side, self.metadata)
         self.answer = match_encounter(self.opened.matcher, user, self.encounter, len(self.answer["candidates"]))
 
 # %% ../../nbs/09_identify.ipynb #09-identify-10a

@@ -137,9 +137,15 @@ class Metadata:
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-14
 def ingest_uploads(
-    catalogue: Catalogue, embedder: PhotoEmbedder, user: str, files: Sequence[tuple[str, bytes]], side: str = "",
-    limits: Limits | None = None, number: int | None = None, **metadata: str | float | None,
-) -> int:  # fmt: skip
+    catalogue: Catalogue,
+    embedder: PhotoEmbedder,
+    user: str,
+    files: Sequence[tuple[str, bytes]],
+    side: str = "",
+    metadata: Metadata | None = None,
+    limits: Limits | None = None,
+    number: int | None = None,
+) -> int:
     """Add uploads to an existing or a new encounter.
 
     Args:
@@ -148,9 +154,9 @@ def ingest_uploads(
         user: who sends them.
         files: `[(name, bytes)]`.
         side: of the animal: left, right or "".
+        metadata: of a new encounter; None: nothing is known. Unknown dates and positions are the photos' own.
         limits: of one photo; None: the defaults.
         number: of an existing encounter; None: a new one.
-        metadata: of a new encounter, fields of `Metadata`; unknown dates and positions are the photos' own.
 
     Returns:
         The encounter's number.
@@ -161,7 +167,7 @@ def ingest_uploads(
         Duplicate: for a photo of another encounter.
         UserError: for metadata that cannot be used. Nothing is added then.
     """
-    side, known = clean_side(side), Metadata(**metadata).cleaned()
+    side, known = clean_side(side), (metadata or Metadata()).cleaned()
     catalogue.refuse_changed()
     photos = check_uploads(files, limits or Limits())
     if number is None:

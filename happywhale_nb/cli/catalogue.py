@@ -129,13 +129,13 @@ def photo_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-12a
-def _add_group(store, embedder, paths, side, known, skip):
+def _add_group(store, embedder, paths, side, metadata, skip):
     """Add photographs as one encounter. Returns whether it was taken; a refusal is raised unless `skip`."""
     from happywhale_nb.catalogue.upload_photos import ingest_uploads
 
     files = [(path.name, path.read_bytes()) for path in paths]
     try:
-        number = ingest_uploads(store, embedder, getpass.getuser(), files, side, **known)
+        number = ingest_uploads(store, embedder, getpass.getuser(), files, side, metadata)
     except UserError as error:
         if not skip:
             raise
@@ -161,12 +161,13 @@ def add(folder, photos, each, side, date, place, species, name):
     Example: happywhale catalogue add outputs/demo/catalogue IMG_0101.jpg IMG_0102.jpg --date 2026-07-31
     """
     from happywhale_nb.catalogue.build import open_embedder
+    from happywhale_nb.catalogue.upload_photos import Metadata
 
     store, files = open_catalogue(folder), photo_files(photos)
     embedder = open_embedder(store)
-    known = {"date": date, "place": place, "species": species, "name": name, "latitude": None, "longitude": None}
+    metadata = Metadata(name, date, place, species)
     groups = [[path] for path in files] if each else [files]
-    refused = [group for group in groups if not _add_group(store, embedder, group, side, known, skip=each)]
+    refused = [group for group in groups if not _add_group(store, embedder, group, side, metadata, skip=each)]
     embedder.close()
     if refused:
         raise UserError(f"{count_noun(len(refused), 'photograph')} of {len(files)} left out")

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHARE_SINGLE', 'SHARE_NEW', 'photos_each', 'assign_species', 'hex_names', 'plan_photos', 'jitter', 'draw_group',
-           'write_tables', 'check_sizes', 'one_opencv_thread', 'draw_demo']
+           'write_tables', 'check_sizes', 'draw_demo']
 
 # %% ../../nbs/lib/demo/dataset.ipynb #demo-02
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -20,6 +18,7 @@ import pandas as pd
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
+from ..core.threads import single_opencv_thread
 from .animals import BUILDS, draw_animal, stream
 from .scenes import sea_tile, take_photo
 
@@ -239,21 +238,6 @@ def _draw_all(folder, seed, table, size, workers, progress_bar):
             progress_bar.update(len(boxes))
     write_tables(folder, table, pd.DataFrame(rows))
 
-# %% ../../nbs/lib/demo/dataset.ipynb #demo-41
-@contextmanager
-def one_opencv_thread() -> Iterator[None]:
-    """Run the block with one OpenCV thread, and restore the setting afterwards.
-
-    Yields:
-        Nothing.
-    """
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-
 # %% ../../nbs/lib/demo/dataset.ipynb #demo-23
 def draw_demo(
     root: str | Path,
@@ -286,6 +270,6 @@ def draw_demo(
     check_sizes(seed, individuals, train_photos, test_photos, size)
     table, root = plan_photos(seed, individuals, train_photos, test_photos), Path(root)
     photo_bar = bar(None, "drawing", len(table), disable=not progress)
-    with one_opencv_thread(), atomic(root) as folder, photo_bar:
+    with single_opencv_thread(), atomic(root) as folder, photo_bar:
         _draw_all(folder, seed, table, size, workers, photo_bar)
     return root

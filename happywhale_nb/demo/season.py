@@ -25,8 +25,9 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import project_root
 from ..core.progress import bar
+from ..core.threads import single_opencv_thread
 from .animals import Animal, draw_animal, stream
-from .dataset import draw_demo, draw_group, hex_names, one_opencv_thread, write_tables
+from .dataset import draw_demo, draw_group, hex_names, write_tables
 from .scenes import sea_tile, take_photo
 
 # %% ../../nbs/lib/demo/season.ipynb #season-05
@@ -285,7 +286,7 @@ def draw_season(
     table, folder = plan_season(seed, individuals, undecided), Path(folder)
     table["test"] = table["subset"] != "known"
     photo_bar = bar(None, "drawing", len(table), disable=not progress)
-    with one_opencv_thread(), atomic(folder) as temporary, photo_bar:
+    with single_opencv_thread(), atomic(folder) as temporary, photo_bar:
         _draw_all(temporary, seed, table, size, workers, photo_bar)
     return folder
 

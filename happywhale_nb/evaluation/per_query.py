@@ -83,7 +83,7 @@ def read_outcomes(folder: Path, model: str, folds: pd.DataFrame) -> pd.DataFrame
         truth (`new_individual` if the individual is not in the fold's gallery); known (photos of the individual in
         that gallery); first and first_species (the first prediction); rank of the truth, 1 to 5, 0 if it is not among
         the five; score (1/rank or 0); confidence in [0, 1] and n (size of the candidate set), of
-        `predictions.write_lists`; kind (of `OUTCOME_KINDS`).
+        `predictions.write_candidate_sets`; kind (of `OUTCOME_KINDS`).
 
     Raises:
         UserError: If no fold has predictions, or a fold has no `oof_lists.csv`.

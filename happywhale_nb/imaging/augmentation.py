@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from ..core.errors import UserError
-from .threads import image_pool, single_opencv_thread
+from ..core.threads import image_pool, single_opencv_thread
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-06
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from PIL import Image
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
+from ..core.threads import single_opencv_thread
 from ..data.boxes import BOX
 from .photo import upright_pixels, upright_size
-from .threads import single_opencv_thread
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-06
 def _scale_box(box, frame, image_size):

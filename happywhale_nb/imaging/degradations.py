@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..core.errors import UserError, lookup
+from ..core.threads import single_opencv_thread
 from .augmentation import AIRLIGHT
-from .threads import single_opencv_thread
 
 # %% ../../nbs/lib/imaging/degradations.ipynb #degradations-26
 Generator = np.random.Generator | None

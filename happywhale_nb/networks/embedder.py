@@ -287,7 +287,7 @@ class CroppingModel(StoredModel):
 
         Args:
             images: file names.
-            boxes: table of `boxes.COLUMNS`, or None for whole photos.
+            boxes: table of `boxes.BOX_COLUMNS`, or None for whole photos.
 
         Returns:
             For each image its box's source, box `[4]` or None and frame `[2]` or None in pixels, as `crop` takes
@@ -386,7 +386,7 @@ def photo_boxes(paths: Sequence[Path | str], detections: np.ndarray) -> pd.DataF
         detections: `[n, 5]`, boxes and spreads in fractions (see `detector.box_table`).
 
     Returns:
-        Table of `boxes.COLUMNS` with the source `DETECTOR`, in pixels of the upright photos.
+        Table of `boxes.BOX_COLUMNS` with the source `DETECTOR`, in pixels of the upright photos.
     """
     table = box_table(detections)
     sizes = np.array([photo_size(path) for path in paths], float).reshape(-1, 2)
@@ -403,7 +403,7 @@ class Embedder(LoadedModel):
 
         Args:
             paths: photos; their names without folders are the images of `boxes`.
-            boxes: table of `boxes.COLUMNS`, or None for whole photos.
+            boxes: table of `boxes.BOX_COLUMNS`, or None for whole photos.
             quiet: show no progress bar.
 
         Returns:
@@ -433,7 +433,7 @@ class Embedder(LoadedModel):
             paths: photos.
 
         Returns:
-            Table of `boxes.COLUMNS` with the source `DETECTOR`, in pixels of the upright photos.
+            Table of `boxes.BOX_COLUMNS` with the source `DETECTOR`, in pixels of the upright photos.
 
         Raises:
             UserError: without a detector, for a photo that cannot be decoded, or after `close`.

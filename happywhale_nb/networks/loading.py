@@ -89,7 +89,7 @@ def choose_boxes(images: Sequence[str], boxes: pd.DataFrame | None, record: dict
 
     Args:
         images: file names.
-        boxes: table of `boxes.COLUMNS`, also with the sources `PERSON` and `DETECTOR`, or None.
+        boxes: table of `boxes.BOX_COLUMNS`, also with the sources `PERSON` and `DETECTOR`, or None.
         record: the model's `config.json`.
 
     Returns:

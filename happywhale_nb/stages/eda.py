@@ -369,7 +369,7 @@ def leakage(pairs: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     """Count near-duplicate pairs.
 
     Args:
-        pairs: a table of `near_duplicates.near_duplicates`.
+        pairs: a table of `near_duplicates.find_near_duplicates`.
         train: the table of known photos.
 
     Returns:
@@ -390,7 +390,7 @@ def describe_leakage(pairs: pd.DataFrame, train: pd.DataFrame, test: pd.DataFram
     """Describe how many training photos occur in the test set.
 
     Args:
-        pairs: a table of `near_duplicates.near_duplicates`.
+        pairs: a table of `near_duplicates.find_near_duplicates`.
         train: the table of known photos.
         test: the table of test photos; may be empty.
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..core.artifacts import fingerprint, read_json, versions, write_json
+from ..core.hardware import nvidia_driver
 from ..core.paths import find_checkout
 from .registry import STAGES
 
@@ -195,14 +196,10 @@ def installed_gpus() -> list[str]:
     """List NVIDIA's GPUs.
 
     Returns:
-        Their names, without the numbers that belong to one card alone; empty if the driver does not answer.
+        Their names, such as "NVIDIA L4"; empty if the driver does not answer.
     """
-    command = ["nvidia-smi", "-L"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", done.stdout, re.M) if done.returncode == 0 else []
+    driver = nvidia_driver(timeout=60)
+    return list(driver.cards) if driver and not driver.fault else []
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-25
 def describe_device() -> dict[str, object]:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, File, Form, UploadFile
 
 from ...catalogue import decisions, queries
 from ...catalogue.edits import edit_encounter, set_crop
-from ...catalogue.upload_photos import ingest_uploads
+from ...catalogue.upload_photos import Metadata, ingest_uploads
 from .. import schemas
 from ..dependencies import Number, Reviewer, State, read_files
 
@@ -42,13 +42,8 @@ def add_encounter(
         caller.name,
         files,
         side,
+        Metadata(name, date, place, species, latitude, longitude),
         state.options.limits,
-        name=name,
-        date=date,
-        place=place,
-        species=species,
-        latitude=latitude,
-        longitude=longitude,
     )
     return state.view(number)
 
@@ -63,7 +58,8 @@ def add_photos(
 ) -> schemas.EncounterView:
     """More photographs of an encounter; one that it has already is passed over."""
     files = read_files(state, photos)
-    made = ingest_uploads(state.catalogue, state.ready(), caller.name, files, side, state.options.limits, number)
+    limits = state.options.limits
+    made = ingest_uploads(state.catalogue, state.ready(), caller.name, files, side, limits=limits, number=number)
     return state.view(made)
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-05
