@@ -31,8 +31,8 @@ from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue import decisions, upload_photos
 from happywhale_nb.catalogue.exports.formats import EXPORTS
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
+from happywhale_nb.catalogue.listings import list_encounters
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
-from happywhale_nb.catalogue.queries import list_encounters
 from happywhale_nb.catalogue.schema import Crop, Decision, Embedding, Encounter, Individual, Photo, Token
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits

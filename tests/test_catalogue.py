@@ -17,8 +17,7 @@ from sqlalchemy import func, select, text
 from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue.decisions import decide, make_individual, merge, update_encounter
 from happywhale_nb.catalogue.ingest import update_metadata
-from happywhale_nb.catalogue.naming import next_name
-from happywhale_nb.catalogue.queries import (
+from happywhale_nb.catalogue.listings import (
     encounter_view,
     facets,
     individual_page,
@@ -26,10 +25,11 @@ from happywhale_nb.catalogue.queries import (
     list_encounters,
     sightings,
 )
+from happywhale_nb.catalogue.naming import next_name
 from happywhale_nb.catalogue.schema import Base, Decision, Encounter, Model, Photo
 from happywhale_nb.catalogue.store import CARD, Catalogue, add_photo, create_catalogue, new_encounter, upgrade_catalogue
-from happywhale_nb.catalogue.text import clean_text
 from happywhale_nb.catalogue.upload_photos import ingest_uploads
+from happywhale_nb.catalogue.validation import clean_text
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 

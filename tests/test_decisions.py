@@ -38,7 +38,7 @@ from happywhale_nb.catalogue.decisions import (
 )
 from happywhale_nb.catalogue.exports.common import original_text
 from happywhale_nb.catalogue.exports.csv import to_csv
-from happywhale_nb.catalogue.queries import individual_page, rejections, sightings
+from happywhale_nb.catalogue.listings import individual_page, rejections, sightings
 from happywhale_nb.catalogue.schema import Answer, Base, Decision, Encounter, Individual
 from happywhale_nb.catalogue.store import Catalogue, NotFound, add_photo, create_catalogue, new_encounter
 from happywhale_nb.core.errors import UserError

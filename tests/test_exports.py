@@ -30,7 +30,7 @@ from happywhale_nb.catalogue.exports.csv import to_csv
 from happywhale_nb.catalogue.exports.formats import EXPORTS, describe_export, export_messages
 from happywhale_nb.catalogue.exports.mark import capture_histories, to_mark, to_rmark
 from happywhale_nb.catalogue.exports.wildbook import check_wildbook, to_wildbook, wildbook_table
-from happywhale_nb.catalogue.queries import SIGHTINGS
+from happywhale_nb.catalogue.listings import SIGHTINGS
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.species import SPECIES
 
@@ -724,7 +724,7 @@ def test_to_mark_tells_similar_names_apart():
 
 
 def of_a_catalogue(*encounters):
-    """Sightings as `queries.sightings` makes them where nothing is known but the photograph, but for `encounters`."""
+    """Sightings as `listings.sightings` makes them where nothing is known but the photograph, but for `encounters`."""
     nothing = {"side": "", "date": "", "place": "", "species": "", "individual": "", "state": "undecided"}
     nothing |= {"decided_by": "", "decided_at": "", "kind_of_source": "decision"}
     nothing |= dict.fromkeys(["latitude", "longitude", "answer_id", "rank", "chance", "box"])

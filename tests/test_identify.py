@@ -6,7 +6,7 @@ from PIL import Image
 from happywhale_nb.catalogue import identify as module
 from happywhale_nb.catalogue.decisions import Conflict, decide
 from happywhale_nb.catalogue.identify import OpenedCatalogue, identify
-from happywhale_nb.catalogue.queries import encounter_view, list_decisions
+from happywhale_nb.catalogue.listings import encounter_view, list_decisions
 from happywhale_nb.catalogue.store import Catalogue
 from happywhale_nb.core.errors import UserError
 

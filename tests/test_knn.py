@@ -17,7 +17,6 @@ from happywhale_nb.data.dataset import NEW
 from happywhale_nb.data.splits import gallery_and_queries
 from happywhale_nb.retrieval.calibration import TopOneCalibrator
 from happywhale_nb.retrieval.conformal import CandidateSets
-from happywhale_nb.retrieval.contracts import Fold, Ranking
 from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
 from happywhale_nb.retrieval.knn import KNNHead, VectorError, neighbour_grid, rank_sets, within_map5
 from happywhale_nb.retrieval.local_features import (
@@ -49,6 +48,7 @@ from happywhale_nb.retrieval.open_set import (
     threshold_for_fraction,
 )
 from happywhale_nb.retrieval.predictions import read_candidate_sets, read_predictions, read_scores
+from happywhale_nb.retrieval.rankings import Fold, Ranking
 from happywhale_nb.retrieval.search import AGGREGATES
 from happywhale_nb.stages import knn
 from happywhale_nb.stages.knn import (

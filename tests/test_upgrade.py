@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from conftest import copy_project
 
 from happywhale_nb.catalogue.build import open_embedder
+from happywhale_nb.catalogue.listings import sightings
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
-from happywhale_nb.catalogue.queries import sightings
 from happywhale_nb.catalogue.store import Catalogue, upgrade_catalogue
 from happywhale_nb.cli.main import main
 from happywhale_nb.networks.embedder import embed_folder

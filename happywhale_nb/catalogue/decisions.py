@@ -12,11 +12,11 @@ from collections.abc import Collection
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from .listings import get_or_404
 from .naming import next_name
-from .queries import get_or_404
 from .schema import Answer, Decision, Encounter, Individual
 from .store import individual_named, now
-from .text import clean_text
+from .validation import clean_text
 from ..core.errors import UserError
 from ..data.dataset import NEW
 

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from .decisions import Conflict, log_decision, update_encounter
 from .ingest import PhotoEmbedder, crop_boxes, crop_row
-from .queries import get_or_404
+from .listings import get_or_404
 from .schema import Crop, Embedding, Encounter, Photo
 from .store import Catalogue, model_row, pack
-from .text import clean_date, clean_position, clean_side, clean_text
+from .validation import clean_date, clean_position, clean_side, clean_text
 from ..core.errors import UserError
 
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-05

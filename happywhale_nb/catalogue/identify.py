@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from . import decisions
 from .build import open_embedder
 from .ingest import PhotoEmbedder, add_detected_boxes, count_uncropped
+from .listings import crop_box, encounter_view, get_or_404, list_decisions, list_encounters
 from .matching import Matcher, match_encounter, match_vectors
-from .queries import crop_box, encounter_view, get_or_404, list_decisions, list_encounters
 from .schema import Crop, Encounter, Photo
 from .store import Catalogue, find_catalogue
-from .text import clean_side
 from .upload_photos import Metadata, check_uploads, ingest_uploads
 from .uploads import Limits
+from .validation import clean_side
 from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
 from ..core.progress import shows_widgets

@@ -32,8 +32,8 @@ from happywhale_nb.catalogue.store import (
     pack,
     unpack,
 )
-from .text import clean_date, clean_position, clean_side, clean_text
 from .uploads import clean_name, read_exif
+from .validation import clean_date, clean_position, clean_side, clean_text
 from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, BOX_COLUMNS, read_boxes

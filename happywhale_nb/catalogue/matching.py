@@ -15,8 +15,8 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from .listings import get_or_404, id_and_name, photo_view, rejections
 from .naming import next_name
-from .queries import get_or_404, id_and_name, photo_view, rejections
 from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
 from .store import Catalogue, model_row, now, unpack
 from ..core.errors import UserError

@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 
 from .decisions import Conflict, log_decision, update_encounter
 from .ingest import PhotoEmbedder, add_detected_boxes, crop_row
-from .queries import get_or_404
+from .listings import get_or_404
 from .schema import Encounter, Photo
 from .store import Catalogue, add_photo, model_row, new_encounter
-from .text import clean_date, clean_position, clean_side, clean_text
 from .uploads import Limits, Picture, check_photo, clean_name, keep_photo
+from .validation import clean_date, clean_position, clean_side, clean_text
 from ..core.errors import UserError
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-05

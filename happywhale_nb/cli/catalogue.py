@@ -222,7 +222,7 @@ def export(folder, kind, output, species, occasions, submitter):
     Example: happywhale catalogue export outputs/demo/catalogue wildbook --submitter ana -o sheet.xlsx
     """
     from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings
-    from happywhale_nb.catalogue.queries import sightings
+    from happywhale_nb.catalogue.listings import sightings
 
     if output:
         check_file_name(output.name, "an export")

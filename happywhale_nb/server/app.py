@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from ..catalogue import decisions, queries
+from ..catalogue import decisions, listings
 from ..catalogue.store import NotFound
 from ..catalogue.upload_photos import BadPhoto, Duplicate, TooLarge
 from ..core.errors import Busy, UserError
@@ -52,7 +52,7 @@ def _conflict(request, error):
         state = request.app.state.shared
         content["encounter"] = state.view(int(number))
         with state.catalogue.reading() as session:
-            content["decision"] = next(iter(queries.list_decisions(session, int(number), limit=1)["decisions"]), None)
+            content["decision"] = next(iter(listings.list_decisions(session, int(number), limit=1)["decisions"]), None)
     return JSONResponse(content, 409)
 
 

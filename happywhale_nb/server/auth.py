@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from ..catalogue.schema import Token
 from ..catalogue.store import NotFound, now
-from ..catalogue.text import clean_text
+from ..catalogue.validation import clean_text
 from ..core.errors import UserError
 
 # %% ../../nbs/lib/server/auth.ipynb #auth-05

@@ -10,7 +10,7 @@ import getpass
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
-from ..catalogue import queries
+from ..catalogue import listings
 from ..catalogue.matching import Matcher
 from ..catalogue.uploads import Limits
 from ..core.errors import Busy, UserError
@@ -60,7 +60,7 @@ class AppState:
     def view(self, number):
         """The view of an encounter, as it is now."""
         with self.catalogue.reading() as session:
-            return queries.encounter_view(session, self.matcher.settings, number)
+            return listings.encounter_view(session, self.matcher.settings, number)
 
 # %% ../../nbs/lib/server/state.ipynb #state-08
 def _heat_maps(state, one, two):

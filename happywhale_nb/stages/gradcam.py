@@ -34,8 +34,8 @@ from ..imaging.photo import photo_size
 from ..networks.gradcam import COLOURS, Probe, overlay
 from ..networks.model import load_trained
 from ..networks.presets import Preset, used_preset
-from ..retrieval.contracts import CalibratedPrediction
 from ..retrieval.embeddings import read_embeddings
+from ..retrieval.rankings import CalibratedPrediction
 from .knn import choose_examples, read_fold
 from .study_split import study_card, study_folds
 from .train import study_crops, training_rows

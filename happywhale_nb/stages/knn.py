@@ -28,8 +28,8 @@ from ..retrieval.knn import KNNHead
 
 # %% ../../nbs/06_knn.ipynb #06-knn-23a
 from ..data.splits import gallery_and_queries, require_catalogue, true_answers
-from ..retrieval.contracts import CalibratedPrediction, Fold, Ranking, joined
 from ..retrieval.embeddings import read_embeddings
+from ..retrieval.rankings import CalibratedPrediction, Fold, Ranking, joined
 
 # %% ../../nbs/06_knn.ipynb #06-knn-24
 def species_of_individuals(folds: pd.DataFrame) -> pd.Series:

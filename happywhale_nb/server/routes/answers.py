@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, File, Form, Query, Response, UploadFile
 
-from ...catalogue import queries
+from ...catalogue import listings
 from ...catalogue.ingest import add_detected_boxes, count_uncropped
 from ...catalogue.matching import Filters, match_encounter, match_vectors, stored_answer
 from ...catalogue.schema import Crop, Photo
@@ -68,8 +68,8 @@ def heat_map_png(state, number, rank, of):
     key = []
     with state.catalogue.reading() as session:
         for each in (found["asked"], found["photo"]["id"]):
-            box, frame = queries.crop_box(session.get(Crop, each))
-            path = state.catalogue.path(queries.get_or_404(session, Photo, each, "photograph"))
+            box, frame = listings.crop_box(session.get(Crop, each))
+            path = state.catalogue.path(listings.get_or_404(session, Photo, each, "photograph"))
             key.append((path, box and tuple(box), frame and tuple(frame)))
     from happywhale_nb.networks.gradcam import heat_png  # here: it needs TensorFlow
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from ...catalogue import queries
+from ...catalogue import listings
 from ...catalogue.naming import next_name
 from .. import schemas
 from ..dependencies import Limit, Number, Reader, State, Words, clean_query
@@ -23,7 +23,7 @@ router = APIRouter()
 def facets(app_state: State, caller: Reader) -> schemas.Facets:
     """What there is to filter by."""
     with app_state.catalogue.reading() as session:
-        return queries.facets(session)
+        return listings.facets(session)
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-04
 @router.get("/encounters")
@@ -44,7 +44,7 @@ def encounters(
     filters = map(clean_query, (after, state, species, side, place, since, until, q))
     after, state, species, side, place, since, until, q = filters
     with app_state.catalogue.reading() as session:
-        return queries.list_encounters(
+        return listings.list_encounters(
             session, app_state.matcher.settings, after, limit, state, species, side, place, since, until, q
         )
 
@@ -61,14 +61,14 @@ def individuals(
 ) -> schemas.IndividualList:
     """Individuals by name, a page at a time."""
     with app_state.catalogue.reading() as session:
-        return queries.list_individuals(session, *map(clean_query, (q, species, after)), limit)
+        return listings.list_individuals(session, *map(clean_query, (q, species, after)), limit)
 
 
 @router.get("/individuals/{number}")
 def individual(app_state: State, caller: Reader, number: Number) -> schemas.IndividualPage:
     """One individual with all its encounters, and every decision about it."""
     with app_state.catalogue.reading() as session:
-        return queries.individual_page(session, app_state.matcher.settings, number)
+        return listings.individual_page(session, app_state.matcher.settings, number)
 
 
 @router.get("/next-id")
@@ -89,4 +89,4 @@ def trail(
 ) -> schemas.Trail:
     """Who decided what, when, and from which answer; the latest first."""
     with app_state.catalogue.reading() as session:
-        return queries.list_decisions(session, encounter_id, individual_id, after, limit)
+        return listings.list_decisions(session, encounter_id, individual_id, after, limit)

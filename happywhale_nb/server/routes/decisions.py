@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, File, Form, UploadFile
 
-from ...catalogue import decisions, queries
+from ...catalogue import decisions, listings
 from ...catalogue.edits import edit_encounter, set_crop
 from ...catalogue.upload_photos import Metadata, ingest_uploads
 from .. import schemas
@@ -84,7 +84,7 @@ def decide(state: State, caller: Reviewer, number: Number, body: schemas.Decide)
     what = (body.kind, body.version, body.individual_id, body.name or "", body.answer_id, body.note)
     with state.catalogue.writing() as session:
         row, _ = decisions.decide(session, caller.name, number, *what)
-        made = queries.decision_views(session, [row])[0]
+        made = listings.decision_views(session, [row])[0]
     return {"decision": made, "encounter": state.view(number)}
 
 
@@ -93,7 +93,7 @@ def undo(state: State, caller: Reviewer, number: Number) -> schemas.Decided:
     """Undo a decision of one's own; an admin anybody's."""
     with state.catalogue.writing() as session:
         row, met = decisions.undo(session, caller.name, number, any_user=caller.role == "admin")
-        made = queries.decision_views(session, [row])[0]
+        made = listings.decision_views(session, [row])[0]
     return {"decision": made, "encounter": state.view(met.id) if met is not None else None}
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-08
@@ -101,8 +101,8 @@ def _decide_about_individuals(state, act, *arguments):
     """Run `act(session, *arguments)`, which gives a decision and an individual; views of both."""
     with state.catalogue.writing() as session:
         row, individual = act(session, *arguments)
-        made = queries.decision_views(session, [row])[0]
-        return {"decision": made, "individual": queries.individual_views(session, [individual])[0]}
+        made = listings.decision_views(session, [row])[0]
+        return {"decision": made, "individual": listings.individual_views(session, [individual])[0]}
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-09
 @router.post("/individuals/{number}/merge")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fastapi import APIRouter, Response
 
-from ...catalogue import queries
+from ...catalogue import listings
 from ...catalogue.exports.formats import EXPORTS, export_messages, export_sightings
 from .. import schemas
 from ..dependencies import Reader, State, Words, attachment
@@ -33,7 +33,7 @@ def export(
 ):
     """The catalogue as a file: csv, wildbook, camtrap-dp, mark, rmark."""
     with state.catalogue.reading() as session:
-        table = queries.sightings(session)
+        table = listings.sightings(session)
     data, name, media = export_sightings(table, kind, species, occasions, submitter)
     return Response(data, media_type=media, headers={"content-disposition": attachment(name)})
 
@@ -47,6 +47,6 @@ def messages(
 ) -> schemas.ExportMessages:
     """What an export leaves out and why, or what the other program will refuse of it."""
     with state.catalogue.reading() as session:
-        table = queries.sightings(session)
+        table = listings.sightings(session)
     found = export_messages(table, kind, species, occasions, submitter)
     return {"messages": found[:MESSAGES], "total": len(found)}

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 
-from ...catalogue import queries
+from ...catalogue import listings
 from ...catalogue.schema import Crop, Photo
 from ...catalogue.store import NotFound
 from ...catalogue.uploads import show_crop, show_photo
@@ -26,8 +26,8 @@ def cached_image(catalogue, number, side, settings=None):
     """A photograph as the bytes of a JPEG, its longer side about `side` pixels; with the settings of a model the square
     that it sees. Made once, and kept in the catalogue's folder `shown`, which may be deleted."""
     with catalogue.reading() as session:
-        photo, crop = queries.get_or_404(session, Photo, number, "photograph"), session.get(Crop, number)
-        path, digest, (box, frame) = catalogue.path(photo), photo.sha256, queries.crop_box(crop)
+        photo, crop = listings.get_or_404(session, Photo, number, "photograph"), session.get(Crop, number)
+        path, digest, (box, frame) = catalogue.path(photo), photo.sha256, listings.crop_box(crop)
     side = next(each for each in SIDES if each >= side)
     options = (box, frame, side, settings["margin"], settings["keep_aspect"]) if settings else (side,)
     key = fingerprint(digest, *options)
@@ -49,7 +49,7 @@ CACHED = {"cache-control": "private, max-age=86400"}
 def photo_file(state: State, caller: Reader, number: Number):
     """The photograph as it was given, as a download."""
     with state.catalogue.reading() as session:
-        photo = queries.get_or_404(session, Photo, number, "photograph")
+        photo = listings.get_or_404(session, Photo, number, "photograph")
         path = state.catalogue.path(photo)
     if not path.is_file():
         raise NotFound(f"the file of photograph {photo.name} is not where it was: {photo.path}")
