@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 PRESET, SIDE, BATCH = "small_resnet_arcface", 96, 32
 
 
-def training(defaults=False, classes=100, changes=""):
+def training(defaults=False, classes=100, overrides=""):
     """A `prepare` that fits some steps of the CPU preset, compiled as Keras does by default or as this project does."""
 
     def prepare(quick):
@@ -32,20 +32,20 @@ def training(defaults=False, classes=100, changes=""):
         from happywhale_nb.networks.targets import Targets, class_margins
 
         steps = 4 if quick else 20
-        config = configure(PRESET, image_size=SIDE, changes=changes)
+        config = configure(PRESET, image_size=SIDE, overrides=overrides)
         network = build_network(config, classes)
         trainer = compile_trainer(network, config, build_optimizer(config, network, steps, BATCH))
         if defaults:
-            loss, metrics = ArcFaceLoss(config.scale), {"cosines": [accuracy, top5]}
+            loss, metrics = ArcFaceLoss(config.arcface_scale), {"cosines": [accuracy, top5]}
             trainer.compile(trainer.optimizer, {"cosines": loss}, metrics=metrics)
         rng, labels = np.random.default_rng(0), np.arange(BATCH * steps) % classes
-        targets = Targets(labels, class_margins(np.ones(classes), 0.3), sample=config.sample)
+        targets = Targets(labels, class_margins(np.ones(classes), 0.3), sample=config.sampled_classes)
         pixels = rng.integers(0, 256, (BATCH, SIDE, SIDE, 3)).astype(np.uint8)
 
         def batches():
             for step in range(steps):
                 made = targets.batch(np.arange(BATCH) + step * BATCH, np.zeros(BATCH, int), step)
-                inputs = {"pixels": pixels} | ({"chosen": made["chosen"]} if config.sample else {})
+                inputs = {"pixels": pixels} | ({"chosen": made["chosen"]} if config.sampled_classes else {})
                 yield inputs, {"cosines": made["cosines"]}
 
         def run():
@@ -81,7 +81,7 @@ def preset_training(preset, classes=1000, precision="float32"):
 
         devices.prepare(precision)
         batch = 2 if quick else PRESETS[preset][1]
-        config = configure(preset, changes="weights=")
+        config = configure(preset, overrides="weights=")
         network = build_network(config, classes)
         trainer = compile_trainer(network, config, build_optimizer(config, network, 100, batch))
         pixels = np.random.default_rng(0).integers(0, 256, (batch, *network.input["pixels"].shape[1:])).astype(np.uint8)
@@ -104,7 +104,7 @@ def preset_embedding(preset):
         from happywhale_nb.networks.model import build_network, embed, inference_model
         from happywhale_nb.networks.presets import configure
 
-        batch, config = 2 if quick else PRESETS[preset][1], configure(preset, changes="weights=")
+        batch, config = 2 if quick else PRESETS[preset][1], configure(preset, overrides="weights=")
         model, side = inference_model(build_network(config, 10)), config.image_size
         photos = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
 
@@ -221,7 +221,7 @@ def stored(preset=PRESET):
     from happywhale_nb.networks.model import build_network, inference_model
     from happywhale_nb.networks.presets import configure
 
-    config = configure(preset, image_size=SIDE if preset == PRESET else 0, changes="weights=")
+    config = configure(preset, image_size=SIDE if preset == PRESET else 0, overrides="weights=")
     model = inference_model(build_network(config, classes=100))
     path = Path(tempfile.mkdtemp()) / "model.keras"
     model.save(path)
@@ -278,11 +278,11 @@ CASES = {
     "training steps": {"Keras' defaults": training(defaults=True), "this project": training()},
     "training steps, 20,000 classes": {
         "all scored": training(classes=20_000),
-        "512 sampled": training(classes=20_000, changes="sample=512"),
+        "512 sampled": training(classes=20_000, overrides="sampled_classes=512"),
     },
     "training steps, 200,000 classes": {
         "all scored": training(classes=200_000),
-        "512 sampled": training(classes=200_000, changes="sample=512"),
+        "512 sampled": training(classes=200_000, overrides="sampled_classes=512"),
     },
     "embedding": {
         "TensorFlow SavedModel": saved_model(),

@@ -68,8 +68,8 @@ for k in done:
     queries = table["image"][table["fold"] == k]
     for part, images in (("oof", queries), ("test", dataset.test["image"])):
         write_predictions(place / f"{part}.csv", images, drawn(images, names, part, k, alpha, weights))
-oof = {"map5": 0.5, "map5_known": 0.5, "n": len(table), "share_new": 0.1}
-result = {"oof": oof, "for_test": {"threshold": 0.5, "share_new": None}, "folds": done, "made": [alpha, neighbors]}
+oof = {"map5": 0.5, "map5_known": 0.5, "n": len(table), "fraction_new": 0.1}
+result = {"oof": oof, "for_test": {"threshold": 0.5, "prior_new": None}, "folds": done, "made": [alpha, neighbors]}
 write_json(folder / model / "knn.json", result)
 """
 

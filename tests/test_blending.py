@@ -32,13 +32,15 @@ def test_blend_score_and_validate_commands_on_small_files_give_the_known_figures
     assert json.loads(scored.stdout)["map5"] == pytest.approx(2 / 3)
     catalogue = files("train.csv", "q,b", "r,c", header="image,individual_id")
     scored = run("score", to, truth, "--catalogue", catalogue, "--json")  # a is new there
-    assert json.loads(scored.stdout)["share_new"] == pytest.approx(2 / 3)
+    assert json.loads(scored.stdout)["fraction_new"] == pytest.approx(2 / 3)
     for wrong, message in (
         (["blend", one, two], "Missing option '-o'"),
         (["blend", one, "-o", to, "--weights", "1 2"], "2 weights for 1 files"),
-        (["blend", one, "-o", to, "--rule", "votes"], "rule 'votes' is not known"),
-        (["blend", one, "-o", to, "--rule", "notebook"], "catalogue"),
-        (["blend", one, "-o", to, "--finless", like], "matter to the rule notebook alone, not to paper"),
+        (["blend", one, "-o", to, "--rule", "votes"], "--rule is now --voting"),
+        (["blend", one, "-o", to, "--finless", like], "--finless is now --no-fin-csv"),
+        (["blend", one, "-o", to, "--voting", "votes"], "rule 'votes' is not known"),
+        (["blend", one, "-o", to, "--voting", "notebook"], "catalogue"),
+        (["blend", one, "-o", to, "--no-fin-csv", like], "matter to the rule notebook alone, not to paper"),
         (["score", to, like], "no column 'individual_id'"),
     ):
         refused = run(*wrong)
@@ -71,8 +73,8 @@ def test_blend_command_with_finless_photographs_counts_only_the_first_24_files(f
         files("train.csv", "q,a", "r,b", header="image,individual_id"),
     )
     paths, to = [str(sure)] * 24 + [str(late)] * 30, tmp_path / "blend.csv"
-    how = ["-o", str(to), "--rule", "notebook", "--catalogue", str(catalogue)]
-    for asked, expected in (([], ["x,b a", "y,b a"]), (["--finless", str(finless)], ["x,b a", "y,a b"])):
+    how = ["-o", str(to), "--voting", "notebook", "--catalogue", str(catalogue)]
+    for asked, expected in (([], ["x,b a", "y,b a"]), (["--no-fin-csv", str(finless)], ["x,b a", "y,a b"])):
         done = CliRunner().invoke(main, ["submission", "blend", *paths, *how, *asked])
         assert done.exit_code == 0, done.output
         assert to.read_text().splitlines()[1:] == expected

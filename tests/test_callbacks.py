@@ -43,7 +43,7 @@ def fit(folder, epochs=3, make=(), stamp="stamp"):
     means = keras.layers.GlobalAveragePooling2D(name="features")(keras.layers.Rescaling(1 / 128, -1)(pixels))
     vector = keras.layers.Dense(5, name="embedding")(keras.layers.Dropout(0.3)(means))
     model = keras.Model({"pixels": pixels}, {"cosines": CosineClassifier(3, name="cosines")(vector)})
-    config = configure("small_resnet_arcface", epochs=epochs, changes="batch_size=8 recipe=none learning_rate=.05")
+    config = configure("small_resnet_arcface", epochs=epochs, overrides="batch_size=8 recipe=none learning_rate=.05")
     targets, orders = build_targets(config, ROWS % 3, 3), epoch_orders(32, epochs, 8, 0)
     folder.mkdir(exist_ok=True)
     made = [one(model) for one in make]
@@ -283,7 +283,7 @@ def test_Deadline_after_the_last_epoch_has_nothing_to_stop_and_before_the_first_
     limit.on_epoch_end(0)
     limit.finish()
     assert not network.stop_training
-    with pytest.raises(UserError, match="hours=-1: a number above 0"):
+    with pytest.raises(UserError, match="max_hours=-1: a number above 0"):
         Deadline(-1)
 
 

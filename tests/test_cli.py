@@ -18,9 +18,13 @@ from click.testing import CliRunner
 
 from happywhale_nb.cli.main import RENAMED, main
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.renamed import FIELDS, PARAMETERS
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.networks.presets import configure
+from happywhale_nb.networks.presets import PRESETS, configure
 from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.workflow.notebooks import read_parameters
+from happywhale_nb.workflow.registry import command_stages
+from happywhale_nb.workflow.runner import stage_notebook
 
 BIN = Path(sys.executable).parent
 
@@ -83,12 +87,12 @@ def test_train_with_a_mistake_ends_with_one_line_before_any_kernel_starts(mistak
     [
         (("knn", "alpha", "5"), "alpha=5.0: from 0 to 1"),
         (("knn", "alpha", "0"), "between 0 and 1"),
-        (("knn", "local", "-3"), "local=-3"),
+        (("knn", "rerank_top", "-3"), "rerank_top=-3"),
         (("knn", "aggregate", "mean"), "max, vote, softmax_sum"),
         (("knn", "model", "nobody"), "run 03_train first"),
         (("blend", "weights", "fti"), "equal, fit"),
-        (("blend", "rule", "votes"), "paper, notebook, borda, scores"),
-        (("report", "public", "88"), "public=88.0"),
+        (("blend", "voting", "votes"), "paper, notebook, borda, scores"),
+        (("report", "kaggle_public", "88"), "kaggle_public=88.0"),
         (("robustness", "photos", "0"), "photos=0"),
     ],
 )
@@ -113,6 +117,23 @@ def test_command_under_its_old_name_is_refused_with_the_new_one(words, command):
     assert done.exit_code == 2 and f"`happywhale {command}" in done.stderr and not done.stdout
 
 
+@pytest.mark.parametrize("old", PARAMETERS)
+def test_parameter_under_its_old_name_is_refused_with_the_new_one(checkout, tiny, old):
+    new, before = PARAMETERS[old], outputs(checkout)
+    stages = [name for name in command_stages() if new in read_parameters(stage_notebook(name))]
+    assert len(stages) == 1
+    done = happywhale(stages[0], "-p", "data_dir", tiny, "-p", old, "1")
+    assert done.exit_code == 2 and f"parameter {old!r} is now {new!r}" in done.stderr
+    assert outputs(checkout) == before
+
+
+@pytest.mark.parametrize("old", FIELDS)
+def test_field_of_a_preset_under_its_old_name_is_refused_with_the_new_one(checkout, tiny, old):
+    done = happywhale("train", "-p", "data_dir", tiny, "-p", "overrides", f"dropout=0 {old}=1")
+    assert done.exit_code == 2 and f"field of a preset {old!r} is now {FIELDS[old]!r}" in done.stderr
+    assert hasattr(PRESETS["basic_cnn"], FIELDS[old])
+
+
 def test_every_command_of_the_table_is_there_and_says_what_it_does():
     for name, entry in main.entries.items():
         command = entry.load(name)
@@ -134,7 +155,7 @@ def test_train_stage_with_a_truncated_photo_names_it_and_leaves_no_result(tiny_c
     photo = sorted((tiny_copy / "train_images").iterdir())[5]
     photo.write_bytes(photo.read_bytes()[:-400])
     dataset = read_dataset(tiny_copy)
-    config = configure("small_resnet_arcface", quick=True, changes="backbone=basic_cnn")
+    config = configure("small_resnet_arcface", quick=True, overrides="backbone=basic_cnn")
     with pytest.raises(UserError, match=rf"(?s){photo.name}.*cannot be decoded"):
         train_stage(dataset, study_folds(dataset, tmp_path, 2, 0), 0, "cut", config, tmp_path)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file() and tiny_copy not in path.parents}
@@ -172,7 +193,7 @@ TRAIN = """
 import sys, numpy as np
 from happywhale_nb.networks.training import Samples, TrainingOptions, train
 from happywhale_nb.networks.presets import configure
-config = configure("small_resnet_arcface", epochs=4, image_size=32, changes="batch_size=8 backbone=basic_cnn")
+config = configure("small_resnet_arcface", epochs=4, image_size=32, overrides="batch_size=8 backbone=basic_cnn")
 crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
 kept = TrainingOptions(save_every=0)
 samples = Samples(crops, np.arange(64), np.arange(64) % 8, 8)
@@ -206,7 +227,7 @@ def test_train_stage_of_a_disjoint_split_measures_retrieval_within_and_knn_refus
     from happywhale_nb.stages.train import train_stage
 
     dataset, folder = read_dataset(tiny), checkout / "outputs" / "apart-quick"
-    config = configure("small_resnet_arcface", quick=True, epochs=1, changes="backbone=basic_cnn")
+    config = configure("small_resnet_arcface", quick=True, epochs=1, overrides="backbone=basic_cnn")
     folds = study_folds(dataset, folder, 2, 0, "disjoint")
     record = train_stage(dataset, folds, 0, "small_resnet_arcface", config, folder)
     assert record["protocol"]["kind"] == "disjoint" and 0 < record["result"]["map5_within"] <= 1

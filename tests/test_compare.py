@@ -42,7 +42,7 @@ def model_file(path, weights, when=(2026, 1, 1, 0, 0, 0)):
 def small_study(root):
     """A study of one model on one fold with a run record of each stage, as files."""
     fold, images = root / "small" / "fold0", np.array(["a.jpg", "b.jpg", "c.jpg"])
-    card = {"protocol": {"split": "stratified-2-seed0", "share_new": 0.1, "near_duplicates": None, "data": "d"}}
+    card = {"protocol": {"split": "stratified-2-seed0", "fraction_new": 0.1, "near_duplicates": None, "data": "d"}}
     made = card | {"versions": {"keras": "3.15.1", "numpy": "2.4.6", "backend": "tensorflow"}, "stamp": "s"}
     result = {"map5_known": 0.7, "train_seconds": 3.0, "device": "tensorflow on CPU (cpu), float32, no XLA"}
     write_json(fold / "config.json", made | {"parameters": {"epochs": 26, "seed": 0}, "result": result})
@@ -52,11 +52,11 @@ def small_study(root):
     write_predictions(fold / "oof.csv", images, [["w1", "w2"], ["w2"], ["w3"]])
     write_json(root / "small" / "knn.json", made | {"parameters": {"k": 50}, "oof": {"map5": 0.707}, "species": [1, 2]})
     write_predictions(root / "submission.csv", images, [["w1", "w2"], ["w2", "w1"], ["w3"]])
-    write_json(root / "blend.json", {"rule": "paper", "photos": 3, "tested": True, "stamp": "b"})
+    write_json(root / "blend.json", {"voting": "paper", "photos": 3, "tested": True, "stamp": "b"})
     for place, stage, output in (("small/fold0", "train", "03_train"), ("small", "knn", "06_knn")):
         values = {"data_dir": f"/x/{root.name}", "study": root.name, "seed": 0, "epochs": 0}
         write_record(root / place / f"{output}.ipynb", stage, values, "d", 60)
-    write_record(root / "07_blending.ipynb", "blend", {"data_dir": "/x/a", "rule": "paper"}, "d", 6)
+    write_record(root / "07_blending.ipynb", "blend", {"data_dir": "/x/a", "voting": "paper"}, "d", 6)
     return root
 
 
@@ -88,8 +88,8 @@ def test_compare_runs_of_two_equal_studies_finds_nothing(two):
 
 
 RECORDED = {
-    "a parameter": (lambda r: r["parameters"].update(rule="borda"), ("parameters", "rule", "paper", "borda")),
-    "a new parameter": (lambda r: r["parameters"].update(gain=0.1), ("parameters", "gain", None, 0.1)),
+    "a parameter": (lambda r: r["parameters"].update(voting="borda"), ("parameters", "voting", "paper", "borda")),
+    "a new parameter": (lambda r: r["parameters"].update(min_gain=0.1), ("parameters", "min_gain", None, 0.1)),
     "data": (lambda r: r["data"].update(fingerprint="e"), ("data", "fingerprint", "d", "e")),
     "a version": (lambda r: r["versions"].update(python="2.7"), ("versions", "python", None, "2.7")),
     "backend": (lambda r: r.update(backend="jax"), ("backend", "", None, "jax")),
@@ -108,11 +108,11 @@ def test_compare_runs_with_one_difference_names_it_and_nothing_else(what, two):
             edit(the_record(folder), lambda r: r.update(commit={"hash": "0" * 40, "changes": None}))
     edit(record, spoil)
     found = compare_runs(*two)
-    assert [(row["kind"], row["name"], row["b"], row["runs"]) for row in found["circumstances"]] == [
+    assert [(row["kind"], row["name"], row["b"], row["runs"]) for row in found["provenance"]] == [
         (kind, name, after, ["blend"])
     ]
-    assert before is None or found["circumstances"][0]["a"] == before
-    assert found["differs"] and not found["figures"] and not any(found["files"].values())
+    assert before is None or found["provenance"][0]["a"] == before
+    assert found["differs"] and not found["metrics"] and not any(found["files"].values())
     first = describe_comparison(found)[0]
     assert first.startswith(f"differ in: {kind} {name}".rstrip()) and first.endswith("submission.csv identical")
 
@@ -136,12 +136,12 @@ def test_compare_runs_lists_metrics_by_their_difference_largest_first(two):
     edit(two[1] / "small/fold0/config.json", lambda c: c["result"].update(train_seconds=99.0))
     edit(two[1] / "blend.json", lambda c: c.update(tested=False, stamp="other"))
     found = compare_runs(*two)
-    rows = [(row["file"], row["name"], row["a"], row["b"]) for row in found["figures"]]
+    rows = [(row["file"], row["name"], row["a"], row["b"]) for row in found["metrics"]]
     assert rows[0] == ("small/knn.json", "species.1", 2, 3) and rows[1][1] == "oof.map5"
     assert sorted(rows[2:]) == [("blend.json", "tested", True, False), ("small/knn.json", "species.2", None, 4)]
-    assert [row["difference"] for row in found["figures"]] == [1, pytest.approx(0.004), None, None]
+    assert [row["difference"] for row in found["metrics"]] == [1, pytest.approx(0.004), None, None]
     lines = describe_comparison(found)
-    assert lines[1] == "small/knn.json oof.map5: 0.707 → 0.711 (+0.004)" and not found["circumstances"]
+    assert lines[1] == "small/knn.json oof.map5: 0.707 → 0.711 (+0.004)" and not found["provenance"]
 
 
 def test_compare_runs_compares_predictions_embeddings_weights_and_histories_by_content(two):
@@ -153,7 +153,7 @@ def test_compare_runs_compares_predictions_embeddings_weights_and_histories_by_c
     (fold / "history.csv").write_text("epoch,loss,seconds\n1,9.5,7.7\n2,9.26,7.7\n")
     found = compare_runs(*two)
     files = {name: what for name, what in found["files"].items() if what}
-    assert files["submission.csv"] == {"photographs": 2, "first": 1, "lists": 2, "only_in_one": 2}
+    assert files["submission.csv"] == {"photographs": 2, "first": 1, "rankings": 2, "only_in_one": 2}
     assert files["small/fold0/embeddings.parquet"]["smallest_cosine"] == pytest.approx(np.cos(0.1), abs=1e-6)
     assert files["small/fold0/model.keras"] == {"arrays": 2, "different": 1, "largest": 0.25}
     assert files["small/fold0/history.csv"] == {"rows": 2, "different": 1} and len(files) == 4
@@ -193,7 +193,7 @@ def test_compare_runs_without_records_goes_by_the_files(two):
     edit(two[1] / "small/knn.json", lambda c: c["parameters"].update(k=5))
     edit(two[1] / "small/fold0/config.json", lambda c: c["versions"].update(keras="3.16.0", backend="jax"))
     edit(two[1] / "small/fold0/config.json", lambda c: c["protocol"].update(data="e", near_duplicates=0))
-    rows = compare_runs(*two)["circumstances"]
+    rows = compare_runs(*two)["provenance"]
     assert [(row["kind"], row["name"], row["a"], row["b"]) for row in rows] == [
         ("parameters", "k", 50, 5),
         ("data", "fingerprint", "d", "e"),
@@ -204,7 +204,7 @@ def test_compare_runs_without_records_goes_by_the_files(two):
 
 def test_compare_runs_with_an_empty_record_is_as_without(two):
     edit(the_record(two[0]), lambda r: [r.pop(n) for n in ("commit", "versions", "device", "environment", "backend")])
-    edit(the_record(two[0]), lambda r: r.update(found_done=True))
+    edit(the_record(two[0]), lambda r: r.update(already_done=True))
     found = compare_runs(*two)
     assert not found["differs"] and found["unrecorded"] == ["blend"] and "commit" in found["unknown"]
 
@@ -218,7 +218,7 @@ def test_compare_runs_takes_folds_notebooks_and_records(two):
     edit(two[1] / "small/knn.json", lambda c: c["oof"].update(map5=0.1))  # another stage's
     assert not compare_runs(*notebooks)["differs"]
     paths = [next((folder / "small").glob("06_knn-*.run.json")) for folder in two]
-    assert [row["file"] for row in compare_runs(*paths)["figures"]] == ["knn.json"]
+    assert [row["file"] for row in compare_runs(*paths)["metrics"]] == ["knn.json"]
     assert "fold0/oof.csv" in compare_runs(*paths)["files"]
 
 
@@ -227,7 +227,7 @@ def test_compare_command_ends_with_0_1_or_2(two):
     assert run(main, ["compare", *map(str, two)]).exit_code == 0
     edit(two[1] / "small/knn.json", lambda c: c["oof"].update(map5=0.1))
     told = run(main, ["compare", *map(str, two), "--json"])
-    assert told.exit_code == 1 and json.loads(told.output)["figures"][0]["name"] == "oof.map5"
+    assert told.exit_code == 1 and json.loads(told.output)["metrics"][0]["name"] == "oof.map5"
     for wrong, message in ((two[0] / "nothing", "is not there"), (two[0].parent / "empty", "holds no results")):
         (two[0].parent / "empty").mkdir(exist_ok=True)
         told = run(main, ["compare", str(two[0]), str(wrong)])
@@ -246,7 +246,7 @@ TRAIN = """
 import sys, numpy as np
 from happywhale_nb.networks.training import Samples, train
 from happywhale_nb.networks.presets import configure
-config = configure("basic_cnn", epochs=2, image_size=32, changes="batch_size=8")
+config = configure("basic_cnn", epochs=2, image_size=32, overrides="batch_size=8")
 crops = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3)).astype("uint8")
 model, _ = train(config, Samples(crops, np.arange(32), np.arange(32) % 8, 8), sys.argv[1], "stamp")
 np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())

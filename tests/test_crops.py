@@ -248,7 +248,7 @@ def test_cut_takes_a_parts_photographs_by_the_preset_or_by_the_size_given(grid, 
     folders = {"train_images": grid.parent, "test_images": tmp_path / "test"}
     folders["test_images"].mkdir()
     save(tmp_path / "test" / "grid.png", places(90, 120)[::-1])
-    dataset, preset = SimpleNamespace(**folders), SimpleNamespace(margin_around=0.2, keep_aspect=True, image_size=24)
+    dataset, preset = SimpleNamespace(**folders), SimpleNamespace(crop_margin=0.2, keep_aspect=True, image_size=24)
     chosen = pd.DataFrame([["grid.png", 30.0, 30.0, 60.0, 40.0, np.nan, np.nan]], columns=["image", *NO_BOX])
     for part, size in (("train", 0), ("test", 0), ("train", 16)):
         path = folders[f"{part}_images"] / "grid.png"

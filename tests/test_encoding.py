@@ -138,14 +138,14 @@ def save_small(folder, weight=1.0, **changes):
     dense.set_weights([weight * np.eye(3)])
     folder.mkdir(exist_ok=True)
     network.save(folder / "model.keras")
-    used = asdict(configure("small_resnet_arcface", image_size=64)) | {"crops": "auto", "views": ""} | changes
+    used = asdict(configure("small_resnet_arcface", image_size=64)) | {"crops": "auto", "tta_sources": ""} | changes
     write_json(folder / "config.json", {"parameters": used})
     return folder / "model.keras"
 
 
 def test_embedder_of_other_weights_or_settings_has_another_fingerprint(tmp_path):
     found, path = [], save_small(tmp_path)
-    for model in (path, path, save_small(tmp_path / "b", weight=1.01), save_small(tmp_path / "c", margin_around=0.2)):
+    for model in (path, path, save_small(tmp_path / "b", weight=1.01), save_small(tmp_path / "c", crop_margin=0.2)):
         other = Embedder(model)
         other.close()
         found.append(other.fingerprint)

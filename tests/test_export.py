@@ -23,7 +23,7 @@ pytest.importorskip("onnxruntime", reason="no ONNX Runtime here: pip install 'ha
 def stored(tmp_path_factory):
     """A small model in a fold's folder, whose preset averages mirror images and zooms, and crops."""
     folder = tmp_path_factory.mktemp("fold0")
-    config = configure("small_resnet_arcface", changes="backbone=basic_cnn embedding=32 zoom=0.1")
+    config = configure("small_resnet_arcface", overrides="backbone=basic_cnn embedding=32 tta_zoom=0.1")
     config = replace(config, image_size=24)
     keras.utils.set_random_seed(1)
     inference_model(build_network(config, classes=5)).save(folder / "model.keras")

@@ -154,7 +154,7 @@ def test_grad_cam_and_similarity_cam_of_the_project_s_networks_are_maps_from_0_t
 
     if kind in ("parts", "gem2"):
         preset = {"parts": "small_resnet_aligned", "gem2": "small_recommended"}[kind]
-        config = configure(preset, image_size=32, changes="backbone=tiny_resnet")
+        config = configure(preset, image_size=32, overrides="backbone=tiny_resnet")
         model = inference_model(build_network(config, classes=4))
     else:
         crops = crops.repeat(2, axis=1).repeat(2, axis=2)  # a window of attention needs several places

@@ -31,8 +31,8 @@ from happywhale_nb.stages.train import train_stage
 
 data, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 dataset = read_dataset(data)
-changes = f"backbone=basic_cnn batch_size={size} dropout=0 learning_rate=.0002"
-config = configure("small_resnet_arcface", epochs=4, image_size=32, changes=changes)
+overrides = f"backbone=basic_cnn batch_size={size} dropout=0 learning_rate=.0002"
+config = configure("small_resnet_arcface", epochs=4, image_size=32, overrides=overrides)
 folds, options = study_folds(dataset, folder, 2, 0), TrainingOptions(snapshots="2", save_every=0.0)
 train_stage(dataset, folds, 0, "model", config, folder, options=options)
 """
@@ -126,7 +126,7 @@ def test_train_stage_in_two_processes_that_do_not_agree_is_refused_in_both(tiny,
 
 def test_train_command_in_two_processes_leaves_one_set_of_results_and_two_notebooks(project, tiny, tmp_path, compiled):
     words = ["train", "-p", "data_dir", tiny, "-p", "study", "hosts", "-p", "quick", "true", "-p", "folds", 2]
-    words += ["-p", "changes", "backbone=basic_cnn"]
+    words += ["-p", "overrides", "backbone=basic_cnn"]
     codes, said = ended(start_two(COMMAND, [words] * 2, tmp_path, cwd=project, **compiled), tmp_path)
     assert codes == [0, 0], said
     place = project / "outputs/hosts-quick/small_resnet_arcface/fold0"

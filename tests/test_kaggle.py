@@ -29,7 +29,7 @@ from happywhale_nb.workflow.notebooks import read_parameters
 ROOT = Path(__file__).parents[1]
 SLUG = "happy-whale-and-dolphin"
 GIVEN = ["-p", "folds", "2", "-p", "fold", "1", "-p", "quick", "true", "-p", "neighbors", "7"]
-GIVEN += ["-p", "changes", "backbone=basic_cnn"]  # trains quickly
+GIVEN += ["-p", "overrides", "backbone=basic_cnn"]  # trains quickly
 
 
 def build(target, *words, user="jo"):
@@ -47,7 +47,7 @@ def same_wheel(built, monkeypatch):
 def built(tmp_path_factory):
     """A build for a TPU: one training that stops at once, for it has a millionth of an hour."""
     target = tmp_path_factory.mktemp("built") / "kaggle"
-    done = build(target, *GIVEN, "-p", "hours", "1e-6", "--continue", "--weights", "jo/weights")
+    done = build(target, *GIVEN, "-p", "max_hours", "1e-6", "--continue", "--weights", "jo/weights")
     assert done.exit_code == 0, done.output
     return target
 
@@ -91,7 +91,7 @@ def test_kaggle_build_makes_notebooks_that_install_first_and_have_the_chosen_val
         assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
         original = read_parameters(ROOT / "nbs" / f"{name}.ipynb")
         values = {n: p.default for n, p in read_parameters(path).items()}
-        chosen = {"folds": 2, "fold": 1, "quick": True, "neighbors": 7, "hours": 1e-6}
+        chosen = {"folds": 2, "fold": 1, "quick": True, "neighbors": 7, "max_hours": 1e-6}
         chosen["changes"] = "backbone=basic_cnn"
         assert values == {n: chosen.get(n, p.default) for n, p in original.items()}, name
 
@@ -118,7 +118,7 @@ def test_kaggle_build_of_two_folds_makes_two_trainings_that_knn_takes_up_both(sa
     assert {found[f"03_train-fold{k}"]["machine_shape"] for k in (0, 3)} == {"NvidiaTeslaT4"}
     assert not any(card["enable_tpu"] for card in found.values())
     defaults = read_parameters(tmp_path / "to" / "03_train-fold3" / "03_train.ipynb")
-    assert (defaults["fold"].default, defaults["hours"].default) == (3, 11.0)
+    assert (defaults["fold"].default, defaults["max_hours"].default) == (3, 11.0)
 
 
 def test_kaggle_build_makes_folders_that_kaggle_s_client_takes_as_they_are(built, monkeypatch, tmp_path, capsys):
@@ -335,7 +335,7 @@ def test_train_notebook_out_of_time_fails_but_on_kaggle_where_its_output_is_kept
 @pytest.mark.trains
 def test_train_command_out_of_time_fails_and_goes_on_when_run_again(project, tiny):
     command = [Path(sys.executable).with_name("happywhale"), "train", "-p", "data_dir", tiny, "-p", "study", "limited"]
-    command += ["-p", "quick", "true", "-p", "changes", "backbone=basic_cnn", "-p", "hours"]
+    command += ["-p", "quick", "true", "-p", "overrides", "backbone=basic_cnn", "-p", "max_hours"]
     place = project / "outputs" / "limited-quick" / "small_resnet_arcface" / "fold0"
     done = subprocess.run([*command, "1e-6"], cwd=project, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2 and "stopped after epoch 1 of 2" in done.stderr and "Traceback" not in done.stderr

@@ -239,10 +239,10 @@ def test_rank_of_vectors_that_cannot_be_compared_names_the_row(rows, said):
         ({"search": "annoy"}, "choose auto, exact, faiss, sklearn"),
         ({"temperature": 0}, "temperature is above 0"),
         ({"temperature": -1.0}, "temperature is above 0"),
-        ({"centre_share": 1}, "a share from 0 to below 1"),
-        ({"centre_share": 1.5}, "a share from 0 to below 1"),
-        ({"centre_share": -0.3}, "a share from 0 to below 1"),
-        ({"centre_share": 0.5, "aggregate": "vote"}, "is not for votes"),
+        ({"centre_weight": 1}, "a share from 0 to below 1"),
+        ({"centre_weight": 1.5}, "a share from 0 to below 1"),
+        ({"centre_weight": -0.3}, "a share from 0 to below 1"),
+        ({"centre_weight": 0.5, "aggregate": "vote"}, "is not for votes"),
     ],
 )
 def test_fit_with_an_unknown_rule_or_a_number_out_of_range_is_refused(options, said):
@@ -253,7 +253,7 @@ def test_fit_with_an_unknown_rule_or_a_number_out_of_range_is_refused(options, s
 
 def test_fit_with_centre_share_but_without_centres_is_refused():
     with pytest.raises(UserError, match="train again"):
-        KNNHead(centre_share=0.5).fit([[1, 0]], ["a"])
+        KNNHead(centre_weight=0.5).fit([[1, 0]], ["a"])
 
 
 def test_fit_with_new_individual_in_the_gallery_is_refused(rng):
@@ -289,7 +289,7 @@ def test_rank_with_class_centres_equals_the_plain_mixture(case, k, aggregate, sh
     names = data.draw(st.lists(st.sampled_from([*known, "a stranger"]), min_size=1, max_size=16))  # some have several
     vectors = np.random.default_rng(len(names)).normal(size=(len(names), X.shape[1]))
     assume(clear(X, queries) and clear(vectors, queries))
-    head = KNNHead(k, aggregate, centre_share=share).fit(X, y, (names, vectors))
+    head = KNNHead(k, aggregate, centre_weight=share).fit(X, y, (names, vectors))
     ids, scores = head.rank(queries, 12)
     for row, values, query in zip(ids, scores, queries, strict=True):
         found = cosines(vectors, query)
@@ -303,7 +303,7 @@ def test_rank_with_class_centres_equals_the_plain_mixture(case, k, aggregate, sh
 
 def test_rank_of_views_with_class_centres_compares_their_mean(rng):
     X, y = rng.normal(size=(6, 4)), list("abcdef")
-    head = KNNHead(6, centre_share=0.5).fit(X, y, (y, X))
+    head = KNNHead(6, centre_weight=0.5).fit(X, y, (y, X))
     views = rng.normal(size=(1, 2, 4))
     unit = views / np.linalg.norm(views, axis=-1, keepdims=True)
     mean = cosines(X, unit[0].mean(axis=0))
@@ -359,7 +359,7 @@ def test_rank_sets_with_class_centres_gives_nobody_less_for_being_a_neighbour(rn
     names = np.unique(y)
     table = np.stack([X[y == name].mean(axis=0) for name in names])
     queries = np.repeat(centres, 3, axis=0) + rng.normal(size=(36, 16))
-    head = KNNHead(8, centre_share=0.6).fit(X, y, (names, table))
+    head = KNNHead(8, centre_weight=0.6).fit(X, y, (names, table))
     found, scores = head.rank(queries, 12)
     sets, _, fused, _ = rank_sets(head, queries, np.repeat(np.arange(12), 3).astype(str), 12)
     for i, name in enumerate(sets):
@@ -458,7 +458,7 @@ def test_add_new_individual_of_one_fold_takes_the_threshold_from_itself(rng):
 
 def test_add_new_individual_with_species_gives_each_its_threshold(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
-    predicted, thresholds = add_new_individual(ranked, PredictionOptions(share_new=0.5, species_strength=20))
+    predicted, thresholds = add_new_individual(ranked, PredictionOptions(prior_new=0.5, species_shrinkage=20))
     names = ("ids", "scores", "truth", "predicted_species")
     common, own = fit_species_thresholds(*together(ranked, *names), 20, 0.5)
     assert (thresholds.threshold, thresholds.species) == (common, own) and len(set(own.values())) == 2
@@ -472,23 +472,23 @@ def test_add_new_individual_with_species_gives_each_its_threshold(rng):
 def test_add_new_individual_with_a_share_of_new_animals_changes_the_test_only(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
     plain, _ = add_new_individual(ranked)
-    shared, thresholds = add_new_individual(ranked, PredictionOptions(share_new=0.8))
+    shared, thresholds = add_new_individual(ranked, PredictionOptions(prior_new=0.8))
     level = fit_threshold(*together(ranked, "ids", "scores", "truth"), 0.8)
-    assert thresholds.share_new == 0.8 and thresholds.threshold == level
+    assert thresholds.prior_new == 0.8 and thresholds.threshold == level
     for one, other in zip(plain, shared, strict=True):
         assert (one.queries.threshold == other.queries.threshold).all() and (other.test.threshold == level).all()
     assert level > plain[0].test.threshold[0]
-    _, thresholds = add_new_individual(ranked, PredictionOptions(share_new=-1))
+    _, thresholds = add_new_individual(ranked, PredictionOptions(prior_new=-1))
     found = [estimate_prior_new(*together(ranked, "scores", "truth"), fold.test.scores) for fold in ranked]
-    assert thresholds.share_new == pytest.approx(np.mean(found))
-    _, thresholds = add_new_individual([drawn_fold(rng, tests=0)], PredictionOptions(share_new=-1))
-    assert thresholds.share_new is None  # nothing to estimate it from
+    assert thresholds.prior_new == pytest.approx(np.mean(found))
+    _, thresholds = add_new_individual([drawn_fold(rng, tests=0)], PredictionOptions(prior_new=-1))
+    assert thresholds.prior_new is None  # nothing to estimate it from
 
 
 def test_add_new_individual_by_share_calls_that_share_of_each_test_new(rng):
     ranked = [drawn_fold(rng) for _ in range(2)]
     for share in (0.3, None):
-        predicted, _ = add_new_individual(ranked, PredictionOptions(share_new=share, by_share=True))
+        predicted, _ = add_new_individual(ranked, PredictionOptions(prior_new=share, match_prior=True))
         wanted = share or np.mean(together(ranked, "truth")[0] == NEW)
         for fold in predicted:
             assert (fold.test.threshold == threshold_for_fraction(fold.test.scores, wanted)).all()
@@ -544,7 +544,7 @@ def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
     sizes = (listed != "").sum(axis=1)
     coverage = np.mean(rank_of_truth(truth, listed) > 0) if folds > 1 else np.nan  # one fold has learnt from itself
     lists = {"alpha": 0.2, "coverage": coverage, "mean_size": sizes.mean(), "largest": sizes.max()}
-    assert figures["lists"] == pytest.approx(lists, nan_ok=True)
+    assert figures["candidate_sets"] == pytest.approx(lists, nan_ok=True)
 
 
 def test_choose_examples_are_the_surest_right_and_wrong_ones_and_new_animals_taken_for_known():
@@ -658,7 +658,7 @@ def vectors_of(trained, fold, images):
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_rank_fold_searches_the_folds_gallery_and_for_the_test_all_usable_photographs(trained, share):
     folds, place = trained.folds, trained.folder / "small" / "fold1"
-    found = rank_fold(place, trained.data, folds, 1, KNNHead(centre_share=share), 7)
+    found = rank_fold(place, trained.data, folds, 1, KNNHead(centre_weight=share), 7)
     query, usable = folds["fold"] == 1, folds["query_only"] == 0
     who, rest = folds["individual_id"].to_numpy(str), (~query & usable).to_numpy()
     asked, tests = found.queries, trained.data.test["image"]
@@ -670,7 +670,7 @@ def test_rank_fold_searches_the_folds_gallery_and_for_the_test_all_usable_photog
     assert found.test.images.tolist() == tests.tolist()
     table = read_embeddings(place / "centres.parquet")
     for ranking, part, rows in ((asked, folds["image"][query], rest), (found.test, tests, usable)):
-        head = KNNHead(centre_share=share).fit(
+        head = KNNHead(centre_weight=share).fit(
             vectors_of(trained, 1, folds["image"][rows]), who[rows], (table.images, table.vectors)
         )
         ids, scores = head.rank(vectors_of(trained, 1, part), 7)
@@ -685,18 +685,18 @@ def test_rank_fold_without_test_photographs_ranks_none(trained):
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5])
 def test_prediction_options_of_a_share_out_of_range_are_refused(share):
-    with pytest.raises(UserError, match=r"a share lies between 0 and 1 \(or -1: estimate it\)"):
-        PredictionOptions(share_new=share)
+    with pytest.raises(UserError, match=r"a fraction lies between 0 and 1 \(or -1: estimate it\)"):
+        PredictionOptions(prior_new=share)
 
 
 @pytest.mark.parametrize("share", [None, -1, 0.4])
 def test_knn_stage_of_a_study_writes_what_its_predicted_folds_say(trained, share):
-    options, data, folds = PredictionOptions(share_new=share, alpha=0.3), trained.data, trained.folds
+    options, data, folds = PredictionOptions(prior_new=share, alpha=0.3), trained.data, trained.folds
     result = knn_stage(data, trained.folder, "small", folds, KNNHead(5), options)
     prediction = predict_folds(data, trained.folder, "small", folds, KNNHead(5), options)
     thresholds, predicted = prediction.thresholds, prediction.folds
-    assert result["for_test"] == vars(thresholds) | {"local": None}
-    assert 0 < thresholds.share_new < 1 if share == -1 else thresholds.share_new == share
+    assert result["for_test"] == vars(thresholds) | {"rerank": None}
+    assert 0 < thresholds.prior_new < 1 if share == -1 else thresholds.prior_new == share
     truth, answers, species = together(predicted.values(), "truth", "predictions", "species")
     assert list(predicted) == [0, 1, 2] and result["threshold"] == thresholds.threshold
     assert result["oof"] == pytest.approx(summary(truth, answers))
@@ -706,7 +706,7 @@ def test_knn_stage_of_a_study_writes_what_its_predicted_folds_say(trained, share
         assert {k: v for k, v in figures.items() if v is not None} == pytest.approx(
             {k: v for k, v in expected.items() if not np.isnan(v)}
         )
-    assert result["open_set"]["lists"]["alpha"] == 0.3 and result["protocol"]["folds"] == 3
+    assert result["open_set"]["candidate_sets"]["alpha"] == 0.3 and result["protocol"]["folds"] == 3
     for k, fold in predicted.items():
         place = trained.folder / "small" / f"fold{k}"
         queries = fold.queries
@@ -782,9 +782,9 @@ def test_predict_folds_with_local_features_describes_each_photograph_once(traine
     monkeypatch.setattr(knn, "crop_features", described)
     write_json(trained.folder / "small" / "fold0" / "config.json", {"parameters": {"preset": "small"}})
     study = (trained.data, trained.folder, "small", trained.folds)
-    prediction = predict_folds(*study, KNNHead(5), PredictionOptions(local=3))
+    prediction = predict_folds(*study, KNNHead(5), PredictionOptions(rerank_top=3))
     assert sorted(sides) == [("test", {"preset": "small"}, 9), ("train", {"preset": "small"}, 36)]
-    assert set(prediction.local) == {"cosine", "fused", "gain", "low", "high", "used"}
+    assert set(prediction.rerank) == {"cosine", "fused", "gain", "low", "high", "used"}
     assert list(prediction.folds) == [0, 1, 2]
 
 

@@ -129,7 +129,7 @@ def test_summary_of_any_lists_equals_plain_counting(lists):
     expected = {"map5": plain_mean(values), "map5_known": plain_mean(known), "map5_new": plain_mean(new)}
     expected["top1"] = plain_mean([t == row[0] for t, row in zip(truth, answers, strict=True)])
     expected["top5"] = plain_mean([t in row[:5] for t, row in zip(truth, answers.tolist(), strict=True)])
-    expected |= {"n": len(truth), "share_new": len(new) / len(truth)}
+    expected |= {"n": len(truth), "fraction_new": len(new) / len(truth)}
     assert found == pytest.approx(expected, nan_ok=True)
 
 

@@ -56,12 +56,12 @@ def test_keep_record_has_every_circumstance_and_no_private_path_or_name(tmp_path
     monkeypatch.setenv("XLA_FLAGS", f"--xla_gpu_cuda_data_dir={place}/cuda --xla_cpu_x=true")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    values = VALUES | {"data_dir": str(place / "whales"), "changes": f"weights={place}/a.keras pool=gem"}
+    values = VALUES | {"data_dir": str(place / "whales"), "overrides": f"weights={place}/a.keras pool=gem"}
     path = write_record(tmp_path / "03_train.ipynb", "train", values, "d" * 16, 12.34)
     record = read_json(path)
     assert path == record_path(tmp_path / "03_train.ipynb", record["stamp"]) and path.is_file()
     assert record["stamp"] == job_stamp("train", values, "d" * 16)
-    assert record["parameters"] == values | {"data_dir": "whales", "changes": "weights=a.keras pool=gem"}
+    assert record["parameters"] == values | {"data_dir": "whales", "overrides": "weights=a.keras pool=gem"}
     assert record["data"] == {"folder": "whales", "fingerprint": "d" * 16}
     assert record["environment"]["OMP_NUM_THREADS"] == "1" and record["backend"] == "jax"
     assert {"python", "happywhale_nb", "numpy", "pandas", "scipy", "tensorflow", "keras"} <= set(record["versions"])
@@ -78,16 +78,16 @@ def test_keep_record_of_work_found_done_keeps_the_first_record(tmp_path):
     now = time.time()
     first = write_record(output, "train", VALUES, "d", 60, {"hash": "0" * 40, "changes": None})
     made = read_json(first)
-    assert made["commit"]["hash"] == "0" * 40 and not made["found_done"]
+    assert made["commit"]["hash"] == "0" * 40 and not made["already_done"]
     os.utime(figures, (now - 600, now - 600))
     os.utime(first, (now - 600, now - 600))
     assert write_record(output, "train", VALUES, "d", 5, {"hash": "f" * 40, "changes": None}) == first
     assert read_json(first) == made and first.stat().st_mtime > now - 5  # as it was, with a new date
     first.unlink()
     left = read_json(write_record(output, "train", VALUES, "d", 5))
-    assert left["found_done"] and not {"commit", "versions", "device", "environment"} & set(left)
+    assert left["already_done"] and not {"commit", "versions", "device", "environment"} & set(left)
     os.utime(figures)
-    assert not read_json(write_record(output, "train", VALUES, "d", 60))["found_done"]
+    assert not read_json(write_record(output, "train", VALUES, "d", 60))["already_done"]
 
 
 @pytest.mark.parametrize(

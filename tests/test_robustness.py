@@ -121,7 +121,7 @@ def small(tiny, tmp_path_factory):
     second are the means of two crops."""
     folder, dataset = tmp_path_factory.mktemp("study"), read_dataset(tiny)
     folds = study_folds(dataset, folder, 3, 0)
-    config = configure("small_resnet_arcface", image_size=32, changes="backbone=basic_cnn embedding=32")
+    config = configure("small_resnet_arcface", image_size=32, overrides="backbone=basic_cnn embedding=32")
 
     def build(config, crops, rows, labels, classes, *rest, **how):
         keras.utils.set_random_seed(0)
@@ -138,7 +138,8 @@ def test_robustness_stage_of_all_folds_leaves_its_figures_and_does_not_do_them_t
     dataset, record = read_dataset(whole / "data" / "tiny"), study / "small_resnet_arcface" / "robustness.json"
     folds, result = study_folds(dataset, study, save=False), read_json(record)
     protocol, drawn = result["protocol"], sample_queries(folds, [0, 1], 32)
-    assert protocol["trained"] == [0, 1] and protocol["queries"] == len(drawn) and not protocol["before"]
+    assert protocol["trained_folds"] == [0, 1] and protocol["queries"] == len(drawn)
+    assert not protocol["degrade_before_crop"]
     assert set(result["degradations"]) == set(DEGRADATIONS) and len(result["grid"]) == 16
     for name, part in result["degradations"].items():
         assert [row["strength"] for row in part["rows"]] == list(DEGRADATIONS[name].strengths)
@@ -164,9 +165,9 @@ def test_robustness_stage_scores_untouched_photographs_as_their_stored_embedding
 
 def test_robustness_stage_can_degrade_photographs_before_they_are_cropped(small):
     dataset, folder, folds = small
-    result = robustness_stage(dataset, folder, "small", folds, 0, photos=6, before=True)
+    result = robustness_stage(dataset, folder, "small", folds, 0, photos=6, degrade_before_crop=True)
     on_crops = robustness_stage(dataset, folder, "small", folds, 0, photos=6)
-    assert result["protocol"]["before"] and "photograph" in result["protocol"]["pixels"]
+    assert result["protocol"]["degrade_before_crop"] and "photograph" in result["protocol"]["pixels"]
     assert (fold_dir(folder, "small", 0) / "robustness_before.json").is_file()
     assert result["protocol"]["queries"] == 6 == on_crops["protocol"]["queries"]
     worst = [sum(row["loss"] for row in r["degradations"]["blur"]["rows"]) for r in (result, on_crops)]

@@ -44,8 +44,8 @@ def test_schedules_read_from_their_configuration_give_the_same_rates(schedule):
 
 
 def test_TwoRateAdamW_read_from_its_configuration_keeps_its_rate_and_without_a_head_is_adamw():
-    again = TwoRateAdamW.from_config(TwoRateAdamW(0.01, head_rate=7.0).get_config())
-    assert again.head_rate == 7
+    again = TwoRateAdamW.from_config(TwoRateAdamW(0.01, head_lr_multiplier=7.0).get_config())
+    assert again.head_lr_multiplier == 7
     moved = []
     for optimizer in (again, keras.optimizers.AdamW(0.01)):
         weight = keras.Variable(np.ones(2, "float32"))

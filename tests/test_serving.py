@@ -708,7 +708,7 @@ def test_build_and_re_embed_by_the_real_network_embed_only_what_is_missing(own, 
     assert added == 1 and [path.name for path in embedded] == ["new.jpg"]
     other = keep_model(tmp_path / "other", demo_model())
     record = json.loads(other.with_name("config.json").read_text())
-    record["parameters"]["margin_around"] = 0.2
+    record["parameters"]["crop_margin"] = 0.2
     other.with_name("config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"catalogue re-embed .*demo --model MODEL"):
         build_catalogue(own, data, other)

@@ -323,7 +323,7 @@ def rehearsal_of(rows, folder, clock):
     clock.lap("two more models")
     blend = blend_stage(dataset, study, options=BlendOptions(weighting="fit"))
     clock.lap("blend_stage")
-    assert len(blend["lists"]) == 3 * count and blend["photos"] == len(truth)
+    assert len(blend["prediction_files"]) == 3 * count and blend["photos"] == len(truth)
     # the fifty nearest photographs may show fewer than five animals
     assert all(line.endswith("rows have fewer than five names") for line in blend["repaired"]), blend["repaired"]
     submission = study / "submission.csv"

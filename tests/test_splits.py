@@ -322,9 +322,9 @@ def test_protocol_card_of_a_split_counts_new_animals_and_pairs_across():
         "photos": 6,
         "individuals": 4,
         "species": 2,
-        "share_new": 0.6667,  # b, b, c and d
-        "share_new_per_fold": [0.75, 0.5],
-        "share_new_per_species": {"minke": 1.0, "orca": 0.5},
+        "fraction_new": 0.6667,  # b, b, c and d
+        "fraction_new_per_fold": [0.75, 0.5],
+        "fraction_new_per_species": {"minke": 1.0, "orca": 0.5},
         "near_duplicates": 1,
         "data": "0123456789",
     }
@@ -483,7 +483,7 @@ def test_make_folds_stratified_of_the_real_table_gives_ten_alike(real_table):
     shares = folds.groupby("fold")["species"].value_counts(normalize=True).unstack(fill_value=0)
     assert (shares - real_table["species"].value_counts(normalize=True)).abs().max().max() < 0.01
     card = protocol_card(folds, "data")
-    assert all(0.176 < share < 0.186 for share in card["share_new_per_fold"])
+    assert all(0.176 < share < 0.186 for share in card["fraction_new_per_fold"])
     digest = hashlib.sha256(folds["fold"].to_numpy(np.int8).tobytes()).hexdigest()[:16]
     assert digest == "9a91b19d13c9e6a6"  # taken once, as those above
 
@@ -493,8 +493,8 @@ def test_make_folds_stratified_of_the_real_table_gives_ten_alike(real_table):
 def test_make_folds_open_of_the_real_table_has_the_share_of_new_animals_asked_for(share, real_table):
     folds = make_folds(real_table, 5, 0, f"open:{share}")
     card = protocol_card(folds, "data")
-    assert card["share_new"] == pytest.approx(share, abs=0.002)
-    assert np.allclose(card["share_new_per_fold"], share, atol=0.02)
+    assert card["fraction_new"] == pytest.approx(share, abs=0.002)
+    assert np.allclose(card["fraction_new_per_fold"], share, atol=0.02)
     assert len(folds) == len(real_table)
 
 

@@ -196,7 +196,7 @@ MISTAKES = {
     "a parameter": ({"models": {"basic_cnn": {"epoch": 3}}}, ["models.basic_cnn", "'epoch'", "did you mean 'epochs'?"]),
     "a type": ({"models": {"basic_cnn": {"epochs": "many"}}}, ["models.basic_cnn", "a whole number, not 'many'"]),
     "a preset": ({"models": {"mine": {}}}, ["models.mine", "'mine' is no preset"]),
-    "a field": ({"models": {"basic_cnn": {"changes": "pol=gem"}}}, ["models.basic_cnn", "did you mean 'pool'?"]),
+    "a field": ({"models": {"basic_cnn": {"overrides": "pol=gem"}}}, ["models.basic_cnn", "did you mean 'pool'?"]),
     "a folder": ({"models": {"../x": {"preset": "basic_cnn"}}}, ["models.../x", "one folder name"]),
     "a range": ({"knn": {"alpha": 3}}, ["knn: alpha=3.0", "from 0 to 1"]),
     "a place": ({"knn": {"seed": 3}}, ["knn.seed", "put it at the top"]),
@@ -271,7 +271,7 @@ def test_study_jobs_of_the_given_studies_are_valid(tiny, name, trainings):
 
 @pytest.mark.parametrize(("cards", "expected"), [("7", {"7"}), ("3,5", {"3", "5"})])
 def test_run_of_two_trainings_gives_each_a_graphics_card_of_its_own(checkout, tiny, cards, expected):
-    models = {"first": {"preset": "basic_cnn"}, "second": {"preset": "basic_cnn", "changes": "dropout=0"}}
+    models = {"first": {"preset": "basic_cnn"}, "second": {"preset": "basic_cnn", "overrides": "dropout=0"}}
     resources = {stage: {"cores": 1} for stage in ("eda", "train", "knn", "blend", "report")}
     name = f"cards{len(expected)}"
     path = write_study(checkout, tiny, name, models=models, resources=resources)

@@ -91,7 +91,7 @@ def test_Targets_with_a_sample_choose_the_batch_s_classes_and_others_each_once(s
 
 
 def test_Targets_with_a_sample_that_is_too_small_or_all_classes_are_refused():
-    with pytest.raises(UserError, match="sample=2 has to hold the 3 classes of a batch"):
+    with pytest.raises(UserError, match="sampled_classes=2 has to hold the 3 classes of a batch"):
         targets(sample=2).batch(ROWS, PLAIN, 0)
     for sample in (6, 7):
         with pytest.raises(UserError, match=f"{sample} of 6 classes cannot be sampled"):

@@ -95,7 +95,7 @@ def test_threshold_curve_of_any_lists_equals_the_metrics_of_each_threshold(lists
         expected |= balanced_accuracies(truth, first, who)
         known = truth != NEW
         expected["false_negatives"] = np.mean(first[known] == NEW) if known.any() else np.nan
-        expected |= {"share_new": np.mean(first == NEW), "threshold": threshold}
+        expected |= {"fraction_new": np.mean(first == NEW), "threshold": threshold}
         assert row == pytest.approx({name: expected[name] for name in row}, nan_ok=True, abs=1e-6)
 
 

@@ -50,9 +50,9 @@ def small_backbone(monkeypatch):
     monkeypatch.setitem(BACKBONES, "two_layers", two_layers)
 
 
-def small(changes="", epochs=3):
+def small(overrides="", epochs=3):
     """A preset whose training takes a second."""
-    return replace(configure("small_resnet_arcface", epochs=epochs, changes=f"{SMALL} {changes}"), image_size=16)
+    return replace(configure("small_resnet_arcface", epochs=epochs, overrides=f"{SMALL} {overrides}"), image_size=16)
 
 
 def photographs(n=48, animals=8):
@@ -85,11 +85,11 @@ def test_train_with_the_same_seed_gives_the_same_weights_and_with_another_others
 @pytest.mark.parametrize(
     "changes",
     [
-        "balance=sampler centres=2 head_rate=10",
+        "balance=sampler centres=2 head_lr_multiplier=10",
         "balance=weights margin_spread=.05 pool=gem",
-        "sample=9",
-        "pool=gem2 centres=2 species_share=.5 margin_spread=.02 margin_ramp=1",
-        "pool=parts parts=2 twins=true species_share=.5",
+        "sampled_classes=9",
+        "pool=gem2 centres=2 species_loss_weight=.5 margin_spread=.02 margin_ramp=1",
+        "pool=parts parts=2 mirror_as_classes=true species_loss_weight=.5",
     ],
 )
 def test_train_with_options_lowers_the_loss_and_saves_the_same_network(crops, tmp_path, changes):
@@ -118,8 +118,9 @@ def test_train_of_a_photograph_that_vanishes_names_it(tmp_path):
 
 def test_build_targets_of_a_preset_have_its_margins_ramp_twins_and_weights():
     labels, species = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 0, 0, 0, 1, 1])
-    fields = "margin=.2 margin_power=.5 margin_floor=.1 margin_spread=.03 margin_ramp=1.5 twins=true balance=weights"
-    found = build_targets(small(f"{fields} sample=9"), labels, 4, species, steps=7, seed=3)
+    fields = "margin=.2 margin_power=.5 margin_floor=.1 margin_spread=.03 margin_ramp=1.5"
+    fields += " mirror_as_classes=true balance=weights"
+    found = build_targets(small(f"{fields} sampled_classes=9"), labels, 4, species, steps=7, seed=3)
     margins = class_margins(np.array([3, 1, 2, 0]), 0.2, 0.5, 0.1)
     np.testing.assert_array_equal(found.margins, np.r_[margins, margins])
     np.testing.assert_array_equal(found.species_margins, class_margins(np.array([4, 2]), **SPECIES))
@@ -130,12 +131,12 @@ def test_build_targets_of_a_preset_have_its_margins_ramp_twins_and_weights():
 
 
 def test_build_optimizer_gives_the_head_its_rate_and_bounds_the_warm_up():
-    config = small("head_rate=10 weight_decay=.01 warmup=2", epochs=4)
+    config = small("head_lr_multiplier=10 weight_decay=.01 warmup=2", epochs=4)
     network = build_network(config, classes=5)
     optimizer = build_optimizer(config, network, steps=6, size=8)
     body = {variable.path for name in ("first", "second") for variable in network.get_layer(name).variables}
     assert optimizer.head == {variable.path for variable in network.trainable_variables} - body and len(body) == 4
-    assert (optimizer.head_rate, optimizer.weight_decay) == (10, 0.01)
+    assert (optimizer.head_lr_multiplier, optimizer.weight_decay) == (10, 0.01)
     rates = optimizer._learning_rate
     assert type(rates) is WarmupCosine and (rates.peak, rates.total, rates.warmup) == (0.01, 24, 6)  # a quarter at most
     paper = build_optimizer(small("schedule=paper learning_rate=0 warmup=2", epochs=20), network, 6, 32)._learning_rate
@@ -144,7 +145,7 @@ def test_build_optimizer_gives_the_head_its_rate_and_bounds_the_warm_up():
 
 
 def test_compile_trainer_shares_the_loss_between_individuals_and_species(crops):
-    config = small("species_share=.25 scale=7 label_smoothing=.1")
+    config = small("species_loss_weight=.25 arcface_scale=7 label_smoothing=.1")
     network = build_network(config, classes=8, species=2)
     compile_trainer(network, config, build_optimizer(config, network, 6, 8))
     asked = {"cosines": np.tile(np.float32([1, 0.3]), (8, 1)), "species": np.tile(np.float32([0, 0.2]), (8, 1))}
@@ -158,7 +159,7 @@ def test_compile_trainer_shares_the_loss_between_individuals_and_species(crops):
 
 def test_mirror_axis_is_the_one_along_which_training_mirrors():
     assert mirror_axis(small("recipe=small")) == 2 and mirror_axis(small("recipe=aligned")) is None
-    assert mirror_axis(small("recipe=aligned twins=true")) == 1
+    assert mirror_axis(small("recipe=aligned mirror_as_classes=true")) == 1
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -186,11 +187,12 @@ def test_inference_model_of_parts_gives_the_mean_of_the_parts_cosines(crops):
 
 def test_build_network_takes_weights_of_a_model_of_the_same_backbone_only(tmp_path):
     keras.utils.set_random_seed(1)
-    model = inference_model(build_network(configure("small_resnet_arcface", changes="backbone=tiny_resnet"), classes=8))
+    config = configure("small_resnet_arcface", overrides="backbone=tiny_resnet")
+    model = inference_model(build_network(config, classes=8))
     model.set_weights([weight + np.random.default_rng(0).uniform(0.1, 1) for weight in model.get_weights()])
     model.save(tmp_path / "first.keras")
     start = f"backbone=tiny_resnet weights={tmp_path / 'first.keras'}"
-    network = build_network(configure("small_resnet_arcface", image_size=32, changes=start), classes=5)
+    network = build_network(configure("small_resnet_arcface", image_size=32, overrides=start), classes=5)
     for name in ("stem_conv", "stage4_2_bn"):
         there, here = model.get_layer(name).get_weights(), network.get_layer(name).get_weights()
         assert all((a == b).all() for a, b in zip(there, here, strict=True))
@@ -205,7 +207,7 @@ def test_build_network_takes_weights_of_a_model_of_the_same_backbone_only(tmp_pa
         ("backbone=resnet5", "did you mean 'resnet50'"),
     ):
         with pytest.raises(UserError, match=message):
-            build_network(configure("small_resnet_arcface", image_size=32, changes=wrong), classes=5)
+            build_network(configure("small_resnet_arcface", image_size=32, overrides=wrong), classes=5)
 
 
 def test_build_network_with_imagenet_weights_and_no_internet_says_where_to_get_them(monkeypatch):
@@ -214,7 +216,7 @@ def test_build_network_with_imagenet_weights_and_no_internet_says_where_to_get_t
 
     monkeypatch.setattr(keras.applications, "EfficientNetB0", refuse)
     with pytest.raises(UserError, match=r"efficientnetb0_notop\.h5.*give its path as weights.*Kaggle"):
-        build_network(configure("recommended", image_size=64, changes="backbone=efficientnet_b0"), classes=5)
+        build_network(configure("recommended", image_size=64, overrides="backbone=efficientnet_b0"), classes=5)
 
 
 # --- the stage
@@ -240,7 +242,7 @@ def test_build_callbacks_of_impossible_snapshots_or_in_several_processes_are_ref
     monkeypatch.setitem(os.environ, "KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
     with pytest.raises(UserError, match="patience scores the fold in one process"):
         training.build_callbacks(tmp_path, None, 5, TrainingOptions(patience=2))
-    with pytest.raises(UserError, match="hours are measured in each process"):
+    with pytest.raises(UserError, match="max_hours is measured in each process"):
         training.build_callbacks(tmp_path, None, 5, TrainingOptions(), Deadline(1))
 
 
@@ -262,9 +264,9 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
     dataset, config = read_dataset(tiny), small(epochs=1)
     folds, records, vectors = study_folds(dataset, tmp_path, 2, 0), {}, {}
     for name, views in (("one", ""), ("whole", "whole:1"), ("both", "fullbody:.75 whole:.25")):
-        records[name] = training.train_stage(dataset, folds, 0, name, config, tmp_path, views=views)
+        records[name] = training.train_stage(dataset, folds, 0, name, config, tmp_path, tta_sources=views)
         vectors[name] = read_embeddings(fold_dir(tmp_path, name, 0) / "embeddings.parquet").vectors
-        assert records[name]["parameters"]["views"] == views
+        assert records[name]["parameters"]["tta_sources"] == views
         assert records[name]["result"]["boxes"] == {"fullbody": 48}  # of what it is trained on
     for other in asked[1:]:
         assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(asked[0], other, strict=True))
@@ -273,17 +275,18 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
     np.testing.assert_allclose(vectors["both"], mean, atol=1e-5)
     assert (vectors["one"] * vectors["whole"]).sum(1).min() < 0.999
     with pytest.raises(UserError, match="a share for each source"):
-        training.train_stage(dataset, folds, 0, "none", config, tmp_path, views="whole")
+        training.train_stage(dataset, folds, 0, "none", config, tmp_path, tta_sources="whole")
 
 
 def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_again(tiny, tmp_path):
     dataset, config = read_dataset(tiny), small(epochs=2)
     folds, place = study_folds(dataset, tmp_path, 2, 0), fold_dir(tmp_path, "limited", 0)
-    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=TrainingOptions(hours=1e-9))
+    limit = TrainingOptions(max_hours=1e-9)
+    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=limit)
     assert "limited, fold 0: stopped after epoch 1 of 2" in record["unfinished"]
     assert record["result"] == {"epochs": 1, "of": 2} and [row["epoch"] for row in record["history"]] == [1]
     assert (place / "resume.json").is_file() and not (place / "config.json").exists()
-    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=TrainingOptions(hours=1e-9))
+    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=limit)
     assert "unfinished" not in record and record["result"]["map5_known"] > 0
     assert pd.read_csv(place / "history.csv")["epoch"].tolist() == [1, 2] and not list(place.glob("resume*"))
 

@@ -18,9 +18,18 @@ from happywhale_nb.catalogue.listings import sightings
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.store import Catalogue, upgrade_catalogue
 from happywhale_nb.cli.main import main
+from happywhale_nb.core.artifacts import read_json
+from happywhale_nb.core.renamed import FIELDS, METRICS, PARAMETERS, read_record
+from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.networks.embedder import embed_folder
+from happywhale_nb.networks.presets import configure, used_preset
 from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.server.auth import list_tokens
+from happywhale_nb.stages.blending import blend_stage, is_current
+from happywhale_nb.stages.knn import knn_stage
+from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow.compare import compare_runs
 from happywhale_nb.workflow.provenance import done_file
 
@@ -122,15 +131,27 @@ def test_model_loads_and_embeds_to_the_vectors_it_left(old):
     assert made.of(left.images) == pytest.approx(left.vectors, abs=1e-4)
 
 
-def test_study_counts_as_done(old):
-    result = CliRunner().invoke(main, ["run", "study.yaml", "--dry-run"])
+def run_study(old, *parameters):
+    """What `happywhale run --dry-run` says of the study, after the names in its file were brought up to date."""
+    path = old / "study.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("changes:", "overrides:"), encoding="utf-8")
+    result = CliRunner().invoke(main, ["run", "study.yaml", "--dry-run", *parameters])
     assert result.exit_code == 0, result.output
-    assert "0 of 8 notebooks would be run" in result.output
+    return result.output
+
+
+def test_study_file_with_old_names_is_refused_with_the_new_ones(old):
+    result = CliRunner().invoke(main, ["run", "study.yaml", "--dry-run"])
+    assert result.exit_code == 2
+    assert "study.yaml: models.tiny: parameter 'changes' is now 'overrides'" in result.stderr
+
+
+def test_study_counts_as_done(old):
+    assert "0 of 8 notebooks would be run" in run_study(old)
 
 
 def test_study_with_another_parameter_is_not_done(old):
-    result = CliRunner().invoke(main, ["run", "study.yaml", "--dry-run", "-p", "alpha", "0.2"])
-    assert "parameters or data have changed" in result.output
+    assert "parameters or data have changed" in run_study(old, "-p", "alpha", "0.2")
 
 
 def test_records_and_results_of_a_study_are_compared(old):
@@ -139,4 +160,40 @@ def test_records_and_results_of_a_study_are_compared(old):
     same = compare_runs(study, again)
     assert not same["differs"] and same["recorded"] == {"a": 8, "b": 8}
     folds = compare_runs(study / "tiny" / "fold0", study / "tiny" / "fold1")
-    assert folds["circumstances"] and folds["figures"]
+    assert folds["provenance"] and folds["metrics"]
+
+
+def folder_of(old):
+    """Data, folder and folds of the study in `old`."""
+    dataset, folder = read_dataset(old / "data" / "tiny"), old / "outputs" / "whales-quick"
+    return dataset, folder, study_folds(dataset, folder, save=False)
+
+
+def test_stages_take_over_what_an_earlier_version_has_finished(old):
+    dataset, folder, folds = folder_of(old)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    config = configure("small_resnet_arcface", quick=True, overrides="backbone=tiny_resnet embedding=32")
+    trained = train_stage(dataset, folds, 0, "tiny", config, folder)
+    searched = knn_stage(dataset, folder, "tiny", folds, KNNHead(50))
+    blended = blend_stage(dataset, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert used_preset(trained["parameters"]) == config and trained["parameters"]["tta_sources"] == ""
+    assert searched["oof"]["fraction_new"] == pytest.approx(4 / 28) and searched["for_test"]["prior_new"] is None
+    assert blended["voting"] == "paper" and is_current(dataset, folder, blended)
+
+
+def keys_of(value):
+    """All keys of a JSON value."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {*(value if isinstance(value, dict) else ())}.union(*map(keys_of, parts))
+
+
+def test_records_of_an_earlier_version_are_read_with_the_new_keys_alone(old):
+    folder = old / "outputs" / "whales-quick"
+    old_keys = {*PARAMETERS, *FIELDS, *METRICS, "new_first", "found_done", "drawn_by"}
+    other_meaning = {"gradcam.json": {"gain"}, "robustness.json": {"scale"}}
+    written = {path: read_json(path) for path in folder.rglob("*.json")}
+    read = {path: read_record(path) for path in written}
+    assert set.union(*map(keys_of, written.values())) >= {"changes", "share_new", "twins", "around", "before"}
+    for path, record in read.items():
+        assert keys_of(record) & old_keys == other_meaning.get(path.name, set()), path

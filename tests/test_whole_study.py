@@ -89,16 +89,17 @@ def test_blend_stage_of_two_models_fits_weights_or_averages_scores(study, tiny, 
     shutil.copytree(folder / "small_resnet_arcface", folder / "other")
     equal = blend_stage(dataset, folder)
     before = (folder / "submission.csv").read_text()
-    assert len(equal["lists"]) == 4 and equal["fit"] is None and set(equal["weights"]) == {1}
+    assert len(equal["prediction_files"]) == 4 and equal["fit"] is None and set(equal["weights"]) == {1}
     fit = blend_stage(dataset, folder, options=BlendOptions(weighting="fit", penalty=True))
     assert fit["fit"]["fitted"] >= fit["fit"]["equal"] and len(fit["table"]) == 3
     assert fit["table"][0]["map5"] == fit["table"][1]["map5"] > 0  # a model and its copy
-    scores = blend_stage(dataset, folder, options=BlendOptions(rule="scores"))
+    scores = blend_stage(dataset, folder, options=BlendOptions(voting="scores"))
     assert scores["fit"]["equal"] > 0 and scores["fit"]["threshold"] <= 1
-    assert blend_stage(dataset, folder, options=BlendOptions(rule="scores")) == scores  # nothing is done twice
+    assert blend_stage(dataset, folder, options=BlendOptions(voting="scores")) == scores  # nothing is done twice
     one = blend_stage(dataset, folder, models="other", options=BlendOptions(weighting="fit"))
     assert one["models"] == {"other": 1} and one["fit"] is None
-    assert blend_stage(dataset, folder, options=BlendOptions(least=0.999, keep="other"))["models"] == {"other": 1}
+    included = BlendOptions(min_map5=0.999, always_include="other")
+    assert blend_stage(dataset, folder, options=included)["models"] == {"other": 1}
     again = blend_stage(dataset, folder)
     assert (folder / "submission.csv").read_text() == before and is_current(dataset, folder, again)
     changed = folder / "other" / "fold1" / "test.csv"
@@ -107,10 +108,10 @@ def test_blend_stage_of_two_models_fits_weights_or_averages_scores(study, tiny, 
     assert not is_current(dataset, folder, again)
     changed.write_text(kept)
     for how, message in (
-        ({"least": 0.999}, "no model reaches"),
-        ({"least": 0.999, "keep": "none"}, "no model 'none'"),
+        ({"min_map5": 0.999}, "no model reaches"),
+        ({"min_map5": 0.999, "always_include": "none"}, "no model 'none'"),
         ({"weighting": "best"}, "equal, or fit"),
-        ({"rule": "scores", "weighting": "fit"}, "count votes"),
+        ({"voting": "scores", "weighting": "fit"}, "count votes"),
     ):
         with pytest.raises(UserError, match=message):
             blend_stage(dataset, folder, options=BlendOptions(**how))
@@ -118,7 +119,7 @@ def test_blend_stage_of_two_models_fits_weights_or_averages_scores(study, tiny, 
         blend_stage(dataset, folder, models="none")
     (folder / "other" / "fold0" / "test_scores.parquet").unlink()
     with pytest.raises(UserError, match="run 06_knn again"):
-        blend_stage(dataset, folder, options=BlendOptions(rule="scores"))
+        blend_stage(dataset, folder, options=BlendOptions(voting="scores"))
 
 
 def test_blend_stage_without_test_photos_blends_out_of_fold(study, tiny, tmp_path):
@@ -130,11 +131,11 @@ def test_blend_stage_without_test_photos_blends_out_of_fold(study, tiny, tmp_pat
         blend_stage(dataset, folder)
     shutil.copytree(folder / "small_resnet_arcface", folder / "other")
     alone = json.loads((folder / "other" / "knn.json").read_text())["oof"]["map5"]
-    equal = blend_stage(dataset, folder, options=BlendOptions(rule="borda"))
+    equal = blend_stage(dataset, folder, options=BlendOptions(voting="borda"))
     assert equal["fit"] == {"equal": pytest.approx(alone)} and not equal["tested"]  # a model and its copy
-    fit = blend_stage(dataset, folder, options=BlendOptions(rule="borda", weighting="fit"))
+    fit = blend_stage(dataset, folder, options=BlendOptions(voting="borda", weighting="fit"))
     assert fit["fit"]["equal"] == pytest.approx(alone) and len(fit["fit_folds"]) == 2
-    assert blend_stage(dataset, folder, options=BlendOptions(rule="scores"))["fit"]["equal"] > 0
+    assert blend_stage(dataset, folder, options=BlendOptions(voting="scores"))["fit"]["equal"] > 0
     assert not (folder / "submission.csv").exists()
 
 
@@ -142,15 +143,15 @@ def test_knn_stage_with_every_option_leaves_a_whole_study(study, tiny, tmp_path)
     folder = Path(shutil.copytree(study, tmp_path / "study"))
     dataset = read_dataset(tiny)
     folds = study_folds(dataset, folder, 0, 0)
-    head = KNNHead(10, "softmax_sum", centre_share=0.3)
-    options = PredictionOptions(share_new=-1, species_strength=50, by_share=True, local=3)
+    head = KNNHead(10, "softmax_sum", centre_weight=0.3)
+    options = PredictionOptions(prior_new=-1, species_shrinkage=50, match_prior=True, rerank_top=3)
     result = knn_stage(dataset, folder, "small_resnet_arcface", folds, head, options)
     kept = sorted(folder.glob("small_resnet_arcface/fold*/local.npz"))
     made = [path.stat().st_mtime_ns for path in kept]
-    local, open_set = result["for_test"]["local"], result["open_set"]
-    assert len(kept) == 2 and -1 <= local["low"] <= local["gain"] <= local["high"] <= 1
-    assert local["used"] == (local["low"] > 0) and local["fused"] == pytest.approx(local["cosine"] + local["gain"])
-    share = result["for_test"]["share_new"]
+    rerank, open_set = result["for_test"]["rerank"], result["open_set"]
+    assert len(kept) == 2 and -1 <= rerank["low"] <= rerank["gain"] <= rerank["high"] <= 1
+    assert rerank["used"] == (rerank["low"] > 0) and rerank["fused"] == pytest.approx(rerank["cosine"] + rerank["gain"])
+    share = result["for_test"]["prior_new"]
     for k in "01":
         _, answers = read_predictions(folder / "small_resnet_arcface" / f"fold{k}" / "test.csv")
         assert (answers[:, 0] == "new_individual").mean() == pytest.approx(share, abs=0.5 / len(answers) + 0.1)
@@ -168,17 +169,17 @@ def test_report_stage_without_some_stages_names_them_and_takes_kaggles_scores(st
     for record in ("robustness.json", "fold0/gradcam.json"):
         (folder / "small_resnet_arcface" / record).unlink()
     split = study_folds(dataset, folder, save=False)
-    report = report_stage(dataset, folder, split, examples=3, public=0.5, private=0.4)
+    report = report_stage(dataset, folder, split, examples=3, kaggle_public=0.5, kaggle_private=0.4)
     assert {"pairs", "robustness", "grad-cam", "architectures"} <= set(report["missing"])
     sent = report["sections"]["submission"]
-    assert (sent["public"], sent["private"]) == (0.5, 0.4) and sent["test"]["n"] == 10
+    assert (sent["kaggle_public"], sent["kaggle_private"]) == (0.5, 0.4) and sent["test"]["n"] == 10
     page = (folder / "report.html").read_text()
     assert "Not in this report" in page and "run happywhale gradcam" in page and "public less private" in page
     rows = report["sections"]["models"]["small_resnet_arcface"]["folds"]
     assert [row["map5"] for row in rows] == pytest.approx([f["map5"] for f in report_folds(report).values()])
     assert sum(report["sections"]["errors"]["kinds"].values()) == pytest.approx(1)
     with pytest.raises(UserError, match="between 0 and 1"):
-        report_stage(dataset, folder, split, public=88)
+        report_stage(dataset, folder, split, kaggle_public=88)
 
 
 def report_folds(report):
@@ -340,12 +341,12 @@ def test_train_with_the_same_seed_gives_the_same_files_byte_for_byte(study, agai
 def test_compare_of_two_trainings_alike_finds_no_difference_in_what_they_made(study, again):
     pair = [folder / "small_resnet_arcface" / "fold0" for folder in (study, again)]
     found = compare_runs(*pair)
-    assert not found["figures"] and not any(found["files"].values()), describe_comparison(found)
-    assert {row["kind"] for row in found["circumstances"]} <= {"environment"}, found["circumstances"]
+    assert not found["metrics"] and not any(found["files"].values()), describe_comparison(found)
+    assert {row["kind"] for row in found["provenance"]} <= {"environment"}, found["provenance"]
 
 
 def test_compare_of_two_folds_names_the_fold_and_that_all_weights_differ(study):
     found = compare_runs(*(study / "small_resnet_arcface" / f"fold{k}" for k in (0, 1)))
-    assert ("parameters", "fold", 0, 1) in [(r["kind"], r["name"], r["a"], r["b"]) for r in found["circumstances"]]
+    assert ("parameters", "fold", 0, 1) in [(r["kind"], r["name"], r["a"], r["b"]) for r in found["provenance"]]
     assert found["files"]["model.keras"]["different"] > 20 and found["files"]["history.csv"]["different"] == 2
     assert found["files"]["embeddings.parquet"]["smallest_cosine"] < 0.999

@@ -23,8 +23,9 @@ from happywhale_nb.catalogue.ingest import (
     update_metadata,
 )
 from .store import CARD, Catalogue, create_catalogue
-from ..core.artifacts import atomic, read_json
+from ..core.artifacts import atomic
 from ..core.errors import UserError
+from ..core.renamed import read_record
 from ..data.dataset import Dataset, read_dataset, read_table
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
 from ..demo.season import demo_model, draw_season
@@ -84,7 +85,7 @@ def trained_on(model: Path | str) -> list[str] | None:
     Returns:
         File names; None if neither its record nor the study's folds say so.
     """
-    record = read_json(Path(model).with_name("config.json"))
+    record = read_record(Path(model).with_name("config.json"))
     if "trained_on" in record:
         return record["trained_on"]
     folds = Path(model).parents[2] / "folds.csv"
@@ -104,7 +105,7 @@ def model_name(model: Path | str) -> str:
     Returns:
         Such as "small_resnet_arcface, fold 0".
     """
-    parameters = read_json(Path(model).with_name("config.json"))["parameters"]
+    parameters = read_record(Path(model).with_name("config.json"))["parameters"]
     return f"{parameters['model']}, fold {parameters['fold']}"
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-06b
@@ -119,7 +120,7 @@ def stored_embeddings(model: Path | str, dataset: Dataset) -> Embeddings | None:
         The embeddings, or None.
     """
     path = Path(model).with_name("embeddings.parquet")
-    record = read_json(Path(model).with_name("config.json"))
+    record = read_record(Path(model).with_name("config.json"))
     same = record.get("protocol", {}).get("data") == dataset.fingerprint
     return read_embeddings(path) if same and path.is_file() else None
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import click
 
 from .options import PATH, json_option, parameters_option
-from ..core.artifacts import atomic, read_json
+from ..core.artifacts import atomic
 from ..core.paths import find_checkout, project_root
+from ..core.renamed import read_record
 from ..workflow.assets import find_study
 
 # %% ../../nbs/lib/cli/study.ipynb #study-05
@@ -46,7 +47,7 @@ def closing_lines(folder: Path, head: str) -> list[str]:
     return [
         head,
         *(f"  {os.path.relpath(folder / name)}" for name in names if (folder / name).is_file()),
-        *_score_lines(read_json(folder / "report.json")),
+        *_score_lines(read_record(folder / "report.json")),
         f"Next: open {os.path.relpath(folder / 'report.html')} in a browser;",
         f"      {opening} to read and change the study;",
         "      `happywhale run -p data_dir YOUR_FOLDER` for photographs of your own.",

@@ -11,7 +11,7 @@ import os
 
 import click
 
-from .options import PATH, json_option
+from .options import PATH, json_option, renamed_option
 from ..core.errors import UserError
 from ..data.dataset import read_table
 
@@ -34,10 +34,12 @@ def _numbers(text):
 @click.option("--like", type=PATH, help="A CSV with the queries' images, as sample_submission.csv.")
 @click.option("--catalogue", type=PATH, help="train.csv; names that it lacks are left out, and new.")
 @click.option("--truth", type=PATH, help="A CSV of image, individual_id[, fold]: weights are fitted to it.")
-@click.option("--rule", default="paper", show_default=True, help="paper, notebook or borda.")
-@click.option("--finless", type=PATH, help="Of the rule notebook: a CSV of image, photographs without a back fin.")
+@renamed_option("--rule", "--voting")
+@renamed_option("--finless", "--no-fin-csv")
+@click.option("--voting", default="paper", show_default=True, help="paper, notebook or borda.")
+@click.option("--no-fin-csv", type=PATH, help="For --voting notebook: a CSV of images without a back fin.")
 @click.option("--weights", default="", help="A number for each file, as in '2 1 1'.")
-def blend(files, output, like, catalogue, truth, rule, finless, weights):
+def blend(files, output, like, catalogue, truth, voting, no_fin_csv, weights):
     """Blend files of predictions into one, by votes.
 
     \b
@@ -51,8 +53,8 @@ def blend(files, output, like, catalogue, truth, rule, finless, weights):
         like=like,
         catalogue=catalogue,
         truth=truth,
-        rule=rule,
-        finless=finless or "",
+        rule=voting,
+        finless=no_fin_csv or "",
         weights=_numbers(weights),
     )
     click.echo("\n".join(lines))

@@ -27,9 +27,9 @@ def _new_shares(folds):
     new = pd.concat(new_queries(folds, fold) for fold in fold_numbers(folds))
     rows = folds.loc[new.index]
     return {
-        "share_new": round(float(new.mean()), 4),
-        "share_new_per_fold": new.groupby(rows["fold"]).mean().round(4).tolist(),
-        "share_new_per_species": new.groupby(rows["species"]).mean().round(4).to_dict(),
+        "fraction_new": round(float(new.mean()), 4),
+        "fraction_new_per_fold": new.groupby(rows["fold"]).mean().round(4).tolist(),
+        "fraction_new_per_species": new.groupby(rows["species"]).mean().round(4).to_dict(),
     }
 
 # %% ../../nbs/lib/data/protocol.ipynb #protocol-08
@@ -42,8 +42,8 @@ def protocol_card(folds: pd.DataFrame, data_fingerprint: str, pairs: pd.DataFram
         pairs: Near-duplicates, columns image_a and image_b; None: not searched for.
 
     Returns:
-        split, kind, folds, seed (None for a given split), photos, individuals, species, share_new (of all queries,
-        0 … 1), share_new_per_fold, share_new_per_species, near_duplicates (pairs of a query of one fold and a
+        split, kind, folds, seed (None for a given split), photos, individuals, species, fraction_new (of all queries,
+        0 … 1), fraction_new_per_fold, fraction_new_per_species, near_duplicates (pairs of a query of one fold and a
         photograph of its gallery; None if not searched for), data.
     """
     seed = folds["protocol"].str.extract(r"-seed(-?\d+)$")[0].iloc[0]
@@ -73,7 +73,7 @@ def card_line(card: dict[str, Any]) -> str:
     seed = "" if card["seed"] is None else f", seed {card['seed']}"
     leak = "" if card["near_duplicates"] is None else f", {card['near_duplicates']} near-duplicate pairs across"
     split = card["split"].split("-")[0]
-    return f"{split}, {card['folds']} folds{seed}, {card['share_new']:.1%} new{leak}, data {card['data'][:8]}"
+    return f"{split}, {card['folds']} folds{seed}, {card['fraction_new']:.1%} new{leak}, data {card['data'][:8]}"
 
 # %% ../../nbs/lib/data/protocol.ipynb #protocol-14
 def add_protocol_footer(figure: "Figure", card: dict[str, Any]) -> "Figure":

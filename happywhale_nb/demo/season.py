@@ -317,7 +317,7 @@ def _training_command(data):
         "fold": 0,
         "epochs": 40,
         "name": "tiny",
-        "changes": "backbone=tiny_resnet embedding=128",
+        "overrides": "backbone=tiny_resnet embedding=128",
         "crops": "fullbody:.7 whole:.3",
     }
     return ["train", *(word for name, value in parameters.items() for word in ("-p", name, str(value)))]

@@ -177,7 +177,7 @@ def read_finless(path: Path | str, rule: str, images: Sequence[str] | np.ndarray
         return None
     if rule != "notebook":
         raise UserError(
-            f"finless={path}: photographs without a back fin matter to the rule notebook alone, not to {rule}"
+            f"no_fin_csv={path}: photographs without a back fin matter to the rule notebook alone, not to {rule}"
         )
     return np.isin(images, read_table(path, ["image"])["image"].to_numpy(dtype=str))
 

@@ -16,10 +16,10 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..core.artifacts import read_json
 from ..core.errors import UserError, lookup
 from ..core.paths import fold_dir, study_data
 from ..core.progress import shows_widgets
+from ..core.renamed import read_record
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
@@ -243,9 +243,9 @@ def _title(fold_folder, fold, image, outcome, first):
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-35
 def _crops(results, fold_folder, image, neighbours, tested):
     """Crops of a photo and of its neighbours, `[1 + n, CROP_SIDE, CROP_SIDE, 3]` uint8."""
-    used = read_json(fold_folder / "config.json")["parameters"]
+    used = read_record(fold_folder / "config.json")["parameters"]
     config = used_preset(used)
-    mix = CropMix.parse(used["crops"], results.boxes["source"], config.least_confidence)
+    mix = CropMix.parse(used["crops"], results.boxes["source"], config.min_confidence)
 
     def cut_images(names, where):
         chosen = mix.prefer(names, results.boxes)

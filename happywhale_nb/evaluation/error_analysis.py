@@ -229,7 +229,7 @@ def measure_images(dataset: Dataset, images: Sequence[str], config: Preset, sour
     Args:
         dataset: The data set.
         images: Names of photos, `[n]`.
-        config: The preset whose margin_around, keep_aspect and least_confidence are used.
+        config: The preset whose crop_margin, keep_aspect and min_confidence are used.
         sources: Sources of boxes, text as of `boxes.CropMix.parse`.
         folder: The study's folder, in which crops are cached.
 
@@ -237,7 +237,7 @@ def measure_images(dataset: Dataset, images: Sequence[str], config: Preset, sour
         The `MEASURES` of each photo, in the order of `images`.
     """
     boxes = read_boxes(dataset.root)
-    chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
+    chosen = CropMix.parse(sources, boxes["source"], config.min_confidence).prefer(images, boxes)
     crops, rows = cut_crops(dataset, chosen, config, folder, size=MEASURED_SIDE), []
     for i, box in enumerate(bar(chosen[BOX].to_numpy(float), "measuring")):
         if np.isnan(box[0]):

@@ -333,7 +333,7 @@ def cut_crops(
     Args:
         dataset: `data.dataset.Dataset`.
         chosen: image and box of each, a table of `CropMix.prefer`.
-        config: `networks.presets.Preset`; its `margin_around`, `keep_aspect` and `image_size` are used.
+        config: `networks.presets.Preset`; its `crop_margin`, `keep_aspect` and `image_size` are used.
         folder: the study's; crops are kept in its folder `crops`.
         subset: `train` or `test`.
         size: side in pixels; 0: the preset's.
@@ -347,4 +347,4 @@ def cut_crops(
     images = dataset.train_images if subset == "train" else dataset.test_images
     paths = [images / name for name in chosen["image"]]
     size = size or config.image_size
-    return load_crops(paths, chosen, size, Path(folder) / "crops", config.margin_around, config.keep_aspect)
+    return load_crops(paths, chosen, size, Path(folder) / "crops", config.crop_margin, config.keep_aspect)

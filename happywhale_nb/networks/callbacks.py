@@ -422,7 +422,7 @@ class Deadline(TrainingCallback):
     def __init__(self, hours: float) -> None:
         super().__init__()
         if hours < 0:
-            raise UserError(f"hours={hours:g}: a number above 0, or 0 for no limit")
+            raise UserError(f"max_hours={hours:g}: a number above 0, or 0 for no limit")
         self.hours, self.end = hours, time.perf_counter() + 3600 * hours
         self.longest, self.stopped = 0.0, ""
 

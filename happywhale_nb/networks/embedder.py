@@ -236,15 +236,15 @@ def crop_settings(record: dict) -> dict[str, object]:
 
     Returns:
         `image_size` (pixels), `margin` (fraction of the box), `keep_aspect`, `sources` (as in the parameters `crops`
-        or `views`) and `boxed` (whether the model was trained on boxes).
+        or `tta_sources`) and `boxed` (whether the model was trained on boxes).
     """
     used = record["parameters"]
     config = used_preset(used)
     return {
         "image_size": config.image_size,
-        "margin": config.margin_around,
+        "margin": config.crop_margin,
         "keep_aspect": config.keep_aspect,
-        "sources": used.get("views") or used["crops"],
+        "sources": used.get("tta_sources") or used["crops"],
         "boxed": set(record.get("result", {}).get("boxes", {"": 1})) != {"whole"},
     }
 
@@ -273,7 +273,7 @@ class StoredModel:
         self.config, self.settings = used_preset(self.record["parameters"]), crop_settings(self.record)
         self.averaged = embedding_averages(self.config)
         digest = hashlib.sha256(Path(model_path).read_bytes()).hexdigest()
-        self.fingerprint = fingerprint(digest, self.settings, self.averaged, self.config.least_confidence)
+        self.fingerprint = fingerprint(digest, self.settings, self.averaged, self.config.min_confidence)
         self.width = self.model.get_layer("embedding").output.shape[-1]
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-18a

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..core.artifacts import atomic, read_json
+from ..core.artifacts import atomic
 from ..core.errors import UserError
+from ..core.renamed import read_record
 from .model import build_encoder, embedding_averages
 from .presets import used_preset
 
@@ -32,7 +33,7 @@ def stored_averages(model_path: Path | str) -> dict[str, object]:
         Keyword arguments of `model.build_encoder`; none if there is no `config.json`.
     """
     record = Path(model_path).parent / "config.json"
-    return embedding_averages(used_preset(read_json(record)["parameters"])) if record.is_file() else {}
+    return embedding_averages(used_preset(read_record(record)["parameters"])) if record.is_file() else {}
 
 # %% ../../nbs/lib/networks/export.ipynb #export-05
 def export_encoder(

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ..core.artifacts import read_json
 from ..core.errors import UserError
+from ..core.renamed import read_record
 from ..data.boxes import BOX, BOX_COLUMNS, CropMix, read_boxes
 from ..data.dataset import PHOTO_ENDINGS, read_dataset
 from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop
@@ -38,7 +38,7 @@ def read_model(path: Path | str) -> tuple[keras.Model, dict]:
     path = Path(path)
     if not path.is_file() or path.suffix != ".keras":
         raise UserError(f"there is no model {path}: name a model.keras of outputs/<study>/<model>/fold<k>/")
-    record = read_json(path.with_name("config.json"))
+    record = read_record(path.with_name("config.json"))
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a file that is no model can raise anything
@@ -94,18 +94,18 @@ def choose_boxes(images: Sequence[str], boxes: pd.DataFrame | None, record: dict
 
     Returns:
         Pairs of a share (0 to 1, together 1) and a table of `CropMix.prefer`: one pair, or one for each source if
-        the model's parameter `views` names several.
+        the model's parameter `tta_sources` names several.
     """
     if boxes is None or not len(boxes):  # the whole of each: one view, however many the model knows
         return [(1.0, pd.DataFrame({"image": list(images), "source": "whole"}).reindex(columns=BOX_COLUMNS))]
-    used, least = record["parameters"], used_preset(record["parameters"]).least_confidence
+    used, least = record["parameters"], used_preset(record["parameters"]).min_confidence
     person, detected = boxes[boxes["source"] == PERSON], boxes[boxes["source"] == DETECTOR]
     rest = boxes[~boxes["source"].isin((PERSON, DETECTOR))]
-    mix = _box_mix(used.get("views") or used["crops"], rest["source"], least)
+    mix = _box_mix(used.get("tta_sources") or used["crops"], rest["source"], least)
     stand_in = next((source for source in mix.sources if source != "whole"), None)
     if stand_in and set(record.get("result", {}).get("boxes", {"": 1})) != {"whole"}:
         rest, detected = _with_detected(rest, detected, mix.sources, least, stand_in)
-    tables = mix.variants(images, rest) if used.get("views") else [(1.0, mix.prefer(images, rest))]
+    tables = mix.variants(images, rest) if used.get("tta_sources") else [(1.0, mix.prefer(images, rest))]
     return [(share, _own_sources(table, person, detected["image"], stand_in)) for share, table in tables]
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-12
@@ -168,7 +168,7 @@ def make_crop(path: Path | str, box: list[float] | None, frame: list[float] | No
     Raises:
         UserError: if the photo cannot be decoded.
     """
-    crop = load_crop(path, config.image_size, box, frame, config.margin_around, config.keep_aspect)
+    crop = load_crop(path, config.image_size, box, frame, config.crop_margin, config.keep_aspect)
     if len(crop) <= LOSSLESS:
         return crop
     key = "0" * 16  # `encode_crop` needs a checksum of 16 digits; nothing is looked up by it here

@@ -50,8 +50,8 @@ def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model
     """
     inputs = {"pixels": keras.Input((config.image_size, config.image_size, 3), name="pixels")}
     embedding = _embedding(config, inputs["pixels"])
-    if config.sample:
-        inputs["chosen"] = keras.Input(batch_shape=(config.sample,), dtype="int32", name="chosen")
+    if config.sampled_classes:
+        inputs["chosen"] = keras.Input(batch_shape=(config.sampled_classes,), dtype="int32", name="chosen")
     outputs = _classify(config, embedding, inputs.get("chosen"), classes, species)
     network = keras.Model(inputs, outputs, name=config.backbone)
     if config.weights.endswith(".keras"):
@@ -105,9 +105,10 @@ def build_optimizer(config: Preset, network: keras.Model, steps: int, size: int)
         size: number of images of a batch on all devices, from 1.
 
     Returns:
-        The optimizer; variables behind the backbone learn at `config.head_rate` times the rate.
+        The optimizer; variables behind the backbone learn at `config.head_lr_multiplier` times the rate.
     """
-    optimizer = TwoRateAdamW(_schedule(config, steps, size), config.head_rate, weight_decay=config.weight_decay)
+    schedule = _schedule(config, steps, size)
+    optimizer = TwoRateAdamW(schedule, config.head_lr_multiplier, weight_decay=config.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     body = {variable.path for layer in backbone_layers(network) for variable in layer.trainable_variables}
     optimizer.set_head([variable for variable in network.trainable_variables if variable.path not in body])
@@ -128,17 +129,17 @@ def compile_trainer(trainer: keras.Model, config: Preset, optimizer: keras.optim
 
     Args:
         trainer: model of `build_network`, or of `batches.augmented` around it. It is changed in place.
-        config: preset; its scale, label_smoothing and species_share count here.
+        config: preset; its arcface_scale, label_smoothing and species_loss_weight count here.
         optimizer: of `build_optimizer`.
 
     Returns:
         The same model, compiled.
     """
-    losses = {"cosines": ArcFaceLoss(config.scale, config.label_smoothing)}
+    losses = {"cosines": ArcFaceLoss(config.arcface_scale, config.label_smoothing)}
     loss_weights = {"cosines": 1.0}
     if "species" in trainer.output:
         losses["species"] = ArcFaceLoss(SPECIES_SCALE, config.label_smoothing)
-        loss_weights = {"cosines": 1 - config.species_share, "species": config.species_share}
+        loss_weights = {"cosines": 1 - config.species_loss_weight, "species": config.species_loss_weight}
     trainer.compile(
         optimizer,
         losses,
@@ -154,7 +155,7 @@ def mirror_axis(config: Preset) -> int | None:
     """Return the axis of `[n, h, w, 3]` along which a preset's training mirrors crops.
 
     Args:
-        config: preset; its recipe and twins count here.
+        config: preset; its recipe and mirror_as_classes count here.
 
     Returns:
         1 (top to bottom) for twins, 2 (side to side) for a recipe with `Flip`, else None.
@@ -162,7 +163,7 @@ def mirror_axis(config: Preset) -> int | None:
     Raises:
         UserError: for an unknown recipe.
     """
-    if config.twins:
+    if config.mirror_as_classes:
         return 1
     return 2 if any(isinstance(step, Flip) for step in lookup(RECIPES, config.recipe, "recipe")) else None
 
@@ -171,7 +172,7 @@ def embedding_averages(config: Preset) -> dict[str, int | float | None]:
     """Return what a preset's embeddings are averaged over.
 
     Args:
-        config: preset; its recipe, twins and zoom count here.
+        config: preset; its recipe, mirror_as_classes and tta_zoom count here.
 
     Returns:
         The keyword arguments mirror and zoom of `build_encoder` and `embed`.
@@ -179,7 +180,7 @@ def embedding_averages(config: Preset) -> dict[str, int | float | None]:
     Raises:
         UserError: for an unknown recipe.
     """
-    return {"mirror": mirror_axis(config), "zoom": config.zoom}
+    return {"mirror": mirror_axis(config), "zoom": config.tta_zoom}
 
 # %% ../../nbs/lib/networks/model.ipynb #model-19
 def _views(pixels, mirror, zoom):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..core.errors import UserError, lookup
+from ..core.renamed import refuse_renamed
 from .targets import DYNAMIC, ELASTIC
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-04
@@ -26,7 +27,7 @@ class Preset:
     learning_rate: float = 2e-3  # peak; 0: 5e-6 for each image of a batch
     schedule: str = "cosine"  # or "paper", see `schedules`
     warmup: float = 2.0  # epochs of warm-up, from 0; a quarter of all epochs at most
-    head_rate: float = 1.0  # factor of the learning rate of neck and head, above 0
+    head_lr_multiplier: float = 1.0  # factor of the learning rate of neck and head, above 0
     weight_decay: float = 1e-4  # AdamW's, from 0
     weights: str = ""  # the backbone's, as for `backbones.feature_maps`, or a `.keras` file; "": random
     bn_momentum: float = 0.9  # of the backbone's BatchNorm, in [0, 1)
@@ -35,23 +36,23 @@ class Preset:
     embedding: int = 512  # its dimension; with "parts" a multiple of parts²
     dropout: float = 0.2  # in the neck, in [0, 1)
     centres: int = 1  # centres of a class, from 1
-    scale: float = 16.0  # ArcFace's s, above 0
+    arcface_scale: float = 16.0  # ArcFace's s, above 0
     margin: float = 0.3  # radians, as for `targets.class_margins`, from 0
     margin_power: float = 0.0  # as for `targets.class_margins`
     margin_floor: float = 0.0  # radians, as for `targets.class_margins`
     margin_spread: float = 0.0  # σ of elastic margins, radians, from 0
     margin_ramp: float = 0.0  # epochs over which margins rise from 0
     label_smoothing: float = 0.0  # in [0, 1)
-    species_share: float = 0.0  # the species' fraction of the loss, in [0, 1); 0: no species head
+    species_loss_weight: float = 0.0  # the species' fraction of the loss, in [0, 1); 0: no species head
     balance: str = ""  # "": natural; "weights": effective number; "sampler": equal classes
-    sample: int = 0  # classes that a batch is scored against, from batch_size; 0: all
-    twins: bool = False  # whether mirrored images (top to bottom) of an individual are one more individual
-    zoom: float = 0.0  # fraction of the side, in [0, 0.5), as for `model.build_encoder`
+    sampled_classes: int = 0  # classes that a batch is scored against, from batch_size; 0: all
+    mirror_as_classes: bool = False  # whether mirrored images (top to bottom) of an individual are one more individual
+    tta_zoom: float = 0.0  # fraction of the side, in [0, 0.5), as for `model.build_encoder`
     sources: str = "auto"  # of boxes, if a stage's parameter `crops` is "auto"
     only_species: str = ""  # train on this species only; "": on all
-    margin_around: float = 0.05  # of a crop, a fraction of the box, as `margin` of `crops.load_crop`
+    crop_margin: float = 0.05  # of a crop, a fraction of the box, as `margin` of `crops.load_crop`
     keep_aspect: bool = False  # of a crop, as for `crops.load_crop`
-    least_confidence: float = 0.1  # boxes below count as missing, in [0, 1)
+    min_confidence: float = 0.1  # boxes below count as missing, in [0, 1)
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-06
 PAPER = {
@@ -63,7 +64,7 @@ PAPER = {
     "weight_decay": 0.0,
     "weights": "imagenet",
     "bn_momentum": 0.99,
-    "scale": 30.0,
+    "arcface_scale": 30.0,
 }
 PRESETS = {
     "basic_cnn": Preset("basic_cnn", "basic_cnn", 128, 30, learning_rate=1e-3, margin=0.0),
@@ -78,9 +79,9 @@ PRESETS = {
 WINNERS = {
     "pool": "gem2",
     "centres": 2,
-    "scale": 20.96,
-    "species_share": 0.563,
-    "head_rate": 10.0,
+    "arcface_scale": 20.96,
+    "species_loss_weight": 0.563,
+    "head_lr_multiplier": 10.0,
     "weight_decay": 1e-4,
     **DYNAMIC,
 }
@@ -109,7 +110,7 @@ def recommended(size: str = "l") -> Preset:
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-10
 PARTS = {"pool": "parts", "parts": 4, "embedding": 1024}
-_expert = replace(PRESETS["efficientnet_b5_arcface"], recipe="recommended", pool="gem2", head_rate=10.0)
+_expert = replace(PRESETS["efficientnet_b5_arcface"], recipe="recommended", pool="gem2", head_lr_multiplier=10.0)
 PRESETS |= {
     "recommended": recommended(),
     "beluga_specialist": replace(_expert, only_species="beluga"),
@@ -119,7 +120,7 @@ PRESETS |= {
     "fullbody_b6_specialist": replace(_expert, sources="fullbody", backbone="efficientnet_b6"),
     "small_resnet_arcface": Preset("small_resnet", "small", image_size=64, epochs=26),
     "small_resnet_aligned": Preset(
-        "small_resnet", "aligned", 96, 150, **PARTS, learning_rate=1e-3, twins=True, zoom=0.03
+        "small_resnet", "aligned", 96, 150, **PARTS, learning_rate=1e-3, mirror_as_classes=True, tta_zoom=0.03
     ),
     "small_efficientnet_elastic": Preset("small_efficientnet", "small", image_size=64, epochs=26, **ELASTIC),
     "small_recommended": Preset("small_resnet", "small", 64, 26, pool="gem2", centres=2, **DYNAMIC),
@@ -127,7 +128,7 @@ PRESETS |= {
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-13
 def configure(
-    preset: str, epochs: int = 0, image_size: int = 0, quick: bool = False, size: str = "", changes: str = ""
+    preset: str, epochs: int = 0, image_size: int = 0, quick: bool = False, size: str = "", overrides: str = ""
 ) -> Preset:
     """Return the preset of a name, with overrides.
 
@@ -137,7 +138,7 @@ def configure(
         image_size: side of the crops in pixels, from 32; 0 (default): the preset's.
         quick: whether to train for two epochs on crops of 48 pixels, unless the two above say otherwise.
         size: of `SIZES`, for `recommended`; "" (default): its own.
-        changes: `field=value …`; "" (default): none.
+        overrides: `field=value …`; "" (default): none.
 
     Returns:
         A preset that `check_preset` accepts.
@@ -145,7 +146,7 @@ def configure(
     Raises:
         UserError: for an unknown name or an impossible value.
     """
-    config = replace(_sized(preset, size), **dict(_parse_override(text) for text in changes.split()))
+    config = replace(_sized(preset, size), **dict(_parse_override(text) for text in overrides.split()))
     if epochs < 0 or image_size < 0 or 0 < image_size < 32:
         raise UserError(
             f"epochs={epochs}, image_size={image_size}: at least 1 epoch and crops of 32 pixels (0: the preset's)"
@@ -166,13 +167,15 @@ def _sized(preset, size):
 def _parse_override(text):
     """Field and value of `field=value`."""
     name, equals, value = text.partition("=")
-    type_ = lookup({field.name: field.type for field in fields(Preset)}, name, "field of a preset")
+    known = {field.name: field.type for field in fields(Preset)}
+    refuse_renamed([name], known, "field of a preset")
+    type_ = lookup(known, name, "field of a preset")
     try:
         if not equals:
             raise ValueError
         return name, {"true": True, "false": False}[value.lower()] if type_ is bool else type_(value)
     except (ValueError, KeyError):
-        raise UserError(f"changes: {text!r} should be {name}=… with a value of type {type_.__name__}") from None
+        raise UserError(f"overrides: {text!r} should be {name}=… with a value of type {type_.__name__}") from None
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-15
 CHOICES = {
@@ -180,9 +183,9 @@ CHOICES = {
     "pool": ("gap", "gem", "gem2", "parts"),
     "balance": ("", "weights", "sampler"),
 }
-POSITIVE = ("batch_size", "embedding", "centres", "parts", "scale", "epochs", "head_rate")
-NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup", "margin", "margin_spread", "margin_ramp", "sample")
-FRACTIONS = ("dropout", "bn_momentum", "label_smoothing", "species_share", "least_confidence")
+POSITIVE = ("batch_size", "embedding", "centres", "parts", "arcface_scale", "epochs", "head_lr_multiplier")
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup", "margin", "margin_spread", "margin_ramp", "sampled_classes")
+FRACTIONS = ("dropout", "bn_momentum", "label_smoothing", "species_loss_weight", "min_confidence")
 
 
 
@@ -215,12 +218,13 @@ def check_preset(config: Preset) -> Preset:
         UserError: that names the first impossible value.
     """
     _check_fields(config)
-    if not 0 <= config.zoom < 0.5:
-        raise UserError(f"zoom={config.zoom}: a share of the side at each edge, in [0, 0.5)")
+    if not 0 <= config.tta_zoom < 0.5:
+        raise UserError(f"tta_zoom={config.tta_zoom}: a share of the side at each edge, in [0, 0.5)")
     if config.pool == "parts" and config.embedding % config.parts**2:
         raise UserError(f"embedding={config.embedding}: parts={config.parts} wants a multiple of {config.parts**2}")
-    if config.sample and config.sample < config.batch_size:
-        raise UserError(f"sample={config.sample} has to hold the classes of a batch of {config.batch_size}")
+    if config.sampled_classes and config.sampled_classes < config.batch_size:
+        number = config.sampled_classes
+        raise UserError(f"sampled_classes={number} has to hold the classes of a batch of {config.batch_size}")
     return config
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-18

@@ -75,18 +75,18 @@ class TwoRateAdamW(keras.optimizers.AdamW):
 
     Args:
         learning_rate: of the backbone, a number or a schedule.
-        head_rate: factor of the learning rate of the variables given to `set_head`, above 0.
+        head_lr_multiplier: factor of the learning rate of the variables given to `set_head`, above 0.
         **kwargs: of `keras.optimizers.AdamW`.
     """
 
     def __init__(
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
-        head_rate: float = 1.0,
+        head_lr_multiplier: float = 1.0,
         **kwargs: object,
     ) -> None:
         super().__init__(learning_rate, **kwargs)
-        self.head_rate, self.head, self.rates = head_rate, set(), []
+        self.head_lr_multiplier, self.head, self.rates = head_lr_multiplier, set(), []
 
     def set_head(self, variables: list[keras.Variable]) -> None:
         """Set which variables are the head's; call it before `build`.
@@ -98,7 +98,7 @@ class TwoRateAdamW(keras.optimizers.AdamW):
 
     def build(self, variables):
         """Create the moments of the variables, and choose their rates."""
-        self.rates = [self.head_rate if variable.path in self.head else 1.0 for variable in variables]
+        self.rates = [self.head_lr_multiplier if variable.path in self.head else 1.0 for variable in variables]
         super().build(variables)
 
     def update_step(self, gradient, variable, learning_rate):
@@ -113,4 +113,4 @@ class TwoRateAdamW(keras.optimizers.AdamW):
 
     def get_config(self):
         """Return what the optimizer is built from."""
-        return super().get_config() | {"head_rate": self.head_rate}
+        return super().get_config() | {"head_lr_multiplier": self.head_lr_multiplier}

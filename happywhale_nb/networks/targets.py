@@ -78,7 +78,7 @@ def sample_classes(classes: np.ndarray, total: int, sample: int, rng: np.random.
     if total <= sample:
         raise UserError(f"{sample} of {total} classes cannot be sampled: score all of them (sample 0)")
     if len(own) > sample:
-        raise UserError(f"sample={sample} has to hold the {len(own)} classes of a batch on all devices")
+        raise UserError(f"sampled_classes={sample} has to hold the {len(own)} classes of a batch on all devices")
     others = rng.choice(total - len(own), sample - len(own), replace=False, shuffle=False)
     others += np.searchsorted(own - np.arange(len(own)), others, side="right")  # numbered as if `own` were not there
     return np.sort(np.r_[own, others]).astype(np.int32)

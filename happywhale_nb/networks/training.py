@@ -44,7 +44,7 @@ class TrainingOptions:
             spaces, as in "20 25"; "" (default): none.
         patience: number of epochs without a better MAP@5 on the fold after which training stops, from 1; 0 (default):
             no early stopping.
-        hours: time after which training stops with its state saved, above 0; 0 (default): no limit.
+        max_hours: hours after which training stops with its state saved, above 0; 0 (default): no limit.
         tensorboard: whether to write TensorBoard's event files; default False.
         precision: dtype policy, of `devices.PRECISIONS`; default "auto", the best for the device.
         devices: accelerators of each process over which a batch is spread, from 1; 0 (default): all of them.
@@ -54,7 +54,7 @@ class TrainingOptions:
 
     snapshots: str = ""
     patience: int = 0
-    hours: float = 0.0
+    max_hours: float = 0.0
     tensorboard: bool = False
     precision: str = "auto"
     devices: int = 0
@@ -91,7 +91,7 @@ def build_targets(
     """Build the targets that a preset calls for.
 
     Args:
-        config: preset; its margins, balance, twins and sample count here.
+        config: preset; its margins, balance, mirror_as_classes and sampled_classes count here.
         labels: `[m]` integer classes, below `classes`.
         classes: number of classes, without twins.
         species: `[m]` integers from 0; None (default): no species head.
@@ -106,11 +106,11 @@ def build_targets(
     """
     counts, labels = np.bincount(labels, minlength=classes), np.asarray(labels)
     margins = class_margins(counts, config.margin, config.margin_power, config.margin_floor)
-    margins = np.tile(margins, 2 if config.twins else 1)
+    margins = np.tile(margins, 2 if config.mirror_as_classes else 1)
     species_margins = None if species is None else class_margins(np.bincount(species), **SPECIES)
     weights = effective_weights(labels) if config.balance == "weights" else None
-    twins, ramp = classes if config.twins else 0, int(config.margin_ramp * steps)
-    spread, sample = config.margin_spread, config.sample
+    twins, ramp = classes if config.mirror_as_classes else 0, int(config.margin_ramp * steps)
+    spread, sample = config.margin_spread, config.sampled_classes
     return Targets(labels, margins, spread, species, species_margins, weights, twins, ramp, sample, seed)
 
 # %% ../../nbs/lib/networks/training.ipynb #training-10
@@ -283,7 +283,7 @@ def _train(config, samples, state, seed, callbacks, options):
 
 def _training_data(config, samples, size, seed):
     """`TrainingData` of a preset with batches of `size`."""
-    labels, species = samples.labels, samples.species if config.species_share else None
+    labels, species = samples.labels, samples.species if config.species_loss_weight else None
     orders = epoch_orders(len(labels), config.epochs, size, seed, labels if config.balance == "sampler" else None)
     targets = build_targets(config, labels, samples.classes, species, orders.shape[1] // size, seed)
     return TrainingData(samples.crops, samples.rows, targets, orders, size, seed)

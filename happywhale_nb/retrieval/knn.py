@@ -302,7 +302,7 @@ class _KNNScores(RankMixin, ClassifierMixin, _NeighbourSearch):
         """
         cosine, index = self.kneighbors(X)
         codes, floor = self.codes_[index], cosine[:, -1]
-        if self.centre_share:
+        if self.centre_weight:
             return _with_centres(self, X, codes, cosine), floor
         return aggregate_neighbours(codes, cosine, self.aggregate, self.temperature), floor
 
@@ -316,7 +316,7 @@ class _KNNFit(_KNNScores):
         Args:
             X: `[m, d]` or `[m, views, d]` embeddings of any length.
             y: `[m]` their individuals.
-            centres: `(names [c], vectors [c, d])` of class centres, several of a name allowed; for `centre_share`.
+            centres: `(names [c], vectors [c, d])` of class centres, several of a name allowed; for `centre_weight`.
 
         Returns:
             the fitted head.
@@ -327,7 +327,7 @@ class _KNNFit(_KNNScores):
         """
         _check_choices(self)
         self._fit_gallery(X, y)
-        self.centres_ = _take_centres(self, centres) if self.centre_share else None
+        self.centres_ = _take_centres(self, centres) if self.centre_weight else None
         return self
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-14c
@@ -362,7 +362,7 @@ class KNNHead(_KNNPrediction):
         aggregate: `max` orders individuals by their nearest image, `vote` by their number of neighbours (ties to the
             nearer), `softmax_sum` by a soft maximum over all their neighbours (see `aggregate_neighbours`).
         temperature: of `softmax_sum`, in units of cosine, above 0.
-        centre_share: weight of the cosine to the class centre that a network has learnt, in [0, 1), beside that of the
+        centre_weight: weight of the cosine to the class centre that a network has learnt, in [0, 1), beside that of the
             neighbours; needs `centres` in `fit`.
         search: `auto`, `exact` or `faiss` (see `search.make_index`), or `sklearn`, the paper's NearestNeighbors.
 
@@ -373,11 +373,11 @@ class KNNHead(_KNNPrediction):
         centres_: codes and vectors of the class centres, or None.
     """
 
-    def __init__(self, n_neighbors=50, aggregate="max", temperature=0.05, centre_share=0.0, search="auto"):
+    def __init__(self, n_neighbors=50, aggregate="max", temperature=0.05, centre_weight=0.0, search="auto"):
         self.n_neighbors = n_neighbors
         self.aggregate = aggregate
         self.temperature = temperature
-        self.centre_share = centre_share
+        self.centre_weight = centre_weight
         self.search = search
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-16
@@ -385,8 +385,8 @@ def _check_choices(head):
     for name, known in (("aggregate", AGGREGATES), ("search", SEARCHES)):
         if (value := getattr(head, name)) not in known:
             raise UserError(f"{name} {value!r} is not known: choose {', '.join(known)}")
-    if not head.temperature > 0 or not 0 <= head.centre_share < 1:
-        values = f"temperature={head.temperature}, centre_share={head.centre_share}"
+    if not head.temperature > 0 or not 0 <= head.centre_weight < 1:
+        values = f"temperature={head.temperature}, centre_weight={head.centre_weight}"
         raise UserError(f"{values}: a temperature is above 0, a share from 0 to below 1")
 
 
@@ -405,7 +405,7 @@ def _take_centres(head, centres):
     """Codes `[c]`, ascending, and vectors `[c, d]` of those centres whose individual is in the gallery."""
     if centres is None or head.aggregate == "vote":
         raise UserError(
-            "centre_share needs the class centres of the network (centres.parquet; train again), and is not for votes"
+            "centre_weight needs the class centres of the network (centres.parquet; train again), and is not for votes"
         )
     names, vectors = np.asarray(centres[0]), unit_vectors(centres[1], head.n_features_in_)
     codes = np.minimum(np.searchsorted(head.classes_, names), len(head.classes_) - 1)
@@ -436,7 +436,7 @@ def _with_centres(head, X, codes, cosine):
     cosine = np.concatenate([cosine, np.repeat(floor[:, None], proposed.shape[1], axis=1)], axis=1)
     entries = aggregate_neighbours(codes, cosine, head.aggregate, head.temperature)
     centre = centre_cosines[entries.row, entries.code]
-    mixed = (1 - head.centre_share) * entries.key + head.centre_share * centre
+    mixed = (1 - head.centre_weight) * entries.key + head.centre_weight * centre
     mixed = np.where(np.isfinite(centre), mixed, entries.key)  # the network has no centre for unseen individuals
     return replace(entries, key=mixed, score=mixed).ordered()
 

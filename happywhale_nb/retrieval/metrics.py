@@ -116,7 +116,7 @@ def summary(truth: Sequence[str], predictions: np.ndarray, new: str = NEW) -> di
 
     Returns:
         `map5` over all rows, `map5_known` and `map5_new` over the rows whose truth is not, or is, `new`; `top1` and
-        `top5` over all rows; `n` rows, and `share_new`, the fraction of new ones.
+        `top5` over all rows; `n` rows, and `fraction_new`, the fraction of new ones.
     """
     truth, predictions = np.asarray(truth), np.asarray(predictions)
     is_new = truth == new
@@ -127,7 +127,7 @@ def summary(truth: Sequence[str], predictions: np.ndarray, new: str = NEW) -> di
         "top1": top_k_accuracy(truth, predictions, 1),
         "top5": top_k_accuracy(truth, predictions, 5),
         "n": len(truth),
-        "share_new": float(is_new.mean()),
+        "fraction_new": float(is_new.mean()),
     }
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-10a

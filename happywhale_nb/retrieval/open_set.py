@@ -126,7 +126,7 @@ def threshold_curve(
     Returns:
         one row for each threshold, with the columns threshold, map5, map5_known, map5_new, baks, baus (see
         `metrics.balanced_accuracies`), false_negatives (fraction of known individuals whose first prediction is
-        `new_individual`) and share_new (fraction of first predictions); NaN where there are no such rows.
+        `new_individual`) and fraction_new (fraction of first predictions); NaN where there are no such rows.
     """
     grid = score_grid(scores) if grid is None else np.asarray(grid)
     truth = np.asarray(truth)
@@ -146,7 +146,7 @@ def _curve(ids, scores, truth, individuals, grid):
     for name, rows in (("baks", ~new), ("baus", new)):
         columns[name] = correct[:, rows] @ weight[rows] if rows.any() else np.nan
     columns["false_negatives"] = called_new[:, ~new].mean(axis=1) if (~new).any() else np.nan
-    columns["share_new"] = called_new.mean(axis=1)
+    columns["fraction_new"] = called_new.mean(axis=1)
     return pd.DataFrame(columns)
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-10p

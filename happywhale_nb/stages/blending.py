@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.artifacts import fingerprint, is_done, read_json, versions, write_json
+from ..core.artifacts import fingerprint, is_done, versions, write_json
 from ..core.errors import UserError
 from ..core.paths import study_dir
+from ..core.renamed import read_record, stamp_names
 from ..data.dataset import NEW, Dataset, read_dataset
 
 # %% ../../nbs/07_blending.ipynb #07-blending-06
@@ -44,7 +45,7 @@ def select_runs(root: Path | str, min_map5: float = 0.0, always_include: Collect
 # %% ../../nbs/07_blending.ipynb #07-blending-06a
 def _describe_run(path, min_map5, always_include):
     """A row of `select_runs`, of a model's `knn.json`."""
-    result, model = read_json(path), path.parent.name
+    result, model = read_record(path), path.parent.name
     map5, is_named = result["oof"]["map5"], model in always_include
     return {
         "study": path.parent.parent.name,
@@ -249,29 +250,29 @@ class BlendOptions:
     """How predictions are blended; `blend.json` holds these names.
 
     Attributes:
-        rule: a key of `voting.VOTES`, or "scores" (`score_blend`).
+        voting: a key of `voting.VOTES`, or "scores" (`score_blend`).
         weighting: "equal", or "fit" for `fit_model_weights` on the study's folds (a single model gets 1).
-        gain: gain of MAP@5 that a step of the fit needs to be kept.
+        min_gain: gain of MAP@5 that a step of the fit needs to be kept.
         penalty: whether to fit, too, what each photo in the catalogue costs a name.
-        least: lowest out-of-fold MAP@5 of a model, in [0, 1].
-        keep: names of models that are taken whatever they reach, with blanks between.
-        finless: a CSV file for `read_finless`; "": none.
+        min_map5: lowest out-of-fold MAP@5 of a model, in [0, 1].
+        always_include: names of models that are taken whatever they reach, with blanks between.
+        no_fin_csv: a CSV file for `read_finless`; "": none.
 
     Raises:
-        UserError: for an unknown weighting, or one that does not go with the rule.
+        UserError: for an unknown weighting, or one that does not go with the voting rule.
     """
 
-    rule: str = "paper"
+    voting: str = "paper"
     weighting: str = "equal"
-    gain: float = 1e-4
+    min_gain: float = 1e-4
     penalty: bool = False
-    least: float = 0.0
-    keep: str = ""
-    finless: str = ""
+    min_map5: float = 0.0
+    always_include: str = ""
+    no_fin_csv: str = ""
 
     def __post_init__(self):
-        if self.weighting not in ("equal", "fit") or (self.rule == "scores" and self.weighting == "fit"):
-            choice = f"weights={self.weighting!r} with rule={self.rule!r}"
+        if self.weighting not in ("equal", "fit") or (self.voting == "scores" and self.weighting == "fit"):
+            choice = f"weights={self.weighting!r} with voting={self.voting!r}"
             raise UserError(f"{choice}: equal, or fit for rules that count votes")
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18
@@ -294,7 +295,8 @@ def blend_stage(
         UserError: if the study has no predictions, or those of one model alone and no test photos.
     """
     is_tested = not dataset.test.empty
-    files = prediction_files(folder, "test.csv" if is_tested else "oof.csv", models, options.least, options.keep)
+    name = "test.csv" if is_tested else "oof.csv"
+    files = prediction_files(folder, name, models, options.min_map5, options.always_include)
     if not is_tested:
         _require_two(dataset, files)
     stamp, record = _stamp(dataset, files, options), folder / "blend.json"
@@ -302,7 +304,7 @@ def blend_stage(
     if force or not is_done(record, stamp, outputs):
         blend = _blend(dataset, folder, files, options)
         write_json(record, asdict(options) | {"stamp": stamp} | blend | {"versions": versions()})
-    return read_json(record)
+    return read_record(record)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18a
 def _require_two(dataset, models):
@@ -317,12 +319,12 @@ def _stamp(dataset, files, options):
     """A fingerprint of the options, and of all files that are read."""
     paths = [path for model_files in files.values() for path in model_files]
     names = ["oof.csv"] if options.weighting == "fit" else []
-    if options.rule == "scores":
+    if options.voting == "scores":
         names += ["oof_scores.parquet", "test_scores.parquet"]
     read = paths + [path.with_name(name) for path in paths for name in names if path.with_name(name).is_file()]
-    if options.finless:
-        read.append(Path(options.finless))
-    return fingerprint(asdict(options), dataset.fingerprint, files=read)
+    if options.no_fin_csv:
+        read.append(Path(options.no_fin_csv))
+    return fingerprint(stamp_names(asdict(options)), dataset.fingerprint, files=read)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18q
 def is_current(dataset: Dataset, folder: Path, record: dict) -> bool:
@@ -358,31 +360,31 @@ def _blend(dataset, folder, files, options):
         lists, weights, repairs = _test_lists(folder, files, images, models)
     else:
         lists, weights, repairs = judged, models[judged.models].tolist(), []
-    if options.rule == "scores":
+    if options.voting == "scores":
         blended, worth = score_blend(folder, files, folds, images)
     else:
         blended = _vote(lists, weights, models, options, counts)
     skipped = _write_submission(dataset, folder, blended)
-    facts = {"lists": lists.models.tolist(), "weights": weights, "unseen": skipped, "models": models.to_dict()}
-    facts |= {"repaired": repairs, "photos": len(blended), "tested": len(images) > 0}
-    facts |= {"new_first": float((blended[:, 0] == NEW).mean())}
+    facts = {"prediction_files": lists.models.tolist(), "weights": weights, "unseen": skipped}
+    facts |= {"models": models.to_dict()} | {"repaired": repairs, "photos": len(blended), "tested": len(images) > 0}
+    facts |= {"fraction_new_first": float((blended[:, 0] == NEW).mean())}
     return facts | _record_worth(worth) | {"agreement": _agreement(lists)}
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19b
 def _judge(lists, queries, options, counts, is_fitted):
     """What models are worth out of fold: a `WeightReport`, or with equal weights their MAP@5 alone."""
-    if options.rule == "scores":
+    if options.voting == "scores":
         return None
     truth, folds, individuals = (queries[name].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id"))
     votes = _count(lists, options, counts, is_fitted and options.penalty)
     if is_fitted:
-        return fit_model_weights(votes, truth, folds, individuals, options.gain)
+        return fit_model_weights(votes, truth, folds, individuals, options.min_gain)
     return {"equal": float(average_precision(truth, votes.predict(np.ones(len(lists.models)))).mean())}
 
 
 def _count(lists, options, counts, penalised):
-    finless = read_finless(options.finless, options.rule, lists.images)
-    return count_votes(lists, options.rule, counts, finless, penalised)
+    finless = read_finless(options.no_fin_csv, options.voting, lists.images)
+    return count_votes(lists, options.voting, counts, finless, penalised)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19c
 def _test_lists(folder, files, images, models):

@@ -15,9 +15,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..core.artifacts import atomic, read_json, versions, write_json
+from ..core.artifacts import atomic, versions, write_json
 from ..core.errors import UserError, lookup
 from ..core.paths import fold_dir, study_dir
+from ..core.renamed import read_record
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import add_protocol_footer
@@ -189,11 +190,11 @@ def boxes_in_crops(dataset: Dataset, images: Sequence[str], config: Preset, sour
         `[n, 4]`, boxes of `faithfulness.box_in_crop`; not-a-number where no box is known.
     """
     boxes = read_boxes(dataset.root)
-    chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
+    chosen = CropMix.parse(sources, boxes["source"], config.min_confidence).prefer(images, boxes)
     located = np.full((len(chosen), 4), np.nan)
     for i in np.flatnonzero(chosen["source"] != "whole"):
         row = chosen.iloc[i]
         size = photo_size(dataset.train_images / row["image"])
         box, frame = row[BOX].to_numpy(float), row[["W", "H"]].to_numpy(float)
-        located[i] = box_in_crop(box, frame, size, config.margin_around, config.keep_aspect)
+        located[i] = box_in_crop(box, frame, size, config.crop_margin, config.keep_aspect)
     return located

@@ -78,7 +78,7 @@ def rank_fold(
 # %% ../../nbs/06_knn.ipynb #06-knn-24q
 def _class_centres(folder, head):
     """`(individuals, vectors)` of the network's class centres, if the head uses them."""
-    if not head.centre_share:
+    if not head.centre_weight:
         return None
     table = read_embeddings(Path(folder) / "centres.parquet")
     return table.images, table.vectors
@@ -86,8 +86,9 @@ def _class_centres(folder, head):
 # %% ../../nbs/06_knn.ipynb #06-knn-25a
 from functools import cache
 
-from ..core.artifacts import atomic, fingerprint, is_done, read_json, versions, write_json
+from ..core.artifacts import atomic, fingerprint, is_done, versions, write_json
 from ..core.progress import bar
+from ..core.renamed import read_record, stamp_names
 from ..data.boxes import CropMix, read_boxes
 from ..imaging.crops import cut_crops
 from ..networks.presets import used_preset
@@ -122,7 +123,7 @@ def crop_features(
         n `Features`.
     """
     boxes, config = read_boxes(dataset.root), used_preset(parameters)
-    chosen = CropMix.parse(parameters["crops"], boxes["source"], config.least_confidence).prefer(images, boxes)
+    chosen = CropMix.parse(parameters["crops"], boxes["source"], config.min_confidence).prefer(images, boxes)
     crops = cut_crops(dataset, chosen, config, folder, split, LOCAL_SIDE)
     return [extract_features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
@@ -272,26 +273,26 @@ class PredictionOptions:
     """How rankings become predictions; `knn.json` holds these names.
 
     Attributes:
-        share_new: fraction of new individuals expected in the test, in (0, 1); None: that of the folds, -1: estimated
+        prior_new: fraction of new individuals expected in the test, in (0, 1); None: that of the folds, -1: estimated
             from each fold's test scores.
-        species_strength: photos that speak for the common threshold in each species' own; 0: one threshold for all.
-        by_share: choose the test's threshold so that `share_new` of the first predictions are new; else it is fitted.
-        local: candidates compared by local features, too, and fused if that gains; 0: none.
+        species_shrinkage: photos that speak for the common threshold in each species' own; 0: one threshold for all.
+        match_prior: choose the test threshold so that `prior_new` of the first predictions are new; else it is fitted.
+        rerank_top: candidates compared by local features, too, and fused if that gains; 0: none.
         alpha: fraction of photos whose candidate set may miss the truth, in (0, 1).
 
     Raises:
-        UserError: for a `share_new` out of range.
+        UserError: for a `prior_new` out of range.
     """
 
-    share_new: float | None = None
-    species_strength: float = 0.0
-    by_share: bool = False
-    local: int = 0
+    prior_new: float | None = None
+    species_shrinkage: float = 0.0
+    match_prior: bool = False
+    rerank_top: int = 0
     alpha: float = 0.1
 
     def __post_init__(self):
-        if self.share_new not in (None, -1) and not 0 < self.share_new < 1:
-            raise UserError(f"share_new={self.share_new}: a share lies between 0 and 1 (or -1: estimate it)")
+        if self.prior_new not in (None, -1) and not 0 < self.prior_new < 1:
+            raise UserError(f"prior_new={self.prior_new}: a fraction lies between 0 and 1 (or -1: estimate it)")
 
 # %% ../../nbs/06_knn.ipynb #06-knn-31c
 @dataclass(frozen=True)
@@ -300,13 +301,13 @@ class OpenSetThresholds:
 
     Attributes:
         threshold: fitted on all folds, a score.
-        share_new: the fraction of new individuals it was fitted for; None: that of the folds.
+        prior_new: the fraction of new individuals it was fitted for; None: that of the folds.
         species: thresholds by species; empty: one for all.
         by_fold: the threshold used with each fold's model, of species the median; empty without test photos.
     """
 
     threshold: float
-    share_new: float | None
+    prior_new: float | None
     species: dict[str, float]
     by_fold: list[float]
 
@@ -318,44 +319,44 @@ def add_new_individual(
 
     Args:
         ranked: `Fold`s of `Ranking`s.
-        options: `share_new`, `species_strength` and `by_share` are used.
+        options: `prior_new`, `species_shrinkage` and `match_prior` are used.
 
     Returns:
         `(folds, thresholds)`: `Fold`s of `OpenSetPrediction`s, and the thresholds of the test photos.
     """
     queries = [fold.queries for fold in ranked]
-    share_new = _expected_share(ranked, options.share_new)
-    common, by_species = _fit_thresholds(queries, options.species_strength, share_new)
-    share = share_new or float(np.mean(joined(queries, "truth")[0] == NEW))
+    prior_new = _expected_share(ranked, options.prior_new)
+    common, by_species = _fit_thresholds(queries, options.species_shrinkage, prior_new)
+    share = prior_new or float(np.mean(joined(queries, "truth")[0] == NEW))
     predicted = []
     for i, fold in enumerate(ranked):
         others = [q for j, q in enumerate(queries) if j != i] or queries
-        own = _threshold_of_each(fold.queries, *_fit_thresholds(others, options.species_strength))
+        own = _threshold_of_each(fold.queries, *_fit_thresholds(others, options.species_shrinkage))
         test = fold.test
-        if test is not None and options.by_share:
+        if test is not None and options.match_prior:
             test = test.with_new_individual(np.full(len(test.ids), threshold_for_fraction(test.scores, share)))
         elif test is not None:
             test = test.with_new_individual(_threshold_of_each(test, common, by_species))
         predicted.append(Fold(fold.queries.with_new_individual(own), test))
     by_fold = [float(np.median(fold.test.threshold)) for fold in predicted if fold.test]
-    return predicted, OpenSetThresholds(common, share_new, by_species, by_fold)
+    return predicted, OpenSetThresholds(common, prior_new, by_species, by_fold)
 
 # %% ../../nbs/06_knn.ipynb #06-knn-31ap
-def _expected_share(ranked, share_new):
-    """The fraction of new individuals in the test: `share_new`, or an estimate if that is -1."""
-    if share_new != -1:
-        return share_new
+def _expected_share(ranked, prior_new):
+    """The fraction of new individuals in the test: `prior_new`, or an estimate if that is -1."""
+    if prior_new != -1:
+        return prior_new
     scores, truth = joined([fold.queries for fold in ranked], "scores", "truth")
     shares = [estimate_prior_new(scores, truth, fold.test.scores) for fold in ranked if fold.test]
     return float(np.mean(shares)) if shares else None
 
 
-def _fit_thresholds(queries, species_strength, share_new=None):
+def _fit_thresholds(queries, species_shrinkage, prior_new=None):
     """`(common, by_species)` thresholds."""
     columns = joined(queries, "ids", "scores", "truth", "predicted_species")
-    if species_strength > 0:
-        return fit_species_thresholds(*columns, species_strength, share_new)
-    return fit_threshold(*columns[:3], share_new), {}
+    if species_shrinkage > 0:
+        return fit_species_thresholds(*columns, species_shrinkage, prior_new)
+    return fit_threshold(*columns[:3], prior_new), {}
 
 
 def _threshold_of_each(ranking, common, by_species):
@@ -425,7 +426,7 @@ def evaluate(predictions: list[CalibratedPrediction], alpha: float = 0.1) -> dic
 
     Returns:
         cmc_known, intervals (MAP@5, over individuals), folds (MAP@5, over folds), those of `classification_metrics` and
-        `balanced_accuracies`, auroc_new, ece, brier, lists (alpha, coverage, mean_size, largest).
+        `balanced_accuracies`, auroc_new, ece, brier, candidate_sets (alpha, coverage, mean_size, largest).
     """
     truth, answers, individuals = joined(predictions, "truth", "predictions", "individuals")
     ids, scores, confidence = joined(predictions, "ids", "scores", "confidence")
@@ -439,7 +440,7 @@ def evaluate(predictions: list[CalibratedPrediction], alpha: float = 0.1) -> dic
         "auroc_new": auroc_new(truth, scores[:, 0]),
         "ece": reliability["ece"],
         "brier": reliability["brier"],
-        "lists": _set_metrics(predictions, alpha),
+        "candidate_sets": _set_metrics(predictions, alpha),
     }
 
 # %% ../../nbs/06_knn.ipynb #06-knn-33a
@@ -473,12 +474,12 @@ class ModelPrediction:
     Attributes:
         folds: `Fold`s of `CalibratedPrediction`s by number.
         thresholds: of the test photos.
-        local: metrics of `fuse_local`; None: local features were not used.
+        rerank: metrics of `fuse_local`; None: local features were not used.
     """
 
     folds: dict[int, Fold]
     thresholds: OpenSetThresholds
-    local: dict | None
+    rerank: dict | None
 
 # %% ../../nbs/06_knn.ipynb #06-knn-36p
 def predict_folds(
@@ -505,17 +506,18 @@ def predict_folds(
     numbers = finished_folds(folder, model, folds)
     folders = [fold_dir(folder, model, k) for k in numbers]
     ranked = [rank_fold(path, dataset, folds, k, head) for path, k in zip(folders, numbers, strict=True)]
-    local = None
-    if options.local:
-        ranked, local = fuse_local(ranked, _gather_evidence(dataset, folder, folds, folders, numbers, options.local))
+    rerank = None
+    if options.rerank_top:
+        evidence = _gather_evidence(dataset, folder, folds, folders, numbers, options.rerank_top)
+        ranked, rerank = fuse_local(ranked, evidence)
     predicted, thresholds = add_new_individual(ranked, options)
     calibrated = calibrate_folds(predicted, options.alpha)
-    return ModelPrediction(dict(zip(numbers, calibrated, strict=True)), thresholds, local)
+    return ModelPrediction(dict(zip(numbers, calibrated, strict=True)), thresholds, rerank)
 
 # %% ../../nbs/06_knn.ipynb #06-knn-36a
 def _gather_evidence(dataset, folder, folds, folders, numbers, top):
     """`local_evidence` of all folds; each photo is described once, and only if needed."""
-    parameters, tests = read_json(folders[0] / "config.json")["parameters"], dataset.test["image"]
+    parameters, tests = read_record(folders[0] / "config.json")["parameters"], dataset.test["image"]
     train_features = cache(lambda: crop_features(dataset, folder, parameters, folds["image"]))
     test_features = cache(lambda: crop_features(dataset, folder, parameters, tests, "test"))
     return [
@@ -556,7 +558,8 @@ def knn_stage(
     require_catalogue(folds)
     folders = [fold_dir(folder, model, k) for k in finished_folds(folder, model, folds)]
     parameters, record = head.get_params() | asdict(options), Path(folder) / model / "knn.json"
-    stamp = fingerprint(parameters, dataset.fingerprint, files=[path / "embeddings.parquet" for path in folders])
+    embeddings = [path / "embeddings.parquet" for path in folders]
+    stamp = fingerprint(stamp_names(parameters), dataset.fingerprint, files=embeddings)
     if force or not is_done(record, stamp, _outputs(dataset, folders)):
         prediction = predict_folds(dataset, folder, model, folds, head, options)
         for path, fold in zip(folders, prediction.folds.values(), strict=True):
@@ -564,7 +567,7 @@ def knn_stage(
         protocol = {"protocol": study_card(dataset, folder, folds), "parameters": parameters}
         metrics = _study_metrics(prediction, options.alpha)
         write_json(record, protocol | metrics | {"versions": versions(), "stamp": stamp})
-    return read_json(record)
+    return read_record(record)
 
 # %% ../../nbs/06_knn.ipynb #06-knn-65a
 def _study_metrics(prediction, alpha):
@@ -572,7 +575,7 @@ def _study_metrics(prediction, alpha):
     truth, answers, species = joined(queries.values(), "truth", "predictions", "species")
     return {
         "threshold": prediction.thresholds.threshold,
-        "for_test": asdict(prediction.thresholds) | {"local": prediction.local},
+        "for_test": asdict(prediction.thresholds) | {"rerank": prediction.rerank},
         "oof": summary(truth, answers),
         "folds": {k: summary(q.truth, q.predictions) for k, q in queries.items()},
         "species": summary_by(species, truth, answers).to_dict("index"),
@@ -602,7 +605,7 @@ def _write_fold(folder, fold, n_folds):
         write_predictions(folder / f"{part}.csv", p.images, p.predictions)
         write_scores(folder / f"{part}_scores.parquet", p.images, p.ids, p.scores)
         write_candidate_sets(folder / f"{part}_lists.csv", p.images, p.confidence, p.candidate_sets)
-    config = read_json(folder / "config.json")
+    config = read_record(folder / "config.json")
     metrics = {name: config[name] for name in ("protocol", "parameters", "result", "versions", "stamp")}
     metrics["threshold"] = float(np.median(fold.queries.threshold))
     metrics["threshold_from"] = "the other folds" if n_folds > 1 else "this fold (optimistic)"
@@ -638,7 +641,7 @@ def read_fold(folder: Path | str, folds: pd.DataFrame, fold: int) -> CalibratedP
         individuals=individuals[query],
         species=species[query],
         truth=true_answers(individuals[query], individuals[gallery]),
-        threshold=np.full(len(ids), read_json(folder / "metrics.json")["threshold"]),
+        threshold=np.full(len(ids), read_record(folder / "metrics.json")["threshold"]),
         predictions=read_predictions(folder / "oof.csv", images[query])[1],
         confidence=confidence,
         candidate_sets=listed,
@@ -861,7 +864,7 @@ def plot_examples(
     """
     chosen = choose_examples(predictions, each)
     fig, axes = plt.subplots(len(chosen), 1 + neighbours, figsize=(11, 1.7 * len(chosen)), layout="constrained")
-    head = clone(head).set_params(centre_share=0.0)
+    head = clone(head).set_params(centre_weight=0.0)
     for line, (_, row) in zip(np.atleast_2d(axes), chosen.iterrows(), strict=True):
         p, vectors = predictions[row["fold"]], fold_dir(folder, model, row["fold"]) / "embeddings.parquet"
         image, first = p.images[row["row"]], p.predictions[row["row"], 0]

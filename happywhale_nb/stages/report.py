@@ -24,9 +24,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..core.artifacts import atomic, read_json, versions, write_json
+from ..core.artifacts import atomic, versions, write_json
 from ..core.errors import UserError
 from ..core.paths import study_dir
+from ..core.renamed import read_record
 from ..data.dataset import NEW, Dataset, read_dataset, read_table
 from ..data.protocol import add_protocol_footer, card_line
 from ..data.splits import gallery_and_queries, true_answers
@@ -58,8 +59,8 @@ def _read_models(folder):
     """Model → its `knn.json`, with the results of its trainings and the parameters of its first fold."""
     models = {}
     for path in sorted(folder.glob("*/knn.json")):
-        name, model = path.parent.name, read_json(path)
-        folds = {k: read_json(folder / name / f"fold{k}" / "metrics.json") for k in model["folds"]}
+        name, model = path.parent.name, read_record(path)
+        folds = {k: read_record(folder / name / f"fold{k}" / "metrics.json") for k in model["folds"]}
         preset = next(fold["parameters"] for fold in folds.values())
         models[name] = {**model, "train": {k: fold["result"] for k, fold in folds.items()}, "preset": preset}
     if not models:
@@ -131,7 +132,7 @@ class StudyResults:
 def _read_result(study, name):
     """A JSON file of the study's folder, None if it is missing."""
     path = study.folder / name
-    return read_json(path) if path.is_file() else None
+    return read_record(path) if path.is_file() else None
 
 
 def _figure_block(study, figure, title):
@@ -185,14 +186,14 @@ def data_section(study: StudyResults) -> SectionResult:
     split, card = study.split, study.card
     species = split.groupby("species").agg(photos=("image", "size"), individuals=("individual_id", "nunique"))
     once = split.groupby(["species", "individual_id"]).size().eq(1).groupby(level=0).sum()
-    species = species.assign(seen_once=once, share_new=pd.Series(card["share_new_per_species"]))
+    species = species.assign(seen_once=once, fraction_new=pd.Series(card["fraction_new_per_species"]))
     species = species.sort_values("photos", ascending=False)
     leak = " Near-duplicates were not looked for." if card["near_duplicates"] is None else ""
     text = (
         f"Split: {card_line(card)}.{leak} New are photographs of individuals that the gallery of "
         "their fold does not hold; their right answer is new_individual."
     )
-    return _records(species), Section("Data and split", text, [table_block(species, ("share_new",))])
+    return _records(species), Section("Data and split", text, [table_block(species, ("fraction_new",))])
 
 # %% ../../nbs/08_report.ipynb #08-report-63
 TITLES = {
@@ -200,7 +201,7 @@ TITLES = {
     "map5_known": "known",
     "map5_new": "new",
     "macro_f1": "macro-F1",
-    "share_new": "share new",
+    "fraction_new": "fraction new",
     "top1": "top-1",
     "top5": "top-5",
     "n": "photos",
@@ -365,7 +366,7 @@ def _open_set_table(metrics):
 
 def _threshold_text(name, model, thresholds):
     """The thresholds of a model in words; thresholds: one of each fold."""
-    prior_new = model["for_test"]["share_new"]
+    prior_new = model["for_test"]["prior_new"]
     prior = f"a share of new animals of {prior_new:.1%}" if prior_new is not None else None
     return (
         f"{name}. Thresholds of the folds, each fitted on the others: {', '.join(f'{t:.3f}' for t in thresholds)} "
@@ -527,7 +528,7 @@ def blend_section(study: StudyResults) -> SectionResult:
     blend = _read_result(study, "blend.json")
     if blend is None:
         return "run happywhale blend with two models" if study.dataset.test.empty else "run happywhale blend"
-    sentences = [f"Rule {blend['rule']}, weights {blend['weighting']}, {len(blend['lists'])} lists."]
+    sentences = [f"Rule {blend['voting']}, weights {blend['weighting']}, {len(blend['prediction_files'])} lists."]
     if "fitted" in (blend["fit"] or {}):
         sentences.append(
             "Fitted is what the weights reach on the answers they were fitted to, expected what they reach on others; "
@@ -539,29 +540,30 @@ def blend_section(study: StudyResults) -> SectionResult:
     return blend, Section("The blend", " ".join(sentences), _blend_blocks(study, blend))
 
 # %% ../../nbs/08_report.ipynb #08-report-69
-def submission_section(study: StudyResults, public: float = 0.0, private: float = 0.0) -> SectionResult:
+def submission_section(study: StudyResults, kaggle_public: float = 0.0, kaggle_private: float = 0.0) -> SectionResult:
     """Show the submission's scores, on the data folder's own truth and on Kaggle.
 
     Args:
         study: The study's results.
-        public: MAP@5 on Kaggle's public part, 0 if not known.
-        private: MAP@5 on Kaggle's private part, 0 if not known.
+        kaggle_public: MAP@5 on Kaggle's public part, 0 if not known.
+        kaggle_private: MAP@5 on Kaggle's private part, 0 if not known.
 
     Returns:
         The scores and the section; a sentence if no score is known.
     """
     test, blend = score_submission(study.dataset, study.folder), _read_result(study, "blend.json") or {}
-    typed = {name: value for name, value in (("public", public), ("private", private)) if value}
+    typed = {name: value for name, value in (("public", kaggle_public), ("private", kaggle_private)) if value}
     if test is None and not typed:
-        return "no truth of the test photographs (test_truth.csv), and no score of Kaggle's typed in (-p public .88)"
+        return "no truth of the test photographs (test_truth.csv), and no score from Kaggle (-p kaggle_public .88)"
     expected = (blend.get("fit") or {}).get("expected")
     rows = {"out of fold, expected": expected, **{f"Kaggle, {name}": value for name, value in typed.items()}}
     if test:
         rows |= {"test photographs": test["map5"], "of known animals": test["map5_known"], "of new": test["map5_new"]}
     if len(typed) == 2:
-        rows["public less private"] = public - private
+        rows["public less private"] = kaggle_public - kaggle_private
     scores = pd.DataFrame({"MAP@5": rows}).rename_axis("").dropna()
-    numbers = {"test": test, "expected": expected, "public": typed.get("public"), "private": typed.get("private")}
+    from_kaggle = {f"kaggle_{name}": typed.get(name) for name in ("public", "private")}
+    numbers = {"test": test, "expected": expected, **from_kaggle}
     return numbers, Section("The submission", "", [table_block(scores)])
 
 # %% ../../nbs/08_report.ipynb #08-report-17
@@ -577,7 +579,7 @@ def find_stage_results(study: StudyResults, record: str) -> tuple[dict, Path] | 
     """
     folders = [study.folder / study.best, *(p for p in sorted(study.folder.iterdir()) if p.is_dir())]
     files = [path for folder in folders for path in (folder / record, *sorted(folder.glob(f"fold*/{record}")))]
-    return next(((read_json(path), path.parent) for path in files if path.is_file()), None)
+    return next(((read_record(path), path.parent) for path in files if path.is_file()), None)
 
 
 def _pictures(folder, names):
@@ -616,8 +618,9 @@ def robustness_section(study: StudyResults) -> SectionResult:
     numbers, folder = results
     card = numbers["protocol"]
     text = (
-        f"{folder.relative_to(study.folder)}: {card['queries']} photographs of {card['queried']} known individuals, "
-        f"degraded; sizes in pixels {card['pixels']}. Lost is paired, photograph by photograph, with its 95 % interval "
+        f"{folder.relative_to(study.folder)}: {card['queries']} photographs of "
+        f"{card['query_individuals']} known individuals, degraded; sizes in pixels {card['pixels']}. "
+        "Lost is paired, photograph by photograph, with its 95 % interval "
         "(bootstrap over individuals). The table is for the middle one of five strengths."
     )
     pictures = _pictures(folder, ("robustness.png", "degradations.png"))
@@ -684,7 +687,7 @@ def architectures_section(study: StudyResults) -> SectionResult:
     path = study.folder.parent / "architectures.json"
     if not path.is_file():
         return "run happywhale model benchmark"
-    numbers = read_json(path)
+    numbers = read_record(path)
     costs = pd.DataFrame(numbers["models"]).set_index("preset").drop(columns="backbone")
     costs["MAP@5 here"] = pd.Series({preset: _best_map5(preset, study.models) for preset in costs.index})
     costs["parameters"], costs["multiply-adds"] = costs["parameters"] / 1e6, costs["multiply-adds"] / 1e9
@@ -905,13 +908,13 @@ class ReportContent:
     missing: dict[str, str]
 
 # %% ../../nbs/08_report.ipynb #08-report-26
-def build_sections(study: StudyResults, public: float = 0.0, private: float = 0.0) -> ReportContent:
+def build_sections(study: StudyResults, kaggle_public: float = 0.0, kaggle_private: float = 0.0) -> ReportContent:
     """Make all sections but photos and protocol.
 
     Args:
         study: The study's results.
-        public: MAP@5 of the submission on Kaggle's public part, 0 if not known.
-        private: MAP@5 of the submission on Kaggle's private part, 0 if not known.
+        kaggle_public: MAP@5 of the submission on Kaggle's public part, 0 if not known.
+        kaggle_private: MAP@5 of the submission on Kaggle's private part, 0 if not known.
 
     Returns:
         The sections, and what is missing.
@@ -927,7 +930,7 @@ def build_sections(study: StudyResults, public: float = 0.0, private: float = 0.
         "robustness": robustness_section(study),
         "grad-cam": gradcam_section(study),
         "blend": blend_section(study),
-        "submission": submission_section(study, public, private),
+        "submission": submission_section(study, kaggle_public, kaggle_private),
         "architectures": architectures_section(study),
     }
     missing = {name: result for name, result in results.items() if isinstance(result, str)}
@@ -949,7 +952,7 @@ def headline_tiles(study: StudyResults, test: Mapping[str, float] | None) -> lis
     best = study.models[study.best]
     seconds = sum(fold["train_seconds"] for model in study.models.values() for fold in model["train"].values())
     low, high = best["open_set"]["intervals"]["map5"]
-    new = f"{best['oof']['share_new']:.0%} of {best['oof']['n']:,} new"
+    new = f"{best['oof']['fraction_new']:.0%} of {best['oof']['n']:,} new"
     tiles = [
         (f"MAP@5 out of fold, {low:.3f}–{high:.3f} ({new})", f"{best['oof']['map5']:.3f}"),
         ("of known animals, out of fold", f"{best['oof']['map5_known'] or 0:.3f}"),
@@ -958,7 +961,7 @@ def headline_tiles(study: StudyResults, test: Mapping[str, float] | None) -> lis
     ]
     if not test:
         return tiles
-    label = f"MAP@5 on test photographs ({test['share_new']:.0%} of {test['n']:,} new)"
+    label = f"MAP@5 on test photographs ({test['fraction_new']:.0%} of {test['n']:,} new)"
     return [(label, f"{test['map5']:.3f}"), *tiles]
 
 # %% ../../nbs/08_report.ipynb #08-report-77
@@ -1015,8 +1018,8 @@ def report_stage(
     split: pd.DataFrame,
     seed: int = 0,
     examples: int = 24,
-    public: float = 0.0,
-    private: float = 0.0,
+    kaggle_public: float = 0.0,
+    kaggle_private: float = 0.0,
 ) -> dict[str, object]:
     """Write `report.json`, `report.html` and `answers.jpg` (the first five queries) of a study.
 
@@ -1026,8 +1029,8 @@ def report_stage(
         split: The study's `folds.csv`.
         seed: Of the photos drawn for the page.
         examples: Photos shown with their predictions.
-        public: MAP@5 of the submission on Kaggle's public part, in [0, 1]; 0: not known.
-        private: MAP@5 of the submission on Kaggle's private part, in [0, 1]; 0: not known.
+        kaggle_public: MAP@5 of the submission on Kaggle's public part, in [0, 1]; 0: not known.
+        kaggle_private: MAP@5 of the submission on Kaggle's private part, in [0, 1]; 0: not known.
 
     Returns:
         The content of `report.json`: study, protocol, models, sections, test, missing, versions.
@@ -1035,11 +1038,11 @@ def report_stage(
     Raises:
         UserError: If no model of the study has been trained and searched, or a score is outside [0, 1].
     """
-    if not (0 <= public <= 1 and 0 <= private <= 1):
-        raise UserError(f"public={public}, private={private}: MAP@5 lies between 0 and 1")
+    if not (0 <= kaggle_public <= 1 and 0 <= kaggle_private <= 1):
+        raise UserError(f"kaggle_public={kaggle_public}, kaggle_private={kaggle_private}: MAP@5 lies between 0 and 1")
     study = StudyResults(dataset, folder, split, seed)
-    content = build_sections(study, public, private)
+    content = build_sections(study, kaggle_public, kaggle_private)
     queries, photos = queries_section(study, examples)
     _, card = card_section(study)
     _write_report(study, content, render_report(study, content, [photos, card]), queries)
-    return read_json(folder / "report.json")
+    return read_record(folder / "report.json")

@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from ..core.artifacts import atomic, fingerprint, is_done, read_json, versions, write_json
+from ..core.artifacts import atomic, fingerprint, is_done, versions, write_json
 from ..core.errors import UserError
 from ..core.paths import fold_dir, study_dir
+from ..core.renamed import read_record
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import add_protocol_footer
@@ -146,7 +147,7 @@ def _reduced_photo(path):
 
 def _crop_pixels(pixels, box, frame, config):
     coded = cv2.imencode(".bmp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]
-    return load_crop(io.BytesIO(coded), config.image_size, box, frame, config.margin_around, config.keep_aspect)
+    return load_crop(io.BytesIO(coded), config.image_size, box, frame, config.crop_margin, config.keep_aspect)
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-15
 def degraded_views(
@@ -156,7 +157,7 @@ def degraded_views(
     folder: Path,
     changes: Sequence[Change],
     seed: int = 0,
-    before: bool = False,
+    degrade_before_crop: bool = False,
 ) -> list[tuple[float, DegradedCrops]]:
     """Prepare training photos under every change for `model.embed_views`, cropped like the gallery.
 
@@ -167,18 +168,18 @@ def degraded_views(
         folder: the study's; its `crops` are read.
         changes: of `all_changes`.
         seed: of the random degradations, with the file name.
-        before: degrade the photo before it is cropped, instead of the crop.
+        degrade_before_crop: degrade the photo before it is cropped, instead of the crop.
 
     Returns:
         Pairs of a share and crops, one for each view that an embedding averages.
     """
     config, boxes = used_preset(used), read_boxes(dataset.root)
     views = used.get("views", "")
-    mix = CropMix.parse(views or used["crops"], boxes["source"], config.least_confidence)
+    mix = CropMix.parse(views or used["crops"], boxes["source"], config.min_confidence)
     tables = mix.variants(images, boxes) if views else [(1.0, mix.prefer(images, boxes))]
     paths = [dataset.train_images / name for name in images]
     seeds = [[seed, zlib.crc32(name.encode())] for name in images]
-    make_reader = photo_reader if before else _crop_reader(folder / "crops")
+    make_reader = photo_reader if degrade_before_crop else _crop_reader(folder / "crops")
     return [
         (share, DegradedCrops(make_reader(paths, chosen, config), seeds, changes, config.image_size))
         for share, chosen in tables
@@ -189,7 +190,7 @@ def _crop_reader(folder):
     """A function like `photo_reader`, for crops (kept in `folder`) that are degraded themselves."""
 
     def make_reader(paths, chosen, config):
-        crops = load_crops(paths, chosen, config.image_size, folder, config.margin_around, config.keep_aspect)
+        crops = load_crops(paths, chosen, config.image_size, folder, config.crop_margin, config.keep_aspect)
         return lambda i: PhotoToDegrade(crops[i], None, lambda pixels: pixels)
 
     return make_reader
@@ -262,7 +263,7 @@ def fold_scores(
     changes: Sequence[Change],
     folder: Path,
     seed: int = 0,
-    before: bool = False,
+    degrade_before_crop: bool = False,
 ) -> np.ndarray:
     """Score one fold's photos under every change.
 
@@ -275,16 +276,16 @@ def fold_scores(
         changes: of `all_changes`.
         folder: the study's.
         seed: of the random degradations.
-        before: degrade the photo before it is cropped, instead of the crop.
+        degrade_before_crop: degrade the photo before it is cropped, instead of the crop.
 
     Returns:
         Average precision `[photos, changes]` against the gallery, 0 to 1.
     """
-    used = read_json(place / "config.json")["parameters"]
+    used = read_record(place / "config.json")["parameters"]
     known = folds[gallery_and_queries(folds, fold)[0]]
     embeddings = read_embeddings(place / "embeddings.parquet").of(known["image"])
     head = KNNHead().fit(embeddings, known["individual_id"].to_numpy(dtype=str))
-    views = degraded_views(dataset, rows["image"].tolist(), used, folder, changes, seed, before)
+    views = degraded_views(dataset, rows["image"].tolist(), used, folder, changes, seed, degrade_before_crop)
     vectors = embed_views(load_trained(place), views, **embedding_averages(used_preset(used)))
     truth = np.repeat(rows["individual_id"].to_numpy(dtype=str), len(changes))
     return average_precision(truth, head.rank(vectors)[0]).reshape(len(rows), len(changes))
@@ -318,7 +319,7 @@ def robustness_stage(
     fold: int = 0,
     photos: int = 500,
     seed: int = 0,
-    before: bool = False,
+    degrade_before_crop: bool = False,
     force: bool = False,
 ) -> dict:
     """Measure what degradations cost a trained model, and write the metrics to `result_path`.
@@ -331,7 +332,7 @@ def robustness_stage(
         fold: number of the fold whose model and held-out photos are used; -1: all trained folds.
         photos: held-out photos of known animals, at most; from 1.
         seed: of their draw, and of the random degradations.
-        before: degrade the photo before it is cropped, instead of the crop.
+        degrade_before_crop: degrade the photo before it is cropped, instead of the crop.
         force: measure again although the results are up to date.
 
     Returns:
@@ -345,35 +346,38 @@ def robustness_stage(
     numbers = trained_folds(folder, model, folds, fold)
     rows, changes = sample_queries(folds, numbers, photos, seed), all_changes()
     places = {k: fold_dir(folder, model, k) for k in numbers}
-    record = result_path(folder, model, fold, before)
+    record = result_path(folder, model, fold, degrade_before_crop)
     embeddings = [place / "embeddings.parquet" for place in places.values()]
-    stamp = fingerprint(rows["image"].tolist(), changes, seed, before, dataset.fingerprint, files=embeddings)
+    inputs = (rows["image"].tolist(), changes, seed, degrade_before_crop, dataset.fingerprint)
+    stamp = fingerprint(*inputs, files=embeddings)
     if is_done(record, stamp) and not force:
-        return read_json(record)
+        return read_record(record)
     scores = np.empty((len(rows), len(changes)))
     for k in sorted(set(rows["fold"])):
         in_fold = (rows["fold"] == k).to_numpy()
-        scores[in_fold] = fold_scores(places[k], dataset, folds, k, rows[in_fold], changes, folder, seed, before)
+        scores[in_fold] = fold_scores(
+            places[k], dataset, folds, k, rows[in_fold], changes, folder, seed, degrade_before_crop
+        )
     costs = dict(zip(changes, degradation_costs(scores, rows["individual_id"].to_numpy(dtype=str)), strict=True))
-    protocol = study_card(dataset, folder, folds) | _protocol(rows, places, fold, seed, before)
+    protocol = study_card(dataset, folder, folds) | _protocol(rows, places, fold, seed, degrade_before_crop)
     used = versions("keras", "opencv-python", "numpy")
     write_json(record, {"protocol": protocol, **_tables(costs), "versions": used, "stamp": stamp})
-    return read_json(record)
+    return read_record(record)
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-43
-def _protocol(rows, places, fold, seed, before):
+def _protocol(rows, places, fold, seed, degrade_before_crop):
     """What a record says of its queries; places: fold → folder."""
-    sizes = {read_json(place / "config.json")["parameters"]["image_size"] for place in places.values()}
+    sizes = {read_record(place / "config.json")["parameters"]["image_size"] for place in places.values()}
     sides = ", ".join(map(str, sorted(sizes)))
     of_photo = f"of the photograph, at most {LONGEST} on its longer side"
     return {
         "fold": fold,
-        "trained": list(places),
+        "trained_folds": list(places),
         "queries": len(rows),
-        "queried": rows["individual_id"].nunique(),
-        "drawn_by": seed,
-        "before": before,
-        "pixels": of_photo if before else f"of the crop, {sides} a side",
+        "query_individuals": rows["individual_id"].nunique(),
+        "sample_seed": seed,
+        "degrade_before_crop": degrade_before_crop,
+        "pixels": of_photo if degrade_before_crop else f"of the crop, {sides} a side",
     }
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-46
@@ -387,27 +391,27 @@ def _tables(costs):
     return {"grid": grid, "degradations": degradations}
 
 
-def result_path(folder: Path | str, model: str, fold: int, before: bool) -> Path:
+def result_path(folder: Path | str, model: str, fold: int, degrade_before_crop: bool) -> Path:
     """Name the file of `robustness_stage`.
 
     Args:
         folder: the study's.
         model: name of the model.
         fold: number of the fold; -1: all trained folds.
-        before: whether photos are degraded before they are cropped.
+        degrade_before_crop: whether photos are degraded before they are cropped.
 
     Returns:
         The path of the JSON file.
     """
     place = Path(folder) / model if fold == -1 else fold_dir(folder, model, fold)
-    return place / ("robustness_before.json" if before else "robustness.json")
+    return place / ("robustness_before.json" if degrade_before_crop else "robustness.json")
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-26
 def _add_title(figure, result, title):
     """Write title and protocol on a figure, and return it."""
     protocol = result["protocol"]
     fold = "all trained folds" if protocol["fold"] == -1 else f"fold {protocol['fold']}"
-    queries = f"{protocol['queries']} photographs of {protocol['queried']} known individuals"
+    queries = f"{protocol['queries']} photographs of {protocol['query_individuals']} known individuals"
     figure.suptitle(f"{title}\n{queries}, {fold}", fontsize=10)
     figure.get_layout_engine().set(rect=(0, 0.035, 1, 0.965))
     figure.text(0.005, 0.005, f"pixels {protocol['pixels']}", ha="left", va="bottom", fontsize=6, color="0.45")

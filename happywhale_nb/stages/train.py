@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.artifacts import atomic, fingerprint, is_done, read_json, write_json
+from ..core.artifacts import atomic, fingerprint, is_done, write_json
 from ..core.errors import UserError
 from ..core.paths import fold_dir, on_kaggle, study_dir
+from ..core.renamed import read_record, stamp_names
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import protocol_card
@@ -116,7 +117,7 @@ def study_crops(
     Args:
         dataset: of the images.
         images: `[n]` names of images of `subset`.
-        config: preset; its image_size, margin_around, keep_aspect and least_confidence count here.
+        config: preset; its image_size, crop_margin, keep_aspect and min_confidence count here.
         sources: of boxes, as for `boxes.CropMix.parse`.
         folder: the study's; crops are cached in its `crops`.
         subset: "train" (default) or "test".
@@ -126,7 +127,7 @@ def study_crops(
         `(crops [n, s, s, 3] uint8, [n] source of each box)`.
     """
     boxes = read_boxes(dataset.root) if boxes is None else boxes
-    chosen = CropMix.parse(sources, boxes["source"], config.least_confidence).prefer(images, boxes)
+    chosen = CropMix.parse(sources, boxes["source"], config.min_confidence).prefer(images, boxes)
     return cut_crops(dataset, chosen, config, folder, subset), chosen["source"].to_numpy()
 
 # %% ../../nbs/03_train.ipynb #03-train-49
@@ -153,7 +154,7 @@ def crop_variants(
     Returns:
         `[(weight, crops [n, s, s, 3] uint8), …]`, one for each source; empty if `sources` has no weights.
     """
-    mix = CropMix.parse(sources, boxes["source"], config.least_confidence)
+    mix = CropMix.parse(sources, boxes["source"], config.min_confidence)
     variants = mix.variants(images, boxes)
     return [(weight, cut_crops(dataset, chosen, config, folder, subset)) for weight, chosen in variants]
 
@@ -181,7 +182,7 @@ class FoldCrops:
 
 # %% ../../nbs/03_train.ipynb #03-train-50
 def fold_crops(
-    dataset: Dataset, folds: pd.DataFrame, config: Preset, sources: str, views: str, study_folder: Path | str
+    dataset: Dataset, folds: pd.DataFrame, config: Preset, sources: str, tta_sources: str, study_folder: Path | str
 ) -> FoldCrops:
     """Cut all crops that training on a fold needs.
 
@@ -190,31 +191,31 @@ def fold_crops(
         folds: table of `study_folds`.
         config: preset, as for `study_crops`.
         sources: of boxes, for training.
-        views: sources with weights, for embeddings; "": one crop, of the first source.
+        tta_sources: sources with weights, for embeddings; "": one crop, of the first source.
         study_folder: where crops are cached.
 
     Returns:
         Crops for training and for embeddings.
 
     Raises:
-        UserError: for `views` without weights, an unknown source, or an image that cannot be read.
+        UserError: for `tta_sources` without weights, an unknown source, or an image that cannot be read.
     """
     boxes, images = read_boxes(dataset.root), folds["image"]
     single, used = study_crops(dataset, images, config, sources, study_folder, boxes=boxes)
     training = crop_variants(dataset, images, config, sources, study_folder, boxes) or single
     counts = pd.Series(used).value_counts().to_dict()
-    if views:
-        return FoldCrops(training, *_view_crops(dataset, images, config, views, study_folder, boxes), counts)
+    if tta_sources:
+        return FoldCrops(training, *_view_crops(dataset, images, config, tta_sources, study_folder, boxes), counts)
     test, _ = study_crops(dataset, dataset.test["image"], config, sources, study_folder, "test", boxes)
     return FoldCrops(training, [(1.0, single)], [(1.0, test)], counts)
 
 # %% ../../nbs/03_train.ipynb #03-train-57
-def _view_crops(dataset, images, config, views, study_folder, boxes):
+def _view_crops(dataset, images, config, tta_sources, study_folder, boxes):
     """The crops that an embedding averages, of `images` and of the test images."""
-    known = crop_variants(dataset, images, config, views, study_folder, boxes)
-    test = crop_variants(dataset, dataset.test["image"], config, views, study_folder, boxes, "test")
+    known = crop_variants(dataset, images, config, tta_sources, study_folder, boxes)
+    test = crop_variants(dataset, dataset.test["image"], config, tta_sources, study_folder, boxes, "test")
     if not known:
-        raise UserError(f"views={views!r}: a share for each source of crops, as in fullbody:.7 whole:.3")
+        raise UserError(f"tta_sources={tta_sources!r}: a share for each source of crops, as in fullbody:.7 whole:.3")
     return known, test
 
 # %% ../../nbs/03_train.ipynb #03-train-09
@@ -289,7 +290,7 @@ def build_callbacks(
     """
     epochs = snapshot_epochs(options.snapshots, last)
     if deadline and process_count() > 1:
-        raise UserError("hours are measured in each process, and several would not stop together: give epochs instead")
+        raise UserError("max_hours is measured in each process, and several would not stop together: give epochs")
     if options.patience and process_count() > 1:
         raise UserError("patience scores the fold in one process while the others go on: with several, give epochs")
     return _builders(folder, score, epochs, options, deadline), epochs
@@ -347,7 +348,7 @@ def stopped_record(folder: Path, record: dict, error: Unfinished) -> dict:
         The record with result (`epochs` done, `of` how many), history, and unfinished, a sentence.
     """
     (folder / "config.json").unlink(missing_ok=True)
-    parameters, history = record["parameters"], read_json(folder / "resume.json")["history"]
+    parameters, history = record["parameters"], read_record(folder / "resume.json")["history"]
     result = {"epochs": len(history), "of": parameters["epochs"]}
     sentence = f"{parameters['model']}, fold {parameters['fold']}: {error}"
     return record | {"result": result, "history": history, "unfinished": sentence}
@@ -426,8 +427,8 @@ def _write_models(training, model, history, epochs, crops, samples, result):
 def _train_fold(training, options, deadline):
     """Train the model and write its folders."""
     config, parameters, stamp = training.config, training.record["parameters"], training.record["stamp"]
-    (rows, labels, species), sources, views = _rows(training), parameters["crops"], parameters["views"]
-    crops = fold_crops(training.dataset, training.folds, config, sources, views, training.study_folder)
+    (rows, labels, species), sources, tta_sources = _rows(training), parameters["crops"], parameters["tta_sources"]
+    crops = fold_crops(training.dataset, training.folds, config, sources, tta_sources, training.study_folder)
     samples = Samples(crops.training, rows, labels, int(labels.max() + 1), species)
 
     def score(model):
@@ -461,7 +462,7 @@ def train_stage(
     config: Preset,
     study_folder: Path | str,
     crops: str = "auto",
-    views: str = "",
+    tta_sources: str = "",
     seed: int = 0,
     force: bool = False,
     options: TrainingOptions = DEFAULTS,
@@ -476,7 +477,7 @@ def train_stage(
         config: preset.
         study_folder: the study's.
         crops: sources of boxes, as for `CropMix.parse`; "auto" (default): the preset's.
-        views: sources with weights: an embedding averages a crop of each; "" (default): one crop, of the first source.
+        tta_sources: sources with weights: an embedding averages a crop of each; "" (default): one, of the first source.
         seed: of weights, order and augmentation.
         force: whether to train again although the results exist.
         options: how the training runs.
@@ -488,19 +489,19 @@ def train_stage(
     Raises:
         UserError: for impossible parameters, an image that cannot be read, or processes that disagree.
     """
-    deadline = Deadline(options.hours) if options.hours else None
+    deadline = Deadline(options.max_hours) if options.max_hours else None
     crops = config.sources if crops == "auto" else crops
-    parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "views": views, "seed": seed}
-    parameters = {**parameters, "snapshots": options.snapshots, "patience": options.patience}
+    parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "tta_sources": tta_sources}
+    parameters |= {"seed": seed, "snapshots": options.snapshots, "patience": options.patience}
     return _train_once(dataset, folds, config, study_folder, parameters, force, options, deadline)
 
 # %% ../../nbs/03_train.ipynb #03-train-56
 def _train_once(dataset, folds, config, study_folder, parameters, force, options, deadline):
     """Train the model of these parameters, unless its results exist; return the record."""
     folder = fold_dir(study_folder, parameters["model"], parameters["fold"])
-    stamp = fingerprint(parameters, protocol_card(folds, dataset.fingerprint))
+    stamp = fingerprint(stamp_names(parameters), stamp_names(protocol_card(folds, dataset.fingerprint)))
     if _trained_before(folder, stamp, force):
-        return read_json(folder / "config.json")
+        return read_record(folder / "config.json")
     record = {"stamp": stamp, "protocol": study_card(dataset, study_folder, folds), "parameters": parameters}
     try:
         _train_fold(FoldTraining(dataset, folds, config, study_folder, record), options, deadline)
@@ -509,7 +510,7 @@ def _train_once(dataset, folds, config, study_folder, parameters, force, options
     if is_main():
         TrainingState(folder, stamp).clear()
     barrier("the results are there")
-    return read_json(folder / "config.json")
+    return read_record(folder / "config.json")
 
 
 def _trained_before(folder, stamp, force):

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from pyarrow import ArrowException, parquet
 
-from ..core.artifacts import read_json
 from ..core.errors import UserError
+from ..core.renamed import read_record
 from ..data.dataset import parse_csv
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.predictions import read_predictions
@@ -71,7 +71,7 @@ def _own_accounts(files):
     stages = {stage.outputs[0]: name for name, stage in STAGES.items() if stage.outputs}
     first = {name: path for name, path in files.items() if path.name in stages}
     return {
-        (Path(name).parent / stages[path.name]).as_posix(): _own_account(read_json(path))
+        (Path(name).parent / stages[path.name]).as_posix(): _own_account(read_record(path))
         for name, path in first.items()
     }
 
@@ -89,7 +89,7 @@ def _folder_records(root):
 
 
 def _results(root, records, files):
-    records = {run: record for run, record in records.items() if not record.get("found_done")}
+    records = {run: record for run, record in records.items() if not record.get("already_done")}
     return RunResults(root, records, _own_accounts(files), files)
 
 
@@ -219,7 +219,7 @@ def compare_metrics(file: str, a: Path, b: Path) -> list[dict[str, object]]:
     Raises:
         UserError: If a file is not valid JSON.
     """
-    rows, (metrics_a, metrics_b) = [], (flatten_metrics(read_json(path)) for path in (a, b))
+    rows, (metrics_a, metrics_b) = [], (flatten_metrics(read_record(path)) for path in (a, b))
     for name in dict.fromkeys([*metrics_a, *metrics_b]):
         x, y = metrics_a.get(name), metrics_b.get(name)
         if x != y:
@@ -236,7 +236,7 @@ def compare_predictions(a: Path, b: Path) -> dict[str, int]:
         b: The other.
 
     Returns:
-        photographs (in both files); first and lists, how many of them have another first prediction, and another
+        photographs (in both files); first and rankings, how many of them have another first prediction, and another
         ranking; only_in_one (photos in one file only).
 
     Raises:
@@ -246,8 +246,8 @@ def compare_predictions(a: Path, b: Path) -> dict[str, int]:
     common, i, j = np.intersect1d(images_a, images_b, return_indices=True)
     differs = predictions_a[i] != predictions_b[j]
     alone = len(images_a) + len(images_b) - 2 * len(common)
-    first, lists = int(differs[:, 0].sum()), int(differs.any(axis=1).sum())
-    return {"photographs": len(common), "first": first, "lists": lists, "only_in_one": alone}
+    first, rankings = int(differs[:, 0].sum()), int(differs.any(axis=1).sum())
+    return {"photographs": len(common), "first": first, "rankings": rankings, "only_in_one": alone}
 
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-34
 def compare_embeddings(a: Path, b: Path) -> dict[str, int | float | None]:
@@ -411,7 +411,7 @@ def compare_runs(a: Path | str, b: Path | str) -> dict[str, object]:
     Returns:
         A dict for a JSON file: differs (a truth value); recorded (how many run records each has); unrecorded (runs of
         both of which not both have one); unknown (which of `PROVENANCE_KINDS` are not known of every run); only_in_a
-        and only_in_b (runs and files); circumstances (of `compare_provenance`); figures (of `compare_metrics`, the
+        and only_in_b (runs and files); provenance (of `compare_provenance`); metrics (of `compare_metrics`, the
         largest absolute difference first); files (name → what differs, None for nothing).
 
     Raises:
@@ -423,8 +423,8 @@ def compare_runs(a: Path | str, b: Path | str) -> dict[str, object]:
     differences = {
         "only_in_a": sorted(everything[0] - everything[1]),
         "only_in_b": sorted(everything[1] - everything[0]),
-        "circumstances": compare_provenance(a, b),
-        "figures": metrics,
+        "provenance": compare_provenance(a, b),
+        "metrics": metrics,
         "files": files,
     }
     return {
@@ -471,8 +471,8 @@ def _file_text(name, difference):
     """What differs in a result file, in words."""
     if "first" in difference:
         of = f"of {difference['photographs']} photographs"
-        first, lists = difference["first"], difference["lists"]
-        return f"{name}: {first} {of} have another first answer, {lists} another list{_alone(difference)}"
+        first, rankings = difference["first"], difference["rankings"]
+        return f"{name}: {first} {of} have another first answer, {rankings} another list{_alone(difference)}"
     if "smallest_cosine" in difference:
         cosine = difference["smallest_cosine"]
         text = "of other widths" if cosine is None else f"smallest cosine {cosine:.6f}"
@@ -485,7 +485,7 @@ def _file_text(name, difference):
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-28
 def _known_same(comparison):
     """The kinds of provenance that are known to be the same, as words for a sentence."""
-    differ = {row["kind"] for row in comparison["circumstances"]}
+    differ = {row["kind"] for row in comparison["provenance"]}
     kinds = [kind for kind in PROVENANCE_KINDS if kind not in differ | set(comparison["unknown"])]
     return ", ".join(kinds[:-1]) + " and " + kinds[-1]
 
@@ -493,14 +493,14 @@ def _known_same(comparison):
 def _verdict(comparison):
     """The first line of the description."""
     files = comparison["files"]
-    if comparison["circumstances"]:
-        line = "differ in: " + "; ".join(_provenance_texts(comparison["circumstances"]))
+    if comparison["provenance"]:
+        line = "differ in: " + "; ".join(_provenance_texts(comparison["provenance"]))
     else:
         line = f"same {_known_same(comparison)}"
     same = [name for name, difference in files.items() if not difference and Path(name).name == "submission.csv"]
     if same:
         return f"{line}; {same[0]} identical"
-    if comparison["figures"] or any(files.values()):
+    if comparison["metrics"] or any(files.values()):
         return line
     alone = comparison["only_in_a"] or comparison["only_in_b"]
     return line + ("; what both have is identical" if alone else "; results identical")
@@ -549,7 +549,7 @@ def describe_comparison(comparison: Mapping[str, object]) -> list[str]:
     Returns:
         Lines of text; the first is the verdict.
     """
-    metrics = _metric_lines(comparison["figures"])
+    metrics = _metric_lines(comparison["metrics"])
     lines = [_verdict(comparison), *_file_lines(comparison["files"]), *metrics]
     if unrecorded := comparison["unrecorded"]:
         more = " …" if len(unrecorded) > MAX_LINES else ""

@@ -322,7 +322,7 @@ def plan_notebooks(
     known = {stage.name: read_parameters(find_notebook(stage.notebook)) for stage in stages}
     values = check_parameters(parameters, {name: p for of_stage in known.values() for name, p in of_stage.items()})
     model = values.get("name") or values.get("preset") or known["train"]["preset"].default
-    values = {"hours": HOURS[machine], "model": model, **values}
+    values = {"max_hours": HOURS[machine], "model": model, **values}
     plan = {}
     for stage in stages:
         own = {name: value for name, value in values.items() if name in known[stage.name]}
@@ -361,7 +361,7 @@ def check_plan(plan: Mapping[str, PlannedNotebook], folds: Sequence[int], weight
     if config.weights == "imagenet" and not weights:
         raise UserError(
             f"{values['preset']} starts from ImageNet's weights, which cannot be fetched there: make a dataset of "
-            "Keras' file and name it, --weights USER/SLUG, or start without, -p changes weights="
+            "Keras' file and name it, --weights USER/SLUG, or start without, -p overrides weights="
         )
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-24

@@ -26,6 +26,7 @@ from ..core.errors import UserError
 from ..core.paths import project_root
 from ..core.platforms import rename
 from ..core.progress import text_only
+from ..core.renamed import refuse_renamed
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -113,8 +114,9 @@ def check_parameters(given: Mapping[str, str], parameters: Mapping[str, Paramete
         Name → value, for the names given.
 
     Raises:
-        UserError: for an unknown name, with the nearest known one, or a text that is not of the type.
+        UserError: for an unknown name, with the nearest known one or its new one, or a text that is not of the type.
     """
+    refuse_renamed(given, parameters, "parameter")
     for name in given:
         if name not in parameters:
             near = difflib.get_close_matches(name, parameters, n=1)

@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ..core.artifacts import fingerprint, read_json, versions, write_json
+from ..core.artifacts import fingerprint, versions, write_json
 from ..core.hardware import nvidia_driver
 from ..core.paths import find_checkout
+from ..core.renamed import read_record, stamp_names
 from .registry import STAGES
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-05
-IGNORED_PARAMETERS = ("data_dir", "study", "force", "hours")  # they change no result
+IGNORED_PARAMETERS = ("data_dir", "study", "force", "max_hours")  # they change no result
 
 
 def job_stamp(stage: str, values: Mapping[str, object], data: str) -> str:
@@ -37,7 +38,8 @@ def job_stamp(stage: str, values: Mapping[str, object], data: str) -> str:
     Returns:
         Sixteen hexadecimal digits.
     """
-    return fingerprint(stage, {name: value for name, value in values.items() if name not in IGNORED_PARAMETERS}, data)
+    counted = {name: value for name, value in values.items() if name not in IGNORED_PARAMETERS}
+    return fingerprint(stage, stamp_names(counted), data)
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-08
 def record_path(output: Path | str, stamp: str) -> Path:
@@ -97,7 +99,7 @@ def read_records(path: Path | str) -> dict[Path, dict]:
         paths = sorted(path.rglob("*.run.json"))
     else:
         paths = [path] if path.name.endswith(".run.json") else record_paths(path)
-    return {record: read_json(record) for record in paths}
+    return {record: read_record(record) for record in paths}
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-11
 def _git(folder, *arguments):
@@ -245,7 +247,7 @@ def computing_environment() -> dict[str, object]:
     }
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-32
-def _found_done(output, stage, began):
+def _already_done(output, stage, began):
     """Whether a stage that began at `began` (seconds since 1970) found its work done, beside `output`."""
     names = [name for name in STAGES[stage].outputs if name.endswith(".json") and "/" not in name]
     paths = [path for name in names if (path := Path(output).with_name(name)).is_file()]
@@ -283,11 +285,11 @@ def write_record(
     """
     began = datetime.now(UTC) - timedelta(seconds=seconds)
     record = _run_with(output, stage, values, data)
-    path, done = record_path(output, record["stamp"]), _found_done(output, stage, began.timestamp())
+    path, done = record_path(output, record["stamp"]), _already_done(output, stage, began.timestamp())
     if done and path.is_file():
         os.utime(path)
         return path
     environment = {} if done else {"commit": commit or _own_checkout()} | computing_environment()
     times = {"started": began.isoformat(timespec="seconds"), "seconds": round(seconds, 1)}
-    write_json(path, record | {"found_done": done} | environment | times)
+    write_json(path, record | {"already_done": done} | environment | times)
     return path

@@ -210,8 +210,8 @@ register(
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-26
 def _search_lines(stage, record, folder):
     oof, test, new = record["oof"], record["for_test"], ""
-    if test["share_new"] is not None:
-        new = f" for {test['share_new']:.1%} new (folds: {oof['share_new']:.1%})"
+    if test["prior_new"] is not None:
+        new = f" for {test['prior_new']:.1%} new (folds: {oof['fraction_new']:.1%})"
     return [
         f"MAP@5 out of fold {oof['map5']:.3f}, of known animals {oof['map5_known'] or 0:.3f}",
         f"threshold of the test {test['threshold']:.3f}{new}; answers, and who else: fold*/*_lists.csv",
@@ -236,9 +236,9 @@ register(
         describe=_search_lines,
         ranges={
             "alpha": Range(0, 1, open=True),
-            "share_new": Range(-1, 1),
-            "species_strength": Range(0, 1e9),
-            "local": Range(0, 1000),
+            "prior_new": Range(-1, 1),
+            "species_shrinkage": Range(0, 1e9),
+            "rerank_top": Range(0, 1000),
             "neighbors": Range(1, 1e9),
         },
         choices={"aggregate": ("max", "vote", "softmax_sum")},
@@ -304,9 +304,9 @@ register(
         ),
         outputs=("blend.json", "submission.csv"),
         describe=_blend_lines,
-        ranges={"least": Range(0, 1), "gain": Range(0, 1)},
-        choices={"weights": ("equal", "fit"), "rule": ("paper", "notebook", "borda", "scores")},
-        study=InStudy(naming=("models", "keep"), needs_test=True),
+        ranges={"min_map5": Range(0, 1), "min_gain": Range(0, 1)},
+        choices={"weights": ("equal", "fit"), "voting": ("paper", "notebook", "borda", "scores")},
+        study=InStudy(naming=("models", "always_include"), needs_test=True),
     )
 )
 
@@ -334,7 +334,7 @@ register(
         not_compared=("report.html", "answers.jpg"),
         headline=("test.map5",),
         describe=_no_lines,
-        ranges={"examples": Range(1, 1000), "public": Range(0, 1), "private": Range(0, 1)},
+        ranges={"examples": Range(1, 1000), "kaggle_public": Range(0, 1), "kaggle_private": Range(0, 1)},
         study=InStudy(optional=False),
         example="demo",
     )
@@ -419,8 +419,8 @@ def describe_results(name: str, folder: Path | str) -> list[str]:
     Returns:
         The lines; none if there is no record.
     """
-    from happywhale_nb.core.artifacts import read_json  # here and not above: it loads NumPy
+    from happywhale_nb.core.renamed import read_record  # here and not above: it loads NumPy
 
     stage, folder = STAGES[name], Path(folder)
     path = folder / stage.outputs[0]
-    return stage.describe(stage, read_json(path), folder) if path.is_file() else []
+    return stage.describe(stage, read_record(path), folder) if path.is_file() else []

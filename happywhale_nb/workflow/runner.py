@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
-from ..core.artifacts import read_json
 from ..core.errors import UserError
 from ..core.paths import find_data, fold_dir, study_dir
+from ..core.renamed import read_record
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import Dataset, read_dataset
 from ..data.splits import gallery_and_queries, require_catalogue
@@ -95,7 +95,7 @@ def check_training(values: Mapping) -> Preset:
     Raises:
         UserError: if there is no such preset, or a value is impossible.
     """
-    names = ("preset", "epochs", "image_size", "quick", "size", "changes")
+    names = ("preset", "epochs", "image_size", "quick", "size", "overrides")
     return configure(**{name: values[name] for name in names})
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-09
@@ -136,7 +136,7 @@ def _check_folds(stage, values, folder, folds):
     if all_folds:
         finished_folds(folder, values["model"], folds)
     elif "fold" in values and "model" in values:
-        read_json(fold_dir(folder, values["model"], values["fold"]) / "config.json")
+        read_record(fold_dir(folder, values["model"], values["fold"]) / "config.json")
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-17
 def stage_values(stage: str, given: Mapping) -> tuple[dict, dict]:
