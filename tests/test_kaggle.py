@@ -92,7 +92,7 @@ def test_kaggle_build_makes_notebooks_that_install_first_and_have_the_chosen_val
         original = read_parameters(ROOT / "nbs" / f"{name}.ipynb")
         values = {n: p.default for n, p in read_parameters(path).items()}
         chosen = {"folds": 2, "fold": 1, "quick": True, "neighbors": 7, "max_hours": 1e-6}
-        chosen["changes"] = "backbone=basic_cnn"
+        chosen["overrides"] = "backbone=basic_cnn"
         assert values == {n: chosen.get(n, p.default) for n, p in original.items()}, name
 
 

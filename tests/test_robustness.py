@@ -130,7 +130,7 @@ def small(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("happywhale_nb.stages.train.train", build)
         for k, views in enumerate(("", "fullbody:.5 whole:.5")):
-            train_stage(dataset, folds, k, "small", config, folder, views=views)
+            train_stage(dataset, folds, k, "small", config, folder, tta_sources=views)
     return dataset, folder, folds
 
 

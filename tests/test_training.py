@@ -83,7 +83,7 @@ def test_train_with_the_same_seed_gives_the_same_weights_and_with_another_others
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "overrides",
     [
         "balance=sampler centres=2 head_lr_multiplier=10",
         "balance=weights margin_spread=.05 pool=gem",
@@ -92,9 +92,9 @@ def test_train_with_the_same_seed_gives_the_same_weights_and_with_another_others
         "pool=parts parts=2 mirror_as_classes=true species_loss_weight=.5",
     ],
 )
-def test_train_with_options_lowers_the_loss_and_saves_the_same_network(crops, tmp_path, changes):
-    classes, options = 16 if "sample" in changes else 8, TrainingOptions(inside="pool" in changes)
-    model, history = fit(crops, tmp_path, small(changes), classes, options=options)
+def test_train_with_options_lowers_the_loss_and_saves_the_same_network(crops, tmp_path, overrides):
+    classes, options = 16 if "sample" in overrides else 8, TrainingOptions(inside="pool" in overrides)
+    model, history = fit(crops, tmp_path, small(overrides), classes, options=options)
     losses = [row["loss"] for row in history]
     assert np.isfinite(losses).all() and losses[2] < losses[0]
     model.save(tmp_path / "model.keras")

@@ -654,7 +654,7 @@ def gradcam_section(study: StudyResults) -> SectionResult:
         return f"run happywhale gradcam -p model {study.best}"
     numbers, folder = results
     text = (
-        f"{folder.relative_to(study.folder)}, maps of the {numbers['explain']}. Shown are {numbers['rule']}. "
+        f"{folder.relative_to(study.folder)}, maps of the {numbers['explain']}. Shown are {numbers['selection']}. "
         "Believe the last column before the map: below, both are tested by deletion and insertion."
     )
     verdicts = table_block(pd.DataFrame({"verdict": numbers["faithfulness"]["verdicts"]}), index=False)

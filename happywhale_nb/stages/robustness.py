@@ -174,7 +174,7 @@ def degraded_views(
         Pairs of a share and crops, one for each view that an embedding averages.
     """
     config, boxes = used_preset(used), read_boxes(dataset.root)
-    views = used.get("views", "")
+    views = used.get("tta_sources", "")
     mix = CropMix.parse(views or used["crops"], boxes["source"], config.min_confidence)
     tables = mix.variants(images, boxes) if views else [(1.0, mix.prefer(images, boxes))]
     paths = [dataset.train_images / name for name in images]
