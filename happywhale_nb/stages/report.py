@@ -358,8 +358,8 @@ def _open_set_table(metrics):
     rows = {
         **{title: metrics[key] for title, key in OPEN_SET.items()},
         **{f"known, among the first {k}": fraction for k, fraction in metrics["cmc_known"].items()},
-        "lists that hold the truth": metrics["lists"]["coverage"],
-        "names in a list": metrics["lists"]["mean_size"],
+        "lists that hold the truth": metrics["candidate_sets"]["coverage"],
+        "names in a list": metrics["candidate_sets"]["mean_size"],
     }
     return pd.DataFrame({"value": rows}).rename_axis("figure")
 
