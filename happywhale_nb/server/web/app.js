@@ -89,7 +89,7 @@ function showNav(current) {
 
 function showHeader() {
   document.getElementById("catalogue-name").textContent = session.catalogue.name || "Catalogue";
-  fill(document.getElementById("who"), el("span", { title: `The role of your token: ${session.role}` }, session.who, el("small", { text: role(session.role) })),
+  fill(document.getElementById("who"), el("span", { title: `The role of your token: ${session.role}` }, session.user, el("small", { text: role(session.role) })),
     button("?", showKeys, { class: "plain help", "aria-label": "Keys", title: "Keys (?)" }),
     session.tokens && button("Sign out", () => signOut().then(start, fail), { class: "plain", id: "sign-out" }));
   showNav(route().view);

@@ -51,7 +51,7 @@ export async function showEncounter(main, route, signal) {
   view.conflict = (error) => {
     const { encounter: now, decision } = error.body;
     fill(node.conflict, el("div", { class: "notice" }, el("p", {}, el("b", { text: decision
-      ? `${decision.who} decided in the meantime: ` : "Somebody changed this encounter in the meantime." }),
+      ? `${decision.user} decided in the meantime: ` : "Somebody changed this encounter in the meantime." }),
     decision && `${sentence(decision).map((part) => (Array.isArray(part) ? part[1].name : part)).join("")}, ${moment(decision.at)}.`),
     el("p", { text: "Your decision was not stored. Below is the encounter as it is now." }),
     button("Close", () => fill(node.conflict))));
