@@ -482,7 +482,7 @@ def sightings(session: Session) -> pd.DataFrame:
 SIGHTINGS = [
     "photo_id", "photo", "sha256", "width", "height", "side", "encounter_id", "encounter", "date", "place",
     "latitude", "longitude", "species", "individual", "state", "decided_by", "decided_at", "kind_of_source",
-    "answer_id", "rank", "chance", "box",
+    "answer_id", "rank", "probability", "box",
 ]  # fmt: skip
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-22
@@ -491,7 +491,8 @@ def _sighting(photo, crop, encounter, individual, decision):
     columns = ("date", "place", "latitude", "longitude", "species", "state", "decided_by", "decided_at")
     row = {name: getattr(encounter, name) for name in columns}
     row.update({name: getattr(photo, name) for name in ("sha256", "width", "height", "side")})
-    row.update({name: getattr(decision, name, None) for name in ("answer_id", "rank", "chance")})
+    row.update({name: getattr(decision, name, None) for name in ("answer_id", "rank")})
+    row["probability"] = getattr(decision, "chance", None)
     ids = {"photo_id": photo.id, "photo": photo.name, "encounter_id": encounter.id, "encounter": encounter.name}
     source = "given" if encounter.given and decision is None else "decision"
     box = _pixel_box(photo, crop)
