@@ -96,7 +96,7 @@ def undecided(page):
 
 
 def check_question_to_export(page):
-    """An undecided encounter is asked about, confirmed, in the trail with its answer, and exported."""
+    """An undecided encounter is asked about, confirmed, in the audit log with its answer, and exported."""
     met = undecided(page)[0]
     answer = page.post(f"/api/encounters/{met['id']}/answers", json={"k": 5}).json()
     assert answer["set_size"] >= 1 and len(answer["candidates"]) == 6
@@ -109,7 +109,7 @@ def check_question_to_export(page):
     body = {"kind": "confirm", "individual_id": first["individual"]["id"], "answer_id": answer["id"], "version": 1}
     done = page.post(f"/api/encounters/{met['id']}/decisions", json=body | {"note": "the notch"})
     assert done.status_code == 200 and done.json()["encounter"]["state"] == "confirmed"
-    line = page.get("/api/trail", params={"encounter_id": met["id"]}).json()["decisions"][0]
+    line = page.get("/api/audit-log", params={"encounter_id": met["id"]}).json()["decisions"][0]
     values = (line["user"], line["kind"], line["answer_id"], line["rank"])
     assert values == ("Ann", "confirm", answer["id"], first["rank"])
     assert line["probability"] == first["probability"] and line["note"] == "the notch"
@@ -135,7 +135,7 @@ def check_confirmed_answers(page):
     assert best()["photo"]["encounter"]["id"] != made["id"]
 
 
-def test_decide_from_an_answer_is_in_the_trail_and_in_the_csv(page):
+def test_decide_from_an_answer_is_in_the_audit_log_and_in_the_csv(page):
     check_question_to_export(page)
 
 
@@ -218,7 +218,7 @@ def test_merge_split_rename_and_undo_of_the_merge(page):
     assert made["individual"]["encounters"] == 1
     named = page.patch(f"/api/individuals/{made['individual']['id']}", json={"name": "Hope"}).json()
     assert named["name"] == "Hope"
-    rename = page.get("/api/trail", params={"individual_id": named["id"], "limit": 1}).json()["decisions"][0]
+    rename = page.get("/api/audit-log", params={"individual_id": named["id"], "limit": 1}).json()["decisions"][0]
     assert rename["kind"] == "rename" and rename["note"].endswith(" → Hope")
     taken = page.patch(f"/api/individuals/{two['id']}", json={"name": "Hope"})
     assert taken.status_code == 400 and "taken" in taken.json()["detail"]
@@ -230,7 +230,7 @@ def test_edit_and_crop_change_what_they_are_told_at_the_version_seen(page):
     edited = page.patch(url, json={"version": 1, "place": "Ness", "side": "right", "latitude": 57.1, "longitude": -4.2})
     assert edited.json()["place"] == "Ness" and edited.json()["side"] == "right" and edited.json()["version"] == 2
     assert edited.json()["date"] == "2026-08-01", "what was left out stays"
-    line = page.get("/api/trail", params={"encounter_id": made["id"]}).json()["decisions"][0]
+    line = page.get("/api/audit-log", params={"encounter_id": made["id"]}).json()["decisions"][0]
     assert (line["user"], line["kind"]) == ("Ann", "edit") and "place Ness" in line["note"]
     assert page.patch(url, json={"version": 1, "place": "Skerry"}).status_code == 409
     photo = made["photos"][0]["id"]
@@ -444,7 +444,7 @@ def test_decide_that_is_cut_off_leaves_nothing_half(page, mine, monkeypatch, ste
         page.post(f"/api/encounters/{met['id']}/decisions", json={"kind": "new", "version": 1, "name": "Hope"})
     assert page.get("/api/session").json()["catalogue"] == before
     assert page.get(f"/api/encounters/{met['id']}").json() == met
-    assert page.get("/api/trail").json()["decisions"] == []
+    assert page.get("/api/audit-log").json()["decisions"] == []
 
 
 # --- the Photo ID App's contract: POST {base}/match, bearer token, multipart images[], ranked ratings in [0, 1]
@@ -493,7 +493,7 @@ def test_match_of_what_cannot_be_answered_has_the_contracts_errors(mine, colours
 
 
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
-get /api/individuals/{number}, get /api/next-id, get /api/trail, get /api/photos/{number}/file,
+get /api/individuals/{number}, get /api/next-id, get /api/audit-log, get /api/photos/{number}/file,
 get /api/photos/{number}/picture, get /api/photos/{number}/crop, post /api/encounters/{number}/answers,
 get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind},
 get /api/exports/{kind}/messages, post /match"""
@@ -535,7 +535,7 @@ def test_undo_of_another_persons_decision_takes_an_admin(mine, colours, tokens):
         assert reviewer.post(f"/api/decisions/{number}/undo").status_code == 400, "an admin's decision"
         number = reviewer.post(url, json=body | {"version": 2}).json()["decision"]["id"]
         assert admin.post(f"/api/decisions/{number}/undo").status_code == 200
-        line = admin.get("/api/trail").json()["decisions"][0]
+        line = admin.get("/api/audit-log").json()["decisions"][0]
         assert (line["kind"], line["user"], line["undoes"]) == ("undo", "adminer", number)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['router', 'RowId', 'facets', 'EncounterQuery', 'encounters', 'encounter', 'individuals', 'individual', 'next_id',
-           'trail']
+           'audit_log']
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-02
 from dataclasses import astuple, dataclass
@@ -164,8 +164,8 @@ def next_id(app_state: State, caller: Reader, species: Words = "") -> schemas.Pr
 RowId = Annotated[int | None, Query(ge=1, le=2**31 - 1)]
 
 
-@router.get("/trail")
-def trail(
+@router.get("/audit-log")
+def audit_log(
     app_state: State,
     caller: Reader,
     encounter_id: RowId = None,

@@ -81,7 +81,7 @@ export async function showEncounter(main, route, signal) {
   }
   async function reload() { view.accept(await api(`/encounters/${route.id}`, { signal })); }
   async function showHistory() {
-    const got = await api(`/trail?encounter_id=${route.id}&limit=50`, { signal });
+    const got = await api(`/audit-log?encounter_id=${route.id}&limit=50`, { signal });
     const open = node.history.open;
     fill(node.history, el("summary", {}, "History ", el("span", { class: "soft", text: count(got.decisions.length, "entry", "entries") })),
       decisions(got.decisions, async (result) => (result.encounter ? view.accept(result.encounter) : reload())));

@@ -10,7 +10,7 @@ const STANDS = new Set(["undo", "upload"]);
 
 /** Decisions as an ordered list. `after(result)` is called when one was undone. */
 export function decisions(list, after, props = {}) {
-  return el("ol", { class: "trail", ...props }, list.map((one) => entry(one, after)));
+  return el("ol", { class: "audit-log", ...props }, list.map((one) => entry(one, after)));
 }
 
 export function entry(decision, after) {
