@@ -92,7 +92,7 @@ def answer(state: State, caller: Reader, number: Number) -> schemas.AnswerView:
     """
     return stored_answer(state.matcher, number)
 
-
+# %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-13
 @router.post("/identify")
 def identify(
     state: State, caller: Asking, photos: Annotated[list[UploadFile], File()], k: Annotated[int, Form(ge=1, le=50)] = 10

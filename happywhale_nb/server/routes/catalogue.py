@@ -144,7 +144,7 @@ def individual(app_state: State, caller: Reader, number: Number) -> schemas.Indi
     with app_state.catalogue.reading() as session:
         return listings.individual_page(session, app_state.matcher.settings, number)
 
-
+# %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-10
 @router.get("/next-id")
 def next_id(app_state: State, caller: Reader, species: Words = "") -> schemas.ProposedName:
     """Propose the name that a new individual would get.

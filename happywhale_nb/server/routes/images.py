@@ -100,7 +100,7 @@ def photo_picture(state: State, caller: Reader, number: Number, side: Side = 160
     """
     return Response(cached_image(state.catalogue, number, side), media_type="image/jpeg", headers=CACHED)
 
-
+# %% ../../../nbs/lib/server/routes/images.ipynb #routes-images-07
 @router.get("/photos/{number}/crop", response_class=Response, responses=JPEG)
 def photo_crop(state: State, caller: Reader, number: Number, side: Side = 512) -> Response:
     """Get the crop that the network sees: a square; stretch it to the crop's `aspect` to undo the distortion.

@@ -86,7 +86,7 @@ def sign_in(state: State, request: Request, response: Response, body: schemas.Si
         response.set_cookie(COOKIE, body.token, httponly=True, samesite="strict", secure=secure, max_age=30 * 86400)
     return _session_view(state, caller)
 
-
+# %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-12
 @router.delete("/session", status_code=204)
 def sign_out(response: Response) -> None:
     """Delete the cookie.
