@@ -96,27 +96,23 @@ def undecided(page):
 
 
 def check_question_to_export(page):
-    """An undecided encounter is asked about, confirmed, in the trail with its answer, and exported."""
+    """An undecided encounter is asked about, confirmed, in the audit log with its answer, and exported."""
     met = undecided(page)[0]
     answer = page.post(f"/api/encounters/{met['id']}/answers", json={"k": 5}).json()
     assert answer["set_size"] >= 1 and len(answer["candidates"]) == 6
-    chances = [each["chance"] for each in answer["candidates"]]
-    assert sum(chances) + answer["other"] == pytest.approx(1, abs=1e-3) or len(chances) == 6
+    probabilities = [each["probability"] for each in answer["candidates"]]
+    assert sum(probabilities) + answer["other_probability"] == pytest.approx(1, abs=1e-3) or len(probabilities) == 6
     assert sum(each["is_new"] for each in answer["candidates"]) <= 1
     first = next(each for each in answer["candidates"] if not each["is_new"])
-    assert first["photo"]["name"] and first["photos"] >= 1 and first["asked"] == met["photos"][0]["id"]
+    assert first["photo"]["name"] and first["photos"] >= 1 and first["query_photo"] == met["photos"][0]["id"]
     assert page.get(f"/api/answers/{answer['id']}").json() == answer
     body = {"kind": "confirm", "individual_id": first["individual"]["id"], "answer_id": answer["id"], "version": 1}
     done = page.post(f"/api/encounters/{met['id']}/decisions", json=body | {"note": "the notch"})
     assert done.status_code == 200 and done.json()["encounter"]["state"] == "confirmed"
-    line = page.get("/api/trail", params={"encounter_id": met["id"]}).json()["decisions"][0]
-    assert (line["who"], line["kind"], line["answer_id"], line["rank"]) == (
-        "Ann",
-        "confirm",
-        answer["id"],
-        first["rank"],
-    )
-    assert line["chance"] == first["chance"] and line["note"] == "the notch"
+    line = page.get("/api/audit-log", params={"encounter_id": met["id"]}).json()["decisions"][0]
+    values = (line["user"], line["kind"], line["answer_id"], line["rank"])
+    assert values == ("Ann", "confirm", answer["id"], first["rank"])
+    assert line["probability"] == first["probability"] and line["note"] == "the notch"
     table = pd.read_csv(io.BytesIO(page.get("/api/exports/csv").content), dtype=str, keep_default_na=False)
     row = table[table["encounter_id"] == str(met["id"])].iloc[0]
     assert (row["individual"], row["decided_by"], row["state"]) == (first["individual"]["name"], "Ann", "confirmed")
@@ -139,7 +135,7 @@ def check_confirmed_answers(page):
     assert best()["photo"]["encounter"]["id"] != made["id"]
 
 
-def test_decide_from_an_answer_is_in_the_trail_and_in_the_csv(page):
+def test_decide_from_an_answer_is_in_the_audit_log_and_in_the_csv(page):
     check_question_to_export(page)
 
 
@@ -222,7 +218,7 @@ def test_merge_split_rename_and_undo_of_the_merge(page):
     assert made["individual"]["encounters"] == 1
     named = page.patch(f"/api/individuals/{made['individual']['id']}", json={"name": "Hope"}).json()
     assert named["name"] == "Hope"
-    rename = page.get("/api/trail", params={"individual_id": named["id"], "limit": 1}).json()["decisions"][0]
+    rename = page.get("/api/audit-log", params={"individual_id": named["id"], "limit": 1}).json()["decisions"][0]
     assert rename["kind"] == "rename" and rename["note"].endswith(" → Hope")
     taken = page.patch(f"/api/individuals/{two['id']}", json={"name": "Hope"})
     assert taken.status_code == 400 and "taken" in taken.json()["detail"]
@@ -234,8 +230,8 @@ def test_edit_and_crop_change_what_they_are_told_at_the_version_seen(page):
     edited = page.patch(url, json={"version": 1, "place": "Ness", "side": "right", "latitude": 57.1, "longitude": -4.2})
     assert edited.json()["place"] == "Ness" and edited.json()["side"] == "right" and edited.json()["version"] == 2
     assert edited.json()["date"] == "2026-08-01", "what was left out stays"
-    line = page.get("/api/trail", params={"encounter_id": made["id"]}).json()["decisions"][0]
-    assert (line["who"], line["kind"]) == ("Ann", "edit") and "place Ness" in line["note"]
+    line = page.get("/api/audit-log", params={"encounter_id": made["id"]}).json()["decisions"][0]
+    assert (line["user"], line["kind"]) == ("Ann", "edit") and "place Ness" in line["note"]
     assert page.patch(url, json={"version": 1, "place": "Skerry"}).status_code == 409
     photo = made["photos"][0]["id"]
     before = page.post(f"{url}/answers", json={}).json()["candidates"]
@@ -289,7 +285,7 @@ def test_photo_file_that_is_gone_is_404_with_its_place(page, mine):
 @pytest.fixture
 def heat(monkeypatch):
     """Stands in for Grad-CAM, which needs TensorFlow: its picture is the map it was given."""
-    module = SimpleNamespace(heat_png=lambda heat: heat, match_heat=lambda embedder, one, two: (b"asked", b"match"))
+    module = SimpleNamespace(heat_png=lambda heat: heat, match_heat=lambda embedder, one, two: (b"query", b"match"))
     monkeypatch.setitem(sys.modules, "happywhale_nb.networks.gradcam", module)
 
 
@@ -299,7 +295,7 @@ def test_heat_of_each_photograph_of_a_match_is_made_once(page, heat, monkeypatch
     monkeypatch.setattr(type(desk.embedder), "crop", lambda self, *given: calls.append(given) or crop(*given))
     answer = page.post(f"/api/encounters/{undecided(page)[0]['id']}/answers", json={"k": 5}).json()
     found = next(each for each in answer["candidates"] if not each["is_new"])
-    for of in ("asked", "match"):
+    for of in ("query", "match"):
         got = page.get(f"/api/answers/{answer['id']}/heat", params={"rank": found["rank"], "of": of})
         assert (got.status_code, got.headers["content-type"], got.content) == (200, "image/png", of.encode())
     asked, match = (undecided(page)[0]["photos"][0], found["photo"])
@@ -448,7 +444,7 @@ def test_decide_that_is_cut_off_leaves_nothing_half(page, mine, monkeypatch, ste
         page.post(f"/api/encounters/{met['id']}/decisions", json={"kind": "new", "version": 1, "name": "Hope"})
     assert page.get("/api/session").json()["catalogue"] == before
     assert page.get(f"/api/encounters/{met['id']}").json() == met
-    assert page.get("/api/trail").json()["decisions"] == []
+    assert page.get("/api/audit-log").json()["decisions"] == []
 
 
 # --- the Photo ID App's contract: POST {base}/match, bearer token, multipart images[], ranked ratings in [0, 1]
@@ -469,7 +465,7 @@ def test_match_is_the_photo_id_apps_contract(mine, colours, tokens):
         assert ratings == sorted(ratings, reverse=True)
         asked = [("photos", file) for _, file in files]
         found = app.post("/api/identify", files=asked, data={"k": 50}).json()["candidates"]
-        new = next(each["chance"] for each in found if each["is_new"])
+        new = next(each["probability"] for each in found if each["is_new"])
         assert all(match["details"].endswith(f"photographs known; new: {new:.0%}") for match in matches)
         before = app.get("/api/session").json()["catalogue"]
         assert before == app.get("/api/session").json()["catalogue"], "asking adds nothing"
@@ -497,7 +493,7 @@ def test_match_of_what_cannot_be_answered_has_the_contracts_errors(mine, colours
 
 
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
-get /api/individuals/{number}, get /api/next-id, get /api/trail, get /api/photos/{number}/file,
+get /api/individuals/{number}, get /api/next-id, get /api/audit-log, get /api/photos/{number}/file,
 get /api/photos/{number}/picture, get /api/photos/{number}/crop, post /api/encounters/{number}/answers,
 get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind},
 get /api/exports/{kind}/messages, post /match"""
@@ -539,8 +535,8 @@ def test_undo_of_another_persons_decision_takes_an_admin(mine, colours, tokens):
         assert reviewer.post(f"/api/decisions/{number}/undo").status_code == 400, "an admin's decision"
         number = reviewer.post(url, json=body | {"version": 2}).json()["decision"]["id"]
         assert admin.post(f"/api/decisions/{number}/undo").status_code == 200
-        line = admin.get("/api/trail").json()["decisions"][0]
-        assert (line["kind"], line["who"], line["undoes"]) == ("undo", "adminer", number)
+        line = admin.get("/api/audit-log").json()["decisions"][0]
+        assert (line["kind"], line["user"], line["undoes"]) == ("undo", "adminer", number)
 
 
 def test_new_token_is_shown_once_kept_as_digest_and_can_be_ended(mine, colours, tokens):
@@ -551,7 +547,7 @@ def test_new_token_is_shown_once_kept_as_digest_and_can_be_ended(mine, colours, 
             row = session.get(Token, made["id"])
             assert row.digest == digest(made["token"]) and made["token"] not in str(vars(row))
         theirs = {"authorization": f"Bearer {made['token']}"}
-        assert admin.get("/api/session", headers=theirs).json()["who"] == "Ben"
+        assert admin.get("/api/session", headers=theirs).json()["user"] == "Ben"
         assert admin.delete(f"/api/tokens/{made['id']}").status_code == 204
         assert admin.get("/api/session", headers=theirs).status_code == 401
 
@@ -563,7 +559,7 @@ def test_sign_in_cookie_is_out_of_reach_of_scripts_and_other_sites(mine, colours
         got = app.post("/api/session", json={"token": tokens["review"]})
         cookie = got.headers["set-cookie"].lower()
         assert "httponly" in cookie and "samesite=strict" in cookie
-        assert app.get("/api/session").json()["who"] == "reviewer"
+        assert app.get("/api/session").json()["user"] == "reviewer"
         app.delete("/api/session")
         assert app.get("/api/session").status_code == 401
         assert "secure" not in cookie
@@ -637,7 +633,7 @@ def test_gate_takes_as_many_bytes_as_it_was_told_and_no_more(mine, colours):
     def parts(count):
         yield from (b"x" * 100,) * count
 
-    with client(mine, colours, most_bytes=1000) as page:
+    with client(mine, colours, max_bytes=1000) as page:
         for content, status in ((b"x" * 1000, 422), (b"x" * 1001, 413), (parts(10), 422), (parts(11), 413)):
             got = page.post("/api/session", content=content, headers={"content-type": "application/json"})
             assert got.status_code == status
@@ -677,7 +673,7 @@ def test_add_encounter_with_a_bad_photograph_is_refused_by_name_and_leaves_nothi
 
 def test_add_encounter_of_too_many_bytes_or_photographs_is_413(mine, colours):
     small = jpeg(9, (8, 8))
-    with client(mine, colours, limits=Limits(bytes=5000), most_bytes=40_000, most_photos=3) as page:
+    with client(mine, colours, limits=Limits(bytes=5000), max_bytes=40_000, max_photos=3) as page:
         assert upload(page, ("big.jpg", jpeg(0, (200, 200)))).status_code == 413
         assert upload(page, *((f"{i}.jpg", jpeg(i, (8, 8))) for i in range(4))).status_code == 413
         assert upload(page, *((f"{i}.jpg", jpeg(i, (8, 8))) for i in range(3))).status_code == 201

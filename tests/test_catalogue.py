@@ -225,7 +225,7 @@ def test_individual_page_and_sightings_follow_decisions_and_merges(filled):
     row = table[table["encounter_id"] == 7].iloc[0]
     assert (row["kind_of_source"], row["decided_by"], row["state"]) == ("decision", "Ann", "confirmed")
     assert table[table["encounter_id"] == 1].iloc[0]["kind_of_source"] == "given"
-    assert trail[0]["note"] == "the notch" and trail[0]["who"] == "Ann"
+    assert trail[0]["note"] == "the notch" and trail[0]["user"] == "Ann"
 
 
 def test_next_name_follows_the_names_of_the_species(filled):

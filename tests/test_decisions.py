@@ -312,11 +312,11 @@ def test_refused_decisions_change_nothing(filled):
     assert state_of(filled) == before
 
 
-def test_decide_from_an_answer_keeps_rank_and_chance_of_the_one_it_is_about(filled):
+def test_decide_from_an_answer_keeps_rank_and_probability_of_the_one_it_is_about(filled):
     about = {"encounter_id": 7, "model_id": 1, "at": "", "who": "Ann", "filters": {}}
     listed = [("HB-0002", 2), (None, None), ("HB-0001", 1)]
     found = [
-        {"rank": i, "chance": 0.5 / i, "is_new": number is None, "individual": number and {"id": number, "name": name}}
+        {"rank": i, "probability": 0.5 / i, "is_new": not number, "individual": number and {"id": number, "name": name}}
         for i, (name, number) in enumerate(listed, start=1)
     ]
     with filled.writing() as session:

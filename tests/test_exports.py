@@ -49,7 +49,7 @@ def sighting(encounter_id=1, **others):
     }
     row |= {"species": "humpback_whale", "individual": "Mn01", "state": "confirmed", "decided_by": "Ana"}
     row |= {"decided_at": "2024-01-05T10:00:00+00:00", "kind_of_source": "decision", "answer_id": 7, "rank": 1}
-    return row | {"chance": 0.83, "box": [100, 50, 900, 450], "encounter_id": encounter_id} | others
+    return row | {"probability": 0.83, "box": [100, 50, 900, 450], "encounter_id": encounter_id} | others
 
 
 def table_of(*rows):
@@ -162,11 +162,11 @@ def test_to_csv_of_hostile_names_holds_them_and_no_formula(hostile):
 
 def test_to_csv_with_missing_values_is_whole():
     rows = [
-        sighting(1, latitude=np.nan, chance=np.nan, rank=None, box=None, date=None),
+        sighting(1, latitude=np.nan, probability=np.nan, rank=None, box=None, date=None),
         sighting(2, photo="a\nb\0\ud800.jpg"),
     ]
     back = pd.read_csv(io.BytesIO(to_csv(table_of(*rows))))
-    assert back.loc[0, ["latitude", "chance", "rank", "box_x0", "date"]].isna().all()
+    assert back.loc[0, ["latitude", "probability", "rank", "box_x0", "date"]].isna().all()
     assert back["photo"][1] == "a\nb\ufffd.jpg" and back["box_y1"][1] == 450
     assert b",1000,500," in to_csv(table_of(*rows)), "whole numbers look like it"
     assert pd.read_csv(io.BytesIO(to_csv(table_of(*rows).head(0)))).empty
@@ -502,7 +502,7 @@ def test_to_camtrap_dp_is_what_the_standard_says():
             state="undecided",
             individual="",
             rank=None,
-            chance=np.nan,
+            probability=np.nan,
             decided_by="",
             decided_at="",
             species="mermaid",
@@ -529,7 +529,7 @@ def test_to_camtrap_dp_is_what_the_standard_says():
         whole["classificationMethod"].tolist() == ["human", "", "human", ""]
         and whole["classifiedBy"].tolist()[2] == "Bo"
     )
-    assert (rows["classificationProbability"] == "").all() and "machineChance:0.83" in rows.loc[
+    assert (rows["classificationProbability"] == "").all() and "machineProbability:0.83" in rows.loc[
         "photo-1", "observationTags"
     ]
     assert (
@@ -727,7 +727,7 @@ def of_a_catalogue(*encounters):
     """Sightings as `listings.sightings` makes them where nothing is known but the photograph, but for `encounters`."""
     nothing = {"side": "", "date": "", "place": "", "species": "", "individual": "", "state": "undecided"}
     nothing |= {"decided_by": "", "decided_at": "", "kind_of_source": "decision"}
-    nothing |= dict.fromkeys(["latitude", "longitude", "answer_id", "rank", "chance", "box"])
+    nothing |= dict.fromkeys(["latitude", "longitude", "answer_id", "rank", "probability", "box"])
     rows = [sighting(i, photo_id=i) | nothing | others for i, others in enumerate(encounters)]
     return pd.DataFrame([[row[name] for name in SIGHTINGS] for row in rows], columns=SIGHTINGS)
 
@@ -761,12 +761,13 @@ def test_exports_of_a_catalogue_without_decisions_are_whole(table):
 
 def test_exports_of_one_decision_among_unknowns_hold_it():
     known = {"individual": "Mn01", "state": "confirmed", "decided_by": "Ana", "date": "2020-06-01T10:00:00+02:00"}
-    known |= {"decided_at": "2024-01-05T10:00:00.123456+00:00", "latitude": 44.5, "longitude": -66.0, "chance": 0.5}
+    known |= {"decided_at": "2024-01-05T10:00:00.123456+00:00", "latitude": 44.5, "longitude": -66.0}
+    known |= {"probability": 0.5}
     table = of_a_catalogue({}, known, {})
     _, tables = read_package(to_camtrap_dp(table))
     assert set(tables["observations"]["individualID"]) == {"Mn01"} and len(tables["left_out"]) == 2
     assert read_inp(to_mark(table)) == {"Mn01": "1"}
-    assert pd.read_csv(io.BytesIO(to_csv(table)))["chance"].dropna().tolist() == [0.5]
+    assert pd.read_csv(io.BytesIO(to_csv(table)))["probability"].dropna().tolist() == [0.5]
 
 
 def test_clean_text_of_any_missing_value_is_empty():

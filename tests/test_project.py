@@ -305,7 +305,6 @@ def test_readme_is_what_make_writes_from_the_index():
 # methods that Keras, click and FastAPI call, whose parameters are theirs
 INHERITED = {"call", "build", "get_config", "from_config", "compute_output_shape", "invoke", "main", "get_command"}
 INHERITED |= {"update_step", "list_commands", "format_commands", "format_help_text", "resolve_command"}
-UNDOCUMENTED = {"server"}  # wings whose docstrings are still to be completed
 
 
 def sections(text):
@@ -341,10 +340,7 @@ def public_functions(path):
                 yield inner
 
 
-DOCUMENTED = [path for path in MODULES if module_name(path).split(".")[0] not in UNDOCUMENTED]
-
-
-@pytest.mark.parametrize("path", DOCUMENTED, ids=module_name)
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_public_functions_of_a_module_have_complete_docstrings_and_types(path):
     for node in public_functions(path):
         assert not lacks(node), node.name

@@ -556,7 +556,7 @@ def test_page_tells_of_a_conflict_and_can_undo(own, browser):
         page.keyboard.press("u")
         page.wait_for_selector("#conflict:not([hidden])")
         assert httpx.get(f"{address}/api/encounters/{first['id']}").json()["version"] == 2, "nothing was overwritten"
-        page.goto(f"{address}/#/trail")
+        page.goto(f"{address}/#/audit-log")
         with page.expect_response(lambda answer: answer.url.endswith("/undo") and answer.ok):
             page.click("[data-undo]")
         assert httpx.get(f"{address}/api/encounters/{first['id']}").json()["state"] == "undecided"
@@ -569,7 +569,7 @@ def test_page_tells_of_a_conflict_and_can_undo(own, browser):
 def test_page_fits_in_every_view_and_loads_nothing_from_elsewhere(own, browser, width):
     with server(own) as (address, _), watched(browser, address) as (page, faults):
         page.set_viewport_size({"width": width, "height": 740})
-        for view in ("queue", "encounter/82", "individuals", "individual/1", "add", "trail", "exports", "tokens"):
+        for view in ("queue", "encounter/82", "individuals", "individual/1", "add", "audit-log", "exports", "tokens"):
             page.goto(f"{address}/#/{view}")
             page.wait_for_load_state("networkidle")
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), view
@@ -662,7 +662,7 @@ def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own):
             for met, decision, name in told["decisions"]:
                 now = httpx.get(f"{address}/api/encounters/{met}").json()
                 assert (now["state"], now["individual"]["name"]) == ("new", name)
-                trail = httpx.get(f"{address}/api/trail?encounter_id={met}").json()["decisions"]
+                trail = httpx.get(f"{address}/api/audit-log?encounter_id={met}").json()["decisions"]
                 assert decision in {line["id"] for line in trail}
             for met, digest in told["photos"]:
                 photo = httpx.get(f"{address}/api/encounters/{met}").json()["photos"][0]

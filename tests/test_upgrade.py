@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import copy_project
+from fastapi.testclient import TestClient
 
 from happywhale_nb.catalogue.build import open_embedder
 from happywhale_nb.catalogue.listings import sightings
@@ -25,7 +26,9 @@ from happywhale_nb.networks.embedder import embed_folder
 from happywhale_nb.networks.presets import configure, used_preset
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
+from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import list_tokens
+from happywhale_nb.server.state import AppState, Options
 from happywhale_nb.stages.blending import blend_stage, is_current
 from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.study_split import study_folds
@@ -112,6 +115,35 @@ def test_catalogue_answers_as_it_did(catalogue, old):
     common = sorted(scores[0].keys() & scores[1].keys())
     assert len(common) == 8
     assert [scores[1][each] for each in common] == pytest.approx([scores[0][each] for each in common], abs=1e-5)
+
+
+@pytest.fixture
+def api(catalogue):
+    """A client of the API of `catalogue`, without a network."""
+    return TestClient(make_app(AppState(catalogue, Options(tokens=False), "Ann")), base_url="http://127.0.0.1")
+
+
+def test_stored_answer_of_an_earlier_version_is_shown_with_the_keys_of_today(api, old):
+    number = stored(old, "SELECT max(id) FROM answers")
+    before = json.loads(stored(old, f"SELECT content FROM answers WHERE id = {number}"))
+    now = api.get(f"/api/answers/{number}").json()
+    assert now["other_probability"] == before["other"] and now["encounter_id"] and now["note"] == before["note"]
+    for shown, left in zip(now["candidates"], before["candidates"], strict=True):
+        assert (shown["probability"], shown["query_photo"]) == (left["chance"], left["asked"])
+        assert shown.keys() ^ left.keys() == {"probability", "chance", "query_photo", "asked"}
+        assert all(shown[key] == left[key] for key in shown.keys() & left.keys())
+
+
+def test_decision_from_a_stored_answer_of_an_earlier_version_keeps_rank_and_probability(api, old):
+    answer = api.get(f"/api/answers/{stored(old, 'SELECT max(id) FROM answers')}").json()
+    candidate = next(each for each in answer["candidates"] if not each["is_new"])
+    url = f"/api/encounters/{answer['encounter_id']}"
+    body = {"kind": "reject", "individual_id": candidate["individual"]["id"], "answer_id": answer["id"]}
+    done = api.post(f"{url}/decisions", json=body | {"version": api.get(url).json()["version"]})
+    assert done.status_code == 200, done.text
+    decision = done.json()["decision"]
+    assert (decision["user"], decision["rank"]) == ("Ann", candidate["rank"])
+    assert decision["probability"] == candidate["probability"] > 0
 
 
 def test_catalogue_finds_its_model_and_embeds_a_new_photograph(catalogue, old):

@@ -12,9 +12,9 @@ from collections.abc import Collection
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from .listings import get_or_404
+from .listings import answer_view, get_or_404
 from .naming import next_name
-from .schema import Answer, Decision, Encounter, Individual
+from .schema import Decision, Encounter, Individual
 from .store import individual_named, now
 from .validation import clean_text
 from ..core.errors import UserError
@@ -172,12 +172,12 @@ def _answer_columns(session, encounter, answer_id, individual, kind):
     """The answer that a decision is from, and the individual's rank and probability in it: columns of `decisions`."""
     if answer_id is None:
         return {}
-    answer = get_or_404(session, Answer, answer_id, "answer")
-    if answer.encounter_id != encounter.id:
+    answer = answer_view(session, answer_id)
+    if answer["encounter_id"] != encounter.id:
         raise UserError(f"answer {answer_id} is about another encounter than {encounter.name}")
-    for candidate in answer.content["candidates"]:
+    for candidate in answer["candidates"]:
         if _is_chosen(candidate, individual, kind):
-            return {"answer_id": answer_id, "rank": candidate["rank"], "chance": candidate["chance"]}
+            return {"answer_id": answer_id, "rank": candidate["rank"], "chance": candidate["probability"]}
     return {"answer_id": answer_id}
 
 # %% ../../nbs/lib/catalogue/decisions.ipynb #decisions-10b

@@ -362,7 +362,7 @@ def _query_crop(identified):
     """The crop of the query photo that is nearest to the best candidate."""
     opened = identified.opened
     if identified.encounter is not None:
-        nearest = next((each["asked"] for each in identified.answer["candidates"] if each["asked"]), None)
+        nearest = next((each["query_photo"] for each in identified.answer["candidates"] if each["query_photo"]), None)
         return opened.crop(nearest or identified.state()["photos"][0]["id"])
     path = identified.paths[0]
     ((_, box, frame),) = opened.embedder.crop_boxes([path.name], add_detected_boxes(opened.embedder, [path]))
@@ -407,7 +407,7 @@ def _plot_candidate(ax, candidate, opened):
     """A candidate by its nearest photo; a solid frame if it is in the conformal set."""
     photo = candidate["photo"]
     ax.imshow(opened.crop(photo["id"]) if photo else np.full((256, 384, 3), 235, np.uint8))
-    ax.set_title(f"{candidate['rank']}. {candidate_name(candidate)}\n{candidate['chance']:.0%}", fontsize=9)
+    ax.set_title(f"{candidate['rank']}. {candidate_name(candidate)}\n{candidate['probability']:.0%}", fontsize=9)
     lines = (photo["name"], photo["date"], photo["place"]) if photo else ()
     ax.set_xlabel("\n".join(line[-24:] for line in lines if line), fontsize=7)
     if candidate["in_set"]:
@@ -456,7 +456,8 @@ def answer_text(catalogue: Catalogue, answer: dict) -> str:
     lines = [f"catalogue {catalogue.name}, {catalogue.folder}"]
     for each in answer["candidates"]:
         star, photo = "*" if each["in_set"] else " ", each["photo"]["name"] if each["photo"] else ""
-        lines.append(f"{each['rank']:>2}. {candidate_name(each, 'new ({})'):<20} {each['chance']:6.1%} {star} {photo}")
+        name = candidate_name(each, "new ({})")
+        lines.append(f"{each['rank']:>2}. {name:<20} {each['probability']:6.1%} {star} {photo}")
     return "\n".join(lines)
 
 # %% ../../nbs/09_identify.ipynb #09-identify-19

@@ -15,7 +15,7 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from .listings import get_or_404, id_and_name, photo_view, rejections
+from .listings import answer_view, get_or_404, id_and_name, photo_view, rejections
 from .naming import next_name
 from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
 from .store import Catalogue, model_row, now, unpack
@@ -246,10 +246,11 @@ def answer_content(
     for i, name in enumerate(ranked.names):
         individual = None if name == NEW else individuals[int(name)]
         query = _nearest_query(ranked, i, query_ids)
-        shown = {"photos": int(counts.get(name, 0)) if individual else 0, "photo": photos[i], "asked": query}
+        shown = {"photos": int(counts.get(name, 0)) if individual else 0, "photo": photos[i], "query_photo": query}
         candidates.append(_candidate(ranked, i, individual, rejected) | shown)
     content = {"created_at": now(), "alpha": matcher.calibration.alpha, "set_size": int(ranked.set_size)}
-    return content | {"other": round(float(ranked.other), 6), "note": note, "candidates": candidates}
+    other_probability = round(float(ranked.other), 6)
+    return content | {"other_probability": other_probability, "note": note, "candidates": candidates}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-13
 def _candidate(ranked, i, individual, rejected):
@@ -261,7 +262,7 @@ def _candidate(ranked, i, individual, rejected):
         "proposed": "",
         "rejected": individual is not None and individual.id in rejected,
         "score": round(float(ranked.scores[i]), 6),
-        "chance": round(float(ranked.probabilities[i]), 6),
+        "probability": round(float(ranked.probabilities[i]), 6),
         "in_set": bool(ranked.in_set[i]),
     }
 
@@ -405,5 +406,4 @@ def stored_answer(matcher: Matcher, number: int) -> dict:
         NotFound: if there is no such answer.
     """
     with matcher.catalogue.reading() as session:
-        row = get_or_404(session, Answer, number, "answer")
-        return row.content | {"id": row.id, "encounter_id": row.encounter_id}
+        return answer_view(session, number)

@@ -39,7 +39,7 @@ def digest(token: str) -> str:
     """
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
-
+# %% ../../nbs/lib/server/auth.ipynb #auth-17
 def make_token(session: Session, name: str, role: str) -> tuple[Token, str]:
     """Create a token.
 

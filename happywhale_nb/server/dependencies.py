@@ -163,10 +163,10 @@ def read_files(state: AppState, photos: Sequence[UploadFile]) -> list[tuple[str,
         For each upload its cleaned name and its bytes, at most one more than `Limits.bytes`.
 
     Raises:
-        TooLarge: for more than `Options.most_photos` uploads.
+        TooLarge: for more than `Options.max_photos` uploads.
     """
-    if len(photos) > state.options.most_photos:
-        raise TooLarge(f"{len(photos)} photographs at once: {state.options.most_photos} at most")
+    if len(photos) > state.options.max_photos:
+        raise TooLarge(f"{len(photos)} photographs at once: {state.options.max_photos} at most")
     max_bytes = state.options.limits.bytes
     files = []
     for photo in photos:

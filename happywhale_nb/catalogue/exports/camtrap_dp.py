@@ -141,9 +141,10 @@ def _observation(event, row):
     """The fields that the observations of a photo and of its encounter share."""
     person = row.kind_of_source == "decision" and row.state in ("confirmed", "new", "unsure")
     at, name = read_moment(row.decided_at), " ".join(latin(row.species)).strip()
-    chance = None if pd.isna(row.chance) else round(row.chance, 4)
+    probability = None if pd.isna(row.probability) else round(row.probability, 4)
     rank = None if pd.isna(row.rank) else row.rank
     source = ("source", "catalogue") if row.kind_of_source == "given" else ("state", row.state)
+    tags = _tags(source, ("side", row.side), ("machineRank", rank), ("machineProbability", probability))
     return {
         "deploymentID": event.key,
         "eventID": event.key,
@@ -156,7 +157,7 @@ def _observation(event, row):
         "classificationMethod": "human" if person else "",
         "classifiedBy": row.decided_by if person else "",
         "classificationTimestamp": _stamp(at) if person and at and at.day else "",
-        "observationTags": _tags(source, ("side", row.side), ("machineRank", rank), ("machineChance", chance)),
+        "observationTags": tags,
         "observationComments": "" if name else f"Species as recorded: {row.species or 'none'}.",
     }
 

@@ -120,7 +120,7 @@ COLUMNS = {
     "kind_of_source": "text",
     "answer_id": "integer",
     "rank": "integer",
-    "chance": "number",
+    "probability": "number",
     "box": "box",
 }
 
@@ -173,7 +173,7 @@ def example_sightings() -> pd.DataFrame:
     person = (table["kind_of_source"] == "decision") & (table["state"] != "undecided")
     table["decided_by"] = np.where(person, "Ana", "")
     table["decided_at"] = np.where(person, "2024-01-05T10:00:00+00:00", "")
-    table["rank"], table["chance"] = np.where(person, 1, np.nan), np.where(person, 0.83, np.nan)
+    table["rank"], table["probability"] = np.where(person, 1, np.nan), np.where(person, 0.83, np.nan)
     table["answer_id"] = np.where(person, 7, np.nan)
     table["width"], table["height"], table["side"] = 1200, 800, "left"
     table["box"] = [[120, 80, 1080, 720], None, [-5, 0, 1300, 400], None, None, None]

@@ -1,7 +1,7 @@
 // The page of the catalogue: who is on a photograph, why, and what a person decided.
 //
 // Every view is a route after the #, so that a reload and a link lead to the same place:
-//   #/queue  #/encounter/ID  #/individuals  #/individual/ID  #/add  #/trail  #/exports  #/tokens
+//   #/queue  #/encounter/ID  #/individuals  #/individual/ID  #/add  #/audit-log  #/exports  #/tokens
 // An encounter's address may name an answer (?answer=ID) and filters of its candidates
 // (species, side, place, since, until); the queue's address names its filters (also state and q).
 //
@@ -19,11 +19,12 @@
 //                 #add-species #add-name; #send #progress; #failures [data-failed], #retry; #sent [data-encounter=ID]
 //   individuals   #individuals [data-individual=ID], #individuals-q #individuals-species; on the page of one:
 //                 #rename #merge #merge-q [data-into=ID] #split [data-split=ID]; #history [data-decision=ID] [data-undo=ID]
-//   trail         #trail [data-decision=ID] [data-undo=ID]       exports  [data-export=csv|wildbook|camtrap-dp|mark]
+//   audit-log     #audit-log [data-decision=ID] [data-undo=ID]       exports  [data-export=csv|wildbook|camtrap-dp|mark]
 //   tokens        #token-name #token-role #token-make #token-made #token-copy [data-revoke=ID]
 //   dialogs       dialog[open], #dialog-yes, #zoom-view, #box-view, #keys
 
 import { showAdd } from "./add.js";
+import { showAuditLog } from "./auditlog.js";
 import { button, el, fill } from "./dom.js";
 import { showEncounter } from "./encounter.js";
 import { showExports } from "./exports.js";
@@ -35,15 +36,14 @@ import { showQueue } from "./queue.js";
 import { loadSession, may, session } from "./session.js";
 import { showSignIn, signOut } from "./signin.js";
 import { showTokens } from "./tokens.js";
-import { showTrail } from "./trail.js";
 import { role } from "./words.js";
 
 const VIEWS = {
   queue: ["Queue", showQueue], encounter: ["Encounter", showEncounter], individuals: ["Individuals", showIndividuals],
-  individual: ["Individual", showIndividual], add: ["Add", showAdd], trail: ["Trail", showTrail],
+  individual: ["Individual", showIndividual], add: ["Add", showAdd], "audit-log": ["Audit log", showAuditLog],
   exports: ["Exports", showExports], tokens: ["Tokens", showTokens],
 };
-const NAV = ["queue", "individuals", "add", "trail", "exports", "tokens"];
+const NAV = ["queue", "individuals", "add", "audit-log", "exports", "tokens"];
 const main = document.getElementById("main");
 let leave = null;
 let shown = location.hash;
@@ -89,7 +89,7 @@ function showNav(current) {
 
 function showHeader() {
   document.getElementById("catalogue-name").textContent = session.catalogue.name || "Catalogue";
-  fill(document.getElementById("who"), el("span", { title: `The role of your token: ${session.role}` }, session.who, el("small", { text: role(session.role) })),
+  fill(document.getElementById("who"), el("span", { title: `The role of your token: ${session.role}` }, session.user, el("small", { text: role(session.role) })),
     button("?", showKeys, { class: "plain help", "aria-label": "Keys", title: "Keys (?)" }),
     session.tokens && button("Sign out", () => signOut().then(start, fail), { class: "plain", id: "sign-out" }));
   showNav(route().view);

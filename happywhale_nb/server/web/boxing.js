@@ -10,7 +10,7 @@ const SMALLEST = 8;  // pixels of the photograph
 /** Lets a person draw the box; the photograph is embedded again and the catalogue is asked again. */
 export async function drawBox(view) {
   const { photos, version, id } = view.encounter;
-  const shown = view.asked ?? view.picked?.asked;
+  const shown = view.asked ?? view.picked?.query_photo;
   let photo = photos.find((one) => one.id === shown) ?? photos[0];
   if (!photo) return;
   const given = await dialog("Draw a box around the animal", (close) => {

@@ -1,7 +1,7 @@
 // The list of candidates: the shortest list that holds the truth first, then the less likely ones.
 
 import { cropImage, el, fill } from "./dom.js";
-import { chance, count, day, inTen } from "./words.js";
+import { percent, count, day, inTen } from "./words.js";
 
 /** The list; `show` draws it, `mark` shows which candidate is compared, `step` and `rank` move to another. */
 export function candidateList(view) {
@@ -16,7 +16,7 @@ export function candidateList(view) {
       !answer.candidates.length && el("p", { class: "soft", text: "No candidate: no known individual fits." }),
       inside.length > 0 && group(`In the list that holds the truth ${inTen(answer.alpha)}`, inside, "inside"),
       outside.length > 0 && group("Less likely", outside, "outside"),
-      answer.other > 0 && el("p", { class: "soft other", text: `Chance of a known individual that is not listed: ${chance(answer.other)}` }));
+      answer.other_probability > 0 && el("p", { class: "soft other", text: `Probability of a known individual that is not listed: ${percent(answer.other_probability)}` }));
     mark(false);
   }
 
@@ -55,8 +55,8 @@ function item(one, view) {
   el("span", { class: "thumb" }, one.photo ? cropImage(one.photo, 160, "") : el("span", { class: "plus", text: one.is_new ? "+" : "?", "aria-hidden": "true" })),
   el("span", { class: "told" },
     el("span", { class: "line" }, el("span", { class: "rank", text: one.rank }), el("b", { text: name }),
-      one.rejected && el("span", { class: "state rejected", text: "rejected" }), el("span", { class: "chance", text: chance(one.chance) })),
-    el("span", { class: "bar", style: { "--chance": String(one.chance ?? 0) }, "aria-hidden": "true" }),
+      one.rejected && el("span", { class: "state rejected", text: "rejected" }), el("span", { class: "probability", text: percent(one.probability) })),
+    el("span", { class: "bar", style: { "--probability": String(one.probability ?? 0) }, "aria-hidden": "true" }),
     one.is_new ? el("small", { text: `would be ${one.proposed ?? "named by you"}` }) : [
       from && el("small", { text: from }), one.photo && el("small", { class: "file", text: one.photo.name, title: one.photo.name }),
       el("small", { text: count(one.photos, "known photograph") })]));

@@ -55,7 +55,7 @@ export function actionBar(view) {
     let one = view.answer?.candidates.find((candidate) => candidate.is_new);
     if (!one) {
       const { name } = await api(`/next-id${query({ species: view.encounter.species })}`, { signal: view.signal });
-      one = { rank: null, is_new: true, individual: null, proposed: name, chance: null, in_set: false, photo: null, asked: null, photos: 0 };
+      one = { rank: null, is_new: true, individual: null, proposed: name, probability: null, in_set: false, photo: null, query_photo: null, photos: 0 };
     }
     view.pick(one, { focus: true });
     const field = document.getElementById("new-name");

@@ -51,7 +51,7 @@ export async function showEncounter(main, route, signal) {
   view.conflict = (error) => {
     const { encounter: now, decision } = error.body;
     fill(node.conflict, el("div", { class: "notice" }, el("p", {}, el("b", { text: decision
-      ? `${decision.who} decided in the meantime: ` : "Somebody changed this encounter in the meantime." }),
+      ? `${decision.user} decided in the meantime: ` : "Somebody changed this encounter in the meantime." }),
     decision && `${sentence(decision).map((part) => (Array.isArray(part) ? part[1].name : part)).join("")}, ${moment(decision.at)}.`),
     el("p", { text: "Your decision was not stored. Below is the encounter as it is now." }),
     button("Close", () => fill(node.conflict))));
@@ -81,7 +81,7 @@ export async function showEncounter(main, route, signal) {
   }
   async function reload() { view.accept(await api(`/encounters/${route.id}`, { signal })); }
   async function showHistory() {
-    const got = await api(`/trail?encounter_id=${route.id}&limit=50`, { signal });
+    const got = await api(`/audit-log?encounter_id=${route.id}&limit=50`, { signal });
     const open = node.history.open;
     fill(node.history, el("summary", {}, "History ", el("span", { class: "soft", text: count(got.decisions.length, "entry", "entries") })),
       decisions(got.decisions, async (result) => (result.encounter ? view.accept(result.encounter) : reload())));

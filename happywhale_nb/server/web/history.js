@@ -4,24 +4,24 @@ import { api } from "./api.js";
 import { button, el } from "./dom.js";
 import { fail, say } from "./messages.js";
 import { changed, guard, may, session } from "./session.js";
-import { chance, moment, sentence } from "./words.js";
+import { percent, moment, sentence } from "./words.js";
 
 const STANDS = new Set(["undo", "upload"]);
 
 /** Decisions as an ordered list. `after(result)` is called when one was undone. */
 export function decisions(list, after, props = {}) {
-  return el("ol", { class: "trail", ...props }, list.map((one) => entry(one, after)));
+  return el("ol", { class: "audit-log", ...props }, list.map((one) => entry(one, after)));
 }
 
 export function entry(decision, after) {
   const { encounter, answer_id: answer } = decision;
-  const source = decision.rank ? `rank ${decision.rank}${decision.chance !== null && decision.chance !== undefined ? `, ${chance(decision.chance)}` : ""}` : "";
+  const source = decision.rank ? `rank ${decision.rank}${decision.probability !== null && decision.probability !== undefined ? `, ${percent(decision.probability)}` : ""}` : "";
   return el("li", { data: { decision: decision.id, kind: decision.kind }, class: decision.undone_by ? "undone" : "" },
     el("div", { class: "what" },
       el("p", {}, el("span", { class: `kind ${decision.kind}`, text: decision.kind }), " ", words(decision),
         decision.undone_by && el("span", { class: "soft", text: ` (undone by ${decision.undone_by})` })),
       decision.note && el("p", { class: "note", text: decision.note }),
-      el("p", { class: "soft" }, el("b", { text: decision.who }), ` · ${moment(decision.at)}`,
+      el("p", { class: "soft" }, el("b", { text: decision.user }), ` · ${moment(decision.at)}`,
         source && [" · ", answer && encounter ? el("a", { href: `#/encounter/${encounter.id}?answer=${answer}`, text: source }) : source])),
     undoing(decision, after));
 }
@@ -41,7 +41,7 @@ function undoing(decision, after) {
       fail(error);
     }
   }, { data: { undo: decision.id }, "aria-label": `Undo decision ${decision.id}` }));
-  if (may("review") && !may("admin") && decision.who !== session.who) {
+  if (may("review") && !may("admin") && decision.user !== session.user) {
     control.disabled = true;
     control.title = "Only an admin may undo what others decided.";
   }

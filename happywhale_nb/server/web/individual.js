@@ -80,7 +80,7 @@ async function merge(individual) {
   const note = el("input", { type: "text", maxlength: 500, autocomplete: "off" });
   const yes = await dialog(`Merge ${individual.name} into ${into.name}?`, (close) => el("form", { onSubmit: (event) => { event.preventDefault(); close({ note: note.value.trim() }); } },
     el("div", { class: "merging" }, side2(individual), el("span", { text: "→", "aria-hidden": "true" }), side2(into)),
-    el("p", { text: `${count(individual.encounters.length, "encounter")} of ${individual.name} will belong to ${into.name}, which then has ${individual.encounters.length + into.encounters}. ${individual.name} is no longer a candidate; its name stays in the trail. It can be undone from the history.` }),
+    el("p", { text: `${count(individual.encounters.length, "encounter")} of ${individual.name} will belong to ${into.name}, which then has ${individual.encounters.length + into.encounters}. ${individual.name} is no longer a candidate; its name stays in the audit log. It can be undone from the history.` }),
     individual.species !== into.species && el("p", { class: "error", text: `They are of different species: ${species(individual.species)} and ${species(into.species)}.` }),
     field("Note", note), el("div", { class: "buttons" }, button("Cancel", () => close()), button(`Merge into ${into.name}`, null, { type: "submit", class: "primary", id: "dialog-yes" }))));
   if (!yes) return;

@@ -3,7 +3,7 @@
 import { api } from "./api.js";
 
 const RANK = { read: 0, review: 1, admin: 2 };
-export const session = { who: "", role: "", tokens: false, catalogue: {} };
+export const session = { user: "", role: "", tokens: false, catalogue: {} };
 let facets = null;
 
 export async function loadSession() {

@@ -4,7 +4,7 @@ import { download } from "./api.js";
 import { button, cropAddress, el, fill } from "./dom.js";
 import { fail } from "./messages.js";
 import { guard } from "./session.js";
-import { chance, count, day, side } from "./words.js";
+import { percent, count, day, side } from "./words.js";
 import { openZoom } from "./zoom.js";
 
 const GAP = 12;
@@ -26,7 +26,7 @@ export function makeStage(view) {
 
   const askedPhoto = () => {
     const { photos } = view.encounter;
-    const id = view.asked ?? view.picked?.asked;
+    const id = view.asked ?? view.picked?.query_photo;
     return photos.find((one) => one.id === id) ?? photos[0] ?? null;
   };
 
@@ -104,7 +104,7 @@ export function makeStage(view) {
     if (!heatBox.checked || heatBox.disabled || !left || !right) return;
     const { answer, picked } = view;
     const mine = heats = { key, stop: new AbortController(), urls: [] };
-    const sides = [["match", right.node], ...(left.photo.id === picked.asked || view.encounter.photos.length === 1 ? [["asked", left.node]] : [])];
+    const sides = [["match", right.node], ...(left.photo.id === picked.query_photo || view.encounter.photos.length === 1 ? [["query", left.node]] : [])];
     node.setAttribute("aria-busy", "true");
     try {
       await Promise.all(sides.map(async ([of, holder]) => {
@@ -149,12 +149,12 @@ function askedCaption(photo) {
 
 function matchCaption(view) {
   const one = view.picked;
-  if (!one || one.is_new) return el("figcaption", {}, one && [el("span", { class: "rank", text: one.rank }), el("b", { text: "New individual" }), " ", el("span", { class: "chance", text: chance(one.chance) })]);
+  if (!one || one.is_new) return el("figcaption", {}, one && [el("span", { class: "rank", text: one.rank }), el("b", { text: "New individual" }), " ", el("span", { class: "probability", text: percent(one.probability) })]);
   const { photo, individual } = one;
   const from = photo && [day(photo.date), photo.place, side(photo.side)].filter(Boolean).join(" · ");
   return el("figcaption", {}, el("span", { class: "rank", text: one.rank }),
     el("a", { href: `#/individual/${individual.id}`, title: "All photographs of this individual" }, el("b", { text: individual.name })), " ",
-    el("span", { class: "chance", text: chance(one.chance) }), one.rejected && el("span", { class: "state rejected", text: "rejected" }),
+    el("span", { class: "probability", text: percent(one.probability) }), one.rejected && el("span", { class: "state rejected", text: "rejected" }),
     el("small", {}, from ? `${from} · ` : "", photo?.encounter && [el("a", { href: `#/encounter/${photo.encounter.id}`, text: photo.encounter.name }), " · "], count(one.photos, "known photograph")),
     photo && el("small", { class: "file", text: photo.name }));
 }

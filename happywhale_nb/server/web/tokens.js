@@ -25,7 +25,7 @@ export async function showTokens(main, route, signal) {
   }
 
   async function revoke(token) {
-    const yes = await confirmed(`Revoke the token of ${token.name}?`, ["Whoever uses it is signed out at once. What they decided stays in the trail."], "Revoke");
+    const yes = await confirmed(`Revoke the token of ${token.name}?`, ["Whoever uses it is signed out at once. What they decided stays in the audit log."], "Revoke");
     if (!yes) return;
     try {
       await api(`/tokens/${token.id}`, { method: "DELETE" });

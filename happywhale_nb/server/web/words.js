@@ -15,8 +15,8 @@ export function count(number, one, many = `${one}s`) {
   return `${Number(number).toLocaleString("en")} ${number === 1 ? one : many}`;
 }
 
-/** A chance in per cent: what is small or nearly sure is not rounded to 0 or 100. */
-export function chance(value) {
+/** A probability in per cent; small ones and those near 1 are not rounded to 0 or 100. */
+export function percent(value) {
   if (value === null || value === undefined) return "–";
   const percent = 100 * value;
   if (percent > 0 && percent < 1) return "<1 %";

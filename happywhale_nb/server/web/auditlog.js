@@ -1,16 +1,16 @@
-// The trail: everything that was decided, newest first.
+// The audit log: every decision, newest first.
 
 import { api, query } from "./api.js";
 import { button, el, fill } from "./dom.js";
 import { entry } from "./history.js";
 import { fail } from "./messages.js";
 
-export async function showTrail(main, route, signal) {
-  const list = el("ol", { class: "trail", id: "trail" });
+export async function showAuditLog(main, route, signal) {
+  const list = el("ol", { class: "audit-log", id: "audit-log" });
   const more = button("More", () => load().catch(fail), { id: "more", hidden: true });
   let cursor = "";
   async function load() {
-    const got = await api(`/trail${query({ after: cursor, limit: 50 })}`, { signal });
+    const got = await api(`/audit-log${query({ after: cursor, limit: 50 })}`, { signal });
     list.append(...got.decisions.map((one) => entry(one, again)));
     cursor = got.next;
     more.hidden = !cursor;
@@ -18,7 +18,7 @@ export async function showTrail(main, route, signal) {
   }
   const again = () => { cursor = ""; list.replaceChildren(); return load(); };
   await load();
-  fill(main, el("div", { class: "page-head" }, el("h1", { text: "Trail" }),
+  fill(main, el("div", { class: "page-head" }, el("h1", { text: "Audit log" }),
     el("p", { class: "total", text: "Every decision, newest first. Undoing is a decision, too: nothing is erased." })),
   list, el("div", { class: "more" }, more));
 }
