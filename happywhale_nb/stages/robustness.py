@@ -282,7 +282,7 @@ def fold_scores(
     """
     used = read_json(place / "config.json")["parameters"]
     known = folds[gallery_and_queries(folds, fold)[0]]
-    embeddings = read_embeddings(place / "embeddings.parquet").of(known["image"])
+    embeddings = read_embeddings(place / "embeddings.parquet").of("train", known["image"])
     head = KNNHead().fit(embeddings, known["individual_id"].to_numpy(dtype=str))
     views = degraded_views(dataset, rows["image"].tolist(), used, folder, changes, seed, before)
     vectors = embed_views(load_trained(place), views, **embedding_averages(used_preset(used)))
