@@ -19,7 +19,7 @@ from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.store import Catalogue, upgrade_catalogue
 from happywhale_nb.cli.main import main
 from happywhale_nb.networks.embedder import embed_folder
-from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.embeddings import UNKNOWN_PART, read_embeddings
 from happywhale_nb.server.auth import list_tokens
 from happywhale_nb.workflow.compare import compare_runs
 from happywhale_nb.workflow.provenance import done_file
@@ -118,8 +118,8 @@ def test_model_loads_and_embeds_to_the_vectors_it_left(old):
     fold = old / "outputs" / "whales-quick" / "tiny" / "fold0"
     left = read_embeddings(fold / "embeddings.parquet")
     made = embed_folder(fold / "model.keras", old / "data" / "tiny", old / "made.parquet")
-    assert len(made.images) == 32
-    assert made.of(left.images) == pytest.approx(left.vectors, abs=1e-4)
+    assert len(made.paths) == 32 and set(left.parts) == {UNKNOWN_PART}
+    assert left.of(made.parts, made.paths) == pytest.approx(made.vectors, abs=1e-4)
 
 
 def test_study_counts_as_done(old):

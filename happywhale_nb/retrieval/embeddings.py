@@ -66,9 +66,7 @@ class Embeddings:
         """The keys as an index, made at first use."""
         return _key_index(self.parts, self.paths, self.boxes)
 
-    def of(
-        self, parts: str | Sequence[str], paths: Sequence[str], boxes: int | Sequence[int] = 0
-    ) -> np.ndarray:
+    def of(self, parts: str | Sequence[str], paths: Sequence[str], boxes: int | Sequence[int] = 0) -> np.ndarray:
         """Select the embeddings of some keys.
 
         Args:
@@ -230,8 +228,8 @@ def read_embeddings(path: Path | str) -> Embeddings:
     """
     with _reading(path):
         embeddings = _parse_embeddings(pq.read_table(path))
-    _check_vectors(path, embeddings.vectors, lambda row: EmbeddingKey(*embeddings.keys[row]))
     _check_unique(path, embeddings)
+    _check_vectors(path, embeddings.vectors, lambda row: EmbeddingKey(*embeddings.keys[row]))
     return embeddings
 
 
