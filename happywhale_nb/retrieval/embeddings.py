@@ -63,7 +63,11 @@ class Embeddings:
 
     @cached_property
     def keys(self) -> pd.MultiIndex:
-        """The keys as an index, made at first use."""
+        """The keys, made into an index at first use.
+
+        Returns:
+            `[n]`, with the levels part, path and box.
+        """
         return _key_index(self.parts, self.paths, self.boxes)
 
     def of(self, parts: str | Sequence[str], paths: Sequence[str], boxes: int | Sequence[int] = 0) -> np.ndarray:
