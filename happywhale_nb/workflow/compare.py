@@ -274,7 +274,7 @@ def compare_embeddings(a: Path, b: Path) -> dict[str, int | float | None]:
     common = {"photographs": len(rows_a), "smallest_cosine": smallest}
     return common | {"only_in_one": alone, "different": different + alone}
 
-# %% ../../nbs/lib/workflow/compare.ipynb #compare-36
+# %% ../../nbs/lib/workflow/compare.ipynb #compare-17c
 def compare_centres(a: Path, b: Path) -> dict[str, int]:
     """Compare two files of class centres row by row.
 
