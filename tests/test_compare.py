@@ -11,13 +11,15 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from pyarrow import parquet
 
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
+from happywhale_nb.retrieval.embeddings import image_embeddings, write_embeddings
 from happywhale_nb.retrieval.predictions import write_predictions
 from happywhale_nb.workflow.compare import compare_runs, describe_comparison
 from happywhale_nb.workflow.provenance import write_record
@@ -46,7 +48,7 @@ def small_study(root):
     made = card | {"versions": {"keras": "3.15.1", "numpy": "2.4.6", "backend": "tensorflow"}, "stamp": "s"}
     result = {"map5_known": 0.7, "train_seconds": 3.0, "device": "tensorflow on CPU (cpu), float32, no XLA"}
     write_json(fold / "config.json", made | {"parameters": {"epochs": 26, "seed": 0}, "result": result})
-    write_embeddings(fold / "embeddings.parquet", Embeddings(images, np.eye(3, dtype=np.float32)))
+    write_embeddings(fold / "embeddings.parquet", image_embeddings("train", images, np.eye(3, dtype=np.float32)))
     (fold / "history.csv").write_text("epoch,loss,seconds\n1,9.5,1.2\n2,9.25,1.3\n")
     model_file(fold / "model.keras", {"dense/0": np.eye(2), "dense/1": np.zeros(2)})
     write_predictions(fold / "oof.csv", images, [["w1", "w2"], ["w2"], ["w3"]])
@@ -148,7 +150,8 @@ def test_compare_runs_compares_predictions_embeddings_weights_and_histories_by_c
     fold, images = two[1] / "small/fold0", np.array(["a.jpg", "b.jpg", "d.jpg"])
     write_predictions(two[1] / "submission.csv", images, [["w2", "w1"], ["w2", "w3"], ["w3"]])
     turned = np.array([[np.cos(0.1), np.sin(0.1), 0], [0, 1, 0], [0, 0, 1]], np.float32)
-    write_embeddings(fold / "embeddings.parquet", Embeddings(np.array(["b.jpg", "a.jpg", "c.jpg"]), turned[[1, 0, 2]]))
+    embeddings = image_embeddings("train", ["b.jpg", "a.jpg", "c.jpg"], turned[[1, 0, 2]])
+    write_embeddings(fold / "embeddings.parquet", embeddings)
     model_file(fold / "model.keras", {"dense/0": np.eye(2), "dense/1": np.array([0, -0.25])})
     (fold / "history.csv").write_text("epoch,loss,seconds\n1,9.5,7.7\n2,9.26,7.7\n")
     found = compare_runs(*two)
@@ -162,6 +165,16 @@ def test_compare_runs_compares_predictions_embeddings_weights_and_histories_by_c
     assert lines[1].startswith("submission.csv: 1 of 2 photographs have another first answer, 2 another list")
 
 
+def test_compare_runs_of_embeddings_of_before_and_of_today_compares_the_vectors(two):
+    file = two[1] / "small/fold0/embeddings.parquet"
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(3, dtype=np.float32)[::-1].ravel()), 3)
+    parquet.write_table(pa.table({"image": ["c.jpg", "b.jpg", "a.jpg"], "embedding": vectors}), file)
+    assert not compare_runs(*two)["differs"] and not compare_runs(*two[::-1])["differs"]
+    write_embeddings(file, image_embeddings("test", ["a.jpg", "b.jpg", "c.jpg"], np.eye(3, dtype=np.float32)))
+    found = compare_runs(*two)["files"]["small/fold0/embeddings.parquet"]
+    assert found == {"photographs": 0, "smallest_cosine": None, "only_in_one": 6, "different": 6}
+
+
 def test_compare_runs_of_histories_ignores_seconds(two):
     (two[1] / "small/fold0/history.csv").write_text("epoch,loss,seconds\n1,9.5,7.7\n2,9.25,7.7\n")
     assert not compare_runs(*two)["differs"]
@@ -170,7 +183,7 @@ def test_compare_runs_of_histories_ignores_seconds(two):
 def test_compare_runs_of_other_shapes_says_so(two):
     fold = two[1] / "small/fold0"
     model_file(fold / "model.keras", {"dense/0": np.eye(3), "dense/1": np.zeros(2)})
-    write_embeddings(fold / "embeddings.parquet", Embeddings(np.array(["a.jpg"]), np.ones((1, 1), np.float32)))
+    write_embeddings(fold / "embeddings.parquet", image_embeddings("train", ["a.jpg"], np.ones((1, 1), np.float32)))
     text = "\n".join(describe_comparison(compare_runs(*two)))
     assert "1 of 2 arrays of weights differ, other shapes" in text and "of other widths, 2 photographs in one" in text
 

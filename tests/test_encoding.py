@@ -56,7 +56,7 @@ def test_embed_of_single_photographs_gives_the_vectors_of_training(study, whole)
     embedder = Embedder(place / "model.keras")
     asked = ask_one_by_one(embedder, images, paths, boxes)
     embedder.close()
-    assert np.abs(asked - stored.of(images)).max() < 1e-5
+    assert np.abs(asked - stored.of("train", images)).max() < 1e-5
 
 
 def test_embed_by_16_threads_gives_the_vectors_of_one_batch(dataset, embedder):

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from sklearn.utils.estimator_checks import check_estimator
 
 from happywhale_nb.core.artifacts import write_json
@@ -17,7 +19,14 @@ from happywhale_nb.data.dataset import NEW
 from happywhale_nb.data.splits import gallery_and_queries
 from happywhale_nb.retrieval.calibration import TopOneCalibrator
 from happywhale_nb.retrieval.conformal import CandidateSets
-from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
+from happywhale_nb.retrieval.embeddings import (
+    ClassCentres,
+    image_embeddings,
+    read_centres,
+    read_embeddings,
+    write_centres,
+    write_embeddings,
+)
 from happywhale_nb.retrieval.knn import KNNHead, VectorError, neighbour_grid, rank_sets, within_map5
 from happywhale_nb.retrieval.local_features import (
     Evidence,
@@ -632,27 +641,29 @@ def photographs():
 
 @pytest.fixture
 def trained(tmp_path, rng):
-    """A study's folder with embeddings as of three trained folds, its data and its folds."""
+    """A study's folder with embeddings as of three trained folds, its data and its folds. Its test photographs have
+    names that training photographs have too."""
     folds = photographs()
-    tests = pd.DataFrame({"image": [f"t{i}.jpg" for i in range(9)]})
+    tests = pd.DataFrame({"image": [f"{i:02}.jpg" for i in range(9)]})
     data = SimpleNamespace(root=tmp_path, train=folds, test=tests, fingerprint="0123456789abcdef")
-    names, middle = np.array([*folds["image"], *tests["image"]]), rng.normal(size=(8, 6))
+    parts, middle = np.repeat(["train", "test"], [36, 9]), rng.normal(size=(8, 6))
     for k in range(3):
         place = tmp_path / "small" / f"fold{k}"
         place.mkdir(parents=True)
         code = np.array([*(ord(name) - ord("a") for name in folds["individual_id"]), *np.arange(9) % 8])
         X = middle[code] + 0.5 * rng.normal(size=(45, 6))
-        write_embeddings(place / "embeddings.parquet", Embeddings(names, X / np.linalg.norm(X, axis=1, keepdims=True)))
-        centres = Embeddings(np.array(list("abcdefgh")), middle / np.linalg.norm(middle, axis=1, keepdims=True))
-        write_embeddings(place / "centres.parquet", centres)
+        X /= np.linalg.norm(X, axis=1, keepdims=True)
+        write_embeddings(place / "embeddings.parquet", image_embeddings(parts, [*folds["image"], *tests["image"]], X))
+        centres = ClassCentres(np.array(list("abcdefgh")), middle / np.linalg.norm(middle, axis=1, keepdims=True))
+        write_centres(place / "centres.parquet", centres)
         told = {name: {} for name in ("protocol", "parameters", "result", "versions")} | {"stamp": f"s{k}"}
         write_json(place / "config.json", told)
     return SimpleNamespace(folder=tmp_path, data=data, folds=folds)
 
 
-def vectors_of(trained, fold, images):
+def vectors_of(trained, fold, images, part="train"):
     """Embeddings of a fold."""
-    return read_embeddings(trained.folder / "small" / f"fold{fold}" / "embeddings.parquet").of(images)
+    return read_embeddings(trained.folder / "small" / f"fold{fold}" / "embeddings.parquet").of(part, images)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
@@ -668,13 +679,29 @@ def test_rank_fold_searches_the_folds_gallery_and_for_the_test_all_usable_photog
     assert asked.truth.tolist() == [name if name in who[rest] else NEW for name in who[query]]
     assert asked.species_of.to_dict() == KIND.to_dict() and found.test.truth is None
     assert found.test.images.tolist() == tests.tolist()
-    table = read_embeddings(place / "centres.parquet")
-    for ranking, part, rows in ((asked, folds["image"][query], rest), (found.test, tests, usable)):
+    table = read_centres(place / "centres.parquet")
+    sides = ((asked, "train", folds["image"][query], rest), (found.test, "test", tests, usable))
+    for ranking, part, images, rows in sides:
         head = KNNHead(centre_weight=share).fit(
-            vectors_of(trained, 1, folds["image"][rows]), who[rows], (table.images, table.vectors)
+            vectors_of(trained, 1, folds["image"][rows]), who[rows], (table.individual_ids, table.vectors)
         )
-        ids, scores = head.rank(vectors_of(trained, 1, part), 7)
+        ids, scores = head.rank(vectors_of(trained, 1, images, part), 7)
         assert (ranking.ids == ids).all() and np.allclose(ranking.scores, scores)
+
+
+def test_rank_fold_of_files_of_before_ranks_as_of_those_of_today(trained):
+    place, tests = trained.folder / "small" / "fold1", [f"t{i}.jpg" for i in range(9)]
+    stored, centres = read_embeddings(place / "embeddings.parquet"), read_centres(place / "centres.parquet")
+    images, data = [*trained.folds["image"], *tests], SimpleNamespace(test=pd.DataFrame({"image": tests}))
+    write_embeddings(place / "embeddings.parquet", image_embeddings(stored.parts, images, stored.vectors))
+    today = rank_fold(place, data, trained.folds, 1, KNNHead(centre_share=0.3))
+    files = {"embeddings": (images, stored.vectors), "centres": (centres.individual_ids.tolist(), centres.vectors)}
+    for name, (keys, vectors) in files.items():
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        parquet.write_table(pa.table({"image": keys, "embedding": column}), place / f"{name}.parquet")
+    before = rank_fold(place, data, trained.folds, 1, KNNHead(centre_share=0.3))
+    for a, b in ((today.queries, before.queries), (today.test, before.test)):
+        assert (a.images == b.images).all() and (a.ids == b.ids).all() and (a.scores == b.scores).all()
 
 
 def test_rank_fold_without_test_photographs_ranks_none(trained):
@@ -766,8 +793,7 @@ def test_knn_stage_that_is_done_is_not_done_again(trained, monkeypatch):
     for name in ("test.csv", "oof_scores.parquet", "metrics.json"):
         (trained.folder / "small" / "fold2" / name).unlink()
         assert done_again() and not done_again()
-    images = [*trained.folds["image"], *trained.data.test["image"]]
-    others = Embeddings(np.array(images), vectors_of(trained, 1, images))
+    others = read_embeddings(trained.folder / "small" / "fold1" / "embeddings.parquet")
     write_embeddings(trained.folder / "small" / "fold0" / "embeddings.parquet", others)  # trained again
     assert done_again() and not done_again()
 
@@ -851,7 +877,7 @@ def test_local_evidence_is_gathered_once_among_the_folds_gallery(trained, rng):
     usable = (folds["query_only"] == 0).to_numpy()
     who, X = folds["individual_id"].to_numpy(str), vectors_of(trained, 1, folds["image"])
     queries = [known[i] for i in np.flatnonzero(query)]
-    parts = [(X[query], queries, gallery), (vectors_of(trained, 1, tests), test, usable)]
+    parts = [(X[query], queries, gallery), (vectors_of(trained, 1, tests, "test"), test, usable)]
     for evidence, (rows, photos, against) in zip(found(4), parts, strict=True):
         others = [known[i] for i in np.flatnonzero(against)]
         expected = match_candidates(rows @ X[against].T, who[against], photos, others, 4)

@@ -110,8 +110,8 @@ def stored_map5(place, folds, fold, photos=500):
     """MAP@5 of a fold's known animals by the embeddings that training stored."""
     rows, gallery = sample_queries(folds, [fold], photos), folds[folds["fold"] != fold]
     kept = read_embeddings(place / "embeddings.parquet")
-    head = KNNHead().fit(kept.of(gallery["image"]), gallery["individual_id"].to_numpy(dtype=str))
-    answers, _ = head.rank(kept.of(rows["image"]))
+    head = KNNHead().fit(kept.of("train", gallery["image"]), gallery["individual_id"].to_numpy(dtype=str))
+    answers, _ = head.rank(kept.of("train", rows["image"]))
     return map_at_5(rows["individual_id"].to_numpy(dtype=str), answers)
 
 

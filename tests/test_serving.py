@@ -34,14 +34,14 @@ from happywhale_nb.catalogue import ingest as intake
 from happywhale_nb.catalogue.build import build_catalogue, change_over, demo_catalogue, keep_model, open_embedder
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
-from happywhale_nb.catalogue.store import Catalogue
+from happywhale_nb.catalogue.store import Catalogue, pack
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import FOLD_COLUMNS
 from happywhale_nb.demo.season import demo_model, draw_season
-from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
+from happywhale_nb.retrieval.embeddings import image_embeddings, write_embeddings
 from happywhale_nb.server import run as serving
 from happywhale_nb.server.auth import find_token, list_tokens, make_token
 from happywhale_nb.server.run import check_server
@@ -128,7 +128,7 @@ def test_build_catalogue_given_again_embeds_only_what_is_new(embedded, tiny_copy
 
 def test_build_catalogue_takes_stored_embeddings_of_the_same_data_and_no_others(embedded, tiny, colours, tmp_path):
     dataset = read_dataset(tiny)
-    stored = Embeddings(np.array(dataset.train["image"].tolist()), colours.embed(dataset.train_paths()))
+    stored = image_embeddings("train", dataset.train["image"], colours.embed(dataset.train_paths()))
     for name, data in (("other", "0" * 16), ("same", dataset.fingerprint)):
         model = save_model(tmp_path / name, protocol={"data": data})
         assert build.stored_embeddings(model, dataset) is None
@@ -136,6 +136,26 @@ def test_build_catalogue_takes_stored_embeddings_of_the_same_data_and_no_others(
         assert (build.stored_embeddings(model, dataset) is None) == (name == "other")
     build_catalogue(tmp_path / "catalogue", tiny, model)[0].close()
     assert embedded == dataset.test["image"].tolist(), "the ten that training did not embed"
+
+
+def test_build_catalogue_takes_two_photographs_of_one_name_apart(embedded, colours, tiny_copy, tmp_path):
+    name = read_dataset(tiny_copy).train["image"][0]
+    (tiny_copy / "test_images" / name).write_bytes((tiny_copy / "test_images" / add_photo_to(tiny_copy)).read_bytes())
+    with (tiny_copy / "sample_submission.csv").open("a") as file:
+        file.write(f"{name},\n")
+    dataset = read_dataset(tiny_copy)
+    images, parts = [*dataset.train["image"], *dataset.test["image"]], np.repeat(["train", "test"], [48, 12])
+    vectors = np.random.default_rng(0).normal(size=(60, colours.width)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    model = save_model(tmp_path / "model", protocol={"data": dataset.fingerprint}, trained_on=[name])
+    write_embeddings(model.with_name("embeddings.parquet"), image_embeddings(parts, images, vectors))
+    made = build_catalogue(tmp_path / "catalogue", tiny_copy, model)[0]
+    with made.reading() as session:
+        columns = select(Photo.path, Embedding.vector, Embedding.trained).join(Embedding).where(Photo.name == name)
+        rows = {path: (vector, trained) for path, vector, trained in session.execute(columns)}
+    made.close()
+    expected = {f"train_images/{name}": (pack(vectors[0]), True), f"test_images/{name}": (pack(vectors[59]), False)}
+    assert rows == expected and not embedded
 
 
 def test_build_catalogue_without_what_it_needs_is_refused_and_makes_nothing(embedded, tiny, tmp_path):

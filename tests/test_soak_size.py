@@ -24,7 +24,7 @@ from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.data.dataset import NEW, read_dataset
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, make_folds
 from happywhale_nb.ensemble.ranked_lists import read_ranked_lists
-from happywhale_nb.retrieval.embeddings import Embeddings, write_embeddings
+from happywhale_nb.retrieval.embeddings import image_embeddings, write_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import (
     auroc_new,
@@ -255,7 +255,8 @@ def planted(rng, dataset, truth, width, noise):
     vectors[new] = rng.standard_normal((len(new), width), dtype=np.float32)
     vectors += np.float32(noise) * rng.standard_normal(vectors.shape, dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Embeddings(np.concatenate([dataset.train["image"], dataset.test["image"]]).astype(str), vectors)
+    parts = np.repeat(["train", "test"], [len(dataset.train), len(dataset.test)])
+    return image_embeddings(parts, np.concatenate([dataset.train["image"], dataset.test["image"]]), vectors)
 
 
 def trained_fold(place, embeddings):
@@ -307,7 +308,7 @@ def rehearsal_of(rows, folder, clock):
     assert sorted(seen) == sorted(dataset.train["image"]) and abs(np.mean(points) - told["oof"]["map5"]) < 1e-12
     clock.lap("out of fold, plainly")
     # the search: a hundred queries of the last fold against brute force
-    known, asked = embeddings.of(folds["image"])[gallery], embeddings.of(folds["image"])[query][:100]
+    known, asked = embeddings.of("train", folds["image"][gallery]), embeddings.of("train", folds["image"][query][:100])
     ids, scores = head.fit(known, folds["individual_id"].to_numpy(str)[gallery]).rank(asked, 5)
     cosine = asked.astype(float) @ known.T.astype(float)
     best = pd.DataFrame(cosine.T).groupby(folds["individual_id"].to_numpy(str)[gallery]).max()

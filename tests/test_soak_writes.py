@@ -40,7 +40,7 @@ from happywhale_nb.data.near_duplicates import find_near_duplicates, read_near_d
 from happywhale_nb.demo.dataset import draw_demo
 from happywhale_nb.ensemble.blending import blend_files
 from happywhale_nb.imaging.crops import decode_crop, load_crops
-from happywhale_nb.retrieval.embeddings import Embeddings, read_embeddings, write_embeddings
+from happywhale_nb.retrieval.embeddings import image_embeddings, read_embeddings, write_embeddings
 from happywhale_nb.retrieval.predictions import (
     check_submission,
     read_predictions,
@@ -168,7 +168,7 @@ def vectors_of(word, n=300, width=64):
 
 
 def write_vectors(path, word):
-    write_embeddings(path, Embeddings(np.array([f"{i}.jpg" for i in range(300)]), vectors_of(word)))
+    write_embeddings(path, image_embeddings("train", [f"{i}.jpg" for i in range(300)], vectors_of(word)))
 
 
 def word_of(vectors):

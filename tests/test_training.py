@@ -11,10 +11,11 @@ import pytest
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import fold_dir
-from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.dataset import TABLES, read_dataset
 from happywhale_nb.imaging.crops import Crops
 from happywhale_nb.networks.backbones import BACKBONES
 from happywhale_nb.networks.callbacks import Deadline
+from happywhale_nb.networks.embedder import embed_folder
 from happywhale_nb.networks.heads import CosineClassifier
 from happywhale_nb.networks.model import (
     build_encoder,
@@ -278,6 +279,26 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
         training.train_stage(dataset, folds, 0, "none", config, tmp_path, tta_sources="whole")
 
 
+def test_train_stage_embeds_a_training_and_a_test_photograph_of_one_name_each(tiny_copy, tmp_path, asked):
+    dataset, name = read_dataset(tiny_copy), "same.jpg"
+    for part, images in (("train", dataset.train_images), ("test", dataset.test_images)):
+        table = tiny_copy / TABLES[part]
+        old = pd.read_csv(table)["image"][0]
+        (images / old).rename(images / name)
+        table.write_text(table.read_text().replace(old, name))
+    dataset = read_dataset(tiny_copy)
+    folds = study_folds(dataset, tmp_path, 2, 0)
+    training.train_stage(dataset, folds, 0, "small", small(epochs=1), tmp_path)
+    place = fold_dir(tmp_path, "small", 0)
+    stored = read_embeddings(place / "embeddings.parquet")
+    assert (stored.paths == name).sum() == 2 and len(stored.paths) == 58
+    own = [stored.of(part, [name])[0] for part in ("train", "test")]
+    assert own[0] @ own[1] < 0.999
+    embedded = embed_folder(place / "model.keras", tiny_copy, tmp_path / "all.parquet")
+    assert embedded.of("train", [name])[0] == pytest.approx(own[0], abs=1e-4)
+    assert embedded.of("test", [name])[0] == pytest.approx(own[1], abs=1e-4)
+
+
 def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_again(tiny, tmp_path):
     dataset, config = read_dataset(tiny), small(epochs=2)
     folds, place = study_folds(dataset, tmp_path, 2, 0), fold_dir(tmp_path, "limited", 0)
@@ -306,6 +327,6 @@ def test_class_centres_are_the_classifier_s_of_length_1_under_each_individual_s_
     table = np.random.default_rng(0).normal(size=(4, 6))
     model.get_layer("cosines").table.assign(table)
     found = class_centres(model, np.array(["ann", "bob", "cid"]))
-    assert found.images.tolist() == ["ann", "ann", "bob", "bob", "cid", "cid"]  # the fourth is a twin
+    assert found.individual_ids.tolist() == ["ann", "ann", "bob", "bob", "cid", "cid"]  # the fourth is a twin
     expected = table[:3].reshape(6, 3)
     np.testing.assert_allclose(found.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-5)

@@ -24,7 +24,7 @@ from happywhale_nb.core.renamed import FIELDS, METRICS, PARAMETERS, read_record
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.networks.embedder import embed_folder
 from happywhale_nb.networks.presets import configure, used_preset
-from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.embeddings import UNKNOWN_PART, read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import list_tokens
@@ -159,8 +159,8 @@ def test_model_loads_and_embeds_to_the_vectors_it_left(old):
     fold = old / "outputs" / "whales-quick" / "tiny" / "fold0"
     left = read_embeddings(fold / "embeddings.parquet")
     made = embed_folder(fold / "model.keras", old / "data" / "tiny", old / "made.parquet")
-    assert len(made.images) == 32
-    assert made.of(left.images) == pytest.approx(left.vectors, abs=1e-4)
+    assert len(made.paths) == 32 and set(left.parts) == {UNKNOWN_PART}
+    assert left.of(made.parts, made.paths) == pytest.approx(made.vectors, abs=1e-4)
 
 
 def run_study(old, *parameters):

@@ -227,8 +227,8 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
     assert page.answers["answer"].tolist() == [a for a in answers[0] if a]
     vectors = read_embeddings(folder / "small_resnet_arcface" / "fold1" / "embeddings.parquet")
     gallery, _ = gallery_and_queries(folds, 1)
-    head = KNNHead(5).fit(vectors.of(folds["image"][gallery]), folds["individual_id"][gallery])
-    cosine, rows = head.kneighbors(vectors.of([page.image]))
+    head = KNNHead(5).fit(vectors.of("train", folds["image"][gallery]), folds["individual_id"][gallery])
+    cosine, rows = head.kneighbors(vectors.of("train", [page.image]))
     assert page.neighbours["image"].tolist() == folds["image"][gallery].iloc[rows[0]].tolist()
     assert page.neighbours["cosine"].to_numpy() == pytest.approx(cosine[0], abs=1e-5)
     individual = folds.set_index("image").loc[page.image, "individual_id"]
@@ -284,7 +284,8 @@ def test_embed_of_the_data_folder_gives_the_embeddings_of_training(study, tiny, 
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0 and "512 numbers for each of 58 photographs" in done.output, done.output
     kept, found = (read_embeddings(path) for path in (fold / "embeddings.parquet", tmp_path / "all.parquet"))
-    np.testing.assert_allclose(found.of(kept.images), kept.vectors, atol=1e-5)
+    assert found.keys.equals(kept.keys) and set(kept.parts) == {"train", "test"}
+    np.testing.assert_allclose(found.vectors, kept.vectors, atol=1e-5)
     (tmp_path / "empty").mkdir()
     for words, expected in (
         ((fold / "none.keras", tiny), "there is no model"),

@@ -77,6 +77,7 @@ class Encounter(Base):
 class Photo(Base):
     """A photo. Its file is at `path` under the data folder, or, if `kept`, under the catalogue's own.
 
+    `ingest.photo_key` says which key of a study's embeddings a path of the data folder is.
     `side` of the animal is left, right or ""; `taken` is date and time by the camera's clock, or "".
     """
 
@@ -109,7 +110,10 @@ class Crop(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-08a
 class Embedding(Base):
-    """The embedding of a photo by one model: float32, little-endian, of length 1. `trained`: a training photo."""
+    """The embedding of a photo by one model: float32, little-endian, of length 1. `trained`: a training photo.
+
+    A photo has one crop, and so one embedding by each model: box 0 of `retrieval.embeddings.EmbeddingKey`.
+    """
 
     __tablename__ = "embeddings"
     photo_id: Mapped[int] = mapped_column(ForeignKey("photos.id"), primary_key=True)

@@ -35,7 +35,7 @@ def embed(model, photos, target):
     from happywhale_nb.networks.embedder import embed_folder
 
     table = embed_folder(model.absolute(), photos.absolute(), target.absolute())
-    shape = f"{table.vectors.shape[1]} numbers for each of {len(table.images):,} photographs"
+    shape = f"{table.vectors.shape[1]} numbers for each of {len(table.paths):,} photographs"
     click.echo(f"{os.path.relpath(target)}: {shape}")
 
 # %% ../../nbs/lib/cli/model.ipynb #model-06

@@ -204,7 +204,8 @@ def _nearest(results, fold, image, tested, n):
     embeddings = _embeddings(path, path.stat().st_mtime_ns if path.is_file() else 0)
     known = (results.split["query_only"] == 0).to_numpy() if tested else gallery_and_queries(results.split, fold)[0]
     rows = np.flatnonzero(known)
-    cosine = embeddings.of(results.split["image"].iloc[rows]) @ embeddings.of([image])[0]
+    query = embeddings.of("test" if tested else "train", [image])[0]
+    cosine = embeddings.of("train", results.split["image"].iloc[rows]) @ query
     best = np.argsort(-cosine, kind="stable")[:n]
     return rows[best], cosine[best].astype(float)
 

@@ -34,7 +34,7 @@ from .devices import compiled
 from .loading import DETECTOR, boxes_and_frames, choose_boxes, find_photos, make_crop, read_model
 from .model import build_encoder, embedding_averages
 from .presets import used_preset
-from ..retrieval.embeddings import Embeddings, write_embeddings
+from ..retrieval.embeddings import Embeddings, image_embeddings, write_embeddings
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-05
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # crops in the network at a time
@@ -459,7 +459,7 @@ def embed_folder(model: Path | str, folder: Path | str, target: Path | str) -> E
         target: the file to write, named `*.parquet`; it is complete or absent.
 
     Returns:
-        The embeddings, one row for each photo.
+        The embeddings, one for each photo; the part of its key is "train" or "test" in a data folder, else "".
 
     Raises:
         UserError: if the model or a photo cannot be read, or `target` has another ending.
@@ -468,8 +468,8 @@ def embed_folder(model: Path | str, folder: Path | str, target: Path | str) -> E
         raise UserError(f"{target}: embeddings are written as Parquet, name a file that ends with .parquet")
     embedder = Embedder(model)
     try:
-        images, paths, boxes = find_photos(folder)
-        embeddings = Embeddings(np.asarray(images, dtype=str), embedder.embed(paths, boxes, quiet=False))
+        parts, images, paths, boxes = find_photos(folder)
+        embeddings = image_embeddings(parts, images, embedder.embed(paths, boxes, quiet=False))
     finally:
         embedder.close()
     write_embeddings(target, embeddings)

@@ -55,7 +55,7 @@ def _load_failure(error):
     return f"cannot be read as a model ({first_line})"
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-08
-def find_photos(folder: Path | str) -> tuple[list[str], list[Path], pd.DataFrame]:
+def find_photos(folder: Path | str) -> tuple[list[str], list[str], list[Path], pd.DataFrame]:
     """List the photos of a folder, and their boxes.
 
     Args:
@@ -63,7 +63,8 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[Path], pd.DataFrame
             (`PHOTO_ENDINGS`), which are taken by name.
 
     Returns:
-        `(images, paths, boxes)`: file names, paths, and a table of `boxes.read_boxes`.
+        `(parts, images, paths, boxes)`: "train" or "test" ("" outside Happywhale's layout), file names and paths, one
+        of each for a photo, and a table of `boxes.read_boxes`.
 
     Raises:
         UserError: if the folder is missing or has no photos.
@@ -72,13 +73,14 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[Path], pd.DataFrame
     if (folder / "train.csv").is_file():
         dataset = read_dataset(folder.absolute())
         images = [*dataset.train["image"], *dataset.test["image"]]
-        return images, dataset.train_paths() + dataset.test_paths(), read_boxes(folder)
+        parts = ["train"] * len(dataset.train) + ["test"] * len(dataset.test)
+        return parts, images, dataset.train_paths() + dataset.test_paths(), read_boxes(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_ENDINGS)
     if not paths:
         raise UserError(f"{folder} has no photographs ({', '.join(PHOTO_ENDINGS)}), and no train.csv")
-    return [path.name for path in paths], paths, read_boxes(folder)
+    return [""] * len(paths), [path.name for path in paths], paths, read_boxes(folder)
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-11
 PERSON, DETECTOR = "person", "detector"  # sources of boxes that no data folder has

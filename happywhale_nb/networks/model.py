@@ -26,7 +26,7 @@ from .devices import compiled
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
 from .presets import Preset
 from .schedules import RATE_PER_PHOTO, TwoRateAdamW, WarmupCosine, WarmupExponential
-from ..retrieval.embeddings import Embeddings
+from ..retrieval.embeddings import ClassCentres
 
 # %% ../../nbs/lib/networks/model.ipynb #model-05
 SPECIES_SCALE = 33.14  # the winners' scale of the species head
@@ -307,7 +307,7 @@ def library_versions() -> dict[str, str]:
     return versions("keras", "tensorflow", "numpy") | {"backend": keras.backend.backend()}
 
 # %% ../../nbs/lib/networks/model.ipynb #model-29
-def class_centres(model: keras.Model, individuals: np.ndarray) -> Embeddings:
+def class_centres(model: keras.Model, individuals: np.ndarray) -> ClassCentres:
     """Return the class centres that a model's classifier has learned.
 
     Args:
@@ -315,9 +315,9 @@ def class_centres(model: keras.Model, individuals: np.ndarray) -> Embeddings:
         individuals: `[c]` ids of the individuals that are its first c classes.
 
     Returns:
-        `Embeddings` under these ids, rows of length 1; with k centres a class each id occurs k times.
+        The centres under these ids; with k centres a class each id occurs k times.
     """
     layer, dim = model.get_layer("cosines"), model.get_layer("embedding").output.shape[-1]
     vectors = ops.convert_to_numpy(layer.unit(layer.table[: len(individuals)], dim)).reshape(-1, dim)
     individual_ids = np.repeat(individuals, len(vectors) // len(individuals))
-    return Embeddings(individual_ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return ClassCentres(individual_ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

@@ -28,7 +28,7 @@ from ..retrieval.knn import KNNHead
 
 # %% ../../nbs/06_knn.ipynb #06-knn-23a
 from ..data.splits import gallery_and_queries, require_catalogue, true_answers
-from ..retrieval.embeddings import read_embeddings
+from ..retrieval.embeddings import read_centres, read_embeddings
 from ..retrieval.rankings import CalibratedPrediction, Fold, Ranking, joined
 
 # %% ../../nbs/06_knn.ipynb #06-knn-24
@@ -64,7 +64,8 @@ def rank_fold(
     vectors, tests = read_embeddings(Path(folder) / "embeddings.parquet"), dataset.test["image"].to_numpy(dtype=str)
     gallery, query = gallery_and_queries(folds, fold)
     images, individuals, species = (folds[n].to_numpy(dtype=str) for n in ("image", "individual_id", "species"))
-    rows, centres, of_individual = vectors.of(images), _class_centres(folder, head), species_of_individuals(folds)
+    rows, of_individual = vectors.of("train", images), species_of_individuals(folds)
+    centres = _class_centres(folder, head)
     ids, scores = head.fit(rows[gallery], individuals[gallery], centres).rank(rows[query], n_answers)
     known = {"individuals": individuals[query], "species": species[query]}
     known["truth"] = true_answers(individuals[query], individuals[gallery])
@@ -72,7 +73,7 @@ def rank_fold(
     if not len(tests):
         return Fold(queries)
     usable = (folds["query_only"] == 0).to_numpy()
-    ids, scores = head.fit(rows[usable], individuals[usable], centres).rank(vectors.of(tests), n_answers)
+    ids, scores = head.fit(rows[usable], individuals[usable], centres).rank(vectors.of("test", tests), n_answers)
     return Fold(queries, Ranking(images=tests, ids=ids, scores=scores, species_of=of_individual))
 
 # %% ../../nbs/06_knn.ipynb #06-knn-24q
@@ -80,8 +81,8 @@ def _class_centres(folder, head):
     """`(individuals, vectors)` of the network's class centres, if the head uses them."""
     if not head.centre_weight:
         return None
-    table = read_embeddings(Path(folder) / "centres.parquet")
-    return table.images, table.vectors
+    table = read_centres(Path(folder) / "centres.parquet")
+    return table.individual_ids, table.vectors
 
 # %% ../../nbs/06_knn.ipynb #06-knn-25a
 from functools import cache
@@ -156,11 +157,11 @@ def local_evidence(
         return stored
     gallery, query = gallery_and_queries(folds, fold)
     vectors, usable = read_embeddings(Path(folder) / "embeddings.parquet"), (folds["query_only"] == 0).to_numpy()
-    rows, described, title = vectors.of(folds["image"]), train_features(), f"matches, fold {fold}"
+    rows, described, title = vectors.of("train", folds["image"]), train_features(), f"matches, fold {fold}"
     own = [described[i] for i in np.flatnonzero(query)]
     evidence = [
         _match(rows[query], own, folds, rows, described, gallery, top, title),
-        _match(vectors.of(test_images), test_features(), folds, rows, described, usable, top, title),
+        _match(vectors.of("test", test_images), test_features(), folds, rows, described, usable, top, title),
     ]
     _write_evidence(path, stamp, evidence)
     return evidence
@@ -686,7 +687,7 @@ def known_queries(
     individuals = folds["individual_id"].to_numpy(dtype=str)
     for k in numbers:
         gallery, query = gallery_and_queries(folds, k)
-        vectors = read_embeddings(fold_dir(folder, model, k) / "embeddings.parquet").of(folds["image"])
+        vectors = read_embeddings(fold_dir(folder, model, k) / "embeddings.parquet").of("train", folds["image"])
         query = query & np.isin(individuals, individuals[gallery])
         if query.any():
             yield vectors[gallery], individuals[gallery], vectors[query], individuals[query]
@@ -887,7 +888,7 @@ def _nearest_photos(head, vectors, folds, fold, image):
     """`[(image, title)]` of the gallery photos of a fold, nearest first."""
     gallery, _ = gallery_and_queries(folds, fold)
     images, individuals = (folds[name].to_numpy(dtype=str)[gallery] for name in ("image", "individual_id"))
-    cosine, index = head.fit(vectors.of(images), individuals).kneighbors(vectors.of([image]))
+    cosine, index = head.fit(vectors.of("train", images), individuals).kneighbors(vectors.of("train", [image]))
     return [(images[i], f"{individuals[i]}\n{c:.2f}") for c, i in zip(cosine[0], index[0], strict=True)]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-42a

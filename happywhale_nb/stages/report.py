@@ -410,7 +410,8 @@ def _look_alikes(study, worst):
             continue
         fold = outcomes.loc[[row["image"]], "fold"].iloc[0]
         embeddings = read_embeddings(study.folder / study.best / f"fold{fold}" / "embeddings.parquet")
-        near = candidates[int(np.argmax(embeddings.of(candidates) @ embeddings.of([row["image"]])[0]))]
+        query = embeddings.of("train", [row["image"]])[0]
+        near = candidates[int(np.argmax(embeddings.of("train", candidates) @ query))]
         yield failed, (photo_uri(photos / near), f"taken for {row['look_alike']}: {near}")
 
 # %% ../../nbs/08_report.ipynb #08-report-42
@@ -728,6 +729,7 @@ class QuerySource:
         images: Names of the queries, `[n]`.
         predictions: Their predictions, `[n, 5]`, "" where there are fewer.
         truth: Their individuals or `new_individual`, `[n]`; None where not known.
+        part: The part of the data that they are of, "train" or "test".
         photos: The folder of their photos.
         gallery: Rows of the split whose photos may stand beside a prediction.
     """
@@ -735,6 +737,7 @@ class QuerySource:
     images: Sequence[str]
     predictions: np.ndarray
     truth: Sequence[str | None]
+    part: str
     photos: Path
     gallery: pd.DataFrame
 
@@ -747,7 +750,7 @@ def _test_queries(dataset, folder, split):
     if truth_path.is_file():
         names = read_table(truth_path, ["image", "individual_id"]).set_index("image")["individual_id"]
         truth = true_answers(names.reindex(images), gallery["individual_id"])
-    return QuerySource(images, predictions, truth, dataset.test_images, gallery)
+    return QuerySource(images, predictions, truth, "test", dataset.test_images, gallery)
 
 
 def _fold_queries(dataset, fold_folder, split, fold):
@@ -756,7 +759,7 @@ def _fold_queries(dataset, fold_folder, split, fold):
     images, predictions = read_predictions(fold_folder / "oof.csv")
     gallery, individual_ids = split[in_gallery], split.set_index("image")["individual_id"].reindex(images)
     truth = true_answers(individual_ids, gallery["individual_id"])
-    return QuerySource(images, predictions, truth, dataset.train_images, gallery)
+    return QuerySource(images, predictions, truth, "train", dataset.train_images, gallery)
 
 # %% ../../nbs/08_report.ipynb #08-report-19
 def sample_queries(study: StudyResults, examples: int) -> tuple[list[dict], Embeddings, pd.DataFrame]:
@@ -767,8 +770,9 @@ def sample_queries(study: StudyResults, examples: int) -> tuple[list[dict], Embe
         examples: How many queries at most.
 
     Returns:
-        The queries, each a dict of image, path, answers (predictions, best first) and truth (None if not known); the
-        embeddings of the model's first fold; and the rows of the split whose photos may stand beside a prediction.
+        The queries, each a dict of image, part ("train" or "test"), path, answers (predictions, best first) and truth
+        (None if not known); the embeddings of the model's first fold; and the rows of the split whose photos may stand
+        beside a prediction.
     """
     folder, split, model = study.folder, study.split, study.best
     fold = min(int(p.parent.name.removeprefix("fold")) for p in folder.glob(f"{model}/fold*/oof.csv"))
@@ -781,7 +785,8 @@ def sample_queries(study: StudyResults, examples: int) -> tuple[list[dict], Embe
     queries = []
     for i in sample:
         predictions, path = [name for name in source.predictions[i] if name], source.photos / source.images[i]
-        queries.append({"image": source.images[i], "path": path, "answers": predictions, "truth": source.truth[i]})
+        query = {"image": source.images[i], "part": source.part, "path": path, "truth": source.truth[i]}
+        queries.append(query | {"answers": predictions})
     return queries, read_embeddings(fold_folder / "embeddings.parquet"), source.gallery
 
 # %% ../../nbs/08_report.ipynb #08-report-54
@@ -804,16 +809,16 @@ def illustrate_queries(
 
     Args:
         queries: As of `sample_queries`.
-        embeddings: Of the queries and the gallery, by image.
+        embeddings: Of the queries and the gallery.
         gallery: Known photos: image, individual_id.
         photo_folder: The folder of the known photos.
 
     Returns:
         The queries as `answers_block` takes them; queries and predictions also have the path of their photo.
     """
-    known, illustrated = embeddings.of(gallery["image"]), []
+    known, illustrated = embeddings.of("train", gallery["image"]), []
     for query in queries:
-        cosine = known @ embeddings.of([query["image"]])[0]
+        cosine = known @ embeddings.of(query["part"], [query["image"]])[0]
         answers = [_illustrate(name, query["truth"], cosine, gallery, photo_folder) for name in query["answers"]]
         illustrated.append({**query, "photo": photo_uri(query["path"], 340), "answers": answers})
     return illustrated

@@ -283,7 +283,7 @@ def fold_scores(
     """
     used = read_record(place / "config.json")["parameters"]
     known = folds[gallery_and_queries(folds, fold)[0]]
-    embeddings = read_embeddings(place / "embeddings.parquet").of(known["image"])
+    embeddings = read_embeddings(place / "embeddings.parquet").of("train", known["image"])
     head = KNNHead().fit(embeddings, known["individual_id"].to_numpy(dtype=str))
     views = degraded_views(dataset, rows["image"].tolist(), used, folder, changes, seed, degrade_before_crop)
     vectors = embed_views(load_trained(place), views, **embedding_averages(used_preset(used)))

@@ -45,7 +45,7 @@ from happywhale_nb.networks.devices import (
 from ..networks.model import class_centres, embed_views, embedding_averages, library_versions
 from ..networks.presets import PRESETS, Preset, configure
 from ..networks.training import DEFAULTS, Samples, TrainingOptions, train
-from ..retrieval.embeddings import Embeddings, write_embeddings
+from ..retrieval.embeddings import Embeddings, image_embeddings, write_centres, write_embeddings
 from ..retrieval.knn import KNNHead, within_map5
 from ..retrieval.metrics import map_at_5
 from .study_split import study_card, study_folds
@@ -330,7 +330,7 @@ def write_fold(
     with atomic(folder / "model.keras") as temporary:
         model.save(temporary)
     write_embeddings(folder / "embeddings.parquet", embeddings)
-    write_embeddings(folder / "centres.parquet", class_centres(model, individuals))
+    write_centres(folder / "centres.parquet", class_centres(model, individuals))
     with atomic(folder / "history.csv") as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False, lineterminator="\n")
     write_json(folder / "config.json", record | {"versions": library_versions()})
@@ -405,7 +405,8 @@ def _write_model(training, folder, model, history, crops, samples, result):
     known = _embed_known(training, model, crops)
     vectors = np.concatenate([known, embed_views(model, crops.test, **embedding_averages(training.config))])
     individuals = np.unique(folds["individual_id"].to_numpy(dtype=str)[samples.rows])
-    embeddings = Embeddings(np.r_[folds["image"], test["image"]].astype(str), vectors)
+    parts = np.repeat(["train", "test"], [len(folds), len(test)])
+    embeddings = image_embeddings(parts, np.r_[folds["image"], test["image"]].astype(str), vectors)
     result = {score_name(folds): _score(training, known)} | result
     write_fold(folder, model, individuals, history, embeddings, training.record | {"result": result})
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PROVENANCE_KINDS', 'NOT_METRICS', 'PREDICTION_FILES', 'COMPARED_BY', 'MAX_LINES', 'RunResults', 'collect_results',
            'compare_provenance', 'flatten_metrics', 'compare_metrics', 'compare_predictions', 'compare_embeddings',
-           'model_weights', 'compare_weights', 'compare_tables', 'compare_file', 'compare_runs', 'describe_comparison']
+           'compare_centres', 'model_weights', 'compare_weights', 'compare_tables', 'compare_file', 'compare_runs',
+           'describe_comparison']
 
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-02
 import io
@@ -21,7 +22,7 @@ from pyarrow import ArrowException, parquet
 from ..core.errors import UserError
 from ..core.renamed import read_record
 from ..data.dataset import parse_csv
-from ..retrieval.embeddings import read_embeddings
+from ..retrieval.embeddings import match_keys, read_centres, read_embeddings
 from ..retrieval.predictions import read_predictions
 from .provenance import IGNORED_PARAMETERS, read_records
 from .registry import STAGES
@@ -251,7 +252,7 @@ def compare_predictions(a: Path, b: Path) -> dict[str, int]:
 
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-34
 def compare_embeddings(a: Path, b: Path) -> dict[str, int | float | None]:
-    """Compare two files of embeddings.
+    """Compare two files of embeddings, key by key (`embeddings.match_keys`).
 
     Args:
         a: One file.
@@ -259,17 +260,40 @@ def compare_embeddings(a: Path, b: Path) -> dict[str, int | float | None]:
 
     Returns:
         photographs (in both files); smallest_cosine between the two vectors of one photo (None if their widths differ,
-        or no photo is in both); only_in_one (photos in one file only).
+        or no photo is in both); only_in_one (photos in one file only); different (these, and those with other vectors).
 
     Raises:
         UserError: If a file is damaged.
     """
     a, b = read_embeddings(a), read_embeddings(b)
-    common = np.intersect1d(a.images, b.images)
-    alone, smallest = len(a.images) + len(b.images) - 2 * len(common), None
-    if a.vectors.shape[1] == b.vectors.shape[1] and len(common):
-        smallest = float(np.sum(a.of(common).astype(float) * b.of(common), axis=1).min())
-    return {"photographs": len(common), "smallest_cosine": smallest, "only_in_one": alone}
+    rows_a, rows_b = match_keys(a, b)
+    alone = len(a.paths) - len(set(rows_a)) + len(b.paths) - len(set(rows_b))
+    different, smallest, (u, v) = len(rows_a), None, (a.vectors[rows_a], b.vectors[rows_b])
+    if u.shape == v.shape and len(u):
+        different, smallest = int((u != v).any(axis=1).sum()), float(np.sum(u.astype(float) * v, axis=1).min())
+    common = {"photographs": len(rows_a), "smallest_cosine": smallest}
+    return common | {"only_in_one": alone, "different": different + alone}
+
+# %% ../../nbs/lib/workflow/compare.ipynb #compare-17c
+def compare_centres(a: Path, b: Path) -> dict[str, int]:
+    """Compare two files of class centres row by row.
+
+    Args:
+        a: One file.
+        b: The other.
+
+    Returns:
+        rows (of the longer file) and different (how many of these are not equal).
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    a, b = read_centres(a), read_centres(b)
+    (shorter, rows), same = sorted((len(a.vectors), len(b.vectors))), 0
+    if a.vectors.shape[1] == b.vectors.shape[1]:
+        equal = (a.vectors[:shorter] == b.vectors[:shorter]).all(axis=1)
+        same = int((equal & (a.individual_ids[:shorter] == b.individual_ids[:shorter])).sum())
+    return {"rows": rows, "different": rows - same}
 
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-19
 def model_weights(path: Path | str) -> dict[str, np.ndarray]:
@@ -360,6 +384,7 @@ PREDICTION_FILES = ("submission.csv", "oof.csv", "test.csv")
 COMPARED_BY = {
     **dict.fromkeys(PREDICTION_FILES, compare_predictions),
     "embeddings.parquet": compare_embeddings,
+    "centres.parquet": compare_centres,
     "model.keras": compare_weights,
 }
 
