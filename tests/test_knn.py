@@ -260,7 +260,7 @@ def test_fit_with_an_unknown_rule_or_a_number_out_of_range_is_refused(options, s
         KNNHead(**options).fit(X, y, (y, X))
 
 
-def test_fit_with_centre_share_but_without_centres_is_refused():
+def test_fit_with_centre_weight_but_without_centres_is_refused():
     with pytest.raises(UserError, match="train again"):
         KNNHead(centre_weight=0.5).fit([[1, 0]], ["a"])
 
@@ -694,12 +694,12 @@ def test_rank_fold_of_files_of_before_ranks_as_of_those_of_today(trained):
     stored, centres = read_embeddings(place / "embeddings.parquet"), read_centres(place / "centres.parquet")
     images, data = [*trained.folds["image"], *tests], SimpleNamespace(test=pd.DataFrame({"image": tests}))
     write_embeddings(place / "embeddings.parquet", image_embeddings(stored.parts, images, stored.vectors))
-    today = rank_fold(place, data, trained.folds, 1, KNNHead(centre_share=0.3))
+    today = rank_fold(place, data, trained.folds, 1, KNNHead(centre_weight=0.3))
     files = {"embeddings": (images, stored.vectors), "centres": (centres.individual_ids.tolist(), centres.vectors)}
     for name, (keys, vectors) in files.items():
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         parquet.write_table(pa.table({"image": keys, "embedding": column}), place / f"{name}.parquet")
-    before = rank_fold(place, data, trained.folds, 1, KNNHead(centre_share=0.3))
+    before = rank_fold(place, data, trained.folds, 1, KNNHead(centre_weight=0.3))
     for a, b in ((today.queries, before.queries), (today.test, before.test)):
         assert (a.images == b.images).all() and (a.ids == b.ids).all() and (a.scores == b.scores).all()
 
