@@ -18,8 +18,8 @@ demo: .venv/.ready  ## draw the demo photographs and run the whole study on them
 test: .venv/.ready check  ## under five minutes: every notebook's lessons, and the tests that need nothing else
 	pytest -q -n 2 --dist worksteal -m "not rest"
 
-test-all: test  ## and the rest: Chromium, PostgreSQL, Slurm, several hosts, benchmarks, kills, real photographs
-	pytest -q -n 2 --dist worksteal -m rest -rs
+test-all: .venv/.ready check  ## these and the rest: Chromium, PostgreSQL, Slurm, several hosts, benchmarks, kills, real photographs
+	pytest -q -n 2 --dist worksteal -rs
 
 soak: .venv/.ready  ## by hand, half an hour: a kill at every write, full disks, a million rows; results go to docs/results
 	HAPPYWHALE_KEEP_RESULTS=1 pytest -v -m soak -rs --timeout 3600

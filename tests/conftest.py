@@ -40,7 +40,8 @@ REST |= {"trains", "probe", "slow"}
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark the tests of `make test-all`, leave out what is run by hand, and begin with what shares the study."""
+    """Mark the tests of `make test-all`, leave out what is run by hand, and begin with what shares the study and
+    with what takes long, so that no worker is left alone with it at the end."""
     for item in items:
         if "shared" in item.fixturenames:
             item.add_marker("real")
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
     if "soak" not in config.option.markexpr:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
-    items.sort(key=lambda item: "study" not in item.fixturenames)
+    items.sort(key=lambda item: ("study" not in item.fixturenames, item.get_closest_marker("rest") is None))
 
 
 def once(tmp_path_factory, name, make):

@@ -397,6 +397,14 @@ def test_paper_map_names_what_is_there():
         assert (ROOT / path).is_file(), path
 
 
+def test_each_fault_of_the_mutations_is_found_once_in_its_module():
+    faults = json.loads((ROOT / "tests" / "mutation" / "mutants.json").read_text(encoding="utf-8"))
+    for fault in faults:
+        module = PACKAGE / f"{fault['module'].replace('.', '/')}.py"
+        assert module.read_text(encoding="utf-8").count(fault["before"]) == 1, fault["id"]
+        assert fault["before"] != fault["after"] and (ROOT / fault["notebook"]).is_file(), fault["id"]
+
+
 BUILT_IN = {"parametrize", "filterwarnings", "skipif", "skip", "xfail", "usefixtures", "timeout"}
 
 

@@ -7,6 +7,7 @@ __all__ = ['PATH', 'parameters_option', 'notebook_option', 'gpus_option', 'json_
 
 # %% ../../nbs/lib/cli/options.ipynb #options-02
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -36,6 +37,11 @@ gpus_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a summary.")
 
 # %% ../../nbs/lib/cli/options.ipynb #options-08
+def _refuse(new, ctx, param, value):
+    if value is not None:
+        raise UserError(f"{param.opts[0]} is now {new}")
+
+
 def renamed_option(old: str, new: str) -> Callable:
     """Make a decorator of commands that refuses an option's old name.
 
@@ -46,9 +52,4 @@ def renamed_option(old: str, new: str) -> Callable:
     Returns:
         The decorator. Its option raises `UserError` if it is used.
     """
-
-    def refuse(ctx, param, value):
-        if value is not None:
-            raise UserError(f"{old} is now {new}")
-
-    return click.option(old, hidden=True, expose_value=False, callback=refuse)
+    return click.option(old, hidden=True, expose_value=False, callback=partial(_refuse, new))
