@@ -8,6 +8,7 @@ import subprocess
 import symtable
 import sys
 import tomllib
+from collections import Counter
 from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
@@ -277,6 +278,13 @@ def test_cells_of_a_stage_assign_none_of_its_parameters(path):
             assert not assigned & parameters, cell.source[:80]
 
 
+def cell_length(source):
+    """How many lines an exported cell has without its docstrings."""
+    nodes = ast.walk(ast.parse(source))
+    documented = [n.body[0] for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(n)]
+    return len(source.splitlines()) - sum(text.end_lineno - text.lineno + 1 for text in documented)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_opens_with_title_and_summary_and_has_short_cells(path):
     notebook = nbformat.read(path, as_version=4)
@@ -284,8 +292,8 @@ def test_notebook_opens_with_title_and_summary_and_has_short_cells(path):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ") and "\n> " in first.source
     for cell in notebook.cells:
-        lines = cell.source.splitlines()
-        assert not ("#| export" in lines[:2] and len(lines) > 60), cell.source[:80]
+        if "#| export" in cell.source.splitlines()[:2]:
+            assert cell_length(cell.source) <= 60, cell.source[:80]
         assert not any(output.output_type == "error" for output in cell.get("outputs", []))
 
 
@@ -338,6 +346,22 @@ def public_functions(path):
                 continue
             if not re.search(r"\b(click|command|group)\b", " ".join(map(ast.unparse, inner.decorator_list))):
                 yield inner
+
+
+IN_PIECES = {  # modules with a class that is still to be put together
+    *("demo.animals", "imaging.crops", "retrieval.calibration", "retrieval.conformal", "retrieval.gallery"),
+    *("retrieval.identifier", "retrieval.knn", "retrieval.qdrant", "retrieval.rankings", "retrieval.search"),
+    "server.state",
+}
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if module_name(p) not in IN_PIECES], ids=module_name)
+def test_private_bases_of_classes_are_shared(path):
+    """Methods stand in their class: a private base that one class alone has is a class in two pieces."""
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    private = {node.name for node in classes if node.name.startswith("_")}
+    bases = Counter(base.id for node in classes for base in node.bases if isinstance(base, ast.Name))
+    assert not [name for name in private if bases[name] == 1]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
