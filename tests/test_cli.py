@@ -110,6 +110,7 @@ def test_stage_with_a_parameter_out_of_range_is_refused_before_anything_is_writt
         *((old, new) for old, new in RENAMED.items()),
         ("detector data/mine", "detector train"),
         ("blend one.csv two.csv -o both.csv", "submission blend"),
+        ("demo --draw-only", "data draw"),
     ],
 )
 def test_command_under_its_old_name_is_refused_with_the_new_one(words, command):

@@ -14,6 +14,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from happywhale_nb.cli.main import main
+from happywhale_nb.workflow.notebooks import read_parameters
+from happywhale_nb.workflow.registry import command_stages
+from happywhale_nb.workflow.runner import stage_notebook
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -41,6 +46,30 @@ def test_pages_link_to_files_of_the_checkout(path):
     links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text())
     assert not [link for link in links if not (path.parent / link).is_file()]
     assert links or path.stem in {"index", "library"}
+
+OWN = [p for p in NOTEBOOKS if p.parent.name != "cli"]  # those of the commands speak of old names, too
+WRITTEN = [*OWN, *PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md"]
+COMMAND = re.compile(r"(?:`|^|\$ |&& |: )happywhale ([a-z][a-z_-]*)(?: ([a-z-]+))?([^`|&#;\n]*)", re.M)
+
+
+def written(path):
+    """What people read: the text of a page, the sources of a notebook's cells."""
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    return "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_commands_and_parameters_that_a_text_names_are_there(path):
+    text = written(path)
+    for name, second, rest in COMMAND.findall(text):
+        inner = getattr(main.entries[name].load(name), "commands", None)
+        assert inner is None or second in inner or not (second + rest).strip(' "'), (name, second, rest)
+    stages = [read_parameters(stage_notebook(name)) for name in command_stages()]
+    for line in text.splitlines():
+        if not re.match(r"\W*kaggle ", line):
+            for name in re.findall(r"-p ([a-z_0-9]+) ", line):
+                assert any(name in parameters for parameters in stages), line
 
 
 def load(path):

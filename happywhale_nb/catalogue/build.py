@@ -48,7 +48,7 @@ def check_model(model: Path | str, detector: Path | str = "") -> None:
             f"{model} is no trained model, or has no config.json beside it: see outputs/<study>/<model>/fold<k>/"
         )
     if detector and not Path(detector).is_file():
-        raise UserError(f"there is no detector {detector}: train one with `happywhale detector DATA_DIR`")
+        raise UserError(f"there is no detector {detector}: train one with `happywhale detector train DATA_DIR`")
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-05a
 def keep_model(folder: Path | str, model: Path | str, detector: Path | str = "") -> Path:

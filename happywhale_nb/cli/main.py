@@ -108,7 +108,7 @@ STUDY = {
 
 # %% ../../nbs/lib/cli/main.ipynb #main-11
 GROUPS = {
-    "data": Entry("data:data", "A data folder: check, import, download, draw."),
+    "data": Entry("data:data", "A data folder: check, import, relink, download, draw."),
     "model": Entry("model:model", "A trained model: embed photographs, export, benchmark."),
     "detector": Entry("detector:detector", "Boxes around animals: train a detector, apply it."),
     "submission": Entry("submission:submission", "Files of predictions: blend, score, validate."),

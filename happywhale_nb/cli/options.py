@@ -38,18 +38,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 # %% ../../nbs/lib/cli/options.ipynb #options-08
 def _refuse(new, ctx, param, value):
-    if value is not None:
+    if value not in (None, False):
         raise UserError(f"{param.opts[0]} is now {new}")
 
 
-def renamed_option(old: str, new: str) -> Callable:
+def renamed_option(old: str, new: str, is_flag: bool = False) -> Callable:
     """Make a decorator of commands that refuses an option's old name.
 
     Args:
         old: The option as it was called, such as `"--rule"`.
         new: As it is called now.
+        is_flag: Whether it had no value.
 
     Returns:
         The decorator. Its option raises `UserError` if it is used.
     """
-    return click.option(old, hidden=True, expose_value=False, callback=partial(_refuse, new))
+    return click.option(old, hidden=True, expose_value=False, is_flag=is_flag, callback=partial(_refuse, new))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, json_option, parameters_option
+from .options import PATH, json_option, parameters_option, renamed_option
 from ..core.artifacts import atomic
 from ..core.paths import find_checkout, project_root
 from ..core.renamed import read_record
@@ -119,6 +119,7 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
 # %% ../../nbs/lib/cli/study.ipynb #study-12
 @click.command()
 @parameters_option
+@renamed_option("--draw-only", "`happywhale data draw`", is_flag=True)
 @click.pass_context
 def demo(ctx, parameters):
     """Draw the demo photographs into data/demo, unless they are there, and run studies/demo.yaml on them.

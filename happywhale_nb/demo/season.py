@@ -305,7 +305,7 @@ def make_demo_model(folder: Path | str) -> tuple[Path, Path]:
     happywhale = [sys.executable, "-c", "from happywhale_nb.cli.main import main; main()"]
     subprocess.run([*happywhale, *_training_command(folder / "many")], check=True)
     detector = folder / "detector.keras"
-    subprocess.run([*happywhale, "detector", folder / "many", "--to", detector, "--epochs", "25"], check=True)
+    subprocess.run([*happywhale, "detector", "train", folder / "many", "--to", detector, "--epochs", "25"], check=True)
     return project_root() / "outputs" / "demo-network" / "tiny" / "fold0" / "model.keras", detector
 
 # %% ../../nbs/lib/demo/season.ipynb #season-37

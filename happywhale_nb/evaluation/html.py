@@ -68,8 +68,13 @@ def table_block(frame: pd.DataFrame, percent: Sequence[str] = (), digits: int = 
 
     Returns:
         A `<table>` that scrolls sideways.
+
+    Raises:
+        ValueError: if `percent` names a column that the table lacks.
     """
     shown = frame.reset_index() if index else frame
+    if missing := set(percent).difference(shown.columns):
+        raise ValueError(f"percent names no column of the table: {missing}")
     columns = [_column(shown[name], "{:.1%}" if name in percent else None, digits) for name in shown.columns]
     names = [str(name).replace("_", " ") for name in shown.columns]
     head = Markup("").join(Markup("<th>{}</th>").format(name) for name in names)

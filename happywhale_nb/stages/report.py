@@ -258,7 +258,7 @@ def models_section(study: StudyResults) -> SectionResult:
         "Student's 95 % interval and the range."
     )
     blocks = [
-        *(table_block(over_folds), note_block(TOGETHER), table_block(together, ("share new",))),
+        *(table_block(over_folds), note_block(TOGETHER), table_block(together, ("fraction new",))),
         _figure_block(study, plot_folds(study.models), "MAP@5 of each fold"),
         _figure_block(study, plot_history(study.folder, study.models), "Loss by epoch"),
     ]
