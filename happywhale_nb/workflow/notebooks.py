@@ -132,7 +132,7 @@ class _Bars:
         self.stream = stream
 
     def write(self, text):
-        bars = [part for part in re.split(r"[\r\n]", text) if re.search(r"\d%\|", part)]
+        bars = [line for line in re.split(r"[\r\n]", text) if re.search(r"\d%\|", line)]
         if bars:
             end = "\n" if "100%|" in bars[-1] else ""
             self.stream.write("\r" + bars[-1].rstrip() + end)
@@ -140,7 +140,7 @@ class _Bars:
     def flush(self):
         self.stream.flush()
 
-
+# %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-41
 def _encoding():
     return getattr(sys.stderr, "encoding", None) or "utf-8"  # a notebook's has none
 
