@@ -259,7 +259,7 @@ def _execute(notebook, target, values, terminal):
         stderr_file=None if os.environ.get("HAPPYWHALE_BARS") == "off" else _Bars(terminal),
     )
 
-
+# %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-51
 def _keep_failed(temporary, failed, log):
     """Move a partly executed notebook, and its log of standard error, to their final names."""
     if temporary.exists():

@@ -369,7 +369,7 @@ def _job_keys(study, folds, has_test):
         keys += [(name, model, fold) for model in variants for fold in numbers]
     return keys
 
-
+# %% ../../nbs/lib/workflow/study.ipynb #study-51
 def _job_parameters(key, study, shared):
     """Parameters of a job's command, name → text."""
     name, model, fold = key
