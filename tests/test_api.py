@@ -47,7 +47,7 @@ HERE = "http://127.0.0.1:8000"
 def client(catalogue, embedder, token="", **options):
     """A client of an app of this catalogue; without a token one that asks for none."""
     desk = AppState(catalogue, Options(**{"tokens": bool(token), "rates": {}} | options), owner="Ann")
-    desk.open(lambda: embedder)
+    desk.network.open(lambda: embedder)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     return TestClient(make_app(desk), base_url=HERE, headers=headers, raise_server_exceptions=True)
 
@@ -174,7 +174,7 @@ def test_ask_encounter_by_20_threads_with_one_connection_answers_all(mine, monke
     catalogue = Catalogue(mine.folder)
     matcher = Matcher(catalogue)
     with catalogue.reading() as session:
-        numbers = [met["id"] for met in list_encounters(session, matcher.settings, limit=100)["encounters"]]
+        numbers = [met["id"] for met in list_encounters(session, matcher.model.settings, limit=100)["encounters"]]
     with ThreadPoolExecutor(20) as pool:
         asked = [pool.submit(match_encounter, matcher, "Ann", numbers[i % len(numbers)], 3) for i in range(60)]
         answers = [each.result(60) for each in asked]
@@ -291,8 +291,8 @@ def heat(monkeypatch):
 
 def test_heat_of_each_photograph_of_a_match_is_made_once(page, heat, monkeypatch):
     calls, desk = [], page.app.state.shared
-    crop = desk.embedder.crop
-    monkeypatch.setattr(type(desk.embedder), "crop", lambda self, *given: calls.append(given) or crop(*given))
+    crop = desk.network.embedder.crop
+    monkeypatch.setattr(type(desk.network.embedder), "crop", lambda self, *given: calls.append(given) or crop(*given))
     answer = page.post(f"/api/encounters/{undecided(page)[0]['id']}/answers", json={"k": 5}).json()
     found = next(each for each in answer["candidates"] if not each["is_new"])
     for of in ("query", "match"):
@@ -334,7 +334,7 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
             raise OSError("the disk is gone")
 
         with pytest.raises(OSError):
-            desk.open(broken)
+            desk.network.open(broken)
         assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
 
 
@@ -778,7 +778,7 @@ def test_photo_picture_and_crop_send_no_metadata(page):
 def ask_every_operation(catalogue, embedder, examples):
     """Requests that fit the OpenAPI description, to each operation: the method, path and status of each answer."""
     desk = AppState(catalogue, Options(tokens=False, rates={}), owner="Ann")
-    desk.open(lambda: embedder)
+    desk.network.open(lambda: embedder)
     schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(desk), headers={"host": "127.0.0.1"})
     asked, how = [], {"deadline": None, "database": None, "derandomize": True}
     how |= {"suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}

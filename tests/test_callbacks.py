@@ -13,6 +13,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.callbacks import (
     Checkpoint,
     Deadline,
+    DropoutSeeds,
     EarlyStop,
     ProgressBar,
     Snapshots,
@@ -146,7 +147,7 @@ def clock(monkeypatch):
 
 
 def test_Checkpoint_saves_after_so_many_seconds_and_when_told_to_stop(network, clock):
-    keeper = Checkpoint(States(), seed=0, every=30.0)
+    keeper = Checkpoint(States(), every=30.0)
     keeper.set_model(network)
     keeper.on_train_begin()
     for epoch, seconds in enumerate((10, 19, 1, 20, 5)):  # 30 are over after the third epoch
@@ -159,7 +160,7 @@ def test_Checkpoint_saves_after_so_many_seconds_and_when_told_to_stop(network, c
 
 
 def test_Checkpoint_of_a_loss_that_is_no_number_names_the_epoch_and_saves_nothing(network):
-    keeper = Checkpoint(States(), seed=0, every=0.0)
+    keeper = Checkpoint(States(), every=0.0)
     keeper.set_model(network)
     keeper.on_train_begin()
     keeper.on_epoch_begin(1)
@@ -168,11 +169,11 @@ def test_Checkpoint_of_a_loss_that_is_no_number_names_the_epoch_and_saves_nothin
     assert keeper.state.saved == []
 
 
-def test_Checkpoint_seeds_drop_out_by_seed_and_epoch_also_in_models_within_the_model():
+def test_DropoutSeeds_seeds_drop_out_by_seed_and_epoch_also_in_models_within_the_model():
     inner = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5)])
     pixels = keras.Input((4,))
     model = keras.Model(pixels, keras.layers.Dropout(0.5)(inner(pixels)))
-    keeper = Checkpoint(States(), seed=7)
+    keeper = DropoutSeeds(seed=7)
     keeper.set_model(model)
     keeper.on_epoch_begin(3)
     states = [layer.seed_generator.state for layer in (inner.layers[-1], model.layers[-1])]
@@ -206,7 +207,7 @@ def test_EarlyStop_waits_again_after_a_better_epoch(network, tmp_path):
     for epoch in range(5):
         stop.on_epoch_end(epoch, {"loss": 1.0})
         stopped.append(network.stop_training)
-    assert stopped == [False, False, False, False, True] and stop.best == 0.3
+    assert stopped == [False, False, False, False, True] and stop.patience.best == 0.3
 
 
 def test_EarlyStop_without_a_score_is_refused_and_without_a_loss_does_not_look(network, tmp_path):

@@ -19,7 +19,7 @@ def opened(mine, colours):
 def seen(mine, opened, number):
     """An encounter as somebody else sees it, who has opened the same catalogue."""
     with mine.reading() as session:
-        return encounter_view(session, opened.matcher.settings, number)
+        return encounter_view(session, opened.matcher.model.settings, number)
 
 
 @pytest.fixture

@@ -136,6 +136,17 @@ def check_schema(engine: Engine) -> None:
     newer = f"newer than this happywhale ({newest}): update it"
     raise UserError(f"the catalogue's tables are of version {version}, {newer}")
 
+# %% ../../nbs/lib/catalogue/database.ipynb #database-41
+def _require_usable(engine):
+    """Raise `UserError` unless a database can be reached and has the current tables."""
+    try:
+        check_schema(engine)
+    except (OperationalError, SQLAlchemyError) as error:
+        address, cause = engine.url.render_as_string(), str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"the database {address} cannot be reached ({cause}): is it running, is the name right?"
+        ) from None
+
 # %% ../../nbs/lib/catalogue/database.ipynb #database-14
 class Store:
     """The database of a catalogue.
@@ -155,13 +166,7 @@ class Store:
         """
         self.engine = make_engine(url)
         self._lock, self._writing = Lock(), self.engine.execution_options(writes=True)
-        try:
-            check_schema(self.engine)
-        except (OperationalError, SQLAlchemyError) as error:
-            address, cause = self.engine.url.render_as_string(), str(error.__cause__ or error).splitlines()[0]
-            raise UserError(
-                f"the database {address} cannot be reached ({cause}): is it running, is the name right?"
-            ) from None
+        _require_usable(self.engine)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -259,10 +259,11 @@ def split(
         raise UserError(f"encounter {min(strange)} is none of {source.name}'s")
     if not 0 < len(set(encounters)) < len(own):
         raise UserError(f"choose some of the {len(own)} encounters of {source.name}, not all and not none")
-    part = make_individual(session, name or next_name(session, source.species), source.species)
-    before = {"encounters": _move(session, number, part.id, encounters)}
+    separated = make_individual(session, name or next_name(session, source.species), source.species)
+    before = {"encounters": _move(session, number, separated.id, encounters)}
     note = clean_text(note, "note", 2000)
-    return log_decision(session, user, "split", individual_id=part.id, other_id=number, note=note, before=before), part
+    about = {"individual_id": separated.id, "other_id": number}
+    return log_decision(session, user, "split", **about, note=note, before=before), separated
 
 # %% ../../nbs/lib/catalogue/decisions.ipynb #decisions-15
 def rename(session: Session, user: str, number: int, name: str) -> tuple[Decision, Individual]:

@@ -58,7 +58,7 @@ class OpenedCatalogue:
             Their numbers, the oldest first.
         """
         with self.catalogue.reading() as session:
-            page = list_encounters(session, self.matcher.settings, limit=limit, state="undecided")
+            page = list_encounters(session, self.matcher.model.settings, limit=limit, state="undecided")
         return [encounter["id"] for encounter in page["encounters"]]
 
     def crop(self, number: int, side: int = 256) -> np.ndarray:
@@ -76,7 +76,7 @@ class OpenedCatalogue:
         """
         with self.catalogue.reading() as session:
             photo, (box, frame) = get_or_404(session, Photo, number, "photograph"), crop_box(session.get(Crop, number))
-        return shaped_crop(self.catalogue.path(photo), box, frame, self.matcher.settings, side)
+        return shaped_crop(self.catalogue.path(photo), box, frame, self.matcher.model.settings, side)
 
 # %% ../../nbs/09_identify.ipynb #09-identify-07
 @lru_cache(maxsize=4)
@@ -168,7 +168,7 @@ class Query:
         if self.encounter is None:
             return None
         with self.opened.catalogue.reading() as session:
-            return encounter_view(session, self.opened.matcher.settings, self.encounter)
+            return encounter_view(session, self.opened.matcher.model.settings, self.encounter)
 
     def _add(self, user):
         """Make an encounter of the photos, and match it for an answer that is stored."""
@@ -366,7 +366,7 @@ def _query_crop(identified):
         return opened.crop(nearest or identified.state()["photos"][0]["id"])
     path = identified.paths[0]
     ((_, box, frame),) = opened.embedder.crop_boxes([path.name], add_detected_boxes(opened.embedder, [path]))
-    return shaped_crop(path, box, frame, opened.matcher.settings)
+    return shaped_crop(path, box, frame, opened.matcher.model.settings)
 
 # %% ../../nbs/09_identify.ipynb #09-identify-15a
 def plot_answer(identified: Identified) -> Figure:

@@ -175,15 +175,18 @@ def ingest_uploads(
             _refuse_duplicates(session, photos, None)
     columns = _embed_uploads(catalogue, embedder, photos)
     with catalogue.writing() as session:
-        if number is None:
-            known = known.completed([photo.picture for photo in photos])
-            encounter = new_encounter(session, **asdict(known))
-        else:
-            encounter = get_or_404(session, Encounter, number, "encounter")
+        encounter = _encounter_to_fill(session, number, known, photos)
         added = _add_photos(session, embedder.fingerprint, encounter, photos, columns, side)
         if added:
             _log_upload(session, user, encounter, added, is_new=number is None)
         return encounter.id
+
+# %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-41
+def _encounter_to_fill(session, number, metadata, photos):
+    """The encounter of this number; for None a new one, of which the photos tell what the metadata lack."""
+    if number is None:
+        return new_encounter(session, **asdict(metadata.completed([photo.picture for photo in photos])))
+    return get_or_404(session, Encounter, number, "encounter")
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-15
 def _add_photos(session, fingerprint, encounter, photos, columns, side):

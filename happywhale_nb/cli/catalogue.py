@@ -50,10 +50,11 @@ def open_catalogue(folder: Path | None) -> "Catalogue":
     return Catalogue(find_catalogue(folder or study_dir("", find_data())))
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-07
-def _calibration_line(part, unit, number):
-    values = {"MAP@5": part.map5, "coverage of the lists": part.coverage, "calibration error": part.ece}
+def _calibration_line(calibration, unit, number):
+    metrics = (calibration.map5, calibration.coverage, calibration.ece)
+    values = dict(zip(("MAP@5", "coverage of the lists", "calibration error"), metrics, strict=True))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value == value)
-    head = f"calibrated on {number} {unit} ({part.new} of animals met once)"
+    head = f"calibrated on {number} {unit} ({calibration.new} of animals met once)"
     return f"{head}: {shown}" if shown else head
 
 
@@ -96,9 +97,9 @@ def build(data_dir, model, folder, database, detector, name):
         folder, data_dir.absolute(), model or "", database, detector or "", name, tell=click.echo
     )
     embedder.close()
-    place = os.path.relpath(store.folder)
-    lines = [f"{place}: {count_noun(added, 'photograph')} added", *calibration_lines(calibration)]
-    click.echo("\n".join([*lines, f"next: happywhale serve {place}"]))
+    path = os.path.relpath(store.folder)
+    lines = [f"{path}: {count_noun(added, 'photograph')} added", *calibration_lines(calibration)]
+    click.echo("\n".join([*lines, f"next: happywhale serve {path}"]))
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-10
 def _in_folder(folder):
@@ -231,8 +232,8 @@ def export(folder, kind, output, species, occasions, submitter):
     if species and species not in (there := sorted({*table["species"]})):
         raise UserError(f"the catalogue has no species {species!r}: one of {', '.join(filter(None, there))}")
     data, name, _ = export_sightings(table, kind, species, occasions, submitter)
-    with atomic(output or Path(name)) as part:
-        part.write_bytes(data)
+    with atomic(output or Path(name)) as temporary:
+        temporary.write_bytes(data)
     summary = describe_export(table, kind, species, occasions, submitter)
     click.echo(f"{os.path.relpath(output or name)}" + (f": {summary}" if summary else ""))
 

@@ -51,8 +51,8 @@ def train(data_dir, target, source, epochs, seed):
     target = (target or project_root() / DETECTOR).absolute()
     dataset = read_dataset(data_dir.absolute())
     model, table = learn_detector(dataset, study_dir("", dataset.root) / "crops", source, epochs, seed)
-    with atomic(target) as part:
-        model.save(part)
+    with atomic(target) as temporary:
+        model.save(temporary)
     click.echo(f"{table.round(3).to_string()}\n{os.path.relpath(target)}; next: happywhale detector apply YOUR_FOLDER")
 
 # %% ../../nbs/lib/cli/detector.ipynb #detector-06
@@ -72,5 +72,5 @@ def apply(data_dir, path):
 
     dataset = read_dataset(data_dir.absolute())
     count = write_own_boxes(dataset, read_detector(path), study_dir("", dataset.root) / "crops")
-    where = f" in {dataset.root / 'boxes' / 'own.csv'}" if count else ": all had boxes"
-    click.echo(f"{count} photographs boxed{where}")
+    note = f" in {dataset.root / 'boxes' / 'own.csv'}" if count else ": all had boxes"
+    click.echo(f"{count} photographs boxed{note}")

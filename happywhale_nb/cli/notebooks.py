@@ -35,8 +35,8 @@ def copy_notebooks(folder: str | Path, force: bool = False) -> dict[str, list[Pa
         else:
             state = "written"
         if state in ("written", "replaced"):
-            with atomic(target) as part:
-                part.write_bytes(content)
+            with atomic(target) as temporary:
+                temporary.write_bytes(content)
         done[state].append(target)
     return done
 
@@ -55,6 +55,6 @@ def notebooks(folder: Path, force: bool) -> None:
         click.echo(f"{path} differed and was written over")
     for path in done["kept"]:
         click.echo(f"{path} differs and was left as it is; --force writes over it", err=True)
-    made = len(done["written"]) + len(done["replaced"])
-    click.echo(f"{folder}: {made} notebooks written, {len(done['same'])} were there already")
+    count = len(done["written"]) + len(done["replaced"])
+    click.echo(f"{folder}: {count} notebooks written, {len(done['same'])} were there already")
     click.echo(f"next: cd {folder}, then jupyter lab; data and outputs of the notebooks are in {folder}, too")

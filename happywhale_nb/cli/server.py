@@ -15,17 +15,33 @@ from .catalogue import open_catalogue
 from .options import PATH
 from ..core.paths import project_root
 
+# %% ../../nbs/lib/cli/server.ipynb #server-41
+def _server_options(host, names, tokens, rate):
+    """Options of a server: with `tokens` None it asks for tokens unless it listens at the loopback interface."""
+    from happywhale_nb.server import run as serving
+
+    asks = not serving.loopback(host) if tokens is None else tokens
+    rates = serving.Options().rates | {"question": rate} if rate else {}
+    return serving.Options(asks, (host, *names), rates=rates)
+
+
+def _server_address(host, names, port):
+    """The address that a browser opens."""
+    from happywhale_nb.server import run as serving
+
+    return f"http://{'localhost' if serving.loopback(host) else (names or (host,))[0]}:{port}"
+
 # %% ../../nbs/lib/cli/server.ipynb #server-05
 @click.command()
 @click.argument("folder", required=False, type=PATH)
-@click.option("--demo", "drawn", is_flag=True, help="A season of drawn photographs and a small network: to look at it.")
+@click.option("--demo", is_flag=True, help="A season of drawn photographs and a small network: to look at it.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0: all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--name", "names", multiple=True, help="The name by which others reach this server; may be repeated.")
 @click.option("--tokens/--no-tokens", default=None, help="Whether to ask for tokens [yes, but on the loopback].")
 @click.option("--rate", default=600, show_default=True, help="Questions a minute from one caller; 0: no limits.")
 @click.option("--browser/--no-browser", default=True, help="Whether to open the page.")
-def serve(folder, drawn, host, port, names, tokens, rate, browser):
+def serve(folder, demo, host, port, names, tokens, rate, browser):
     """Serve a catalogue: its page, its interface (/docs), and POST /match for the Photo ID App.
 
     \b
@@ -37,18 +53,15 @@ def serve(folder, drawn, host, port, names, tokens, rate, browser):
     from happywhale_nb.server import run as serving
 
     began, embedder = time.perf_counter(), None
-    if drawn:
+    if demo:
         opened, embedder = demo_catalogue(folder or project_root() / "outputs" / "demo-season")
     else:
         opened = open_catalogue(folder)
-    asks = not serving.loopback(host) if tokens is None else tokens
-    rates = serving.Options().rates if rate else {}
-    options = serving.Options(asks, (host, *names), rates=rates | ({"question": rate} if rate else {}))
-    address = f"http://{'localhost' if serving.loopback(host) else (names or (host,))[0]}:{port}"
+    address = _server_address(host, names, port)
 
     def ready():
         click.echo(f"{opened.name}: {address} ({time.perf_counter() - began:.1f} s; Ctrl-C stops it)")
         if browser:
             webbrowser.open(address)
 
-    serving.serve(opened, host, port, options, embedder, ready)
+    serving.serve(opened, host, port, _server_options(host, names, tokens, rate), embedder, ready)

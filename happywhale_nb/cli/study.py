@@ -60,8 +60,8 @@ def _show_plan(folder, jobs, states):
     for job, state in zip(jobs, states, strict=True):
         word, reason = ("done", "") if state == "done" else ("run", state)
         click.echo(f"{word:<5} {job.title:<50} {reason}".rstrip())
-    with atomic(folder / "plan.svg") as part:
-        draw_plan(jobs, states).savefig(part, format="svg")
+    with atomic(folder / "plan.svg") as temporary:
+        draw_plan(jobs, states).savefig(temporary, format="svg")
     waiting = sum(state != "done" for state in states)
     click.echo(f"{waiting} of {len(jobs)} notebooks would be run; a picture: {os.path.relpath(folder / 'plan.svg')}")
 
@@ -72,6 +72,13 @@ def _read_content(study, parameters):
     if parameters.get("data_dir"):
         parameters["data_dir"] = str(Path(parameters["data_dir"]).absolute())
     return override(read_study(study), parameters) if study else study_of_one(parameters)
+
+# %% ../../nbs/lib/cli/study.ipynb #study-41
+def _head(jobs, began):
+    """The first line that tells what a run did; began: its start, seconds since 1970."""
+    if any(job.done_file.stat().st_mtime >= began for job in jobs):
+        return f"Made in {(time.time() - began) / 60:.1f} minutes:"
+    return f"Nothing to do, all {len(jobs)} notebooks are up to date:"
 
 # %% ../../nbs/lib/cli/study.ipynb #study-10
 @click.command()
@@ -111,10 +118,7 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
         click.echo(line, err=True)
     if unfinished:
         ctx.exit(1)
-    head = f"Nothing to do, all {len(jobs)} notebooks are up to date:"
-    if any(job.done_file.stat().st_mtime >= began for job in jobs):
-        head = f"Made in {(time.time() - began) / 60:.1f} minutes:"
-    click.echo("\n".join(closing_lines(folder, head)))
+    click.echo("\n".join(closing_lines(folder, _head(jobs, began))))
 
 # %% ../../nbs/lib/cli/study.ipynb #study-12
 @click.command()

@@ -71,9 +71,9 @@ _ROBUSTNESS = {
 }
 
 # %% ../../nbs/lib/core/renamed.ipynb #renamed-08a
-def _below(place, keys):
+def _below(prefix, keys):
     """The table `keys` of a record that is part of a larger one."""
-    return {f"{place}.{path}" if path else place: names for path, names in keys.items()}
+    return {f"{prefix}.{path}" if path else prefix: names for path, names in keys.items()}
 
 
 _REPORT = {

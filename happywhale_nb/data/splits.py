@@ -344,8 +344,8 @@ def dataset_folds(
     Raises:
         UserError: If `folds.csv` is incomplete, or as `make_folds`.
     """
-    given = dataset.root / "folds.csv"
-    if given.is_file() and not split:
-        return _given_folds(given, dataset.train)
+    own_folds = dataset.root / "folds.csv"
+    if own_folds.is_file() and not split:
+        return _given_folds(own_folds, dataset.train)
     pairs = among_train(find_near_duplicates(dataset, folder)) if split == "similar" else None
     return make_folds(dataset.train, k, seed, split or "stratified", pairs)

@@ -335,11 +335,11 @@ def weight_intervals(
     """
     samples = _bootstrap_counts(individuals, draws, seed)
     fits = [search_weights(margins, min_gain, shrink=shrink, sample_weight=sample) for sample in samples]
-    drawn = np.stack([fit.weights for fit in fits])
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    sampled = np.stack([fit.weights for fit in fits])
+    low, high = np.quantile(sampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     weights = search_weights(margins, min_gain, shrink=shrink).weights
     models = pd.Index(margins.rivals.columns, name="model")
-    return pd.DataFrame({"weight": weights, "low": low, "high": high, "positive": (drawn > 0).mean(axis=0)}, models)
+    return pd.DataFrame({"weight": weights, "low": low, "high": high, "positive": (sampled > 0).mean(axis=0)}, models)
 
 # %% ../../nbs/lib/ensemble/weights.ipynb #weights-24
 def _bootstrap_counts(individuals, draws, seed):

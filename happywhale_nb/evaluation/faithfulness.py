@@ -379,14 +379,14 @@ def pointing_metrics(maps: np.ndarray, boxes: np.ndarray, individual_ids: Sequen
         centre_mass, the mean mass of `centre_maps`; and what the map's mass gains, on_area and on_centre, each with
         its interval as of `metrics.mean_gain`.
     """
-    found = pointing(maps, boxes)
-    full = np.isfinite(found["mass"])
+    shares = pointing(maps, boxes)
+    full = np.isfinite(shares["mass"])
     centre_mass = pointing(centre_maps(len(maps), np.shape(maps)[1]), boxes)["mass"]
     ids = np.asarray(individual_ids)[full]
     return {
         "photos": int(full.sum()),
-        **{name: float(values[full].mean()) for name, values in found.items()},
+        **{name: float(values[full].mean()) for name, values in shares.items()},
         "centre_mass": float(centre_mass[full].mean()),
-        "on_area": mean_gain((found["mass"] - found["area"])[full], ids),
-        "on_centre": mean_gain((found["mass"] - centre_mass)[full], ids),
+        "on_area": mean_gain((shares["mass"] - shares["area"])[full], ids),
+        "on_centre": mean_gain((shares["mass"] - centre_mass)[full], ids),
     }

@@ -130,9 +130,9 @@ def load_crop(
         UserError: if the file cannot be decoded completely; the message names it.
     """
     pixels, width, region = _decode(path, size, box, frame, margin, keep_aspect)
-    part = _cut_out(pixels, region, pixels.shape[1] / width)
+    pixels = _cut_out(pixels, region, pixels.shape[1] / width)
     with single_opencv_thread():
-        return _resize_to_square(_pad_to_square(part) if keep_aspect else part, size)
+        return _resize_to_square(_pad_to_square(pixels) if keep_aspect else pixels, size)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-15
 def crop_aspect(

@@ -190,8 +190,8 @@ def _with_weights(build, weights):
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-14
 def _regions(size, window, shift):
     """Numbers of the regions of one axis whose places may attend to each other after a shift: `[size]`."""
-    place = np.arange(size)
-    return np.where(place < size - window, 0, np.where(place < size - shift, 1, 2))
+    positions = np.arange(size)
+    return np.where(positions < size - window, 0, np.where(positions < size - shift, 1, 2))
 
 
 def _cut_windows(maps, window, xp):
@@ -220,6 +220,13 @@ def _hidden(height, width, window, shift):
     y, x = (_regions(size, window, shift) for size in (height, width))
     region = _cut_windows((3 * y[:, None] + x)[None, :, :, None], window, np)[..., 0]
     return np.where(region[:, :, None] == region[:, None, :], 0.0, -100.0).astype("float32")
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-51
+def _heads_first(mixed, heads):
+    """Queries, keys and values, each `[b · windows, heads, window², c / heads]`, of `[b · windows, window², 3c]`."""
+    places, width = mixed.shape[1:]
+    split = ops.reshape(mixed, (-1, places, 3, heads, width // (3 * heads)))
+    return ops.unstack(ops.transpose(split, (2, 0, 3, 1, 4)), 3)
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-38
 def _scores(layer, query, key):
@@ -265,12 +272,11 @@ class WindowAttention(layers.Layer):
 
     def call(self, maps):
         """Attend within the windows."""
-        k, h, c = self.window, self.heads, self.dim
+        k = self.window
         rolled = ops.roll(maps, (-self.shift, -self.shift), axis=(1, 2)) if self.shift else maps
-        parts = ops.reshape(self.mix(_cut_windows(rolled, k, ops)), (-1, k * k, 3, h, c // h))
-        query, key, value = ops.unstack(ops.transpose(parts, (2, 0, 3, 1, 4)), 3)
+        query, key, value = _heads_first(self.mix(_cut_windows(rolled, k, ops)), self.heads)
         mixed = ops.transpose(ops.matmul(ops.softmax(_scores(self, query, key)), value), (0, 2, 1, 3))
-        mixed = self.out(ops.reshape(mixed, (-1, k * k, c)))
+        mixed = self.out(ops.reshape(mixed, (-1, k * k, self.dim)))
         mixed = _join_windows(mixed, self.height, self.width, k)
         return ops.roll(mixed, (self.shift, self.shift), axis=(1, 2)) if self.shift else mixed
 

@@ -91,31 +91,31 @@ def draw_crops(
     return batch
 
 # %% ../../nbs/lib/networks/batches.ipynb #batches-10
-def _flip(images, drawn, step):
+def _flip(images, planned, step):
     """Mirror the images whose draw is above 0, side to side."""
-    return ops.where(drawn[:, :, None, None] > 0, ops.flip(images, axis=2), images)
+    return ops.where(planned[:, :, None, None] > 0, ops.flip(images, axis=2), images)
 
 
-def _geometry(images, drawn, step):
+def _geometry(images, planned, step):
     """Move, turn and scale images by affine maps `[n, 6]`."""
     side = images.shape[1]
-    linear, shift = ops.reshape(drawn, (-1, 2, 3))[:, :, :2], ops.reshape(drawn, (-1, 2, 3))[:, :, 2] * side
+    linear, shift = ops.reshape(planned, (-1, 2, 3))[:, :, :2], ops.reshape(planned, (-1, 2, 3))[:, :, 2] * side
     shift = shift + (side - 1) / 2 * (1 - ops.sum(linear, axis=2))
     rows = ops.reshape(ops.concatenate([linear, shift[:, :, None]], axis=2), (-1, 6))
     transform = ops.concatenate([rows, ops.zeros_like(rows[:, :2])], axis=1)
     return ops.image.affine_transform(images, transform, interpolation="bilinear", fill_mode="reflect")
 
 
-def _colour(images, drawn, step):
+def _colour(images, planned, step):
     """Map the colours of images: a matrix each for the pixel and for the mean colour, and an offset."""
-    a, b = ops.reshape(drawn[:, :9], (-1, 3, 3)), ops.reshape(drawn[:, 9:18], (-1, 3, 3))
-    offset = ops.einsum("nij,nj->ni", b, ops.mean(images, axis=(1, 2))) + drawn[:, 18:]
+    a, b = ops.reshape(planned[:, :9], (-1, 3, 3)), ops.reshape(planned[:, 9:18], (-1, 3, 3))
+    offset = ops.einsum("nij,nj->ni", b, ops.mean(images, axis=(1, 2))) + planned[:, 18:]
     return ops.einsum("nij,nyxj->nyxi", a, images) + offset[:, None, None]
 
 # %% ../../nbs/lib/networks/batches.ipynb #batches-25
-def _paint(images, drawn, step):
+def _paint(images, planned, step):
     """Apply a step's own function to the images whose first draw is above 0."""
-    return ops.where(drawn[:, :1, None, None] > 0, step.paint(ops, images, drawn[:, 1:]), images)
+    return ops.where(planned[:, :1, None, None] > 0, step.paint(ops, images, planned[:, 1:]), images)
 
 
 OPERATIONS = {"flip": _flip, "geometry": _geometry, "colour": _colour, "paint": _paint}  # by the kind of a section
@@ -137,10 +137,10 @@ class Augmenter(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         """Augment images `[n, s, s, 3]` in 0 … 255 by `plan(recipe, n, seed)`, if `training`; float32."""
-        images, drawn = ops.cast(inputs[0], "float32"), inputs[1]
+        images, planned = ops.cast(inputs[0], "float32"), inputs[1]
         if training:
             for kind, steps, columns in recipe_passes(self.recipe):
-                images = ops.clip(OPERATIONS[kind](images, drawn[:, columns], steps[0]), 0.0, 255.0)
+                images = ops.clip(OPERATIONS[kind](images, planned[:, columns], steps[0]), 0.0, 255.0)
         return images
 
     def compute_output_shape(self, input_shape):
@@ -163,9 +163,9 @@ def augmented(network: keras.Model, recipe: tuple) -> keras.Model:
         Model of the same inputs and of `"plan"`, with the same outputs and weights.
     """
     inputs = dict(network.input)
-    drawn = keras.Input(plan(recipe, 1, 0).shape[1:], name="plan")
-    pixels = Augmenter(recipe, name="augmenter")([inputs["pixels"], drawn])
-    return keras.Model(inputs | {"plan": drawn}, network(inputs | {"pixels": pixels}))
+    planned = keras.Input(plan(recipe, 1, 0).shape[1:], name="plan")
+    pixels = Augmenter(recipe, name="augmenter")([inputs["pixels"], planned])
+    return keras.Model(inputs | {"plan": planned}, network(inputs | {"pixels": pixels}))
 
 # %% ../../nbs/lib/networks/batches.ipynb #batches-15
 @dataclass(frozen=True)
@@ -221,12 +221,12 @@ def _read_batch(reader, batch, number):
     if reader.targets.twins:
         mirrored = (np.random.default_rng([reader.seed, number, 31]).random(len(batch)) < 0.5).astype(int)
         images = np.where(portion(mirrored, reader.process)[:, None, None, None] > 0, images[:, ::-1], images)
-    drawn = portion(plan(reader.recipe, len(batch), [reader.seed, number, 7]), reader.process)
+    planned = portion(plan(reader.recipe, len(batch), [reader.seed, number, 7]), reader.process)
     if not reader.inside:
-        images, drawn = augment(images, reader.recipe, planned=drawn), drawn[:, :0]
+        images, planned = augment(images, reader.recipe, planned=planned), planned[:, :0]
     targets = reader.targets.batch(batch, mirrored, int(number))
     targets = {name: portion(values, reader.process) for name, values in targets.items()}
-    arrays = {"pixels": images, "plan": drawn, "species": np.empty((0, 2), np.float32), **targets}
+    arrays = {"pixels": images, "plan": planned, "species": np.empty((0, 2), np.float32), **targets}
     return [arrays[name] for name in reader.arrays()]
 
 # %% ../../nbs/lib/networks/batches.ipynb #batches-17

@@ -133,8 +133,8 @@ def _own_sources(table, person, detected, stand_in):
         table.loc[table["image"].isin(detected) & (table["source"] == stand_in), "source"] = DETECTOR
     if not len(person):
         return table
-    drawn = person.drop_duplicates("image", keep="last").set_index("image").reindex(table["image"]).reset_index()
-    return drawn[table.columns].where(drawn["source"].notna(), table)
+    own = person.drop_duplicates("image", keep="last").set_index("image").reindex(table["image"]).reset_index()
+    return own[table.columns].where(own["source"].notna(), table)
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-15
 def boxes_and_frames(table: pd.DataFrame) -> list[tuple[list[float] | None, list[float] | None]]:
@@ -147,8 +147,8 @@ def boxes_and_frames(table: pd.DataFrame) -> list[tuple[list[float] | None, list
         For each row `(box, frame)` in plain numbers, each None where unknown: x0, y0, x1, y1, and width and height of
         the photo in which the box was measured.
     """
-    places = np.round(table[[*BOX, "W", "H"]].to_numpy(dtype=float), 1)
-    return [(_numbers(place[:4]), _numbers(place[4:])) for place in places]
+    regions = np.round(table[[*BOX, "W", "H"]].to_numpy(dtype=float), 1)
+    return [(_numbers(region[:4]), _numbers(region[4:])) for region in regions]
 
 
 def _numbers(values):

@@ -23,7 +23,7 @@ from ..imaging.augmentation import RECIPES, Flip
 from ..imaging.crops import Crops
 from .backbones import backbone_layers, copy_weights, feature_maps
 from .devices import compiled
-from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5
+from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5, unit_parts
 from .presets import Preset
 from .schedules import RATE_PER_PHOTO, TwoRateAdamW, WarmupCosine, WarmupExponential
 from ..retrieval.embeddings import ClassCentres
@@ -318,6 +318,7 @@ def class_centres(model: keras.Model, individuals: np.ndarray) -> ClassCentres:
         The centres under these ids; with k centres a class each id occurs k times.
     """
     layer, dim = model.get_layer("cosines"), model.get_layer("embedding").output.shape[-1]
-    vectors = ops.convert_to_numpy(layer.unit(layer.table[: len(individuals)], dim)).reshape(-1, dim)
+    parts = unit_parts(layer.table[: len(individuals)], layer.parts, dim)
+    vectors = ops.convert_to_numpy(parts).reshape(-1, dim)
     individual_ids = np.repeat(individuals, len(vectors) // len(individuals))
     return ClassCentres(individual_ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

@@ -18,7 +18,7 @@ from ..core.errors import UserError, lookup
 from ..imaging.augmentation import RECIPES
 from ..imaging.crops import Crops
 from .batches import augmented, epoch_orders, training_batches
-from .callbacks import Checkpoint, ProgressBar, TrainingCallback, TrainingState
+from .callbacks import Checkpoint, DropoutSeeds, ProgressBar, TrainingCallback, TrainingState
 from happywhale_nb.networks.devices import (
     accelerated,
     assert_same,
@@ -178,12 +178,13 @@ def _compiled(network, config, data, inside):
 
 def _fit_resumably(trainer, config, data, state, callbacks, options, inside):
     """Train the epochs that are left, finish the callbacks and return the history."""
-    checkpoint = Checkpoint(state, data.seed, options.save_every if is_main() else np.inf)
+    checkpoint = Checkpoint(state, options.save_every if is_main() else np.inf)
     checkpoint.history = state.load(trainer)
     done = len(checkpoint.history)
     assert_same("how many epochs are behind them: is the folder of outputs one for all?", done)
     if done < config.epochs and not any(callback.should_stop(checkpoint.history) for callback in callbacks):
-        _fit_epochs(trainer, config, data, [*callbacks, checkpoint], done, inside)
+        inner = [*callbacks, DropoutSeeds(data.seed), checkpoint]
+        _fit_epochs(trainer, config, data, inner, done, inside)
     for callback in callbacks:
         callback.finish()
     return checkpoint.history

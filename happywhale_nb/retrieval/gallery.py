@@ -294,10 +294,10 @@ class Gallery(RankMixin, _ScoredRows):
         Raises:
             UserError: for masks of another length.
         """
-        part = copy.copy(self)
-        part._codes = self.codes_.copy()
-        part._mask = self._masked(allowed, left_out)
-        return part
+        restricted = copy.copy(self)
+        restricted._codes = self.codes_.copy()
+        restricted._mask = self._masked(allowed, left_out)
+        return restricted
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #answering-10
 def _nearest_open(queries, vectors, is_open, k):

@@ -155,9 +155,9 @@ def _set_rankings(vectors, codes, encounters, groups):
     for excluded in (encounters, codes):
         ids, scores = np.full((len(groups), DEPTH), -1), np.full((len(groups), DEPTH), -np.inf)
         for i, group in enumerate(groups):
-            part = gallery.under(None, excluded == excluded[group[0]])
-            if part.open_.any():
-                _, (names,), (scores[i],), _ = rank_sets(part, vectors[group], np.zeros(len(group)), DEPTH)
+            others = gallery.under(None, excluded == excluded[group[0]])
+            if others.open_.any():
+                _, (names,), (scores[i],), _ = rank_sets(others, vectors[group], np.zeros(len(group)), DEPTH)
                 ids[i] = [int(name) if name else -1 for name in names]
         rankings.append((ids, scores))
     return rankings
@@ -306,12 +306,12 @@ def _seen_once(codes, encounters):
 def _judge(rankings, prior, rng, parts=5):
     """Metrics of the natural rows, each part of the individuals judged by what was learnt from the others."""
     individuals, index = np.unique(rankings.individuals, return_inverse=True)
-    part = (rng.permutation(len(individuals)) % min(parts, max(len(individuals), 1)))[index]
+    part_numbers = (rng.permutation(len(individuals)) % min(parts, max(len(individuals), 1)))[index]
     judged = []
-    for number in range(part.max(initial=-1) + 1 if len(individuals) > 1 else 0):
-        own = rankings.natural & (part == number)
+    for number in range(part_numbers.max(initial=-1) + 1 if len(individuals) > 1 else 0):
+        own = rankings.natural & (part_numbers == number)
         if own.any():
-            judged.append(_judged(rankings[own], _learn(rankings[part != number], prior)))
+            judged.append(_judged(rankings[own], _learn(rankings[part_numbers != number], prior)))
     if not judged:
         return {}
     confidence, top1, covered, precision = np.concatenate(judged).T
@@ -391,12 +391,15 @@ def identify_individual(
     Raises:
         UserError: for vectors that cannot be compared, none at all, k below 1, and masks of another length.
     """
-    vectors, part = unit_rows(vectors, "photograph", width=gallery.n_features_in_), gallery.under(allowed, left_out)
+    vectors = unit_rows(vectors, "photograph", width=gallery.n_features_in_)
+    gallery = gallery.under(allowed, left_out)
     if not len(vectors) or k < 1:
         raise UserError(f"{len(vectors)} photographs asked for {k} names: give at least one, ask for at least one")
     calibration = calibration.for_images(len(vectors))
-    n_individuals = np.count_nonzero(np.bincount(part.codes_[part.open_]))
-    return _identified(part, calibration, vectors, k, n_individuals) if n_individuals else _certainly_new(calibration)
+    n_individuals = np.count_nonzero(np.bincount(gallery.codes_[gallery.open_]))
+    if not n_individuals:
+        return _certainly_new(calibration)
+    return _identified(gallery, calibration, vectors, k, n_individuals)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-23a
 def _certainly_new(calibration):

@@ -288,10 +288,10 @@ def cross_probabilities(evidence: Evidence, truth: Sequence[str], parts: int = 2
     names, codes = np.unique(np.asarray(truth, dtype=str), return_inverse=True)
     if len(names) < parts:
         raise UserError(f"queries of {len(names)} animals cannot be cut into {parts} parts")
-    part = np.random.default_rng(seed).permutation(np.arange(len(names)) % parts)[codes]
+    part_numbers = np.random.default_rng(seed).permutation(np.arange(len(names)) % parts)[codes]
     result = np.empty(evidence.ids.shape)
     for number in range(parts):
-        own = part == number
+        own = part_numbers == number
         fusion = Fusion().fit(_rows(evidence, ~own), np.asarray(truth)[~own])
         result[own] = fusion.probabilities(_rows(evidence, own))
     return result

@@ -87,8 +87,8 @@ class _StoredPoints(_Collection):
     def _existing(self, ids, step=1000):
         if not self.width:
             return set()
-        parts = [[point_id(i) for i in ids[start : start + step]] for start in range(0, len(ids), step)]
-        return {p.payload["id"] for part in parts for p in self.client.retrieve(self.collection, part)}
+        batches = [[point_id(i) for i in ids[start : start + step]] for start in range(0, len(ids), step)]
+        return {point.payload["id"] for batch in batches for point in self.client.retrieve(self.collection, batch)}
 
     def _upsert(self, gallery, payload, step=256):
         if not self.width and len(gallery):

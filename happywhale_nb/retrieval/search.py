@@ -193,29 +193,29 @@ def nearest(
         return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
     factor = 1 if vectors.dtype == np.float32 else 8  # a float16 block is converted each time
     height, width = max(1, min(factor * block[0], limit // (64 * k))), min(max(1, block[1] // factor), len(vectors))
-    parts = [queries[start : start + height] for start in range(0, len(queries), height)]
-    results = _in_parallel(parts, lambda part, buffer: _in_halves(part, vectors, k, width, buffer, limit), width)
+    batches = [queries[start : start + height] for start in range(0, len(queries), height)]
+    results = _in_parallel(batches, lambda batch, buffer: _in_halves(batch, vectors, k, width, buffer, limit), width)
     return tuple(np.concatenate(column) for column in zip(*results, strict=True))
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-13a
-def _in_parallel(parts, search, width):
-    """`search(part, buffer)` for each of `parts`, by up to four threads that share the cores."""
+def _in_parallel(batches, search, width):
+    """`search(batch, buffer)` for each of `batches`, by up to four threads that share the cores."""
     cores = os.cpu_count() or 1
-    workers, buffers = min(4, cores, len(parts)), queue.SimpleQueue()
+    workers, buffers = min(4, cores, len(batches)), queue.SimpleQueue()
     for _ in range(workers):
-        buffers.put(np.empty(len(parts[0]) * (width + 31), np.float32))
+        buffers.put(np.empty(len(batches[0]) * (width + 31), np.float32))
 
-    def with_buffer(part):
+    def with_buffer(batch):
         buffer = buffers.get()
         try:
-            return search(part, buffer)
+            return search(batch, buffer)
         finally:
             buffers.put(buffer)
 
     if workers == 1:
-        return [with_buffer(part) for part in parts]
+        return [with_buffer(batch) for batch in batches]
     with threadpool_limits(cores // workers, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(with_buffer, parts))
+        return list(pool.map(with_buffer, batches))
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-14
 def _in_halves(queries, vectors, k, width, buffer, limit):

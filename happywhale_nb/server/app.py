@@ -149,9 +149,9 @@ def _lifespan(state, load):
     @asynccontextmanager
     async def lifespan(app):
         if load is not None:
-            Thread(target=state.open, args=(load,), daemon=True).start()
+            Thread(target=state.network.open, args=(load,), daemon=True).start()
         yield
-        if state.embedder is not None:
-            state.embedder.close()
+        if state.network.embedder is not None:
+            state.network.embedder.close()
 
     return lifespan

@@ -233,11 +233,11 @@ def score_blend(
 # %% ../../nbs/07_blending.ipynb #07-blending-44
 def _mean_out_of_fold(folder, models, folds):
     """`(ids, scores, truth)` of all folds' queries, scores averaged over the models."""
-    file, parts = "oof_scores.parquet", []
+    file, of_folds = "oof_scores.parquet", []
     for k, queries in fold_queries(folder, models, folds, file).items():
         candidates = [read_scores(folder / model / f"fold{k}" / file, queries["image"]) for model in models]
-        parts.append((*mean_scores(candidates), queries["truth"].to_numpy(dtype=str)))
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+        of_folds.append((*mean_scores(candidates), queries["truth"].to_numpy(dtype=str)))
+    return [np.concatenate(column) for column in zip(*of_folds, strict=True)]
 
 # %% ../../nbs/07_blending.ipynb #07-blending-16a
 from ..ensemble.blending import read_finless

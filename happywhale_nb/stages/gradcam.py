@@ -42,11 +42,11 @@ from .study_split import study_card, study_folds
 from .train import study_crops, training_rows
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-28
-def fold_answers(place: Path, folds: pd.DataFrame, fold: int) -> CalibratedPrediction:
+def fold_answers(folder: Path, folds: pd.DataFrame, fold: int) -> CalibratedPrediction:
     """Read the predictions of `06_knn` for a fold's queries.
 
     Args:
-        place: the fold's folder.
+        folder: the fold's folder.
         folds: table of `study_folds`.
         fold: number of the fold.
 
@@ -56,9 +56,9 @@ def fold_answers(place: Path, folds: pd.DataFrame, fold: int) -> CalibratedPredi
     Raises:
         UserError: if `06_knn` has not been run, or its files have other photos.
     """
-    if missing := [name for name in ("oof.csv", "oof_lists.csv") if not (place / name).is_file()]:
-        raise UserError(f"{place / missing[0]} is missing: run 06_knn for this model first")
-    return read_fold(place, folds, fold)
+    if missing := [name for name in ("oof.csv", "oof_lists.csv") if not (folder / name).is_file()]:
+        raise UserError(f"{folder / missing[0]} is missing: run 06_knn for this model first")
+    return read_fold(folder, folds, fold)
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-45
 def matched_photos(vectors: np.ndarray, folds: pd.DataFrame, fold: int, prediction: CalibratedPrediction) -> np.ndarray:

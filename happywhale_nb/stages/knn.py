@@ -246,8 +246,8 @@ def _fuse_fold(i, evidence, queries, n_answers):
 
 
 def _fit_fusion(evidence, queries):
-    width = min(part.ids.shape[1] for part in evidence)  # candidates that all folds have
-    columns = [np.concatenate([getattr(part, name)[:, :width] for part in evidence]) for name in EVIDENCE_FIELDS]
+    width = min(of_fold.ids.shape[1] for of_fold in evidence)  # candidates that all folds have
+    columns = [np.concatenate([getattr(of_fold, name)[:, :width] for of_fold in evidence]) for name in EVIDENCE_FIELDS]
     return Fusion().fit(Evidence(*columns), *joined(queries, "truth"))
 
 # %% ../../nbs/06_knn.ipynb #06-knn-27q

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SIGMAS', 'BRIGHTNESS', 'Change', 'LONGEST', 'grid_change', 'all_changes', 'PhotoToDegrade', 'DegradedCrops',
-           'photo_reader', 'degraded_views', 'trained_folds', 'sample_queries', 'fold_scores', 'degradation_costs',
-           'robustness_stage', 'result_path', 'plot_grid', 'plot_losses', 'loss_table']
+           'photo_reader', 'trained_folds', 'sample_queries', 'DegradedQueries', 'degraded_views', 'fold_scores',
+           'degradation_costs', 'change_costs', 'robustness_stage', 'result_path', 'plot_grid', 'plot_losses',
+           'loss_table']
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-02
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +77,7 @@ class PhotoToDegrade(NamedTuple):
     centre: tuple[float, float] | None  # point (x, y) about which a tilt turns; None: the middle
     cut: Callable[[np.ndarray], np.ndarray]  # makes the crop of degraded pixels
 
-
+# %% ../../nbs/05_robustness.ipynb #05-robustness-09a
 class DegradedCrops:
     """Photos under every change, as an array `[photos · changes, size, size, 3]` uint8 that is computed when read.
 
@@ -149,52 +151,6 @@ def _crop_pixels(pixels, box, frame, config):
     coded = cv2.imencode(".bmp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]
     return load_crop(io.BytesIO(coded), config.image_size, box, frame, config.crop_margin, config.keep_aspect)
 
-# %% ../../nbs/05_robustness.ipynb #05-robustness-15
-def degraded_views(
-    dataset: Dataset,
-    images: Sequence[str],
-    used: Mapping,
-    folder: Path,
-    changes: Sequence[Change],
-    seed: int = 0,
-    degrade_before_crop: bool = False,
-) -> list[tuple[float, DegradedCrops]]:
-    """Prepare training photos under every change for `model.embed_views`, cropped like the gallery.
-
-    Args:
-        dataset: the data.
-        images: file names of training photos.
-        used: the parameters in a fold's `config.json`.
-        folder: the study's; its `crops` are read.
-        changes: of `all_changes`.
-        seed: of the random degradations, with the file name.
-        degrade_before_crop: degrade the photo before it is cropped, instead of the crop.
-
-    Returns:
-        Pairs of a share and crops, one for each view that an embedding averages.
-    """
-    config, boxes = used_preset(used), read_boxes(dataset.root)
-    views = used.get("tta_sources", "")
-    mix = CropMix.parse(views or used["crops"], boxes["source"], config.min_confidence)
-    tables = mix.variants(images, boxes) if views else [(1.0, mix.prefer(images, boxes))]
-    paths = [dataset.train_images / name for name in images]
-    seeds = [[seed, zlib.crc32(name.encode())] for name in images]
-    make_reader = photo_reader if degrade_before_crop else _crop_reader(folder / "crops")
-    return [
-        (share, DegradedCrops(make_reader(paths, chosen, config), seeds, changes, config.image_size))
-        for share, chosen in tables
-    ]
-
-
-def _crop_reader(folder):
-    """A function like `photo_reader`, for crops (kept in `folder`) that are degraded themselves."""
-
-    def make_reader(paths, chosen, config):
-        crops = load_crops(paths, chosen, config.image_size, folder, config.crop_margin, config.keep_aspect)
-        return lambda i: PhotoToDegrade(crops[i], None, lambda pixels: pixels)
-
-    return make_reader
-
 # %% ../../nbs/05_robustness.ipynb #05-robustness-17
 def trained_folds(folder: Path, model: str, folds: pd.DataFrame, fold: int) -> list[int]:
     """List the folds to measure.
@@ -253,42 +209,97 @@ def sample_queries(folds: pd.DataFrame, numbers: Sequence[int], photos: int = 50
     sample = np.random.default_rng(seed).permutation(np.flatnonzero(known))[:photos]
     return folds.iloc[np.sort(sample)]
 
+# %% ../../nbs/05_robustness.ipynb #05-robustness-19a
+@dataclass(frozen=True, eq=False)
+class DegradedQueries:
+    """Which photos are scored, and how they are degraded.
+
+    Attributes:
+        dataset: the data.
+        folder: the study's.
+        folds: table of `study_folds`.
+        fold_dirs: folder of each fold that takes part, with its model and embeddings, by the fold's number.
+        rows: the photos, rows of `sample_queries`.
+        seed: of the random degradations.
+        degrade_before_crop: degrade the photo before it is cropped, instead of the crop.
+        changes: the degradations, as of `all_changes`; the first is none.
+    """
+
+    dataset: Dataset
+    folder: Path
+    folds: pd.DataFrame
+    fold_dirs: Mapping[int, Path]
+    rows: pd.DataFrame
+    seed: int = 0
+    degrade_before_crop: bool = False
+    changes: Sequence[Change] = field(default_factory=all_changes)
+
+    def stamp(self) -> str:
+        """Fingerprint all that the scores depend on.
+
+        Returns:
+            The fingerprint.
+        """
+        inputs = (self.rows["image"].tolist(), self.changes, self.seed, self.degrade_before_crop)
+        embeddings = [folder / "embeddings.parquet" for folder in self.fold_dirs.values()]
+        return fingerprint(*inputs, self.dataset.fingerprint, files=embeddings)
+
+# %% ../../nbs/05_robustness.ipynb #05-robustness-15a
+def _crop_reader(folder):
+    """A function like `photo_reader`, for crops (kept in `folder`) that are degraded themselves."""
+
+    def make_reader(paths, chosen, config):
+        crops = load_crops(paths, chosen, config.image_size, folder, config.crop_margin, config.keep_aspect)
+        return lambda i: PhotoToDegrade(crops[i], None, lambda pixels: pixels)
+
+    return make_reader
+
+# %% ../../nbs/05_robustness.ipynb #05-robustness-15
+def degraded_views(
+    queries: DegradedQueries, images: Sequence[str], used: Mapping
+) -> list[tuple[float, DegradedCrops]]:
+    """Prepare training photos under every change for `model.embed_views`, cropped like the gallery.
+
+    Args:
+        queries: how they are degraded; crops are read from the study's `crops`.
+        images: file names of training photos.
+        used: the parameters in a fold's `config.json`.
+
+    Returns:
+        Pairs of a share and crops, one for each view that an embedding averages.
+    """
+    config, boxes = used_preset(used), read_boxes(queries.dataset.root)
+    views = used.get("tta_sources", "")
+    mix = CropMix.parse(views or used["crops"], boxes["source"], config.min_confidence)
+    tables = mix.variants(images, boxes) if views else [(1.0, mix.prefer(images, boxes))]
+    paths = [queries.dataset.train_images / name for name in images]
+    seeds = [[queries.seed, zlib.crc32(name.encode())] for name in images]
+    make_reader = photo_reader if queries.degrade_before_crop else _crop_reader(queries.folder / "crops")
+    return [
+        (share, DegradedCrops(make_reader(paths, chosen, config), seeds, queries.changes, config.image_size))
+        for share, chosen in tables
+    ]
+
 # %% ../../nbs/05_robustness.ipynb #05-robustness-20
-def fold_scores(
-    place: Path,
-    dataset: Dataset,
-    folds: pd.DataFrame,
-    fold: int,
-    rows: pd.DataFrame,
-    changes: Sequence[Change],
-    folder: Path,
-    seed: int = 0,
-    degrade_before_crop: bool = False,
-) -> np.ndarray:
+def fold_scores(queries: DegradedQueries, fold: int) -> np.ndarray:
     """Score one fold's photos under every change.
 
     Args:
-        place: the fold's folder, with its model and embeddings.
-        dataset: the data.
-        folds: table of `study_folds`.
+        queries: the photos of all folds.
         fold: number of the fold.
-        rows: the photos, rows of `sample_queries`.
-        changes: of `all_changes`.
-        folder: the study's.
-        seed: of the random degradations.
-        degrade_before_crop: degrade the photo before it is cropped, instead of the crop.
 
     Returns:
         Average precision `[photos, changes]` against the gallery, 0 to 1.
     """
-    used = read_record(place / "config.json")["parameters"]
-    known = folds[gallery_and_queries(folds, fold)[0]]
-    embeddings = read_embeddings(place / "embeddings.parquet").of("train", known["image"])
+    folder, rows = queries.fold_dirs[fold], queries.rows[queries.rows["fold"] == fold]
+    used = read_record(folder / "config.json")["parameters"]
+    known = queries.folds[gallery_and_queries(queries.folds, fold)[0]]
+    embeddings = read_embeddings(folder / "embeddings.parquet").of("train", known["image"])
     head = KNNHead().fit(embeddings, known["individual_id"].to_numpy(dtype=str))
-    views = degraded_views(dataset, rows["image"].tolist(), used, folder, changes, seed, degrade_before_crop)
-    vectors = embed_views(load_trained(place), views, **embedding_averages(used_preset(used)))
-    truth = np.repeat(rows["individual_id"].to_numpy(dtype=str), len(changes))
-    return average_precision(truth, head.rank(vectors)[0]).reshape(len(rows), len(changes))
+    views = degraded_views(queries, rows["image"].tolist(), used)
+    vectors = embed_views(load_trained(folder), views, **embedding_averages(used_preset(used)))
+    truth = np.repeat(rows["individual_id"].to_numpy(dtype=str), len(queries.changes))
+    return average_precision(truth, head.rank(vectors)[0]).reshape(len(rows), len(queries.changes))
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-42
 def degradation_costs(scores: np.ndarray, individuals: np.ndarray) -> list[dict[str, float]]:
@@ -309,6 +320,23 @@ def degradation_costs(scores: np.ndarray, individuals: np.ndarray) -> list[dict[
         level = {"map5": column.mean(), "low": low, "high": high}
         costs.append(level | {"loss": lost.mean(), "loss_low": loss_low, "loss_high": loss_high})
     return costs
+
+# %% ../../nbs/05_robustness.ipynb #05-robustness-20a
+def change_costs(queries: DegradedQueries) -> dict[Change, dict[str, float]]:
+    """Score all photos, each with the model of its own fold, and compute what the changes cost.
+
+    Args:
+        queries: the photos.
+
+    Returns:
+        `degradation_costs` by change.
+    """
+    rows = queries.rows
+    scores = np.empty((len(rows), len(queries.changes)))
+    for fold in sorted(set(rows["fold"])):
+        scores[(rows["fold"] == fold).to_numpy()] = fold_scores(queries, fold)
+    costs = degradation_costs(scores, rows["individual_id"].to_numpy(dtype=str))
+    return dict(zip(queries.changes, costs, strict=True))
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-24
 def robustness_stage(
@@ -344,40 +372,30 @@ def robustness_stage(
     """
     require_catalogue(folds)
     numbers = trained_folds(folder, model, folds, fold)
-    rows, changes = sample_queries(folds, numbers, photos, seed), all_changes()
-    places = {k: fold_dir(folder, model, k) for k in numbers}
-    record = result_path(folder, model, fold, degrade_before_crop)
-    embeddings = [place / "embeddings.parquet" for place in places.values()]
-    inputs = (rows["image"].tolist(), changes, seed, degrade_before_crop, dataset.fingerprint)
-    stamp = fingerprint(*inputs, files=embeddings)
+    rows, fold_dirs = sample_queries(folds, numbers, photos, seed), {k: fold_dir(folder, model, k) for k in numbers}
+    queries = DegradedQueries(dataset, folder, folds, fold_dirs, rows, seed, degrade_before_crop)
+    record, stamp = result_path(folder, model, fold, degrade_before_crop), queries.stamp()
     if is_done(record, stamp) and not force:
         return read_record(record)
-    scores = np.empty((len(rows), len(changes)))
-    for k in sorted(set(rows["fold"])):
-        in_fold = (rows["fold"] == k).to_numpy()
-        scores[in_fold] = fold_scores(
-            places[k], dataset, folds, k, rows[in_fold], changes, folder, seed, degrade_before_crop
-        )
-    costs = dict(zip(changes, degradation_costs(scores, rows["individual_id"].to_numpy(dtype=str)), strict=True))
-    protocol = study_card(dataset, folder, folds) | _protocol(rows, places, fold, seed, degrade_before_crop)
-    used = versions("keras", "opencv-python", "numpy")
-    write_json(record, {"protocol": protocol, **_tables(costs), "versions": used, "stamp": stamp})
+    protocol = study_card(dataset, folder, folds) | _protocol(queries, fold)
+    used, tables = versions("keras", "opencv-python", "numpy"), _tables(change_costs(queries))
+    write_json(record, {"protocol": protocol, **tables, "versions": used, "stamp": stamp})
     return read_record(record)
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-43
-def _protocol(rows, places, fold, seed, degrade_before_crop):
-    """What a record says of its queries; places: fold → folder."""
-    sizes = {read_record(place / "config.json")["parameters"]["image_size"] for place in places.values()}
-    sides = ", ".join(map(str, sorted(sizes)))
+def _protocol(queries, fold):
+    """What a record says of its `DegradedQueries`; fold: its parameter of `robustness_stage`."""
+    configs = [read_record(folder / "config.json") for folder in queries.fold_dirs.values()]
+    sides = ", ".join(map(str, sorted({config["parameters"]["image_size"] for config in configs})))
     of_photo = f"of the photograph, at most {LONGEST} on its longer side"
     return {
         "fold": fold,
-        "trained_folds": list(places),
-        "queries": len(rows),
-        "query_individuals": rows["individual_id"].nunique(),
-        "sample_seed": seed,
-        "degrade_before_crop": degrade_before_crop,
-        "pixels": of_photo if degrade_before_crop else f"of the crop, {sides} a side",
+        "trained_folds": list(queries.fold_dirs),
+        "queries": len(queries.rows),
+        "query_individuals": queries.rows["individual_id"].nunique(),
+        "sample_seed": queries.seed,
+        "degrade_before_crop": queries.degrade_before_crop,
+        "pixels": of_photo if queries.degrade_before_crop else f"of the crop, {sides} a side",
     }
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-46
@@ -390,7 +408,7 @@ def _tables(costs):
         degradations[name] = {"unit": d.unit, "none": d.none, "rows": rows}
     return {"grid": grid, "degradations": degradations}
 
-
+# %% ../../nbs/05_robustness.ipynb #05-robustness-46a
 def result_path(folder: Path | str, model: str, fold: int, degrade_before_crop: bool) -> Path:
     """Name the file of `robustness_stage`.
 
@@ -403,8 +421,8 @@ def result_path(folder: Path | str, model: str, fold: int, degrade_before_crop: 
     Returns:
         The path of the JSON file.
     """
-    place = Path(folder) / model if fold == -1 else fold_dir(folder, model, fold)
-    return place / ("robustness_before.json" if degrade_before_crop else "robustness.json")
+    parent = Path(folder) / model if fold == -1 else fold_dir(folder, model, fold)
+    return parent / ("robustness_before.json" if degrade_before_crop else "robustness.json")
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-26
 def _add_title(figure, result, title):

@@ -170,13 +170,13 @@ def compare_provenance(a: RunResults, b: RunResults) -> list[dict[str, object]]:
         A dict for each difference: kind (of `PROVENANCE_KINDS`), name, a and b (the values; None where there is none),
         and runs, in which it is found.
     """
-    found = {}
+    differences = {}
     for run in sorted(a.runs & b.runs):
         recorded = run in a.records and run in b.records
         for kind, name, pair in _differences(*(_provenance(results, run, recorded) for results in (a, b))):
             row = {"kind": kind, "name": name, "a": pair[0], "b": pair[1], "runs": []}
-            found.setdefault((kind, name, repr(pair)), row)["runs"].append(run)
-    return sorted(found.values(), key=lambda row: (PROVENANCE_KINDS.index(row["kind"]), row["name"]))
+            differences.setdefault((kind, name, repr(pair)), row)["runs"].append(run)
+    return sorted(differences.values(), key=lambda row: (PROVENANCE_KINDS.index(row["kind"]), row["name"]))
 
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-13
 NOT_METRICS = {"stamp", "protocol", "parameters", "versions", "device", "study", "architectures"}
@@ -195,11 +195,11 @@ def flatten_metrics(value: object, name: str = "") -> dict[str, object]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None:
         return {name: value}
-    found = {}
+    metrics = {}
     for key, inner in items:
         if key not in NOT_METRICS and not str(key).endswith("seconds"):
-            found.update(flatten_metrics(inner, f"{name}.{key}" if name else str(key)))
-    return found
+            metrics.update(flatten_metrics(inner, f"{name}.{key}" if name else str(key)))
+    return metrics
 
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-13a
 def _is_number(value):

@@ -156,8 +156,8 @@ def installed_extras(lines: list[str] | None = None) -> dict[str, bool]:
         lines = requires(PACKAGE) or [] if lines is None else lines
     except PackageNotFoundError:
         return {}
-    names = sorted({found for line in lines for found in re.findall(r"""extra\s*==\s*['"]([\w-]+)""", line)})
-    brings = {extra: [package] for extra, package in EXTRAS.values()}
+    names = sorted({extra for line in lines for extra in re.findall(r"""extra\s*==\s*['"]([\w-]+)""", line)})
+    brings = {name: [package] for name, package in EXTRAS.values()}
     return {name: all(map(has_package, brings.get(name) or requirements(name, lines))) for name in names}
 
 # %% ../../nbs/lib/workflow/doctor.ipynb #doctor-13a

@@ -46,11 +46,11 @@ def clean_on_save(model: dict, path: str, contents_manager: object, **_: object)
     """
     if model["type"] != "notebook" or not model.get("content"):
         return
-    place = Path(contents_manager.root_dir, path.lstrip("/")).resolve()
-    root = project_root(place.parent)
+    file = Path(contents_manager.root_dir, path.lstrip("/")).resolve()
+    root = project_root(file.parent)
     settings = root / "settings.ini"
     ours = settings.is_file() and re.search(r"^lib_name = happywhale_nb$", settings.read_text(encoding="utf-8"), re.M)
-    if ours and place.is_relative_to(root / "nbs"):
+    if ours and file.is_relative_to(root / "nbs"):
         clean_notebook(model["content"])
 
 # %% ../../nbs/lib/workflow/jupyter_hooks.ipynb #saving-11

@@ -103,11 +103,11 @@ def _convert(parameter, text):
         raise UserError(f"parameter {parameter.name!r} is {kind}, not {text!r}") from None
 
 
-def check_parameters(given: Mapping[str, str], parameters: Mapping[str, Parameter]) -> dict[str, object]:
+def check_parameters(arguments: Mapping[str, str], parameters: Mapping[str, Parameter]) -> dict[str, object]:
     """Convert values given as text to the types of the parameters.
 
     Args:
-        given: name → text.
+        arguments: name → text.
         parameters: of `read_parameters`.
 
     Returns:
@@ -116,13 +116,13 @@ def check_parameters(given: Mapping[str, str], parameters: Mapping[str, Paramete
     Raises:
         UserError: for an unknown name, with the nearest known one or its new one, or a text that is not of the type.
     """
-    refuse_renamed(given, parameters, "parameter")
-    for name in given:
+    refuse_renamed(arguments, parameters, "parameter")
+    for name in arguments:
         if name not in parameters:
             near = difflib.get_close_matches(name, parameters, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(parameters)}"
             raise UserError(f"unknown parameter {name!r}; {hint}")
-    return {name: _convert(parameters[name], text) for name, text in given.items()}
+    return {name: _convert(parameters[name], text) for name, text in arguments.items()}
 
 # %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-12
 class _Bars:
@@ -132,7 +132,7 @@ class _Bars:
         self.stream = stream
 
     def write(self, text):
-        bars = [part for part in re.split(r"[\r\n]", text) if re.search(r"\d%\|", part)]
+        bars = [line for line in re.split(r"[\r\n]", text) if re.search(r"\d%\|", line)]
         if bars:
             end = "\n" if "100%|" in bars[-1] else ""
             self.stream.write("\r" + bars[-1].rstrip() + end)
@@ -140,7 +140,7 @@ class _Bars:
     def flush(self):
         self.stream.flush()
 
-
+# %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-41
 def _encoding():
     return getattr(sys.stderr, "encoding", None) or "utf-8"  # a notebook's has none
 
@@ -259,7 +259,7 @@ def _execute(notebook, target, values, terminal):
         stderr_file=None if os.environ.get("HAPPYWHALE_BARS") == "off" else _Bars(terminal),
     )
 
-
+# %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-51
 def _keep_failed(temporary, failed, log):
     """Move a partly executed notebook, and its log of standard error, to their final names."""
     if temporary.exists():

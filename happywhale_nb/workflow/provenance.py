@@ -188,10 +188,10 @@ def keras_backend() -> str:
 def _first_match(path, pattern):
     """The first match of `pattern`'s group in a file such as /proc/cpuinfo, None if there is none."""
     try:
-        found = re.search(pattern, Path(path).read_text(encoding="utf-8", errors="replace"), re.M)
+        match = re.search(pattern, Path(path).read_text(encoding="utf-8", errors="replace"), re.M)
     except OSError:
         return None
-    return found[1].strip() if found else None
+    return match[1].strip() if match else None
 
 
 def installed_gpus() -> list[str]:

@@ -139,12 +139,12 @@ def _check_folds(stage, values, folder, folds):
         read_record(fold_dir(folder, values["model"], values["fold"]) / "config.json")
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-17
-def stage_values(stage: str, given: Mapping) -> tuple[dict, dict]:
+def stage_values(stage: str, arguments: Mapping) -> tuple[dict, dict]:
     """Convert and complete the parameters of a stage.
 
     Args:
         stage: name of the stage.
-        given: name → text or value.
+        arguments: name → text or value.
 
     Returns:
         `(given, all)`, name → value: those given, and all with the defaults; both with the data folder's full path.
@@ -153,7 +153,7 @@ def stage_values(stage: str, given: Mapping) -> tuple[dict, dict]:
         UserError: for an unknown name, or a text that is not of the parameter's type.
     """
     parameters = read_parameters(stage_notebook(stage))
-    values = check_parameters(given, parameters)
+    values = check_parameters(arguments, parameters)
     values["data_dir"] = str(find_data(Path(values["data_dir"]).absolute() if values.get("data_dir") else ""))
     return values, {name: p.default for name, p in parameters.items()} | values
 
@@ -172,12 +172,12 @@ def stage_done_file(stage: str, full: Mapping, data: str) -> Path:
     return done_file(record_path(stage_output(stage, full), job_stamp(stage, full, data)))
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-18
-def run_stage(stage: str, given: Mapping, output: Path | str | None = None, gpus: int | None = None) -> Path:
+def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, gpus: int | None = None) -> Path:
     """Check the parameters of a stage and run its notebook.
 
     Args:
         stage: name of the stage.
-        given: its parameters, name → text.
+        arguments: values of its parameters, name → text.
         output: path of the executed notebook; None: `stage_output`, beside the results.
         gpus: number of graphics cards to reserve for this run, waited for; None: use all of the machine, unreserved.
 
@@ -187,7 +187,7 @@ def run_stage(stage: str, given: Mapping, output: Path | str | None = None, gpus
     Raises:
         UserError: for what `check_stage` finds, or if a cell fails.
     """
-    values, full = stage_values(stage, given)
+    values, full = stage_values(stage, arguments)
     dataset = check_stage(stage, full)
     beside = stage_output(stage, full)
     output = Path(output).absolute() if output else beside

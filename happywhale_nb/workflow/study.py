@@ -57,9 +57,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                mark = node.value[place][0].start_mark
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                mark = node.value[i][0].start_mark
                 raise yaml.MarkedYAMLError(problem=f"{key!r} stands here twice", problem_mark=mark)
         return super().construct_mapping(node, deep)
 
@@ -81,8 +81,8 @@ def read_study(path: Path | str) -> dict:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f", line {place.line + 1}" if place else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not a study's YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a study has keys and values, as in `study: demo`")
@@ -223,20 +223,20 @@ def _variants(models):
 
 def _check_section(name, values, models, where):
     """A stage's `Section`, or None if the stage is left out."""
-    stage, place = STAGES[name], f"{where}: {name}"
+    stage, section = STAGES[name], f"{where}: {name}"
     if values is False:
         if not stage.study.optional:
-            raise UserError(f"{place}: this stage cannot be left out")
+            raise UserError(f"{section}: this stage cannot be left out")
         return None
-    values = dict(_mapping({} if values is True else values or {}, place))
+    values = dict(_mapping({} if values is True else values or {}, section))
     chosen = list(models)
     if stage.study.chosen and "models" in values:
-        chosen = _text(values.pop("models"), f"{place}.models").split()
-        _check_names(chosen, models, f"{place}.models")
-    texts = _texts(values, place, name, "model")
+        chosen = _text(values.pop("models"), f"{section}.models").split()
+        _check_names(chosen, models, f"{section}.models")
+    texts = _texts(values, section, name, "model")
     for parameter in stage.study.naming:
-        _check_names(texts.get(parameter, "").split(), _variants(models), f"{place}.{parameter}")
-    with _named(place):
+        _check_names(texts.get(parameter, "").split(), _variants(models), f"{section}.{parameter}")
+    with _named(section):
         check_ranges(stage, _values(name, texts))
     return Section(tuple(chosen), texts)
 
@@ -248,10 +248,10 @@ def _check_names(names, known, where):
 
 def _check_resources(values, where):
     wanted = {name: asdict(stage.study.resources) for name, stage in study_stages().items()}
-    for stage, given in _mapping(values or {}, where).items():
+    for stage, resources in _mapping(values or {}, where).items():
         if stage not in wanted:
             raise UserError(f"{where}: no stage is called {stage!r} ({', '.join(wanted)})")
-        for name, value in _mapping(given, f"{where}.{stage}").items():
+        for name, value in _mapping(resources, f"{where}.{stage}").items():
             if name not in wanted[stage]:
                 raise UserError(f"{where}.{stage}: {name!r} is not one of {', '.join(wanted[stage])}")
             least = {"gpus": 0, "cores": 1}.get(name, 0.01)
@@ -369,7 +369,7 @@ def _job_keys(study, folds, has_test):
         keys += [(name, model, fold) for model in variants for fold in numbers]
     return keys
 
-
+# %% ../../nbs/lib/workflow/study.ipynb #study-51
 def _job_parameters(key, study, shared):
     """Parameters of a job's command, name → text."""
     name, model, fold = key
@@ -531,9 +531,9 @@ def _draw_needs(axes, places):
             axes.add_patch(PathPatch(mpath.Path(bend, [1, 4, 4, 4]), facecolor="none", edgecolor="0.7", lw=0.6))
 
 
-def _draw_job(axes, job, place, would_run):
+def _draw_job(axes, job, position, would_run):
     """A box with the job's title."""
-    column, row = place
+    column, row = position
     face, edge = ("#d55e00", "#8a3d00") if would_run else ("#eeeeee", "0.6")
     style = "round,pad=0,rounding_size=0.12"
     axes.add_patch(

@@ -41,7 +41,7 @@ def match_photos(state: AppState, photos: Sequence[UploadFile], k: int) -> dict:
         TooLarge: for too many photos, or one with too many bytes.
         Busy: if the network is not loaded, or too many photos wait for it.
     """
-    embedder, uploads = state.ready(), check_uploads(read_files(state, photos), state.options.limits)
+    embedder, uploads = state.network.ready(), check_uploads(read_files(state, photos), state.options.limits)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{upload.picture.sha256}.{upload.picture.kind}" for upload in uploads]
         for path, upload in zip(paths, uploads, strict=True):

@@ -82,7 +82,7 @@ def encounters(
     Raises:
         UserError: for an `after` that no page gave.
     """
-    settings, filters = app_state.matcher.settings, map(clean_query, astuple(query))
+    settings, filters = app_state.matcher.model.settings, map(clean_query, astuple(query))
     with app_state.catalogue.reading() as session:
         return listings.list_encounters(session, settings, clean_query(after), limit, *filters)
 
@@ -142,7 +142,7 @@ def individual(app_state: State, caller: Reader, number: Number) -> schemas.Indi
         NotFound: if there is no such individual.
     """
     with app_state.catalogue.reading() as session:
-        return listings.individual_page(session, app_state.matcher.settings, number)
+        return listings.individual_page(session, app_state.matcher.model.settings, number)
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-10
 @router.get("/next-id")

@@ -68,7 +68,7 @@ def add_encounter(
         UserError: for photos or fields that cannot be used, as `ingest_uploads`.
         Busy: if the network is not loaded, or too many photos wait for it.
     """
-    embedder, files, metadata = state.ready(), read_files(state, photos), Metadata(**asdict(form))
+    embedder, files, metadata = state.network.ready(), read_files(state, photos), Metadata(**asdict(form))
     limits = state.options.limits
     return state.view(ingest_uploads(state.catalogue, embedder, caller.name, files, side, metadata, limits))
 
@@ -100,7 +100,7 @@ def add_photos(
     """
     files = read_files(state, photos)
     limits = state.options.limits
-    ingest_uploads(state.catalogue, state.ready(), caller.name, files, side, limits=limits, number=number)
+    ingest_uploads(state.catalogue, state.network.ready(), caller.name, files, side, limits=limits, number=number)
     return state.view(number)
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-05
@@ -147,7 +147,7 @@ def crop(state: State, caller: Reviewer, number: Number, body: schemas.CropEdit)
         UserError: if the box is too small, or the catalogue has another model now.
         Busy: if the network is not loaded, or too many photos wait for it.
     """
-    return state.view(set_crop(state.catalogue, state.ready(), caller.name, number, body.box, body.version))
+    return state.view(set_crop(state.catalogue, state.network.ready(), caller.name, number, body.box, body.version))
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-06
 @router.post("/encounters/{number}/decisions")

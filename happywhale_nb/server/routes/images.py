@@ -117,4 +117,4 @@ def photo_crop(state: State, caller: Reader, number: Number, side: Side = 512) -
     Raises:
         NotFound: if there is no such photo.
     """
-    return Response(cached_image(state.catalogue, number, side, state.matcher.settings), media_type="image/jpeg")
+    return Response(cached_image(state.catalogue, number, side, state.matcher.model.settings), media_type="image/jpeg")

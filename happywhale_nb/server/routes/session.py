@@ -28,7 +28,7 @@ def health(state: State) -> schemas.Health:
     Returns:
         A dict as of `schemas.Health`.
     """
-    return {"status": state.status, "detail": state.detail}
+    return {"status": state.network.status, "detail": state.network.detail}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-04
 COUNTED = {
@@ -46,7 +46,7 @@ def _session_view(state, caller):
             name: session.scalar(select(func.count()).select_from(table).where(*conditions))
             for name, (table, *conditions) in COUNTED.items()
         }
-    counts |= {"name": state.catalogue.name, "model": state.matcher.model_name}
+    counts |= {"name": state.catalogue.name, "model": state.matcher.model.name}
     return {"user": caller.name, "role": caller.role, "tokens": state.options.tokens, "catalogue": counts}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-05
