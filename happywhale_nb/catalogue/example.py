@@ -19,6 +19,7 @@ from ..data.boxes import BOX
 from ..data.dataset import read_dataset
 from ..demo.dataset import draw_demo
 from ..imaging.crops import load_crop
+from ..retrieval.vectors import unit_length
 
 # %% ../../nbs/lib/catalogue/example.ipynb #example-05
 class ColourEmbedder:
@@ -70,7 +71,7 @@ class ColourEmbedder:
             return np.empty((0, self.width), np.float32)
         small = np.stack(crops).reshape(-1, 4, 4, 4, 4, 3).mean(axis=(2, 4)).reshape(-1, self.width)
         vectors = (small - small.mean(axis=1, keepdims=True)).astype(np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+        return unit_length(vectors, 1e-6)[0]
 
     def close(self) -> None:
         """Do nothing; a network ends its threads here."""

@@ -14,7 +14,8 @@ import numpy as np
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .knn import Candidates, KNNHead, RankMixin, aggregate_neighbours, nearest_first
-from .search import block_candidates, order_neighbours, unit_rows
+from .search import block_candidates, order_neighbours
+from .vectors import unit_rows
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #answering-05
 class _Labels:

@@ -19,7 +19,7 @@ from .gallery import Gallery
 from .knn import aggregate_neighbours, nearest_first, rank_sets, top_candidates
 from .metrics import average_precision, calibration_metrics, rank_of_truth
 from .open_set import fit_threshold, insert_new
-from .search import unit_rows
+from .vectors import unit_rows
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05
 DEPTH = 20  # individuals that are ranked and have probabilities; an identification may show fewer

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import UserError
-from .search import NamedVectors, hit_rate, import_optional, unit_rows
+from .search import NamedVectors, hit_rate, import_optional
+from .vectors import unit_rows
 
 # %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-05
 def payload_filter(fields: dict | None) -> object:
