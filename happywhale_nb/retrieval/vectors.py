@@ -44,9 +44,10 @@ def check_lengths(lengths: np.ndarray, noun: str = "vector", names: Sequence[str
     Raises:
         VectorError: if a length is zero or not finite; names the first such row.
     """
-    is_valid = (np.isfinite(lengths) & (lengths > 0)).all(axis=tuple(range(1, lengths.ndim)))
+    is_valid = np.isfinite(lengths) & (lengths > 0)
     if is_valid.all():
         return
+    is_valid = is_valid.reshape(len(lengths), -1).all(axis=1)
     row = int(np.argmin(is_valid))
     name = f" ({names[row]})" if names is not None else ""
     fault = "is zero" if np.isfinite(lengths[row]).all() else "has a NaN or an infinity"
