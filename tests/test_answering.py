@@ -158,22 +158,28 @@ def test_answer_chances_add_up_to_one_and_fall_with_the_rank(gallery, queries, k
 def test_known_and_answer_of_bad_input_are_refused_and_change_nothing(gallery, queries):
     X, y = gallery
     known = Gallery().fit(X, y)
-    calls = [
-        lambda: known.extend(X[:2], ["a"]),
+    unfit = [
         lambda: known.extend(X[:1, :5], ["a"]),
         lambda: known.extend(X[:1], [NEW]),
         lambda: known.extend(np.zeros((1, 16)), ["a"]),
-        lambda: known.relabel([300], ["a"]),
-        lambda: known.relabel([-1], ["a"]),
-        lambda: known.replace([0, 1], X[:1]),
         lambda: known.replace([0], [[np.nan] * 16]),
-        lambda: known.under(np.ones(299, bool)),
         lambda: identify_individual(known, Calibration(), queries[:1, :5]),
         lambda: identify_individual(known, Calibration(), queries[:0]),
         lambda: identify_individual(known, Calibration(), queries[:1], k=0),
     ]
-    for call in calls:
+    miscalled = [
+        lambda: known.extend(X[:2], ["a"]),
+        lambda: known.relabel([300], ["a"]),
+        lambda: known.relabel([-1], ["a"]),
+        lambda: known.relabel([0, 1], ["a"]),
+        lambda: known.replace([0, 1], X[:1]),
+        lambda: known.under(np.ones(299, bool)),
+    ]
+    for call in unfit:
         with pytest.raises(UserError):
+            call()
+    for call in miscalled:
+        with pytest.raises(ValueError):
             call()
     same(known, Gallery().fit(X, y), queries)
     assert "a" not in known.counts()

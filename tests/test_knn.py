@@ -27,7 +27,7 @@ from happywhale_nb.retrieval.embeddings import (
     write_centres,
     write_embeddings,
 )
-from happywhale_nb.retrieval.knn import KNNHead, VectorError, neighbour_grid, rank_sets, within_map5
+from happywhale_nb.retrieval.knn import KNNHead, neighbour_grid, rank_sets, within_map5
 from happywhale_nb.retrieval.local_features import (
     Evidence,
     Features,
@@ -59,6 +59,7 @@ from happywhale_nb.retrieval.open_set import (
 from happywhale_nb.retrieval.predictions import read_candidate_sets, read_predictions, read_scores
 from happywhale_nb.retrieval.rankings import Fold, Ranking
 from happywhale_nb.retrieval.search import AGGREGATES
+from happywhale_nb.retrieval.vectors import VectorError
 from happywhale_nb.stages import knn
 from happywhale_nb.stages.knn import (
     OpenSetThresholds,
@@ -228,10 +229,10 @@ def test_knn_head_is_a_classifier_as_scikit_learn_wants_them():
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([[1, 0], [0, 0], [0, 0]], "row 1 of the embeddings is zero (2 such"),
-        ([[1, 0], [1, 1], [np.nan, 0]], "row 2 of the embeddings is not finite"),
+        ([[1, 0], [0, 0], [0, 0]], "embedding 1 is zero (and 1 more"),
+        ([[1, 0], [1, 1], [np.nan, 0]], "embedding 2 has a NaN or an infinity"),
         ([[1, 0, 0]], "X has 3 features, but KNNHead is expecting 2"),
-        ([[1, 0], [0, 0], [np.inf, 0]], "row 1 of the embeddings is not finite"),
+        ([[1, 0], [0, 0], [np.inf, 0]], "embedding 1 is zero (and 1 more"),
     ],
 )
 def test_rank_of_vectors_that_cannot_be_compared_names_the_row(rows, said):

@@ -38,7 +38,8 @@ from happywhale_nb.retrieval.metrics import (
     summary,
 )
 from happywhale_nb.retrieval.predictions import check_submission, read_predictions, write_predictions
-from happywhale_nb.retrieval.search import ExactIndex, hit_rate, make_index, unit_rows
+from happywhale_nb.retrieval.search import ExactIndex, hit_rate, make_index
+from happywhale_nb.retrieval.vectors import unit_rows
 from happywhale_nb.stages.blending import BlendOptions, blend_stage
 from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.study_split import study_folds

@@ -19,6 +19,7 @@ from ..data.boxes import BOX
 from ..data.dataset import read_dataset
 from ..demo.dataset import draw_demo
 from ..imaging.crops import load_crop
+from ..retrieval.vectors import unit_length
 
 # %% ../../nbs/lib/catalogue/example.ipynb #example-41
 def mean_colours(crops: np.ndarray) -> np.ndarray:
@@ -32,7 +33,7 @@ def mean_colours(crops: np.ndarray) -> np.ndarray:
     """
     squares = crops.reshape(-1, 4, 4, 4, 4, 3).mean(axis=(2, 4)).reshape(-1, 48)
     vectors = (squares - squares.mean(axis=1, keepdims=True)).astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    return unit_length(vectors, 1e-6)[0]
 
 # %% ../../nbs/lib/catalogue/example.ipynb #example-05
 class ColourEmbedder:

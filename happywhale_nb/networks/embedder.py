@@ -35,6 +35,7 @@ from .loading import DETECTOR, boxes_and_frames, choose_boxes, find_photos, make
 from .model import build_encoder, embedding_averages
 from .presets import used_preset
 from ..retrieval.embeddings import Embeddings, image_embeddings, write_embeddings
+from ..retrieval.vectors import unit_length
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-05
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # crops in the network at a time
@@ -452,7 +453,7 @@ class Embedder(LoadedModel):
             with self.thread.room(len(paths[rows])):
                 for share, table in views:
                     vectors[rows] += share * self.thread.do(self._crops(paths[rows], table.iloc[rows]))
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit_length(vectors, 1e-12)[0]
 
     def _crops(self, paths, table):
         return np.stack(list(self._decoders.map(self.crop, paths, *zip(*boxes_and_frames(table), strict=True))))

@@ -27,6 +27,7 @@ from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5, unit_par
 from .presets import Preset
 from .schedules import RATE_PER_PHOTO, TwoRateAdamW, WarmupCosine, WarmupExponential
 from ..retrieval.embeddings import ClassCentres
+from ..retrieval.vectors import unit_length
 
 # %% ../../nbs/lib/networks/model.ipynb #model-05
 SPECIES_SCALE = 33.14  # the winners' scale of the species head
@@ -280,7 +281,7 @@ def embed_views(
         `[n, d]` float32 with rows of length 1.
     """
     vectors = sum(weight * embed(model, crops, mirror, zoom, batch_size, quiet) for weight, crops in views)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit_length(vectors, 1e-12)[0]
 
 # %% ../../nbs/lib/networks/model.ipynb #model-28
 def load_trained(folder: Path | str) -> keras.Model:
@@ -321,4 +322,4 @@ def class_centres(model: keras.Model, individuals: np.ndarray) -> ClassCentres:
     parts = unit_parts(layer.table[: len(individuals)], layer.parts, dim)
     vectors = ops.convert_to_numpy(parts).reshape(-1, dim)
     individual_ids = np.repeat(individuals, len(vectors) // len(individuals))
-    return ClassCentres(individual_ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return ClassCentres(individual_ids, unit_length(vectors)[0])

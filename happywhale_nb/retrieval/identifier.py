@@ -19,7 +19,7 @@ from .gallery import Gallery
 from .knn import aggregate_neighbours, nearest_first, rank_sets, top_candidates
 from .metrics import average_precision, calibration_metrics, rank_of_truth
 from .open_set import fit_threshold, insert_new
-from .search import unit_rows
+from .vectors import unit_rows
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05
 DEPTH = 20  # individuals that are ranked and have probabilities; an identification may show fewer
@@ -27,61 +27,21 @@ DEFAULT_THRESHOLD = 0.5  # where nothing is known: between the values fitted for
 MIN_HELD_OUT = 20  # with fewer held-out images all images are queries
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05p
-@dataclass(frozen=True)
-class _CalibrationValues:
-    """The values of `Calibration`."""
+def _plain(value):
+    """A value for JSON: infinity and NaN as None, and what has `as_dict` as a dict."""
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
-    threshold: float = DEFAULT_THRESHOLD
-    probabilities: CandidateProbabilities = field(default_factory=CandidateProbabilities)
-    distance: float = float("inf")
-    alpha: float = 0.1
-    photographs: int = 0
-    encounters: int = 0
-    new: int = 0
-    individuals: int = 0
-    ece: float = float("nan")
-    coverage: float = float("nan")
-    top1: float = float("nan")
-    map5: float = float("nan")
-    note: str = "No photograph with a name stands behind these chances: they are defaults."
-    several: "Calibration | None" = None
 
-# %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05a
-class _StoredCalibration(_CalibrationValues):
-    """JSON for `Calibration`."""
-
-    def as_dict(self) -> dict:
-        """Convert to plain values for a JSON file.
-
-        Returns:
-            the values by name (`probabilities` as `chances`); infinity and NaN as None.
-        """
-        plain = {n: None if isinstance(v, float) and not np.isfinite(v) else v for n, v in vars(self).items()}
-        plain["probabilities"] = self.probabilities.as_dict()
-        plain["several"] = self.several and self.several.as_dict()
-        return {"chances" if name == "probabilities" else name: value for name, value in plain.items()}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Calibration":
-        """Restore from a JSON file.
-
-        Args:
-            values: what `as_dict` returns.
-
-        Returns:
-            the calibration.
-        """
-        options = {n: _number(n, v) for n, v in values.items() if n not in ("chances", "several")}
-        several = values.get("several") and cls.from_dict(values["several"])
-        return cls(**options, probabilities=CandidateProbabilities(**values["chances"]), several=several)
-
-# %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05ar
 def _number(name, value):
+    """The value of a field from JSON."""
     absent = float("inf") if name == "distance" else float("nan")
     return absent if value is None else value
 
-# %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05b
-class Calibration(_StoredCalibration):
+# %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05a
+@dataclass(frozen=True)
+class Calibration:
     """What a cosine is worth in a catalogue.
 
     Attributes:
@@ -102,6 +62,21 @@ class Calibration(_StoredCalibration):
         several: the same for encounters with several images as one query; None if there are too few of them.
     """
 
+    threshold: float = DEFAULT_THRESHOLD
+    probabilities: CandidateProbabilities = field(default_factory=CandidateProbabilities)
+    distance: float = float("inf")
+    alpha: float = 0.1
+    photographs: int = 0
+    encounters: int = 0
+    new: int = 0
+    individuals: int = 0
+    ece: float = float("nan")
+    coverage: float = float("nan")
+    top1: float = float("nan")
+    map5: float = float("nan")
+    note: str = "No photograph with a name stands behind these chances: they are defaults."
+    several: "Calibration | None" = None
+
     def for_images(self, n: int) -> "Calibration":
         """Choose the calibration for a query.
 
@@ -112,6 +87,28 @@ class Calibration(_StoredCalibration):
             that of several images if there is one and n > 1, else this one.
         """
         return self.several if n > 1 and self.several is not None else self
+
+    def as_dict(self) -> dict:
+        """Convert to plain values for a JSON file.
+
+        Returns:
+            the values by name (`probabilities` as `chances`); infinity and NaN as None.
+        """
+        return {"chances" if name == "probabilities" else name: _plain(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Calibration":
+        """Restore from a JSON file.
+
+        Args:
+            values: what `as_dict` returns.
+
+        Returns:
+            the calibration.
+        """
+        plain = {name: _number(name, value) for name, value in values.items() if name not in ("chances", "several")}
+        several = values.get("several") and cls.from_dict(values["several"])
+        return cls(**plain, probabilities=CandidateProbabilities(**values["chances"]), several=several)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-07
 def _query_rankings(vectors, codes, encounters, queries, block=256):
@@ -389,7 +386,8 @@ def identify_individual(
         the ranking with `new_individual`.
 
     Raises:
-        UserError: for vectors that cannot be compared, none at all, k below 1, and masks of another length.
+        UserError: for vectors that cannot be compared, none at all, and k below 1.
+        ValueError: for masks of another length.
     """
     vectors = unit_rows(vectors, "photograph", width=gallery.n_features_in_)
     gallery = gallery.under(allowed, left_out)

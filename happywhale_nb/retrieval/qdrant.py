@@ -9,11 +9,13 @@ __all__ = ['payload_filter', 'point_id', 'QdrantIndex']
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from ..core.errors import UserError
-from .search import NamedVectors, hit_rate, import_optional, unit_rows
+from .search import NamedVectors, check_search, hit_rate, import_optional
+from .vectors import unit_rows
 
 # %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-05
 def payload_filter(fields: dict | None) -> object:
@@ -53,57 +55,100 @@ def point_id(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 # %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08
-class _Collection:
-    """A collection of a Qdrant server."""
+def _connect(where, api_key):
+    """A client of the server, which has answered."""
+    qdrant = import_optional("qdrant_client", "qdrant")
+    try:
+        client = qdrant.QdrantClient(where) if where == ":memory:" else qdrant.QdrantClient(url=where, api_key=api_key)
+        client.get_collections()
+    except Exception as error:  # each transport has its own errors
+        raise UserError(f"no Qdrant server answers at {where} ({error}): start it, or check the address") from None
+    return client
+
+
+def _width(client, collection):
+    """Numbers in a vector of the collection; None if there is no such collection."""
+    if client.collection_exists(collection):
+        return client.get_collection(collection).config.params.vectors.size
+    return None
+
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08a
+def _existing_names(client, collection, names, step=1000):
+    """Those of `names` that the collection has, if there is one."""
+    if not client.collection_exists(collection):
+        return set()
+    parts = [[point_id(name) for name in names[start : start + step]] for start in range(0, len(names), step)]
+    return {point.payload["id"] for part in parts for point in client.retrieve(collection, part)}
+
+
+def _upsert(client, collection, named, payload, step=256):
+    """Send `NamedVectors` and the metadata of each image to a collection, which is created if there is none."""
+    models = import_optional("qdrant_client", "qdrant").models
+    if len(named) and not client.collection_exists(collection):
+        size = models.VectorParams(size=named.vectors.shape[1], distance=models.Distance.COSINE)
+        client.create_collection(collection, vectors_config=size)
+    for start in range(0, len(named), step):
+        names = named.ids[start : start + step].tolist()
+        rows = zip(names, named.vectors[start : start + step].tolist(), payload[start : start + step], strict=True)
+        points = [models.PointStruct(id=point_id(i), vector=v, payload={**m, "id": i}) for i, v, m in rows]
+        client.upsert(collection, points)
+
+
+def _download(client, collection):
+    """All points of a collection as `NamedVectors`, none if there is no collection."""
+    named, offset, is_complete = NamedVectors(), None, not client.collection_exists(collection)
+    while not is_complete:
+        points, offset = client.scroll(collection, limit=1000, offset=offset, with_vectors=True)
+        named.add([p.payload["id"] for p in points], [p.vector for p in points])
+        is_complete = offset is None
+    return named
+
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08b
+def _query(client, collection, queries, options, step=64):
+    """The points found for each query, best first; options: those of a `QueryRequest`."""
+    models = import_optional("qdrant_client", "qdrant").models
+    requests = [models.QueryRequest(query=query.tolist(), with_payload=["id"], **options) for query in queries]
+    batches = [client.query_batch_points(collection, requests[i : i + step]) for i in range(0, len(requests), step)]
+    return [response.points for batch in batches for response in batch]
+
+
+def _as_arrays(results, k):
+    """`(cosine [n, k] float32, ids [n, k] str)` of the points found; -inf and "" where there are fewer than k."""
+    scores = [[p.score for p in points] + [-np.inf] * (k - len(points)) for points in results]
+    names = [[p.payload["id"] for p in points] + [""] * (k - len(points)) for points in results]
+    return np.array(scores, np.float32).reshape(-1, k), np.array(names, dtype=str).reshape(-1, k)
+
+# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08e
+class QdrantIndex:
+    """Nearest neighbours by cosine in a collection of a Qdrant server, with metadata for each image.
+
+    Ties are in the server's order.
+
+    Args:
+        where: the server's address, or `:memory:`.
+        collection: name of the collection; created when the first vectors are added.
+        api_key: the server's key, if it needs one.
+
+    Attributes:
+        client: the `qdrant_client.QdrantClient`.
+
+    Raises:
+        UserError: if no server answers, or qdrant_client is not installed.
+    """
 
     def __init__(
-        self,
-        where: str = "http://localhost:6333",
-        collection: str = "happywhale",
-        api_key: str | None = None,
+        self, where: str = "http://localhost:6333", collection: str = "happywhale", api_key: str | None = None
     ) -> None:
-        qdrant = import_optional("qdrant_client", "qdrant")
-        self.models, self.collection, connect = qdrant.models, collection, qdrant.QdrantClient
-        try:
-            self.client = connect(where) if where == ":memory:" else connect(url=where, api_key=api_key)
-            self.client.get_collections()
-        except Exception as error:  # each transport has its own errors
-            raise UserError(f"no Qdrant server answers at {where} ({error}): start it, or check the address") from None
+        self.models, self.collection = import_optional("qdrant_client", "qdrant").models, collection
+        self.client = _connect(where, api_key)
 
     @property
     def width(self) -> int | None:
         """Numbers in a vector; None while there is no collection."""
-        if self.client.collection_exists(self.collection):
-            return self.client.get_collection(self.collection).config.params.vectors.size
-        return None
+        return _width(self.client, self.collection)
 
     def __len__(self) -> int:
         return self.client.count(self.collection).count if self.width else 0
-
-# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08b
-class _StoredPoints(_Collection):
-    """Reading and writing of points for `QdrantIndex`."""
-
-    def _existing(self, ids, step=1000):
-        if not self.width:
-            return set()
-        batches = [[point_id(i) for i in ids[start : start + step]] for start in range(0, len(ids), step)]
-        return {point.payload["id"] for batch in batches for point in self.client.retrieve(self.collection, batch)}
-
-    def _upsert(self, gallery, payload, step=256):
-        if not self.width and len(gallery):
-            size = self.models.VectorParams(size=gallery.vectors.shape[1], distance=self.models.Distance.COSINE)
-            self.client.create_collection(self.collection, vectors_config=size)
-        for start in range(0, len(gallery), step):
-            names = gallery.ids[start : start + step].tolist()
-            metadata = payload[start : start + step] if payload is not None else [{}] * len(names)
-            rows = zip(names, gallery.vectors[start : start + step].tolist(), metadata, strict=True)
-            points = [self.models.PointStruct(id=point_id(i), vector=v, payload={**m, "id": i}) for i, v, m in rows]
-            self.client.upsert(self.collection, points)
-
-# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08d
-class _GrowingCollection(_StoredPoints):
-    """Adding for `QdrantIndex`."""
 
     def add(self, ids: Iterable[str], vectors: np.ndarray, payload: Sequence[dict] | None = None) -> None:
         """Add vectors.
@@ -114,19 +159,17 @@ class _GrowingCollection(_StoredPoints):
             payload: `[n]` metadata of the images (species, side, site, date: anything JSON can hold); None: none.
 
         Raises:
+            ValueError: if the numbers of ids, vectors and payloads differ.
             UserError: if a name occurs twice, or a vector is zero, not finite or of another width; nothing is added.
         """
-        gallery = NamedVectors()
-        gallery.add(ids, unit_rows(vectors, names=list(ids), width=self.width) if len(ids) else vectors)
-        if payload is not None and len(payload) != len(gallery):
-            raise UserError(f"{len(payload)} payloads for {len(gallery)} vectors: give one to each")
-        if existing := sorted(self._existing(gallery.ids.tolist())):
+        new, ids = NamedVectors(), list(ids)
+        new.add(ids, unit_rows(vectors, names=ids, width=self.width) if ids else vectors)
+        payload = [{}] * len(new) if payload is None else payload
+        if len(payload) != len(new):
+            raise ValueError(f"{len(payload)} payloads for {len(new)} vectors: give one to each")
+        if existing := sorted(_existing_names(self.client, self.collection, new.ids.tolist())):
             raise UserError(f"{existing[0]} is in the index already ({len(existing)} such): remove it first")
-        self._upsert(gallery, payload)
-
-# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08e
-class _EditableCollection(_GrowingCollection):
-    """Removing for `QdrantIndex`."""
+        _upsert(self.client, self.collection, new, payload)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove vectors.
@@ -138,13 +181,9 @@ class _EditableCollection(_GrowingCollection):
             UserError: if a name is not in the index; nothing is removed.
         """
         names = [str(i) for i in ids]
-        if unknown := sorted(set(names) - self._existing(names)):
+        if unknown := sorted(set(names) - _existing_names(self.client, self.collection, names)):
             raise UserError(f"{unknown[0]} is not in the index ({len(unknown)} such): check the name")
         self.client.delete(self.collection, self.models.PointIdsList(points=[point_id(i) for i in names]))
-
-# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08c
-class _SearchableCollection(_EditableCollection):
-    """The search of `QdrantIndex`."""
 
     def search(
         self, queries: np.ndarray, k: int = 50, where: dict | None = None, exact: bool = False
@@ -163,70 +202,9 @@ class _SearchableCollection(_EditableCollection):
         Raises:
             UserError: for an empty index, k below 1, and vectors that cannot be compared.
         """
-        if k < 1 or not len(self):
-            raise UserError(f"{k} neighbours among {len(self)}: ask for at least one, of an index that is not empty")
-        queries, k = unit_rows(queries, "query", width=self.width) if len(queries) else [], min(k, len(self))
-        results = self._results(queries, k, payload_filter(where), exact)
-        scores = [[p.score for p in points] + [-np.inf] * (k - len(points)) for points in results]
-        names = [[p.payload["id"] for p in points] + [""] * (k - len(points)) for points in results]
-        return np.array(scores, np.float32).reshape(-1, k), np.array(names, dtype=str).reshape(-1, k)
-
-    def _results(self, queries, k, condition, exact, step=64):
-        options = {"limit": k, "with_payload": ["id"], "filter": condition}
-        options["params"] = self.models.SearchParams(exact=exact)
-        requests = [self.models.QueryRequest(query=query.tolist(), **options) for query in queries]
-        starts = range(0, len(requests), step)
-        batches = [self.client.query_batch_points(self.collection, requests[i : i + step]) for i in starts]
-        return [response.points for batch in batches for response in batch]
-
-# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08f
-class _SavedCollection(_SearchableCollection):
-    """Saving and loading of `QdrantIndex`."""
-
-    def save(self, folder: Path | str) -> None:
-        """Write names and vectors to a folder, as `NamedVectors.save` does; the metadata stays on the server.
-
-        Args:
-            folder: replaced if it contains an index.
-        """
-        gallery, offset = NamedVectors(), None
-        while self.width:
-            points, offset = self.client.scroll(self.collection, limit=1000, offset=offset, with_vectors=True)
-            gallery.add([p.payload["id"] for p in points], [p.vector for p in points])
-            if offset is None:
-                break
-        gallery.save(folder)
-
-    @classmethod
-    def load(cls, folder: Path | str, payload: Sequence[dict] | None = None, **options: object) -> "QdrantIndex":
-        """Add the vectors of a folder to a collection.
-
-        Args:
-            folder: a folder of `save`.
-            payload: see `add`.
-            options: those of the class.
-
-        Returns:
-            the index.
-        """
-        gallery, index = NamedVectors.load(folder), cls(**options)
-        index.add(gallery.ids.tolist(), gallery.vectors, payload)
-        return index
-
-# %% ../../nbs/lib/retrieval/qdrant.ipynb #qdrant-08a
-class QdrantIndex(_SavedCollection):
-    """Nearest neighbours by cosine in a collection of a Qdrant server, with metadata for each image.
-
-    Ties are in the server's order.
-
-    Args:
-        where: the server's address, or `:memory:`.
-        collection: name of the collection; created when the first vectors are added.
-        api_key: the server's key, if it needs one.
-
-    Raises:
-        UserError: if no server answers.
-    """
+        queries, k = check_search(queries, k, len(self), self.width)
+        options = {"limit": k, "filter": payload_filter(where), "params": self.models.SearchParams(exact=exact)}
+        return _as_arrays(_query(self.client, self.collection, queries, options), k)
 
     def recall(self, queries: np.ndarray, k: int = 50) -> float:
         """Compute the fraction of the k nearest that is found, against the server's own exact search.
@@ -237,5 +215,47 @@ class QdrantIndex(_SavedCollection):
 
         Returns:
             a value in [0, 1].
+
+        Raises:
+            UserError: see `search`.
         """
         return hit_rate(self.search(queries, k)[1], self.search(queries, k, exact=True)[1])
+
+    def save(self, folder: Path | str) -> None:
+        """Write names and vectors to a folder, as `NamedVectors.save` does; the metadata stays on the server.
+
+        Args:
+            folder: replaced if it contains an index.
+
+        Raises:
+            UserError: if it contains something else.
+        """
+        _download(self.client, self.collection).save(folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        payload: Sequence[dict] | None = None,
+        where: str = "http://localhost:6333",
+        collection: str = "happywhale",
+        api_key: str | None = None,
+    ) -> Self:
+        """Add the vectors of a folder to a collection.
+
+        Args:
+            folder: a folder of `save`.
+            payload: see `add`.
+            where: see the class.
+            collection: see the class.
+            api_key: see the class.
+
+        Returns:
+            the index.
+
+        Raises:
+            UserError: if a file is missing or damaged, no server answers, or the collection has a name already.
+        """
+        named, index = NamedVectors.load(folder), cls(where, collection, api_key)
+        index.add(named.ids.tolist(), named.vectors, payload)
+        return index
