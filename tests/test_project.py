@@ -350,7 +350,7 @@ def public_functions(path):
 
 IN_PIECES = {  # modules with a class that is still to be put together
     *("demo.animals", "imaging.crops", "retrieval.calibration", "retrieval.conformal", "retrieval.gallery"),
-    *("retrieval.identifier", "retrieval.knn", "retrieval.qdrant", "retrieval.rankings", "retrieval.search"),
+    *("retrieval.identifier", "retrieval.qdrant", "retrieval.rankings", "retrieval.search"),
     "server.state",
 }
 
