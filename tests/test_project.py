@@ -349,8 +349,8 @@ def public_functions(path):
 
 
 IN_PIECES = {  # modules with a class that is still to be put together
-    *("demo.animals", "imaging.crops", "retrieval.calibration", "retrieval.conformal", "retrieval.gallery"),
-    *("retrieval.identifier", "retrieval.qdrant", "retrieval.rankings", "retrieval.search"),
+    *("demo.animals", "imaging.crops", "retrieval.gallery"),
+    *("retrieval.identifier", "retrieval.qdrant", "retrieval.search"),
     "server.state",
 }
 
