@@ -349,8 +349,7 @@ def public_functions(path):
 
 
 IN_PIECES = {  # modules with a class that is still to be put together
-    *("demo.animals", "imaging.crops", "retrieval.gallery"),
-    *("retrieval.identifier", "retrieval.qdrant", "retrieval.search"),
+    *("retrieval.gallery", "retrieval.identifier", "retrieval.qdrant", "retrieval.search"),
     "server.state",
 }
 
