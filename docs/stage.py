@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +67,9 @@ def signature(node):
     if isinstance(node, ast.ClassDef):
         mark = "class "
         start = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    words = ast.unparse(start.args).removeprefix("self").lstrip(", ") if start else ""
+    if "property" in map(ast.unparse, node.decorator_list):
+        return f"{node.name}: {ast.unparse(node.returns)}" if node.returns else node.name
+    words = re.sub(r"^(self|cls)\b(, )?", "", ast.unparse(start.args)) if start else ""
     if len(words) > 90:
         words = "\n    " + ",\n    ".join(parameters(start.args)) + ",\n"
     returns = f" -> {ast.unparse(node.returns)}" if getattr(node, "returns", None) else ""
@@ -79,7 +82,7 @@ def parameters(arguments):
     plain = [*whole.posonlyargs, *whole.args]
     missing = [None] * (len(plain) - len(whole.defaults))
     pairs = list(zip(plain, [*missing, *whole.defaults], strict=True))
-    found = [ast.unparse(a) + (f" = {ast.unparse(d)}" if d else "") for a, d in pairs if a.arg != "self"]
+    found = [ast.unparse(a) + (f" = {ast.unparse(d)}" if d else "") for a, d in pairs if a.arg not in ("self", "cls")]
     if whole.vararg or whole.kwonlyargs:
         found.append(f"*{ast.unparse(whole.vararg)}" if whole.vararg else "*")
     named = zip(whole.kwonlyargs, whole.kw_defaults, strict=True)
@@ -87,15 +90,45 @@ def parameters(arguments):
     return found + ([f"**{ast.unparse(whole.kwarg)}"] if whole.kwarg else [])
 
 
-def described(node, level):
-    """Heading, signature and documentation of a function or class, and of a class's public methods."""
+@cache
+def classes(path):
+    """The classes that a module defines or imports from the package: `{name: (path of its module, node)}`."""
+    tree, found = ast.parse(read(path)), {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            source = path.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py")
+            known = classes(source) if source.is_file() else {}
+            found |= {a.asname or a.name: known[a.name] for a in node.names if a.name in known}
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = (path, node)
+    return found
+
+
+def methods(path, node):
+    """Public methods and properties of a class, then those it inherits in the package: `{name: (function, class)}`."""
+    functions = [n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    found = {f.name: (f, node) for f in functions}
+    for base in map(ast.unparse, node.bases):
+        inherited = methods(*classes(path)[base]) if base in classes(path) else {}
+        found = {**found, **{name: item for name, item in inherited.items() if name not in found}}
+    return found
+
+
+def described(node, name, level, origin=""):
+    """Heading, signature and documentation of a function or class; only the summary if `origin`, a class, has all."""
     first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
-    text = [f"{'#' * level} {node.name}", "", "```python", signature(node), "```", "", first.replace("\n", " "), ""]
-    if rest:
-        text += ["```text", rest, "```", ""]
-    for inner in node.body if isinstance(node, ast.ClassDef) else ():
-        if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
-            text += described(inner, level + 1)
+    text = [f"{'#' * level} {name}", "", "```python", signature(node), "```", "", first.replace("\n", " "), ""]
+    if origin:
+        return [*text, f"Inherited from `{origin}`.", ""]
+    return text + (["```text", rest, "```", ""] if rest else [])
+
+
+def described_class(path, node, level):
+    """The same of a class and of its public methods; a public base documents its own."""
+    text = described(node, node.name, level)
+    for name, (method, owner) in methods(path, node).items():
+        origin = "" if owner is node or owner.name.startswith("_") else owner.name
+        text += described(method, f"{node.name}.{name}", level + 1, origin)
     return text
 
 
@@ -105,12 +138,14 @@ def functions(root):
     for path in sorted(root.glob("nbs/**/*.ipynb")):
         if not (name := module(json.loads(read(path)))):
             continue
-        tree = ast.parse(read(root / "happywhale_nb" / f"{name.replace('.', '/')}.py"))
+        module_path = root / "happywhale_nb" / f"{name.replace('.', '/')}.py"
         page = wings.setdefault(name.partition(".")[0], [])
         page += [f"## {name}", "", f"Notebook: [{path.stem}](../../{path.relative_to(root).as_posix()})", ""]
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                page += described(node, 3)
+        for node in ast.parse(read(module_path)).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                page += described(node, node.name, 3)
+            elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                page += described_class(module_path, node, 3)
     listed = "\n".join(f"/docs/functions/{wing}" for wing in sorted(wings))
     intro = "> What each module of `happywhale_nb` offers: signatures and documentation; its notebook shows more."
     pages = {"functions": f"# Functions\n\n{intro}\n\n```{{toctree}}\n{listed}\n```\n"}

@@ -10,11 +10,16 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import FunctionType
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from happywhale_nb.cli.main import main
+from happywhale_nb.retrieval.conformal import CandidateSets
+from happywhale_nb.retrieval.gallery import Gallery
+from happywhale_nb.retrieval.knn import KNNHead
+from happywhale_nb.retrieval.search import ExactIndex
 from happywhale_nb.workflow.notebooks import read_parameters
 from happywhale_nb.workflow.registry import command_stages
 from happywhale_nb.workflow.runner import stage_notebook
@@ -115,6 +120,26 @@ def test_stage_lists_the_functions_of_every_module(source):
     names = {".".join(p.with_suffix("").parts) for p in paths if "migrations" not in p.parts}
     assert set(re.findall(r"^## ([\w.]+)$", text, re.M)) == names
     assert "\ndef map_at_5(" in text and "\nclass KNNHead(" in text
+
+
+@pytest.mark.parametrize("cls", [KNNHead, CandidateSets, Gallery, ExactIndex])
+def test_stage_lists_every_public_method_of_a_class(source, cls):
+    """Inherited ones too, whether their class is private, public, or in another module."""
+    text = (source / "docs" / "functions" / "retrieval.md").read_text()
+    listed = re.findall(rf"^#### {cls.__name__}\.(\w+)$", text, re.M)
+    ours = [vars(base) for base in cls.__mro__ if base.__module__.startswith("happywhale_nb.")]
+    kinds = FunctionType | classmethod | staticmethod | property
+    names = {name for members in ours for name, value in members.items() if isinstance(value, kinds)}
+    assert sorted(listed) == sorted(name for name in names if not name.startswith("_"))
+
+
+def test_stage_lists_the_methods_of_the_knn_head(source):
+    text = (source / "docs" / "functions" / "retrieval.md").read_text()
+    for name in ("fit", "predict", "rank", "kneighbors"):
+        assert f"\n#### KNNHead.{name}\n" in text
+    rank = text.partition("#### KNNHead.rank\n")[2].partition("\n#")[0]
+    assert "def rank(X: np.ndarray, n_answers: int=5)" in rank
+    assert "Inherited from `RankMixin`." in rank
 
 
 def test_stage_keeps_every_target_that_a_page_links_to(source):

@@ -1,6 +1,7 @@
 """The project's own rules: the package is what notebooks export, layers hold, notebooks and tests are well formed."""
 
 import ast
+import importlib.util
 import json
 import re
 import shutil
@@ -25,6 +26,10 @@ STAGES = [p for p in NOTEBOOKS if p.name[:2].isdigit()]
 PACKAGE = ROOT / "happywhale_nb"
 MODULES = sorted(p for p in PACKAGE.glob("*/**/*.py") if not p.name.startswith("_") and "/migrations/" not in str(p))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
+
+_stage = importlib.util.spec_from_file_location("stage", ROOT / "docs" / "stage.py")
+stage = importlib.util.module_from_spec(_stage)  # what lays out the site: it knows the methods of classes
+_stage.loader.exec_module(stage)
 
 # a module imports from its own wing and from those named here; `happywhale_nb` alone has the names of all
 WINGS = {
@@ -339,23 +344,19 @@ def lacks(node):
 
 
 def public_functions(path):
-    """Public functions and methods of a module that are no commands: those whose docstrings are read."""
+    """Public functions, and methods of public classes, inherited ones too, that are no commands: those whose docstrings
+    are read."""
     for node in ast.parse(path.read_text()).body:
-        for inner in node.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else [node]:
+        is_public_class = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        methods = [method for method, _ in stage.methods(path, node).values()] if is_public_class else []
+        for inner in methods if isinstance(node, ast.ClassDef) else [node]:
             if not isinstance(inner, ast.FunctionDef) or inner.name.startswith("_") or inner.name in INHERITED:
                 continue
             if not re.search(r"\b(click|command|group)\b", " ".join(map(ast.unparse, inner.decorator_list))):
                 yield inner
 
 
-IN_PIECES = {  # modules with a class that is still to be put together
-    *("demo.animals", "imaging.crops", "retrieval.calibration", "retrieval.conformal"),
-    *("retrieval.knn", "retrieval.rankings"),
-    "server.state",
-}
-
-
-@pytest.mark.parametrize("path", [p for p in MODULES if module_name(p) not in IN_PIECES], ids=module_name)
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_private_bases_of_classes_are_shared(path):
     """Methods stand in their class: a private base that one class alone has is a class in two pieces."""
     classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]

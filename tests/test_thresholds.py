@@ -357,13 +357,13 @@ def test_candidate_sets_of_groups_have_the_distances_of_their_own_rows():
     groups = np.repeat(["beluga", "orca", "rare", "seldom"], [100, 20, 10, 10])
     gap = np.repeat([0.1, 0.2, 0.3, 0.4], [100, 20, 10, 10])  # how far the truth, b, is below a
     scores, truth = np.column_stack([np.full(140, 0.9), 0.9 - gap]), np.full(140, "b")
-    sets = CandidateSets(0.2, least=20).fit(ids, scores, 0.0, truth, groups)
+    sets = CandidateSets(0.2, min_rows=20).fit(ids, scores, 0.0, truth, groups)
     assert sets.distances_ == pytest.approx({"beluga": 0.1, "orca": 0.2, "": 0.4})
     asked = (ids[:3], np.tile([0.9, 0.65], (3, 1)), 0.0, ["beluga", "orca", "never seen"])
     assert sets.predict(*asked)[1].tolist() == [1, 1, 2]
     # 20 rows of the small groups are enough for a distance of theirs; 19 are not, and all rows together speak
     part = np.arange(140) != 130
-    fewer = CandidateSets(0.2, least=20).fit(ids[part], scores[part], 0.0, truth[part], groups[part])
+    fewer = CandidateSets(0.2, min_rows=20).fit(ids[part], scores[part], 0.0, truth[part], groups[part])
     assert fewer.distances_[""] == pytest.approx(0.2)
     assert set(CandidateSets(0.2).fit(ids, scores, 0.0, truth, groups).distances_) == {"beluga", ""}
 

@@ -233,7 +233,7 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
     assert page.neighbours["cosine"].to_numpy() == pytest.approx(cosine[0], abs=1e-5)
     individual = folds.set_index("image").loc[page.image, "individual_id"]
     assert (page.neighbours["same"] == "yes").tolist() == (page.neighbours["individual_id"] == individual).tolist()
-    tested = browse_neighbours(folder, "small_resnet_arcface", dataset.test["image"][0], neighbours=30)
+    tested = browse_neighbours(folder, "small_resnet_arcface", dataset.test["image"][0], n_neighbors=30)
     assert len(tested.neighbours) == 30 and set(tested.answers["right"]) == {"?"} and tested.crops.shape[0] == 31
     for wrong, message in (((5,), "fold 5 has no answers"), ((0, "nothing"), "unknown choice")):
         with pytest.raises(UserError, match=message):
@@ -267,7 +267,7 @@ def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
             chosen = opened.select(fold, choice)
             assert place.value == 1 and place.max == max(1, len(chosen))
             assert chosen[0] in page.value if chosen else "there are none" in page.value
-    box = browse_neighbours(folder, "small_resnet_arcface", neighbours=3)
+    box = browse_neighbours(folder, "small_resnet_arcface", n_neighbors=3)
     (folds, asked, count), page = box.children[0].children, box.children[1]
     assert page.value.count("<tr") == 2 + len(view_query(opened, 0, asked.value).answers) + 3
     count.value, asked.value = 7, names[5]

@@ -192,7 +192,9 @@ def make_folds(
         train: Table with columns image, individual_id, species (and date, for `time`).
         k: Number of folds, from 2 to the number of photographs.
         seed: Any integer; the same seed gives the same folds for any order of the rows, on any machine.
-        split: Name of the split, as in the table above.
+        split: `stratified` spreads an individual's photographs over the folds; `open:0.3` does so too, but 30 % of a
+            fold's queries are of individuals that its gallery does not hold; `similar` keeps near-duplicates in one
+            fold, `disjoint` individuals; `time` takes the photographs by date, each fold later than the one before.
         pairs: Near-duplicates, columns image_a and image_b, of `find_near_duplicates`; needed for `similar`.
 
     Returns:

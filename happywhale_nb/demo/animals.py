@@ -135,18 +135,31 @@ def fluke_outline(rng: np.random.Generator) -> tuple[np.ndarray, slice]:
 # %% ../../nbs/lib/demo/animals.ipynb #animals-17
 @dataclass(frozen=True)
 class Build:
-    """The proportions of a species: a back that arches out of the water, and the fin on it."""
+    """The proportions of a species: a back that arches out of the water, and the fin on it.
 
-    share: float  # of the individuals
-    length: float  # of the back, from where it leaves the water to where it enters it again
-    arch: float  # height of the back above the water
-    fin: float = 0.0  # height of the fin; 0: none
-    foot: float = 1.0  # length of the fin where it stands on the back
-    rake: float = 0.5  # how far back the tip stands
-    hollow: float = 0.2  # how concave the trailing edge is
-    place: float = 0.0  # where on the back the fin stands: -1 the front end, 1 the rear end
-    spread: float = 1.0  # how much individuals differ
-    frame: tuple = (0.7, 1.2)  # the animal's length as a share of the photograph's width
+    Attributes:
+        share: its fraction of the individuals.
+        length: of the back, from where it leaves the water to where it enters it again.
+        arch: height of the back above the water.
+        fin: height of the fin; 0: none.
+        foot: length of the fin where it stands on the back.
+        rake: how far back the tip stands.
+        hollow: how concave the trailing edge is.
+        place: where on the back the fin stands: -1 the front end, 1 the rear end.
+        spread: how much individuals differ.
+        frame: the smallest and the largest length of the animal, as fractions of the photograph's width.
+    """
+
+    share: float
+    length: float
+    arch: float
+    fin: float = 0.0
+    foot: float = 1.0
+    rake: float = 0.5
+    hollow: float = 0.2
+    place: float = 0.0
+    spread: float = 1.0
+    frame: tuple[float, float] = (0.7, 1.2)
 
 # %% ../../nbs/lib/demo/animals.ipynb #animals-19
 BUILDS = {
@@ -284,15 +297,38 @@ def draw_nicks(rng: np.random.Generator, species: str) -> np.ndarray:
         deep *= np.minimum(1, 0.3 + 1.6 * position)  # a fin is thin near its tip, and would be cut through
     return np.stack([position, width * rng.uniform(0.7, 1.8, n), deep], 1)
 
-# %% ../../nbs/lib/demo/animals.ipynb #animals-53
+# %% ../../nbs/lib/demo/animals.ipynb #animals-63
+def _curve_layer(shape, curves, width):
+    """`shape` uint8: curves, `[k, 2]` points of each in sixteenths of a pixel, drawn `width` pixels wide."""
+    layer = np.zeros(shape, np.uint8)
+    for curve in curves:
+        cv2.polylines(layer, [np.round(curve).astype(np.int32)], False, 255, max(1, round(width)), cv2.LINE_AA, 4)
+    return layer
+
+
+def _ellipse_layer(shape, centres, radii):
+    """`shape` uint8: filled ellipses; x, y of each centre and half the widths in sixteenths of a pixel."""
+    layer = np.zeros(shape, np.uint8)
+    for centre, radius in zip(centres, radii, strict=True):
+        cx, cy = np.round(centre).astype(int).tolist()
+        r = max(8, round(radius))
+        cv2.ellipse(layer, (cx, cy), (r, round(r * 0.8)), float(cx % 180), 0, 360, 255, -1, cv2.LINE_AA, 4)
+    return layer
+
+# %% ../../nbs/lib/demo/animals.ipynb #animals-29
 HIDE = 480
 
 
 @dataclass
-class _Skin:
-    """Skin: `colour` `[h, w, 3]` float32 RGB and coverage `alpha` `[h, w]`, both in 0 to 1.
+class Canvas:
+    """Skin that is being painted, without light; `new_canvas` makes one.
 
-    `x` and `y` `[h, w]` are the position of each pixel in the animal's units, `scale` is pixels per unit.
+    Attributes:
+        colour: `[h, w, 3]` float32, RGB in 0 to 1; changes in place.
+        alpha: `[h, w]` float32 in 0 to 1, coverage: 1 inside the outline.
+        x: `[h, w]`, the position of each pixel in the animal's units.
+        y: `[h, w]`, the same, downwards.
+        scale: pixels per unit.
     """
 
     colour: np.ndarray
@@ -302,37 +338,35 @@ class _Skin:
     scale: float
 
     def sixteenths(self, points: np.ndarray) -> np.ndarray:
-        """Convert points from units to sixteenths of a pixel; OpenCV draws with four bits behind the point."""
+        """Convert points to sixteenths of a pixel; OpenCV draws with four bits behind the point.
+
+        Args:
+            points: `[..., 2]`, in units.
+
+        Returns:
+            an array of the same shape.
+        """
         return (points - np.array([self.x[0, 0], self.y[0, 0]])) * self.scale * 16
 
     def blend(self, mask: np.ndarray, colour: ArrayLike) -> None:
-        """Blend the skin with `colour` (3 numbers), by `mask` `[h, w]` in 0 to 1."""
+        """Blend the skin with one colour.
+
+        Args:
+            mask: `[h, w]`, the colour's opacity, 0 to 1.
+            colour: 3 numbers.
+        """
         self.colour += three(mask) * (np.asarray(colour, np.float32) - self.colour)
 
     def blend_layer(self, layer: np.ndarray, colour: ArrayLike, strength: float, blur: float) -> None:
-        """Blur `layer` `[h, w]` uint8 by `blur` pixels and blend by `strength` times it."""
+        """Blend the skin with one colour where a layer is drawn.
+
+        Args:
+            layer: `[h, w]` uint8, 255 where it is drawn.
+            colour: 3 numbers.
+            strength: opacity, 0 to 1.
+            blur: of the layer, in pixels.
+        """
         self.blend(cv2.GaussianBlur(layer, (0, 0), blur).astype(np.float32) * (strength / 255), colour)
-
-# %% ../../nbs/lib/demo/animals.ipynb #animals-63
-def _curve_layer(skin, curves, width):
-    layer = np.zeros(skin.alpha.shape, np.uint8)
-    for curve in curves:
-        pixels = np.round(skin.sixteenths(spline(curve, 8))).astype(np.int32)
-        cv2.polylines(layer, [pixels], False, 255, max(1, round(width * skin.scale)), cv2.LINE_AA, 4)
-    return layer
-
-
-def _ellipse_layer(skin, centres, radii):
-    layer = np.zeros(skin.alpha.shape, np.uint8)
-    for centre, radius in zip(np.asarray(centres), radii, strict=True):
-        cx, cy = np.round(skin.sixteenths(centre)).astype(int).tolist()
-        r = max(8, round(float(radius) * skin.scale * 16))
-        cv2.ellipse(layer, (cx, cy), (r, round(r * 0.8)), float(cx % 180), 0, 360, 255, -1, cv2.LINE_AA, 4)
-    return layer
-
-# %% ../../nbs/lib/demo/animals.ipynb #animals-29
-class Canvas(_Skin):
-    """Skin that is being painted; see `new_canvas`."""
 
     def strokes(
         self, curves: Sequence, width: float, colour: ArrayLike, strength: float = 1.0, blur: float = 0.8
@@ -346,7 +380,8 @@ class Canvas(_Skin):
             strength: opacity, 0 to 1.
             blur: in pixels.
         """
-        self.blend_layer(_curve_layer(self, curves, width), colour, strength, blur)
+        points = [self.sixteenths(spline(curve, 8)) for curve in curves]
+        self.blend_layer(_curve_layer(self.alpha.shape, points, width * self.scale), colour, strength, blur)
 
     def spots(
         self, centres: ArrayLike, radii: Sequence, colour: ArrayLike, strength: float = 1.0, blur: float = 1.0
@@ -360,7 +395,9 @@ class Canvas(_Skin):
             strength: opacity, 0 to 1.
             blur: in pixels.
         """
-        self.blend_layer(_ellipse_layer(self, centres, radii), colour, strength, blur)
+        points = [self.sixteenths(centre) for centre in np.asarray(centres)]
+        sizes = [float(radius) * self.scale * 16 for radius in radii]
+        self.blend_layer(_ellipse_layer(self.alpha.shape, points, sizes), colour, strength, blur)
 
 # %% ../../nbs/lib/demo/animals.ipynb #animals-30
 def new_canvas(outline: np.ndarray) -> Canvas:
@@ -464,8 +501,7 @@ def _saddle(canvas, rng):
     blob = np.stack([x0 + w * radius * np.cos(angle), y0 + h * radius * np.sin(angle)], 1)
     outline = spline(np.concatenate([blob, blob[:1]]), 12)
     mask = np.zeros(canvas.alpha.shape, np.uint8)
-    pixels = (outline - (canvas.x[0, 0], canvas.y[0, 0])) * canvas.scale * 16
-    cv2.fillPoly(mask, [np.round(pixels).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    cv2.fillPoly(mask, [np.round(canvas.sixteenths(outline)).astype(np.int32)], 255, cv2.LINE_AA, 4)
     return cv2.GaussianBlur(mask, (0, 0), 2.2).astype(np.float32) / 255
 
 # %% ../../nbs/lib/demo/animals.ipynb #animals-35
@@ -588,14 +624,23 @@ PAINTERS = {
 
 @dataclass(frozen=True)
 class Animal:
-    """One individual: everything about it that no photograph changes."""
+    """One individual: everything about it that no photograph changes.
+
+    Attributes:
+        species: a key of `BUILDS`.
+        colour: `[h, w, 3]` float32, RGB in 0 to 1, unlit.
+        alpha: `[h, w]` float32, 1 inside.
+        normal: `[h, w, 3]` float32, unit vectors: right, up, towards the viewer.
+        origin: the pixel (x, y) of x = 0 at the waterline.
+        scale: pixels per unit.
+    """
 
     species: str
-    colour: np.ndarray  # [h, w, 3] float32, RGB in 0 to 1, unlit
-    alpha: np.ndarray  # [h, w] float32, 1 inside
-    normal: np.ndarray  # [h, w, 3] float32, unit vectors: right, up, towards the viewer
-    origin: tuple  # the pixel of (0, waterline)
-    scale: float  # pixels per unit
+    colour: np.ndarray
+    alpha: np.ndarray
+    normal: np.ndarray
+    origin: tuple[float, float]
+    scale: float
 
 # %% ../../nbs/lib/demo/animals.ipynb #animals-47
 def relief(alpha: np.ndarray, scale: float, radii: Sequence[float], bumps: np.ndarray) -> np.ndarray:

@@ -67,19 +67,33 @@ def rgb(code: str) -> np.ndarray:
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-09
 @dataclass(frozen=True)
 class Weather:
-    """What a photograph is taken in: sizes in pixels, colours RGB in 0 to 1, light a unit vector."""
+    """What a photograph is taken in.
+
+    Attributes:
+        width: of the photograph, in pixels.
+        height: of the photograph, in pixels.
+        horizon: its row; negative if it is above the picture.
+        waterline: the row at which the animal stands in the water.
+        zenith: colour of the sky above, RGB in 0 to 1, as all colours here.
+        haze: colour of the sky at the horizon.
+        deep: colour of the water.
+        sun: colour of direct light.
+        sunny: strength of direct light, 0 to 1.
+        light: unit vector towards the light.
+        swell: steepness of the waves.
+    """
 
     width: int
     height: int
-    horizon: float  # row; negative when it lies above the picture
-    waterline: float  # row at which the animal stands in the water
+    horizon: float
+    waterline: float
     zenith: np.ndarray
     haze: np.ndarray
     deep: np.ndarray
     sun: np.ndarray
-    sunny: float  # strength of direct light, 0 to 1
-    light: np.ndarray  # where it comes from
-    swell: float  # steepness of the waves
+    sunny: float
+    light: np.ndarray
+    swell: float
 
 # %% ../../nbs/lib/demo/scenes.ipynb #scenes-11
 def draw_weather(rng: np.random.Generator, size: tuple[int, int], waterline: float) -> Weather:

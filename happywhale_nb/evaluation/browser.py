@@ -256,14 +256,14 @@ def _crops(results, fold_folder, image, neighbours, tested):
     return np.concatenate([query, cut_images(list(neighbours), "train")])
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-46
-def view_query(results: ModelResults, fold: int, image: str, neighbours: int = 5) -> QueryView:
+def view_query(results: ModelResults, fold: int, image: str, n_neighbors: int = 5) -> QueryView:
     """View a photo beside the known photos nearest to it.
 
     Args:
         results: The model's results.
         fold: Number of the fold whose model is used.
         image: Name of the photo, of the fold or the test set.
-        neighbours: How many known photos are shown.
+        n_neighbors: How many known photos are shown.
 
     Returns:
         The view.
@@ -276,7 +276,7 @@ def view_query(results: ModelResults, fold: int, image: str, neighbours: int = 5
     rows = results.table[(results.table["fold"] == fold) & (results.table["image"] == image)]
     outcome = rows.iloc[0] if len(rows) else None
     fold_folder = fold_dir(results.folder, results.model, fold)
-    near = _neighbour_table(results, fold, image, outcome, neighbours)
+    near = _neighbour_table(results, fold, image, outcome, n_neighbors)
     predictions = _prediction_table(fold_folder, image, outcome)
     title = _title(fold_folder, fold, image, outcome, predictions["answer"].iloc[0])
     crops = _crops(results, fold_folder, image, near["image"], outcome is None)
@@ -284,7 +284,7 @@ def view_query(results: ModelResults, fold: int, image: str, neighbours: int = 5
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-47
 def view_selected(
-    results: ModelResults, fold: int, show: str, position: int = 0, neighbours: int = 5
+    results: ModelResults, fold: int, show: str, position: int = 0, n_neighbors: int = 5
 ) -> QueryView | EmptyView:
     """View one photo of a selection.
 
@@ -293,7 +293,7 @@ def view_selected(
         fold: Number of the fold.
         show: A name of `SELECTIONS`.
         position: Of the photo in the selection, from 0.
-        neighbours: How many known photos are shown.
+        n_neighbors: How many known photos are shown.
 
     Returns:
         The view; an `EmptyView` if the selection is empty.
@@ -304,7 +304,7 @@ def view_selected(
     names = results.select(fold, show)
     if not names:
         return EmptyView(f"{show}: there are none in fold {fold}")
-    return view_query(results, fold, names[position], neighbours)
+    return view_query(results, fold, names[position], n_neighbors)
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-21
 CONTROLS = {"style": {"description_width": "10em"}, "layout": {"width": "32em"}}
@@ -331,7 +331,7 @@ def browse_folds(
     model: str,
     fold: int | None = None,
     show: str = "surest wrong first",
-    neighbours: int = 5,
+    n_neighbors: int = 5,
 ) -> object:
     """Step through the predictions of a study's model.
 
@@ -340,7 +340,7 @@ def browse_folds(
         model: The model's name.
         fold: The fold shown first; None: the first that has predictions.
         show: The selection shown first, a name of `SELECTIONS`.
-        neighbours: How many known photos are shown beside each.
+        n_neighbors: How many known photos are shown beside each.
 
     Returns:
         A widget in JupyterLab; elsewhere the first `QueryView`, or an `EmptyView`.
@@ -352,8 +352,8 @@ def browse_folds(
     fold = _check_fold(results, fold)
     lookup(SELECTIONS, show, "choice")
     if shows_widgets():
-        return _folds_widget(results, fold, show, neighbours)
-    return view_selected(results, fold, show, 0, neighbours)
+        return _folds_widget(results, fold, show, n_neighbors)
+    return view_selected(results, fold, show, 0, n_neighbors)
 
 
 def _check_fold(results, fold):
@@ -366,7 +366,7 @@ def _check_fold(results, fold):
     return fold
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-37
-def _folds_widget(results, fold, show, neighbours):
+def _folds_widget(results, fold, show, n_neighbors):
     import ipywidgets
 
     folds = ipywidgets.Dropdown(options=results.fold_numbers, value=fold, description="fold", **CONTROLS)
@@ -381,7 +381,7 @@ def _folds_widget(results, fold, show, neighbours):
         slider.value = min(max(slider.value + by, 1), slider.max)
 
     def make_view():
-        return view_selected(results, folds.value, shown.value, slider.value - 1, neighbours)
+        return view_selected(results, folds.value, shown.value, slider.value - 1, n_neighbors)
 
     for control in (folds, shown):
         control.observe(rewind, "value")
@@ -394,7 +394,7 @@ def _folds_widget(results, fold, show, neighbours):
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-26
 def browse_neighbours(
-    folder: Path | str, model: str, image: str = "", fold: int | None = None, neighbours: int = 10
+    folder: Path | str, model: str, image: str = "", fold: int | None = None, n_neighbors: int = 10
 ) -> object:
     """View the known photos nearest to one photo.
 
@@ -403,7 +403,7 @@ def browse_neighbours(
         model: The model's name.
         image: Name of a photo of the fold or of the test set; "": the fold's first.
         fold: The fold whose model is used; None: the first that has predictions.
-        neighbours: How many known photos are shown.
+        n_neighbors: How many known photos are shown.
 
     Returns:
         A widget in JupyterLab; elsewhere the photo's `QueryView`.
@@ -414,17 +414,17 @@ def browse_neighbours(
     results = ModelResults(folder, model)
     fold = _check_fold(results, fold)
     image = image or results.names(fold)[0]
-    first = view_query(results, fold, image, neighbours)
-    return _neighbours_widget(results, fold, image, neighbours) if shows_widgets() else first
+    first = view_query(results, fold, image, n_neighbors)
+    return _neighbours_widget(results, fold, image, n_neighbors) if shows_widgets() else first
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-39
-def _neighbours_widget(results, fold, image, neighbours):
+def _neighbours_widget(results, fold, image, n_neighbors):
     import ipywidgets
 
     lazy = {"continuous_update": False, **CONTROLS}
     folds = ipywidgets.Dropdown(options=results.fold_numbers, value=fold, description="model of fold", **CONTROLS)
     name = ipywidgets.Combobox(options=results.names(fold), value=image, description="photograph", **lazy)
-    count = ipywidgets.IntSlider(min=1, max=30, value=neighbours, description="neighbours", **lazy)
+    count = ipywidgets.IntSlider(min=1, max=30, value=n_neighbors, description="neighbours", **lazy)
 
     def other_fold(change):
         name.options = results.names(folds.value)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSLESS', 'JPEG', 'IN_MEMORY', 'crop_region', 'load_crop', 'crop_aspect', 'encode_crop', 'decode_crop', 'Crops',
-           'load_crops', 'cut_crops']
+           'load_crops', 'CropSettings', 'cut_crops']
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-02
 import os
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from ..core.errors import UserError
 from ..core.progress import bar
 from ..core.threads import single_opencv_thread
 from ..data.boxes import BOX
+from ..data.dataset import Dataset
 from .photo import upright_pixels, upright_size
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-06
@@ -201,6 +202,7 @@ def decode_crop(data: bytes, key: str) -> np.ndarray | None:
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-33
 def _read_or_make(path, key, make):
+    """The crop of a file; if the file is absent or damaged, it is written first, from the pixels of `make()`."""
     pixels = decode_crop(path.read_bytes(), key) if path.is_file() else None
     if pixels is None:
         data = encode_crop(make(), key)
@@ -209,9 +211,22 @@ def _read_or_make(path, key, make):
         pixels = decode_crop(data, key)
     return pixels
 
+# %% ../../nbs/lib/imaging/crops.ipynb #crops-11
+class Crops:
+    """Crops in files, indexed like an array `[n, size, size, 3]` uint8; a damaged file is made again.
 
-class _CropFiles:
-    """Files of crops, one for each key, in `<folder>/<size>/<first two characters of the key>`."""
+    Only the rows of an index are read, in parallel.
+
+    Args:
+        folder: where the files are, in `<size>/<first two characters of the key>`.
+        keys: `[n]` strings of 16 characters, one for each crop.
+        make: function of a row that returns its crop from the image, `[size, size, 3]` uint8.
+        size: side in pixels.
+
+    Attributes:
+        shape: `(n, size, size, 3)`.
+        dtype: uint8.
+    """
 
     def __init__(self, folder: Path | str, keys: Sequence[str], make: Callable[[int], np.ndarray], size: int) -> None:
         self.folder, self.keys, self.make = Path(folder), np.asarray(keys), make
@@ -220,22 +235,6 @@ class _CropFiles:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def path(self, i: int) -> Path:
-        """Return the file of crop `i`: PNG up to `LOSSLESS` pixels, JPEG above."""
-        suffix = "png" if self.shape[1] <= LOSSLESS else "jpg"
-        return self.folder / f"{self.shape[1]}" / self.keys[i][:2] / f"{self.keys[i]}.{suffix}"
-
-# %% ../../nbs/lib/imaging/crops.ipynb #crops-11
-class Crops(_CropFiles):
-    """Crops in files, indexed like an array `[n, size, size, 3]` uint8; a damaged file is made again.
-
-    Args:
-        folder: where the files are.
-        keys: `[n]` strings of 16 characters, one for each crop.
-        make: function of a row that returns its crop from the image, `[size, size, 3]` uint8.
-        size: side in pixels.
-    """
 
     def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
         indices = np.arange(len(self))[rows]
@@ -255,6 +254,18 @@ class Crops(_CropFiles):
             `[size, size, 3]` uint8, RGB.
         """
         return _read_or_make(self.path(i), str(self.keys[i]), lambda: self.make(i))
+
+    def path(self, i: int) -> Path:
+        """Return the file of a crop, which need not exist.
+
+        Args:
+            i: its row.
+
+        Returns:
+            a PNG file up to `LOSSLESS` pixels, a JPEG file above.
+        """
+        suffix = "png" if self.shape[1] <= LOSSLESS else "jpg"
+        return self.folder / f"{self.shape[1]}" / self.keys[i][:2] / f"{self.keys[i]}.{suffix}"
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-18
 def _read_all(crops, into_memory):
@@ -320,10 +331,24 @@ def load_crops(
     return _read_all(crops, len(crops) * size * size * 3 <= IN_MEMORY)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-21
+class CropSettings(Protocol):
+    """The crop settings of a `networks.presets.Preset`.
+
+    Attributes:
+        image_size: side of the crops in pixels.
+        crop_margin: fraction of the box's width and height added on each side.
+        keep_aspect: whether crops are cut as squares, see `load_crop`.
+    """
+
+    image_size: int
+    crop_margin: float
+    keep_aspect: bool
+
+
 def cut_crops(
-    dataset: object,
+    dataset: Dataset,
     chosen: pd.DataFrame,
-    config: object,
+    config: CropSettings,
     folder: Path | str,
     subset: str = "train",
     size: int = 0,
@@ -331,9 +356,9 @@ def cut_crops(
     """Return crops of a data set's images, as `load_crops` does.
 
     Args:
-        dataset: `data.dataset.Dataset`.
+        dataset: the images' data set.
         chosen: image and box of each, a table of `CropMix.prefer`.
-        config: `networks.presets.Preset`; its `crop_margin`, `keep_aspect` and `image_size` are used.
+        config: how to cut them, a `networks.presets.Preset` or what has the same three attributes.
         folder: the study's; crops are kept in its folder `crops`.
         subset: `train` or `test`.
         size: side in pixels; 0: the preset's.

@@ -208,7 +208,7 @@ def occlusion(pixels: np.ndarray, fraction: float, rng: np.random.Generator, cen
 class Degradation:
     """A way to degrade an image, and its strengths.
 
-    Args:
+    Attributes:
         function: of pixels `[h, w, 3]` uint8, strength, `numpy.random.Generator` and centre; returns pixels.
         strengths: five, from mild to severe.
         unit: of the strengths.

@@ -24,31 +24,32 @@ from .open_set import insert_new
 METHODS = ("logistic", "isotonic")
 
 
-class _TopOneCurve:
-    """Prediction for `TopOneCalibrator`."""
+def _laplace(correct):
+    """The probability by Laplace's rule where all are correct or none, and a curve has nothing to learn; else None."""
+    is_constant = correct.all() or not correct.any()
+    return (correct.sum() + 1) / (len(correct) + 2) if is_constant else None
 
-    def predict(self, scores: np.ndarray) -> np.ndarray:
-        """Predict the probability that the first prediction is correct.
 
-        Args:
-            scores: `[n, m]` float, of rankings, descending, m ≥ 2.
+def _curve_inputs(scores, method):
+    """What a curve is a function of: `[n, 2]` best score and lead (2 at most), or `[n]` best score, if isotonic."""
+    scores = np.asarray(scores, dtype=float)
+    lead = np.minimum(scores[:, 0] - scores[:, 1], 2.0)
+    return np.column_stack([scores[:, 0], lead]) if method == "logistic" else scores[:, 0]
 
-        Returns:
-            `[n]` float in [0, 1].
-        """
-        if self.constant_ is not None:
-            return np.full(len(scores), self.constant_)
-        inputs = self._inputs(scores)
-        return self.curve_.predict_proba(inputs)[:, 1] if self.method == "logistic" else self.curve_.predict(inputs)
+# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05a
+class TopOneCalibrator:
+    """Learns the probability that the first prediction is correct, from the scores of rankings.
 
-    def _inputs(self, scores):
-        scores = np.asarray(scores, dtype=float)
-        lead = np.minimum(scores[:, 0] - scores[:, 1], 2.0)
-        return np.column_stack([scores[:, 0], lead]) if self.method == "logistic" else scores[:, 0]
+    Args:
+        method: `logistic` (of the best score and its lead over the second) or `isotonic` (of the best score).
 
-# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05b
-class _TopOneFit(_TopOneCurve):
-    """The fit of `TopOneCalibrator`."""
+    Attributes:
+        constant_: the probability, if all predictions that it learnt from were correct, or none was; else None.
+        curve_: the fitted regression; None beside a constant.
+    """
+
+    def __init__(self, method: str = "logistic") -> None:
+        self.method = method
 
     def fit(self, scores: np.ndarray, correct: np.ndarray) -> "TopOneCalibrator":
         """Learn from rankings whose truth is known.
@@ -69,29 +70,22 @@ class _TopOneFit(_TopOneCurve):
         self.constant_, self.curve_ = _laplace(correct), None
         if self.constant_ is None:
             curve = LogisticRegression(C=100) if self.method == "logistic" else IsotonicRegression(out_of_bounds="clip")
-            self.curve_ = curve.fit(self._inputs(scores), correct)
+            self.curve_ = curve.fit(_curve_inputs(scores, self.method), correct)
         return self
 
-# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05a
-class TopOneCalibrator(_TopOneFit):
-    """Learns the probability that the first prediction is correct, from the scores of rankings.
+    def predict(self, scores: np.ndarray) -> np.ndarray:
+        """Predict the probability that the first prediction is correct.
 
-    Args:
-        method: `logistic` (of the best score and its lead over the second) or `isotonic` (of the best score).
+        Args:
+            scores: `[n, m]` float, of rankings, descending, m ≥ 2.
 
-    Attributes:
-        constant_: the probability, if all predictions that it learnt from were correct, or none was; else None.
-        curve_: the fitted regression; None beside a constant.
-    """
-
-    def __init__(self, method: str = "logistic") -> None:
-        self.method = method
-
-# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05p
-def _laplace(correct):
-    """The probability by Laplace's rule where all are correct or none, and a curve has nothing to learn; else None."""
-    is_constant = correct.all() or not correct.any()
-    return (correct.sum() + 1) / (len(correct) + 2) if is_constant else None
+        Returns:
+            `[n]` float in [0, 1].
+        """
+        if self.constant_ is not None:
+            return np.full(len(scores), self.constant_)
+        inputs = _curve_inputs(scores, self.method)
+        return self.curve_.predict_proba(inputs)[:, 1] if self.method == "logistic" else self.curve_.predict(inputs)
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-07
 def cross_fit_confidence(folds: Sequence[tuple[np.ndarray, np.ndarray]], method: str = "logistic") -> list[np.ndarray]:
@@ -114,8 +108,9 @@ def cross_fit_confidence(folds: Sequence[tuple[np.ndarray, np.ndarray]], method:
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-10
 NOT_LISTED = " "  # the name of someone not listed: no individual's name is a blank
+_NUMBERS = ("temperature", "bend", "b_new", "b_other")
 PRIOR_TEMPERATURE = 0.05
-PRIOR_MEAN = np.array([1.0, 0, 0, 0])  # of the four numbers of `_design`
+PRIOR_MEAN = np.array([1.0, 0, 0, 0])  # of the factors of the four `_utility_terms`
 PRIOR_SD = np.array([1.0, 1.0, 3.0, 3.0])
 
 
@@ -132,6 +127,20 @@ def _utility_terms(names, values):
     """`[4, n, m + 2]`: the factors of 1, bend, b_new and b_other in a utility, 0 where there is no alternative."""
     finite = np.where(np.isfinite(values), values, 0)
     return np.stack([finite, np.maximum(finite, 0) ** 2 / 2, names == NEW, names == NOT_LISTED])
+
+# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-10c
+def _probabilities(names, values, numbers):
+    """`([n, m + 1], [n])` of the listed names and of someone not listed, with the four numbers of the utilities."""
+    temperature, bend, b_new, b_other = numbers
+    utility = np.tensordot([1, bend, b_new, b_other], _utility_terms(names, values), 1)
+    utility = np.where(np.isfinite(values), utility, -np.inf) / temperature
+    probabilities = softmax(utility, axis=1) if len(names) else utility
+    return probabilities[:, :-1], probabilities[:, -1]
+
+
+def _inverse_utility(value, bend):
+    """The score s with s + bend · max(s, 0)² / 2 = `value`."""
+    return float(value if value <= 0 else 2 * value / (1 + np.sqrt(1 + 2 * bend * value)))
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-10a
 def _fit_utility(names, values, truth, weight):
@@ -155,15 +164,39 @@ def _fit_utility(names, values, truth, weight):
     temperature = PRIOR_TEMPERATURE / sharp
     return temperature, bent / sharp, new * temperature, other * temperature
 
-# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11
-class _Utility:
-    """The four numbers of `CandidateProbabilities`."""
+# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11b
+class CandidateProbabilities:
+    """Learns the probability of each ranked individual, of `new_individual`, and of someone not listed.
+
+    A conditional logit (McFadden 1974). With f(s) = s + bend · max(s, 0)² / 2 and scores s in units of cosine, the
+    utilities are f(score) / temperature for an individual, (f(threshold) + b_new) / temperature for `new_individual`,
+    and (f(threshold) + b_other) / temperature for someone not listed; the probabilities are their softmax. `fit`
+    finds the maximum of the posterior. In the prior, 0.05 / temperature and bend · 0.05 / temperature are normal
+    around 1 and 0 with standard deviation 1, b_new / temperature and b_other / temperature around 0 with 3.
+
+    Args:
+        temperature: score difference that multiplies the odds by e, above 0; this and the next three are used until
+            `fit` finds better ones, and default to the mean of the prior.
+        bend: how much a lead counts more among high scores, 0 or more.
+        b_new: added to the score of `new_individual`.
+        b_other: added to the score of someone not listed.
+
+    Attributes:
+        temperature_, bend_, b_new_, b_other_: the fitted values.
+    """
+
+    def __init__(
+        self, temperature: float = PRIOR_TEMPERATURE, bend: float = 0.0, b_new: float = 0.0, b_other: float = 0.0
+    ) -> None:
+        self.temperature = temperature
+        self.bend = bend
+        self.b_new = b_new
+        self.b_other = b_other
 
     @property
     def numbers(self) -> tuple[float, float, float, float]:
         """Temperature, bend, b_new and b_other: the fitted ones, before `fit` the parameters."""
-        names = ("temperature", "bend", "b_new", "b_other")
-        return tuple(getattr(self, f"{name}_", getattr(self, name)) for name in names)
+        return tuple(getattr(self, f"{name}_", getattr(self, name)) for name in _NUMBERS)
 
     def as_dict(self) -> dict[str, float]:
         """Return the four numbers for a JSON file; `CandidateProbabilities(**numbers)` restores them.
@@ -171,49 +204,7 @@ class _Utility:
         Returns:
             temperature, bend, b_new and b_other.
         """
-        return dict(zip(("temperature", "bend", "b_new", "b_other"), self.numbers, strict=True))
-
-    def equivalent_threshold(self, threshold: float) -> float:
-        """Compute the score at which an individual is as probable as `new_individual`.
-
-        Args:
-            threshold: score of `new_individual`.
-
-        Returns:
-            that score; as a threshold it ranks `new_individual` in the order of the probabilities.
-        """
-        _, bend, b_new, _ = self.numbers
-        value = threshold + bend * max(threshold, 0) ** 2 / 2 + b_new
-        return float(value if value <= 0 else 2 * value / (1 + np.sqrt(1 + 2 * bend * value)))
-
-# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11a
-class _UtilityPrediction(_Utility):
-    """Prediction for `CandidateProbabilities`."""
-
-    def predict(
-        self, ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Compute the probabilities of the ranked individuals, of `new_individual`, and of someone not listed.
-
-        Args:
-            ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer.
-            scores: `[n, m]` float, descending, -inf where there are fewer.
-            threshold: score of `new_individual`, a number or `[n]`.
-
-        Returns:
-            `(listed [n, m + 1], other [n])`: of the names in the order of `rank_new`, and of someone not listed; each
-            row and its other sum to 1. A row without individuals, of an empty gallery, is certainly new.
-        """
-        temperature, bend, b_new, b_other = self.numbers
-        names, values = _alternatives(ids, scores, threshold)
-        utility = np.tensordot([1, bend, b_new, b_other], _utility_terms(names, values), 1)
-        utility = np.where(np.isfinite(values), utility, -np.inf) / temperature
-        probabilities = softmax(utility, axis=1) if len(names) else utility
-        return probabilities[:, :-1], probabilities[:, -1]
-
-# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11c
-class _UtilityFit(_UtilityPrediction):
-    """The fit of `CandidateProbabilities`."""
+        return dict(zip(_NUMBERS, self.numbers, strict=True))
 
     def fit(
         self,
@@ -239,30 +230,30 @@ class _UtilityFit(_UtilityPrediction):
         self.temperature_, self.bend_, self.b_new_, self.b_other_ = numbers
         return self
 
-# %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11b
-class CandidateProbabilities(_UtilityFit):
-    """Learns the probability of each ranked individual, of `new_individual`, and of someone not listed.
+    def predict(
+        self, ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the probabilities of the ranked individuals, of `new_individual`, and of someone not listed.
 
-    A conditional logit (McFadden 1974) of scores in units of cosine; see the text of the notebook.
+        Args:
+            ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer.
+            scores: `[n, m]` float, descending, -inf where there are fewer.
+            threshold: score of `new_individual`, a number or `[n]`.
 
-    Args:
-        temperature: score difference that multiplies the odds by e, above 0; this and the next three are used until
-            `fit` finds better ones, and default to the mean of the prior.
-        bend: how much a lead counts more among high scores, 0 or more.
-        b_new: added to the score of `new_individual`.
-        b_other: added to the score of someone not listed.
+        Returns:
+            `(listed [n, m + 1], other [n])`: of the names in the order of `rank_new`, and of someone not listed; each
+            row and its other sum to 1. A row without individuals, of an empty gallery, is certainly new.
+        """
+        return _probabilities(*_alternatives(ids, scores, threshold), self.numbers)
 
-    Attributes:
-        temperature_: fitted value.
-        bend_: fitted value.
-        b_new_: fitted value.
-        b_other_: fitted value.
-    """
+    def equivalent_threshold(self, threshold: float) -> float:
+        """Compute the score at which an individual is as probable as `new_individual`.
 
-    def __init__(
-        self, temperature: float = PRIOR_TEMPERATURE, bend: float = 0.0, b_new: float = 0.0, b_other: float = 0.0
-    ) -> None:
-        self.temperature = temperature
-        self.bend = bend
-        self.b_new = b_new
-        self.b_other = b_other
+        Args:
+            threshold: score of `new_individual`.
+
+        Returns:
+            that score; as a threshold it ranks `new_individual` in the order of the probabilities.
+        """
+        _, bend, b_new, _ = self.numbers
+        return _inverse_utility(threshold + bend * max(threshold, 0) ** 2 / 2 + b_new, bend)

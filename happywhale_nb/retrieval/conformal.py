@@ -33,9 +33,67 @@ def _conformal_quantile(distances, alpha):
     rank = int(np.ceil((1 - alpha) * (len(distances) + 1)))
     return float(np.sort(distances)[rank - 1]) if rank <= len(distances) else float("inf")
 
-# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08
-class _SetPrediction:
-    """Prediction for `CandidateSets`."""
+# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08b
+def _distances_to_truth(ids, scores, threshold, truth):
+    """`[n]` how far the truth's score lies below the best; infinite if the truth is not ranked."""
+    names, all_scores = insert_new(ids, scores, threshold)
+    rank = rank_of_truth(truth, names)
+    own = all_scores[np.arange(len(rank)), np.maximum(rank - 1, 0)]
+    return np.where(rank > 0, all_scores[:, 0] - own, np.inf)
+
+# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08f
+def _group_distances(distances, groups, alpha, min_rows):
+    """The quantile of each group with at least `min_rows` rows, and under "" that of the others, or of all."""
+    names, counts = np.unique(groups, return_counts=True)
+    limits = {str(name): _conformal_quantile(distances[groups == name], alpha) for name in names[counts >= min_rows]}
+    small = np.isin(groups, names[counts < min_rows])
+    return {**limits, "": _conformal_quantile(distances[small] if small.sum() >= min_rows else distances, alpha)}
+
+
+def _group_names(groups, n):
+    """`[n]` str; one group without a name if there are none."""
+    return np.full(n, "") if groups is None else np.asarray(groups, dtype=str)
+
+# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08c
+class CandidateSets:
+    """Learns conformal candidate sets (split conformal prediction, one distance for each group).
+
+    Args:
+        alpha: fraction of images whose truth may be outside the set, in (0, 1).
+        min_rows: groups with fewer rows are joined to one group.
+
+    Attributes:
+        distances_: `{group: distance}`; "" is that of the small groups and of groups not seen in `fit`.
+    """
+
+    def __init__(self, alpha: float = 0.1, min_rows: int = 100) -> None:
+        self.alpha = alpha
+        self.min_rows = min_rows
+
+    def fit(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        threshold: float | np.ndarray,
+        truth: Sequence[str],
+        groups: Sequence[str] | None = None,
+    ) -> "CandidateSets":
+        """Learn the distances from rankings whose truth is known.
+
+        Args:
+            ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer.
+            scores: `[n, m]` float, descending, -inf where there are fewer.
+            threshold: score of `new_individual`, a number or `[n]`.
+            truth: `[n]` names.
+            groups: `[n]` names, such as species; None: one group.
+
+        Returns:
+            the estimator.
+        """
+        distances = _distances_to_truth(ids, scores, threshold, truth)
+        groups = _group_names(groups, len(distances))
+        self.distances_ = _group_distances(distances, groups, self.alpha, self.min_rows)
+        return self
 
     def predict(
         self,
@@ -60,14 +118,6 @@ class _SetPrediction:
         limits = np.array([self.distances_.get(str(g), other) for g in _group_names(groups, len(names))])
         return names, set_sizes(all_scores, limits)
 
-
-def _group_names(groups, n):
-    return np.full(n, "") if groups is None else np.asarray(groups, dtype=str)
-
-# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08a
-class _NamedSetPrediction(_SetPrediction):
-    """Sets by name for `CandidateSets`."""
-
     def predict_sets(
         self,
         ids: np.ndarray,
@@ -88,63 +138,3 @@ class _NamedSetPrediction(_SetPrediction):
         """
         names, sizes = self.predict(ids, scores, threshold, groups)
         return np.where(np.arange(names.shape[1]) < sizes[:, None], names, "")
-
-# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08b
-def _distances_to_truth(ids, scores, threshold, truth):
-    """`[n]` how far the truth's score lies below the best; infinite if the truth is not ranked."""
-    names, all_scores = insert_new(ids, scores, threshold)
-    rank = rank_of_truth(truth, names)
-    own = all_scores[np.arange(len(rank)), np.maximum(rank - 1, 0)]
-    return np.where(rank > 0, all_scores[:, 0] - own, np.inf)
-
-
-def _group_distances(distances, groups, alpha, least):
-    """The quantile of each group with at least `least` rows, and under "" that of the others, or of all."""
-    names, counts = np.unique(groups, return_counts=True)
-    limits = {str(name): _conformal_quantile(distances[groups == name], alpha) for name in names[counts >= least]}
-    small = np.isin(groups, names[counts < least])
-    return {**limits, "": _conformal_quantile(distances[small] if small.sum() >= least else distances, alpha)}
-
-# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08d
-class _SetFit(_NamedSetPrediction):
-    """The fit of `CandidateSets`."""
-
-    def fit(
-        self,
-        ids: np.ndarray,
-        scores: np.ndarray,
-        threshold: float | np.ndarray,
-        truth: Sequence[str],
-        groups: Sequence[str] | None = None,
-    ) -> "CandidateSets":
-        """Learn the distances from rankings whose truth is known.
-
-        Args:
-            ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer.
-            scores: `[n, m]` float, descending, -inf where there are fewer.
-            threshold: score of `new_individual`, a number or `[n]`.
-            truth: `[n]` names.
-            groups: `[n]` names, such as species; None: one group.
-
-        Returns:
-            the estimator.
-        """
-        distances = _distances_to_truth(ids, scores, threshold, truth)
-        self.distances_ = _group_distances(distances, _group_names(groups, len(distances)), self.alpha, self.least)
-        return self
-
-# %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08c
-class CandidateSets(_SetFit):
-    """Learns conformal candidate sets (split conformal prediction, one distance for each group).
-
-    Args:
-        alpha: fraction of images whose truth may be outside the set, in (0, 1).
-        least: groups with fewer rows are joined to one group.
-
-    Attributes:
-        distances_: `{group: distance}`; "" is that of the small groups and of groups not seen in `fit`.
-    """
-
-    def __init__(self, alpha: float = 0.1, least: int = 100) -> None:
-        self.alpha = alpha
-        self.least = least

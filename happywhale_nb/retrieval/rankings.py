@@ -15,10 +15,25 @@ import pandas as pd
 from ..data.dataset import NEW
 from .open_set import rank_new, with_threshold
 
-# %% ../../nbs/lib/retrieval/rankings.ipynb #rankings-05
+# %% ../../nbs/lib/retrieval/rankings.ipynb #rankings-05p
+def _field_values(record):
+    """`{name: value}` of a record's attributes, to make the next record of."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _RankedImages:
-    """The attributes of `Ranking`."""
+class Ranking:
+    """Ranked individuals for n images, from a gallery without `new_individual`.
+
+    Attributes:
+        images: `[n]` str.
+        ids: `[n, m]` str, individuals, best first, "" where there are fewer.
+        scores: `[n, m]` float, descending, -inf where there are fewer.
+        species_of: the species of each individual, a `Series` of str by name.
+        individuals: `[n]` str, the true individuals; None for test images.
+        species: `[n]` str, the true species; None for test images.
+        truth: `[n]` str, the individual, or `new_individual` if the gallery lacks it; None for test images.
+    """
 
     images: np.ndarray
     ids: np.ndarray
@@ -33,11 +48,6 @@ class _RankedImages:
         """`[n]` str, the species of the individual that ranks first; the true species of a test image is unknown."""
         return self.species_of[self.ids[:, 0]].to_numpy(str)
 
-# %% ../../nbs/lib/retrieval/rankings.ipynb #rankings-05r
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _ReorderedImages(_RankedImages):
-    """A ranking that can be replaced."""
-
     def reordered(self, ids: np.ndarray, scores: np.ndarray) -> "Ranking":
         """Replace the rankings.
 
@@ -49,21 +59,6 @@ class _ReorderedImages(_RankedImages):
             a record of the same images.
         """
         return replace(self, ids=ids, scores=scores)
-
-# %% ../../nbs/lib/retrieval/rankings.ipynb #rankings-05p
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Ranking(_ReorderedImages):
-    """Ranked individuals for n images, from a gallery without `new_individual`.
-
-    Attributes:
-        images: `[n]` str.
-        ids: `[n, m]` str, individuals, best first, "" where there are fewer.
-        scores: `[n, m]` float, descending, -inf where there are fewer.
-        species_of: the species of each individual, a `Series` of str by name.
-        individuals: `[n]` str, the true individuals; None for test images.
-        species: `[n]` str, the true species; None for test images.
-        truth: `[n]` str, the individual, or `new_individual` if the gallery lacks it; None for test images.
-    """
 
     def with_new_individual(self, threshold: np.ndarray) -> "OpenSetPrediction":
         """Insert `new_individual` at its rank.
@@ -124,10 +119,6 @@ class CalibratedPrediction(OpenSetPrediction):
 
     confidence: np.ndarray
     candidate_sets: np.ndarray
-
-
-def _field_values(record):
-    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 # %% ../../nbs/lib/retrieval/rankings.ipynb #rankings-09
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from ..core.artifacts import write_json
 from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
-from ..data.dataset import read_dataset, read_sizes
+from ..data.dataset import Dataset, read_dataset, read_sizes
 from ..data.dates import read_dates
 from ..data.near_duplicates import COPY_CORRELATION, find_near_duplicates
 from ..imaging.photo import read_upright
@@ -196,7 +196,7 @@ def _header_size(path):
         raise UserError(f"{path} is no photograph ({error}): see `happywhale data check`") from None
 
 
-def photo_sizes(dataset: object) -> pd.DataFrame | None:
+def photo_sizes(dataset: Dataset) -> pd.DataFrame | None:
     """Find width and height of the known photos.
 
     Args:
@@ -446,7 +446,7 @@ def _sheet_of_rows(rows, columns):
     return contact_sheet(paths, [title for _, row in rows for title in row], columns)
 
 
-def species_sheet(dataset: object, seed: int = 0, columns: int = 6) -> Figure:
+def species_sheet(dataset: Dataset, seed: int = 0, columns: int = 6) -> Figure:
     """Plot random photos of every species, one species a row.
 
     Args:
@@ -463,7 +463,7 @@ def species_sheet(dataset: object, seed: int = 0, columns: int = 6) -> Figure:
     return _sheet_of_rows(rows, columns)
 
 # %% ../../nbs/01_eda.ipynb #01-eda-67
-def most_photographed_sheet(dataset: object, individuals: int = 5, columns: int = 6) -> Figure:
+def most_photographed_sheet(dataset: Dataset, individuals: int = 5, columns: int = 6) -> Figure:
     """Plot the most photographed individuals, one a row, with photos spread over the table.
 
     Args:

@@ -846,7 +846,7 @@ def plot_examples(
     predictions: dict[int, CalibratedPrediction],
     head: KNNHead,
     each: int = 3,
-    neighbours: int = 4,
+    n_neighbors: int = 4,
 ) -> Figure:
     """Plot the photos of `choose_examples` beside their nearest gallery photos, with names and cosines.
 
@@ -858,13 +858,13 @@ def plot_examples(
         predictions: of the queries, by number of the fold.
         head: ranks the individuals; its class centres are not used here.
         each: photos of a kind.
-        neighbours: gallery photos beside each.
+        n_neighbors: gallery photos beside each.
 
     Returns:
         a figure, a row of axes a photo.
     """
     chosen = choose_examples(predictions, each)
-    fig, axes = plt.subplots(len(chosen), 1 + neighbours, figsize=(11, 1.7 * len(chosen)), layout="constrained")
+    fig, axes = plt.subplots(len(chosen), 1 + n_neighbors, figsize=(11, 1.7 * len(chosen)), layout="constrained")
     head = clone(head).set_params(centre_weight=0.0)
     for line, (_, row) in zip(np.atleast_2d(axes), chosen.iterrows(), strict=True):
         p, vectors = predictions[row["fold"]], fold_dir(folder, model, row["fold"]) / "embeddings.parquet"

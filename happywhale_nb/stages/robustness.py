@@ -71,11 +71,17 @@ def all_changes() -> list[Change]:
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-09
 class PhotoToDegrade(NamedTuple):
-    """A photo before it is degraded, and what happens to it afterwards."""
+    """A photo before it is degraded, and what happens to it afterwards.
 
-    pixels: np.ndarray  # [h, w, 3] uint8, RGB
-    centre: tuple[float, float] | None  # point (x, y) about which a tilt turns; None: the middle
-    cut: Callable[[np.ndarray], np.ndarray]  # makes the crop of degraded pixels
+    Attributes:
+        pixels: `[h, w, 3]` uint8, RGB.
+        centre: x, y of the point about which a tilt turns; None: the middle.
+        cut: makes the crop of degraded pixels.
+    """
+
+    pixels: np.ndarray
+    centre: tuple[float, float] | None
+    cut: Callable[[np.ndarray], np.ndarray]
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-09a
 class DegradedCrops:

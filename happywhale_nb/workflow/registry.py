@@ -133,23 +133,41 @@ def headline_lines(stage: "Stage", record: Mapping, folder: Path) -> list[str]:
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-17
 @dataclass(frozen=True)
 class Stage:
-    """The description of a stage."""
+    """One step of the work: a notebook with parameters that reads files and leaves its results in a folder.
 
-    name: str  # of its command
-    notebook: str  # the stem of its notebook's file
-    summary: str  # one line of help
-    scope: str  # of `SCOPES`; "catalogue": it belongs to no study
-    inputs: tuple[Input, ...] = ()  # what it reads; what those stages read themselves is implied
-    outputs: tuple[str, ...] = ()  # files of results, as patterns below its folder; first its JSON record
-    not_compared: tuple[str, ...] = ()  # further files, for people or for later stages
-    headline: tuple[str, ...] = ()  # dotted names of the main metrics in its record
-    describe: Callable = headline_lines  # makes lines for people from the stage, its record and its folder
-    ranges: dict[str, Range] = field(default_factory=dict)  # of its numeric parameters, by name
-    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)  # allowed words of a parameter, by name
-    study: InStudy = InStudy()  # how a study runs it
-    needs_photos: bool = True  # whether the photos have to be there, or only the tables
-    accelerators: tuple[str, ...] = ()  # Kaggle's that it can use
-    example: str = ""  # words after its name in the example of its help
+    Attributes:
+        name: of its command.
+        notebook: the stem of its notebook's file.
+        summary: one line of help.
+        scope: how often a study runs it, one of `SCOPES`; "catalogue": it belongs to no study.
+        inputs: the results of earlier stages that it reads; what those stages read themselves is implied.
+        outputs: files of results, as patterns below its folder; the first is its JSON record.
+        not_compared: further files that it writes, for people or for later stages.
+        headline: dotted names of the main metrics in its record.
+        describe: function of the stage, its record and its folder that returns lines for people.
+        ranges: allowed ranges of its numeric parameters, by name.
+        choices: allowed words of other parameters, by name.
+        study: how a study runs it.
+        needs_photos: whether the photos have to be there, or only the tables.
+        accelerators: those of Kaggle's that it can use.
+        example: words after its name in the example of its help.
+    """
+
+    name: str
+    notebook: str
+    summary: str
+    scope: str
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
+    headline: tuple[str, ...] = ()
+    describe: Callable[["Stage", Mapping, Path], list[str]] = headline_lines
+    ranges: dict[str, Range] = field(default_factory=dict)
+    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    study: InStudy = InStudy()
+    needs_photos: bool = True
+    accelerators: tuple[str, ...] = ()
+    example: str = ""
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-19
 SCOPES = ("study", "model", "fold", "catalogue")
