@@ -201,7 +201,7 @@ def test_rank_of_no_queries_is_empty_and_of_many_names_the_bad_rows(rng):
     alone = head.rank(queries[4095:4098])
     assert ids[4095:4098].tolist() == alone[0].tolist() and np.allclose(scores[4095:4098], alone[1], atol=2e-6)
     queries[[4500, 4599]] = np.nan
-    with pytest.raises(UserError, match=r"row 4500 .*\(2 such rows\)"):
+    with pytest.raises(UserError, match=r"embedding 4500 .*\(and 1 more cannot be compared\)"):
         head.rank(queries)
     ids, scores = head.rank(np.empty((0, 8)))
     assert ids.shape == scores.shape == (0, 5)
