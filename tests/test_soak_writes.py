@@ -211,9 +211,9 @@ def blend_writer():
         for word in ("a", "b", "c"):
             write_answers(folder / f"{word}.csv", word)
 
-    def steps(rule):
+    def steps(voting):
         def run(ground, folder):
-            blend_files(sorted(ground.glob("*.csv")), folder / "submission.csv", rule=rule, weights=[1, 1.2, 0.7])
+            blend_files(sorted(ground.glob("*.csv")), folder / "submission.csv", voting=voting, weights=[1, 1.2, 0.7])
             yield
 
         return run

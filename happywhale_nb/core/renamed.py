@@ -28,6 +28,7 @@ PARAMETERS = {  # of the notebooks
     "least": "min_map5",
     "keep": "always_include",
     "rule": "voting",
+    "weights": "weighting",
     "gain": "min_gain",
     "finless": "no_fin_csv",
     "public": "kaggle_public",
@@ -62,7 +63,10 @@ _SEARCH = {
     "species.*": METRICS,
     "open_set": {"lists": "candidate_sets"},
 }
-_BLEND = {"": PARAMETERS | {"lists": "prediction_files", "new_first": "fraction_new_first"}}
+_BLEND = {  # its own key `weights` is the numbers
+    "": {old: new for old, new in PARAMETERS.items() if old != "weights"}
+    | {"lists": "prediction_files", "new_first": "fraction_new_first"}
+}
 _GRADCAM = {"": {"rule": "selection"}, "protocol": METRICS, "pointing": {"around": "box_margin"}}
 _ROBUSTNESS = {
     "protocol": METRICS
