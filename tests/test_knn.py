@@ -801,8 +801,8 @@ def test_knn_stage_that_is_done_is_not_done_again(trained, monkeypatch):
 def test_predict_folds_with_local_features_describes_each_photograph_once(trained, rng, monkeypatch):
     sides = []
 
-    def described(data, folder, parameters, images, split="train"):
-        sides.append((split, parameters, len(images)))
+    def described(data, folder, parameters, images, part="train"):
+        sides.append((part, parameters, len(images)))
         return [marks(rng, 5) for _ in images]
 
     monkeypatch.setattr(knn, "crop_features", described)

@@ -265,28 +265,28 @@ def _check_folds(check, train):
         check.add("folds", "folds.csv", f"{table['fold'][row]!r} is not a whole number from 0", row + 2)
 
 # %% ../../nbs/lib/data/check.ipynb #check-25
-def _without_table(check, subset, folder):
-    if subset == "train":
-        check.add("no-table", TABLES[subset])
+def _without_table(check, part, folder):
+    if part == "train":
+        check.add("no-table", TABLES[part])
         return None
     names = sorted(p.name for p in folder.glob("*") if p.suffix.lower() in PHOTO_ENDINGS)
     return pd.DataFrame({"image": names}, dtype=str)
 
 # %% ../../nbs/lib/data/check.ipynb #check-26
-def _check_listed(check, subset, needed, known, skips):
+def _check_listed(check, part, needed, known, skips):
     # the photographs of `train` or `test`; None if their table is missing or cannot be used
-    file, folder = TABLES[subset], photo_folder(check.root, subset)
+    file, folder = TABLES[part], photo_folder(check.root, part)
     if not (check.root / file).is_file():
-        return _without_table(check, subset, folder)
+        return _without_table(check, part, folder)
     table = _load_table(check, check.root / file, needed, known)
     if table is None:
-        if subset == "train":
+        if part == "train":
             check.usable = False
         return None
     left_out = table["image"].isin(skips["image"])
-    check.summary[f"skipped_{subset}"] = int(left_out.sum())
+    check.summary[f"skipped_{part}"] = int(left_out.sum())
     table = table[~left_out]
-    if subset == "train":
+    if part == "train":
         _check_train(check, table)
         if (check.root / "folds.csv").is_file():
             _check_folds(check, table)
@@ -317,7 +317,7 @@ def check_tables(check: Check) -> pd.DataFrame:
     except UserError as error:
         check.add("boxes", "boxes", str(error))
     columns = ["image", "part", "individual_id"]
-    read = {subset: table.assign(part=subset) for subset, table in tables.items() if table is not None}
+    read = {part: table.assign(part=part) for part, table in tables.items() if table is not None}
     listed = [table.reindex(columns=columns, fill_value="") for table in read.values()]
     return pd.concat(listed, ignore_index=True) if listed else pd.DataFrame(columns=columns)
 
@@ -453,10 +453,10 @@ def _check_copies(check, listed, paths, inspections):
 # %% ../../nbs/lib/data/check.ipynb #check-43
 def _files_there(check, listed):
     # the rows of `listed` whose files exist, and their paths
-    folders = {subset: photo_folder(check.root, subset) for subset in TABLES}
+    folders = {part: photo_folder(check.root, part) for part in TABLES}
     plain = ~listed["image"].str.contains(OUTSIDE, regex=True) & (listed["image"] != "")
     listed = listed[plain]
-    paths = [folders[subset] / image for image, subset in zip(listed["image"], listed["part"], strict=True)]
+    paths = [folders[part] / image for image, part in zip(listed["image"], listed["part"], strict=True)]
     there = np.array([path.is_file() for path in paths], bool)
     return listed[there].reset_index(drop=True), [path for path, ok in zip(paths, there, strict=True) if ok]
 
@@ -493,7 +493,7 @@ def check_photos(check: Check, listed: pd.DataFrame, deep: bool = False, progres
 # %% ../../nbs/lib/data/check.ipynb #check-46
 def _check_skipped(check):
     for image in read_skips(check.root)["image"]:
-        candidates = [photo_folder(check.root, subset) / Path(image).name for subset in TABLES]
+        candidates = [photo_folder(check.root, part) / Path(image).name for part in TABLES]
         for path in [p for p in candidates if p.is_file()]:
             if not {kind for kind, _ in inspect_photo(path, deep=True).findings} & set(SKIPPABLE):
                 check.add("readable-again", f"{path.parent.name}/{path.name}")

@@ -248,9 +248,9 @@ def _crops(results, fold_folder, image, neighbours, tested):
     config = used_preset(used)
     mix = CropMix.parse(used["crops"], results.boxes["source"], config.min_confidence)
 
-    def cut_images(names, where):
+    def cut_images(names, part):
         chosen = mix.prefer(names, results.boxes)
-        return cut_crops(results.dataset, chosen, config, results.folder, where, CROP_SIDE)
+        return cut_crops(results.dataset, chosen, config, results.folder, part, CROP_SIDE)
 
     query = cut_images([image], "test" if tested else "train")
     return np.concatenate([query, cut_images(list(neighbours), "train")])

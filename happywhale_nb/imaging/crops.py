@@ -325,7 +325,7 @@ def cut_crops(
     chosen: pd.DataFrame,
     config: object,
     folder: Path | str,
-    subset: str = "train",
+    part: str = "train",
     size: int = 0,
 ) -> np.ndarray | Crops:
     """Return crops of a data set's images, as `load_crops` does.
@@ -335,7 +335,7 @@ def cut_crops(
         chosen: image and box of each, a table of `CropMix.prefer`.
         config: `networks.presets.Preset`; its `crop_margin`, `keep_aspect` and `image_size` are used.
         folder: the study's; crops are kept in its folder `crops`.
-        subset: `train` or `test`.
+        part: `train` or `test`.
         size: side in pixels; 0: the preset's.
 
     Returns:
@@ -344,7 +344,7 @@ def cut_crops(
     Raises:
         UserError: if an image cannot be decoded; the message names the first one.
     """
-    images = dataset.train_images if subset == "train" else dataset.test_images
+    images = dataset.train_images if part == "train" else dataset.test_images
     paths = [images / name for name in chosen["image"]]
     size = size or config.image_size
     return load_crops(paths, chosen, size, Path(folder) / "crops", config.crop_margin, config.keep_aspect)

@@ -109,7 +109,7 @@ LOCAL_SIDE = 128  # pixels of the crops that local features are taken from
 
 
 def crop_features(
-    dataset: Dataset, folder: Path, parameters: dict, images: Sequence[str], split: str = "train"
+    dataset: Dataset, folder: Path, parameters: dict, images: Sequence[str], part: str = "train"
 ) -> list[Features]:
     """Describe photos by local features, cropped as a model's photos were.
 
@@ -118,14 +118,14 @@ def crop_features(
         folder: the study's folder, for its stored crops.
         parameters: those of the model, in its `config.json`.
         images: `[n]` names.
-        split: "train" or "test", where the images are.
+        part: "train" or "test", where the images are.
 
     Returns:
         n `Features`.
     """
     boxes, config = read_boxes(dataset.root), used_preset(parameters)
     chosen = CropMix.parse(parameters["crops"], boxes["source"], config.min_confidence).prefer(images, boxes)
-    crops = cut_crops(dataset, chosen, config, folder, split, LOCAL_SIDE)
+    crops = cut_crops(dataset, chosen, config, folder, part, LOCAL_SIDE)
     return [extract_features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26p
