@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT_KINDS', 'SELDOM', 'FOLD_COLUMNS', 'parse_split', 'make_folds', 'split_kind_of', 'fold_numbers',
-           'gallery_and_queries', 'true_answers', 'new_queries', 'require_catalogue', 'dataset_folds']
+           'gallery_and_queries', 'open_set_truth', 'new_queries', 'require_catalogue', 'dataset_folds']
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-02
 import difflib
@@ -261,8 +261,8 @@ def gallery_and_queries(folds: pd.DataFrame, fold: int) -> tuple[np.ndarray, np.
     return gallery, query
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-28
-def true_answers(individuals: Sequence[str], gallery_individuals: Sequence[str]) -> np.ndarray:
-    """Return the correct prediction for each query.
+def open_set_truth(individuals: Sequence[str], gallery_individuals: Sequence[str]) -> np.ndarray:
+    """Return the truth of each query, as far as a gallery can know it.
 
     Args:
         individuals: Ids of the individuals on the queries, `[n]`.
@@ -289,7 +289,7 @@ def new_queries(folds: pd.DataFrame, fold: int) -> pd.Series:
         UserError: If there is no such fold, or nothing left to train on.
     """
     gallery, query = gallery_and_queries(folds, fold)
-    truth = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
+    truth = open_set_truth(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
     return pd.Series(truth == NEW, index=folds.index[query])
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-32

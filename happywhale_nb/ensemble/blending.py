@@ -118,24 +118,24 @@ def error_correlation(lists: RankedLists, truth: np.ndarray) -> pd.DataFrame:
 
 # %% ../../nbs/lib/ensemble/blending.ipynb #blending-16
 def mean_scores(
-    candidates: Sequence[tuple[np.ndarray, np.ndarray]], n_answers: int = 10
+    candidates: Sequence[tuple[np.ndarray, np.ndarray]], n_ranked: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average the scores of candidates over several models.
 
     Args:
         candidates: `(ids [n, k], scores [n, k])` of each model for the same n photos, best first, "" and -inf where
             there are fewer; k may differ between models.
-        n_answers: number of candidates to keep.
+        n_ranked: number of candidates to keep.
 
     Returns:
-        `(ids [n, n_answers], scores [n, n_answers])`, best first; ties keep the first model's order.
+        `(ids [n, n_ranked], scores [n, n_ranked])`, best first; ties keep the first model's order.
     """
     total = _sum_above_floor(candidates)
     total["rank"] = total.groupby("row").cumcount()
-    total = total[total["rank"] < n_answers]
+    total = total[total["rank"] < n_ranked]
     row, rank = total["row"].to_numpy(), total["rank"].to_numpy()
     floors = sum(_lowest_scores(scores) for _, scores in candidates) / len(candidates)
-    shape = (len(candidates[0][0]), n_answers)
+    shape = (len(candidates[0][0]), n_ranked)
     ids, scores = np.full(shape, "", total["name"].to_numpy(str).dtype), np.full(shape, -np.inf)
     ids[row, rank], scores[row, rank] = total["name"], total["above"] / len(candidates) + floors[row]
     return ids, scores

@@ -97,7 +97,7 @@ def _good_enough(names, folder, min_map5, always_include):
     return good
 
 # %% ../../nbs/07_blending.ipynb #07-blending-07a
-from ..data.splits import fold_numbers, gallery_and_queries, true_answers
+from ..data.splits import fold_numbers, gallery_and_queries, open_set_truth
 from ..ensemble.ranked_lists import RankedLists, read_ranked_lists
 
 # %% ../../nbs/07_blending.ipynb #07-blending-08
@@ -121,7 +121,7 @@ def fold_queries(folder: Path, models: Collection[str], folds: pd.DataFrame, fil
         if all((folder / model / f"fold{k}" / file).is_file() for model in models):
             gallery, query = gallery_and_queries(folds, k)
             table = pd.DataFrame({"image": folds["image"][query], "fold": k, "individual_id": individuals[query]})
-            queries[k] = table.assign(truth=true_answers(individuals[query], individuals[gallery]))
+            queries[k] = table.assign(truth=open_set_truth(individuals[query], individuals[gallery]))
     if not queries:
         raise UserError(f"no fold in {folder} has {file} of all of {', '.join(models)}: run 06_knn for each again")
     return queries

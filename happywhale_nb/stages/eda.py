@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SEA', 'PAPER', 'species_table', 'plot_species', 'imbalance', 'imbalance_table', 'plot_photos_per_individual',
            'plot_singletons', 'photo_sizes', 'plot_sizes', 'best_boxes', 'box_coverage', 'box_agreement',
-           'plot_agreement', 'sampling_bias', 'plot_time_and_place', 'leakage', 'describe_leakage', 'contact_sheet',
-           'species_sheet', 'most_photographed_sheet']
+           'plot_agreement', 'sampling_bias', 'plot_time_and_place', 'leakage', 'describe_leakage', 'plot_images',
+           'plot_species_examples', 'plot_most_photographed']
 
 # %% ../../nbs/01_eda.ipynb #01-eda-02
 import os
@@ -406,7 +406,7 @@ def describe_leakage(pairs: pd.DataFrame, train: pd.DataFrame, test: pd.DataFram
     )
 
 # %% ../../nbs/01_eda.ipynb #01-eda-30
-def contact_sheet(
+def plot_images(
     paths: Sequence[Path | None], titles: Sequence[str] | None = None, columns: int = 6, width: int = 240
 ) -> Figure:
     """Plot images in a grid.
@@ -443,10 +443,10 @@ def _sheet_row(folder, images, title, columns):
 
 def _sheet_of_rows(rows, columns):
     paths = [path for row, _ in rows for path in row]
-    return contact_sheet(paths, [title for _, row in rows for title in row], columns)
+    return plot_images(paths, [title for _, row in rows for title in row], columns)
 
 
-def species_sheet(dataset: object, seed: int = 0, columns: int = 6) -> Figure:
+def plot_species_examples(dataset: object, seed: int = 0, columns: int = 6) -> Figure:
     """Plot random photos of every species, one species a row.
 
     Args:
@@ -463,7 +463,7 @@ def species_sheet(dataset: object, seed: int = 0, columns: int = 6) -> Figure:
     return _sheet_of_rows(rows, columns)
 
 # %% ../../nbs/01_eda.ipynb #01-eda-67
-def most_photographed_sheet(dataset: object, individuals: int = 5, columns: int = 6) -> Figure:
+def plot_most_photographed(dataset: object, individuals: int = 5, columns: int = 6) -> Figure:
     """Plot the most photographed individuals, one a row, with photos spread over the table.
 
     Args:

@@ -7,7 +7,7 @@ __all__ = ['SectionResult', 'TITLES', 'TOGETHER', 'OPEN_SET', 'DEFINED', 'RULES'
            'data_section', 'models_section', 'plot_folds', 'plot_history', 'pairs_section', 'open_set_section',
            'errors_section', 'claims_section', 'learning_section', 'blend_section', 'submission_section',
            'find_stage_results', 'robustness_section', 'gradcam_section', 'architectures_section', 'plot_architectures',
-           'QuerySource', 'sample_queries', 'illustrate_queries', 'plot_answers', 'queries_section', 'card_section',
+           'QuerySource', 'sample_queries', 'illustrate_queries', 'plot_predictions', 'queries_section', 'card_section',
            'ReportContent', 'build_sections', 'headline_tiles', 'render_report', 'report_stage']
 
 # %% ../../nbs/08_report.ipynb #08-report-02
@@ -30,15 +30,15 @@ from ..core.paths import study_dir
 from ..core.renamed import read_record
 from ..data.dataset import NEW, Dataset, read_dataset, read_table
 from ..data.protocol import add_protocol_footer, card_line
-from ..data.splits import gallery_and_queries, true_answers
+from ..data.splits import gallery_and_queries, open_set_truth
 from ..ensemble.blending import error_correlation
 from ..evaluation import error_analysis as errors
 from happywhale_nb.evaluation.html import (
     Section,
-    answers_block,
     definitions_block,
     note_block,
     pairs_block,
+    predictions_block,
     render_page,
     table_block,
 )
@@ -168,7 +168,7 @@ def score_submission(dataset: Dataset, folder: Path) -> dict[str, float] | None:
     truth = read_table(truth_path, ["image", "individual_id"]).set_index("image")["individual_id"].reindex(images)
     if truth.isna().any():
         raise UserError(f"{truth_path} does not say who is on {truth.index[truth.isna()][0]}")
-    return summary(true_answers(truth, dataset.train["individual_id"]), predictions)
+    return summary(open_set_truth(truth, dataset.train["individual_id"]), predictions)
 
 # %% ../../nbs/08_report.ipynb #08-report-08
 SectionResult = tuple[object, Section] | str
@@ -749,7 +749,7 @@ def _test_queries(dataset, folder, split):
     truth = [None] * len(images)
     if truth_path.is_file():
         names = read_table(truth_path, ["image", "individual_id"]).set_index("image")["individual_id"]
-        truth = true_answers(names.reindex(images), gallery["individual_id"])
+        truth = open_set_truth(names.reindex(images), gallery["individual_id"])
     return QuerySource(images, predictions, truth, "test", dataset.test_images, gallery)
 
 
@@ -758,7 +758,7 @@ def _fold_queries(dataset, fold_folder, split, fold):
     in_gallery, _ = gallery_and_queries(split, fold)
     images, predictions = read_predictions(fold_folder / "oof.csv")
     gallery, individual_ids = split[in_gallery], split.set_index("image")["individual_id"].reindex(images)
-    truth = true_answers(individual_ids, gallery["individual_id"])
+    truth = open_set_truth(individual_ids, gallery["individual_id"])
     return QuerySource(images, predictions, truth, "train", dataset.train_images, gallery)
 
 # %% ../../nbs/08_report.ipynb #08-report-19
@@ -770,8 +770,8 @@ def sample_queries(study: StudyResults, examples: int) -> tuple[list[dict], Embe
         examples: How many queries at most.
 
     Returns:
-        The queries, each a dict of image, part ("train" or "test"), path, answers (predictions, best first) and truth
-        (None if not known); the embeddings of the model's first fold; and the rows of the split whose photos may stand
+        The queries, each a dict of image, part ("train" or "test"), path, predictions (best first) and truth (None if
+        not known); the embeddings of the model's first fold; and the rows of the split whose photos may stand
         beside a prediction.
     """
     folder, split, model = study.folder, study.split, study.best
@@ -784,22 +784,22 @@ def sample_queries(study: StudyResults, examples: int) -> tuple[list[dict], Embe
     sample = np.sort(np.random.default_rng(study.seed).permutation(len(source.images))[:examples])
     queries = []
     for i in sample:
-        predictions, path = [name for name in source.predictions[i] if name], source.photos / source.images[i]
+        ranking, path = [name for name in source.predictions[i] if name], source.photos / source.images[i]
         query = {"image": source.images[i], "part": source.part, "path": path, "truth": source.truth[i]}
-        queries.append(query | {"answers": predictions})
+        queries.append(query | {"predictions": ranking})
     return queries, read_embeddings(fold_folder / "embeddings.parquet"), source.gallery
 
 # %% ../../nbs/08_report.ipynb #08-report-54
 def _illustrate(name, truth, cosine, gallery, photo_folder):
-    """A prediction as of `answers_block`; cosine: of each photo of the gallery with the query, `[m]`."""
-    answer = {"name": name, "new": name == NEW, "right": name == truth, "photo": None}
+    """A prediction as of `predictions_block`; cosine: of each photo of the gallery with the query, `[m]`."""
+    prediction = {"name": name, "new": name == NEW, "right": name == truth, "photo": None}
     rows = np.flatnonzero(gallery["individual_id"].to_numpy() == name)
     if not len(rows):
-        return answer
+        return prediction
     best = rows[cosine[rows].argmax()]
     image = gallery["image"].to_numpy()[best]
     path = photo_folder / image
-    return {**answer, "photo": photo_uri(path), "path": path, "image": image, "cosine": cosine[best]}
+    return {**prediction, "photo": photo_uri(path), "path": path, "image": image, "cosine": cosine[best]}
 
 # %% ../../nbs/08_report.ipynb #08-report-20
 def illustrate_queries(
@@ -814,13 +814,14 @@ def illustrate_queries(
         photo_folder: The folder of the known photos.
 
     Returns:
-        The queries as `answers_block` takes them; queries and predictions also have the path of their photo.
+        The queries as `predictions_block` takes them; queries and predictions also have the path of their photo.
     """
     known, illustrated = embeddings.of("train", gallery["image"]), []
     for query in queries:
         cosine = known @ embeddings.of(query["part"], [query["image"]])[0]
-        answers = [_illustrate(name, query["truth"], cosine, gallery, photo_folder) for name in query["answers"]]
-        illustrated.append({**query, "photo": photo_uri(query["path"], 340), "answers": answers})
+        names, truth = query["predictions"], query["truth"]
+        predictions = [_illustrate(name, truth, cosine, gallery, photo_folder) for name in names]
+        illustrated.append({**query, "photo": photo_uri(query["path"], 340), "predictions": predictions})
     return illustrated
 
 # %% ../../nbs/08_report.ipynb #08-report-55
@@ -835,7 +836,7 @@ def _plot_cell(ax, cell, title):
     ax.set_title(title, fontsize=8, color="0.4", pad=2)
 
 
-def plot_answers(queries: Sequence[dict]) -> Figure:
+def plot_predictions(queries: Sequence[dict]) -> Figure:
     """Plot queries, one a row, each beside its predictions.
 
     Args:
@@ -846,7 +847,7 @@ def plot_answers(queries: Sequence[dict]) -> Figure:
     """
     figure, axes = plt.subplots(len(queries), 6, figsize=(11, 1.5 * len(queries)), squeeze=False, layout="constrained")
     for row, query in zip(axes, queries, strict=True):
-        cells = [{"path": query["path"], "name": "", "right": False}, *query["answers"]]
+        cells = [{"path": query["path"], "name": "", "right": False}, *query["predictions"]]
         for rank, ax in enumerate(row):
             _plot_cell(ax, cells[rank] if rank < len(cells) else {"name": ""}, "" if rank == 0 else f"{rank}")
     return figure
@@ -868,7 +869,7 @@ def queries_section(study: StudyResults, examples: int = 24) -> tuple[list[dict]
         "A random draw. Each answer is shown by the known photograph of that individual nearest to the query. "
         f"{legend}."
     )
-    return queries, Section("Photographs and their five answers", text, [answers_block(queries)])
+    return queries, Section("Photographs and their five answers", text, [predictions_block(queries)])
 
 # %% ../../nbs/08_report.ipynb #08-report-24
 def _readable(value):
@@ -1000,7 +1001,7 @@ def _write_report(study, content, html, queries):
     """Write picture, page and numbers into the study's folder."""
     folder = study.folder
     with atomic(folder / "answers.jpg") as path:
-        figure = add_protocol_footer(plot_answers(queries[:5]), study.card)
+        figure = add_protocol_footer(plot_predictions(queries[:5]), study.card)
         figure.savefig(path, dpi=110, pil_kwargs={"quality": 85})
         plt.close(figure)
     with atomic(folder / "report.html") as path:

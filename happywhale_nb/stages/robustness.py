@@ -27,7 +27,7 @@ from ..core.renamed import read_record
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import add_protocol_footer
-from ..data.splits import gallery_and_queries, require_catalogue, true_answers
+from ..data.splits import gallery_and_queries, open_set_truth, require_catalogue
 from ..imaging.crops import load_crop, load_crops
 from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
 from ..networks.model import embed_views, embedding_averages, load_trained
@@ -244,7 +244,7 @@ def sample_queries(folds: pd.DataFrame, numbers: Sequence[int], photos: int = 50
     individuals = folds["individual_id"].to_numpy(dtype=str)
     for k in numbers:
         gallery, query = gallery_and_queries(folds, k)
-        known[query] = true_answers(individuals[query], individuals[gallery]) != NEW
+        known[query] = open_set_truth(individuals[query], individuals[gallery]) != NEW
     if not known.any():
         raise UserError(
             f"no held-out photograph of fold {', '.join(map(str, numbers))} shows an animal of the gallery: robustness "
@@ -418,14 +418,14 @@ def _add_title(figure, result, title):
     return add_protocol_footer(figure, protocol)
 
 
-def _curve(ax, x, rows, columns=("map5", "low", "high"), label=None):
+def _plot_curve(ax, x, rows, columns=("map5", "low", "high"), label=None):
     """A metric of `rows` against `x`, with its interval as a band; columns: the metric and its bounds."""
     middle, low, high = (np.array([row[name] for row in rows], dtype=float) for name in columns)
     (line,) = ax.plot(x, middle, marker="o", markersize=3, label=label)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-27
-def _draw_heatmap(ax, grid):
+def _plot_heatmap(ax, grid):
     table = grid.pivot(index="sigma", columns="brightness", values="map5").sort_index(axis=1, ascending=False)
     notes = grid.assign(text=[f"{r.map5:.2f}\n{r.low:.2f}–{r.high:.2f}" for r in grid.itertuples()])
     notes = notes.pivot(index="sigma", columns="brightness", values="text").reindex_like(table).to_numpy()
@@ -433,11 +433,11 @@ def _draw_heatmap(ax, grid):
     ax.set(xlabel="brightness (factor)", ylabel="blur σ (pixels)", title="MAP@5, 95 % interval")
 
 
-def _draw_edges(ax, grid, fixed, varied, label, xlabel):
+def _plot_edges(ax, grid, fixed, varied, label, xlabel):
     """MAP@5 along the first and the last row or column of the grid."""
     for value in (grid[fixed].iloc[0], grid[fixed].iloc[-1]):
         rows = grid[grid[fixed] == value].to_dict("records")
-        _curve(ax, [row[varied] for row in rows], rows, label=f"{label}{value:g}")
+        _plot_curve(ax, [row[varied] for row in rows], rows, label=f"{label}{value:g}")
     ax.set(xlabel=xlabel, ylabel="MAP@5", ylim=(0, 1))
     ax.legend(fontsize=7, frameon=False, loc="lower left")
 
@@ -453,9 +453,9 @@ def plot_grid(result: Mapping) -> plt.Figure:
     """
     grid = pd.DataFrame(result["grid"])
     figure, (ax, left, right) = plt.subplots(1, 3, figsize=(11, 3.6), width_ratios=(1.5, 1, 1), layout="constrained")
-    _draw_heatmap(ax, grid)
-    _draw_edges(left, grid, "brightness", "sigma", "brightness ", "blur σ (pixels)")
-    _draw_edges(right, grid, "sigma", "brightness", "σ = ", "brightness (factor)")
+    _plot_heatmap(ax, grid)
+    _plot_edges(left, grid, "brightness", "sigma", "brightness ", "blur σ (pixels)")
+    _plot_edges(right, grid, "sigma", "brightness", "σ = ", "brightness (factor)")
     right.invert_xaxis()
     first, last = result["grid"][0], result["grid"][-1]
     lost = f"{last['loss']:.2f} ({last['loss_low']:.2f} to {last['loss_high']:.2f})"
@@ -475,7 +475,7 @@ def plot_losses(result: Mapping) -> plt.Figure:
     across, down = 3, -(-len(degradations) // 3)
     figure, axes = plt.subplots(down, across, squeeze=False, figsize=(8, 2 * down), sharey=True, layout="constrained")
     for ax, (name, degradation) in zip(axes.ravel(), degradations.items(), strict=False):
-        _draw_losses(ax, name, degradation)
+        _plot_losses(ax, name, degradation)
     for ax in axes.ravel()[len(degradations) :]:
         ax.axis("off")
     for ax in axes[:, 0]:
@@ -486,9 +486,9 @@ def plot_losses(result: Mapping) -> plt.Figure:
     return _add_title(figure, result, title)
 
 
-def _draw_losses(ax, name, degradation):
+def _plot_losses(ax, name, degradation):
     rows = degradation["rows"]
-    _curve(ax, range(len(rows)), rows, ("loss", "loss_low", "loss_high"))
+    _plot_curve(ax, range(len(rows)), rows, ("loss", "loss_low", "loss_high"))
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set_xticks(range(len(rows)), [f"{row['strength']:g}" for row in rows])
     ax.set_title(name, fontsize=9)

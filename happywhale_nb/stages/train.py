@@ -22,7 +22,7 @@ from ..core.renamed import read_record, stamp_names
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import protocol_card
-from ..data.splits import gallery_and_queries, split_kind_of, true_answers
+from ..data.splits import gallery_and_queries, open_set_truth, split_kind_of
 from ..imaging.crops import Crops, cut_crops
 from happywhale_nb.networks.callbacks import (
     Deadline,
@@ -63,7 +63,7 @@ def known_map5(vectors: np.ndarray, individuals: np.ndarray, gallery: np.ndarray
     Returns:
         MAP@5 in [0, 1]; NaN if no query is of a known individual.
     """
-    truth = true_answers(individuals[query], individuals[gallery])
+    truth = open_set_truth(individuals[query], individuals[gallery])
     known = truth != NEW
     if not known.any():
         return float("nan")

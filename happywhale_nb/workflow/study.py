@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'WIDE', 'HIGH', 'read_study', 'Section', 'CheckedStudy', 'check_study', 'override', 'study_of_one', 'Job',
-           'study_jobs', 'snakemake_arguments', 'plan_states', 'all_needs', 'draw_plan', 'failed_notebook',
+           'study_jobs', 'snakemake_arguments', 'plan_states', 'all_needs', 'plot_plan', 'failed_notebook',
            'unfinished', 'machine_arguments', 'run_jobs']
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-02
@@ -521,7 +521,7 @@ def all_needs(job: Job) -> set[Job]:
     return set(job.needs).union(*map(all_needs, job.needs))
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-21a
-def _draw_needs(axes, places):
+def _plot_needs(axes, places):
     """A line to each job from those that it needs, except those that others imply."""
     for job in places:
         for need in set(job.needs) - {far for near in job.needs for far in all_needs(near)}:
@@ -531,7 +531,7 @@ def _draw_needs(axes, places):
             axes.add_patch(PathPatch(mpath.Path(bend, [1, 4, 4, 4]), facecolor="none", edgecolor="0.7", lw=0.6))
 
 
-def _draw_job(axes, job, place, would_run):
+def _plot_job(axes, job, place, would_run):
     """A box with the job's title."""
     column, row = place
     face, edge = ("#d55e00", "#8a3d00") if would_run else ("#eeeeee", "0.6")
@@ -544,8 +544,8 @@ def _draw_job(axes, job, place, would_run):
     axes.text(column * WIDE + 0.08, row, text, color=colour, fontsize=7, va="center", zorder=3)
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-21b
-def draw_plan(jobs: Sequence[Job], states: Sequence[str]) -> Figure:
-    """Draw the jobs and what would be run.
+def plot_plan(jobs: Sequence[Job], states: Sequence[str]) -> Figure:
+    """Plot the jobs and what would be run.
 
     Args:
         jobs: of `study_jobs`.
@@ -559,9 +559,9 @@ def draw_plan(jobs: Sequence[Job], states: Sequence[str]) -> Figure:
     rows = max(row for _, row in places.values())
     figure = Figure(figsize=(WIDE * columns + 0.2, HIGH * (rows + 2.2)), layout="constrained")
     axes = figure.subplots()
-    _draw_needs(axes, places)
+    _plot_needs(axes, places)
     for job, state in zip(jobs, states, strict=True):
-        _draw_job(axes, job, places[job], state != "done")
+        _plot_job(axes, job, places[job], state != "done")
     waiting = sum(state != "done" for state in states)
     axes.set_title(f"{waiting} of {len(jobs)} notebooks would be run", fontsize=9, loc="left")
     axes.set(xlim=(-0.1, WIDE * columns), ylim=(rows + 0.8, -0.8))
