@@ -11,7 +11,7 @@ import webbrowser
 
 import click
 
-from .catalogue import open_catalogue
+from .catalogue import open_chosen_catalogue
 from .options import PATH
 from ..core.paths import project_root
 
@@ -40,7 +40,7 @@ def serve(folder, drawn, host, port, names, tokens, rate, browser):
     if drawn:
         opened, embedder = demo_catalogue(folder or project_root() / "outputs" / "demo-season")
     else:
-        opened = open_catalogue(folder)
+        opened = open_chosen_catalogue(folder)
     asks = not serving.loopback(host) if tokens is None else tokens
     rates = serving.Options().rates if rate else {}
     options = serving.Options(asks, (host, *names), rates=rates | ({"question": rate} if rate else {}))
