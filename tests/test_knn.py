@@ -248,9 +248,9 @@ def test_rank_of_vectors_that_cannot_be_compared_names_the_row(rows, said):
         ({"search": "annoy"}, "choose auto, exact, faiss, sklearn"),
         ({"temperature": 0}, "temperature is above 0"),
         ({"temperature": -1.0}, "temperature is above 0"),
-        ({"centre_weight": 1}, "a share from 0 to below 1"),
-        ({"centre_weight": 1.5}, "a share from 0 to below 1"),
-        ({"centre_weight": -0.3}, "a share from 0 to below 1"),
+        ({"centre_weight": 1}, "a fraction from 0 to below 1"),
+        ({"centre_weight": 1.5}, "a fraction from 0 to below 1"),
+        ({"centre_weight": -0.3}, "a fraction from 0 to below 1"),
         ({"centre_weight": 0.5, "aggregate": "vote"}, "is not for votes"),
     ],
 )

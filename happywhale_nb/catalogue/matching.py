@@ -20,6 +20,7 @@ from .naming import next_name
 from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
 from .store import Catalogue, model_row, now, unpack_vectors
 from ..core.errors import UserError
+from ..core.renamed import CALIBRATIONS, with_new_keys
 from ..data.dataset import NEW
 from ..retrieval import identifier
 from ..retrieval.gallery import Gallery
@@ -110,7 +111,8 @@ class Matcher:
                     "build` or `re-embed` again, it goes on where it was"
                 )
             self.model_id, self.model_name, self.width = model.id, model.name, model.width
-            self.settings, self.calibration = model.settings, Calibration.from_dict(model.calibration)
+            self.settings = model.settings
+            self.calibration = Calibration.from_dict(with_new_keys(model.calibration, CALIBRATIONS))
         self.seen, self.photos = None, PhotoIndex(self.width)
         self.proposed = {}
         self.refresh()

@@ -93,7 +93,7 @@ def build(data_dir, model, folder, database, detector, name):
 
     folder = folder or study_dir("", data_dir.absolute()) / "catalogue"
     store, embedder, added, calibration = build_catalogue(
-        folder, data_dir.absolute(), model or "", database, detector or "", name, tell=click.echo
+        folder, data_dir.absolute(), model or "", database, detector or "", name, log=click.echo
     )
     embedder.close()
     place = os.path.relpath(store.folder)

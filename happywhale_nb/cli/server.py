@@ -23,7 +23,7 @@ from ..core.paths import project_root
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--name", "names", multiple=True, help="The name by which others reach this server; may be repeated.")
 @click.option("--tokens/--no-tokens", default=None, help="Whether to ask for tokens [yes, but on the loopback].")
-@click.option("--rate", default=600, show_default=True, help="Questions a minute from one caller; 0: no limits.")
+@click.option("--rate", default=600, show_default=True, help="Requests a minute from one caller; 0: no limits.")
 @click.option("--browser/--no-browser", default=True, help="Whether to open the page.")
 def serve(folder, drawn, host, port, names, tokens, rate, browser):
     """Serve a catalogue: its page, its interface (/docs), and POST /match for the Photo ID App.

@@ -32,7 +32,7 @@ def _new_fraction(split, text):
     except ValueError:
         fraction = 0.0
     if not 0 < fraction < 1:
-        raise UserError(f"split {split!r} needs the share of new animals among the queries, as in open:0.3")
+        raise UserError(f"split {split!r} needs the fraction of new animals among the queries, as in open:0.3")
     return fraction
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-05
@@ -53,7 +53,7 @@ def parse_split(split: str) -> tuple[str, float | None]:
         near = difflib.get_close_matches(kind, SPLIT_KINDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         names = ", ".join(SPLIT_KINDS)
-        raise UserError(f"split {split!r} is not known; {hint}choose {names} (open with a share, open:0.3)")
+        raise UserError(f"split {split!r} is not known; {hint}choose {names} (open with a fraction, open:0.3)")
     if kind != "open":
         return kind, None
     return kind, _new_fraction(split, fraction)

@@ -219,7 +219,7 @@ def check_preset(config: Preset) -> Preset:
     """
     _check_fields(config)
     if not 0 <= config.tta_zoom < 0.5:
-        raise UserError(f"tta_zoom={config.tta_zoom}: a share of the side at each edge, in [0, 0.5)")
+        raise UserError(f"tta_zoom={config.tta_zoom}: a fraction of the side at each edge, in [0, 0.5)")
     if config.pool == "parts" and config.embedding % config.parts**2:
         raise UserError(f"embedding={config.embedding}: parts={config.parts} wants a multiple of {config.parts**2}")
     if config.sampled_classes and config.sampled_classes < config.batch_size:

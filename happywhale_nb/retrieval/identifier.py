@@ -43,7 +43,7 @@ class _CalibrationValues:
     coverage: float = float("nan")
     top1: float = float("nan")
     map5: float = float("nan")
-    note: str = "No photograph with a name stands behind these chances: they are defaults."
+    note: str = "No photograph with a name stands behind these probabilities: they are defaults."
     several: "Calibration | None" = None
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05a
@@ -54,12 +54,12 @@ class _StoredCalibration(_CalibrationValues):
         """Convert to plain values for a JSON file.
 
         Returns:
-            the values by name (`probabilities` as `chances`); infinity and NaN as None.
+            the values by name; infinity and NaN as None.
         """
         plain = {n: None if isinstance(v, float) and not np.isfinite(v) else v for n, v in vars(self).items()}
         plain["probabilities"] = self.probabilities.as_dict()
         plain["several"] = self.several and self.several.as_dict()
-        return {"chances" if name == "probabilities" else name: value for name, value in plain.items()}
+        return plain
 
     @classmethod
     def from_dict(cls, values: dict) -> "Calibration":
@@ -71,9 +71,9 @@ class _StoredCalibration(_CalibrationValues):
         Returns:
             the calibration.
         """
-        options = {n: _number(n, v) for n, v in values.items() if n not in ("chances", "several")}
+        options = {n: _number(n, v) for n, v in values.items() if n not in ("probabilities", "several")}
         several = values.get("several") and cls.from_dict(values["several"])
-        return cls(**options, probabilities=CandidateProbabilities(**values["chances"]), several=several)
+        return cls(**options, probabilities=CandidateProbabilities(**values["probabilities"]), several=several)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05ar
 def _number(name, value):
@@ -335,11 +335,12 @@ def _note(n, new, individuals, optimistic):
     if optimistic:
         return (
             f"Fewer than {MIN_HELD_OUT} photographs with a name were held out from training, so all {n} {images} were "
-            "asked: chances and figures may be flattering."
+            "asked: probabilities and figures may be flattering."
         )
     if n < 100 or individuals < 5:
-        return f"The chances stand on {n} {images} of {individuals} individuals only."
-    return "" if new else "No individual was met once only: the chance of a new one is a guess from closed individuals."
+        return f"The probabilities stand on {n} {images} of {individuals} individuals only."
+    guess = "the probability of a new one is a guess from closed individuals."
+    return "" if new else f"No individual was met once only: {guess}"
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-22
 @dataclass(frozen=True, eq=False)

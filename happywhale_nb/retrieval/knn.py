@@ -387,7 +387,7 @@ def _check_choices(head):
             raise UserError(f"{name} {value!r} is not known: choose {', '.join(known)}")
     if not head.temperature > 0 or not 0 <= head.centre_weight < 1:
         values = f"temperature={head.temperature}, centre_weight={head.centre_weight}"
-        raise UserError(f"{values}: a temperature is above 0, a share from 0 to below 1")
+        raise UserError(f"{values}: a temperature is above 0, a fraction from 0 to below 1")
 
 
 def _check_targets(y):

@@ -232,7 +232,7 @@ def estimate_prior_new(scores: np.ndarray, truth: Sequence[str], queries: np.nda
     """
     new = np.asarray(truth) == NEW
     if not 0 < new.sum() < len(new):
-        raise UserError("a share of new animals can only be estimated from folds with both known and new animals")
+        raise UserError("a fraction of new animals can only be estimated from folds with both known and new animals")
     curve = LogisticRegression(C=1e4).fit(np.asarray(scores, float)[:, :1], new)
     probability = curve.predict_proba(np.asarray(queries, float)[:, :1])[:, 1]
     return _fixed_point(probability, new.mean(), rounds)

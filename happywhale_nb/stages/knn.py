@@ -328,14 +328,14 @@ def add_new_individual(
     queries = [fold.queries for fold in ranked]
     prior_new = _expected_share(ranked, options.prior_new)
     common, by_species = _fit_thresholds(queries, options.species_shrinkage, prior_new)
-    share = prior_new or float(np.mean(joined(queries, "truth")[0] == NEW))
+    fraction = prior_new or float(np.mean(joined(queries, "truth")[0] == NEW))
     predicted = []
     for i, fold in enumerate(ranked):
         others = [q for j, q in enumerate(queries) if j != i] or queries
         own = _threshold_of_each(fold.queries, *_fit_thresholds(others, options.species_shrinkage))
         test = fold.test
         if test is not None and options.match_prior:
-            test = test.with_new_individual(np.full(len(test.ids), threshold_for_fraction(test.scores, share)))
+            test = test.with_new_individual(np.full(len(test.ids), threshold_for_fraction(test.scores, fraction)))
         elif test is not None:
             test = test.with_new_individual(_threshold_of_each(test, common, by_species))
         predicted.append(Fold(fold.queries.with_new_individual(own), test))
@@ -348,8 +348,8 @@ def _expected_share(ranked, prior_new):
     if prior_new != -1:
         return prior_new
     scores, truth = joined([fold.queries for fold in ranked], "scores", "truth")
-    shares = [estimate_prior_new(scores, truth, fold.test.scores) for fold in ranked if fold.test]
-    return float(np.mean(shares)) if shares else None
+    fractions = [estimate_prior_new(scores, truth, fold.test.scores) for fold in ranked if fold.test]
+    return float(np.mean(fractions)) if fractions else None
 
 
 def _fit_thresholds(queries, species_shrinkage, prior_new=None):
@@ -774,7 +774,7 @@ def plot_evaluation(predictions: list[CalibratedPrediction], threshold: float, g
 def _plot_cmc(ax, ids, truth):
     fractions = cmc(truth[truth != NEW], ids[truth != NEW], range(1, ids.shape[1] + 1))
     ax.plot(list(fractions), list(fractions.values()), "o-")
-    ax.set(title="CMC, known animals", xlabel="candidates", ylabel="share found", ylim=(0, 1))
+    ax.set(title="CMC, known animals", xlabel="candidates", ylabel="fraction found", ylim=(0, 1))
 
 
 def _plot_thresholds(ax, predictions, threshold):
@@ -789,7 +789,7 @@ def _plot_reliability(ax, right, confidence):
     table = calibration_metrics(right, confidence)["table"]
     ax.plot([0, 1], [0, 1], color="0.7", lw=1)
     ax.scatter(table["confidence"], table["accuracy"], s=10 + 300 * table["n"] / table["n"].sum())
-    ax.set(title="Reliability (area: photographs)", xlabel="confidence", ylabel="share right", ylim=(-0.03, 1.03))
+    ax.set(title="Reliability (area: photographs)", xlabel="confidence", ylabel="fraction right", ylim=(-0.03, 1.03))
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41
 def choose_examples(predictions: dict[int, CalibratedPrediction], each: int = 3) -> pd.DataFrame:

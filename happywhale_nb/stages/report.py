@@ -258,7 +258,7 @@ def models_section(study: StudyResults) -> SectionResult:
         "Student's 95 % interval and the range."
     )
     blocks = [
-        *(table_block(over_folds), note_block(TOGETHER), table_block(together, ("share new",))),
+        *(table_block(over_folds), note_block(TOGETHER), table_block(together, ("fraction new",))),
         _figure_block(study, plot_folds(study.models), "MAP@5 of each fold"),
         _figure_block(study, plot_history(study.folder, study.models), "Loss by epoch"),
     ]
@@ -348,7 +348,7 @@ DEFINED = (
     "Accuracy and macro-F1 count new_individual as one more class, all folds together. AUROC of new: how well a low "
     "best score tells new animals. BAKS and BAUS: accuracy of the first answer, averaged over known and over new "
     "individuals. ECE and Brier score: how far confidences are from what comes true. Lists are made to hold the truth "
-    "in a given share of the photographs, where as many are new as in the folds."
+    "in a given fraction of the photographs, where as many are new as in the folds."
 )
 RULES = "The paper's vote against max (each animal by its nearest photograph), paired; lost: MAP@5 of known animals."
 
@@ -367,11 +367,11 @@ def _open_set_table(metrics):
 def _threshold_text(name, model, thresholds):
     """The thresholds of a model in words; thresholds: one of each fold."""
     prior_new = model["for_test"]["prior_new"]
-    prior = f"a share of new animals of {prior_new:.1%}" if prior_new is not None else None
+    prior = f"a fraction of new animals of {prior_new:.1%}" if prior_new is not None else None
     return (
         f"{name}. Thresholds of the folds, each fitted on the others: {', '.join(f'{t:.3f}' for t in thresholds)} "
         "(dashed: their median); all figures here are by these. The test photographs' threshold, fitted on all folds, "
-        f"is {model['threshold']:.3f} (dotted), for {prior or 'the share of new animals in the folds'}."
+        f"is {model['threshold']:.3f} (dotted), for {prior or 'the fraction of new animals in the folds'}."
     )
 
 # %% ../../nbs/08_report.ipynb #08-report-12
@@ -439,14 +439,14 @@ def errors_section(study: StudyResults) -> SectionResult:
         Kinds of outcome, errors by species, MAP@5 by gallery size and the worst individuals, and the section.
     """
     outcomes = study.outcomes[study.best]
-    kinds = outcomes["kind"].value_counts(normalize=True).rename("share").rename_axis("answer").to_frame()
+    kinds = outcomes["kind"].value_counts(normalize=True).rename("fraction").rename_axis("answer").to_frame()
     species, worst = errors.species_errors(outcomes), errors.worst_individuals(outcomes)
     rates = ("within", "across", "called_new", "new_missed")
-    tables = [table_block(kinds, ("share",)), table_block(species.rename(columns=COLUMN_TITLES), rates)]
+    tables = [table_block(kinds, ("fraction",)), table_block(species.rename(columns=COLUMN_TITLES), rates)]
     blocks = [*tables, *_error_blocks(study, outcomes, worst)]
     text = f"{study.best}, first answers. within: taken for another animal of the species; across: for one of another."
     numbers = {
-        "kinds": kinds["share"].to_dict(),
+        "kinds": kinds["fraction"].to_dict(),
         "species": _records(species),
         "by_photos": errors.map5_by_gallery_size(outcomes).reset_index(names="known").to_dict("records"),
         "worst": _records(worst),
@@ -635,8 +635,8 @@ def _pointing_blocks(pointing):
         return []
     names = ["photos", "mass", "peak", "area", "centre_mass"]
     text = (
-        "Whether maps fall inside the animal's box: the share of their mass there, how often their peak is, the "
-        "box's share of the crop, and the mass of a blob in the middle."
+        "Whether maps fall inside the animal's box: the fraction of their mass there, how often their peak is, the "
+        "fraction of the crop that is the box, and the mass of a blob in the middle."
     )
     return [note_block(text), table_block(pd.DataFrame(pointing["maps"]).T.rename_axis("map")[names])]
 
