@@ -79,7 +79,7 @@ lists = [path.read_text() for path in files]
 if force or not record.is_file() or read_json(record)["lists"] != lists:
     images, answers = read_predictions(files[0], dataset.test["image"])
     write_predictions(folder / "submission.csv", images, answers)
-    result = {"fit": None, "weighting": weights, "photos": len(images), "tested": True}
+    result = {"fit": None, "weighting": weighting, "photos": len(images), "tested": True}
     write_json(record, result | {"lists": lists})
 """
 

@@ -1,4 +1,4 @@
-"""A gallery that grows and is asked in part, and calibration: chances and lists that come true."""
+"""A gallery that grows and is asked in part, and calibration: probabilities and lists that come true."""
 
 import json
 from dataclasses import replace
@@ -135,7 +135,7 @@ def test_answer_of_no_open_row_is_new_individual_for_certain(queries):
 
 @pytest.mark.parametrize("k", [1, 3, 10, 50])
 @pytest.mark.parametrize("level", [-0.9, 0.4, 0.99])
-def test_answer_chances_add_up_to_one_and_fall_with_the_rank(gallery, queries, k, level):
+def test_answer_probabilities_add_up_to_one_and_fall_with_the_rank(gallery, queries, k, level):
     X, y = gallery
     known, made = Gallery().fit(X, y), Calibration(level, CandidateProbabilities(0.1, 0.8, 0.0, -0.1), 0.2)
     few = np.isin(y, ["w1", "w2", "w3"])
@@ -217,7 +217,7 @@ def bursts(seed, n=900, animals=150, width=32):
     return day[encounter] + 0.9 * rng.normal(size=(len(encounter), width)), who[encounter].astype(str), encounter
 
 
-def test_calibrate_of_several_photographs_together_has_chances_of_their_own():
+def test_calibrate_of_several_photographs_together_has_probabilities_of_their_own():
     X, who, encounter = bursts(1, n=600)
     past = encounter < 400
     made, known = calibrate(X[past], who[past], encounter[past], past[past]), Gallery().fit(X[past], who[past])
@@ -267,7 +267,7 @@ def test_calibrate_asks_held_out_photographs_unless_they_are_few():
     X, who = survey(200, 7)
     some, every = np.arange(200) % 4 == 0, np.ones(200, bool)
     made = calibrate(X, who, np.arange(200), some)
-    assert made.photographs == 50 and made.note.startswith("The chances stand on 50 photographs of")
+    assert made.photographs == 50 and made.note.startswith("The probabilities stand on 50 photographs of")
     few = calibrate(X, who, np.arange(200), np.arange(200) < MIN_HELD_OUT - 1)
     assert few.photographs == 200 and "flattering" in few.note
     enough = calibrate(X, who, np.arange(200), np.arange(200) < MIN_HELD_OUT)

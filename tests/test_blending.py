@@ -68,13 +68,13 @@ def test_blend_command_with_a_truth_fits_weights_and_a_broken_file_changes_nothi
 
 def test_blend_command_with_finless_photographs_counts_only_the_first_24_files(files, tmp_path):
     sure, late = files("sure.csv", "x,a", "y,a"), files("late.csv", "x,b", "y,b")
-    finless, catalogue = (
-        files("finless.csv", "y", header="image"),
+    no_fin, catalogue = (
+        files("no_fin.csv", "y", header="image"),
         files("train.csv", "q,a", "r,b", header="image,individual_id"),
     )
     paths, to = [str(sure)] * 24 + [str(late)] * 30, tmp_path / "blend.csv"
     how = ["-o", str(to), "--voting", "notebook", "--catalogue", str(catalogue)]
-    for asked, expected in (([], ["x,b a", "y,b a"]), (["--no-fin-csv", str(finless)], ["x,b a", "y,a b"])):
+    for asked, expected in (([], ["x,b a", "y,b a"]), (["--no-fin-csv", str(no_fin)], ["x,b a", "y,a b"])):
         done = CliRunner().invoke(main, ["submission", "blend", *paths, *how, *asked])
         assert done.exit_code == 0, done.output
         assert to.read_text().splitlines()[1:] == expected

@@ -90,7 +90,7 @@ def test_train_with_a_mistake_ends_with_one_line_before_any_kernel_starts(mistak
         (("knn", "rerank_top", "-3"), "rerank_top=-3"),
         (("knn", "aggregate", "mean"), "max, vote, softmax_sum"),
         (("knn", "model", "nobody"), "run 03_train first"),
-        (("blend", "weights", "fti"), "equal, fit"),
+        (("blend", "weighting", "fti"), "equal, fit"),
         (("blend", "voting", "votes"), "paper, notebook, borda, scores"),
         (("report", "kaggle_public", "88"), "kaggle_public=88.0"),
         (("robustness", "photos", "0"), "photos=0"),

@@ -16,7 +16,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX, CropMix, read_boxes
 from happywhale_nb.data.dataset import NEW, Dataset, parse_csv, read_dataset, read_sizes, read_skips, read_table
 from happywhale_nb.data.species import suspect_spellings
-from happywhale_nb.data.splits import dataset_folds, gallery_and_queries, make_folds, true_answers
+from happywhale_nb.data.splits import dataset_folds, gallery_and_queries, make_folds, open_set_truth
 from happywhale_nb.demo.dataset import check_sizes, draw_demo, plan_photos
 from happywhale_nb.imaging.crops import load_crops
 from happywhale_nb.retrieval.knn import KNNHead
@@ -264,7 +264,7 @@ def test_make_folds_of_the_real_table_gives_the_known_split(shared):
     assert len(table) == 51033 and sizes.max() - sizes.min() <= 1
     for fold in range(10):
         gallery, query = gallery_and_queries(folds, fold)
-        new = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"]) == NEW
+        new = open_set_truth(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"]) == NEW
         assert new.mean() == pytest.approx(0.181, abs=0.01)
 
 
@@ -279,7 +279,7 @@ def test_dataset_folds_of_real_right_whales_keep_rare_ones_out_of_the_gallery(sh
     data = read_dataset(shared / "rightwhale80")
     folds = dataset_folds(data)
     gallery, query = gallery_and_queries(folds, 0)
-    truth = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
+    truth = open_set_truth(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
     assert folds.loc[gallery, "individual_id"].nunique() == 60
     assert (truth == NEW).sum() == 7 and query.sum() == 206
 

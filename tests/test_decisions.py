@@ -31,7 +31,7 @@ from happywhale_nb.catalogue.decisions import (
     decide,
     make_individual,
     merge,
-    rename,
+    rename_individual,
     split,
     undo,
     update_encounter,
@@ -125,7 +125,7 @@ def something(session, rng):
         own = session.scalars(select(Encounter.id).where(Encounter.individual_id == who)).all()
         return split(session, "Ann", who, own[:1])[0]
     if what == "rename":
-        return rename(session, "Ann", who, f"HB-{rng.randrange(10**6)}")[0]
+        return rename_individual(session, "Ann", who, f"HB-{rng.randrange(10**6)}")[0]
     met = session.get(Encounter, rng.randrange(1, 11))
     return decide(session, "Ann", met.id, what, met.version, who)[0]
 
@@ -173,7 +173,7 @@ def make(session, who, what):
     if kind in ("confirm", "reject", "new", "unsure"):
         return decide(session, who, first, kind, session.get(Encounter, first).version, *rest)[0]
     if kind == "rename":
-        return rename(session, who, first, "Hope")[0]
+        return rename_individual(session, who, first, "Hope")[0]
     return (merge(session, who, first, *rest) if kind == "merge" else split(session, who, first, rest))[0]
 
 
@@ -296,13 +296,13 @@ def test_refused_decisions_change_nothing(filled):
         (lambda s: split(s, "Ann", 1, [1, 2]), "not all"),
         (lambda s: split(s, "Ann", 1, []), "not none"),
         (lambda s: split(s, "Ann", 1, [1], name="HB-0002"), "already"),
-        (lambda s: rename(s, "Ann", 1, "HB-0002"), "taken"),
-        (lambda s: rename(s, "Ann", 1, "HB-0003"), "taken"),
-        (lambda s: rename(s, "Ann", 1, "HB-0001"), "this name already"),
-        (lambda s: rename(s, "Ann", 1, "two words"), "blanks"),
-        (lambda s: rename(s, "Ann", 1, "new_individual"), "blanks"),
-        (lambda s: rename(s, "Ann", 1, " "), "name is empty"),
-        (lambda s: rename(s, "Ann", 3, "Hope"), "no longer in the catalogue"),
+        (lambda s: rename_individual(s, "Ann", 1, "HB-0002"), "taken"),
+        (lambda s: rename_individual(s, "Ann", 1, "HB-0003"), "taken"),
+        (lambda s: rename_individual(s, "Ann", 1, "HB-0001"), "this name already"),
+        (lambda s: rename_individual(s, "Ann", 1, "two words"), "blanks"),
+        (lambda s: rename_individual(s, "Ann", 1, "new_individual"), "blanks"),
+        (lambda s: rename_individual(s, "Ann", 1, " "), "name is empty"),
+        (lambda s: rename_individual(s, "Ann", 3, "Hope"), "no longer in the catalogue"),
     ]
     for act, told in acts:
         with pytest.raises(UserError, match=told), filled.writing() as session:
@@ -500,7 +500,7 @@ class Reviewing(RuleBasedStateMachine):
         wrong = name in ("", *plain.names.values()) or individual not in plain.active
         with Session(self.engine) as session:  # one whose making was undone keeps its name
             kept = session.scalar(select(Individual.id).where(Individual.name == name)) is not None
-        row = self.act(rename, who, individual, name, refused=wrong or kept)
+        row = self.act(rename_individual, who, individual, name, refused=wrong or kept)
         self.more(row, name=name, before=plain.names[individual])
 
     @rule(number=numbers, kind=st.sampled_from(["confirm", "reject", "new", "unsure"]), late=st.sampled_from([-1, 1]))
@@ -617,7 +617,11 @@ def kept_as(text):
 def test_make_individual_and_rename_take_any_name_without_blanks_that_can_be_shown(text):
     connection, engine, content = memory()
     connection.deserialize(content)
-    for act in (lambda session: make_individual(session, text, ""), lambda session: rename(session, "Ann", 1, text)[1]):
+    acts = (
+        lambda session: make_individual(session, text, ""),
+        lambda session: rename_individual(session, "Ann", 1, text)[1],
+    )
+    for act in acts:
         with Session(engine) as session:
             try:
                 row = act(session)

@@ -138,7 +138,7 @@ def test_stage_lists_the_methods_of_the_knn_head(source):
     for name in ("fit", "predict", "rank", "kneighbors"):
         assert f"\n#### KNNHead.{name}\n" in text
     rank = text.partition("#### KNNHead.rank\n")[2].partition("\n#")[0]
-    assert "def rank(X: np.ndarray, n_answers: int=5)" in rank
+    assert "def rank(X: np.ndarray, n_ranked: int=5)" in rank
     assert "Inherited from `RankMixin`." in rank
 
 

@@ -18,7 +18,7 @@ from standins import nvidia_smi
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.hardware import NvidiaDriver, gpu_remedy, hidden_gpus, nvidia_driver
 from happywhale_nb.workflow import doctor
-from happywhale_nb.workflow.doctor import Finding, anonymous, devices_finding, opencv_finding, private_words
+from happywhale_nb.workflow.doctor import Diagnosis, anonymous, devices_finding, opencv_finding, private_words
 
 ROOT = Path(__file__).resolve().parents[1]
 IDLE = NvidiaDriver(("NVIDIA L4",), "550.54.15")
@@ -298,7 +298,7 @@ def test_private_words_without_a_table_of_users_leave_the_user_out(monkeypatch):
 
 def test_doctor_of_packages_that_are_missing_names_them():
     found = doctor.packages_finding(["numpy", "no-such-package"])
-    assert found == Finding("packages", "not installed: no-such-package", found.remedy)
+    assert found == Diagnosis("packages", "not installed: no-such-package", found.remedy)
     assert found.remedy
 
 

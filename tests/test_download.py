@@ -109,11 +109,11 @@ def test_download_command_after_a_broken_line_goes_on_where_it_was(kaggle, tmp_p
 
 def test_unpack_a_second_time_writes_only_what_is_missing_or_short(kaggle, tmp_path):
     archive = stage.fetch_archive(tmp_path)
-    total = stage.unpack(archive, tmp_path / "data", progress=False)
+    total = stage.unpack_archive(archive, tmp_path / "data", progress=False)
     photos = sorted((tmp_path / "data" / "train_images").iterdir())
     photos[0].unlink()
     photos[1].write_bytes(b"half")
-    assert total > 58 and stage.unpack(archive, tmp_path / "data", progress=False) == 2
+    assert total > 58 and stage.unpack_archive(archive, tmp_path / "data", progress=False) == 2
 
 
 @pytest.mark.parametrize(
@@ -160,5 +160,5 @@ def test_unpack_of_an_archive_that_writes_elsewhere_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("../evil.txt", "x")
     with pytest.raises(stage.UserError, match="outside"):
-        stage.unpack(tmp_path / "bad.zip", tmp_path / "data", progress=False)
+        stage.unpack_archive(tmp_path / "bad.zip", tmp_path / "data", progress=False)
     assert not (tmp_path / "evil.txt").exists()

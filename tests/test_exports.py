@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from happywhale_nb.catalogue.exports.camtrap_dp import camtrap_tables, to_camtrap_dp
 from happywhale_nb.catalogue.exports.common import (
-    COLUMNS,
-    FIXED,
-    LONGEST,
+    MAX_CELL_LENGTH,
+    ZIP_TIME,
     latin,
     original_text,
     read_moment,
@@ -30,7 +29,7 @@ from happywhale_nb.catalogue.exports.csv import to_csv
 from happywhale_nb.catalogue.exports.formats import EXPORTS, describe_export, export_messages
 from happywhale_nb.catalogue.exports.mark import capture_histories, to_mark, to_rmark
 from happywhale_nb.catalogue.exports.wildbook import check_wildbook, to_wildbook, wildbook_table
-from happywhale_nb.catalogue.listings import SIGHTINGS
+from happywhale_nb.catalogue.listings import SIGHTING_COLUMNS
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.species import SPECIES
 
@@ -136,8 +135,8 @@ def test_safe_text_of_a_number_is_the_number(value):
 
 def test_safe_text_of_a_long_text_is_cut_and_says_so():
     for text in ("x" * 100_000, ";=" * 50_000, "\t" * 100_000):
-        assert len(safe_text(text)) == LONGEST and safe_text(text).endswith(" [cut]")
-    assert safe_text("x" * LONGEST) == "x" * LONGEST and safe_text(None) == ""
+        assert len(safe_text(text)) == MAX_CELL_LENGTH and safe_text(text).endswith(" [cut]")
+    assert safe_text("x" * MAX_CELL_LENGTH) == "x" * MAX_CELL_LENGTH and safe_text(None) == ""
 
 
 def test_safe_text_of_an_ordinary_name_is_the_name():
@@ -191,7 +190,7 @@ def test_exports_leave_the_table_as_it_was(name):
 def test_to_wildbook_and_to_camtrap_dp_hold_no_time_of_today():
     for data in (to_wildbook(table_of(sighting())), to_camtrap_dp(table_of(sighting()))):
         archive = zipfile.ZipFile(io.BytesIO(data))
-        assert {entry.date_time for entry in archive.infolist()} == {FIXED}
+        assert {entry.date_time for entry in archive.infolist()} == {ZIP_TIME}
         content = b"".join(archive.read(name) for name in archive.namelist())
         assert date.today().isoformat().encode() not in content
 
@@ -729,11 +728,7 @@ def of_a_catalogue(*encounters):
     nothing |= {"decided_by": "", "decided_at": "", "kind_of_source": "decision"}
     nothing |= dict.fromkeys(["latitude", "longitude", "answer_id", "rank", "probability", "box"])
     rows = [sighting(i, photo_id=i) | nothing | others for i, others in enumerate(encounters)]
-    return pd.DataFrame([[row[name] for name in SIGHTINGS] for row in rows], columns=SIGHTINGS)
-
-
-def test_columns_are_those_of_sightings():
-    assert list(COLUMNS) == SIGHTINGS
+    return pd.DataFrame([[row[name] for name in SIGHTING_COLUMNS] for row in rows], columns=list(SIGHTING_COLUMNS))
 
 
 @pytest.mark.parametrize(

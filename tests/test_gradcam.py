@@ -261,11 +261,11 @@ def test_occlusion_maps_are_highest_in_the_region_the_score_is_made_of(crops):
 
 
 def test_gradcam_stage_of_a_fold_that_is_not_trained_or_not_answered_is_refused(study, whole, tmp_path, monkeypatch):
-    from happywhale_nb.stages.gradcam import fold_answers
+    from happywhale_nb.stages.gradcam import fold_predictions
 
     dataset = read_dataset(whole / "data" / "tiny")
     with pytest.raises(UserError, match=r"oof\.csv is missing: run 06_knn for this model first"):
-        fold_answers(tmp_path, study_folds(dataset, study, save=False), 0)
+        fold_predictions(tmp_path, study_folds(dataset, study, save=False), 0)
     words = {"data_dir": str(dataset.root), "study": "not trained", "fold": 1}
     values = {name: p.default for name, p in read_parameters(whole / "nbs" / "04_gradcam.ipynb").items()} | words
     monkeypatch.chdir(whole)

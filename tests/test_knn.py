@@ -249,9 +249,9 @@ def test_rank_of_vectors_that_cannot_be_compared_names_the_row(rows, said):
         ({"search": "annoy"}, "choose auto, exact, faiss, sklearn"),
         ({"temperature": 0}, "temperature is above 0"),
         ({"temperature": -1.0}, "temperature is above 0"),
-        ({"centre_weight": 1}, "a share from 0 to below 1"),
-        ({"centre_weight": 1.5}, "a share from 0 to below 1"),
-        ({"centre_weight": -0.3}, "a share from 0 to below 1"),
+        ({"centre_weight": 1}, "a fraction from 0 to below 1"),
+        ({"centre_weight": 1.5}, "a fraction from 0 to below 1"),
+        ({"centre_weight": -0.3}, "a fraction from 0 to below 1"),
         ({"centre_weight": 0.5, "aggregate": "vote"}, "is not for votes"),
     ],
 )
@@ -802,8 +802,8 @@ def test_knn_stage_that_is_done_is_not_done_again(trained, monkeypatch):
 def test_predict_folds_with_local_features_describes_each_photograph_once(trained, rng, monkeypatch):
     sides = []
 
-    def described(data, folder, parameters, images, split="train"):
-        sides.append((split, parameters, len(images)))
+    def described(data, folder, parameters, images, part="train"):
+        sides.append((part, parameters, len(images)))
         return [marks(rng, 5) for _ in images]
 
     monkeypatch.setattr(knn, "crop_features", described)

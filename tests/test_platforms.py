@@ -25,7 +25,7 @@ from happywhale_nb.core import platforms
 from happywhale_nb.core.artifacts import atomic, write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import fold_dir, study_dir
-from happywhale_nb.core.platforms import check_file_name, clean_file_name, link_file, rename, sync_folder
+from happywhale_nb.core.platforms import check_file_name, clean_file_name, link_file, rename_patiently, sync_folder
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.importers import plan_source, write_import
 
@@ -215,7 +215,7 @@ def test_rename_that_is_not_allowed_on_linux_is_not_tried_again(tmp_path, monkey
     tries = []
     monkeypatch.setattr(os, "replace", lambda *paths: tries.append(paths) or (_ for _ in ()).throw(PermissionError(1)))
     with pytest.raises(PermissionError):
-        rename(tmp_path / "a", tmp_path / "b")
+        rename_patiently(tmp_path / "a", tmp_path / "b")
     assert len(tries) == 1
 
 

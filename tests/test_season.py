@@ -7,7 +7,7 @@ from PIL import Image
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.demo.season import DROPS, PLACES, draw_season, plan_season
+from happywhale_nb.demo.season import N_UPLOADS, PLACES, draw_season, plan_season
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,8 @@ def test_draw_season_writes_a_dataset_with_encounters_and_photographs_to_drop(se
     assert 0.15 < (backs["side"] == "left").mean() < 0.85 and not backs["species"].eq("humpback_whale").any()
     assert (met["date"] < "2024")[met["image"].isin(dataset.train["image"])].all()
     truth = pd.read_csv(season / "to_drop_truth.csv")
-    assert (
-        sorted(path.name for path in (season / "to_drop").iterdir()) == sorted(truth["image"]) and len(truth) == DROPS
-    )
+    names = sorted(path.name for path in (season / "to_drop").iterdir())
+    assert names == sorted(truth["image"]) and len(truth) == N_UPLOADS
     for name in truth["image"]:
         with Image.open(season / "to_drop" / name) as photo:
             photo.load()
@@ -49,7 +48,7 @@ def test_plan_season_of_any_seed_asks_about_known_and_new_animals_as_planned(see
     undecided = table[table["subset"] == "undecided"].drop_duplicates("encounter")
     assert len(known) == 32 and len(undecided) == 18 and (~undecided["individual_id"].isin(known)).sum() == 4
     drops = table[table["subset"] == "drop"]
-    assert len(drops) == DROPS and (~drops["individual_id"].isin(known)).sum() == 2
+    assert len(drops) == N_UPLOADS and (~drops["individual_id"].isin(known)).sum() == 2
     assert table.groupby("individual_id")["species"].nunique().eq(1).all() and table["image"].is_unique
     assert set(table["place"]) <= set(PLACES["place"])
     where = table.merge(PLACES, on="place", suffixes=("", "_of_place"))

@@ -34,7 +34,7 @@ from happywhale_nb.catalogue import ingest as intake
 from happywhale_nb.catalogue.build import build_catalogue, change_over, demo_catalogue, keep_model, open_embedder
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
-from happywhale_nb.catalogue.store import Catalogue, pack
+from happywhale_nb.catalogue.store import Catalogue, pack_vector
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.core.errors import UserError
@@ -154,7 +154,10 @@ def test_build_catalogue_takes_two_photographs_of_one_name_apart(embedded, colou
         columns = select(Photo.path, Embedding.vector, Embedding.trained).join(Embedding).where(Photo.name == name)
         rows = {path: (vector, trained) for path, vector, trained in session.execute(columns)}
     made.close()
-    expected = {f"train_images/{name}": (pack(vectors[0]), True), f"test_images/{name}": (pack(vectors[59]), False)}
+    expected = {
+        f"train_images/{name}": (pack_vector(vectors[0]), True),
+        f"test_images/{name}": (pack_vector(vectors[59]), False),
+    }
     assert rows == expected and not embedded
 
 
@@ -204,11 +207,11 @@ def test_re_embed_cut_off_goes_on_and_the_old_model_answers_until_change_over(
     monkeypatch.setattr(intake, "LOT", 20)
     made, other = Catalogue(folder), save_model(tmp_path / "other", b"two")
     old = open_embedder(made)
-    embedder, pack = sys.modules["happywhale_nb.networks.embedder"].Embedder(other), intake.pack
-    monkeypatch.setattr(intake, "pack", lambda vector: 1 / 0 if len(embedded) > 40 else pack(vector))
+    embedder, pack = sys.modules["happywhale_nb.networks.embedder"].Embedder(other), intake.pack_vector
+    monkeypatch.setattr(intake, "pack_vector", lambda vector: 1 / 0 if len(embedded) > 40 else pack(vector))
     with pytest.raises(ZeroDivisionError):
         intake.re_embed(made, embedder, "other")
-    monkeypatch.setattr(intake, "pack", pack)
+    monkeypatch.setattr(intake, "pack_vector", pack)
     with made.reading() as session:
         undecided = session.scalar(select(Encounter.id).where(Encounter.state == "undecided"))
     assert match_encounter(Matcher(made), "Ann", undecided)["candidates"] and made.fingerprint == old.fingerprint

@@ -34,7 +34,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX_COLUMNS
 from happywhale_nb.data.check import write_skips
 from happywhale_nb.data.dataset import read_dataset, read_skips
-from happywhale_nb.data.download import unpack
+from happywhale_nb.data.download import unpack_archive
 from happywhale_nb.data.importers import plan_source, write_import
 from happywhale_nb.data.near_duplicates import find_near_duplicates, read_near_duplicates
 from happywhale_nb.demo.dataset import draw_demo
@@ -211,9 +211,9 @@ def blend_writer():
         for word in ("a", "b", "c"):
             write_answers(folder / f"{word}.csv", word)
 
-    def steps(rule):
+    def steps(voting):
         def run(ground, folder):
-            blend_files(sorted(ground.glob("*.csv")), folder / "submission.csv", rule=rule, weights=[1, 1.2, 0.7])
+            blend_files(sorted(ground.glob("*.csv")), folder / "submission.csv", voting=voting, weights=[1, 1.2, 0.7])
             yield
 
         return run
@@ -336,7 +336,7 @@ def unpack_writer():
                 packed.writestr(f"train_images/{i}.jpg", bytes([i]) * (5000 + 3000 * i))
 
     def steps(ground, folder):
-        unpack(ground / "archive.zip", folder, progress=False)
+        unpack_archive(ground / "archive.zip", folder, progress=False)
         yield
 
     def read(ground, folder):
@@ -688,7 +688,7 @@ WRITERS = {
     "check.write_skips": single("skip.csv", write_unusable, read_unusable, again=False),
     "importing.write_import links": import_writer(copy=False),
     "importing.write_import copies": import_writer(copy=True),
-    "download.unpack": unpack_writer(),
+    "download.unpack_archive": unpack_writer(),
     "demo.draw_demo": single("demo", write_demo, read_demo, **replaced("demo")),
     "records.keep_record": record_writer(),
     "serving.keep_model": single(

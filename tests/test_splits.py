@@ -26,10 +26,10 @@ from happywhale_nb.data.splits import (
     fold_numbers,
     gallery_and_queries,
     make_folds,
+    open_set_truth,
     parse_split,
     require_catalogue,
     split_kind_of,
-    true_answers,
 )
 from happywhale_nb.stages.eda import describe_leakage, leakage
 from happywhale_nb.stages.study_split import finished_folds, study_card, study_folds
@@ -115,7 +115,7 @@ def test_make_folds_stratified_spreads_folds_species_and_individuals_evenly(case
             assert (spread.max(axis=1) - spread.min(axis=1)).max() <= 1
     for fold in fold_numbers(folds):  # so each animal with two photographs is in every gallery
         gallery, query = gallery_and_queries(folds, fold)
-        new = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"]) == NEW
+        new = open_set_truth(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"]) == NEW
         assert new.tolist() == single[query].tolist()
 
 

@@ -28,24 +28,24 @@ RANKS = {
 LEAD = 5 * VOTE * 1000
 
 
-def plain_vote(rule, rank, name, model, counts, finless):
+def plain_vote(voting, rank, name, model, counts, no_fin):
     """What one mention is worth at weight 1, as the rule says it."""
-    vote = RANKS[rule][rank]
-    if rule == "notebook":
-        if finless and model >= 24:
+    vote = RANKS[voting][rank]
+    if voting == "notebook":
+        if no_fin and model >= 24:
             return 0
         if name == NEW:
             return vote - (300 if rank >= 2 else 588)
         return vote - 4 * min(counts.get(name, 0), 400)
-    return vote // 4 if rule == "paper" and name == NEW and rank >= 2 else vote
+    return vote // 4 if voting == "paper" and name == NEW and rank >= 2 else vote
 
 
-def plain_totals(lists, weights, rule="paper", counts=None, finless=False, price=0):
+def plain_totals(lists, weights, voting="paper", counts=None, no_fin=False, price=0):
     """`[(total, name)]` of one photograph, most first; equals by the best rank they were given, then by the model."""
     total, first, counts = {}, {}, counts or {}
     for model, (names, weight) in enumerate(zip(lists, weights, strict=True)):
         for rank, name in enumerate(names):
-            total[name] = total.get(name, 0) + weight * plain_vote(rule, rank, name, model, counts, finless)
+            total[name] = total.get(name, 0) + weight * plain_vote(voting, rank, name, model, counts, no_fin)
             first[name] = min(first.get(name, (rank, model)), (rank, model))
     for name in total:
         total[name] -= price * VOTE * min(counts.get(name, 0), 400)
@@ -57,14 +57,14 @@ def lists_of_photo(lists, photo):
     return [[name for name in names if name] for names in lists.decode(lists.codes[:, photo])]
 
 
-def plain_answers(lists, weights, rule="paper", counts=None, finless=None, price=0):
+def plain_answers(lists, weights, voting="paper", counts=None, no_fin=None, price=0):
     """Answers `[n, 5]`; weights and the price of a photograph in whole thousandths."""
     rows = []
     for i in range(len(lists.images)):
-        fin = finless is not None and finless[i]
-        ranked = plain_totals(lists_of_photo(lists, i), weights, rule, counts, fin, price)
+        fin = no_fin is not None and no_fin[i]
+        ranked = plain_totals(lists_of_photo(lists, i), weights, voting, counts, fin, price)
         names = [name for _, name in ranked[:5]]
-        if rule == "notebook" and len(names) > 1 and names[0] == NEW and ranked[0][0] - ranked[1][0] < LEAD:
+        if voting == "notebook" and len(names) > 1 and names[0] == NEW and ranked[0][0] - ranked[1][0] < LEAD:
             names[:2] = names[1], names[0]
         rows.append(names + [""] * (5 - len(names)))
     return np.array(rows)
@@ -101,26 +101,26 @@ def weights_for(data, m):
 
 @quick
 @given(some_lists(), st.sampled_from(["paper", "notebook", "borda"]), st.data())
-def test_count_votes_of_any_lists_answers_as_a_plain_count(lists, rule, data):
+def test_count_votes_of_any_lists_answers_as_a_plain_count(lists, voting, data):
     counts = data.draw(st.dictionaries(st.sampled_from("abcdefg"), st.sampled_from([1, 2, 30, 399, 400, 401, 1000])))
-    finless = np.array(data.draw(st.lists(st.booleans(), min_size=len(lists.images), max_size=len(lists.images))))
+    no_fin = np.array(data.draw(st.lists(st.booleans(), min_size=len(lists.images), max_size=len(lists.images))))
     weights = weights_for(data, len(lists.models))
-    for i, fin in enumerate(finless):  # a lead of exactly five votes may be missed by the last bit of a float
-        ranked = plain_totals(lists_of_photo(lists, i), weights, rule, counts, fin)
-        assume(rule != "notebook" or len(ranked) < 2 or ranked[0][0] - ranked[1][0] != LEAD)
-    got = count_votes(lists, rule, counts, finless).predict(np.array(weights) / 1000)
-    assert got.tolist() == plain_answers(lists, weights, rule, counts, finless).tolist()
+    for i, fin in enumerate(no_fin):  # a lead of exactly five votes may be missed by the last bit of a float
+        ranked = plain_totals(lists_of_photo(lists, i), weights, voting, counts, fin)
+        assume(voting != "notebook" or len(ranked) < 2 or ranked[0][0] - ranked[1][0] != LEAD)
+    got = count_votes(lists, voting, counts, no_fin).predict(np.array(weights) / 1000)
+    assert got.tolist() == plain_answers(lists, weights, voting, counts, no_fin).tolist()
 
 
 @quick
 @given(some_lists(most=4), st.sampled_from(["paper", "notebook", "borda"]), st.data())
-def test_explain_votes_of_any_lists_shows_the_votes_of_a_plain_count(lists, rule, data):
+def test_explain_votes_of_any_lists_shows_the_votes_of_a_plain_count(lists, voting, data):
     weights, counts = weights_for(data, len(lists.models)), {"a": 30, "b": 500}
-    votes = count_votes(lists, rule, counts)
+    votes = count_votes(lists, voting, counts)
     for i, image in enumerate(lists.images):
         table = explain_votes(votes, np.array(weights) / 1000, image)
         expected = {
-            name: votes / VOTE / 1000 for votes, name in plain_totals(lists_of_photo(lists, i), weights, rule, counts)
+            name: votes / VOTE / 1000 for votes, name in plain_totals(lists_of_photo(lists, i), weights, voting, counts)
         }
         assert table["total"].to_dict() == pytest.approx(expected)
         assert table["total"].is_monotonic_decreasing
@@ -165,13 +165,13 @@ def case():
     return RankedLists(lists.images, lists.models, lists.names, codes), truth, counts, rng.random(150) < 0.3
 
 
-@pytest.mark.parametrize("rule", ["paper", "notebook", "borda"])
+@pytest.mark.parametrize("voting", ["paper", "notebook", "borda"])
 @pytest.mark.parametrize("equal", [True, False])
-def test_count_votes_of_many_models_answers_as_a_plain_count(case, rule, equal):
-    lists, _, counts, finless = case
+def test_count_votes_of_many_models_answers_as_a_plain_count(case, voting, equal):
+    lists, _, counts, no_fin = case
     weights = np.ones(27) if equal else np.random.default_rng(5).integers(-5, 30, 27) / 10
-    got = count_votes(lists, rule, counts, finless).predict(weights)
-    assert (got == plain_answers(lists, thousandths(weights), rule, counts, finless)).all()
+    got = count_votes(lists, voting, counts, no_fin).predict(weights)
+    assert (got == plain_answers(lists, thousandths(weights), voting, counts, no_fin)).all()
     filled = [row[row != ""] for row in got]
     assert all(len(set(row)) == len(row) for row in filled)
 

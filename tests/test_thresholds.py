@@ -1,4 +1,4 @@
-"""Thresholds of `new_individual` against brute force, and the coverage of conformal lists and chances."""
+"""Thresholds of `new_individual` against brute force, and the coverage of conformal lists and probabilities."""
 
 import numpy as np
 import pytest

@@ -29,7 +29,7 @@ from happywhale_nb.networks.model import (
 )
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.networks.schedules import RATE_PER_PHOTO, WarmupCosine, WarmupExponential
-from happywhale_nb.networks.targets import SPECIES, class_margins
+from happywhale_nb.networks.targets import SPECIES_MARGIN, class_margins
 from happywhale_nb.networks.training import Samples, TrainingOptions, build_targets, train
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.stages import train as training
@@ -124,7 +124,7 @@ def test_build_targets_of_a_preset_have_its_margins_ramp_twins_and_weights():
     found = build_targets(small(f"{fields} sampled_classes=9"), labels, 4, species, steps=7, seed=3)
     margins = class_margins(np.array([3, 1, 2, 0]), 0.2, 0.5, 0.1)
     np.testing.assert_array_equal(found.margins, np.r_[margins, margins])
-    np.testing.assert_array_equal(found.species_margins, class_margins(np.array([4, 2]), **SPECIES))
+    np.testing.assert_array_equal(found.species_margins, class_margins(np.array([4, 2]), **SPECIES_MARGIN))
     assert (found.ramp, found.spread, found.twins, found.sample, found.seed) == (10, 0.03, 4, 9, 3)
     assert found.weights.argmax() == 3 and found.species.tolist() == species.tolist()
     plain = build_targets(small(), labels, 4)
@@ -275,7 +275,7 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors["both"], mean, atol=1e-5)
     assert (vectors["one"] * vectors["whole"]).sum(1).min() < 0.999
-    with pytest.raises(UserError, match="a share for each source"):
+    with pytest.raises(UserError, match="a fraction for each source"):
         training.train_stage(dataset, folds, 0, "none", config, tmp_path, tta_sources="whole")
 
 

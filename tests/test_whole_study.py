@@ -19,7 +19,7 @@ from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.data.splits import gallery_and_queries, true_answers
+from happywhale_nb.data.splits import gallery_and_queries, open_set_truth
 from happywhale_nb.evaluation import browser as widgets
 from happywhale_nb.evaluation.browser import ModelResults, browse_folds, browse_neighbours, view_query
 from happywhale_nb.networks.presets import used_preset
@@ -45,7 +45,7 @@ def test_run_of_a_whole_study_leaves_a_submission_a_report_and_its_metrics(whole
     assert all(len({a for a in row if a}) == sum(row != "") for row in answers)
     metrics = json.loads((folder / "report.json").read_text())
     truth = pd.read_csv(tiny / "test_truth.csv", dtype=str).set_index("image")["individual_id"].reindex(images)
-    expected = map_at_5(true_answers(truth, pd.read_csv(tiny / "train.csv", dtype=str)["individual_id"]), answers)
+    expected = map_at_5(open_set_truth(truth, pd.read_csv(tiny / "train.csv", dtype=str)["individual_id"]), answers)
     assert metrics["test"]["map5"] == pytest.approx(expected)
     assert metrics["protocol"]["folds"] == 2 and metrics["protocol"]["split"] == "stratified-2-seed0"
     page = (folder / "report.html").read_text()
@@ -224,7 +224,7 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
     )
     page = browse_folds(folder, "small_resnet_arcface", 1, "all photographs")
     _, answers = read_predictions(folder / "small_resnet_arcface" / "fold1" / "oof.csv", [page.image])
-    assert page.answers["answer"].tolist() == [a for a in answers[0] if a]
+    assert page.predictions["prediction"].tolist() == [a for a in answers[0] if a]
     vectors = read_embeddings(folder / "small_resnet_arcface" / "fold1" / "embeddings.parquet")
     gallery, _ = gallery_and_queries(folds, 1)
     head = KNNHead(5).fit(vectors.of("train", folds["image"][gallery]), folds["individual_id"][gallery])
@@ -234,7 +234,7 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
     individual = folds.set_index("image").loc[page.image, "individual_id"]
     assert (page.neighbours["same"] == "yes").tolist() == (page.neighbours["individual_id"] == individual).tolist()
     tested = browse_neighbours(folder, "small_resnet_arcface", dataset.test["image"][0], n_neighbors=30)
-    assert len(tested.neighbours) == 30 and set(tested.answers["right"]) == {"?"} and tested.crops.shape[0] == 31
+    assert len(tested.neighbours) == 30 and set(tested.predictions["right"]) == {"?"} and tested.crops.shape[0] == 31
     for wrong, message in (((5,), "fold 5 has no answers"), ((0, "nothing"), "unknown choice")):
         with pytest.raises(UserError, match=message):
             browse_folds(folder, "small_resnet_arcface", *wrong)
@@ -269,7 +269,7 @@ def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
             assert chosen[0] in page.value if chosen else "there are none" in page.value
     box = browse_neighbours(folder, "small_resnet_arcface", n_neighbors=3)
     (folds, asked, count), page = box.children[0].children, box.children[1]
-    assert page.value.count("<tr") == 2 + len(view_query(opened, 0, asked.value).answers) + 3
+    assert page.value.count("<tr") == 2 + len(view_query(opened, 0, asked.value).predictions) + 3
     count.value, asked.value = 7, names[5]
     assert f"Fold 0, {names[5]}" in page.value
     folds.value = 1

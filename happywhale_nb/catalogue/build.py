@@ -143,7 +143,7 @@ class Built(NamedTuple):
 # %% ../../nbs/lib/catalogue/build.ipynb #build-09a
 def build_catalogue(
     folder: Path | str, data_dir: Path | str, model: Path | str = "", database: str = "",
-    detector: Path | str = "", name: str = "", tell: Callable[[str], None] = lambda line: None,
+    detector: Path | str = "", name: str = "", log: Callable[[str], None] = lambda line: None,
 ) -> Built:  # fmt: skip
     """Make a catalogue of a data folder, or add to it what is new there.
 
@@ -154,7 +154,7 @@ def build_catalogue(
         database: of a new catalogue, see `create_catalogue`.
         detector: a detector's file; it boxes photos without a box; "": none.
         name: of a new catalogue; "": the data folder's.
-        tell: receives each sentence of `update_metadata`.
+        log: receives each sentence of `update_metadata`.
 
     Returns:
         The catalogue, its embedder, the number of added photos, and the calibration.
@@ -170,7 +170,7 @@ def build_catalogue(
     if not catalogue.model_path.is_file():
         keep_model(folder, source, detector)
     trained = trained_on(source if model else catalogue.model_path)
-    added = _ingest(catalogue, embedder, dataset, source, trained, tell)
+    added = _ingest(catalogue, embedder, dataset, source, trained, log)
     return Built(catalogue, embedder, added, change_over(catalogue, embedder, source, detector))
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-10
@@ -193,12 +193,12 @@ def _open_or_create(folder, dataset, name, database):
     return catalogue
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-10b
-def _ingest(catalogue, embedder, dataset, source, trained, tell):
+def _ingest(catalogue, embedder, dataset, source, trained, log):
     """Add new photos and new metadata of a data folder. Returns how many photos were added."""
     title = model_name(source)
     added = ingest_dataset(catalogue, embedder, dataset, title, trained, stored_embeddings(source, dataset))
     for line in update_metadata(catalogue, dataset, getpass.getuser()):
-        tell(line)
+        log(line)
     re_embed(catalogue, embedder, title, trained)  # photos that an interrupted build by another model added
     return added
 

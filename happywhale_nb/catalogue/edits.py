@@ -17,7 +17,7 @@ from .decisions import Conflict, log_decision, update_encounter
 from .ingest import PhotoEmbedder, crop_boxes, crop_row
 from .listings import get_or_404
 from .schema import Crop, Embedding, Encounter, Photo
-from .store import Catalogue, model_row, pack
+from .store import Catalogue, model_row, pack_vector
 from .validation import clean_date, clean_position, clean_side, clean_text
 from ..core.errors import UserError
 
@@ -122,4 +122,4 @@ def _store_crop(session, number, crop, vector, fingerprint):
     for name, value in crop.items():
         setattr(row, name, value)
     stored = session.get(Embedding, (number, model_row(session, fingerprint).id))
-    stored.vector = pack(vector)
+    stored.vector = pack_vector(vector)

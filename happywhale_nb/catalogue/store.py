@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'CHANGED', 'WHOLE', 'Card', 'NotFound', 'Catalogue', 'find_catalogue', 'database_url', 'create_catalogue',
            'copy_sqlite', 'upgrade_catalogue', 'now', 'model_row', 'individual_named', 'new_encounter', 'add_photo',
-           'pack', 'unpack']
+           'pack_vector', 'unpack_vectors']
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-02
 import sqlite3
@@ -341,11 +341,11 @@ def add_photo(
     session.add(row)
     session.flush()
     session.add(Crop(photo_id=row.id, **crop))
-    session.add(Embedding(photo_id=row.id, model_id=model_id, vector=pack(vector), trained=trained))
+    session.add(Embedding(photo_id=row.id, model_id=model_id, vector=pack_vector(vector), trained=trained))
     return row
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-13
-def pack(vector: np.ndarray) -> bytes:
+def pack_vector(vector: np.ndarray) -> bytes:
     """Turn a vector into the bytes that are stored.
 
     Args:
@@ -357,7 +357,7 @@ def pack(vector: np.ndarray) -> bytes:
     return np.asarray(vector, "<f4").tobytes()
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-13a
-def unpack(rows: Sequence[bytes], width: int) -> np.ndarray:
+def unpack_vectors(rows: Sequence[bytes], width: int) -> np.ndarray:
     """Turn stored bytes into vectors.
 
     Args:

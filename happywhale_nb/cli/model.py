@@ -79,10 +79,10 @@ def benchmark(presets, target):
     \b
     Example: happywhale model benchmark
     """
-    from happywhale_nb.networks.benchmark import COMPARED, compare_architectures
+    from happywhale_nb.networks.benchmark import BENCHMARKED, compare_architectures
 
     target = (target or project_root() / "outputs" / "architectures.json").absolute()
-    result = _merge(compare_architectures(presets or COMPARED), target)
+    result = _merge(compare_architectures(presets or BENCHMARKED), target)
     write_json(target, result)
     for row in result["models"]:
         click.echo(_row_line(row))

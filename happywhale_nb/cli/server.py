@@ -11,7 +11,7 @@ import webbrowser
 
 import click
 
-from .catalogue import open_catalogue
+from .catalogue import open_chosen_catalogue
 from .options import PATH
 from ..core.paths import project_root
 
@@ -39,7 +39,7 @@ def _server_address(host, names, port):
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--name", "names", multiple=True, help="The name by which others reach this server; may be repeated.")
 @click.option("--tokens/--no-tokens", default=None, help="Whether to ask for tokens [yes, but on the loopback].")
-@click.option("--rate", default=600, show_default=True, help="Questions a minute from one caller; 0: no limits.")
+@click.option("--rate", default=600, show_default=True, help="Requests a minute from one caller; 0: no limits.")
 @click.option("--browser/--no-browser", default=True, help="Whether to open the page.")
 def serve(folder, demo, host, port, names, tokens, rate, browser):
     """Serve a catalogue: its page, its interface (/docs), and POST /match for the Photo ID App.
@@ -56,7 +56,7 @@ def serve(folder, demo, host, port, names, tokens, rate, browser):
     if demo:
         opened, embedder = demo_catalogue(folder or project_root() / "outputs" / "demo-season")
     else:
-        opened = open_catalogue(folder)
+        opened = open_chosen_catalogue(folder)
     address = _server_address(host, names, port)
 
     def ready():

@@ -55,13 +55,13 @@ def closing_lines(folder: Path, head: str) -> list[str]:
 
 # %% ../../nbs/lib/cli/study.ipynb #study-08
 def _show_plan(folder, jobs, states):
-    from happywhale_nb.workflow.study import draw_plan
+    from happywhale_nb.workflow.study import plot_plan
 
     for job, state in zip(jobs, states, strict=True):
         word, reason = ("done", "") if state == "done" else ("run", state)
         click.echo(f"{word:<5} {job.title:<50} {reason}".rstrip())
     with atomic(folder / "plan.svg") as temporary:
-        draw_plan(jobs, states).savefig(temporary, format="svg")
+        plot_plan(jobs, states).savefig(temporary, format="svg")
     waiting = sum(state != "done" for state in states)
     click.echo(f"{waiting} of {len(jobs)} notebooks would be run; a picture: {os.path.relpath(folder / 'plan.svg')}")
 

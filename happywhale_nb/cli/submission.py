@@ -53,8 +53,8 @@ def blend(files, output, like, catalogue, truth, voting, no_fin_csv, weights):
         like=like,
         catalogue=catalogue,
         truth=truth,
-        rule=voting,
-        finless=no_fin_csv or "",
+        voting=voting,
+        no_fin_csv=no_fin_csv or "",
         weights=_numbers(weights),
     )
     click.echo("\n".join(lines))

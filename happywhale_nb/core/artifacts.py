@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError
-from .platforms import rename, write_fault
+from .platforms import rename_patiently, write_fault
 
 # %% ../../nbs/lib/core/artifacts.ipynb #artifacts-04
 def _scratch_folder(path):
@@ -48,8 +48,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     try:
         yield scratch / path.name
         if path.is_dir():
-            rename(path, scratch / "replaced")
-        rename(scratch / path.name, path)
+            rename_patiently(path, scratch / "replaced")
+        rename_patiently(scratch / path.name, path)
     except OSError as error:
         if error.filename and scratch not in Path(error.filename).parents:
             raise

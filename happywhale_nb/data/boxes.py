@@ -144,7 +144,8 @@ def _parse_probabilities(crops, words):
     except ValueError:
         numbers = (-1.0,)
     if any(n < 0 for n in numbers) or (any(words) and abs(sum(numbers) - 1) > 0.01):
-        raise UserError(f"crops {crops!r}: shares are numbers from 0 to 1 that add up to 1, as in fullbody:.8 whole:.2")
+        remedy = "fractions are numbers from 0 to 1 that add up to 1, as in fullbody:.8 whole:.2"
+        raise UserError(f"crops {crops!r}: {remedy}")
     return tuple(n / sum(numbers) for n in numbers) if any(numbers) else ()
 
 

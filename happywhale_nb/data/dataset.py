@@ -197,18 +197,18 @@ PHOTO_ENDINGS = (".jpg", ".jpeg", ".png")
 TABLES = {"train": "train.csv", "test": "sample_submission.csv"}
 
 
-def photo_folder(root: Path, subset: str) -> Path:
+def photo_folder(root: Path, part: str) -> Path:
     """Return the folder of the training or test photographs.
 
     Args:
         root: The data folder.
-        subset: `"train"` or `"test"`.
+        part: `"train"` or `"test"`.
 
     Returns:
         `train_images` (`images` if that does not exist) or `test_images`. It need not exist.
     """
-    folder = root / f"{subset}_images"
-    return root / "images" if subset == "train" and not folder.is_dir() else folder
+    folder = root / f"{part}_images"
+    return root / "images" if part == "train" and not folder.is_dir() else folder
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-22
 def _read_train(root):
@@ -237,8 +237,8 @@ def _read_test(root, folder, need_photos):
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-24
 def _split_skipped(tables, skips):
     # the tables without the photographs of `skips`, and a table image, reason, part of those left out
-    skipped = [skips[skips["image"].isin(table["image"])].assign(part=subset) for subset, table in tables.items()]
-    kept = {subset: table[~table["image"].isin(skips["image"])] for subset, table in tables.items()}
+    skipped = [skips[skips["image"].isin(table["image"])].assign(part=part) for part, table in tables.items()]
+    kept = {part: table[~table["image"].isin(skips["image"])] for part, table in tables.items()}
     return kept, pd.concat(skipped, ignore_index=True)
 
 
@@ -262,15 +262,15 @@ def read_dataset(data_dir: Path | str = "", need_photos: bool = True) -> Dataset
         UserError: If something is missing or wrong; the message names file, column or row.
     """
     root = find_data(data_dir)
-    folders = {subset: photo_folder(root, subset) for subset in TABLES}
+    folders = {part: photo_folder(root, part) for part in TABLES}
     tables = {"train": _read_train(root), "test": _read_test(root, folders["test"], need_photos)}
     if need_photos and not folders["train"].is_dir():
         raise UserError(f"{root} has neither train_images/ nor images/: put the photographs into one of them")
     tables, skipped = _split_skipped(tables, read_skips(root))
     photos = []
-    for subset, folder in folders.items():
+    for part, folder in folders.items():
         if folder.is_dir():
-            check_images(tables[subset], root / TABLES[subset], folder)
-            photos += [folder / name for name in sorted(tables[subset]["image"])]
-    train, test = (tables[subset].reset_index(drop=True) for subset in TABLES)
+            check_images(tables[part], root / TABLES[part], folder)
+            photos += [folder / name for name in sorted(tables[part]["image"])]
+    train, test = (tables[part].reset_index(drop=True) for part in TABLES)
     return Dataset(root, train, test, skipped, folders["train"], folders["test"], _fingerprint(train, photos))

@@ -26,7 +26,7 @@ def broken_links(data_dir: Path | str) -> dict[Path, Path]:
     Returns:
         From each broken link, as an absolute path and sorted, to the file that it used to lead to.
     """
-    folders = {photo_folder(Path(data_dir).absolute(), subset) for subset in TABLES}
+    folders = {photo_folder(Path(data_dir).absolute(), part) for part in TABLES}
     links = [path for folder in sorted(folders) for path in sorted(folder.glob("*")) if path.is_symlink()]
     return {link: Path(os.readlink(link)) for link in links if not link.exists()}
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT_KINDS', 'SELDOM', 'FOLD_COLUMNS', 'parse_split', 'make_folds', 'split_kind_of', 'fold_numbers',
-           'gallery_and_queries', 'true_answers', 'new_queries', 'require_catalogue', 'dataset_folds']
+           'gallery_and_queries', 'open_set_truth', 'new_queries', 'require_catalogue', 'dataset_folds']
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-02
 import difflib
@@ -32,7 +32,7 @@ def _new_fraction(split, text):
     except ValueError:
         fraction = 0.0
     if not 0 < fraction < 1:
-        raise UserError(f"split {split!r} needs the share of new animals among the queries, as in open:0.3")
+        raise UserError(f"split {split!r} needs the fraction of new animals among the queries, as in open:0.3")
     return fraction
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-05
@@ -53,7 +53,7 @@ def parse_split(split: str) -> tuple[str, float | None]:
         near = difflib.get_close_matches(kind, SPLIT_KINDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         names = ", ".join(SPLIT_KINDS)
-        raise UserError(f"split {split!r} is not known; {hint}choose {names} (open with a share, open:0.3)")
+        raise UserError(f"split {split!r} is not known; {hint}choose {names} (open with a fraction, open:0.3)")
     if kind != "open":
         return kind, None
     return kind, _new_fraction(split, fraction)
@@ -263,8 +263,8 @@ def gallery_and_queries(folds: pd.DataFrame, fold: int) -> tuple[np.ndarray, np.
     return gallery, query
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-28
-def true_answers(individuals: Sequence[str], gallery_individuals: Sequence[str]) -> np.ndarray:
-    """Return the correct prediction for each query.
+def open_set_truth(individuals: Sequence[str], gallery_individuals: Sequence[str]) -> np.ndarray:
+    """Return the truth of each query, as far as a gallery can know it.
 
     Args:
         individuals: Ids of the individuals on the queries, `[n]`.
@@ -291,7 +291,7 @@ def new_queries(folds: pd.DataFrame, fold: int) -> pd.Series:
         UserError: If there is no such fold, or nothing left to train on.
     """
     gallery, query = gallery_and_queries(folds, fold)
-    truth = true_answers(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
+    truth = open_set_truth(folds.loc[query, "individual_id"], folds.loc[gallery, "individual_id"])
     return pd.Series(truth == NEW, index=folds.index[query])
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-32

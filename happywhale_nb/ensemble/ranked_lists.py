@@ -17,7 +17,7 @@ from pyarrow import csv
 
 from ..core.errors import UserError
 from ..data.dataset import read_table
-from ..retrieval.predictions import COLUMNS
+from ..retrieval.predictions import PREDICTION_COLUMNS
 
 # %% ../../nbs/lib/ensemble/ranked_lists.ipynb #ranked_lists-05
 def read_columns(path: Path | str) -> tuple[pa.Array, pa.Array]:
@@ -33,15 +33,17 @@ def read_columns(path: Path | str) -> tuple[pa.Array, pa.Array]:
         UserError: as `read_table` (no such file or column, no rows, an empty cell), or if an image is listed twice.
     """
     options = csv.ConvertOptions(
-        column_types=dict.fromkeys(COLUMNS, pa.string()), include_columns=COLUMNS, strings_can_be_null=False
+        column_types=dict.fromkeys(PREDICTION_COLUMNS, pa.string()),
+        include_columns=PREDICTION_COLUMNS,
+        strings_can_be_null=False,
     )
     try:
         table = csv.read_csv(path, convert_options=options)
         if pc.any(pc.equal(pc.utf8_trim_whitespace(table["predictions"]), "")).as_py() or not len(table):
-            read_table(path, COLUMNS)  # names the row
+            read_table(path, PREDICTION_COLUMNS)  # names the row
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError):
-        table = pa.Table.from_pandas(read_table(path, COLUMNS)[COLUMNS])
-    images, predictions = (table[name].combine_chunks() for name in COLUMNS)
+        table = pa.Table.from_pandas(read_table(path, PREDICTION_COLUMNS)[PREDICTION_COLUMNS])
+    images, predictions = (table[name].combine_chunks() for name in PREDICTION_COLUMNS)
     _require_unique(path, images)
     return images, predictions
 

@@ -26,32 +26,35 @@ MAX_PHOTOS = 400  # photos of one individual that are counted at most
 
 # %% ../../nbs/lib/ensemble/voting.ipynb #voting-05
 def rank_votes(
-    lists: RankedLists, rule: str = "paper", counts: Mapping[str, int] | None = None, finless: np.ndarray | None = None
+    lists: RankedLists,
+    voting: str = "paper",
+    counts: Mapping[str, int] | None = None,
+    no_fin: np.ndarray | None = None,
 ) -> np.ndarray:
     """Votes of every place of every list, at weight 1 (Katre & Jasapara 2024, section 3.9).
 
     Args:
         lists: predictions of m models for n photos.
-        rule: a key of `VOTES`.
+        voting: a key of `VOTES`.
         counts: number of photos in the catalogue by name, for `notebook`; None: none.
-        finless: `[n]` bool, photos without a dorsal fin, for `notebook`; None: all models vote on all photos.
+        no_fin: `[n]` bool, photos without a dorsal fin, for `notebook`; None: all models vote on all photos.
 
     Returns:
-        `[m, n, 5]` int16, in units of `1 / UNITS[rule]` votes; 0 for empty places.
+        `[m, n, 5]` int16, in units of `1 / UNITS[voting]` votes; 0 for empty places.
 
     Raises:
         UserError: for an unknown rule.
     """
-    if rule not in VOTES:
-        raise UserError(f"rule {rule!r} is not known: choose {', '.join(VOTES)}")
-    votes = np.broadcast_to(np.rint(np.array(VOTES[rule]) * UNITS[rule]).astype(np.int16), lists.codes.shape).copy()
-    if rule == "paper":
+    if voting not in VOTES:
+        raise UserError(f"rule {voting!r} is not known: choose {', '.join(VOTES)}")
+    votes = np.broadcast_to(np.rint(np.array(VOTES[voting]) * UNITS[voting]).astype(np.int16), lists.codes.shape).copy()
+    if voting == "paper":
         is_new = lists.codes == lists.encode([NEW])[0]
         votes[is_new & (np.arange(5) >= 2)] //= 4
-    if rule == "notebook":
+    if voting == "notebook":
         votes -= _notebook_penalties(lists, counts)
-        if finless is not None:
-            votes[FIN_MODELS:, np.asarray(finless, bool)] = 0
+        if no_fin is not None:
+            votes[FIN_MODELS:, np.asarray(no_fin, bool)] = 0
     votes[lists.codes < 0] = 0
     return votes
 
@@ -93,14 +96,14 @@ class VoteTable:
 
     Attributes:
         lists: the `RankedLists`.
-        rule: the voting rule, a key of `VOTES`; votes are in units of `1 / UNITS[rule]`.
+        voting: the voting rule, a key of `VOTES`; votes are in units of `1 / UNITS[voting]`.
         row, code: `[e]` int, photo and name of each entry, by photo, then in the order of ties.
         votes: `[m, e]` int16, of each model at weight 1; with a frequency penalty one more row.
         columns: `[m]` or `[m + 1]` str, what the rows of `votes` are: the models, and `frequency`.
     """
 
     lists: RankedLists
-    rule: str
+    voting: str
     row: np.ndarray
     code: np.ndarray
     votes: np.ndarray
@@ -134,7 +137,7 @@ def weighted_votes(table: VoteTable, weights: Sequence[float] | np.ndarray) -> n
     total = np.zeros(len(table.row), np.int64)
     for weight, votes in zip(as_thousandths(weights), table.votes, strict=True):
         total += weight * votes.astype(np.int64)
-    return total / (1000 * UNITS[table.rule])
+    return total / (1000 * UNITS[table.voting])
 
 # %% ../../nbs/lib/ensemble/voting.ipynb #voting-13
 def _most_votes(table, scores):
@@ -145,8 +148,8 @@ def _most_votes(table, scores):
     best, votes = np.full(shape, -1), np.full(shape, -np.inf)
     best[table.row[top], rank[top]] = table.code[order][top]
     votes[table.row[top], rank[top]] = scores[order][top]
-    if table.rule in LEADS:
-        is_close = votes[:, 0] - votes[:, 1] < LEADS[table.rule]
+    if table.voting in LEADS:
+        is_close = votes[:, 0] - votes[:, 1] < LEADS[table.voting]
         swap = (best[:, 0] == table.lists.encode([NEW])[0]) & (best[:, 1] >= 0) & is_close
         best[swap, :2] = best[swap, 1::-1]
     return best
@@ -174,18 +177,18 @@ def _entries(lists):
 # %% ../../nbs/lib/ensemble/voting.ipynb #voting-17
 def count_votes(
     lists: RankedLists,
-    rule: str = "paper",
+    voting: str = "paper",
     counts: Mapping[str, int] | None = None,
-    finless: np.ndarray | None = None,
+    no_fin: np.ndarray | None = None,
     penalised: bool = False,
 ) -> VoteTable:
     """Count the votes of each model for each name, at weight 1.
 
     Args:
         lists: predictions of m models for n photos.
-        rule: a key of `VOTES`.
+        voting: a key of `VOTES`.
         counts: number of photos in the catalogue by name, for `notebook` and the penalty; None: none.
-        finless: `[n]` bool, photos without a dorsal fin, for `notebook`; None: all models vote on all photos.
+        no_fin: `[n]` bool, photos without a dorsal fin, for `notebook`; None: all models vote on all photos.
         penalised: add a row `frequency`, whose weight is the votes that a name loses for each of its photos in the
             catalogue (.033 in the paper).
 
@@ -195,19 +198,19 @@ def count_votes(
     Raises:
         UserError: for an unknown rule.
     """
-    table = _count(lists, rank_votes(lists, rule, counts, finless), rule)
+    table = _count(lists, rank_votes(lists, voting, counts, no_fin), voting)
     if not penalised:
         return table
-    penalty = (-UNITS[rule] * _photo_counts(lists, counts)[table.code]).astype(np.int16)
+    penalty = (-UNITS[voting] * _photo_counts(lists, counts)[table.code]).astype(np.int16)
     return replace(table, votes=np.vstack([table.votes, penalty]), columns=np.append(table.columns, "frequency"))
 
 # %% ../../nbs/lib/ensemble/voting.ipynb #voting-18
-def _count(lists, mention_votes, rule):
+def _count(lists, mention_votes, voting):
     row, code, entry = _entries(lists)
     mentions = np.nonzero(lists.codes >= 0)
     votes = np.zeros((len(lists.codes), len(row)), np.int16)
     votes[mentions[0], entry] = mention_votes[mentions]
-    return VoteTable(lists, rule, row, code, votes, lists.models)
+    return VoteTable(lists, voting, row, code, votes, lists.models)
 
 # %% ../../nbs/lib/ensemble/voting.ipynb #voting-22
 def explain_votes(votes: VoteTable, weights: Sequence[float] | np.ndarray, image: str) -> pd.DataFrame:
@@ -228,6 +231,6 @@ def explain_votes(votes: VoteTable, weights: Sequence[float] | np.ndarray, image
     if not len(index):
         raise UserError(f"{image} is not among the {len(votes.lists.images)} photographs of these answers")
     entries = np.flatnonzero(votes.row == index[0])
-    weighted = votes.votes[:, entries].T * (as_thousandths(weights) / 1000 / UNITS[votes.rule])
+    weighted = votes.votes[:, entries].T * (as_thousandths(weights) / 1000 / UNITS[votes.voting])
     table = pd.DataFrame(weighted, votes.lists.names[votes.code[entries]], list(votes.columns))
     return table.assign(total=weighted.sum(axis=1)).sort_values("total", ascending=False, kind="stable")

@@ -43,7 +43,7 @@ STYLE = """<style>
 NUMBERS = {"na_rep": "–", "float_format": "{:.3f}".format}  # how both tables write numbers
 
 
-def _panel(ax, crop, text, below, colour, width, style):
+def _plot_panel(ax, crop, text, below, colour, width, style):
     ax.set_axis_on()
     ax.imshow(crop)
     ax.set(xticks=[], yticks=[])
@@ -60,10 +60,10 @@ def _plot_neighbours(crops, neighbours):
     axes = figure.subplots(rows, 1 + columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
-    _panel(axes[0, 0], crops[0], "asked about", "", "0.3", 2.5, "-")
+    _plot_panel(axes[0, 0], crops[0], "asked about", "", "0.3", 2.5, "-")
     for i, (near, crop) in enumerate(zip(neighbours.itertuples(), crops[1:], strict=True)):
         ax, text = axes[i // columns, 1 + i % columns], f"cosine {near.cosine:.3f}\n{near.individual_id}"
-        _panel(ax, crop, text, *MARKS[near.same])
+        _plot_panel(ax, crop, text, *MARKS[near.same])
     return figure
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-05
@@ -74,7 +74,7 @@ class QueryView:
     Attributes:
         image: Name of the photo.
         title: What to know about it, in one line.
-        answers: Predictions by rank: answer, score (not-a-number for `new_individual`), right (yes, no; ? if the truth
+        predictions: By rank: prediction, score (not-a-number for `new_individual`), right (yes, no; ? if the truth
             is not known).
         neighbours: The nearest known photos: image, individual_id, cosine, same (yes, no; ? if the truth is not known).
         crops: `[1 + n, s, s, 3]` uint8, the photo and its neighbours.
@@ -82,7 +82,7 @@ class QueryView:
 
     image: str
     title: str
-    answers: pd.DataFrame
+    predictions: pd.DataFrame
     neighbours: pd.DataFrame
     crops: np.ndarray
 
@@ -95,13 +95,13 @@ class QueryView:
         return _plot_neighbours(self.crops, self.neighbours)
 
     def __repr__(self) -> str:
-        answers, neighbours = (frame.to_string(**NUMBERS) for frame in (self.answers, self.neighbours))
-        return f"{self.title}\n\n{answers}\n\n{neighbours}"
+        predictions, neighbours = (frame.to_string(**NUMBERS) for frame in (self.predictions, self.neighbours))
+        return f"{self.title}\n\n{predictions}\n\n{neighbours}"
 
     def _repr_html_(self):
         figure = self.figure()
         picture = image_block(figure_uri(figure), self.title, photo=True, inches=figure.get_figwidth())
-        frames = (frame.reset_index() for frame in (self.answers, self.neighbours))
+        frames = (frame.reset_index() for frame in (self.predictions, self.neighbours))
         tables = [Markup(frame.to_html(index=False, border=0, **NUMBERS)) for frame in frames]
         page = '<p>{}</p>{}<div class="beside">{}{}</div>'
         return STYLE + str(Markup(page).format(self.title, picture, *tables))
@@ -224,9 +224,9 @@ def _prediction_table(fold_folder, image, outcome):
     stem = "test" if outcome is None else "oof"
     (predictions,) = read_predictions(fold_folder / f"{stem}.csv", [image])[1]
     (ids,), (scores,) = read_scores(fold_folder / f"{stem}_scores.parquet", [image])
-    table = pd.DataFrame({"answer": [name for name in predictions if name]})
-    table["score"] = table["answer"].map(dict(zip(ids, scores.astype(float), strict=True)))
-    table["right"] = "?" if outcome is None else np.where(table["answer"] == outcome["truth"], "yes", "no")
+    table = pd.DataFrame({"prediction": [name for name in predictions if name]})
+    table["score"] = table["prediction"].map(dict(zip(ids, scores.astype(float), strict=True)))
+    table["right"] = "?" if outcome is None else np.where(table["prediction"] == outcome["truth"], "yes", "no")
     table.index = pd.RangeIndex(1, 1 + len(table), name="rank")
     return table
 
@@ -278,7 +278,7 @@ def view_query(results: ModelResults, fold: int, image: str, n_neighbors: int = 
     fold_folder = fold_dir(results.folder, results.model, fold)
     near = _neighbour_table(results, fold, image, outcome, n_neighbors)
     predictions = _prediction_table(fold_folder, image, outcome)
-    title = _title(fold_folder, fold, image, outcome, predictions["answer"].iloc[0])
+    title = _title(fold_folder, fold, image, outcome, predictions["prediction"].iloc[0])
     crops = _crops(results, fold_folder, image, near["image"], outcome is None)
     return QueryView(image, title, predictions, near, crops)
 

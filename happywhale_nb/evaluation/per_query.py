@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..data.dataset import NEW, read_table
-from ..data.splits import fold_numbers, gallery_and_queries, true_answers
+from ..data.splits import fold_numbers, gallery_and_queries, open_set_truth
 from ..retrieval.metrics import classification_metrics, rank_of_truth
 from ..retrieval.predictions import read_predictions
 
@@ -41,7 +41,7 @@ def _query_truth(folds, fold):
     gallery, query = gallery_and_queries(folds, fold)
     queries = folds.loc[query, ["image", "individual_id", "species"]].astype(str).reset_index(drop=True)
     gallery_ids = folds.loc[gallery, "individual_id"].astype(str)
-    truth = true_answers(queries["individual_id"], gallery_ids)
+    truth = open_set_truth(queries["individual_id"], gallery_ids)
     known = queries["individual_id"].map(gallery_ids.value_counts()).fillna(0).astype(int)
     return queries.assign(fold=fold, truth=truth, known=known)
 

@@ -32,7 +32,7 @@ from happywhale_nb.networks.devices import (
 )
 from .model import build_network, build_optimizer, compile_trainer, inference_model
 from .presets import Preset
-from .targets import SPECIES, Targets, class_margins, effective_weights
+from .targets import SPECIES_MARGIN, Targets, class_margins, effective_weights
 
 # %% ../../nbs/lib/networks/training.ipynb #training-05
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def build_targets(
     counts, labels = np.bincount(labels, minlength=classes), np.asarray(labels)
     margins = class_margins(counts, config.margin, config.margin_power, config.margin_floor)
     margins = np.tile(margins, 2 if config.mirror_as_classes else 1)
-    species_margins = None if species is None else class_margins(np.bincount(species), **SPECIES)
+    species_margins = None if species is None else class_margins(np.bincount(species), **SPECIES_MARGIN)
     weights = effective_weights(labels) if config.balance == "weights" else None
     twins, ramp = classes if config.mirror_as_classes else 0, int(config.margin_ramp * steps)
     spread, sample = config.margin_spread, config.sampled_classes

@@ -74,7 +74,7 @@ class Calibration:
     coverage: float = float("nan")
     top1: float = float("nan")
     map5: float = float("nan")
-    note: str = "No photograph with a name stands behind these chances: they are defaults."
+    note: str = "No photograph with a name stands behind these probabilities: they are defaults."
     several: "Calibration | None" = None
 
     def for_images(self, n: int) -> "Calibration":
@@ -92,9 +92,9 @@ class Calibration:
         """Convert to plain values for a JSON file.
 
         Returns:
-            the values by name (`probabilities` as `chances`); infinity and NaN as None.
+            the values by name; infinity and NaN as None.
         """
-        return {"chances" if name == "probabilities" else name: _plain(value) for name, value in vars(self).items()}
+        return {name: _plain(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Calibration":
@@ -106,9 +106,10 @@ class Calibration:
         Returns:
             the calibration.
         """
-        plain = {name: _number(name, value) for name, value in values.items() if name not in ("chances", "several")}
+        nested = ("probabilities", "several")
+        plain = {name: _number(name, value) for name, value in values.items() if name not in nested}
         several = values.get("several") and cls.from_dict(values["several"])
-        return cls(**plain, probabilities=CandidateProbabilities(**values["chances"]), several=several)
+        return cls(**plain, probabilities=CandidateProbabilities(**values["probabilities"]), several=several)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-07
 def _query_rankings(vectors, codes, encounters, queries, block=256):
@@ -332,11 +333,12 @@ def _note(n, new, individuals, optimistic):
     if optimistic:
         return (
             f"Fewer than {MIN_HELD_OUT} photographs with a name were held out from training, so all {n} {images} were "
-            "asked: chances and figures may be flattering."
+            "asked: probabilities and figures may be flattering."
         )
     if n < 100 or individuals < 5:
-        return f"The chances stand on {n} {images} of {individuals} individuals only."
-    return "" if new else "No individual was met once only: the chance of a new one is a guess from closed individuals."
+        return f"The probabilities stand on {n} {images} of {individuals} individuals only."
+    guess = "the probability of a new one is a guess from closed individuals."
+    return "" if new else f"No individual was met once only: {guess}"
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-22
 @dataclass(frozen=True, eq=False)

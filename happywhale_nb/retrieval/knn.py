@@ -122,21 +122,21 @@ def _soft_maximum(value, starts, temperature):
     return value[starts] + temperature * np.log(np.add.reduceat(relative, starts))
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-11
-def top_candidates(entries: Candidates, n: int, n_answers: int) -> tuple[np.ndarray, np.ndarray]:
+def top_candidates(entries: Candidates, n: int, n_ranked: int) -> tuple[np.ndarray, np.ndarray]:
     """Select the best entries of each query.
 
     Args:
         entries: entries of n queries, best first.
         n: number of queries.
-        n_answers: length of the rankings.
+        n_ranked: length of the rankings.
 
     Returns:
-        `(entry [n, n_answers] int, score [n, n_answers] float)`; -1 and -inf where there are fewer. A score is never
+        `(entry [n, n_ranked] int, score [n, n_ranked] float)`; -1 and -inf where there are fewer. A score is never
         higher than the one before it, so that a threshold also has a rank among votes.
     """
     rank = np.arange(len(entries.row)) - np.searchsorted(entries.row, entries.row)
-    kept = np.flatnonzero(rank < n_answers)
-    entry, scores = np.full((n, n_answers), -1), np.full((n, n_answers), -np.inf)
+    kept = np.flatnonzero(rank < n_ranked)
+    entry, scores = np.full((n, n_ranked), -1), np.full((n, n_ranked), -np.inf)
     entry[entries.row[kept], rank[kept]] = kept
     scores[entries.row[kept], rank[kept]] = entries.score[kept]
     return entry, np.minimum.accumulate(scores, axis=1)
@@ -205,33 +205,33 @@ class CandidateScorer(Protocol):
 BLOCK = 4096  # queries whose cosines to all class centres are in memory at a time
 
 
-def _ranked(head, X, n_answers):
-    """Codes and scores `[n, n_answers]` of the ranked individuals."""
+def _ranked(head, X, n_ranked):
+    """Codes and scores `[n, n_ranked]` of the ranked individuals."""
     entries, floor = head.score_candidates(X)
-    entry, scores = top_candidates(entries, len(floor), n_answers)
+    entry, scores = top_candidates(entries, len(floor), n_ranked)
     return np.where(entry >= 0, entries.code[entry], -1), scores
 
 
 class RankMixin:
     """Gives a `CandidateScorer` the method `rank`."""
 
-    def rank(self, X: np.ndarray, n_answers: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    def rank(self, X: np.ndarray, n_ranked: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Rank individuals for each query.
 
         Args:
             X: `[n, d]` queries, n ≥ 0; for a `KNNHead` also `[n, views, d]`.
-            n_answers: length of the rankings.
+            n_ranked: length of the rankings.
 
         Returns:
-            `(ids [n, n_answers] str, scores [n, n_answers] float64)`, best first; "" and -inf where there are fewer.
+            `(ids [n, n_ranked] str, scores [n, n_ranked] float64)`, best first; "" and -inf where there are fewer.
 
         Raises:
             UserError: for vectors that cannot be compared.
         """
         if len(np.shape(X)) > 1 and np.shape(X)[0] == 0:
-            return np.empty((0, n_answers), str), np.empty((0, n_answers))
+            return np.empty((0, n_ranked), str), np.empty((0, n_ranked))
         X = self.check_queries(X)
-        blocks = [_ranked(self, X[i : i + BLOCK], n_answers) for i in range(0, len(X), BLOCK)]
+        blocks = [_ranked(self, X[i : i + BLOCK], n_ranked) for i in range(0, len(X), BLOCK)]
         codes, scores = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
         return ids_of_codes(self.classes_, codes), scores
 
@@ -305,7 +305,7 @@ def _check_choices(head):
             raise UserError(f"{name} {value!r} is not known: choose {', '.join(known)}")
     if not head.temperature > 0 or not 0 <= head.centre_weight < 1:
         values = f"temperature={head.temperature}, centre_weight={head.centre_weight}"
-        raise UserError(f"{values}: a temperature is above 0, a share from 0 to below 1")
+        raise UserError(f"{values}: a temperature is above 0, a fraction from 0 to below 1")
 
 
 def _names_and_codes(y):
@@ -462,7 +462,7 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-23
 def rank_sets(
-    head: CandidateScorer, X: np.ndarray, sets: Sequence, n_answers: int = 5
+    head: CandidateScorer, X: np.ndarray, sets: Sequence, n_ranked: int = 5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rank individuals for sets of images, each of one individual.
 
@@ -470,10 +470,10 @@ def rank_sets(
         head: a fitted `KNNHead`, or a `Gallery`.
         X: `[n, d]` queries, see `RankMixin.rank`.
         sets: `[n]` the name of each image's set.
-        n_answers: length of the rankings.
+        n_ranked: length of the rankings.
 
     Returns:
-        `(names [s], ids [s, n_answers] str, scores [s, n_answers] float64, drivers [s, n_answers] int)`, sets in
+        `(names [s], ids [s, n_ranked] str, scores [s, n_ranked] float64, drivers [s, n_ranked] int)`, sets in
         alphabetical order; drivers are the rows of X that contribute most, -1 where there are fewer predictions.
 
     Raises:
@@ -482,7 +482,7 @@ def rank_sets(
     entries, floor = head.score_candidates(X)
     names, set_index, sizes = np.unique(np.asarray(sets), return_inverse=True, return_counts=True)
     fused = _fused(entries, floor, set_index, sizes, head.aggregate == "vote")
-    entry, scores = top_candidates(fused, len(names), n_answers)
+    entry, scores = top_candidates(fused, len(names), n_ranked)
     codes, drivers = (np.where(entry >= 0, column[entry], -1) for column in (fused.code, fused.position))
     return names, ids_of_codes(head.classes_, codes), scores, drivers
 

@@ -252,20 +252,20 @@ def _pairs(evidence):
     return np.stack([evidence.cosine.ravel(), evidence.local.ravel()], axis=1)
 
 # %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-27
-def rerank(evidence: Evidence, scores: np.ndarray, n_answers: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def rerank(evidence: Evidence, scores: np.ndarray, n_ranked: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Sort candidates by other scores; ties keep the order of the cosines.
 
     Args:
         evidence: the candidates of n queries.
         scores: `[n, m]` float, a score for each candidate.
-        n_answers: length of the rankings.
+        n_ranked: length of the rankings.
 
     Returns:
-        `(ids [n, n_answers] str, scores [n, n_answers] float)`, best first; "" and -inf where there are fewer, as
+        `(ids [n, n_ranked] str, scores [n, n_ranked] float)`, best first; "" and -inf where there are fewer, as
         `rank_new` needs them.
     """
-    order = np.argsort(-np.asarray(scores), axis=1, kind="stable")[:, :n_answers]
-    gap = ((0, 0), (0, n_answers - order.shape[1]))
+    order = np.argsort(-np.asarray(scores), axis=1, kind="stable")[:, :n_ranked]
+    gap = ((0, 0), (0, n_ranked - order.shape[1]))
     ids = np.pad(np.take_along_axis(evidence.ids, order, axis=1), gap, constant_values="")
     return ids, np.pad(np.take_along_axis(np.asarray(scores, float), order, axis=1), gap, constant_values=-np.inf)
 

@@ -18,22 +18,22 @@ from ..data.dataset import NEW
 from .metrics import rank_of_truth
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-04
-def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray, n_answers: int = 5) -> np.ndarray:
+def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray, n_ranked: int = 5) -> np.ndarray:
     """Insert `new_individual` with score `threshold` into rankings.
 
     Args:
         ids: `[n, m]` str, individuals, best first, "" where there are fewer.
         scores: `[n, m]` float, descending, -inf where there are fewer.
         threshold: score of `new_individual`, a number or `[n]`; it ranks before individuals with a lower score.
-        n_answers: length of the resulting rankings, at most m + 1.
+        n_ranked: length of the resulting rankings, at most m + 1.
 
     Returns:
-        `[n, n_answers]` str, best first, "" where there are fewer.
+        `[n, n_ranked]` str, best first, "" where there are fewer.
     """
     ids, scores = np.asarray(ids, dtype=str), np.asarray(scores, dtype=float)
     names = np.concatenate([ids, np.full((len(ids), 1), NEW)], axis=1)
     column = np.broadcast_to(np.asarray(threshold, dtype=float), len(ids))[:, None]
-    order = np.argsort(-np.concatenate([scores, column], axis=1), axis=1, kind="stable")[:, :n_answers]
+    order = np.argsort(-np.concatenate([scores, column], axis=1), axis=1, kind="stable")[:, :n_ranked]
     return np.take_along_axis(names, order, axis=1)
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-51
@@ -232,7 +232,7 @@ def estimate_prior_new(scores: np.ndarray, truth: Sequence[str], queries: np.nda
     """
     new = np.asarray(truth) == NEW
     if not 0 < new.sum() < len(new):
-        raise UserError("a share of new animals can only be estimated from folds with both known and new animals")
+        raise UserError("a fraction of new animals can only be estimated from folds with both known and new animals")
     curve = LogisticRegression(C=1e4).fit(np.asarray(scores, float)[:, :1], new)
     probability = curve.predict_proba(np.asarray(queries, float)[:, :1])[:, 1]
     return _fixed_point(probability, new.mean(), rounds)

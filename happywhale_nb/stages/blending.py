@@ -97,7 +97,7 @@ def _good_enough(names, folder, min_map5, always_include):
     return good
 
 # %% ../../nbs/07_blending.ipynb #07-blending-07a
-from ..data.splits import fold_numbers, gallery_and_queries, true_answers
+from ..data.splits import fold_numbers, gallery_and_queries, open_set_truth
 from ..ensemble.ranked_lists import RankedLists, read_ranked_lists
 
 # %% ../../nbs/07_blending.ipynb #07-blending-08
@@ -121,7 +121,7 @@ def fold_queries(folder: Path, models: Collection[str], folds: pd.DataFrame, fil
         if all((folder / model / f"fold{k}" / file).is_file() for model in models):
             gallery, query = gallery_and_queries(folds, k)
             table = pd.DataFrame({"image": folds["image"][query], "fold": k, "individual_id": individuals[query]})
-            queries[k] = table.assign(truth=true_answers(individuals[query], individuals[gallery]))
+            queries[k] = table.assign(truth=open_set_truth(individuals[query], individuals[gallery]))
     if not queries:
         raise UserError(f"no fold in {folder} has {file} of all of {', '.join(models)}: run 06_knn for each again")
     return queries
@@ -145,7 +145,7 @@ def out_of_fold(folder: Path, models: Sequence[str], folds: pd.DataFrame) -> tup
     tables = fold_queries(folder, models, folds, "oof.csv")
     queries = pd.concat(tables.values(), ignore_index=True)
     if len(queries["image"].unique()) < len(queries):  # images that every fold has as queries
-        raise UserError("weights cannot be fitted where a photograph is a query of several folds: use weights equal")
+        raise UserError("weights cannot be fitted where a photograph is a query of several folds: use weighting equal")
     files = {model: [folder / model / f"fold{k}" / "oof.csv" for k in tables] for model in models}
     return read_ranked_lists(files, queries["image"])[0], queries
 
@@ -240,7 +240,7 @@ def _mean_out_of_fold(folder, models, folds):
     return [np.concatenate(column) for column in zip(*of_folds, strict=True)]
 
 # %% ../../nbs/07_blending.ipynb #07-blending-16a
-from ..ensemble.blending import read_finless
+from ..ensemble.blending import read_no_fin
 from ..ensemble.voting import count_votes
 from .study_split import study_folds
 
@@ -256,7 +256,7 @@ class BlendOptions:
         penalty: whether to fit, too, what each photo in the catalogue costs a name.
         min_map5: lowest out-of-fold MAP@5 of a model, in [0, 1].
         always_include: names of models that are taken whatever they reach, with blanks between.
-        no_fin_csv: a CSV file for `read_finless`; "": none.
+        no_fin_csv: a CSV file for `read_no_fin`; "": none.
 
     Raises:
         UserError: for an unknown weighting, or one that does not go with the voting rule.
@@ -272,7 +272,7 @@ class BlendOptions:
 
     def __post_init__(self):
         if self.weighting not in ("equal", "fit") or (self.voting == "scores" and self.weighting == "fit"):
-            choice = f"weights={self.weighting!r} with voting={self.voting!r}"
+            choice = f"weighting={self.weighting!r} with voting={self.voting!r}"
             raise UserError(f"{choice}: equal, or fit for rules that count votes")
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18
@@ -324,7 +324,9 @@ def _stamp(dataset, files, options):
     read = paths + [path.with_name(name) for path in paths for name in names if path.with_name(name).is_file()]
     if options.no_fin_csv:
         read.append(Path(options.no_fin_csv))
-    return fingerprint(stamp_names(asdict(options)), dataset.fingerprint, files=read)
+    stamped = stamp_names(asdict(options))
+    stamped["weighting"] = stamped.pop("weights")  # the parameter was renamed, the option had this name before
+    return fingerprint(stamped, dataset.fingerprint, files=read)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18q
 def is_current(dataset: Dataset, folder: Path, record: dict) -> bool:
@@ -383,8 +385,8 @@ def _judge(lists, queries, options, counts, is_fitted):
 
 
 def _count(lists, options, counts, penalised):
-    finless = read_finless(options.no_fin_csv, options.voting, lists.images)
-    return count_votes(lists, options.voting, counts, finless, penalised)
+    no_fin = read_no_fin(options.no_fin_csv, options.voting, lists.images)
+    return count_votes(lists, options.voting, counts, no_fin, penalised)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19c
 def _test_lists(folder, files, images, models):

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from ..retrieval.knn import KNNHead
 
 # %% ../../nbs/06_knn.ipynb #06-knn-23a
-from ..data.splits import gallery_and_queries, require_catalogue, true_answers
+from ..data.splits import gallery_and_queries, open_set_truth, require_catalogue
 from ..retrieval.embeddings import read_centres, read_embeddings
 from ..retrieval.rankings import CalibratedPrediction, Fold, Ranking, joined
 
@@ -46,7 +46,7 @@ def species_of_individuals(folds: pd.DataFrame) -> pd.Series:
 
 # %% ../../nbs/06_knn.ipynb #06-knn-24p
 def rank_fold(
-    folder: Path | str, dataset: Dataset, folds: pd.DataFrame, fold: int, head: KNNHead, n_answers: int = 10
+    folder: Path | str, dataset: Dataset, folds: pd.DataFrame, fold: int, head: KNNHead, n_ranked: int = 10
 ) -> Fold:
     """Rank individuals for the queries of one fold and for the test photos.
 
@@ -56,7 +56,7 @@ def rank_fold(
         folds: the table of its folds.
         fold: number of the fold.
         head: is fitted to the fold's gallery, then to all usable photos.
-        n_answers: individuals to rank for each photo.
+        n_ranked: individuals to rank for each photo.
 
     Returns:
         a `Fold` of `Ranking`s.
@@ -66,14 +66,14 @@ def rank_fold(
     images, individuals, species = (folds[n].to_numpy(dtype=str) for n in ("image", "individual_id", "species"))
     rows, of_individual = vectors.of("train", images), species_of_individuals(folds)
     centres = _class_centres(folder, head)
-    ids, scores = head.fit(rows[gallery], individuals[gallery], centres).rank(rows[query], n_answers)
+    ids, scores = head.fit(rows[gallery], individuals[gallery], centres).rank(rows[query], n_ranked)
     known = {"individuals": individuals[query], "species": species[query]}
-    known["truth"] = true_answers(individuals[query], individuals[gallery])
+    known["truth"] = open_set_truth(individuals[query], individuals[gallery])
     queries = Ranking(images=images[query], ids=ids, scores=scores, species_of=of_individual, **known)
     if not len(tests):
         return Fold(queries)
     usable = (folds["query_only"] == 0).to_numpy()
-    ids, scores = head.fit(rows[usable], individuals[usable], centres).rank(vectors.of("test", tests), n_answers)
+    ids, scores = head.fit(rows[usable], individuals[usable], centres).rank(vectors.of("test", tests), n_ranked)
     return Fold(queries, Ranking(images=tests, ids=ids, scores=scores, species_of=of_individual))
 
 # %% ../../nbs/06_knn.ipynb #06-knn-24q
@@ -109,7 +109,7 @@ LOCAL_SIDE = 128  # pixels of the crops that local features are taken from
 
 
 def crop_features(
-    dataset: Dataset, folder: Path, parameters: dict, images: Sequence[str], split: str = "train"
+    dataset: Dataset, folder: Path, parameters: dict, images: Sequence[str], part: str = "train"
 ) -> list[Features]:
     """Describe photos by local features, cropped as a model's photos were.
 
@@ -118,14 +118,14 @@ def crop_features(
         folder: the study's folder, for its stored crops.
         parameters: those of the model, in its `config.json`.
         images: `[n]` names.
-        split: "train" or "test", where the images are.
+        part: "train" or "test", where the images are.
 
     Returns:
         n `Features`.
     """
     boxes, config = read_boxes(dataset.root), used_preset(parameters)
     chosen = CropMix.parse(parameters["crops"], boxes["source"], config.min_confidence).prefer(images, boxes)
-    crops = cut_crops(dataset, chosen, config, folder, split, LOCAL_SIDE)
+    crops = cut_crops(dataset, chosen, config, folder, part, LOCAL_SIDE)
     return [extract_features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26p
@@ -203,7 +203,7 @@ def _write_evidence(path, stamp, evidence):
 
 # %% ../../nbs/06_knn.ipynb #06-knn-27
 def fuse_local(
-    ranked: list[Fold], evidence: Sequence[Sequence[Evidence]], n_answers: int = 10
+    ranked: list[Fold], evidence: Sequence[Sequence[Evidence]], n_ranked: int = 10
 ) -> tuple[list[Fold], dict]:
     """Re-rank all folds by cosine and local features, if that gains.
 
@@ -213,7 +213,7 @@ def fuse_local(
     Args:
         ranked: `Fold`s of `Ranking`s.
         evidence: for each fold, the two `Evidence`s of `local_evidence`.
-        n_answers: individuals to rank for each photo.
+        n_ranked: individuals to rank for each photo.
 
     Returns:
         `(folds, metrics)`: re-ranked, or unchanged; cosine and fused (MAP@5 of known individuals), gain, its 95 %
@@ -221,7 +221,7 @@ def fuse_local(
     """
     own, tests = zip(*evidence, strict=True)
     queries = [fold.queries for fold in ranked]
-    fused = [_fuse_fold(i, own, queries, n_answers) for i in range(len(own))]
+    fused = [_fuse_fold(i, own, queries, n_ranked) for i in range(len(own))]
     metrics = _local_gain(queries, fused)
     if not metrics["used"]:
         return ranked, metrics
@@ -229,12 +229,12 @@ def fuse_local(
     for fold, reranked, of_test in zip(ranked, fused, tests, strict=True):
         test = fold.test
         if test is not None:
-            test = test.reordered(*rerank(of_test, fusion.probabilities(of_test), n_answers))
+            test = test.reordered(*rerank(of_test, fusion.probabilities(of_test), n_ranked))
         folds.append(Fold(reranked, test))
     return folds, metrics
 
 # %% ../../nbs/06_knn.ipynb #06-knn-27p
-def _fuse_fold(i, evidence, queries, n_answers):
+def _fuse_fold(i, evidence, queries, n_ranked):
     """The queries of fold `i`, re-ranked by a fusion that has not seen them."""
     others = [j for j in range(len(evidence)) if j != i]
     if others:
@@ -242,7 +242,7 @@ def _fuse_fold(i, evidence, queries, n_answers):
         probabilities = fusion.probabilities(evidence[i])
     else:
         probabilities = cross_probabilities(evidence[i], queries[i].individuals)
-    return queries[i].reordered(*rerank(evidence[i], probabilities, n_answers))
+    return queries[i].reordered(*rerank(evidence[i], probabilities, n_ranked))
 
 
 def _fit_fusion(evidence, queries):
@@ -328,14 +328,14 @@ def add_new_individual(
     queries = [fold.queries for fold in ranked]
     prior_new = _expected_share(ranked, options.prior_new)
     common, by_species = _fit_thresholds(queries, options.species_shrinkage, prior_new)
-    share = prior_new or float(np.mean(joined(queries, "truth")[0] == NEW))
+    fraction = prior_new or float(np.mean(joined(queries, "truth")[0] == NEW))
     predicted = []
     for i, fold in enumerate(ranked):
         others = [q for j, q in enumerate(queries) if j != i] or queries
         own = _threshold_of_each(fold.queries, *_fit_thresholds(others, options.species_shrinkage))
         test = fold.test
         if test is not None and options.match_prior:
-            test = test.with_new_individual(np.full(len(test.ids), threshold_for_fraction(test.scores, share)))
+            test = test.with_new_individual(np.full(len(test.ids), threshold_for_fraction(test.scores, fraction)))
         elif test is not None:
             test = test.with_new_individual(_threshold_of_each(test, common, by_species))
         predicted.append(Fold(fold.queries.with_new_individual(own), test))
@@ -348,8 +348,8 @@ def _expected_share(ranked, prior_new):
     if prior_new != -1:
         return prior_new
     scores, truth = joined([fold.queries for fold in ranked], "scores", "truth")
-    shares = [estimate_prior_new(scores, truth, fold.test.scores) for fold in ranked if fold.test]
-    return float(np.mean(shares)) if shares else None
+    fractions = [estimate_prior_new(scores, truth, fold.test.scores) for fold in ranked if fold.test]
+    return float(np.mean(fractions)) if fractions else None
 
 
 def _fit_thresholds(queries, species_shrinkage, prior_new=None):
@@ -641,7 +641,7 @@ def read_fold(folder: Path | str, folds: pd.DataFrame, fold: int) -> CalibratedP
         species_of=species_of_individuals(folds),
         individuals=individuals[query],
         species=species[query],
-        truth=true_answers(individuals[query], individuals[gallery]),
+        truth=open_set_truth(individuals[query], individuals[gallery]),
         threshold=np.full(len(ids), read_record(folder / "metrics.json")["threshold"]),
         predictions=read_predictions(folder / "oof.csv", images[query])[1],
         confidence=confidence,
@@ -774,7 +774,7 @@ def plot_evaluation(predictions: list[CalibratedPrediction], threshold: float, g
 def _plot_cmc(ax, ids, truth):
     fractions = cmc(truth[truth != NEW], ids[truth != NEW], range(1, ids.shape[1] + 1))
     ax.plot(list(fractions), list(fractions.values()), "o-")
-    ax.set(title="CMC, known animals", xlabel="candidates", ylabel="share found", ylim=(0, 1))
+    ax.set(title="CMC, known animals", xlabel="candidates", ylabel="fraction found", ylim=(0, 1))
 
 
 def _plot_thresholds(ax, predictions, threshold):
@@ -789,7 +789,7 @@ def _plot_reliability(ax, right, confidence):
     table = calibration_metrics(right, confidence)["table"]
     ax.plot([0, 1], [0, 1], color="0.7", lw=1)
     ax.scatter(table["confidence"], table["accuracy"], s=10 + 300 * table["n"] / table["n"].sum())
-    ax.set(title="Reliability (area: photographs)", xlabel="confidence", ylabel="share right", ylim=(-0.03, 1.03))
+    ax.set(title="Reliability (area: photographs)", xlabel="confidence", ylabel="fraction right", ylim=(-0.03, 1.03))
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41
 def choose_examples(predictions: dict[int, CalibratedPrediction], each: int = 3) -> pd.DataFrame:

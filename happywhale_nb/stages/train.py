@@ -22,7 +22,7 @@ from ..core.renamed import read_record, stamp_names
 from ..data.boxes import CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import protocol_card
-from ..data.splits import gallery_and_queries, split_kind_of, true_answers
+from ..data.splits import gallery_and_queries, open_set_truth, split_kind_of
 from ..imaging.crops import Crops, cut_crops
 from happywhale_nb.networks.callbacks import (
     Deadline,
@@ -63,7 +63,7 @@ def known_map5(vectors: np.ndarray, individuals: np.ndarray, gallery: np.ndarray
     Returns:
         MAP@5 in [0, 1]; NaN if no query is of a known individual.
     """
-    truth = true_answers(individuals[query], individuals[gallery])
+    truth = open_set_truth(individuals[query], individuals[gallery])
     known = truth != NEW
     if not known.any():
         return float("nan")
@@ -109,18 +109,18 @@ def study_crops(
     config: Preset,
     sources: str,
     folder: Path | str,
-    subset: str = "train",
+    part: str = "train",
     boxes: pd.DataFrame | None = None,
 ) -> tuple[np.ndarray | Crops, np.ndarray]:
     """Cut one crop of each image, by the order of preference of the sources.
 
     Args:
         dataset: of the images.
-        images: `[n]` names of images of `subset`.
+        images: `[n]` names of images of `part`.
         config: preset; its image_size, crop_margin, keep_aspect and min_confidence count here.
         sources: of boxes, as for `boxes.CropMix.parse`.
         folder: the study's; crops are cached in its `crops`.
-        subset: "train" (default) or "test".
+        part: "train" (default) or "test".
         boxes: of `read_boxes`; None (default): read now.
 
     Returns:
@@ -128,7 +128,7 @@ def study_crops(
     """
     boxes = read_boxes(dataset.root) if boxes is None else boxes
     chosen = CropMix.parse(sources, boxes["source"], config.min_confidence).prefer(images, boxes)
-    return cut_crops(dataset, chosen, config, folder, subset), chosen["source"].to_numpy()
+    return cut_crops(dataset, chosen, config, folder, part), chosen["source"].to_numpy()
 
 # %% ../../nbs/03_train.ipynb #03-train-49
 def crop_variants(
@@ -138,25 +138,25 @@ def crop_variants(
     sources: str,
     folder: Path | str,
     boxes: pd.DataFrame,
-    subset: str = "train",
+    part: str = "train",
 ) -> list[tuple[float, np.ndarray | Crops]]:
     """Cut several crops of each image, one for each source.
 
     Args:
         dataset: of the images.
-        images: `[n]` names of images of `subset`.
+        images: `[n]` names of images of `part`.
         config: preset, as for `study_crops`.
         sources: of boxes, with weights, as for `boxes.CropMix.parse`.
         folder: the study's; crops are cached in its `crops`.
         boxes: of `read_boxes`.
-        subset: "train" (default) or "test".
+        part: "train" (default) or "test".
 
     Returns:
         `[(weight, crops [n, s, s, 3] uint8), …]`, one for each source; empty if `sources` has no weights.
     """
     mix = CropMix.parse(sources, boxes["source"], config.min_confidence)
     variants = mix.variants(images, boxes)
-    return [(weight, cut_crops(dataset, chosen, config, folder, subset)) for weight, chosen in variants]
+    return [(weight, cut_crops(dataset, chosen, config, folder, part)) for weight, chosen in variants]
 
 # %% ../../nbs/03_train.ipynb #03-train-34
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _view_crops(dataset, images, config, tta_sources, study_folder, boxes):
     known = crop_variants(dataset, images, config, tta_sources, study_folder, boxes)
     test = crop_variants(dataset, dataset.test["image"], config, tta_sources, study_folder, boxes, "test")
     if not known:
-        raise UserError(f"tta_sources={tta_sources!r}: a share for each source of crops, as in fullbody:.7 whole:.3")
+        raise UserError(f"tta_sources={tta_sources!r}: a fraction for each source of crops, as in fullbody:.7 whole:.3")
     return known, test
 
 # %% ../../nbs/03_train.ipynb #03-train-09

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import project_root
-from ..core.platforms import rename
+from ..core.platforms import rename_patiently
 from ..core.progress import text_only
 from ..core.renamed import refuse_renamed
 
@@ -263,7 +263,7 @@ def _execute(notebook, target, values, terminal):
 def _keep_failed(temporary, failed, log):
     """Move a partly executed notebook, and its log of standard error, to their final names."""
     if temporary.exists():
-        rename(temporary, failed)
+        rename_patiently(temporary, failed)
     if temporary.with_suffix(".log").exists():
         shutil.copyfile(temporary.with_suffix(".log"), log)  # it is open, and Windows renames no open file
 

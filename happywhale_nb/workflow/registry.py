@@ -323,7 +323,7 @@ register(
         outputs=("blend.json", "submission.csv"),
         describe=_blend_lines,
         ranges={"min_map5": Range(0, 1), "min_gain": Range(0, 1)},
-        choices={"weights": ("equal", "fit"), "voting": ("paper", "notebook", "borda", "scores")},
+        choices={"weighting": ("equal", "fit"), "voting": ("paper", "notebook", "borda", "scores")},
         study=InStudy(naming=("models", "always_include"), needs_test=True),
     )
 )

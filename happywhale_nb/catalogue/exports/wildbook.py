@@ -16,9 +16,9 @@ import openpyxl
 import pandas as pd
 
 from happywhale_nb.catalogue.exports.common import (
-    FIXED,
-    LONGEST,
+    MAX_CELL_LENGTH,
     SCIENTIFIC,
+    ZIP_TIME,
     Moment,
     arranged,
     earliest_moment,
@@ -79,7 +79,7 @@ def wildbook_table(
 def _set_cell(cell, value):
     """Fill a cell; a text is of type text, whatever it begins with."""
     if isinstance(value, str):
-        cell.value = writable_text(value)[:LONGEST]
+        cell.value = writable_text(value)[:MAX_CELL_LENGTH]
         cell.data_type = "s"
         cell.quotePrefix = safe_text(value) != value
     elif value is not None:
@@ -98,7 +98,7 @@ def _xlsx(table, title):
     book.save(data)
     with zipfile.ZipFile(data) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    when = datetime(*FIXED).isoformat().encode() + b"Z"
+    when = datetime(*ZIP_TIME).isoformat().encode() + b"Z"
     files["docProps/core.xml"] = re.sub(rb"(<dcterms:\w+ [^>]*>)[^<]*", rb"\g<1>" + when, files["docProps/core.xml"])
     return zip_bytes(files)
 

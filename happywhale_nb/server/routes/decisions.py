@@ -264,4 +264,4 @@ def rename(state: State, caller: Reviewer, number: Number, body: schemas.RenameR
         NotFound: if there is no such individual.
         UserError: if it is not active, or the name is in use or not allowed.
     """
-    return _decide_about_individuals(state, decisions.rename, caller.name, number, body.name)["individual"]
+    return _decide_about_individuals(state, decisions.rename_individual, caller.name, number, body.name)["individual"]

@@ -19,7 +19,7 @@ export async function showAdd(main, route, signal) {
   const { inputs, nodes } = encounterFields("add", facets);
   const name = el("input", { type: "text", id: "add-name", maxlength: 80, autocomplete: "off", placeholder: "the next free one" });
   const shots = el("ul", { class: "shots chosen", "aria-label": "Chosen photographs" });
-  const told = el("p", { class: "total", role: "status", "aria-live": "polite", id: "chosen" });
+  const summary = el("p", { class: "total", role: "status", "aria-live": "polite", id: "chosen" });
   const send = button("Send", () => go(), { class: "primary", id: "send" });
   const clear = button("Clear", () => { kept.files = []; show(); }, { id: "clear", class: "quiet" });
   const groups = el("fieldset", { class: "segments", id: "grouping" });
@@ -44,7 +44,7 @@ export async function showAdd(main, route, signal) {
         disabled: kind === "folder" && folders.size < 2, onChange: () => { kept.grouping = kind; show(); document.getElementById(`group-${kind}`).focus(); } }), el("span", { text }))));
     groups.hidden = files.length < 2;
     name.closest("label").hidden = number > 1;
-    told.textContent = files.length ? `${count(files.length, "photograph")}, ${bytes(files.reduce((sum, file) => sum + file.size, 0))}, ${count(number, "encounter")}` : "";
+    summary.textContent = files.length ? `${count(files.length, "photograph")}, ${bytes(files.reduce((sum, file) => sum + file.size, 0))}, ${count(number, "encounter")}` : "";
     send.disabled = clear.disabled = !files.length || sending.running();
     send.firstChild.textContent = number > 1 ? `Send as ${count(number, "encounter")}` : "Send";
     fill(shots, files.slice(0, SHOWN).map((file) => el("li", {}, pictures(file), el("small", { class: "file", text: file.name, title: file.name }),
@@ -71,7 +71,7 @@ export async function showAdd(main, route, signal) {
   el("p", { text: "Drop photographs or a folder here" }), el("div", { class: "buttons" },
     el("label", { class: "button primary" }, pick, "Choose photographs"), el("label", { class: "button" }, folder, "Choose a folder")));
   const form = el("section", { class: "adding", "aria-label": "What is known about them" }, groups, el("div", { class: "fields" }, field("Name", name), nodes),
-    el("p", { class: "soft", text: "All of these may stay empty; they hold for every encounter sent now and can be edited later." }), el("div", { class: "buttons" }, send, clear, told), shots);
+    el("p", { class: "soft", text: "All of these may stay empty; they hold for every encounter sent now and can be edited later." }), el("div", { class: "buttons" }, send, clear, summary), shots);
   fill(main, el("div", { class: "page-head" }, el("h1", { text: "Add" }), el("p", { class: "total", text: "An encounter is one animal met once." })), drop, sending.node, form);
   show();
 }

@@ -12,7 +12,7 @@
 //                 #candidates-…; chips [data-chip=KEY|all]
 //   queue         #total, #queue [data-encounter=ID], #more
 //   encounter     #encounter [data-state], [data-version]; #confirm #reject #new #new-name #new-confirm #unsure #next
-//                 #back #note; #heat #zoom; #asked-photo #match-photo (img), .heatmap (img);
+//                 #back #note; #heat #zoom; #query-photo #match-photo (img), .heatmap (img);
 //                 #candidates [data-candidate=RANK][aria-current]; #photos [data-photo=ID]; #filters-note
 //                 #edit #edit-save #draw #box-save #ask; #conflict; #history
 //   add           #drop #files #folder #group-one #group-each #group-folder; #add-date #add-place #add-side

@@ -32,9 +32,9 @@ export function candidateList(view) {
   }
 
   function rank(number) {
-    const found = view.answer?.candidates.find((one) => one.rank === number);
-    if (found) view.pick(found, { focus: true });
-    return Boolean(found);
+    const candidate = view.answer?.candidates.find((one) => one.rank === number);
+    if (candidate) view.pick(candidate, { focus: true });
+    return Boolean(candidate);
   }
 
   function step(by) {
@@ -53,7 +53,7 @@ function item(one, view) {
   return el("button", { type: "button", class: `candidate${one.rejected ? " rejected" : ""}`, data: { candidate: one.rank, new: one.is_new ? "1" : "" },
     onClick: () => { view.pick(one); if (matchMedia("(max-width: 700px)").matches) document.getElementById("stage").scrollIntoView({ block: "start" }); } },
   el("span", { class: "thumb" }, one.photo ? cropImage(one.photo, 160, "") : el("span", { class: "plus", text: one.is_new ? "+" : "?", "aria-hidden": "true" })),
-  el("span", { class: "told" },
+  el("span", { class: "about" },
     el("span", { class: "line" }, el("span", { class: "rank", text: one.rank }), el("b", { text: name }),
       one.rejected && el("span", { class: "state rejected", text: "rejected" }), el("span", { class: "probability", text: percent(one.probability) })),
     el("span", { class: "bar", style: { "--probability": String(one.probability ?? 0) }, "aria-hidden": "true" }),

@@ -28,7 +28,7 @@ export function actionBar(view) {
       made.push({ id: result.decision.id, encounter: encounter.id });
       note.value = "";
       changed();
-      say(told(kind, result, individual), { action: { label: "Undo", key: "b", run: () => goBack().catch(fail) } });
+      say(outcomeText(kind, result, individual), { action: { label: "Undo", key: "b", run: () => goBack().catch(fail) } });
       if (kind === "reject") rejected(result, individual);
       else await goNext(view);
     } catch (error) {
@@ -89,7 +89,7 @@ export function actionBar(view) {
   return { node, show, press: (id) => { if (!buttons[id]?.disabled) buttons[id]?.click(); } };
 }
 
-function told(kind, { encounter }, individual) {
+function outcomeText(kind, { encounter }, individual) {
   switch (kind) {
     case "confirm": return `${encounter.name} is ${individual.name}.`;
     case "reject": return `${encounter.name} is not ${individual.name}.`;

@@ -19,8 +19,8 @@ function kind(schema) {
 }
 
 function row(name, schema, needed, about = "") {
-  const told = "default" in (schema ?? {}) ? `default ${JSON.stringify(schema.default)}` : needed ? "needed" : "";
-  return el("tr", {}, el("td", {}, el("code", { text: name })), el("td", {}, ...kind(schema)), el("td", { class: "soft", text: told }),
+  const detail = "default" in (schema ?? {}) ? `default ${JSON.stringify(schema.default)}` : needed ? "needed" : "";
+  return el("tr", {}, el("td", {}, el("code", { text: name })), el("td", {}, ...kind(schema)), el("td", { class: "soft", text: detail }),
     el("td", { text: about }));
 }
 
@@ -63,13 +63,13 @@ function schema(name, about) {
 }
 
 const main = document.getElementById("main");
-const told = await (await fetch("/openapi.json")).json();
-const schemas = told.components.schemas;
-const operations = Object.entries(told.paths).flatMap(([path, methods]) =>
+const spec = await (await fetch("/openapi.json")).json();
+const schemas = spec.components.schemas;
+const operations = Object.entries(spec.paths).flatMap(([path, methods]) =>
   Object.entries(methods).map(([method, about]) => [path, method, about]));
-fill(main, el("h1", { text: told.info.title }), el("p", { text: told.info.description }),
+fill(main, el("h1", { text: spec.info.title }), el("p", { text: spec.info.description }),
   el("p", {}, "Errors are sentences, as ", el("code", { text: '{"detail": "…"}' }), ". For programs: ",
-    el("a", { href: "/openapi.json", text: "openapi.json" }), `, version ${told.info.version}.`),
+    el("a", { href: "/openapi.json", text: "openapi.json" }), `, version ${spec.info.version}.`),
   el("nav", { "aria-label": "Operations" }, operations.map(([path, method, about]) =>
     el("a", { href: `#${about.operationId}`, text: `${method.toUpperCase()} ${path}` }))),
   operations.map(([path, method, about]) => operation(path, method, about, schemas)),

@@ -28,13 +28,13 @@ export async function edit(view) {
   const { inputs, nodes } = encounterFields("edit", view.facets, before);
   const change = await dialog(`Edit ${before.name}`, (close) => el("form", { onSubmit: (event) => {
     event.preventDefault();
-    const told = {};
+    const changes = {};
     for (const [key, input] of Object.entries(inputs)) {
       const number = key === "latitude" || key === "longitude";
       const value = number ? (input.value === "" ? null : Number(input.value)) : input.value.trim();
-      if (value !== (before[key] ?? (number ? null : ""))) told[key] = value;
+      if (value !== (before[key] ?? (number ? null : ""))) changes[key] = value;
     }
-    close(told);
+    close(changes);
   } }, el("div", { class: "fields" }, nodes), el("div", { class: "buttons" }, button("Cancel", () => close()), button("Save", null, { type: "submit", class: "primary", id: "edit-save" }))));
   if (!change || !Object.keys(change).length) return;
   try {

@@ -27,12 +27,12 @@ export function grouped(files, how) {
 export async function walk(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.length) return [...transfer.files];
-  const found = [];
+  const files = [];
   const visit = async (entry) => {
     if (entry.isFile) {
       const file = await new Promise((done, stop) => entry.file(done, stop));
       file.foundAt = entry.fullPath.replace(/^\//, "");
-      found.push(file);
+      files.push(file);
       return;
     }
     const reader = entry.createReader();
@@ -43,7 +43,7 @@ export async function walk(transfer) {
     }
   };
   for (const entry of entries) await visit(entry);
-  return found;
+  return files;
 }
 
 /** Answers a function from a file to its thumbnail, made small one after the other: a season's photographs in full

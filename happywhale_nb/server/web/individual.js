@@ -48,10 +48,10 @@ function page(individual, again) {
 
 function met(encounter, choose) {
   const link = el("a", { href: `#/encounter/${encounter.id}`, text: encounter.name });
-  const told = [encounter.place, side(encounter.side), encounter.state !== "confirmed" ? state(encounter.state) : "", encounter.decided_by && `decided by ${encounter.decided_by}`].filter(Boolean).join(" · ");
+  const facts = [encounter.place, side(encounter.side), encounter.state !== "confirmed" ? state(encounter.state) : "", encounter.decided_by && `decided by ${encounter.decided_by}`].filter(Boolean).join(" · ");
   const box = choose && guard(el("input", { type: "checkbox", data: { split: encounter.id }, onChange: () => choose(encounter.id, box.checked) }));
   return el("li", {}, el("div", { class: "met" }, box ? el("label", { class: "check", title: "Choose to split off" }, box, el("b", { text: encounter.date ? day(encounter.date) : "No date" }))
-    : el("b", { text: encounter.date ? day(encounter.date) : "No date" }), el("p", { class: "soft" }, link, told && ` · ${told}`)),
+    : el("b", { text: encounter.date ? day(encounter.date) : "No date" }), el("p", { class: "soft" }, link, facts && ` · ${facts}`)),
   el("div", { class: "shots" }, encounter.photos.map((photo) => el("a", { href: `#/encounter/${encounter.id}`, title: photo.name }, cropImage(photo, 256, photo.name)))));
 }
 
@@ -111,11 +111,11 @@ function choose(individual) {
   });
 }
 
-async function doing(action, told, after) {
+async function doing(action, describe, after) {
   try {
     const result = await action();
     changed();
-    say(told(result));
+    say(describe(result));
     await after();
   } catch (error) {
     fail(error);

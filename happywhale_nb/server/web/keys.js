@@ -29,10 +29,10 @@ addEventListener("keydown", (event) => {
   if (event.defaultPrevented || typing(event.target) || document.querySelector("dialog[open]")) return;
   const name = pressed(event);
   if (name.length === 1 && name !== "?" && lettersOff()) return;
-  const found = [...bound, ...everywhere].find((entry) => entry.keys.includes(name));
-  if (!found || (event.repeat && !found.repeats)) return;
+  const binding = [...bound, ...everywhere].find((entry) => entry.keys.includes(name));
+  if (!binding || (event.repeat && !binding.repeats)) return;
   event.preventDefault();
-  found.run(name);
+  binding.run(name);
 });
 
 const SHOWN = { ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc" };

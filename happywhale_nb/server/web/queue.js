@@ -72,12 +72,12 @@ function states(values, facets, change) {
 function item(encounter) {
   const [first] = encounter.photos;
   const number = encounter.photos.length;
-  const told = [encounter.place, [species(encounter.species), side(encounter.side)].filter(Boolean).join(" · ")];
+  const facts = [encounter.place, [species(encounter.species), side(encounter.side)].filter(Boolean).join(" · ")];
   return el("li", {}, el("a", { class: "card", href: `#/encounter/${encounter.id}`, data: { encounter: encounter.id } },
     el("div", { class: "thumb" }, first ? cropImage(first, 160, "") : null, number > 1 && el("span", { class: "badge", text: number, "aria-hidden": "true" })),
-    el("div", { class: "told" },
+    el("div", { class: "about" },
       el("h2", { text: encounter.date ? day(encounter.date) : "No date" }),
-      told.filter(Boolean).map((text) => el("p", { text })),
+      facts.filter(Boolean).map((text) => el("p", { text })),
       el("p", { class: "soft" }, `${encounter.name} · ${count(number, "photograph")}`),
       encounter.state !== "undecided" && el("p", {}, el("span", { class: `state ${encounter.state}`, text: state(encounter.state) }),
         encounter.individual && el("b", { text: ` ${encounter.individual.name}` })))));
@@ -92,16 +92,16 @@ export async function nextUndecided(id, signal) {
   const known = new Set(before.slice(before.indexOf(id) + 1));
   const order = [];
   let cursor = "";
-  let found = null;
+  let next = null;
   for (let pages = 0; pages < 20 && cursor !== null; pages += 1) {
     const got = await api(`/encounters${query({ ...filters, after: cursor, limit: 200 })}`, { signal });
     order.push(...got.encounters.map((encounter) => encounter.id));
     cursor = got.next;
     const here = order.indexOf(id);
-    found = here >= 0 ? order[here + 1] : before.includes(id) ? order.find((one) => known.has(one)) : undefined;
-    if (found !== undefined) break;
+    next = here >= 0 ? order[here + 1] : before.includes(id) ? order.find((one) => known.has(one)) : undefined;
+    if (next !== undefined) break;
   }
   const kept = order.includes(id) ? order : [...before.slice(0, before.indexOf(id) + 1), ...order.filter((one) => !before.slice(0, before.indexOf(id)).includes(one))];
   sessionStorage.setItem(ORDER, JSON.stringify(kept.slice(0, 2000)));
-  return found ?? order.find((one) => one !== id) ?? null;
+  return next ?? order.find((one) => one !== id) ?? null;
 }

@@ -9,8 +9,8 @@ import { bytes, count } from "./words.js";
  *  or ends. What failed stays listed by file, with the server's reason. */
 export function sender(signal, { done, busy }) {
   const bar = el("progress", { id: "progress", max: 1, value: 0, "aria-label": "Sent" });
-  const told = el("p", { class: "total", role: "status" });
-  const moving = el("div", { class: "sending", hidden: true }, told, bar);
+  const progress = el("p", { class: "total", role: "status" });
+  const moving = el("div", { class: "sending", hidden: true }, progress, bar);
   const failures = el("div", { id: "failures", role: "alert" });
   const links = el("div", { id: "sent" });
   const node = el("div", {}, moving, failures, links);
@@ -32,7 +32,7 @@ export function sender(signal, { done, busy }) {
     let before = 0;
     const show = (now, index) => {
       bar.value = Math.min(1, (before + now) / total);
-      told.textContent = `Sending encounter ${index + 1} of ${groups.length}: ${bytes(before + now)} of ${bytes(total)}`;
+      progress.textContent = `Sending encounter ${index + 1} of ${groups.length}: ${bytes(before + now)} of ${bytes(total)}`;
     };
     moving.hidden = false;
     try {
@@ -61,7 +61,7 @@ export function sender(signal, { done, busy }) {
   }
 
   /** The files that the server's reason names, else all of the encounter. */
-  const named = ({ group, reason }) => { const found = group.files.filter((file) => reason.includes(file.name)); return found.length ? found : group.files; };
+  const named = ({ group, reason }) => { const files = group.files.filter((file) => reason.includes(file.name)); return files.length ? files : group.files; };
 
   function showFailures() {
     const again = (list) => { failed = failed.filter((one) => !list.includes(one)); showFailures(); return Promise.all([list.reduce((wait, one) => wait.then(() => send([one.group], one.fields)), Promise.resolve())]); };

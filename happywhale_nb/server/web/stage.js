@@ -24,18 +24,18 @@ export function makeStage(view) {
   const watch = new ResizeObserver(() => fit());
   watch.observe(node);
 
-  const askedPhoto = () => {
+  const queryPhoto = () => {
     const { photos } = view.encounter;
     const id = view.asked ?? view.picked?.query_photo;
     return photos.find((one) => one.id === id) ?? photos[0] ?? null;
   };
 
   function show() {
-    const photo = askedPhoto();
+    const photo = queryPhoto();
     const match = view.picked?.photo ?? null;
-    left = photo && frame(photo, "asked-photo", "Asked photograph");
+    left = photo && frame(photo, "query-photo", "Query photograph");
     right = match && frame(match, "match-photo", `Photograph of ${view.picked.individual?.name}`);
-    fill(pair, el("figure", { class: "asked" }, left ? left.node : el("div", { class: "frame none" }, "No photograph"), askedCaption(photo)),
+    fill(pair, el("figure", { class: "asked" }, left ? left.node : el("div", { class: "frame none" }, "No photograph"), queryCaption(photo)),
       el("figure", { class: "match" }, right ? right.node : panel(view), matchCaption(view)));
     showStrip(photo);
     heatBox.disabled = !(view.answer?.id && match);
@@ -87,7 +87,7 @@ export function makeStage(view) {
 
   function turn() {
     const { photos } = view.encounter;
-    const here = photos.indexOf(askedPhoto());
+    const here = photos.indexOf(queryPhoto());
     if (photos.length > 1) { view.asked = photos[(here + 1) % photos.length].id; show(); }
   }
 
@@ -142,7 +142,7 @@ export function makeStage(view) {
   return { node, show, zoom, turn, toggleHeat, close: () => { dropHeat(); watch.disconnect(); } };
 }
 
-function askedCaption(photo) {
+function queryCaption(photo) {
   if (!photo) return el("figcaption");
   return el("figcaption", {}, el("b", { text: "Asked" }), el("small", { class: "file", text: [photo.name, side(photo.side)].filter(Boolean).join(" · ") }));
 }

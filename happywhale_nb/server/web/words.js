@@ -26,9 +26,9 @@ export function percent(value) {
 
 /** `2019-05-02` as `2 May 2019`; what is no date stays as it is. */
 export function day(text) {
-  const found = /^(\d{4})-(\d{2})-(\d{2})/.exec(text || "");
-  if (!found) return text || "";
-  const date = new Date(Date.UTC(+found[1], +found[2] - 1, +found[3]));
+  const match = /^(\d{4})-(\d{2})-(\d{2})/.exec(text || "");
+  if (!match) return text || "";
+  const date = new Date(Date.UTC(+match[1], +match[2] - 1, +match[3]));
   return date.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
 }
 
