@@ -36,7 +36,7 @@ def test_identify_shows_candidates_with_name_and_chance_and_keeps_nothing(opened
     assert [each["rank"] for each in candidates] == [1, 2, 3, 4, 5] and found.encounter is None
     assert sum(each["is_new"] for each in candidates) == 1
     titles = [ax.get_title() for ax in found.figure().axes]
-    assert titles[0] == "asked about" and len(titles) == 6
+    assert titles[0] == "query" and len(titles) == 6
     for title, each in zip(titles[1:], candidates, strict=True):
         name = f"new: {each['proposed']}" if each["is_new"] else each["individual"]["name"]
         assert title == f"{each['rank']}. {name}\n{each['probability']:.0%}"
