@@ -67,6 +67,7 @@ from happywhale_nb.stages.knn import (
     calibrate_folds,
     choose_examples,
     compare_rules,
+    compute_rule_tables,
     evaluate,
     fuse_local,
     knn_stage,
@@ -75,6 +76,7 @@ from happywhale_nb.stages.knn import (
     predict_folds,
     rank_fold,
     read_folds,
+    read_rule_tables,
     study_grid,
     thumbnail,
 )
@@ -853,6 +855,30 @@ def test_compare_rules_states_what_each_rule_loses_to_the_first(trained):
     assert len(set(table["map5"])) == 3
     by_default = compare_rules(trained.folder, "small", trained.folds, [0]).index
     assert by_default.tolist() == ["max, k = 50", "vote, k = 50", "max, k = 1", "vote, k = 1"]
+
+
+def test_knn_stage_stores_the_tables_of_rules_and_an_older_record_gives_the_same(trained, monkeypatch):
+    study = (trained.folder, "small", trained.folds)
+    record = knn_stage(trained.data, *study, KNNHead(5))
+    older = {name: value for name, value in record.items() if name not in ("neighbour_grid", "rules")}
+    computed = read_rule_tables(older, *study)
+    monkeypatch.setattr(knn, "known_queries", None)  # what is stored is not computed again
+    stored = read_rule_tables(record, *study)
+    pd.testing.assert_frame_equal(stored.grid, computed.grid, check_exact=True)
+    pd.testing.assert_frame_equal(stored.rules, computed.rules, check_exact=True)
+    assert record["neighbour_grid"][0]["neighbours"] == 1
+    assert record["rules"][0]["rule"] == "max, k = 50"
+
+
+def test_rule_tables_without_queries_of_known_animals_are_empty_and_come_back(trained):
+    folds = trained.folds
+    strangers = folds.assign(individual_id=np.where(folds["fold"] == 0, "z" + folds["image"], folds["individual_id"]))
+    study = (trained.folder, "small", strangers)
+    tables = compute_rule_tables(*study, [0])
+    back = read_rule_tables(tables.as_record(), *study)
+    for found in (tables, back):
+        assert found.grid.empty and found.rules.empty
+        assert found.rules.columns.tolist() == ["map5", "lost", "low", "high"]
 
 
 def marks(rng, n):
