@@ -139,7 +139,7 @@ class Stage:
     notebook: str  # the stem of its notebook's file
     summary: str  # one line of help
     scope: str  # of `SCOPES`; "catalogue": it belongs to no study
-    inputs: tuple[Input, ...] = ()  # what it reads; what those stages read themselves is implied
+    inputs: tuple[Input, ...] = ()  # what it reads of other stages, whether or not one of these reads it, too
     outputs: tuple[str, ...] = ()  # files of results, as patterns below its folder; first its JSON record
     not_compared: tuple[str, ...] = ()  # further files, for people or for later stages
     headline: tuple[str, ...] = ()  # dotted names of the main metrics in its record
@@ -247,14 +247,20 @@ register(
 )
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-28
+_ANSWERS = ("fold*/metrics.json", "fold*/oof.csv", "fold*/oof_scores.parquet", "fold*/oof_lists.csv")  # of all queries
+
 register(
     Stage(
         name="gradcam",
         notebook="04_gradcam",
         summary="Show where a trained model looked.",
         scope="fold",
-        inputs=(Input("knn", ("fold*/oof.csv", "fold*/oof_lists.csv")),),
+        inputs=(
+            Input("train", ("config.json", "model.keras", "embeddings.parquet")),
+            Input("knn", _ANSWERS),
+        ),
         outputs=("gradcam.json",),
+        not_compared=("gradcam.png", "faithfulness.png"),
         ranges={"examples": Range(1, 1000), "photos": Range(1, 1e9)},
         study=InStudy(chosen=True, first_fold=True, resources=Resources(gpus=1)),
         accelerators=("gpu",),
@@ -268,6 +274,7 @@ register(
         scope="model",
         inputs=(Input("train", ("config.json", "model.keras", "embeddings.parquet")),),
         outputs=("robustness.json", "robustness_before.json"),
+        not_compared=("robustness.png", "degradations.png", "robustness_before.png", "degradations_before.png"),
         ranges={"photos": Range(1, 1e9)},
         study=InStudy(chosen=True, resources=Resources(gpus=1, hours=8)),
         accelerators=("tpu", "gpu"),
@@ -317,9 +324,10 @@ def _no_lines(stage, record, folder):
 
 _REPORT_INPUTS = (
     Input("eda", ("duplicates-*.csv",)),
-    Input("knn", ("knn.json", "fold*/metrics.json", "fold*/oof.csv")),
-    Input("gradcam", ("gradcam.json",)),
-    Input("robustness", ("robustness.json",)),
+    Input("train", ("history.csv", "embeddings.parquet")),
+    Input("knn", ("knn.json", *_ANSWERS)),
+    Input("gradcam", ("gradcam.json", "gradcam.png", "faithfulness.png")),
+    Input("robustness", ("robustness.json", "robustness.png", "degradations.png")),
     Input("blend", ("blend.json", "submission.csv")),
 )
 
@@ -330,7 +338,7 @@ register(
         summary="Write the report page.",
         scope="study",
         inputs=_REPORT_INPUTS,
-        outputs=("report.json", "metrics.json"),
+        outputs=("report.json",),
         not_compared=("report.html", "answers.jpg"),
         headline=("test.map5",),
         describe=_no_lines,
