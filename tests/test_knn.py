@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -78,7 +77,6 @@ from happywhale_nb.stages.knn import (
     read_folds,
     read_rule_tables,
     study_grid,
-    thumbnail,
 )
 
 laws = settings(max_examples=100, deadline=None, derandomize=True)
@@ -913,15 +911,3 @@ def test_local_evidence_is_gathered_once_among_the_folds_gallery(trained, rng):
     write_json(place / "config.json", {"crops": "others"})
     found(3)
     assert asked
-
-
-def test_thumbnail_of_a_photograph_has_its_longer_side_and_colours(tmp_path):
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[..., 2] = 200  # red, as OpenCV writes it
-    cv2.imwrite(str(tmp_path / "red.png"), picture)
-    small = thumbnail(tmp_path / "red.png", 20)
-    assert small.shape == (10, 20, 3) and (small == [200, 0, 0]).all()
-    assert thumbnail(tmp_path / "red.png").shape == (80, 160, 3)
-    (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(UserError, match=r"text\.jpg cannot be read as a picture"):
-        thumbnail(tmp_path / "text.jpg")

@@ -20,7 +20,7 @@ from ..core.artifacts import atomic, versions, write_json
 from ..core.errors import UserError, lookup
 from ..core.paths import fold_dir, study_dir
 from ..core.renamed import read_record
-from ..data.boxes import BOX, CropMix, read_boxes
+from ..data.boxes import BOX
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, require_catalogue
@@ -32,6 +32,7 @@ from happywhale_nb.evaluation.faithfulness import (
     pointing_metrics,
     verdicts,
 )
+from ..imaging.crops import choose_boxes, study_crops
 from ..imaging.photo import photo_size
 from ..networks.gradcam import COLOURS, Probe, overlay
 from ..networks.model import load_trained
@@ -41,7 +42,7 @@ from ..retrieval.knn import KNNHead
 from ..retrieval.rankings import CalibratedPrediction
 from .knn import choose_examples, knn_stage, read_fold
 from .study_split import study_card, study_folds
-from .train import study_crops, training_rows
+from .train import training_rows
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-28
 def fold_answers(place: Path, folds: pd.DataFrame, fold: int) -> CalibratedPrediction:
@@ -435,8 +436,7 @@ def boxes_in_crops(dataset: Dataset, images: Sequence[str], config: Preset, sour
     Returns:
         `[n, 4]`, boxes of `faithfulness.box_in_crop`; not-a-number where no box is known.
     """
-    boxes = read_boxes(dataset.root)
-    chosen = CropMix.parse(sources, boxes["source"], config.min_confidence).prefer(images, boxes)
+    chosen = choose_boxes(dataset, images, config, sources)
     located = np.full((len(chosen), 4), np.nan)
     for i in np.flatnonzero(chosen["source"] != "whole"):
         row = chosen.iloc[i]

@@ -7,7 +7,7 @@ __all__ = ['LOCAL_SIDE', 'EVIDENCE_FIELDS', 'EVIDENCE_PARTS', 'species_of_indivi
            'local_evidence', 'fuse_local', 'PredictionOptions', 'OpenSetThresholds', 'add_new_individual',
            'calibrate_folds', 'evaluate', 'known_queries', 'study_grid', 'compare_rules', 'RuleTables',
            'compute_rule_tables', 'read_rule_tables', 'ModelPrediction', 'predict_folds', 'knn_stage', 'read_fold',
-           'read_folds', 'plot_evaluation', 'choose_examples', 'thumbnail', 'plot_examples']
+           'read_folds', 'plot_evaluation', 'choose_examples', 'plot_examples']
 
 # %% ../../nbs/06_knn.ipynb #06-knn-02
 from collections.abc import Callable, Iterator, Sequence
@@ -90,8 +90,7 @@ from functools import cache
 from ..core.artifacts import atomic, fingerprint, is_done, versions, write_json
 from ..core.progress import bar
 from ..core.renamed import read_record, stamp_names
-from ..data.boxes import CropMix, read_boxes
-from ..imaging.crops import cut_crops
+from ..imaging.crops import study_crops
 from ..networks.presets import used_preset
 from happywhale_nb.retrieval.local_features import (
     Evidence,
@@ -123,9 +122,8 @@ def crop_features(
     Returns:
         n `Features`.
     """
-    boxes, config = read_boxes(dataset.root), used_preset(parameters)
-    chosen = CropMix.parse(parameters["crops"], boxes["source"], config.min_confidence).prefer(images, boxes)
-    crops = cut_crops(dataset, chosen, config, folder, split, LOCAL_SIDE)
+    config, sources = used_preset(parameters), parameters["crops"]
+    crops, _ = study_crops(dataset, images, config, sources, folder, split, size=LOCAL_SIDE)
     return [extract_features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26p
@@ -883,28 +881,9 @@ def choose_examples(predictions: dict[int, CalibratedPrediction], each: int = 3)
     return best.sort_values("kind", key=lambda kind: kind.map({"right": 0, "wrong": 1, "new": 2}), kind="stable")
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41b
-import cv2
 from sklearn.base import clone
 
-# %% ../../nbs/06_knn.ipynb #06-knn-41q
-def thumbnail(path: Path | str, side: int = 160) -> np.ndarray:
-    """Read a photo in small.
-
-    Args:
-        path: the file.
-        side: longer side of the result in pixels.
-
-    Returns:
-        `[height, width, 3]` uint8, RGB.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
-    image = cv2.imread(str(path))
-    if image is None:
-        raise UserError(f"{path} cannot be read as a picture")
-    scale = side / max(image.shape[:2])
-    return cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+from ..imaging.photo import thumbnail
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41p
 def plot_examples(
@@ -947,7 +926,7 @@ def plot_examples(
 # %% ../../nbs/06_knn.ipynb #06-knn-41r
 def _plot_photos(axes, folder, photos):
     for ax, (name, title) in zip(axes, photos, strict=False):
-        ax.imshow(thumbnail(folder / name))
+        ax.imshow(thumbnail(folder / name, 160))
         ax.set_title(title, fontsize=7)
     for ax in axes:
         ax.axis("off")
