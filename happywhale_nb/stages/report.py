@@ -192,7 +192,11 @@ class StudyResults:
 
     @cached_property
     def submission(self) -> Submission | None:
-        """The study's submission, None if there is none."""
+        """The study's submission.
+
+        Returns:
+            As of `read_submission`.
+        """
         return read_submission(self.dataset, self.folder)
 
 # %% ../../nbs/08_report.ipynb #08-report-34
