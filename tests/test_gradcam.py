@@ -1,6 +1,7 @@
 """Grad-CAM against maps worked out by other means, in several graphs; measures of maps; what the stage leaves."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from happywhale_nb.evaluation.faithfulness import (
     pointing,
     removal_order,
 )
+from happywhale_nb.stages.gradcam import GradcamOptions, gradcam_stage, open_fold, sample_rows
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.notebooks import read_parameters
 from happywhale_nb.workflow.runner import check_stage
@@ -295,3 +297,58 @@ def test_gradcam_stage_leaves_pictures_and_figures_of_pairs_of_the_fold_and_its_
         if case["kind"] != "new" and case["answer"] != NEW:
             assert case["matched_individual"] == case["answer"]
         assert (case["kind"] == "right") == (case["answer"] == case["individual"])
+
+
+@pytest.fixture
+def opened(study, whole, tmp_path):
+    """Data, a copy of the study's folder, and its folds."""
+    dataset, folder = read_dataset(whole / "data" / "tiny"), shutil.copytree(study, tmp_path / "study")
+    return dataset, folder, study_folds(dataset, folder, save=False)
+
+
+def test_gradcam_stage_called_again_leaves_the_same_files_as_the_notebook(opened):
+    dataset, folder, folds = opened
+    place = folder / "small_resnet_arcface" / "fold0"
+    before = {name: (place / name).read_bytes() for name in ("gradcam.png", "faithfulness.png", "gradcam.json")}
+    for name in before:
+        (place / name).unlink()
+    result = gradcam_stage(dataset, folder, "small_resnet_arcface", folds, 0, GradcamOptions(photos=24))
+    assert result == json.loads(before["gradcam.json"])
+    assert {name: (place / name).read_bytes() for name in before} == before
+
+
+def test_gradcam_stage_of_the_class_without_boxes_and_answers_makes_the_answers_first(opened, whole, tmp_path):
+    _, folder, folds = opened
+    shutil.copytree(whole / "data" / "tiny", tmp_path / "bare")
+    shutil.rmtree(tmp_path / "bare" / "boxes")
+    place = folder / "small_resnet_arcface" / "fold0"
+    answers = (place / "oof.csv").read_bytes()
+    (place / "oof_lists.csv").unlink()
+    options = GradcamOptions(explain="class", examples=1, photos=3, seed=1)
+    result = gradcam_stage(read_dataset(tmp_path / "bare"), folder, "small_resnet_arcface", folds, 0, options)
+    assert (place / "oof.csv").read_bytes() == answers
+    assert (result["explain"], result["pointing"], result["protocol"]["photos"]) == ("class", None, 3)
+    assert {example["kind"] for example in result["examples"]} <= {"right", "wrong", "new"}
+    assert len(result["examples"]) <= 3
+
+
+def test_GradcamOptions_of_unknown_words_and_open_fold_of_an_unknown_layer_are_refused(opened):
+    with pytest.raises(UserError, match="did you mean 'similarity'"):
+        GradcamOptions(explain="similarty")
+    with pytest.raises(UserError, match="did you mean 'inferno'"):
+        GradcamOptions(colours="infreno")
+    dataset, folder, folds = opened
+    with pytest.raises(UserError, match="no layer 'featurs' to look at"):
+        open_fold(dataset, folder, "small_resnet_arcface", folds, 0, GradcamOptions(layer="featurs"))
+
+
+def test_explained_queries_of_a_fold_are_pairs_whose_score_is_the_stored_cosine(opened):
+    dataset, folder, folds = opened
+    explainer = open_fold(dataset, folder, "small_resnet_arcface", folds, 0, GradcamOptions())
+    fold, rows = explainer.fold, sample_rows(len(explainer.fold.queries), 5, seed=2)
+    assert folds["fold"].to_numpy()[fold.queries].tolist() == [0] * len(fold.queries)
+    assert (folds["fold"].to_numpy()[fold.matches] != 0).all()
+    pairs = explainer.explained(rows)
+    scores = (explainer.probe.values(pairs.crops) * pairs.weights).sum(axis=1)
+    stored = (fold.vectors[fold.queries[rows]] * fold.vectors[fold.matches[rows]]).sum(axis=1)
+    assert scores == pytest.approx(stored, abs=0.02)  # the stored ones are of a photograph and its mirror image

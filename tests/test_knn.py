@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -68,6 +67,7 @@ from happywhale_nb.stages.knn import (
     calibrate_folds,
     choose_examples,
     compare_rules,
+    compute_rule_tables,
     evaluate,
     fuse_local,
     knn_stage,
@@ -76,8 +76,8 @@ from happywhale_nb.stages.knn import (
     predict_folds,
     rank_fold,
     read_folds,
+    read_rule_tables,
     study_grid,
-    thumbnail,
 )
 
 laws = settings(max_examples=100, deadline=None, derandomize=True)
@@ -856,6 +856,30 @@ def test_compare_rules_states_what_each_rule_loses_to_the_first(trained):
     assert by_default.tolist() == ["max, k = 50", "vote, k = 50", "max, k = 1", "vote, k = 1"]
 
 
+def test_knn_stage_stores_the_tables_of_rules_and_an_older_record_gives_the_same(trained, monkeypatch):
+    study = (trained.folder, "small", trained.folds)
+    record = knn_stage(trained.data, *study, KNNHead(5))
+    older = {name: value for name, value in record.items() if name not in ("neighbour_grid", "rules")}
+    computed = read_rule_tables(older, *study)
+    monkeypatch.setattr(knn, "known_queries", None)  # what is stored is not computed again
+    stored = read_rule_tables(record, *study)
+    pd.testing.assert_frame_equal(stored.grid, computed.grid, check_exact=True)
+    pd.testing.assert_frame_equal(stored.rules, computed.rules, check_exact=True)
+    assert record["neighbour_grid"][0]["neighbours"] == 1
+    assert record["rules"][0]["rule"] == "max, k = 50"
+
+
+def test_rule_tables_without_queries_of_known_animals_are_empty_and_come_back(trained):
+    folds = trained.folds
+    strangers = folds.assign(individual_id=np.where(folds["fold"] == 0, "z" + folds["image"], folds["individual_id"]))
+    study = (trained.folder, "small", strangers)
+    tables = compute_rule_tables(*study, [0])
+    back = read_rule_tables(tables.as_record(), *study)
+    for found in (tables, back):
+        assert found.grid.empty and found.rules.empty
+        assert found.rules.columns.tolist() == ["map5", "lost", "low", "high"]
+
+
 def marks(rng, n):
     """`Features` of random places."""
     rows = rng.random((n, 128)).astype(np.float32)
@@ -888,15 +912,3 @@ def test_local_evidence_is_gathered_once_among_the_folds_gallery(trained, rng):
     write_json(place / "config.json", {"crops": "others"})
     found(3)
     assert asked
-
-
-def test_thumbnail_of_a_photograph_has_its_longer_side_and_colours(tmp_path):
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[..., 2] = 200  # red, as OpenCV writes it
-    cv2.imwrite(str(tmp_path / "red.png"), picture)
-    small = thumbnail(tmp_path / "red.png", 20)
-    assert small.shape == (10, 20, 3) and (small == [200, 0, 0]).all()
-    assert thumbnail(tmp_path / "red.png").shape == (80, 160, 3)
-    (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(UserError, match=r"text\.jpg cannot be read as a picture"):
-        thumbnail(tmp_path / "text.jpg")

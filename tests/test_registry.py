@@ -166,6 +166,15 @@ def test_reads_from_of_scopes_is_the_same_model_and_the_same_fold():
     assert ("knn", "b", "") in read["blend", "", ""] and ("eda", "", "") in read["knn", "a", ""]
 
 
+def test_gradcam_and_report_read_the_training_themselves():
+    read = {name: {source.stage: source.files for source in STAGES[name].inputs} for name in ("gradcam", "report")}
+    assert read["gradcam"]["train"] == ("config.json", "model.keras", "embeddings.parquet")
+    assert read["report"]["train"] == ("history.csv", "embeddings.parquet")
+    assert reads_from(("gradcam", "a", "0"), ("train", "a", "0"))
+    assert not reads_from(("gradcam", "a", "0"), ("train", "a", "1"))
+    assert attached_stages("gradcam") == ["knn"], "Kaggle attaches no file twice"
+
+
 def test_attached_stages_bring_along_all_that_is_read_but_not_attached():
     def brought(name):
         near = attached_stages(name)

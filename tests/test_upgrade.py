@@ -31,6 +31,7 @@ from happywhale_nb.server.auth import list_tokens
 from happywhale_nb.server.state import AppState, Options
 from happywhale_nb.stages.blending import blend_stage, is_current
 from happywhale_nb.stages.knn import knn_stage
+from happywhale_nb.stages.report import report_stage
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow.compare import compare_runs
@@ -212,6 +213,17 @@ def test_stages_take_over_what_an_earlier_version_has_finished(old):
     assert used_preset(trained["parameters"]) == config and trained["parameters"]["tta_sources"] == ""
     assert searched["oof"]["fraction_new"] == pytest.approx(4 / 28) and searched["for_test"]["prior_new"] is None
     assert blended["voting"] == "paper" and is_current(dataset, folder, blended)
+
+
+def test_report_of_an_earlier_version_s_results_is_whole(old):
+    dataset, folder, folds = folder_of(old)
+    assert "neighbour_grid" not in read_json(folder / "tiny" / "knn.json")
+    report = report_stage(dataset, folder, folds, examples=2)
+    assert set(report["missing"]) == {"pairs", "architectures"}
+    open_set = report["sections"]["open set"]
+    assert [row["k"] for row in open_set["grid"]] == [1, 3, 5, 10]
+    assert open_set["rules"][0]["lost"] == 0 and len(open_set["rules"]) == 4
+    assert report["sections"]["grad-cam"]["selection"] and report["sections"]["robustness"]["degradations"]
 
 
 def keys_of(value):

@@ -34,6 +34,7 @@ from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow.compare import compare_runs, describe_comparison, model_weights
 from happywhale_nb.workflow.provenance import record_paths
+from happywhale_nb.workflow.registry import study_stages
 
 BIN = Path(sys.executable).parent
 
@@ -51,6 +52,14 @@ def test_run_of_a_whole_study_leaves_a_submission_a_report_and_its_metrics(whole
     page = (folder / "report.html").read_text()
     assert page.count("<figure") >= 6 * len(images) - 12 and "http" not in page.replace("http-equiv", "")
     assert "submission.csv" in said and "MAP@5" in said and "Next:" in said
+
+
+def test_files_that_the_registry_names_are_there_after_a_whole_study(study):
+    asked_for = {"robustness_before.json", "robustness_before.png", "degradations_before.png", "duplicates-*.csv"}
+    for name, stage in study_stages().items():
+        for pattern in {*stage.outputs, *stage.not_compared} - asked_for:
+            depth = {"study": "", "model": "small_resnet_arcface/", "fold": "small_resnet_arcface/fold0/"}[stage.scope]
+            assert list(study.glob(depth + pattern)), (name, pattern)
 
 
 def test_out_of_fold_predictions_come_from_models_that_have_not_seen_the_photo(study):

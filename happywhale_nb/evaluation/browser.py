@@ -20,11 +20,11 @@ from ..core.errors import UserError, lookup
 from ..core.paths import fold_dir, study_data
 from ..core.progress import shows_widgets
 from ..core.renamed import read_record
-from ..data.boxes import CropMix, read_boxes
+from ..data.boxes import read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
 from .per_query import read_outcomes
-from ..imaging.crops import cut_crops
+from ..imaging.crops import study_crops
 from ..imaging.display import button, figure_uri, image_block
 from ..networks.presets import used_preset
 from ..retrieval.embeddings import read_embeddings
@@ -245,12 +245,10 @@ def _title(fold_folder, fold, image, outcome, first):
 def _crops(results, fold_folder, image, neighbours, tested):
     """Crops of a photo and of its neighbours, `[1 + n, CROP_SIDE, CROP_SIDE, 3]` uint8."""
     used = read_record(fold_folder / "config.json")["parameters"]
-    config = used_preset(used)
-    mix = CropMix.parse(used["crops"], results.boxes["source"], config.min_confidence)
+    config, sources = used_preset(used), used["crops"]
 
     def cut_images(names, part):
-        chosen = mix.prefer(names, results.boxes)
-        return cut_crops(results.dataset, chosen, config, results.folder, part, CROP_SIDE)
+        return study_crops(results.dataset, names, config, sources, results.folder, part, results.boxes, CROP_SIDE)[0]
 
     query = cut_images([image], "test" if tested else "train")
     return np.concatenate([query, cut_images(list(neighbours), "train")])

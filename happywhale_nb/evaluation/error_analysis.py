@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..core.progress import bar
-from ..data.boxes import BOX, CropMix, read_boxes
+from ..data.boxes import BOX
 from ..data.dataset import NEW, Dataset
-from ..imaging.crops import cut_crops
+from ..imaging.crops import study_crops
 from ..imaging.photo import photo_size
 from ..networks.presets import Preset
 from ..retrieval.metrics import bootstrap_interval
@@ -236,9 +236,8 @@ def measure_images(dataset: Dataset, images: Sequence[str], config: Preset, sour
     Returns:
         The `MEASURES` of each photo, in the order of `images`.
     """
-    boxes = read_boxes(dataset.root)
-    chosen = CropMix.parse(sources, boxes["source"], config.min_confidence).prefer(images, boxes)
-    crops, rows = cut_crops(dataset, chosen, config, folder, size=MEASURED_SIDE), []
+    crops, chosen = study_crops(dataset, images, config, sources, folder, size=MEASURED_SIDE)
+    rows = []
     for i, box in enumerate(bar(chosen[BOX].to_numpy(float), "measuring")):
         if np.isnan(box[0]):
             box = np.array([0, 0, *photo_size(dataset.train_images / chosen["image"][i])])

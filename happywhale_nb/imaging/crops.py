@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSLESS', 'JPEG_OPTIONS', 'IN_MEMORY', 'crop_region', 'load_crop', 'crop_aspect', 'encode_crop', 'decode_crop',
-           'Crops', 'load_crops', 'CropSettings', 'cut_crops']
+           'Crops', 'load_crops', 'CropSettings', 'cut_crops', 'choose_boxes', 'study_crops']
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-02
 import os
@@ -23,7 +23,7 @@ from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
 from ..core.threads import single_opencv_thread
-from ..data.boxes import BOX
+from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import Dataset
 from .photo import upright_pixels, upright_size
 
@@ -338,11 +338,13 @@ class CropSettings(Protocol):
         image_size: side of the crops in pixels.
         crop_margin: fraction of the box's width and height added on each side.
         keep_aspect: whether crops are cut as squares, see `load_crop`.
+        min_confidence: boxes below it count as missing.
     """
 
     image_size: int
     crop_margin: float
     keep_aspect: bool
+    min_confidence: float
 
 
 def cut_crops(
@@ -373,3 +375,57 @@ def cut_crops(
     paths = [images / name for name in chosen["image"]]
     size = size or config.image_size
     return load_crops(paths, chosen, size, Path(folder) / "crops", config.crop_margin, config.keep_aspect)
+
+# %% ../../nbs/lib/imaging/crops.ipynb #crops-51
+def choose_boxes(
+    dataset: Dataset, images: Sequence[str], config: CropSettings, sources: str, boxes: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Choose the box of each image, by the order of preference of the sources.
+
+    Args:
+        dataset: the study's.
+        images: `[n]` names.
+        config: `networks.presets.Preset`; its `min_confidence` is used.
+        sources: of boxes, as for `boxes.CropMix.parse`.
+        boxes: of `read_boxes`; None (default): read now.
+
+    Returns:
+        A table of `CropMix.prefer`, n rows.
+
+    Raises:
+        UserError: for an unknown source.
+    """
+    boxes = read_boxes(dataset.root) if boxes is None else boxes
+    return CropMix.parse(sources, boxes["source"], config.min_confidence).prefer(images, boxes)
+
+
+def study_crops(
+    dataset: Dataset,
+    images: Sequence[str],
+    config: CropSettings,
+    sources: str,
+    folder: Path | str,
+    part: str = "train",
+    boxes: pd.DataFrame | None = None,
+    size: int = 0,
+) -> tuple[np.ndarray | Crops, pd.DataFrame]:
+    """Cut one crop of each image, by the order of preference of the sources.
+
+    Args:
+        dataset: the study's.
+        images: `[n]` names of images of `part`.
+        config: `networks.presets.Preset`; its `image_size`, `crop_margin`, `keep_aspect` and `min_confidence` are used.
+        sources: of boxes, as for `boxes.CropMix.parse`.
+        folder: the study's; crops are kept in its folder `crops`.
+        part: `train` (default) or `test`.
+        boxes: of `read_boxes`; None (default): read now.
+        size: side in pixels; 0: the preset's.
+
+    Returns:
+        `(crops, boxes)`: of `cut_crops` and of `choose_boxes`.
+
+    Raises:
+        UserError: for an unknown source, or if an image cannot be decoded.
+    """
+    chosen = choose_boxes(dataset, images, config, sources, boxes)
+    return cut_crops(dataset, chosen, config, folder, part, size), chosen

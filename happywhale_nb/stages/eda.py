@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['SEA', 'PAPER_COUNTS', 'species_table', 'plot_species', 'imbalance', 'imbalance_table', 'plot_photos_per_individual',
            'plot_singletons', 'photo_sizes', 'plot_sizes', 'best_boxes', 'box_coverage', 'box_agreement',
-           'plot_agreement', 'sampling_bias', 'plot_time_and_place', 'leakage', 'describe_leakage', 'plot_images',
-           'plot_species_examples', 'plot_most_photographed']
+           'plot_agreement', 'BoxTables', 'box_tables', 'sampling_bias', 'plot_time_and_place', 'leakage',
+           'describe_leakage', 'plot_images', 'plot_species_examples', 'plot_most_photographed', 'plot_most_alike',
+           'eda_stage']
 
 # %% ../../nbs/01_eda.ipynb #01-eda-02
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -26,10 +28,11 @@ from PIL import Image
 from ..core.artifacts import write_json
 from ..core.errors import UserError
 from ..core.paths import study_dir
+from ..core.renamed import read_record
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import Dataset, read_dataset, read_sizes
 from ..data.dates import read_dates
-from ..data.near_duplicates import COPY_CORRELATION, find_near_duplicates
+from ..data.near_duplicates import COPY_CORRELATION, find_near_duplicates, read_near_duplicates
 from ..imaging.photo import read_upright
 
 # %% ../../nbs/01_eda.ipynb #01-eda-05
@@ -200,7 +203,7 @@ def photo_sizes(dataset: Dataset) -> pd.DataFrame | None:
     """Find width and height of the known photos.
 
     Args:
-        dataset: `data.dataset.Dataset`.
+        dataset: the data folder.
 
     Returns:
         Columns image, width, height in pixels, as stored; None if there are neither images nor tables of sizes.
@@ -302,6 +305,36 @@ def plot_agreement(agreement: pd.DataFrame) -> Axes:
     ax.set(xlim=(0, 1), xlabel="intersection over union", ylabel="", title=title)
     sns.despine(left=True)
     return ax
+
+# %% ../../nbs/01_eda.ipynb #01-eda-69
+@dataclass(frozen=True, eq=False)
+class BoxTables:
+    """What the boxes of a data folder are worth.
+
+    Attributes:
+        faults: of `clean_boxes`, a row for each source.
+        coverage: of `box_coverage`, of the known photos and of the test photos, if there are any; empty without boxes.
+        agreement: of `box_agreement`.
+    """
+
+    faults: pd.DataFrame
+    coverage: pd.DataFrame
+    agreement: pd.DataFrame
+
+
+def box_tables(dataset: Dataset) -> BoxTables:
+    """Read a data folder's boxes, and compute coverage and agreement of the clean ones.
+
+    Args:
+        dataset: the data folder.
+
+    Returns:
+        The tables.
+    """
+    boxes, faults = clean_boxes(read_box_tables(dataset.root))
+    tables = {"known": dataset.train, "test": dataset.test}
+    coverage = {name: box_coverage(boxes, table["image"]) for name, table in tables.items() if len(table)}
+    return BoxTables(faults, pd.concat(coverage), box_agreement(boxes))
 
 # %% ../../nbs/01_eda.ipynb #01-eda-24
 def _day_bias(train):
@@ -450,7 +483,7 @@ def plot_species_examples(dataset: Dataset, seed: int = 0, columns: int = 6) -> 
     """Plot random photos of every species, one species a row.
 
     Args:
-        dataset: `data.dataset.Dataset`.
+        dataset: the data folder.
         seed: of the choice.
         columns: photos of each species.
 
@@ -467,7 +500,7 @@ def plot_most_photographed(dataset: Dataset, individuals: int = 5, columns: int 
     """Plot the most photographed individuals, one a row, with photos spread over the table.
 
     Args:
-        dataset: `data.dataset.Dataset`.
+        dataset: the data folder.
         individuals: how many.
         columns: photos of each individual.
 
@@ -481,3 +514,50 @@ def plot_most_photographed(dataset: Dataset, individuals: int = 5, columns: int 
         title = f"{individual_id}, {count} photographs"
         rows.append(_sheet_row(dataset.train_images, images[positions].tolist(), title, columns))
     return _sheet_of_rows(rows, columns)
+
+# %% ../../nbs/01_eda.ipynb #01-eda-72
+def plot_most_alike(dataset: Dataset, pairs: pd.DataFrame, count: int = 6) -> Figure:
+    """Plot the near-duplicate pairs of the highest correlation, three pairs a row.
+
+    Args:
+        dataset: the data folder.
+        pairs: a table of `near_duplicates.find_near_duplicates`, not empty.
+        count: pairs, at most.
+
+    Returns:
+        The figure.
+    """
+    shown = pairs.sort_values("correlation", ascending=False).head(count)
+    folders = {"train": dataset.train_images, "test": dataset.test_images}
+    both = [(folders[r.part_a] / r.image_a, folders[r.part_b] / r.image_b) for r in shown.itertuples()]
+    titles = [f"{correlation:.3f}" for correlation in shown["correlation"] for _ in "ab"]
+    return plot_images([path for pair in both for path in pair], titles)
+
+# %% ../../nbs/01_eda.ipynb #01-eda-74
+def eda_stage(dataset: Dataset, folder: Path, search: bool = True) -> dict:
+    """Measure imbalance and near-duplicates of a data folder, and write `eda.json`.
+
+    The pairs of near-duplicates are in `duplicates-*.csv`; data that have been searched before are not searched again.
+
+    Args:
+        dataset: the data folder; without photos there is no search.
+        folder: the study's folder.
+        search: whether to search for near-duplicates, which decodes every photo.
+
+    Returns:
+        The content of `eda.json`: data (fingerprint), imbalance (of `imbalance_table`, by column), leakage (of
+        `leakage`, by column; None without a search) and line (of `describe_leakage`; "" without a search).
+
+    Raises:
+        UserError: if a photo cannot be decoded.
+    """
+    train, record = dataset.train, folder / "eda.json"
+    pairs = find_near_duplicates(dataset, folder) if search and dataset.has_photos else None
+    content = {
+        "data": dataset.fingerprint,
+        "imbalance": imbalance_table(train).to_dict(),
+        "leakage": None if pairs is None else leakage(pairs, train).to_dict(),
+        "line": "" if pairs is None else describe_leakage(pairs, train, dataset.test),
+    }
+    write_json(record, content)
+    return read_record(record)

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PANEL_TITLES', 'EXPLAINED', 'RULE', 'fold_predictions', 'matched_photos', 'ShownExample', 'plot_gradcam',
-           'score_weights', 'boxes_in_crops']
+           'score_weights', 'GradcamOptions', 'MatchedQueries', 'match_queries', 'ExplainedQueries', 'FoldExplainer',
+           'open_fold', 'explain_examples', 'sample_rows', 'check_maps', 'boxes_in_crops', 'point_at_boxes',
+           'gradcam_stage']
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-02
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from ..core.artifacts import atomic, versions, write_json
 from ..core.errors import UserError, lookup
 from ..core.paths import fold_dir, study_dir
 from ..core.renamed import read_record
-from ..data.boxes import BOX, CropMix, read_boxes
+from ..data.boxes import BOX
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, require_catalogue
@@ -31,15 +33,17 @@ from happywhale_nb.evaluation.faithfulness import (
     pointing_metrics,
     verdicts,
 )
+from ..imaging.crops import choose_boxes, study_crops
 from ..imaging.photo import photo_size
 from ..networks.gradcam import COLOURS, Probe, overlay
 from ..networks.model import load_trained
 from ..networks.presets import Preset, used_preset
 from ..retrieval.embeddings import read_embeddings
+from ..retrieval.knn import KNNHead
 from ..retrieval.rankings import CalibratedPrediction
-from .knn import choose_examples, read_fold
+from .knn import choose_examples, knn_stage, read_fold
 from .study_split import study_card, study_folds
-from .train import study_crops, training_rows
+from .train import training_rows
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-28
 def fold_predictions(folder: Path, folds: pd.DataFrame, fold: int) -> CalibratedPrediction:
@@ -169,12 +173,256 @@ def score_weights(
     chosen = np.where(classes[position] == individuals, position, best)
     return np.eye(values.shape[1], dtype=np.float32)[chosen]
 
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-50
+@dataclass(frozen=True)
+class GradcamOptions:
+    """What is explained, and on how many photos.
 
+    Attributes:
+        explain: a key of `EXPLAINED`.
+        layer: whose output is the feature map; "": the last one.
+        colours: a colour map of `gradcam.COLOURS`.
+        examples: photos shown, rounded up to a multiple of three; from 1.
+        photos: held-out photos on which the maps are tested, at most; from 1.
+        box_margin: margin of the crops in which maps are held against boxes, a fraction of the box.
+        seed: of the draw of the photos.
+
+    Raises:
+        UserError: for an unknown `explain` or `colours`.
+    """
+
+    explain: str = "similarity"
+    layer: str = ""
+    colours: str = "inferno"
+    examples: int = 9
+    photos: int = 100
+    box_margin: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self):
+        lookup(EXPLAINED, self.explain, "explain")
+        lookup(COLOURS, self.colours, "colour map")
+
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-51
+@dataclass(frozen=True, eq=False)
+class MatchedQueries:
+    """The queries of a fold, each with the gallery photo it was matched with.
+
+    Attributes:
+        images: `[m]` names of all photos of the study's folds.
+        individuals: `[m]` their individuals.
+        vectors: `[m, d]` their stored embeddings, rows of length 1.
+        queries: `[n]` int, the fold's queries, rows of the above.
+        matches: `[n]` int, the photo that each was matched with, as of `matched_photos`.
+        prediction: of `fold_predictions`, n rows.
+    """
+
+    images: np.ndarray
+    individuals: np.ndarray
+    vectors: np.ndarray
+    queries: np.ndarray
+    matches: np.ndarray
+    prediction: CalibratedPrediction
+
+
+def match_queries(place: Path, folds: pd.DataFrame, fold: int) -> MatchedQueries:
+    """Read a fold's queries, predictions and embeddings, and match each query.
+
+    Args:
+        place: the fold's folder.
+        folds: table of `study_folds`.
+        fold: number of the fold.
+
+    Returns:
+        The queries in the order of `folds`.
+
+    Raises:
+        UserError: as `fold_predictions`, or if there are no embeddings.
+    """
+    prediction, (_, query) = fold_predictions(place, folds, fold), gallery_and_queries(folds, fold)
+    images, individuals = (folds[name].to_numpy(dtype=str) for name in ("image", "individual_id"))
+    vectors = read_embeddings(place / "embeddings.parquet").of("train", images)
+    matches = matched_photos(vectors, folds, fold, prediction)
+    return MatchedQueries(images, individuals, vectors, np.flatnonzero(query), matches, prediction)
+
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-53
+@dataclass(frozen=True, eq=False)
+class ExplainedQueries:
+    """Some queries, ready for `Probe.maps`.
+
+    Attributes:
+        crops: `[k, s, s, 3]` uint8.
+        matched: `[k, s, s, 3]` uint8, crops of the photos they were matched with.
+        weights: `[k, d]` of `score_weights`.
+    """
+
+    crops: np.ndarray
+    matched: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FoldExplainer:
+    """A trained model and the queries of its fold.
+
+    Attributes:
+        dataset: of the photos.
+        folder: the study's.
+        parameters: of the training, in its `config.json`.
+        fold: the fold's queries.
+        classes: `[c]` individuals of the model's first classes, sorted.
+        probe: the model, opened for maps.
+        explain: a key of `EXPLAINED`.
+    """
+
+    dataset: Dataset
+    folder: Path
+    parameters: Mapping
+    fold: MatchedQueries
+    classes: np.ndarray
+    probe: Probe
+    explain: str
+
+    def cut(self, rows: np.ndarray, **overrides: float) -> np.ndarray:
+        """Crop photos as the model's were.
+
+        Args:
+            rows: `[k]` int, rows of the study's folds.
+            **overrides: fields of the preset that are changed.
+
+        Returns:
+            `[k, s, s, 3]` uint8.
+        """
+        config = replace(used_preset(self.parameters), **overrides)
+        return study_crops(self.dataset, self.fold.images[rows], config, self.parameters["crops"], self.folder)[0]
+
+    def explained(self, rows: np.ndarray) -> ExplainedQueries:
+        """Crop queries and their matches, and compute what is explained.
+
+        Args:
+            rows: `[k]` int, rows among the queries.
+
+        Returns:
+            Crops, matched crops and weights.
+        """
+        matches = self.fold.matches[rows]
+        matched = self.cut(matches)
+        weights = score_weights(self.probe, self.explain, matched, self.classes, self.fold.individuals[matches])
+        return ExplainedQueries(self.cut(self.fold.queries[rows]), matched, weights)
+
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-54
+def open_fold(
+    dataset: Dataset, folder: Path, model: str, folds: pd.DataFrame, fold: int, options: GradcamOptions
+) -> FoldExplainer:
+    """Open a trained model and the queries of its fold; without predictions, `knn_stage` makes them by its defaults.
+
+    Args:
+        dataset: of the photos.
+        folder: the study's.
+        model: name of the model.
+        folds: table of `study_folds`.
+        fold: number of the fold.
+        options: explain and layer count here.
+
+    Returns:
+        The explainer.
+
+    Raises:
+        UserError: if the fold does not exist or is not trained, or for a layer that cannot be looked at.
+    """
+    place, (gallery, _) = fold_dir(folder, model, fold), gallery_and_queries(folds, fold)
+    parameters = read_record(place / "config.json")["parameters"]
+    if not (place / "oof_lists.csv").is_file():  # 06_knn comes later in the story
+        knn_stage(dataset, folder, model, folds, KNNHead())
+    queries = match_queries(place, folds, fold)
+    classes = np.unique(queries.individuals[training_rows(folds, gallery, used_preset(parameters))[0]])
+    probe = Probe(load_trained(place), options.layer, **EXPLAINED[options.explain])
+    return FoldExplainer(dataset, folder, parameters, queries, classes, probe, options.explain)
+
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-56
 RULE = (
     "the surest right answers, the surest wrong ones, photographs of new animals, those surely taken for known ones "
     "first; matched: the nearest gallery photograph of the individual answered first, the nearest of all where "
     "the animal or the answer is new"
 )
+
+
+def explain_examples(explainer: FoldExplainer, number: int, examples: int) -> tuple[list[ShownExample], list[dict]]:
+    """Choose queries by `RULE`, and make their maps.
+
+    Args:
+        explainer: of `open_fold`.
+        number: the fold's.
+        examples: how many queries, rounded up to a multiple of three.
+
+    Returns:
+        The rows of the picture; and for each a dict of kind, image, individual, answer, matched, matched_individual,
+        score (that which is explained) and stored_cosine.
+    """
+    fold, probe = explainer.fold, explainer.probe
+    chosen = choose_examples({number: fold.prediction}, max(1, -(-examples // 3)))
+    rows = chosen["row"].to_numpy()
+    pairs = explainer.explained(rows)
+    own = probe.values(pairs.crops) if explainer.explain == "similarity" else pairs.weights
+    maps, back = probe.maps(pairs.crops, pairs.weights), probe.maps(pairs.matched, own)
+    hidden = occlusion_maps(probe.score(pairs.weights), pairs.crops)
+    scores = (probe.values(pairs.crops) * pairs.weights).sum(axis=1)
+    listed = [
+        _example_record(fold, kind, row, score) for kind, row, score in zip(chosen["kind"], rows, scores, strict=True)
+    ]
+    texts = [_example_text(record, explainer.explain) for record in listed]
+    shown = zip(pairs.crops, maps, pairs.matched, back, hidden, texts, strict=True)
+    return [ShownExample(*parts) for parts in shown], listed
+
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-57
+def _example_record(fold, kind, row, score):
+    """What is written of an example; fold: `MatchedQueries`, row: among its queries."""
+    query, match = fold.queries[row], fold.matches[row]
+    return {
+        "kind": kind,
+        "image": fold.images[query],
+        "individual": fold.prediction.individuals[row],
+        "answer": fold.prediction.predictions[row, 0],
+        "matched": fold.images[match],
+        "matched_individual": fold.individuals[match],
+        "score": score,
+        "stored_cosine": fold.vectors[query] @ fold.vectors[match],
+    }
+
+
+def _example_text(record, explain):
+    return f"{record['kind']}\n{record['individual']}\nanswer: {record['answer']}\n{explain} {record['score']:.2f}"
+
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-59
+def sample_rows(queries: int, photos: int, seed: int) -> np.ndarray:
+    """Draw some of a fold's queries.
+
+    Args:
+        queries: how many there are.
+        photos: how many are drawn, at most.
+        seed: of the draw.
+
+    Returns:
+        `[k]` int, sorted rows among the queries.
+    """
+    return np.sort(np.random.default_rng(seed).permutation(queries)[:photos])
+
+
+def check_maps(explainer: FoldExplainer, rows: np.ndarray, pairs: ExplainedQueries) -> dict:
+    """Compare Grad-CAM with other orders of removal, by deletion and insertion.
+
+    Args:
+        explainer: of `open_fold`.
+        rows: `[k]` int, rows among the queries.
+        pairs: those queries.
+
+    Returns:
+        As of `faithfulness.compare_maps`.
+    """
+    fold, probe = explainer.fold, explainer.probe
+    maps, grain = probe.maps(pairs.crops, pairs.weights), probe.layer.output.shape[1] or 7
+    individuals = fold.individuals[fold.queries[rows]]
+    return compare_maps(probe.score(pairs.weights), pairs.crops, maps, grain, individuals)
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-41
 def boxes_in_crops(dataset: Dataset, images: Sequence[str], config: Preset, sources: str) -> np.ndarray:
@@ -189,8 +437,7 @@ def boxes_in_crops(dataset: Dataset, images: Sequence[str], config: Preset, sour
     Returns:
         `[n, 4]`, boxes of `faithfulness.box_in_crop`; not-a-number where no box is known.
     """
-    boxes = read_boxes(dataset.root)
-    chosen = CropMix.parse(sources, boxes["source"], config.min_confidence).prefer(images, boxes)
+    chosen = choose_boxes(dataset, images, config, sources)
     located = np.full((len(chosen), 4), np.nan)
     for i in np.flatnonzero(chosen["source"] != "whole"):
         row = chosen.iloc[i]
@@ -198,3 +445,86 @@ def boxes_in_crops(dataset: Dataset, images: Sequence[str], config: Preset, sour
         box, frame = row[BOX].to_numpy(float), row[["W", "H"]].to_numpy(float)
         located[i] = box_in_crop(box, frame, size, config.crop_margin, config.keep_aspect)
     return located
+
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-61
+def point_at_boxes(
+    explainer: FoldExplainer, rows: np.ndarray, pairs: ExplainedQueries, box_margin: float
+) -> dict[str, dict] | None:
+    """Measure how far the maps lie inside the animals' boxes.
+
+    Args:
+        explainer: of `open_fold`.
+        rows: `[k]` int, rows among the queries.
+        pairs: those queries.
+        box_margin: margin of the crops, a fraction of the box.
+
+    Returns:
+        Map (Grad-CAM, occlusion) → its `pointing_metrics`; None if no photo has a box.
+    """
+    fold, probe, parameters = explainer.fold, explainer.probe, explainer.parameters
+    wide, queries = replace(used_preset(parameters), crop_margin=box_margin), fold.queries[rows]
+    boxes = boxes_in_crops(explainer.dataset, fold.images[queries], wide, parameters["crops"])
+    boxed = np.isfinite(boxes[:, 0])
+    if not boxed.any():
+        return None
+    crops, weights = explainer.cut(queries[boxed], crop_margin=box_margin), pairs.weights[boxed]
+    maps = {
+        "Grad-CAM": probe.maps(crops, weights),
+        "occlusion": occlusion_maps(probe.score(weights), crops),
+    }
+    individuals = fold.individuals[queries[boxed]]
+    return {name: pointing_metrics(part, boxes[boxed], individuals) for name, part in maps.items()}
+
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-63
+def _save_figure(figure, path, card):
+    """Write a figure with the protocol below it, and close it."""
+    figure = add_protocol_footer(figure, card)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
+def gradcam_stage(
+    dataset: Dataset,
+    folder: Path,
+    model: str,
+    folds: pd.DataFrame,
+    fold: int = 0,
+    options: GradcamOptions = GradcamOptions(),
+) -> dict:
+    """Draw and test the maps of a trained model; write `gradcam.png`, `faithfulness.png` and `gradcam.json`.
+
+    Args:
+        dataset: of the photos.
+        folder: the study's.
+        model: name of the model.
+        folds: table of `study_folds`.
+        fold: number of the fold whose model and held-out photos are looked at.
+        options: what is explained, and on how many photos.
+
+    Returns:
+        The content of `gradcam.json`: protocol, explain, embedding_of, layer, selection, examples (of
+        `explain_examples`), faithfulness (of `check_maps`, with verdicts), pointing (box_margin and maps, of
+        `point_at_boxes`; None without boxes), versions.
+
+    Raises:
+        UserError: for a disjoint split, a fold that does not exist or is not trained, or a layer that cannot be looked
+            at.
+    """
+    require_catalogue(folds)
+    explainer, place = open_fold(dataset, folder, model, folds, fold, options), fold_dir(folder, model, fold)
+    card = study_card(dataset, folder, folds) | {"fold": fold}
+    shown, listed = explain_examples(explainer, fold, options.examples)
+    _save_figure(plot_gradcam(shown, options.explain, options.colours), place / "gradcam.png", card)
+    rows = sample_rows(len(explainer.fold.queries), options.photos, options.seed)
+    pairs, card = explainer.explained(rows), card | {"photos": len(rows)}
+    compared = check_maps(explainer, rows, pairs)
+    curves = plot_curves(compared, ylabel=f"{options.explain} (cosine)")
+    _save_figure(curves, place / "faithfulness.png", card)
+    pointed = point_at_boxes(explainer, rows, pairs, options.box_margin)
+    result = {"protocol": card, "explain": options.explain, "embedding_of": "the plain crop"}
+    result |= {"layer": explainer.probe.layer.name, "selection": RULE, "examples": listed}
+    result |= {"faithfulness": compared | {"verdicts": verdicts(compared)}}
+    result |= {"pointing": pointed and {"box_margin": options.box_margin, "maps": pointed}}
+    write_json(place / "gradcam.json", result | {"versions": versions("keras", "tensorflow", "numpy")})
+    return read_record(place / "gradcam.json")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LOCAL_SIDE', 'EVIDENCE_FIELDS', 'EVIDENCE_PARTS', 'species_of_individuals', 'rank_fold', 'crop_features',
            'local_evidence', 'fuse_local', 'PredictionOptions', 'OpenSetThresholds', 'add_new_individual',
-           'calibrate_folds', 'evaluate', 'ModelPrediction', 'predict_folds', 'knn_stage', 'read_fold', 'read_folds',
-           'known_queries', 'study_grid', 'compare_rules', 'plot_evaluation', 'choose_examples', 'thumbnail',
-           'plot_examples']
+           'calibrate_folds', 'evaluate', 'known_queries', 'study_grid', 'compare_rules', 'RuleTables',
+           'compute_rule_tables', 'read_rule_tables', 'ModelPrediction', 'predict_folds', 'knn_stage', 'read_fold',
+           'read_folds', 'plot_evaluation', 'choose_examples', 'plot_examples']
 
 # %% ../../nbs/06_knn.ipynb #06-knn-02
 from collections.abc import Callable, Iterator, Sequence
@@ -90,8 +90,7 @@ from functools import cache
 from ..core.artifacts import atomic, fingerprint, is_done, versions, write_json
 from ..core.progress import bar
 from ..core.renamed import read_record, stamp_names
-from ..data.boxes import CropMix, read_boxes
-from ..imaging.crops import cut_crops
+from ..imaging.crops import study_crops
 from ..networks.presets import used_preset
 from happywhale_nb.retrieval.local_features import (
     Evidence,
@@ -123,9 +122,8 @@ def crop_features(
     Returns:
         n `Features`.
     """
-    boxes, config = read_boxes(dataset.root), used_preset(parameters)
-    chosen = CropMix.parse(parameters["crops"], boxes["source"], config.min_confidence).prefer(images, boxes)
-    crops = cut_crops(dataset, chosen, config, folder, part, LOCAL_SIDE)
+    config, sources = used_preset(parameters), parameters["crops"]
+    crops, _ = study_crops(dataset, images, config, sources, folder, part, size=LOCAL_SIDE)
     return [extract_features(crops[i]) for i in bar(range(len(crops)), "local features")]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26p
@@ -467,6 +465,148 @@ def _set_metrics(predictions, alpha):
 from ..core.paths import fold_dir, study_dir
 from .study_split import finished_folds, study_card, study_folds
 
+# %% ../../nbs/06_knn.ipynb #06-knn-38a
+from ..retrieval.knn import aggregate_neighbours, neighbour_grid, top_five_ids
+
+# %% ../../nbs/06_knn.ipynb #06-knn-39
+def known_queries(
+    folder: Path, model: str, folds: pd.DataFrame, numbers: Sequence[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Read gallery and queries of known individuals, fold by fold.
+
+    Args:
+        folder: the study's folder.
+        model: name of the model.
+        folds: the table of the study's folds.
+        numbers: of the folds; those without such queries are left out.
+
+    Yields:
+        embeddings of the gallery `[m, d]`, its individuals `[m]`, embeddings of the queries `[n, d]`, theirs `[n]`.
+    """
+    individuals = folds["individual_id"].to_numpy(dtype=str)
+    for k in numbers:
+        gallery, query = gallery_and_queries(folds, k)
+        vectors = read_embeddings(fold_dir(folder, model, k) / "embeddings.parquet").of("train", folds["image"])
+        query = query & np.isin(individuals, individuals[gallery])
+        if query.any():
+            yield vectors[gallery], individuals[gallery], vectors[query], individuals[query]
+
+# %% ../../nbs/06_knn.ipynb #06-knn-39a
+def study_grid(folder: Path, model: str, folds: pd.DataFrame, numbers: Sequence[int]) -> pd.DataFrame:
+    """Compute MAP@5 of known individuals by number of neighbours, the mean over folds.
+
+    Args:
+        folder: the study's folder.
+        model: name of the model.
+        folds: the table of the study's folds.
+        numbers: of the folds.
+
+    Returns:
+        a row a number of neighbours, a column a rule, as `neighbour_grid`; empty if no query shows a known individual.
+    """
+    grids = [neighbour_grid(*arrays) for arrays in known_queries(folder, model, folds, numbers)]
+    return pd.concat(grids).groupby(level=0).mean() if grids else pd.DataFrame(index=pd.Index([], name="k"))
+
+# %% ../../nbs/06_knn.ipynb #06-knn-39p
+def compare_rules(
+    folder: Path,
+    model: str,
+    folds: pd.DataFrame,
+    numbers: Sequence[int],
+    rules: Sequence[tuple[str, int]] = (("max", 50), ("vote", 50), ("max", 1), ("vote", 1)),
+) -> pd.DataFrame:
+    """Compare rules on known individuals, paired photo by photo.
+
+    Args:
+        folder: the study's folder.
+        model: name of the model.
+        folds: the table of the study's folds.
+        numbers: of the folds, whose queries are taken together.
+        rules: `(aggregate, number of neighbours)`, the reference first.
+
+    Returns:
+        a row a rule: map5, lost (to the reference), and its 95 % interval low and high (bootstrap over individuals);
+        empty if no query shows a known individual.
+    """
+    answers, individuals = {rule: [] for rule in rules}, []
+    for X, y, queries, truth in known_queries(folder, model, folds, numbers):
+        head = KNNHead(max(k for _, k in rules)).fit(X, y)
+        cosine, index = head.kneighbors(queries)
+        individuals.append(truth)
+        for rule, k in rules:
+            scored = aggregate_neighbours(head.codes_[index[:, :k]], cosine[:, :k], rule)
+            answers[rule, k].append(top_five_ids(head.classes_, scored, len(truth)))
+    if not individuals:
+        return pd.DataFrame(columns=["map5", "lost", "low", "high"], index=pd.Index([], name="rule"), dtype=float)
+    return _paired_losses({rule: np.concatenate(a) for rule, a in answers.items()}, np.concatenate(individuals))
+
+# %% ../../nbs/06_knn.ipynb #06-knn-39q
+def _paired_losses(answers, truth):
+    """What each rule loses to the first, a row a rule."""
+    first, *_ = answers
+    reference = answers[first]
+    gains = [paired_gain(truth, ids, reference, truth) for ids in answers.values()]
+    table = pd.DataFrame(gains, pd.Index([f"{rule}, k = {k}" for rule, k in answers], name="rule"))
+    table.insert(0, "map5", [map_at_5(truth, ids) for ids in answers.values()])
+    return table.rename(columns={"gain": "lost"})
+
+# %% ../../nbs/06_knn.ipynb #06-knn-70
+@dataclass(frozen=True, eq=False)
+class RuleTables:
+    """How well a model ranks known individuals by other rules and numbers of neighbours.
+
+    Attributes:
+        grid: of `study_grid`.
+        rules: of `compare_rules`.
+    """
+
+    grid: pd.DataFrame
+    rules: pd.DataFrame
+
+    def as_record(self) -> dict[str, list[dict]]:
+        """Write the tables as part of `knn.json`.
+
+        Returns:
+            neighbour_grid and rules, each a list of rows.
+        """
+        grid = self.grid.rename_axis("neighbours").reset_index()
+        return {"neighbour_grid": grid.to_dict("records"), "rules": self.rules.reset_index().to_dict("records")}
+
+
+def compute_rule_tables(folder: Path, model: str, folds: pd.DataFrame, numbers: Sequence[int]) -> RuleTables:
+    """Compute both tables.
+
+    Args:
+        folder: the study's folder.
+        model: name of the model.
+        folds: the table of the study's folds.
+        numbers: of the folds.
+
+    Returns:
+        the tables.
+    """
+    study = (folder, model, folds, numbers)
+    return RuleTables(study_grid(*study), compare_rules(*study))
+
+# %% ../../nbs/06_knn.ipynb #06-knn-71
+def read_rule_tables(record: dict, folder: Path, model: str, folds: pd.DataFrame) -> RuleTables:
+    """Read both tables from a model's record, or compute them if it is of an earlier version.
+
+    Args:
+        record: the content of `knn.json`.
+        folder: the study's folder.
+        model: name of the model.
+        folds: the table of the study's folds.
+
+    Returns:
+        the tables.
+    """
+    if "neighbour_grid" not in record:
+        return compute_rule_tables(folder, model, folds, [int(k) for k in record["folds"]])
+    grid = pd.DataFrame(record["neighbour_grid"] or {"neighbours": []}).rename(columns={"neighbours": "k"})
+    rules = pd.DataFrame(record["rules"], columns=["rule", "map5", "lost", "low", "high"])
+    return RuleTables(grid.set_index("k").astype(float), rules.set_index("rule").astype(float))
+
 # %% ../../nbs/06_knn.ipynb #06-knn-36
 @dataclass(frozen=True, eq=False)
 class ModelPrediction:
@@ -551,7 +691,8 @@ def knn_stage(
         force: predict again although the results are there.
 
     Returns:
-        the content of `knn.json`: protocol, parameters, thresholds, and metrics over all queries, by fold, by species.
+        the content of `knn.json`: protocol, parameters, thresholds, metrics over all queries, by fold and by species,
+        and the tables of `RuleTables`.
 
     Raises:
         UserError: if no fold is finished, or there is no catalogue of known individuals.
@@ -567,6 +708,7 @@ def knn_stage(
             _write_fold(path, fold, len(folders))
         protocol = {"protocol": study_card(dataset, folder, folds), "parameters": parameters}
         metrics = _study_metrics(prediction, options.alpha)
+        metrics |= compute_rule_tables(folder, model, folds, list(prediction.folds)).as_record()
         write_json(record, protocol | metrics | {"versions": versions(), "stamp": stamp})
     return read_record(record)
 
@@ -666,88 +808,6 @@ def read_folds(folder: Path, model: str, folds: pd.DataFrame) -> dict[int, Calib
     numbers = finished_folds(folder, model, folds)
     return {k: read_fold(fold_dir(folder, model, k), folds, k) for k in numbers}
 
-# %% ../../nbs/06_knn.ipynb #06-knn-38a
-from ..retrieval.knn import aggregate_neighbours, neighbour_grid, top_five_ids
-
-# %% ../../nbs/06_knn.ipynb #06-knn-39
-def known_queries(
-    folder: Path, model: str, folds: pd.DataFrame, numbers: Sequence[int]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Read gallery and queries of known individuals, fold by fold.
-
-    Args:
-        folder: the study's folder.
-        model: name of the model.
-        folds: the table of the study's folds.
-        numbers: of the folds; those without such queries are left out.
-
-    Yields:
-        embeddings of the gallery `[m, d]`, its individuals `[m]`, embeddings of the queries `[n, d]`, theirs `[n]`.
-    """
-    individuals = folds["individual_id"].to_numpy(dtype=str)
-    for k in numbers:
-        gallery, query = gallery_and_queries(folds, k)
-        vectors = read_embeddings(fold_dir(folder, model, k) / "embeddings.parquet").of("train", folds["image"])
-        query = query & np.isin(individuals, individuals[gallery])
-        if query.any():
-            yield vectors[gallery], individuals[gallery], vectors[query], individuals[query]
-
-# %% ../../nbs/06_knn.ipynb #06-knn-39a
-def study_grid(folder: Path, model: str, folds: pd.DataFrame, numbers: Sequence[int]) -> pd.DataFrame:
-    """Compute MAP@5 of known individuals by number of neighbours, the mean over folds.
-
-    Args:
-        folder: the study's folder.
-        model: name of the model.
-        folds: the table of the study's folds.
-        numbers: of the folds.
-
-    Returns:
-        a row a number of neighbours, a column a rule, as `neighbour_grid`.
-    """
-    grids = [neighbour_grid(*arrays) for arrays in known_queries(folder, model, folds, numbers)]
-    return pd.concat(grids).groupby(level=0).mean()
-
-# %% ../../nbs/06_knn.ipynb #06-knn-39p
-def compare_rules(
-    folder: Path,
-    model: str,
-    folds: pd.DataFrame,
-    numbers: Sequence[int],
-    rules: Sequence[tuple[str, int]] = (("max", 50), ("vote", 50), ("max", 1), ("vote", 1)),
-) -> pd.DataFrame:
-    """Compare rules on known individuals, paired photo by photo.
-
-    Args:
-        folder: the study's folder.
-        model: name of the model.
-        folds: the table of the study's folds.
-        numbers: of the folds, whose queries are taken together.
-        rules: `(aggregate, number of neighbours)`, the reference first.
-
-    Returns:
-        a row a rule: map5, lost (to the reference), and its 95 % interval low and high (bootstrap over individuals).
-    """
-    answers, individuals = {rule: [] for rule in rules}, []
-    for X, y, queries, truth in known_queries(folder, model, folds, numbers):
-        head = KNNHead(max(k for _, k in rules)).fit(X, y)
-        cosine, index = head.kneighbors(queries)
-        individuals.append(truth)
-        for rule, k in rules:
-            scored = aggregate_neighbours(head.codes_[index[:, :k]], cosine[:, :k], rule)
-            answers[rule, k].append(top_five_ids(head.classes_, scored, len(truth)))
-    return _paired_losses({rule: np.concatenate(a) for rule, a in answers.items()}, np.concatenate(individuals))
-
-# %% ../../nbs/06_knn.ipynb #06-knn-39q
-def _paired_losses(answers, truth):
-    """What each rule loses to the first, a row a rule."""
-    first, *_ = answers
-    reference = answers[first]
-    gains = [paired_gain(truth, ids, reference, truth) for ids in answers.values()]
-    table = pd.DataFrame(gains, pd.Index([f"{rule}, k = {k}" for rule, k in answers], name="rule"))
-    table.insert(0, "map5", [map_at_5(truth, ids) for ids in answers.values()])
-    return table.rename(columns={"gain": "lost"})
-
 # %% ../../nbs/06_knn.ipynb #06-knn-40
 def plot_evaluation(predictions: list[CalibratedPrediction], threshold: float, grid: pd.DataFrame) -> Figure:
     """Plot the CMC curve, threshold curves, the reliability diagram and the grid of neighbours.
@@ -755,7 +815,7 @@ def plot_evaluation(predictions: list[CalibratedPrediction], threshold: float, g
     Args:
         predictions: of the queries of each fold.
         threshold: of the test photos, dotted; the median of the folds' is dashed.
-        grid: of `study_grid`.
+        grid: of `study_grid`; if it is empty, the fourth picture is left out.
 
     Returns:
         a figure of four axes.
@@ -764,13 +824,20 @@ def plot_evaluation(predictions: list[CalibratedPrediction], threshold: float, g
     _plot_cmc(axes[0, 0], *joined(predictions, "ids", "truth"))
     _plot_thresholds(axes[0, 1], predictions, threshold)
     _plot_reliability(axes[1, 0], *joined(predictions, "is_correct", "confidence"))
-    grid.plot(ax=axes[1, 1], marker="o", logx=True, xticks=grid.index, title="MAP@5, known animals, by k")
-    axes[1, 1].set_xticklabels(grid.index)
-    axes[1, 1].minorticks_off()
+    _plot_grid(axes[1, 1], grid)
     fig.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # room for the line under the figure
     return fig
 
 # %% ../../nbs/06_knn.ipynb #06-knn-40b
+def _plot_grid(ax, grid):
+    if grid.empty:
+        ax.axis("off")
+        return
+    grid.plot(ax=ax, marker="o", logx=True, xticks=grid.index, title="MAP@5, known animals, by k")
+    ax.set_xticklabels(grid.index)
+    ax.minorticks_off()
+
+
 def _plot_cmc(ax, ids, truth):
     fractions = cmc(truth[truth != NEW], ids[truth != NEW], range(1, ids.shape[1] + 1))
     ax.plot(list(fractions), list(fractions.values()), "o-")
@@ -814,28 +881,9 @@ def choose_examples(predictions: dict[int, CalibratedPrediction], each: int = 3)
     return best.sort_values("kind", key=lambda kind: kind.map({"right": 0, "wrong": 1, "new": 2}), kind="stable")
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41b
-import cv2
 from sklearn.base import clone
 
-# %% ../../nbs/06_knn.ipynb #06-knn-41q
-def thumbnail(path: Path | str, side: int = 160) -> np.ndarray:
-    """Read a photo in small.
-
-    Args:
-        path: the file.
-        side: longer side of the result in pixels.
-
-    Returns:
-        `[height, width, 3]` uint8, RGB.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
-    image = cv2.imread(str(path))
-    if image is None:
-        raise UserError(f"{path} cannot be read as a picture")
-    scale = side / max(image.shape[:2])
-    return cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+from ..imaging.photo import thumbnail
 
 # %% ../../nbs/06_knn.ipynb #06-knn-41p
 def plot_examples(
@@ -878,7 +926,7 @@ def plot_examples(
 # %% ../../nbs/06_knn.ipynb #06-knn-41r
 def _plot_photos(axes, folder, photos):
     for ax, (name, title) in zip(axes, photos, strict=False):
-        ax.imshow(thumbnail(folder / name))
+        ax.imshow(thumbnail(folder / name, 160))
         ax.set_title(title, fontsize=7)
     for ax in axes:
         ax.axis("off")

@@ -140,7 +140,7 @@ class Stage:
         notebook: the stem of its notebook's file.
         summary: one line of help.
         scope: how often a study runs it, one of `SCOPES`; "catalogue": it belongs to no study.
-        inputs: the results of earlier stages that it reads; what those stages read themselves is implied.
+        inputs: the results of earlier stages that it reads, whether or not one of these reads them, too.
         outputs: files of results, as patterns below its folder; the first is its JSON record.
         not_compared: further files that it writes, for people or for later stages.
         headline: dotted names of the main metrics in its record.
@@ -265,14 +265,20 @@ register(
 )
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-28
+_ANSWERS = ("fold*/metrics.json", "fold*/oof.csv", "fold*/oof_scores.parquet", "fold*/oof_lists.csv")  # of all queries
+
 register(
     Stage(
         name="gradcam",
         notebook="04_gradcam",
         summary="Show where a trained model looked.",
         scope="fold",
-        inputs=(Input("knn", ("fold*/oof.csv", "fold*/oof_lists.csv")),),
+        inputs=(
+            Input("train", ("config.json", "model.keras", "embeddings.parquet")),
+            Input("knn", _ANSWERS),
+        ),
         outputs=("gradcam.json",),
+        not_compared=("gradcam.png", "faithfulness.png"),
         ranges={"examples": Range(1, 1000), "photos": Range(1, 1e9)},
         study=InStudy(chosen=True, first_fold=True, resources=Resources(gpus=1)),
         accelerators=("gpu",),
@@ -286,6 +292,7 @@ register(
         scope="model",
         inputs=(Input("train", ("config.json", "model.keras", "embeddings.parquet")),),
         outputs=("robustness.json", "robustness_before.json"),
+        not_compared=("robustness.png", "degradations.png", "robustness_before.png", "degradations_before.png"),
         ranges={"photos": Range(1, 1e9)},
         study=InStudy(chosen=True, resources=Resources(gpus=1, hours=8)),
         accelerators=("tpu", "gpu"),
@@ -335,9 +342,10 @@ def _no_lines(stage, record, folder):
 
 _REPORT_INPUTS = (
     Input("eda", ("duplicates-*.csv",)),
-    Input("knn", ("knn.json", "fold*/metrics.json", "fold*/oof.csv")),
-    Input("gradcam", ("gradcam.json",)),
-    Input("robustness", ("robustness.json",)),
+    Input("train", ("history.csv", "embeddings.parquet")),
+    Input("knn", ("knn.json", *_ANSWERS)),
+    Input("gradcam", ("gradcam.json", "gradcam.png", "faithfulness.png")),
+    Input("robustness", ("robustness.json", "robustness.png", "degradations.png")),
     Input("blend", ("blend.json", "submission.csv")),
 )
 
@@ -348,7 +356,7 @@ register(
         summary="Write the report page.",
         scope="study",
         inputs=_REPORT_INPUTS,
-        outputs=("report.json", "metrics.json"),
+        outputs=("report.json",),
         not_compared=("report.html", "answers.jpg"),
         headline=("test.map5",),
         describe=_no_lines,
