@@ -40,7 +40,7 @@ def open_chosen_catalogue(folder: Path | None) -> "Catalogue":
     """Open the catalogue that a command names.
 
     Args:
-        folder: The catalogue's, or a study's that has one; None: the study of the data the stages would use.
+        folder: the catalogue's, or a study's that has one; None: the study of the data the stages would use.
 
     Returns:
         The open `Catalogue`.
@@ -62,7 +62,7 @@ def calibration_lines(calibration: "Calibration") -> list[str]:
     """Describe how well a catalogue's probabilities are calibrated.
 
     Args:
-        calibration: A `retrieval.identifier.Calibration`.
+        calibration: a `retrieval.identifier.Calibration`.
 
     Returns:
         A line for photographs, one for encounters of several if there are any, and its note if it has one.
@@ -113,7 +113,7 @@ def photo_files(paths: Sequence[Path]) -> list[Path]:
     """List the photographs that paths name.
 
     Args:
-        paths: Files, and folders, each of which stands for the photographs in it.
+        paths: files, and folders, each of which stands for the photographs in it.
 
     Returns:
         The files, those of a folder sorted by name.

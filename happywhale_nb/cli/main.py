@@ -22,7 +22,7 @@ class Entry:
 
     Attributes:
         place: `module:attribute`, relative to `happywhale_nb.cli`; the attribute is the command, or a dict of commands.
-        help: One line.
+        help: one line.
     """
 
     place: str
@@ -32,7 +32,7 @@ class Entry:
         """Import the module of the command.
 
         Args:
-            name: The command's, needed where the place holds several.
+            name: the command's, needed where the place holds several.
 
         Returns:
             The command.

@@ -46,9 +46,9 @@ def renamed_option(old: str, new: str, is_flag: bool = False) -> Callable:
     """Make a decorator of commands that refuses an option's old name.
 
     Args:
-        old: The option as it was called, such as `"--rule"`.
-        new: As it is called now.
-        is_flag: Whether it had no value.
+        old: the option as it was called, such as `"--rule"`.
+        new: as it is called now.
+        is_flag: whether it had no value.
 
     Returns:
         The decorator. Its option raises `UserError` if it is used.

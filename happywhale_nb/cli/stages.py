@@ -26,7 +26,7 @@ def stage_help(stage: str) -> str:
     """Write the help of a stage's command.
 
     Args:
-        stage: Name of the stage.
+        stage: name of the stage.
 
     Returns:
         What it does, an example, and the parameters of its notebook.
@@ -58,10 +58,10 @@ def run_and_print(
     """Run a stage and print where its notebook went, how long it took and what it found.
 
     Args:
-        stage: Name of the stage.
-        parameters: Pairs of names and values (`str`), as typed.
-        output: Path of the executed notebook; None: its default place.
-        gpus: Number of graphics cards to reserve; None: all.
+        stage: name of the stage.
+        parameters: pairs of names and values (`str`), as typed.
+        output: path of the executed notebook; None: its default place.
+        gpus: number of graphics cards to reserve; None: all.
     """
     began = time.perf_counter()
     notebook = run_stage(stage, dict(parameters), output, gpus)

@@ -36,8 +36,8 @@ def closing_lines(folder: Path, head: str) -> list[str]:
     """Describe a finished study.
 
     Args:
-        folder: The study's.
-        head: The first line.
+        folder: the study's.
+        head: the first line.
 
     Returns:
         The head, the files it made, its MAP@5, and what to do next.

@@ -35,7 +35,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Write a file or folder completely or not at all.
 
     Args:
-        path: The file or folder to be made. Parent folders are made; an existing file or folder is replaced.
+        path: the file or folder to be made. Parent folders are made; an existing file or folder is replaced.
 
     Yields:
         A temporary path in the same folder. It is renamed to `path` on success and removed on any error.
@@ -73,8 +73,8 @@ def write_json(path: Path | str, value: object) -> None:
     """Write a value as indented JSON, atomically.
 
     Args:
-        path: The file to be written; an existing one is replaced.
-        value: Dicts, lists, tuples, NumPy arrays and numbers, paths, and what JSON knows, nested at will.
+        path: the file to be written; an existing one is replaced.
+        value: dicts, lists, tuples, NumPy arrays and numbers, paths, and what JSON knows, nested at will.
     """
     with atomic(path) as temporary:
         text = json.dumps(_json_value(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -85,7 +85,7 @@ def read_json(path: Path | str) -> dict | list:
     """Read a JSON file that a stage has written.
 
     Args:
-        path: The file, UTF-8.
+        path: the file, UTF-8.
 
     Returns:
         The value in it, mostly a dict.
@@ -105,9 +105,9 @@ def fingerprint(*values: object, files: Iterable[Path | str] = (), photos: Itera
     """Compute a fingerprint of a stage's inputs.
 
     Args:
-        *values: Anything that `write_json` can write.
-        files: Files that count by name and content.
-        photos: Files that count by name and size. Neither folder nor date of a file counts.
+        *values: anything that `write_json` can write.
+        files: files that count by name and content.
+        photos: files that count by name and size. Neither folder nor date of a file counts.
 
     Returns:
         The first sixteen hex digits of a SHA-256 digest.
@@ -124,9 +124,9 @@ def is_done(record: Path | str, stamp: str, outputs: Iterable[Path | str] = ()) 
     """Return whether a stage has already run with the same inputs.
 
     Args:
-        record: The JSON file that closes the stage, with a key `stamp`.
+        record: the JSON file that closes the stage, with a key `stamp`.
         stamp: `fingerprint` of the stage's present inputs.
-        outputs: Files that have to exist, too.
+        outputs: files that have to exist, too.
 
     Returns:
         True if `record` carries this `stamp` and all `outputs` exist.
@@ -141,7 +141,7 @@ def versions(*packages: str) -> dict[str, str]:
     """Return the installed versions of Python, this project and other packages.
 
     Args:
-        *packages: Names of distributions; none: NumPy, pandas and scikit-learn.
+        *packages: names of distributions; none: NumPy, pandas and scikit-learn.
 
     Returns:
         A dict from names to versions, `"not installed"` for a package that is missing.

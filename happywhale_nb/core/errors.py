@@ -25,9 +25,9 @@ def lookup(table: Mapping[str, Value], name: str, noun: str) -> Value:
     """Look up a name that a user has typed.
 
     Args:
-        table: Mapping from names to values.
-        name: The name to look up.
-        noun: What the names stand for, in the singular, such as `"preset"`; used in the message.
+        table: mapping from names to values.
+        name: the name to look up.
+        noun: what the names stand for, in the singular, such as `"preset"`; used in the message.
 
     Returns:
         `table[name]`.

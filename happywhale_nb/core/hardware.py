@@ -22,9 +22,9 @@ class NvidiaDriver:
     """An NVIDIA driver and its cards.
 
     Attributes:
-        cards: Names of the cards, such as `"NVIDIA L4"`; empty if the driver reports none.
-        version: The driver's version, such as `"550.54.15"`; empty if unknown.
-        fault: Why `nvidia-smi` has not answered; empty if it has.
+        cards: names of the cards, such as `"NVIDIA L4"`; empty if the driver reports none.
+        version: the driver's version, such as `"550.54.15"`; empty if unknown.
+        fault: why `nvidia-smi` has not answered; empty if it has.
     """
 
     cards: tuple[str, ...]
@@ -64,8 +64,8 @@ def nvidia_driver(timeout: float = 10.0, folder: Path = Path("/proc/driver/nvidi
     """Find the NVIDIA driver and its cards.
 
     Args:
-        timeout: Seconds to wait for `nvidia-smi`.
-        folder: Folder in which the driver lists its cards on Linux.
+        timeout: seconds to wait for `nvidia-smi`.
+        folder: folder in which the driver lists its cards on Linux.
 
     Returns:
         The driver, or None if there is none.
@@ -100,7 +100,7 @@ def has_package(name: str) -> bool:
     """Return whether a package is installed.
 
     Args:
-        name: Name of its distribution, such as `"nvidia-cudnn-cu12"`.
+        name: name of its distribution, such as `"nvidia-cudnn-cu12"`.
 
     Returns:
         True if it is.
@@ -117,7 +117,7 @@ def gpu_remedy(backend: str, driver: NvidiaDriver) -> str:
 
     Args:
         backend: Keras' backend, `"tensorflow"` or `"jax"`.
-        driver: The driver of the card.
+        driver: the driver of the card.
 
     Returns:
         The reason why it does not, and the remedy; a part of a sentence.

@@ -37,7 +37,7 @@ def find_checkout(start: str | Path | None = None) -> Path | None:
     """Find the checkout of the project.
 
     Args:
-        start: Where to begin; None: the current folder.
+        start: where to begin; None: the current folder.
 
     Returns:
         The nearest folder from `start` upwards that holds `settings.ini` and `nbs`, else the checkout this package was
@@ -56,7 +56,7 @@ def project_root(start: str | Path | None = None) -> Path:
     """Find the folder that holds `data` and `outputs`.
 
     Args:
-        start: Where to begin; None: the current folder.
+        start: where to begin; None: the current folder.
 
     Returns:
         The checkout (`find_checkout`), else on Kaggle its working folder, else `start`, as an absolute path.
@@ -83,7 +83,7 @@ def find_data(data_dir: Path | str = "") -> Path:
     """Find the data folder.
 
     Args:
-        data_dir: The folder, a relative one from the project root; `""`: `$HAPPYWHALE_DATA`, else the first folder
+        data_dir: the folder, a relative one from the project root; `""`: `$HAPPYWHALE_DATA`, else the first folder
             with a `train.csv` among Kaggle's input, `data/happywhale` and `data/demo`.
 
     Returns:
@@ -106,9 +106,9 @@ def study_dir(study: str = "", data_dir: Path | str = "", quick: bool = False) -
     """Return the folder of a study's results.
 
     Args:
-        study: Name of the study; `""`: that of the data folder.
-        data_dir: The data folder, as for `find_data`; used if `study` is empty.
-        quick: Whether the study is a quick run, whose folder ends in `-quick`.
+        study: name of the study; `""`: that of the data folder.
+        data_dir: the data folder, as for `find_data`; used if `study` is empty.
+        quick: whether the study is a quick run, whose folder ends in `-quick`.
 
     Returns:
         `outputs/<study>` in the project root, an absolute path. It need not exist.
@@ -129,9 +129,9 @@ def fold_dir(study_folder: Path | str, model: str, fold: int) -> Path:
     """Return the folder of one model on one fold.
 
     Args:
-        study_folder: Folder of `study_dir`.
-        model: Name of the model, a preset's or one's own.
-        fold: Number of the fold, from 0.
+        study_folder: folder of `study_dir`.
+        model: name of the model, a preset's or one's own.
+        fold: number of the fold, from 0.
 
     Returns:
         `<study_folder>/<model>/fold<k>`. It need not exist.
@@ -149,7 +149,7 @@ def study_data(folder: Path | str) -> Path:
     """Return the data folder that a study was last run on.
 
     Args:
-        folder: Folder of the study, as of `study_dir`.
+        folder: folder of the study, as of `study_dir`.
 
     Returns:
         The data folder.

@@ -28,8 +28,8 @@ def check_platform(system: str = "", machine: str = "") -> None:
     """Refuse a machine on which nothing can be installed.
 
     Args:
-        system: As `platform.system()` names it; `""`: this one.
-        machine: As `platform.machine()` names it; `""`: this one.
+        system: as `platform.system()` names it; `""`: this one.
+        machine: as `platform.machine()` names it; `""`: this one.
 
     Raises:
         UserError: For an Intel Mac.
@@ -49,7 +49,7 @@ def clean_file_name(name: str) -> str:
     """Return the nearest name that every system allows for a file or folder.
 
     Args:
-        name: A name without folders.
+        name: a name without folders.
 
     Returns:
         `name` itself if it is allowed; else forbidden characters are `_`, and a device's name begins with `_`.
@@ -62,8 +62,8 @@ def check_file_name(name: str, subject: str) -> None:
     """Refuse a name that some system does not allow for a file or folder.
 
     Args:
-        name: The name, without folders.
-        subject: What is called so, as `"a study"`; used in the message.
+        name: the name, without folders.
+        subject: what is called so, as `"a study"`; used in the message.
 
     Raises:
         UserError: If the name is not allowed; the message has the nearest one that is.
@@ -80,8 +80,8 @@ def rename_patiently(source: Path | str, target: Path | str) -> None:
     """Rename a file or folder like `os.replace`, and wait for other programs on Windows.
 
     Args:
-        source: What is to be renamed.
-        target: Its new name; a file with this name is replaced.
+        source: what is to be renamed.
+        target: its new name; a file with this name is replaced.
 
     Raises:
         OSError: As `os.replace`; where another program has the file open, after `PATIENCE` seconds.
@@ -111,8 +111,8 @@ def write_fault(path: Path | str, error: OSError) -> UserError:
     """Explain why a file could not be written.
 
     Args:
-        path: The file or folder that was to be written.
-        error: The system's error.
+        path: the file or folder that was to be written.
+        error: the system's error.
 
     Returns:
         An error for the user, with what to do about it.
@@ -135,8 +135,8 @@ def link_file(source: Path | str, target: Path | str) -> str:
     """Make a file accessible under a second path, in the first way that the system allows.
 
     Args:
-        source: A file; an absolute path.
-        target: The second path; nothing may be there.
+        source: a file; an absolute path.
+        target: the second path; nothing may be there.
 
     Returns:
         `"link"` for a symbolic link, else its substitute: `"hard link"` or `"copy"`.
@@ -161,8 +161,8 @@ def substitute_notes(folder: Path | str, ways: Mapping[str, int]) -> list[str]:
     """Say where links could not be made.
 
     Args:
-        folder: Folder of the links.
-        ways: How often `link_file` has returned what.
+        folder: folder of the links.
+        ways: how often `link_file` has returned what.
 
     Returns:
         A sentence for each substitute that was used.
@@ -184,7 +184,7 @@ def sync_folder(folder: Path | str) -> None:
     """Write a folder's list of names to disk (`fsync`), where the system can.
 
     Args:
-        folder: An existing folder.
+        folder: an existing folder.
 
     Raises:
         OSError: If the folder is missing or the disk fails; not if the system refuses.

@@ -56,11 +56,11 @@ def bar(
     """Iterate over items with a progress bar.
 
     Args:
-        items: What to iterate over; None: a bar to `update` by hand.
-        description: A word or two before the bar.
-        total: Number of items; None: `len(items)`.
-        unit: What is counted, in the singular.
-        **tqdm_options: Further arguments of tqdm, such as `disable` or `initial`.
+        items: what to iterate over; None: a bar to `update` by hand.
+        description: a word or two before the bar.
+        total: number of items; None: `len(items)`.
+        unit: what is counted, in the singular.
+        **tqdm_options: further arguments of tqdm, such as `disable` or `initial`.
 
     Returns:
         A `tqdm.notebook.tqdm` if `shows_widgets()`, else a `tqdm.tqdm` that writes to standard error.

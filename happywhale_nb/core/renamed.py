@@ -129,8 +129,8 @@ def with_new_keys(record: object, keys: Mapping[str, Mapping[str, str]]) -> obje
     """Rename keys of a JSON value.
 
     Args:
-        record: The value; it is left as it is.
-        keys: Place, a dotted path with `*` for any key → old key → new key.
+        record: the value; it is left as it is.
+        keys: place, a dotted path with `*` for any key → old key → new key.
 
     Returns:
         A copy with the new keys, in the same order; what has them already is equal to its copy.
@@ -148,7 +148,7 @@ def read_record(path: Path | str) -> dict:
     """Read a JSON file of a stage, of this version or of an earlier one.
 
     Args:
-        path: The file; what its keys were called before is known by its name, see `KEYS`.
+        path: the file; what its keys were called before is known by its name, see `KEYS`.
 
     Returns:
         Its content, with the keys of this version, in the file's order.
@@ -191,9 +191,9 @@ def refuse_renamed(names: Iterable[str], known: Container[str], noun: str) -> No
     """Refuse old names of parameters or fields.
 
     Args:
-        names: What a user has typed.
-        known: The names that are allowed; an old name that is among them has another meaning now and is left alone.
-        noun: What the names stand for, in the singular, such as `"parameter"`; used in the message.
+        names: what a user has typed.
+        known: the names that are allowed; an old name that is among them has another meaning now and is left alone.
+        noun: what the names stand for, in the singular, such as `"parameter"`; used in the message.
 
     Raises:
         UserError: If there are old names; the message lists all, with the new ones.

@@ -66,7 +66,7 @@ def clean_boxes(boxes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clip boxes to the images they were measured in, and drop those without an area.
 
     Args:
-        boxes: Table of `BOX_COLUMNS`, as of `read_box_tables`. Where W and H are unknown, only the upper and left
+        boxes: table of `BOX_COLUMNS`, as of `read_box_tables`. Where W and H are unknown, only the upper and left
             edges are clipped.
 
     Returns:
@@ -89,7 +89,7 @@ def read_box_tables(root: Path) -> pd.DataFrame:
     """Read all boxes of a data folder, unchanged.
 
     Args:
-        root: The data folder, with `boxes.csv`, `boxes/*.csv`, both or neither.
+        root: the data folder, with `boxes.csv`, `boxes/*.csv`, both or neither.
 
     Returns:
         Table of `BOX_COLUMNS`. W and H, the size of the image that a box was measured in, are the table's own, else the
@@ -114,7 +114,7 @@ def read_boxes(root: Path) -> pd.DataFrame:
     """Read the usable boxes of a data folder (`read_box_tables`, `clean_boxes`).
 
     Args:
-        root: The data folder.
+        root: the data folder.
 
     Returns:
         Table image, source, x0, y0, x1, y1 (pixels), confidence (0 … 1), W, H (pixels, or not-a-number).
@@ -126,8 +126,8 @@ def iou(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Compute the intersection over union of pairs of boxes.
 
     Args:
-        one: Boxes `[n, 4]`: x0, y0, x1, y1.
-        two: Boxes `[n, 4]`, each compared with the same row of `one`.
+        one: boxes `[n, 4]`: x0, y0, x1, y1.
+        two: boxes `[n, 4]`, each compared with the same row of `one`.
 
     Returns:
         `[n]` float from 0 to 1; 0 where both are empty.
@@ -176,9 +176,9 @@ class CropMix:
     """Sources of boxes in order of preference, with their probabilities in training.
 
     Attributes:
-        sources: Names of sources, the preferred one first; `whole` is the whole photograph.
-        probabilities: One for each source, adding up to 1; empty: none is drawn at random.
-        min_confidence: Boxes of less confidence count as missing; 0 … 1.
+        sources: names of sources, the preferred one first; `whole` is the whole photograph.
+        probabilities: one for each source, adding up to 1; empty: none is drawn at random.
+        min_confidence: boxes of less confidence count as missing; 0 … 1.
     """
 
     sources: tuple[str, ...]
@@ -190,9 +190,9 @@ class CropMix:
         """Parse the parameter `crops`.
 
         Args:
-            crops: Such as `"fullbody:.6 backfin:.3 whole:.1"`, `"fullbody detic"` or `"auto"`.
-            available: The sources there are; names may repeat.
-            min_confidence: Of the mix.
+            crops: such as `"fullbody:.6 backfin:.3 whole:.1"`, `"fullbody detic"` or `"auto"`.
+            available: the sources there are; names may repeat.
+            min_confidence: of the mix.
 
         Returns:
             The mix.
@@ -206,9 +206,9 @@ class CropMix:
         """Choose one box for each image.
 
         Args:
-            images: Names of images.
-            boxes: Table of `read_boxes`.
-            first: A source that is preferred to all others; None: as `sources`.
+            images: names of images.
+            boxes: table of `read_boxes`.
+            first: a source that is preferred to all others; None: as `sources`.
 
         Returns:
             `boxes` by the order of `images`, one row each; source is `whole` where no source has a box.
@@ -220,8 +220,8 @@ class CropMix:
         """Choose boxes for training, by each source that may be drawn.
 
         Args:
-            images: Names of images.
-            boxes: Table of `read_boxes`.
+            images: names of images.
+            boxes: table of `read_boxes`.
 
         Returns:
             Pairs of a source's probability and its table of `prefer`; empty if none is drawn.

@@ -92,10 +92,10 @@ class Finding:
     """Something that a check has found.
 
     Attributes:
-        kind: A key of `FINDINGS`.
-        file: Name of the file, with its folder for a photograph.
-        detail: What is wrong with it.
-        row: Row of the table, as a spreadsheet counts: the header is row 1. None if it is no table.
+        kind: a key of `FINDINGS`.
+        file: name of the file, with its folder for a photograph.
+        detail: what is wrong with it.
+        row: row of the table, as a spreadsheet counts: the header is row 1. None if it is no table.
     """
 
     kind: str
@@ -114,10 +114,10 @@ class Check:
     """What `check_folder` collects.
 
     Attributes:
-        root: The data folder.
-        summary: Numbers of photographs, individuals, species, bytes …
-        findings: In the order in which they are found.
-        usable: Whether anything can be trained on the folder.
+        root: the data folder.
+        summary: numbers of photographs, individuals, species, bytes …
+        findings: in the order in which they are found.
+        usable: whether anything can be trained on the folder.
     """
 
     root: Path
@@ -129,10 +129,10 @@ class Check:
         """Add one finding.
 
         Args:
-            kind: As of `Finding`.
-            file: As of `Finding`.
-            detail: As of `Finding`.
-            row: As of `Finding`.
+            kind: as of `Finding`.
+            file: as of `Finding`.
+            detail: as of `Finding`.
+            row: as of `Finding`.
         """
         self.findings.append(Finding(kind, file, detail, row))
         if kind in UNUSABLE:
@@ -215,7 +215,7 @@ def odd_ids(ids: Iterable[str]) -> dict[str, str]:
     """Find individuals' ids that are odd.
 
     Args:
-        ids: Ids, which may repeat.
+        ids: ids, which may repeat.
 
     Returns:
         From each odd id to what is odd about it.
@@ -298,7 +298,7 @@ def check_tables(check: Check) -> pd.DataFrame:
     """Check `train.csv`, `sample_submission.csv`, `folds.csv` and the boxes of a data folder.
 
     Args:
-        check: Collects the findings; its `root` is the data folder.
+        check: collects the findings; its `root` is the data folder.
 
     Returns:
         The photographs that the tables list: image, part (`train`, `test`), individual_id.
@@ -332,10 +332,10 @@ class PhotoInspection:
     """What the inspection of one file gives.
 
     Attributes:
-        findings: Pairs of a kind, a key of `FINDINGS`, and a detail.
-        bytes: Size of the file.
-        width: Pixels as stored; 0 if the header cannot be read.
-        height: Pixels as stored; 0 if the header cannot be read.
+        findings: pairs of a kind, a key of `FINDINGS`, and a detail.
+        bytes: size of the file.
+        width: pixels as stored; 0 if the header cannot be read.
+        height: pixels as stored; 0 if the header cannot be read.
         thumbnail: `[32, 32]` uint8; None if the pixels were not decoded.
     """
 
@@ -386,8 +386,8 @@ def inspect_photo(path: Path | str, deep: bool = False) -> PhotoInspection:
     """Inspect one photograph.
 
     Args:
-        path: The file. A bad one is a finding, and never raises.
-        deep: Whether to decode all pixels instead of reading the header only.
+        path: the file. A bad one is a finding, and never raises.
+        deep: whether to decode all pixels instead of reading the header only.
 
     Returns:
         What there is to say about it.
@@ -472,10 +472,10 @@ def check_photos(check: Check, listed: pd.DataFrame, deep: bool = False, progres
     """Check every photograph that is listed and exists.
 
     Args:
-        check: Collects the findings; its `root` is the data folder.
-        listed: Table of `check_tables`.
-        deep: Whether to decode all pixels.
-        progress: Whether to show a bar.
+        check: collects the findings; its `root` is the data folder.
+        listed: table of `check_tables`.
+        deep: whether to decode all pixels.
+        progress: whether to show a bar.
     """
     listed, paths = _files_there(check, listed)
     inspections = _inspect_all(paths, deep, progress)
@@ -503,9 +503,9 @@ def check_folder(data_dir: Path | str, deep: bool = False, progress: bool = True
     """Check a data folder.
 
     Args:
-        data_dir: The data folder.
-        deep: Whether to decode all pixels of all photographs instead of reading their headers.
-        progress: Whether to show a bar.
+        data_dir: the data folder.
+        deep: whether to decode all pixels of all photographs instead of reading their headers.
+        progress: whether to show a bar.
 
     Returns:
         The check, with all that was found.
@@ -526,8 +526,8 @@ def count_noun(number: int, noun: str) -> str:
     """Return a number and its noun.
 
     Args:
-        number: Any whole number.
-        noun: In the singular; the plural ends in s.
+        number: any whole number.
+        noun: in the singular; the plural ends in s.
 
     Returns:
         Such as `1 finding`, `2 findings`.
@@ -567,8 +567,8 @@ def describe_check(check: Check, examples: int = 3) -> str:
     """Describe a check for people.
 
     Args:
-        check: Check of `check_folder`.
-        examples: How many findings of each kind are named.
+        check: check of `check_folder`.
+        examples: how many findings of each kind are named.
 
     Returns:
         Lines of text: what is there, then each kind of finding, errors first, with examples.
@@ -594,7 +594,7 @@ def check_as_dict(check: Check) -> dict[str, Any]:
     """Describe a check for machines.
 
     Args:
-        check: Check of `check_folder`.
+        check: check of `check_folder`.
 
     Returns:
         root, status (clean, findings, unusable), summary, findings (kind, level, file, row, detail).
@@ -608,7 +608,7 @@ def write_skips(check: Check) -> int:
     """Add the unusable photographs of a check to `skip.csv` of its folder.
 
     Args:
-        check: Check of `check_folder`.
+        check: check of `check_folder`.
 
     Returns:
         How many were added.

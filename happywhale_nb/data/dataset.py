@@ -29,8 +29,8 @@ def parse_csv(source: Path | str | TextIO, **options: object) -> pd.DataFrame:
     """Read a CSV with every cell as it is written.
 
     Args:
-        source: A path or an open text file.
-        **options: Further arguments of `pandas.read_csv`.
+        source: a path or an open text file.
+        **options: further arguments of `pandas.read_csv`.
 
     Returns:
         A table of `str`; empty cells are `""`.
@@ -60,8 +60,8 @@ def read_table(path: Path | str, columns: Sequence[str]) -> pd.DataFrame:
     """Read a CSV as text and check the columns that are needed.
 
     Args:
-        path: The file, UTF-8.
-        columns: Columns that must exist and have no empty cell.
+        path: the file, UTF-8.
+        columns: columns that must exist and have no empty cell.
 
     Returns:
         The whole table, all of it `str`.
@@ -84,9 +84,9 @@ def check_images(table: pd.DataFrame, path: Path | str, folder: Path) -> None:
     """Check the images that a table lists.
 
     Args:
-        table: A table with a column `image`; the index counts the rows of the file.
-        path: The file that it was read from, for messages.
-        folder: Folder of the photographs.
+        table: a table with a column `image`; the index counts the rows of the file.
+        path: the file that it was read from, for messages.
+        folder: folder of the photographs.
 
     Raises:
         UserError: If an image is listed twice, lies outside `folder`, or is missing; the message names the row.
@@ -110,7 +110,7 @@ def read_skips(root: Path) -> pd.DataFrame:
     """Read which photographs are to be left out.
 
     Args:
-        root: The data folder.
+        root: the data folder.
 
     Returns:
         The table image, reason of `skip.csv`, one row an image; empty if there is no such file.
@@ -128,7 +128,7 @@ def read_sizes(root: Path) -> pd.DataFrame | None:
     """Read the sizes of photographs from `image_sizes*.csv`.
 
     Args:
-        root: The data folder. Its tables have columns image and either shapes, as `(804, 671)`, or width and height.
+        root: the data folder. Its tables have columns image and either shapes, as `(804, 671)`, or width and height.
 
     Returns:
         A table image, width, height (pixels, float); None if there is no such file.
@@ -152,13 +152,13 @@ class Dataset:
     """Photographs and tables of one folder in Happywhale's layout.
 
     Attributes:
-        root: The data folder.
-        train: Text columns image, species (merged), individual_id, whatever else the table holds, and species_raw.
-        test: Column image, and no other; may be empty.
-        skipped: The photographs of both that `skip.csv` leaves out: image, reason, part (`train` or `test`).
-        train_images: Folder of the training photographs; it need not exist.
-        test_images: Folder of the test photographs; it need not exist.
-        fingerprint: Stands for tables and photographs (`core.artifacts.fingerprint`).
+        root: the data folder.
+        train: text columns image, species (merged), individual_id, whatever else the table holds, and species_raw.
+        test: column image, and no other; may be empty.
+        skipped: the photographs of both that `skip.csv` leaves out: image, reason, part (`train` or `test`).
+        train_images: folder of the training photographs; it need not exist.
+        test_images: folder of the test photographs; it need not exist.
+        fingerprint: stands for tables and photographs (`core.artifacts.fingerprint`).
     """
 
     root: Path
@@ -201,7 +201,7 @@ def photo_folder(root: Path, part: str) -> Path:
     """Return the folder of the training or test photographs.
 
     Args:
-        root: The data folder.
+        root: the data folder.
         part: `"train"` or `"test"`.
 
     Returns:
@@ -251,8 +251,8 @@ def read_dataset(data_dir: Path | str = "", need_photos: bool = True) -> Dataset
     """Find, read and check a data folder.
 
     Args:
-        data_dir: The folder, as for `core.paths.find_data`.
-        need_photos: Whether tables without their photographs are refused. Only names are checked, not pixels: an
+        data_dir: the folder, as for `core.paths.find_data`.
+        need_photos: whether tables without their photographs are refused. Only names are checked, not pixels: an
             unreadable photograph is reported when it is decoded, and by `happywhale data check`.
 
     Returns:

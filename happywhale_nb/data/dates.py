@@ -17,7 +17,7 @@ def read_dates(table: pd.DataFrame) -> pd.Series:
     """Parse the column `date` of a table.
 
     Args:
-        table: A table with a text column `date`.
+        table: a table with a text column `date`.
 
     Returns:
         `datetime64` in UTC by the rows of `table`; not-a-time where the cell is no ISO 8601 date.
@@ -29,7 +29,7 @@ def iso_date(text: str) -> str:
     """Turn a camera's date into an ISO 8601 one.
 
     Args:
-        text: A date such as `2019:07:30 12:00:00`.
+        text: a date such as `2019:07:30 12:00:00`.
 
     Returns:
         `2019-07-30 12:00:00`; any other text unchanged.
@@ -41,7 +41,7 @@ def exif_date(photo: Image.Image) -> str:
     """Read when a photograph was taken.
 
     Args:
-        photo: An open Pillow image.
+        photo: an open Pillow image.
 
     Returns:
         The EXIF text as it is, such as `2019:07:30 12:00:00`; `""` if there is none.
@@ -55,7 +55,7 @@ def camera_date(path: Path | str) -> str:
     """Read when the photograph in a file was taken.
 
     Args:
-        path: The file, of any kind that Pillow reads.
+        path: the file, of any kind that Pillow reads.
 
     Returns:
         The text of `exif_date`; `""` also if the file cannot be read.

@@ -93,7 +93,7 @@ def fetch_archive(target: Path | str, competition: str = COMPETITION) -> Path:
     """Download a competition's archive, resuming an earlier download.
 
     Args:
-        target: Folder of the archive; made if it does not exist.
+        target: folder of the archive; made if it does not exist.
         competition: Kaggle's name of the competition, the last part of its address.
 
     Returns:
@@ -136,9 +136,9 @@ def unpack_archive(archive: Path | str, target: Path | str, progress: bool = Tru
     """Unpack a zip archive, except for files that exist with the right size.
 
     Args:
-        archive: The archive.
-        target: The folder to unpack to.
-        progress: Whether to show a bar.
+        archive: the archive.
+        target: the folder to unpack to.
+        progress: whether to show a bar.
 
     Returns:
         How many files were written.
@@ -162,7 +162,7 @@ def download(target: Path | str, competition: str = COMPETITION) -> int:
     """Download and unpack a competition's data, and remove the archive.
 
     Args:
-        target: The data folder; made if it does not exist.
+        target: the data folder; made if it does not exist.
         competition: Kaggle's name of the competition.
 
     Returns:

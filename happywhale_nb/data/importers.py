@@ -59,8 +59,8 @@ def match_columns(columns: Iterable[str], named: Mapping[str, str] | None = None
     """Find which columns of a source hold what.
 
     Args:
-        columns: Names of the source's columns.
-        named: Names that the user has given, from ours to theirs; they go first.
+        columns: names of the source's columns.
+        named: names that the user has given, from ours to theirs; they go first.
 
     Returns:
         Names from ours (keys of `SYNONYMS`) to theirs, for the columns that are there.
@@ -83,7 +83,7 @@ def read_folders(source: Path) -> pd.DataFrame:
     """Read photographs that lie in folders named after individuals.
 
     Args:
-        source: The folder of `individual/photo` or `species/individual/photo`.
+        source: the folder of `individual/photo` or `species/individual/photo`.
 
     Returns:
         Table path, individual_id, species, date (as the camera writes it), one row a photograph.
@@ -125,9 +125,9 @@ def read_csv(source: Path, photos: Path, named: Mapping[str, str] | None = None)
     """Read a CSV that lists photographs.
 
     Args:
-        source: The file, UTF-8, separated by commas, semicolons or tabs.
-        photos: Folder of the photographs.
-        named: Columns that the user has named, as for `match_columns`.
+        source: the file, UTF-8, separated by commas, semicolons or tabs.
+        photos: folder of the photographs.
+        named: columns that the user has named, as for `match_columns`.
 
     Returns:
         The rows under our names, and `path` (None if the photograph is not found).
@@ -181,9 +181,9 @@ def read_coco(source: Path, photos: Path, named: Mapping[str, str] | None = None
     """Read a COCO or COCO Camera Traps file.
 
     Args:
-        source: The JSON file.
-        photos: Folder of the photographs.
-        named: Fields that the user has named, as for `match_columns`.
+        source: the JSON file.
+        photos: folder of the photographs.
+        named: fields that the user has named, as for `match_columns`.
 
     Returns:
         One row an annotation, and one for each image without any, which is unidentified.
@@ -213,10 +213,10 @@ class ImportPlan:
     """What an import writes.
 
     Attributes:
-        train: Known photographs: image (the new file's name), species, individual_id, extra columns, path (the source).
-        test: Photographs to be identified: image, extra columns, path.
-        boxes: Table image, x, y, w, h (pixels).
-        notes: What the user should know, one sentence each.
+        train: known photographs: image (the new file's name), species, individual_id, extra columns, path (the source).
+        test: photographs to be identified: image, extra columns, path.
+        boxes: table image, x, y, w, h (pixels).
+        notes: what the user should know, one sentence each.
     """
 
     train: pd.DataFrame
@@ -323,10 +323,10 @@ def plan_import(rows: pd.DataFrame, root: Path, species: str = "", skip_missing:
     """Decide what an import writes.
 
     Args:
-        rows: Table of a reader: path, individual_id, and what else there is.
-        root: Folder of the photographs; two of one name are told apart by their folders below it.
-        species: The species of rows that name none; `""`: `unknown`.
-        skip_missing: Whether to leave out rows whose photograph is missing, with a note, instead of refusing.
+        rows: table of a reader: path, individual_id, and what else there is.
+        root: folder of the photographs; two of one name are told apart by their folders below it.
+        species: the species of rows that name none; `""`: `unknown`.
+        skip_missing: whether to leave out rows whose photograph is missing, with a note, instead of refusing.
 
     Returns:
         The plan.
@@ -366,11 +366,11 @@ def plan_source(
     """Read a source and plan its import.
 
     Args:
-        source: A folder, a `.csv`, `.tsv` or `.txt` table, or a COCO `.json`.
-        photos: Folder of the photographs; `""`: the source's own.
-        named: Columns that the user has named, as for `match_columns`.
-        species: As for `plan_import`.
-        skip_missing: As for `plan_import`.
+        source: a folder, a `.csv`, `.tsv` or `.txt` table, or a COCO `.json`.
+        photos: folder of the photographs; `""`: the source's own.
+        named: columns that the user has named, as for `match_columns`.
+        species: as for `plan_import`.
+        skip_missing: as for `plan_import`.
 
     Returns:
         The plan.
@@ -413,11 +413,11 @@ def write_import(plan: ImportPlan, target: Path | str, copy: bool = False, progr
     """Write a data folder, completely or not at all.
 
     Args:
-        plan: Plan of `plan_import` or `plan_source`.
-        target: The folder to be made.
-        copy: Whether to copy the photographs instead of linking to them. A line on standard error says where links
+        plan: plan of `plan_import` or `plan_source`.
+        target: the folder to be made.
+        copy: whether to copy the photographs instead of linking to them. A line on standard error says where links
             could not be made.
-        progress: Whether to show a bar.
+        progress: whether to show a bar.
 
     Returns:
         `target`, absolute.

@@ -31,8 +31,8 @@ def grey_thumbnail(photo: Image.Image, whole: bool = False) -> np.ndarray:
     """Make a small grey image of a photograph.
 
     Args:
-        photo: An open Pillow image.
-        whole: Whether to decode every pixel, so that damage anywhere in the file raises. Otherwise JPEGs are decoded at
+        photo: an open Pillow image.
+        whole: whether to decode every pixel, so that damage anywhere in the file raises. Otherwise JPEGs are decoded at
             a fraction of their size, which is several times faster.
 
     Returns:
@@ -77,8 +77,8 @@ def read_thumbnails(paths: Sequence[Path], progress: bool = True) -> np.ndarray:
     """Read thumbnails of photographs, in parallel.
 
     Args:
-        paths: The photographs.
-        progress: Whether to show a bar.
+        paths: the photographs.
+        progress: whether to show a bar.
 
     Returns:
         `[n, 32, 32]` uint8.
@@ -112,7 +112,7 @@ def close_hashes(hashes: np.ndarray, max_distance: int) -> np.ndarray:
 
     Args:
         hashes: `[n]` uint64.
-        max_distance: Number of bits in which a pair may differ, 0 to 15.
+        max_distance: number of bits in which a pair may differ, 0 to 15.
 
     Returns:
         `[m, 3]` int64: row, later row, bits that differ; sorted. The result is exact.
@@ -164,8 +164,8 @@ def same_pictures(
 
     Args:
         thumbnails: `[n, 32, 32]` uint8.
-        min_correlation: Least correlation of the pixels, 0 … 1.
-        max_distance: Number of bits in which the hashes may differ, 0 to 15.
+        min_correlation: least correlation of the pixels, 0 … 1.
+        max_distance: number of bits in which the hashes may differ, 0 to 15.
 
     Returns:
         Table a, b (rows), correlation.
@@ -188,8 +188,8 @@ def read_near_duplicates(dataset: Dataset, folder: Path | str) -> pd.DataFrame |
     """Read the pairs that `find_near_duplicates` has kept.
 
     Args:
-        dataset: The data set.
-        folder: Where they are kept.
+        dataset: the data set.
+        folder: where they are kept.
 
     Returns:
         Table of `PAIR_COLUMNS`; None if nobody has searched these data.
@@ -214,9 +214,9 @@ def find_near_duplicates(
     """Find near-duplicates among all photographs of a data set, train and test.
 
     Args:
-        dataset: The data set.
-        folder: Where the result is kept for as long as the data stay the same; None: nowhere.
-        progress: Whether to show a bar.
+        dataset: the data set.
+        folder: where the result is kept for as long as the data stay the same; None: nowhere.
+        progress: whether to show a bar.
 
     Returns:
         Table image_a, part_a, image_b, part_b (parts: `train` or `test`), correlation (at least `NEAR_CORRELATION`).
@@ -238,7 +238,7 @@ def among_train(pairs: pd.DataFrame | None) -> pd.DataFrame | None:
     """Select the pairs of two training photographs.
 
     Args:
-        pairs: Table of `PAIR_COLUMNS`, or None.
+        pairs: table of `PAIR_COLUMNS`, or None.
 
     Returns:
         Some of its rows; None for None.

@@ -37,9 +37,9 @@ def protocol_card(folds: pd.DataFrame, data_fingerprint: str, pairs: pd.DataFram
     """Describe the split that a metric is based on.
 
     Args:
-        folds: Table of `make_folds` or `dataset_folds`.
-        data_fingerprint: Fingerprint of the `Dataset`.
-        pairs: Near-duplicates, columns image_a and image_b; None: not searched for.
+        folds: table of `make_folds` or `dataset_folds`.
+        data_fingerprint: fingerprint of the `Dataset`.
+        pairs: near-duplicates, columns image_a and image_b; None: not searched for.
 
     Returns:
         split, kind, folds, seed (None for a given split), photos, individuals, species, fraction_new (of all queries,
@@ -65,7 +65,7 @@ def card_line(card: dict[str, Any]) -> str:
     """Return a protocol card in one line.
 
     Args:
-        card: Dict of `protocol_card`.
+        card: dict of `protocol_card`.
 
     Returns:
         A text for the foot of a figure.
@@ -80,8 +80,8 @@ def add_protocol_footer(figure: "Figure", card: dict[str, Any]) -> "Figure":
     """Write `card_line` in small print under a matplotlib figure.
 
     Args:
-        figure: The figure, which is changed.
-        card: Dict of `protocol_card`.
+        figure: the figure, which is changed.
+        card: dict of `protocol_card`.
 
     Returns:
         The same figure.

@@ -21,7 +21,7 @@ def broken_links(data_dir: Path | str) -> dict[Path, Path]:
     """Find the photographs of a data folder whose links are broken.
 
     Args:
-        data_dir: The data folder.
+        data_dir: the data folder.
 
     Returns:
         From each broken link, as an absolute path and sorted, to the file that it used to lead to.
@@ -59,9 +59,9 @@ class RelinkPlan:
     """What relinking a data folder would change.
 
     Attributes:
-        found: From a broken link to its file.
-        several: From a broken link to all files that have its file's name; they are not linked.
-        missing: From a broken link whose file is not found to where it used to be.
+        found: from a broken link to its file.
+        several: from a broken link to all files that have its file's name; they are not linked.
+        missing: from a broken link whose file is not found to where it used to be.
     """
 
     found: dict[Path, Path]
@@ -78,8 +78,8 @@ def plan_relink(data_dir: Path | str, photos: Path | str) -> RelinkPlan:
     """Search for the files of broken links.
 
     Args:
-        data_dir: The data folder.
-        photos: The folder in which, at any depth, the photographs are now.
+        data_dir: the data folder.
+        photos: the folder in which, at any depth, the photographs are now.
 
     Returns:
         The plan; nothing is changed.
@@ -108,7 +108,7 @@ def write_relink(plan: RelinkPlan) -> Counter[str]:
     """Replace the broken links whose files are found.
 
     Args:
-        plan: Plan of `plan_relink`.
+        plan: plan of `plan_relink`.
 
     Returns:
         How many photographs are accessible in which way: `"link"`, `"hard link"` or `"copy"`, as of `link_file`.
@@ -127,7 +127,7 @@ def relink_lines(plan: RelinkPlan) -> list[str]:
     """Describe a plan to the user.
 
     Args:
-        plan: Plan of `plan_relink`.
+        plan: plan of `plan_relink`.
 
     Returns:
         One line with the numbers, then one for each photograph that stays broken.

@@ -54,7 +54,7 @@ def merge_species(table: pd.DataFrame) -> pd.DataFrame:
     """Replace spellings by species.
 
     Args:
-        table: A table with a column `species`, and perhaps `species_raw` of an earlier merge.
+        table: a table with a column `species`, and perhaps `species_raw` of an earlier merge.
 
     Returns:
         A copy in which `species` is the merged name, and `species_raw`, the last column, the original spelling.
@@ -68,7 +68,7 @@ def suspect_spellings(species: Iterable[str]) -> dict[str, str]:
     """Find spellings that are nearly those of a more frequent or a known species.
 
     Args:
-        species: Names of species, one a photograph.
+        species: names of species, one a photograph.
 
     Returns:
         From each suspect spelling to the one that it resembles.

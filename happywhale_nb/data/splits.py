@@ -40,7 +40,7 @@ def parse_split(split: str) -> tuple[str, float | None]:
     """Parse the name of a split.
 
     Args:
-        split: A name such as `"time"` or `"open:0.3"`.
+        split: a name such as `"time"` or `"open:0.3"`.
 
     Returns:
         The kind of split, one of `SPLIT_KINDS`; the fraction of queries of new individuals for `open`, else None.
@@ -189,13 +189,13 @@ def make_folds(
     """Split a training table into folds.
 
     Args:
-        train: Table with columns image, individual_id, species (and date, for `time`).
-        k: Number of folds, from 2 to the number of photographs.
-        seed: Any integer; the same seed gives the same folds for any order of the rows, on any machine.
+        train: table with columns image, individual_id, species (and date, for `time`).
+        k: number of folds, from 2 to the number of photographs.
+        seed: any integer; the same seed gives the same folds for any order of the rows, on any machine.
         split: `stratified` spreads an individual's photographs over the folds; `open:0.3` does so too, but 30 % of a
             fold's queries are of individuals that its gallery does not hold; `similar` keeps near-duplicates in one
             fold, `disjoint` individuals; `time` takes the photographs by date, each fold later than the one before.
-        pairs: Near-duplicates, columns image_a and image_b, of `find_near_duplicates`; needed for `similar`.
+        pairs: near-duplicates, columns image_a and image_b, of `find_near_duplicates`; needed for `similar`.
 
     Returns:
         Table image, individual_id, species, fold (0 … k-1, or -1: always in the gallery), protocol, query_only (0),
@@ -219,7 +219,7 @@ def split_kind_of(folds: pd.DataFrame) -> str:
     """Return the kind of split of a table of folds.
 
     Args:
-        folds: Table of `make_folds` or `dataset_folds`.
+        folds: table of `make_folds` or `dataset_folds`.
 
     Returns:
         One of `SPLIT_KINDS`, or `"given"`.
@@ -231,7 +231,7 @@ def fold_numbers(folds: pd.DataFrame) -> list[int]:
     """Return the folds that have queries.
 
     Args:
-        folds: Table of `make_folds` or `dataset_folds`.
+        folds: table of `make_folds` or `dataset_folds`.
 
     Returns:
         Their numbers, sorted; without -1, the photographs that are always gallery.
@@ -243,8 +243,8 @@ def gallery_and_queries(folds: pd.DataFrame, fold: int) -> tuple[np.ndarray, np.
     """Return which photographs are gallery and which are queries of one fold.
 
     Args:
-        folds: Table of `make_folds` or `dataset_folds`.
-        fold: Number of a fold that has queries.
+        folds: table of `make_folds` or `dataset_folds`.
+        fold: number of a fold that has queries.
 
     Returns:
         Two boolean masks over the rows of `folds`: the gallery (trained on, searched in), and the queries.
@@ -267,8 +267,8 @@ def open_set_truth(individuals: Sequence[str], gallery_individuals: Sequence[str
     """Return the truth of each query, as far as a gallery can know it.
 
     Args:
-        individuals: Ids of the individuals on the queries, `[n]`.
-        gallery_individuals: Ids of the individuals in the gallery.
+        individuals: ids of the individuals on the queries, `[n]`.
+        gallery_individuals: ids of the individuals in the gallery.
 
     Returns:
         `[n]` array of `str`: the individual's id, or `new_individual` if it is not in the gallery.
@@ -281,8 +281,8 @@ def new_queries(folds: pd.DataFrame, fold: int) -> pd.Series:
     """Return which queries of a fold show an individual that its gallery does not hold.
 
     Args:
-        folds: Table of `make_folds` or `dataset_folds`.
-        fold: Number of a fold that has queries.
+        folds: table of `make_folds` or `dataset_folds`.
+        fold: number of a fold that has queries.
 
     Returns:
         Booleans, one a query, by the row of `folds`.
@@ -299,7 +299,7 @@ def require_catalogue(folds: pd.DataFrame) -> None:
     """Refuse a split on which predictions against the catalogue cannot be scored.
 
     Args:
-        folds: Table of `make_folds` or `dataset_folds`.
+        folds: table of `make_folds` or `dataset_folds`.
 
     Raises:
         UserError: If no query has its individual in its gallery.
@@ -334,11 +334,11 @@ def dataset_folds(
     """Return the folds of a data set.
 
     Args:
-        dataset: The data set.
-        k: Number of folds, for `make_folds`.
-        seed: Seed, for `make_folds`.
-        split: Name of a split; `""`: the data folder's `folds.csv` if it exists, else `stratified`.
-        folder: Where to keep the near-duplicates that `similar` searches for; None: nowhere.
+        dataset: the data set.
+        k: number of folds, for `make_folds`.
+        seed: seed, for `make_folds`.
+        split: name of a split; `""`: the data folder's `folds.csv` if it exists, else `stratified`.
+        folder: where to keep the near-duplicates that `similar` searches for; None: nowhere.
 
     Returns:
         The table of `make_folds`, sorted by image.

@@ -72,11 +72,11 @@ class QueryView:
     """One photo beside the known photos nearest to it.
 
     Attributes:
-        image: Name of the photo.
-        title: What to know about it, in one line.
-        predictions: By rank: prediction, score (not-a-number for `new_individual`), right (yes, no; ? if the truth
+        image: name of the photo.
+        title: what to know about it, in one line.
+        predictions: by rank: prediction, score (not-a-number for `new_individual`), right (yes, no; ? if the truth
             is not known).
-        neighbours: The nearest known photos: image, individual_id, cosine, same (yes, no; ? if the truth is not known).
+        neighbours: the nearest known photos: image, individual_id, cosine, same (yes, no; ? if the truth is not known).
         crops: `[1 + n, s, s, 3]` uint8, the photo and its neighbours.
     """
 
@@ -112,7 +112,7 @@ class EmptyView:
     """A view of an empty selection.
 
     Attributes:
-        title: Why there is nothing to show.
+        title: why there is nothing to show.
     """
 
     title: str
@@ -145,13 +145,13 @@ class ModelResults:
     """A model's predictions in a study's folder.
 
     Attributes:
-        folder: The study's folder, `outputs/<study>`.
-        model: The model's name.
-        dataset: The study's data set.
-        boxes: The data set's crop boxes, as of `boxes.read_boxes`.
-        split: The study's `folds.csv`.
+        folder: the study's folder, `outputs/<study>`.
+        model: the model's name.
+        dataset: the study's data set.
+        boxes: the data set's crop boxes, as of `boxes.read_boxes`.
+        split: the study's `folds.csv`.
         table: `per_query.read_outcomes` of the folds that have predictions.
-        fold_numbers: These folds, ascending.
+        fold_numbers: these folds, ascending.
 
     Raises:
         UserError: If no fold of the model has predictions.
@@ -170,8 +170,8 @@ class ModelResults:
         """Select and sort a fold's photos.
 
         Args:
-            fold: Number of the fold.
-            show: A name of `SELECTIONS`; another is a `UserError`.
+            fold: number of the fold.
+            show: a name of `SELECTIONS`; another is a `UserError`.
 
         Returns:
             Names of photos; may be empty.
@@ -183,7 +183,7 @@ class ModelResults:
         """List all queries of a fold's model.
 
         Args:
-            fold: Number of the fold.
+            fold: number of the fold.
 
         Returns:
             Names of the fold's photos, then of the test photos if they have predictions.
@@ -258,10 +258,10 @@ def view_query(results: ModelResults, fold: int, image: str, n_neighbors: int = 
     """View a photo beside the known photos nearest to it.
 
     Args:
-        results: The model's results.
-        fold: Number of the fold whose model is used.
-        image: Name of the photo, of the fold or the test set.
-        n_neighbors: How many known photos are shown.
+        results: the model's results.
+        fold: number of the fold whose model is used.
+        image: name of the photo, of the fold or the test set.
+        n_neighbors: how many known photos are shown.
 
     Returns:
         The view.
@@ -287,11 +287,11 @@ def view_selected(
     """View one photo of a selection.
 
     Args:
-        results: The model's results.
-        fold: Number of the fold.
-        show: A name of `SELECTIONS`.
-        position: Of the photo in the selection, from 0.
-        n_neighbors: How many known photos are shown.
+        results: the model's results.
+        fold: number of the fold.
+        show: a name of `SELECTIONS`.
+        position: of the photo in the selection, from 0.
+        n_neighbors: how many known photos are shown.
 
     Returns:
         The view; an `EmptyView` if the selection is empty.
@@ -334,11 +334,11 @@ def browse_folds(
     """Step through the predictions of a study's model.
 
     Args:
-        folder: The study's folder, `outputs/<study>`, after `06_knn`.
-        model: The model's name.
-        fold: The fold shown first; None: the first that has predictions.
-        show: The selection shown first, a name of `SELECTIONS`.
-        n_neighbors: How many known photos are shown beside each.
+        folder: the study's folder, `outputs/<study>`, after `06_knn`.
+        model: the model's name.
+        fold: the fold shown first; None: the first that has predictions.
+        show: the selection shown first, a name of `SELECTIONS`.
+        n_neighbors: how many known photos are shown beside each.
 
     Returns:
         A widget in JupyterLab; elsewhere the first `QueryView`, or an `EmptyView`.
@@ -397,11 +397,11 @@ def browse_neighbours(
     """View the known photos nearest to one photo.
 
     Args:
-        folder: The study's folder, `outputs/<study>`, after `06_knn`.
-        model: The model's name.
-        image: Name of a photo of the fold or of the test set; "": the fold's first.
-        fold: The fold whose model is used; None: the first that has predictions.
-        n_neighbors: How many known photos are shown.
+        folder: the study's folder, `outputs/<study>`, after `06_knn`.
+        model: the model's name.
+        image: name of a photo of the fold or of the test set; "": the fold's first.
+        fold: the fold whose model is used; None: the first that has predictions.
+        n_neighbors: how many known photos are shown.
 
     Returns:
         A widget in JupyterLab; elsewhere the photo's `QueryView`.

@@ -32,7 +32,7 @@ def species_confusion(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Count how often a photo of one species is first taken for an individual of another.
 
     Args:
-        outcomes: Rows of `per_query.read_outcomes`.
+        outcomes: rows of `per_query.read_outcomes`.
 
     Returns:
         Counts, rows by true species, columns by the species of the first prediction, the species with most photos
@@ -62,7 +62,7 @@ def species_errors(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Say by species where the first predictions go wrong.
 
     Args:
-        outcomes: Rows of `per_query.read_outcomes`.
+        outcomes: rows of `per_query.read_outcomes`.
 
     Returns:
         A row for each species, the one with most photos first: photos, individuals, map5, low, high (95 %, bootstrap
@@ -82,7 +82,7 @@ def plot_confusion(outcomes: pd.DataFrame) -> Figure:
     """Plot `species_confusion` as fractions of each row, with the counts written in.
 
     Args:
-        outcomes: Rows of `per_query.read_outcomes`.
+        outcomes: rows of `per_query.read_outcomes`.
 
     Returns:
         The figure.
@@ -118,8 +118,8 @@ def map5_by_gallery_size(outcomes: pd.DataFrame, bins: Sequence[float] = BINS) -
     """Measure MAP@5 of known individuals by how many photos of theirs are in the gallery.
 
     Args:
-        outcomes: Rows of `per_query.read_outcomes`.
-        bins: The least number of photos of each range, ascending; infinity last.
+        outcomes: rows of `per_query.read_outcomes`.
+        bins: the least number of photos of each range, ascending; infinity last.
 
     Returns:
         A row for each range that has photos, such as "3–5": photos, individuals, map5, low, high (95 %, bootstrap over
@@ -136,7 +136,7 @@ def plot_map5_by_gallery_size(by_size: pd.DataFrame) -> Figure:
     """Plot MAP@5 by the number of photos in the gallery, with its intervals.
 
     Args:
-        by_size: Of `map5_by_gallery_size`, not empty.
+        by_size: of `map5_by_gallery_size`, not empty.
 
     Returns:
         The figure.
@@ -173,9 +173,9 @@ def worst_individuals(outcomes: pd.DataFrame, min_photos: int = 2, n: int = 6) -
     """List the known individuals with the lowest MAP@5.
 
     Args:
-        outcomes: Rows of `per_query.read_outcomes`.
-        min_photos: Individuals with fewer queries are left out.
-        n: How many individuals at most.
+        outcomes: rows of `per_query.read_outcomes`.
+        min_photos: individuals with fewer queries are left out.
+        n: how many individuals at most.
 
     Returns:
         A row for each individual (the index), worst first: species, photos, map5, known (photos in the gallery, mean
@@ -205,7 +205,7 @@ def measure_crop(crop: np.ndarray, pixels: float) -> dict[str, float]:
 
     Args:
         crop: `[s, s, 3]` uint8, RGB.
-        pixels: Shorter side of the box it was cut from, in pixels of the photo.
+        pixels: shorter side of the box it was cut from, in pixels of the photo.
 
     Returns:
         The `MEASURES` by name.
@@ -227,11 +227,11 @@ def measure_images(dataset: Dataset, images: Sequence[str], config: Preset, sour
     """Measure the crops of a data set's training photos; a bar shows the progress.
 
     Args:
-        dataset: The data set.
-        images: Names of photos, `[n]`.
-        config: The preset whose crop_margin, keep_aspect and min_confidence are used.
-        sources: Sources of boxes, text as of `boxes.CropMix.parse`.
-        folder: The study's folder, in which crops are cached.
+        dataset: the data set.
+        images: names of photos, `[n]`.
+        config: the preset whose crop_margin, keep_aspect and min_confidence are used.
+        sources: sources of boxes, text as of `boxes.CropMix.parse`.
+        folder: the study's folder, in which crops are cached.
 
     Returns:
         The `MEASURES` of each photo, in the order of `images`.
@@ -261,11 +261,11 @@ def rank_correlation(
     """Spearman's correlation with its 95 % interval, a bootstrap over individuals.
 
     Args:
-        x: Values, `[n]`.
-        y: Other values, `[n]`.
-        individual_ids: The individual of each row, `[n]`.
-        rounds: Number of bootstrap samples.
-        seed: Of the samples.
+        x: values, `[n]`.
+        y: other values, `[n]`.
+        individual_ids: the individual of each row, `[n]`.
+        rounds: number of bootstrap samples.
+        seed: of the samples.
 
     Returns:
         The correlation and the ends of its interval, each in [-1, 1]; three not-a-numbers where `x` or `y` does not
@@ -288,8 +288,8 @@ def explain_errors(outcomes: pd.DataFrame, measures: pd.DataFrame) -> pd.DataFra
     """Correlate measures of photos with the scores of known individuals, within species.
 
     Args:
-        outcomes: Rows of `per_query.read_outcomes`.
-        measures: A row for each row of `outcomes`, in the same order; a column for each measure.
+        outcomes: rows of `per_query.read_outcomes`.
+        measures: a row for each row of `outcomes`, in the same order; a column for each measure.
 
     Returns:
         A row for each measure: r, low, high (`rank_correlation` of the ranks within species), and the mean score in
@@ -359,9 +359,9 @@ def check_claims(
     """Test what is said to make photos hard.
 
     Args:
-        outcomes: Rows of `per_query.read_outcomes`.
-        effects: Of `explain_errors`, for the `MEASURES` and for known.
-        pair: Two species that are said to look alike.
+        outcomes: rows of `per_query.read_outcomes`.
+        effects: of `explain_errors`, for the `MEASURES` and for known.
+        pair: two species that are said to look alike.
 
     Returns:
         A row for each claim: found ("holds", "the contrary", "not shown", or why it cannot be told), r, low, high. A

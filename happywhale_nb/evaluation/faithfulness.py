@@ -25,7 +25,7 @@ def removal_order(maps: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Args:
         maps: `[n, h, w]`.
-        seed: Of the ties.
+        seed: of the ties.
 
     Returns:
         For each pixel the fraction of its map's pixels that are removed before it, `[n, h, w]` float32 in [0, 1).
@@ -41,8 +41,8 @@ def centre_maps(n: int, side: int) -> np.ndarray:
     """Make maps of the middle: a Gaussian whose σ is a quarter of the side.
 
     Args:
-        n: Number of maps, all alike.
-        side: Pixels a side.
+        n: number of maps, all alike.
+        side: pixels a side.
 
     Returns:
         `[n, side, side]` float32, 1 at the peak.
@@ -55,10 +55,10 @@ def random_maps(n: int, side: int, grain: int, seed: int = 0) -> np.ndarray:
     """Make random maps: coarse uniform noise, enlarged as Grad-CAM's maps are.
 
     Args:
-        n: Number of maps.
-        side: Pixels a side.
-        grain: Cells a side before they are enlarged.
-        seed: Of the noise.
+        n: number of maps.
+        side: pixels a side.
+        grain: cells a side before they are enlarged.
+        seed: of the noise.
 
     Returns:
         `[n, side, side]` float32, about 0 to 1.
@@ -102,12 +102,12 @@ def perturbation_curves(
     Source: Petsiuk et al. 2018, section 3.4.
 
     Args:
-        score: Function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
+        score: function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
         crops: `[n, s, s, 3]` uint8.
         maps: `[n, s, s]`.
-        steps: Number of equal steps from no pixel to all.
-        batch_size: Crops in memory at a time.
-        seed: Of the order among equal pixels.
+        steps: number of equal steps from no pixel to all.
+        batch_size: crops in memory at a time.
+        seed: of the order among equal pixels.
 
     Returns:
         Deletion and insertion curves, each `[n, steps + 1]` float32, over the fractions `np.linspace(0, 1, steps + 1)`.
@@ -160,10 +160,10 @@ def occlusion_maps(
     """Map what a score loses when one of `cells` × `cells` squares is blurred (Zeiler & Fergus 2014).
 
     Args:
-        score: Function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
+        score: function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
         crops: `[n, s, s, 3]` uint8.
-        cells: Squares a side.
-        batch_size: Crops in memory at a time.
+        cells: squares a side.
+        batch_size: crops in memory at a time.
 
     Returns:
         `[n, s, s]` float32, gains clipped at 0, each map divided by its maximum; zero where nothing is lost.
@@ -205,15 +205,15 @@ def compare_maps(
     """Compare the curves of heat maps with those of random, centre and occlusion maps.
 
     Args:
-        score: Function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
+        score: function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
         crops: `[n, s, s, 3]` uint8.
-        maps: The heat maps, `[n, s, s]`.
-        grain: Cells a side of the random maps.
-        individual_ids: The individual on each crop, `[n]`.
-        steps: Number of steps of the curves.
-        seeds: Number of random maps of each crop; their curves are averaged.
-        batch_size: Crops in memory at a time.
-        cells: Squares a side of the occlusion maps.
+        maps: the heat maps, `[n, s, s]`.
+        grain: cells a side of the random maps.
+        individual_ids: the individual on each crop, `[n]`.
+        steps: number of steps of the curves.
+        seeds: number of random maps of each crop; their curves are averaged.
+        batch_size: crops in memory at a time.
+        cells: squares a side of the occlusion maps.
 
     Returns:
         A dict for a JSON file: shares, the fractions `[steps + 1]`; empty, how many maps are zero everywhere; curves
@@ -255,8 +255,8 @@ def verdicts(compared: Mapping[str, object], name: str = "Grad-CAM") -> list[str
     """Say in sentences whether a map is better than its baselines.
 
     Args:
-        compared: Of `compare_maps`.
-        name: What the map is called.
+        compared: of `compare_maps`.
+        name: what the map is called.
 
     Returns:
         Six sentences, one for each baseline and test.
@@ -292,9 +292,9 @@ def plot_curves(compared: Mapping[str, object], name: str = "Grad-CAM", ylabel: 
     """Plot the mean deletion and insertion curves of a map and its baselines.
 
     Args:
-        compared: Of `compare_maps`.
-        name: What the map is called.
-        ylabel: What the score is called.
+        compared: of `compare_maps`.
+        name: what the map is called.
+        ylabel: what the score is called.
 
     Returns:
         The figure, with room for a line below it.
@@ -319,10 +319,10 @@ def box_in_crop(
 
     Args:
         box: x0, y0, x1, y1 in pixels of the frame.
-        frame: Width and height of the image that the box was measured in, in pixels; not-a-number for the photo itself.
-        size: Width and height of the upright photo, in pixels.
-        margin: Width added on each side before cutting, as a fraction of the box.
-        keep_aspect: Whether the crop is filled up to a square instead of stretched.
+        frame: width and height of the image that the box was measured in, in pixels; not-a-number for the photo itself.
+        size: width and height of the upright photo, in pixels.
+        margin: width added on each side before cutting, as a fraction of the box.
+        keep_aspect: whether the crop is filled up to a square instead of stretched.
 
     Returns:
         x0, y0, x1, y1 as fractions of the crop's side, `[4]` float64 in [0, 1].
@@ -372,7 +372,7 @@ def pointing_metrics(maps: np.ndarray, boxes: np.ndarray, individual_ids: Sequen
     Args:
         maps: `[n, h, w]`, not negative.
         boxes: `[n, 4]`, fractions of the side.
-        individual_ids: The individual on each photo, `[n]`.
+        individual_ids: the individual on each photo, `[n]`.
 
     Returns:
         A dict for a JSON file: photos (those whose map is not empty); mass, peak and area, means over them;

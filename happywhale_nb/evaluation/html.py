@@ -20,7 +20,7 @@ def definitions_block(rows: Mapping[str, object]) -> Markup:
     """Write a definition list.
 
     Args:
-        rows: Term → its value; both are escaped.
+        rows: term → its value; both are escaped.
 
     Returns:
         A `<dl>`.
@@ -33,7 +33,7 @@ def note_block(text: str) -> Markup:
     """Write a paragraph in small print.
 
     Args:
-        text: Is escaped.
+        text: is escaped.
 
     Returns:
         A `<p>`.
@@ -61,10 +61,10 @@ def table_block(frame: pd.DataFrame, percent: Sequence[str] = (), digits: int = 
     """Write a table; missing values are a dash, whole numbers have commas, text is escaped.
 
     Args:
-        frame: The table. Underscores in its column names become spaces.
-        percent: Columns of fractions, shown as percentages.
-        digits: Decimals of all other numbers that are not whole.
-        index: Whether the index is the first column, under its own name.
+        frame: the table. Underscores in its column names become spaces.
+        percent: columns of fractions, shown as percentages.
+        digits: decimals of all other numbers that are not whole.
+        index: whether the index is the first column, under its own name.
 
     Returns:
         A `<table>` that scrolls sideways.
@@ -98,9 +98,9 @@ class Section:
     """A section of the page.
 
     Attributes:
-        title: Its heading.
-        text: A paragraph; may be empty.
-        blocks: Safe HTML, as of `table_block`, `note_block`, `display.image_block`.
+        title: its heading.
+        text: a paragraph; may be empty.
+        blocks: safe HTML, as of `table_block`, `note_block`, `display.image_block`.
     """
 
     title: str
@@ -118,11 +118,11 @@ def render_page(
     """Write a page.
 
     Args:
-        title: Heading of the page.
-        lead: The paragraph below it.
-        tiles: Numbers shown first, each a label and a value.
-        sections: The sections in order; they are linked at the top.
-        missing: Name of what is not on the page → how to get it.
+        title: heading of the page.
+        lead: the paragraph below it.
+        tiles: numbers shown first, each a label and a value.
+        sections: the sections in order; they are linked at the top.
+        missing: name of what is not on the page → how to get it.
 
     Returns:
         The whole page as HTML text.
@@ -136,7 +136,7 @@ def predictions_block(queries: Sequence[Mapping[str, object]]) -> Markup:
     """Write queries, each beside its predictions.
 
     Args:
-        queries: Each with photo (address of the picture), image (its name), truth (an individual, or None if unknown)
+        queries: each with photo (address of the picture), image (its name), truth (an individual, or None if unknown)
             and predictions, best first: each with name, new (whether it is `new_individual`), right,
             photo (address of the nearest known photo, or None), image and cosine (of that photo).
 
@@ -150,7 +150,7 @@ def pairs_block(pairs: Sequence[tuple[tuple[str, str], tuple[str | None, str]]])
     """Write pairs of photos side by side.
 
     Args:
-        pairs: Each two photos; a photo is the address of its picture (None: a question mark instead) and a caption.
+        pairs: each two photos; a photo is the address of its picture (None: a question mark instead) and a caption.
 
     Returns:
         A block with all pairs.

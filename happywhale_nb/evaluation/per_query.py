@@ -25,7 +25,7 @@ def classify_outcomes(outcomes: pd.DataFrame) -> np.ndarray:
     """Say of each query which of `OUTCOME_KINDS` its first prediction is.
 
     Args:
-        outcomes: Rows of `read_outcomes`; its columns truth, first, species and first_species are used.
+        outcomes: rows of `read_outcomes`; its columns truth, first, species and first_species are used.
 
     Returns:
         Kinds, `[n]` text, in the order of the rows.
@@ -74,9 +74,9 @@ def read_outcomes(folder: Path, model: str, folds: pd.DataFrame) -> pd.DataFrame
     """Read the out-of-fold predictions of a study's model, one row a query.
 
     Args:
-        folder: The study's folder, `outputs/<study>`.
-        model: The model's name.
-        folds: The study's `folds.csv`.
+        folder: the study's folder, `outputs/<study>`.
+        model: the model's name.
+        folds: the study's `folds.csv`.
 
     Returns:
         A row for each query of each fold that has predictions, with the columns image, fold, individual_id, species;
@@ -100,7 +100,7 @@ def fold_metrics(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Metrics of each fold.
 
     Args:
-        outcomes: Rows of `read_outcomes`.
+        outcomes: rows of `read_outcomes`.
 
     Returns:
         A row for each fold (the index): accuracy, macro_f1 (`new_individual` is one more class), map5, map5_known,

@@ -23,7 +23,7 @@ def fold_statistics(metrics: pd.DataFrame) -> pd.DataFrame:
     """Summarise metrics over folds.
 
     Args:
-        metrics: A row for each fold, a column for each metric, as of `per_query.fold_metrics`. A column n is ignored.
+        metrics: a row for each fold, a column for each metric, as of `per_query.fold_metrics`. A column n is ignored.
 
     Returns:
         A row for each metric: mean, sd (n − 1), low and high (95 %, Student-t), least, greatest, and folds, how many
@@ -81,8 +81,8 @@ def compare_models(outcomes: Mapping[str, pd.DataFrame], baseline: str) -> pd.Da
     """Compare models with one of them, on the photos and folds that both have predicted.
 
     Args:
-        outcomes: Model → its table of `per_query.read_outcomes`, all of one study.
-        baseline: The model that the others are compared with.
+        outcomes: model → its table of `per_query.read_outcomes`, all of one study.
+        baseline: the model that the others are compared with.
 
     Returns:
         A row for each other model: gain of MAP@5, low, high (95 %, bootstrap over individuals), folds, better (folds
@@ -119,10 +119,10 @@ def learning_curve(
     """Measure MAP@5 of known individuals against the number of photos of each in the gallery.
 
     Args:
-        folds: Of each fold, as `knn.known_queries` yields them: gallery embeddings `[m, d]`, their individuals `[m]`,
+        folds: of each fold, as `knn.known_queries` yields them: gallery embeddings `[m, d]`, their individuals `[m]`,
             query embeddings `[n, d]`, their individuals `[n]`. Embeddings are float of length 1.
-        max_photos: Largest numbers of photos of an individual; the whole gallery is added as the last.
-        seed: Of the draw of photos.
+        max_photos: largest numbers of photos of an individual; the whole gallery is added as the last.
+        seed: of the draw of photos.
 
     Returns:
         A row for each number (inf: the whole gallery): map5, low, high (95 %, bootstrap over individuals), and photos,
@@ -159,7 +159,7 @@ def plot_learning_curve(curve: pd.DataFrame) -> Figure:
     """Plot MAP@5 against the photos an individual may have in the gallery.
 
     Args:
-        curve: Of `learning_curve`.
+        curve: of `learning_curve`.
 
     Returns:
         The figure.

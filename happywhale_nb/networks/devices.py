@@ -28,8 +28,8 @@ class Device:
 
     Attributes:
         kind: `"cpu"`, `"gpu"` or `"tpu"`.
-        name: The device's own name, such as `"NVIDIA L4"`.
-        count: Number of such devices that this process may use, at least 1.
+        name: the device's own name, such as `"NVIDIA L4"`.
+        count: number of such devices that this process may use, at least 1.
         backend: Keras' backend, `"tensorflow"` or `"jax"`.
     """
 
@@ -77,7 +77,7 @@ def best_precision(device: Device) -> str:
     """Choose the Keras dtype policy that suits a device.
 
     Args:
-        device: Of `detect_device`.
+        device: of `detect_device`.
 
     Returns:
         `"float32"` on CPUs, `"mixed_float16"` on GPUs that have no fast bfloat16, else `"mixed_bfloat16"`.
@@ -149,7 +149,7 @@ def barrier(name: str) -> None:
     """Wait until all processes are here.
 
     Args:
-        name: Name of the barrier; the processes have to come to the same names in the same order.
+        name: name of the barrier; the processes have to come to the same names in the same order.
     """
     if process_count() > 1:
         from jax.experimental import multihost_utils
@@ -161,8 +161,8 @@ def assert_same(what: str, value: object) -> None:
     """Wait for all processes and compare what they have.
 
     Args:
-        what: What is compared, for the message.
-        value: This process's value; anything whose `repr` is the same in all processes.
+        what: what is compared, for the message.
+        value: this process's value; anything whose `repr` is the same in all processes.
 
     Raises:
         UserError: If the processes have different values.
@@ -202,7 +202,7 @@ def local_copy(model: keras.Model) -> keras.Model:
     """Copy a model so that this process computes it on its own first device.
 
     Args:
-        model: A model that `prepare` may have spread over several processes.
+        model: a model that `prepare` may have spread over several processes.
 
     Returns:
         A copy with the same weights; the model itself if there is one process only.
@@ -222,7 +222,7 @@ def replicas(devices: int = 0) -> int:
     """Return into how many parts a batch is cut.
 
     Args:
-        devices: Devices to use in each process; 0 for all its accelerators, or one CPU.
+        devices: devices to use in each process; 0 for all its accelerators, or one CPU.
 
     Returns:
         Number of parts, at least 1.
@@ -240,8 +240,8 @@ def prepare(precision: str = "auto", devices: int = 0) -> contextlib.AbstractCon
     """Connect to the other processes, if any, and set Keras up for the devices there are.
 
     Args:
-        precision: One of `PRECISIONS`; `"auto"` for `best_precision`.
-        devices: As for `replicas`.
+        precision: one of `PRECISIONS`; `"auto"` for `best_precision`.
+        devices: as for `replicas`.
 
     Returns:
         A context in which to build and compile the network.
@@ -273,7 +273,7 @@ def device_line(devices: int = 0) -> str:
     """Say in one line what was found and how it is used.
 
     Args:
-        devices: Devices to use in each process; 0 for all its accelerators, or one CPU.
+        devices: devices to use in each process; 0 for all its accelerators, or one CPU.
 
     Returns:
         One line of text.
@@ -307,7 +307,7 @@ def first_line(devices: int = 0) -> str:
     """Say in one line what a training computes on, and, beside an NVIDIA card that it cannot use, how it could.
 
     Args:
-        devices: Devices to use in each process; 0 for all its accelerators, or one CPU.
+        devices: devices to use in each process; 0 for all its accelerators, or one CPU.
 
     Returns:
         `device_line`, with the remedy where an NVIDIA card is not used.

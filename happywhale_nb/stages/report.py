@@ -61,9 +61,9 @@ class ReportedModel:
     """What the report has of one model.
 
     Attributes:
-        search: The content of its `knn.json`.
-        training: Number of a fold, as text → the result of its training.
-        preset: Parameters of its first fold's training.
+        search: the content of its `knn.json`.
+        training: number of a fold, as text → the result of its training.
+        preset: parameters of its first fold's training.
     """
 
     search: Mapping[str, object]
@@ -115,8 +115,8 @@ def read_submission(dataset: Dataset, folder: Path) -> Submission | None:
     """Read a study's `submission.csv` and the data folder's `test_truth.csv`.
 
     Args:
-        dataset: The study's data set.
-        folder: The study's folder.
+        dataset: the study's data set.
+        folder: the study's folder.
 
     Returns:
         The submission; None if there is none.
@@ -136,10 +136,10 @@ class StudyResults:
     """The results of a study that are reported.
 
     Attributes:
-        dataset: The study's data set.
-        folder: The study's folder, `outputs/<study>`.
-        split: The study's `folds.csv`.
-        seed: Of the photos drawn for the page.
+        dataset: the study's data set.
+        folder: the study's folder, `outputs/<study>`.
+        split: the study's `folds.csv`.
+        seed: of the photos drawn for the page.
 
     Raises:
         UserError: On first use, if no model of the study has been trained and searched.
@@ -224,8 +224,8 @@ def score_submission(dataset: Dataset, submission: Submission | None) -> dict[st
     """Score a submission against the data folder's `test_truth.csv`.
 
     Args:
-        dataset: The study's data set.
-        submission: Of `read_submission`.
+        dataset: the study's data set.
+        submission: of `read_submission`.
 
     Returns:
         The metrics of `metrics.summary`; None if there is no submission or no truth.
@@ -247,9 +247,9 @@ class SectionResult:
     """A section of the report, or what to run for it.
 
     Attributes:
-        numbers: Its numbers, for `report.json`.
-        section: The section of the page; None if it cannot be made.
-        missing: Then a sentence that says what to run, else "".
+        numbers: its numbers, for `report.json`.
+        section: the section of the page; None if it cannot be made.
+        missing: then a sentence that says what to run, else "".
     """
 
     numbers: object = None
@@ -261,7 +261,7 @@ def data_section(study: StudyResults) -> SectionResult:
     """Describe the data and the split: photos, individuals and new individuals of each species.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         A dict for each species, and the section.
@@ -327,7 +327,7 @@ def models_section(study: StudyResults) -> SectionResult:
     """Show the models out of fold: accuracy, macro-F1 and MAP@5 over the folds, and all folds together.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         Model → its metrics of each fold and their statistics, and the section.
@@ -353,7 +353,7 @@ def plot_folds(models: Mapping[str, ReportedModel]) -> Figure:
     """Plot MAP@5 of each fold, of all photos and of known individuals, one group a model.
 
     Args:
-        models: Of `StudyResults`.
+        models: of `StudyResults`.
 
     Returns:
         The figure.
@@ -377,8 +377,8 @@ def plot_history(folder: Path, models: Mapping[str, ReportedModel]) -> Figure:
     """Plot the training loss by epoch, one colour a model, one line a fold.
 
     Args:
-        folder: The study's folder.
-        models: Of `StudyResults`.
+        folder: the study's folder.
+        models: of `StudyResults`.
 
     Returns:
         The figure.
@@ -398,7 +398,7 @@ def pairs_section(study: StudyResults) -> SectionResult:
     """Compare every other model with the best.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         A dict for each other model, and the section; missing if there is nothing to compare.
@@ -462,7 +462,7 @@ def open_set_section(study: StudyResults) -> SectionResult:
     """Show neighbours, threshold and new individuals of the best model.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         The grid of neighbours and the comparison of rules, and the section.
@@ -515,7 +515,7 @@ def errors_section(study: StudyResults) -> SectionResult:
     """Show where the best model fails: species, individuals with few photos, the worst individuals.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         Kinds of outcome, errors by species, MAP@5 by gallery size and the worst individuals, and the section.
@@ -540,7 +540,7 @@ def claims_section(study: StudyResults) -> SectionResult:
     """Test what is said to make photos hard.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         Effects of the measures and the claims, and the section.
@@ -565,7 +565,7 @@ def learning_section(study: StudyResults) -> SectionResult:
     """Show what another photo of each individual is worth.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         The learning curve and the section; missing if no query is of a known individual.
@@ -603,7 +603,7 @@ def blend_section(study: StudyResults) -> SectionResult:
     """Show the blend and its optimism.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         The content of `blend.json` and the section; missing if there is no blend.
@@ -628,7 +628,7 @@ def submission_section(study: StudyResults, kaggle_public: float = 0.0, kaggle_p
     """Show the submission's scores, on the data folder's own truth and on Kaggle.
 
     Args:
-        study: The study's results.
+        study: the study's results.
         kaggle_public: MAP@5 on Kaggle's public part, 0 if not known.
         kaggle_private: MAP@5 on Kaggle's private part, 0 if not known.
 
@@ -656,8 +656,8 @@ def find_stage_results(study: StudyResults, record: str) -> tuple[dict, Path] | 
     """Find a stage's JSON file.
 
     Args:
-        study: The study's results.
-        record: The file's name, such as `robustness.json`.
+        study: the study's results.
+        record: the file's name, such as `robustness.json`.
 
     Returns:
         Its content and its folder: the best model's, else that of the first model that has one; None if no model has.
@@ -692,7 +692,7 @@ def robustness_section(study: StudyResults) -> SectionResult:
     """Show what degraded photos cost, as 05_robustness has measured it.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         The content of `robustness.json` and the section; missing if there is none.
@@ -729,7 +729,7 @@ def gradcam_section(study: StudyResults) -> SectionResult:
     """Show where the network looks, and whether the maps are faithful, as 04_gradcam has measured it.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         The content of `gradcam.json` and the section; missing if there is none.
@@ -765,7 +765,7 @@ def architectures_section(study: StudyResults) -> SectionResult:
     """Show cost and speed of architectures, beside what they reach in this study.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         The content of `architectures.json` and the section; missing if there is none.
@@ -787,7 +787,7 @@ def plot_architectures(costs: pd.DataFrame) -> Figure:
     """Plot multiply-adds and photos a second of each preset, side by side.
 
     Args:
-        costs: A row for each preset, with the columns "multiply-adds, G" and "photographs a second".
+        costs: a row for each preset, with the columns "multiply-adds, G" and "photographs a second".
 
     Returns:
         The figure.
@@ -811,12 +811,12 @@ class QuerySource:
     """Where the queries of the page come from.
 
     Attributes:
-        images: Names of the queries, `[n]`.
-        predictions: Their predictions, `[n, 5]`, "" where there are fewer.
-        truth: Their individuals or `new_individual`, `[n]`; None where not known.
-        part: The part of the data that they are of, "train" or "test".
-        photos: The folder of their photos.
-        gallery: Rows of the split whose photos may stand beside a prediction.
+        images: names of the queries, `[n]`.
+        predictions: their predictions, `[n, 5]`, "" where there are fewer.
+        truth: their individuals or `new_individual`, `[n]`; None where not known.
+        part: the part of the data that they are of, "train" or "test".
+        photos: the folder of their photos.
+        gallery: rows of the split whose photos may stand beside a prediction.
     """
 
     images: Sequence[str]
@@ -848,8 +848,8 @@ def draw_queries(study: StudyResults, examples: int) -> tuple[list[dict], Embedd
     """Draw queries at random, with their predictions.
 
     Args:
-        study: The study's results; its best model and its seed are used.
-        examples: How many queries at most.
+        study: the study's results; its best model and its seed are used.
+        examples: how many queries at most.
 
     Returns:
         The queries, each a dict of image, part ("train" or "test"), path, predictions (best first) and truth (None if
@@ -890,10 +890,10 @@ def illustrate_queries(
     """Add photos to queries and their predictions.
 
     Args:
-        queries: As of `draw_queries`.
-        embeddings: Of the queries and the gallery.
-        gallery: Known photos: image, individual_id.
-        photo_folder: The folder of the known photos.
+        queries: as of `draw_queries`.
+        embeddings: of the queries and the gallery.
+        gallery: known photos: image, individual_id.
+        photo_folder: the folder of the known photos.
 
     Returns:
         The queries as `predictions_block` takes them; queries and predictions also have the path of their photo.
@@ -922,7 +922,7 @@ def plot_predictions(queries: Sequence[dict]) -> Figure:
     """Plot queries, one a row, each beside its predictions.
 
     Args:
-        queries: As of `illustrate_queries`.
+        queries: as of `illustrate_queries`.
 
     Returns:
         The figure.
@@ -939,8 +939,8 @@ def queries_section(study: StudyResults, examples: int = 24) -> SectionResult:
     """Show photos drawn at random, each beside its predictions.
 
     Args:
-        study: The study's results.
-        examples: How many photos.
+        study: the study's results.
+        examples: how many photos.
 
     Returns:
         The queries, as of `illustrate_queries`, and the section.
@@ -967,7 +967,7 @@ def card_section(study: StudyResults) -> SectionResult:
     """Show the protocol card, the models' parameters and thresholds, and the versions.
 
     Args:
-        study: The study's results.
+        study: the study's results.
 
     Returns:
         The versions and the section.
@@ -986,9 +986,9 @@ class ReportContent:
     """The sections of a report.
 
     Attributes:
-        numbers: Name of a section → its numbers, for `report.json`.
-        sections: The sections of the page.
-        missing: Name of a section that cannot be made → a sentence that says what to run.
+        numbers: name of a section → its numbers, for `report.json`.
+        sections: the sections of the page.
+        missing: name of a section that cannot be made → a sentence that says what to run.
     """
 
     numbers: dict[str, object]
@@ -1000,7 +1000,7 @@ def build_sections(study: StudyResults, kaggle_public: float = 0.0, kaggle_priva
     """Make all sections but photos and protocol.
 
     Args:
-        study: The study's results.
+        study: the study's results.
         kaggle_public: MAP@5 of the submission on Kaggle's public part, 0 if not known.
         kaggle_private: MAP@5 of the submission on Kaggle's private part, 0 if not known.
 
@@ -1031,8 +1031,8 @@ def headline_tiles(study: StudyResults, test: Mapping[str, float] | None) -> lis
     """List the numbers that a reader wants first.
 
     Args:
-        study: The study's results.
-        test: Scores of the submission, as of `score_submission`, or None.
+        study: the study's results.
+        test: scores of the submission, as of `score_submission`, or None.
 
     Returns:
         Labels and values.
@@ -1062,9 +1062,9 @@ def render_report(study: StudyResults, content: ReportContent, more: Sequence[Se
     """Write the page of a study.
 
     Args:
-        study: The study's results.
-        content: Of `build_sections`.
-        more: Sections that follow.
+        study: the study's results.
+        content: of `build_sections`.
+        more: sections that follow.
 
     Returns:
         The page as HTML text.
@@ -1112,11 +1112,11 @@ def report_stage(
     """Write `report.json`, `report.html` and `answers.jpg` (the first five queries) of a study.
 
     Args:
-        dataset: The study's data set.
-        folder: The study's folder, `outputs/<study>`.
-        split: The study's `folds.csv`.
-        seed: Of the photos drawn for the page.
-        examples: Photos shown with their predictions.
+        dataset: the study's data set.
+        folder: the study's folder, `outputs/<study>`.
+        split: the study's `folds.csv`.
+        seed: of the photos drawn for the page.
+        examples: photos shown with their predictions.
         kaggle_public: MAP@5 of the submission on Kaggle's public part, in [0, 1]; 0: not known.
         kaggle_private: MAP@5 of the submission on Kaggle's private part, in [0, 1]; 0: not known.
 

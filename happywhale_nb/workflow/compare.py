@@ -33,10 +33,10 @@ class RunResults:
     """The results of one or more runs, in one folder.
 
     Attributes:
-        root: The folder.
-        records: Run, such as "small/fold0/train" → its run record.
-        own: Run → what its first result file says about parameters, data, protocol, versions and device.
-        files: Path below the folder → result file.
+        root: the folder.
+        records: run, such as "small/fold0/train" → its run record.
+        own: run → what its first result file says about parameters, data, protocol, versions and device.
+        files: path below the folder → result file.
     """
 
     root: Path
@@ -107,7 +107,7 @@ def collect_results(path: Path | str) -> RunResults:
     """Find the results of a run record, an executed notebook or a folder.
 
     Args:
-        path: The run record, notebook or folder.
+        path: the run record, notebook or folder.
 
     Returns:
         The records and result files; of a record or notebook, those of its stage.
@@ -163,8 +163,8 @@ def compare_provenance(a: RunResults, b: RunResults) -> list[dict[str, object]]:
     """Compare how the runs that two results have in common were made.
 
     Args:
-        a: Some results.
-        b: Others.
+        a: some results.
+        b: others.
 
     Returns:
         A dict for each difference: kind (of `PROVENANCE_KINDS`), name, a and b (the values; None where there is none),
@@ -186,8 +186,8 @@ def flatten_metrics(value: object, name: str = "") -> dict[str, object]:
     """Flatten the metrics of a JSON value, such as `{"oof.map5": 0.7, …}`.
 
     Args:
-        value: A JSON value.
-        name: What the names begin with.
+        value: a JSON value.
+        name: what the names begin with.
 
     Returns:
         Name → number, text, truth value or None; without `NOT_METRICS` and what ends in "seconds".
@@ -210,9 +210,9 @@ def compare_metrics(file: str, a: Path, b: Path) -> list[dict[str, object]]:
     """Compare two JSON files of metrics.
 
     Args:
-        file: What the file is called in the result.
-        a: One file.
-        b: The other.
+        file: what the file is called in the result.
+        a: one file.
+        b: the other.
 
     Returns:
         A dict for each difference: file, name, a, b (the values), difference (b - a; None if one is no number).
@@ -233,8 +233,8 @@ def compare_predictions(a: Path, b: Path) -> dict[str, int]:
     """Compare two files of predictions.
 
     Args:
-        a: One file, in Kaggle's format.
-        b: The other.
+        a: one file, in Kaggle's format.
+        b: the other.
 
     Returns:
         photographs (in both files); first and rankings, how many of them have another first prediction, and another
@@ -255,8 +255,8 @@ def compare_embeddings(a: Path, b: Path) -> dict[str, int | float | None]:
     """Compare two files of embeddings, key by key (`embeddings.match_keys`).
 
     Args:
-        a: One file.
-        b: The other.
+        a: one file.
+        b: the other.
 
     Returns:
         photographs (in both files); smallest_cosine between the two vectors of one photo (None if their widths differ,
@@ -279,8 +279,8 @@ def compare_centres(a: Path, b: Path) -> dict[str, int]:
     """Compare two files of class centres row by row.
 
     Args:
-        a: One file.
-        b: The other.
+        a: one file.
+        b: the other.
 
     Returns:
         rows (of the longer file) and different (how many of these are not equal).
@@ -300,7 +300,7 @@ def model_weights(path: Path | str) -> dict[str, np.ndarray]:
     """Read the arrays of a `model.keras` file without Keras.
 
     Args:
-        path: The file.
+        path: the file.
 
     Returns:
         Name → array.
@@ -330,8 +330,8 @@ def compare_weights(a: Path, b: Path) -> dict[str, int | float | None]:
     """Compare the weights of two models.
 
     Args:
-        a: One `model.keras`.
-        b: The other.
+        a: one `model.keras`.
+        b: the other.
 
     Returns:
         arrays (how many there are); different (how many are not equal); largest, the largest absolute difference of
@@ -363,8 +363,8 @@ def compare_tables(a: Path, b: Path) -> dict[str, int]:
     """Compare two tables row by row.
 
     Args:
-        a: One table, CSV or Parquet.
-        b: The other, in the same format.
+        a: one table, CSV or Parquet.
+        b: the other, in the same format.
 
     Returns:
         rows (of the longer table) and different (how many of these are not equal; all if the columns differ).
@@ -393,8 +393,8 @@ def compare_file(a: Path, b: Path) -> dict[str, int | float | None] | None:
     """Compare two result files that are not JSON.
 
     Args:
-        a: One file.
-        b: The other, of the same name.
+        a: one file.
+        b: the other, of the same name.
 
     Returns:
         What the function of `COMPARED_BY` returns, or `compare_tables`; None if the files do not differ.
@@ -430,8 +430,8 @@ def compare_runs(a: Path | str, b: Path | str) -> dict[str, object]:
     """Compare two run records, executed notebooks, or folders of results.
 
     Args:
-        a: One of them.
-        b: The other.
+        a: one of them.
+        b: the other.
 
     Returns:
         A dict for a JSON file: differs (a truth value); recorded (how many run records each has); unrecorded (runs of
@@ -569,7 +569,7 @@ def describe_comparison(comparison: Mapping[str, object]) -> list[str]:
     """Describe a comparison in words.
 
     Args:
-        comparison: Of `compare_runs`.
+        comparison: of `compare_runs`.
 
     Returns:
         Lines of text; the first is the verdict.

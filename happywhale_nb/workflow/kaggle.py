@@ -46,7 +46,7 @@ def kaggle_user(name: str = "") -> str:
     """Find the Kaggle user to whom the notebooks belong.
 
     Args:
-        name: The user's name; "": `$KAGGLE_USERNAME`, else the user of the client's `kaggle.json`.
+        name: the user's name; "": `$KAGGLE_USERNAME`, else the user of the client's `kaggle.json`.
 
     Returns:
         The name.
@@ -66,7 +66,7 @@ def slug_of(*parts: str) -> str:
     """Make the slug of a notebook or dataset.
 
     Args:
-        parts: Words of its name.
+        parts: words of its name.
 
     Returns:
         The slug.
@@ -95,11 +95,11 @@ def kernel_metadata(
     """Make the content of `kernel-metadata.json`, as documented for `kaggle kernels push`.
 
     Args:
-        user: The Kaggle user.
-        slug: Of the notebook.
-        notebook: File name of the notebook, beside the metadata.
-        machine: Of `MACHINES`.
-        competition: Slug of the competition whose data are attached; "" for none.
+        user: the Kaggle user.
+        slug: of the notebook.
+        notebook: file name of the notebook, beside the metadata.
+        machine: of `MACHINES`.
+        competition: slug of the competition whose data are attached; "" for none.
         datasets: `USER/SLUG` of the datasets that are attached.
         notebooks: `USER/SLUG` of the notebooks whose outputs are attached.
 
@@ -128,8 +128,8 @@ def dataset_metadata(user: str, slug: str) -> dict[str, object]:
     """Make the content of `dataset-metadata.json`, as documented for `kaggle datasets create`.
 
     Args:
-        user: The Kaggle user.
-        slug: Of the dataset.
+        user: the Kaggle user.
+        slug: of the dataset.
 
     Returns:
         A dict for JSON.
@@ -141,8 +141,8 @@ def set_parameters(source: str, values: Mapping[str, object]) -> str:
     """Replace defaults in the text of a parameters cell.
 
     Args:
-        source: The cell's source.
-        values: Name → value; all names are in the cell.
+        source: the cell's source.
+        values: name → value; all names are in the cell.
 
     Returns:
         The new source.
@@ -197,10 +197,10 @@ def kaggle_notebook(path: Path | str, values: Mapping[str, object], dataset: str
     """Make a stage's notebook for Kaggle, without outputs and without metadata but the language's.
 
     Args:
-        path: The stage's notebook.
-        values: Parameters, name → value.
+        path: the stage's notebook.
+        values: parameters, name → value.
         dataset: `USER/SLUG` of the wheel's dataset.
-        jax: Whether Keras uses JAX.
+        jax: whether Keras uses JAX.
 
     Returns:
         The notebook as a dict for JSON.
@@ -216,7 +216,7 @@ def build_wheel(folder: Path | str) -> Path:
     """Write the package as a wheel, without a network.
 
     Args:
-        folder: Where the wheel is written.
+        folder: where the wheel is written.
 
     Returns:
         The wheel's path.
@@ -262,7 +262,7 @@ def pack_installed(folder: str | Path) -> Path:
     """Pack the wheel again that this package was installed from.
 
     Args:
-        folder: Where the wheel is written.
+        folder: where the wheel is written.
 
     Returns:
         The wheel's path.
@@ -292,9 +292,9 @@ class PlannedNotebook:
     """A notebook to be made for Kaggle.
 
     Attributes:
-        stage: The stage's name.
-        values: Its parameters, name → value.
-        machine: Of `MACHINES`.
+        stage: the stage's name.
+        values: its parameters, name → value.
+        machine: of `MACHINES`.
     """
 
     stage: str
@@ -308,9 +308,9 @@ def plan_notebooks(
     """Plan the notebooks of a study.
 
     Args:
-        parameters: Name → text, for all notebooks that have such a parameter.
-        folds: One training notebook for each; none: a single one, whose parameter `fold` says which.
-        machine: Of `MACHINES`.
+        parameters: name → text, for all notebooks that have such a parameter.
+        folds: one training notebook for each; none: a single one, whose parameter `fold` says which.
+        machine: of `MACHINES`.
 
     Returns:
         Name → notebook, in an order in which they can be run.
@@ -341,8 +341,8 @@ def check_plan(plan: Mapping[str, PlannedNotebook], folds: Sequence[int], weight
     """Refuse a plan that would fail on Kaggle.
 
     Args:
-        plan: Of `plan_notebooks`.
-        folds: The folds that are trained.
+        plan: of `plan_notebooks`.
+        folds: the folds that are trained.
         weights: `USER/SLUG` of a dataset with pretrained weights; "" for none.
 
     Raises:
@@ -376,12 +376,12 @@ def plan_metadata(
     """Make the `kernel-metadata.json` of each planned notebook.
 
     Args:
-        plan: Of `plan_notebooks`.
-        user: Of `kaggle_user`.
-        competition: Slug of the competition whose data are attached.
+        plan: of `plan_notebooks`.
+        user: of `kaggle_user`.
+        competition: slug of the competition whose data are attached.
         weights: `USER/SLUG` of a dataset with pretrained weights; "" for none.
-        again: Whether the output of its own last version is attached to each training.
-        prefix: What all names on Kaggle begin with; "" for `happywhale`.
+        again: whether the output of its own last version is attached to each training.
+        prefix: what all names on Kaggle begin with; "" for `happywhale`.
 
     Returns:
         Name of a notebook → its metadata.
@@ -416,16 +416,16 @@ def build_folder(
     """Write everything that Kaggle's client needs into a folder, whole or not at all.
 
     Args:
-        target: The folder; replaced if an earlier build wrote it. It then holds `dataset`, with the wheel, and a
+        target: the folder; replaced if an earlier build wrote it. It then holds `dataset`, with the wheel, and a
             folder of each notebook.
-        user: Of `kaggle_user`.
-        competition: Slug of the competition whose data are attached.
-        parameters: Name → text, for all notebooks that have such a parameter.
-        folds: One training notebook for each; none: a single one.
-        machine: Of `MACHINES`.
+        user: of `kaggle_user`.
+        competition: slug of the competition whose data are attached.
+        parameters: name → text, for all notebooks that have such a parameter.
+        folds: one training notebook for each; none: a single one.
+        machine: of `MACHINES`.
         weights: `USER/SLUG` of a dataset with pretrained weights; "" for none.
-        again: Whether the output of its own last version is attached to each training.
-        prefix: What all names on Kaggle begin with; "" for `happywhale`.
+        again: whether the output of its own last version is attached to each training.
+        prefix: what all names on Kaggle begin with; "" for `happywhale`.
 
     Returns:
         Name of a notebook → its `kernel-metadata.json`.
@@ -474,8 +474,8 @@ def next_steps(target: Path | str, cards: Mapping[str, dict]) -> list[str]:
     """Say what to type after a build.
 
     Args:
-        target: The folder that was written.
-        cards: Of `build_folder`.
+        target: the folder that was written.
+        cards: of `build_folder`.
 
     Returns:
         Lines of text.
@@ -497,8 +497,8 @@ def find_attached(pattern: str, inputs: Path | str | None = None) -> list[Path]:
     """Find attached files and folders, one to three folders below Kaggle's input.
 
     Args:
-        pattern: A glob pattern of their names.
-        inputs: The folder of everything attached; None: Kaggle's.
+        pattern: a glob pattern of their names.
+        inputs: the folder of everything attached; None: Kaggle's.
 
     Returns:
         Their paths, sorted within each depth.
@@ -536,9 +536,9 @@ def restore_outputs(
     """Bring attached outputs and weights to where the stages and Keras read them.
 
     Args:
-        inputs: The folder of everything attached; None: Kaggle's.
-        working: Where `outputs` will be; None: Kaggle's working folder.
-        keras_home: Where Keras keeps its files; None: `$KERAS_HOME`, or `~/.keras`.
+        inputs: the folder of everything attached; None: Kaggle's.
+        working: where `outputs` will be; None: Kaggle's working folder.
+        keras_home: where Keras keeps its files; None: `$KERAS_HOME`, or `~/.keras`.
 
     Returns:
         A line that says what was restored.

@@ -31,9 +31,9 @@ def job_stamp(stage: str, values: Mapping[str, object], data: str) -> str:
     """Make the stamp of what a stage is run with.
 
     Args:
-        stage: The stage's name, such as "train".
-        values: All of its parameters, name → value; those of `IGNORED_PARAMETERS` do not count.
-        data: Fingerprint of the data, of `Dataset`.
+        stage: the stage's name, such as "train".
+        values: all of its parameters, name → value; those of `IGNORED_PARAMETERS` do not count.
+        data: fingerprint of the data, of `Dataset`.
 
     Returns:
         Sixteen hexadecimal digits.
@@ -46,8 +46,8 @@ def record_path(output: Path | str, stamp: str) -> Path:
     """Name the run record of an executed notebook: beside `…/03_train.ipynb`, `…/03_train-<stamp>.run.json`.
 
     Args:
-        output: The executed notebook.
-        stamp: Of `job_stamp`.
+        output: the executed notebook.
+        stamp: of `job_stamp`.
 
     Returns:
         The record's path; it need not exist.
@@ -60,7 +60,7 @@ def record_paths(output: Path | str) -> list[Path]:
     """Find the run records of an executed notebook.
 
     Args:
-        output: The executed notebook.
+        output: the executed notebook.
 
     Returns:
         Their paths, sorted; none or one, unless runs were interrupted.
@@ -74,7 +74,7 @@ def done_file(record: Path | str) -> Path:
     """Name the done file of a run record.
 
     Args:
-        record: The run record's path.
+        record: the run record's path.
 
     Returns:
         The done file's path; it need not exist.
@@ -86,7 +86,7 @@ def read_records(path: Path | str) -> dict[Path, dict]:
     """Read run records.
 
     Args:
-        path: A run record, an executed notebook, or a folder; of a folder, all records below it.
+        path: a run record, an executed notebook, or a folder; of a folder, all records below it.
 
     Returns:
         Path → content, sorted by path; empty if there are none.
@@ -115,7 +115,7 @@ def checkout_state(folder: Path | str) -> dict[str, str | None] | None:
     """Describe the state of a git checkout.
 
     Args:
-        folder: The top of the checkout.
+        folder: the top of the checkout.
 
     Returns:
         hash of the commit and changes, a fingerprint of what is not committed, or None if nothing is; None if `folder`
@@ -132,8 +132,8 @@ def begin_record(output: Path | str, stamp: str) -> dict[str, str | None] | None
     """Remove the run records of a notebook that have another stamp.
 
     Args:
-        output: The executed notebook.
-        stamp: Of `job_stamp`, of the run that starts.
+        output: the executed notebook.
+        stamp: of `job_stamp`, of the run that starts.
 
     Returns:
         `checkout_state` of the project; None if it is installed from a wheel.
@@ -225,7 +225,7 @@ def without_folders(text: str) -> str:
     """Cut absolute paths in a text down to their last part.
 
     Args:
-        text: Any text.
+        text: any text.
 
     Returns:
         The text with shorter paths.
@@ -273,12 +273,12 @@ def write_record(
     """Write the run record of a stage that has just ended.
 
     Args:
-        output: The executed notebook.
-        stage: The stage's name.
-        values: All of its parameters, name → value; `data_dir` is the folder that was read.
-        data: Fingerprint of the data.
-        seconds: How long the stage took.
-        commit: Of `begin_record`; None: as it is now.
+        output: the executed notebook.
+        stage: the stage's name.
+        values: all of its parameters, name → value; `data_dir` is the folder that was read.
+        data: fingerprint of the data.
+        seconds: how long the stage took.
+        commit: of `begin_record`; None: as it is now.
 
     Returns:
         The record's path. A record of the same results is kept, with a new date, if the stage found them done.
