@@ -84,7 +84,7 @@ def _below(prefix, keys):
 _REPORT = {
     "protocol": METRICS,
     "test": METRICS,
-    **_below("models.*", _SEARCH | {"preset": FIELDS}),
+    **_below("models.*", _SEARCH | {"preset": _TRAINING["parameters"]}),
     "sections.data.*": METRICS,
     **_below("sections.blend", _BLEND),
     **_below("sections.grad-cam", _GRADCAM),
