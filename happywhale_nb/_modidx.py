@@ -840,6 +840,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'happywhale_nb/core/renamed.py'),
                                             'happywhale_nb.core.renamed.read_record': ( 'lib/core/renamed.html#read_record',
                                                                                         'happywhale_nb/core/renamed.py'),
+                                            'happywhale_nb.core.renamed.refuse_injected': ( 'lib/core/renamed.html#refuse_injected',
+                                                                                            'happywhale_nb/core/renamed.py'),
                                             'happywhale_nb.core.renamed.refuse_renamed': ( 'lib/core/renamed.html#refuse_renamed',
                                                                                            'happywhale_nb/core/renamed.py'),
                                             'happywhale_nb.core.renamed.stamp_names': ( 'lib/core/renamed.html#stamp_names',

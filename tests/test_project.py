@@ -18,6 +18,8 @@ import nbformat
 import pytest
 
 import happywhale_nb
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.renamed import PARAMETERS
 from happywhale_nb.workflow.notebooks import read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -281,6 +283,18 @@ def test_cells_of_a_stage_assign_none_of_its_parameters(path):
             symbols = symtable.symtable(cell.source, path.name, "exec").get_symbols()
             assigned = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
             assert not assigned & parameters, cell.source[:80]
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_notebook_refuses_old_names_that_papermill_injects(path):
+    parameters, cells = read_parameters(path), nbformat.read(path, as_version=4).cells
+    tagged = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    values = {name: parameter.default for name, parameter in parameters.items()}
+    for old, new in PARAMETERS.items():
+        if new in parameters:
+            exec(cells[tagged + 1].source, dict(values))
+            with pytest.raises(UserError, match=f"parameter '{old}' is now '{new}'"):
+                exec(cells[tagged + 1].source, values | {old: "injected"})
 
 
 def cell_length(source):

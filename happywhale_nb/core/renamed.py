@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'FIELDS', 'METRICS', 'KEYS', 'ANSWERS', 'CALIBRATIONS', 'with_new_keys', 'read_record', 'stamp_names',
-           'refuse_renamed']
+           'refuse_renamed', 'refuse_injected']
 
 # %% ../../nbs/lib/core/renamed.ipynb #renamed-02
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -202,3 +202,15 @@ def refuse_renamed(names: Iterable[str], known: Container[str], noun: str) -> No
     old = [name for name in names if name not in known and new_names.get(name) in known]
     if old:
         raise UserError("; ".join(f"{noun} {name!r} is now {new_names[name]!r}" for name in old))
+
+# %% ../../nbs/lib/core/renamed.ipynb #renamed-21
+def refuse_injected(variables: Mapping[str, object]) -> None:
+    """Refuse parameters that papermill has injected into a notebook under an old name.
+
+    Args:
+        variables: the notebook's `globals()`, right after its parameters.
+
+    Raises:
+        UserError: if an old name of one of its parameters is among them; the message has the new one.
+    """
+    refuse_renamed(variables, variables.keys() - PARAMETERS.keys(), "parameter")
