@@ -16,11 +16,11 @@ import time
 
 
 def work(prepare, quick, least_seconds=0.5, most=40):
-    """Time one alternative in this process: seconds (median of up to `most` calls), peak and own memory, result."""
+    """Time one alternative in this process: seconds (median of up to `most` calls; `quick`: one), memory, result."""
     run = prepare(quick)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
-    while len(times) < most and (len(times) < 1 or sum(times) < least_seconds):
+    while not times or (not quick and len(times) < most and sum(times) < least_seconds):
         began = time.perf_counter()
         result = run()
         times.append(time.perf_counter() - began)
