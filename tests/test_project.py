@@ -348,7 +348,7 @@ def lacks(node):
     names = [a.arg for a in arguments if a.arg not in ("self", "cls")]
     missing = [name for name in names if not re.search(rf"^ *{name}\b[^:\n]*:", found.get("Args", ""), re.M)]
     inner = [n for n in ast.walk(node) if isinstance(n, ast.Return | ast.Yield | ast.Raise)]
-    is_property = "property" in map(ast.unparse, node.decorator_list)
+    is_property = {"property", "cached_property"} & {*map(ast.unparse, node.decorator_list)}
     if any(isinstance(n, ast.Return) and n.value for n in inner) and not is_property and node.returns is not None:
         none = ast.unparse(node.returns) == "None"
         missing += [] if none or {"Returns", "Yields"} & set(found) else ["Returns"]

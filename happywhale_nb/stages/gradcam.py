@@ -260,7 +260,7 @@ class ExplainedQueries:
     matched: np.ndarray
     weights: np.ndarray
 
-
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-53a
 @dataclass(frozen=True, eq=False)
 class FoldExplainer:
     """A trained model and the queries of its fold.

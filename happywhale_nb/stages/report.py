@@ -142,7 +142,7 @@ class StudyResults:
         seed: of the photos drawn for the page.
 
     Raises:
-        UserError: On first use, if no model of the study has been trained and searched.
+        UserError: on first use, if no model of the study has been trained and searched.
     """
 
     dataset: Dataset
@@ -152,20 +152,12 @@ class StudyResults:
 
     @cached_property
     def models(self) -> dict[str, ReportedModel]:
-        """Model → its metrics, trainings and preset.
-
-        Returns:
-            Sorted by name.
-        """
+        """Model → its metrics, trainings and preset, sorted by name."""
         return _read_models(self.folder)
 
     @cached_property
     def ranked(self) -> list[str]:
-        """Names of the models.
-
-        Returns:
-            The best first, by MAP@5 out of fold.
-        """
+        """Names of the models, the best first, by MAP@5 out of fold."""
         return sorted(self.models, key=lambda name: -self.models[name].search["oof"]["map5"])
 
     @property
@@ -175,29 +167,17 @@ class StudyResults:
 
     @cached_property
     def card(self) -> dict[str, object]:
-        """The study's protocol card.
-
-        Returns:
-            As of `study_card`.
-        """
+        """The study's protocol card, as of `study_card`."""
         return study_card(self.dataset, self.folder, self.split)
 
     @cached_property
     def outcomes(self) -> dict[str, pd.DataFrame]:
-        """Model → its outcomes.
-
-        Returns:
-            As of `read_outcomes`, the best model first.
-        """
+        """Model → its outcomes, as of `read_outcomes`, the best model first."""
         return {name: read_outcomes(self.folder, name, self.split) for name in self.ranked}
 
     @cached_property
     def submission(self) -> Submission | None:
-        """The study's submission.
-
-        Returns:
-            As of `read_submission`.
-        """
+        """The study's submission, as of `read_submission`."""
         return read_submission(self.dataset, self.folder)
 
 # %% ../../nbs/08_report.ipynb #08-report-34
