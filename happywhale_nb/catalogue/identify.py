@@ -163,6 +163,9 @@ def _decide(identified, kind, individual=None, name="", note=""):
 class Identified:
     """The catalogue's answer for photos of one animal, displayed as pictures, and the decision about it.
 
+    A decision raises `Conflict` if somebody else has changed the encounter meanwhile, and `UserError` if it makes no
+    sense: an individual that is not in the list, a name that is taken.
+
     Attributes:
         opened: the catalogue.
         answer: as of `schemas.AnswerView`.
@@ -203,10 +206,6 @@ class Identified:
 
         Returns:
             The object itself.
-
-        Raises:
-            Conflict: if somebody else has changed the encounter meanwhile.
-            UserError: if the individual is not in the list.
         """
         return _decide(self, "confirm", listed_individual(self.answer, individual), note=note)
 
@@ -219,10 +218,6 @@ class Identified:
 
         Returns:
             The object itself.
-
-        Raises:
-            Conflict: if somebody else has changed the encounter meanwhile.
-            UserError: if the individual is not in the list.
         """
         return _decide(self, "reject", listed_individual(self.answer, individual), note=note)
 
@@ -235,10 +230,6 @@ class Identified:
 
         Returns:
             The object itself.
-
-        Raises:
-            Conflict: if somebody else has changed the encounter meanwhile.
-            UserError: if the name is taken.
         """
         return _decide(self, "new", name=name, note=note)
 
@@ -250,9 +241,6 @@ class Identified:
 
         Returns:
             The object itself.
-
-        Raises:
-            Conflict: if somebody else has changed the encounter meanwhile.
         """
         return _decide(self, "unsure", note=note)
 
