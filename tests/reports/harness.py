@@ -4,15 +4,15 @@ The modules beside this one hold a table `CASES`: the key of a row, and what mus
 
     CASES = {
         "tables/dates": [
-            Case("import R/tables/dates/t.csv --to OUT/d --species fin_whale", exit_code=1, words=["row 4", "07/08/2019"]),
-            Case("import R/tables/dates/t.csv --to OUT/d --dates dmy …", known={"W0": 3}, unidentified=0, left_out=["p13.jpg"]),
+            Case("import R/tables/dates/t.csv --to OUT/d", exit_code=1, words=["row 4", "07/08/2019"]),
+            Case("import R/tables/dates/t.csv --to OUT/d --dates dmy", known={"W0": 3}, left_out=["p13.jpg"]),
         ],
         "data/formats": page_shows_all_formats,  # a function of (reports, out), where commands do not say it
     }
 
 A key is the folder or file that the row's first column names (`tables/dates`, `photos/lab.tif`, `study_007.yaml`), or
-its first words where it names none (a row of "On the server"). R and OUT stand for the folders of the reports and of the
-test, `import`, `check` and the like for `happywhale data import` and so on.
+its first words where it names none (a row of "On the server"). R and OUT stand for the folders of the reports and of
+the test, `import`, `check` and the like for `happywhale data import` and so on.
 """
 
 import re
