@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'PHOTO_ENDINGS', 'RAW_ENDINGS', 'FILM_ENDINGS', 'SIGNATURES', 'HEIC_REMEDY', 'DEPTHS', 'ORIENTATION',
-           'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'open_photo', 'eight_bits', 'to_rgb', 'orientation',
-           'upright', 'jpeg_ends', 'is_hidden', 'unread_reason', 'left_out_files', 'photos_in']
+           'NO_PHOTOGRAPH', 'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'open_photo', 'eight_bits', 'to_rgb',
+           'orientation', 'upright', 'jpeg_ends', 'is_hidden', 'unread_reason', 'left_out_files', 'photos_in']
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-02
 import os
@@ -285,12 +285,13 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "@", "~$", "SYNOPHOTO_")) or name.lower() in _HIDDEN
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-29
+NO_PHOTOGRAPH = "files that are no photographs"
 UNOPENED = "photographs that cannot be opened: damaged, cut off or too large"
 UNREAD = {
     "RAW": "RAW photographs of cameras, which are not read: export them as JPEG",
     "HEIF": f"HEIC photographs, which need an extra: {HEIC_REMEDY}",
     "film": "films",
-    "": "files that are no photographs",
+    "": NO_PHOTOGRAPH,
 }
 
 

@@ -98,9 +98,9 @@ def read_cells(
 # %% ../../nbs/lib/data/values.ipynb #values-07
 SIDE_WORDS = {
     "left": "left l lh lhs lft leftside left_side left_flank links li sx sinistra sinistro izquierda izquierdo izq "
-    "gauche esquerda esquerdo vänster venstre vasen",
+    "port babor backbord gauche esquerda esquerdo vänster venstre vasen",
     "right": "right r rh rhs rgt rightside right_side right_flank rechts re dx destra destro derecha derecho der "
-    "droite direita direito höger højre høyre oikea",
+    "starboard tribord estribor droite direita direito höger højre høyre oikea",
     "both": "both b both_sides l+r l&r l/r lr left+right left&right left/right left_and_right right/left r/l r+l "
     "beide ambos entrambi",
     "": "unknown unk na n/a nan none null ? - u",
