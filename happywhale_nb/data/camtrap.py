@@ -6,7 +6,6 @@
 __all__ = ['DESCRIPTION', 'CAMTRAP_TABLES', 'BOX_CELLS', 'is_camtrap', 'read_camtrap']
 
 # %% ../../nbs/lib/data/camtrap.ipynb #camtrap-02
-import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from .coco import is_no_animal
 from .columns import SourceRows
 from .left_out import LeftOut
 from .names import is_nobody
-from .tables import UserTable, decode_text, read_text_table
+from .tables import decode_text, read_text_table
 
 # %% ../../nbs/lib/data/camtrap.ipynb #camtrap-05
 DESCRIPTION = "datapackage.json"
