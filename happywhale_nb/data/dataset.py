@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEW', 'TRAIN_COLUMNS', 'EXTRA_COLUMNS', 'PHOTO_ENDINGS', 'TABLES', 'parse_csv', 'read_table', 'check_images',
-           'read_skips', 'read_sizes', 'Dataset', 'photo_folder', 'read_dataset']
+           'photo_folder', 'names_in_both', 'read_skips', 'read_sizes', 'Dataset', 'read_dataset']
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-02
 import os
@@ -19,6 +19,7 @@ import pandas as pd
 from ..core.artifacts import fingerprint
 from ..core.errors import UserError
 from ..core.paths import find_data
+from .parts import of_part, with_parts
 from .species import merge_species
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-05
@@ -105,6 +106,48 @@ def check_images(table: pd.DataFrame, path: Path | str, folder: Path) -> None:
             "absent): add the files or remove the rows"
         )
 
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-20
+TRAIN_COLUMNS = ["image", "species", "individual_id"]
+EXTRA_COLUMNS = ["species_raw", "date", "side", "encounter", "place", "latitude", "longitude"]  # kept where present
+PHOTO_ENDINGS = (".jpg", ".jpeg", ".png")
+TABLES = {"train": "train.csv", "test": "sample_submission.csv"}
+
+
+def photo_folder(root: Path, part: str) -> Path:
+    """Return the folder of the training or test photographs.
+
+    Args:
+        root: the data folder.
+        part: `"train"` or `"test"`.
+
+    Returns:
+        `train_images` (`images` if that does not exist) or `test_images`. It need not exist.
+    """
+    folder = root / f"{part}_images"
+    return root / "images" if part == "train" and not folder.is_dir() else folder
+
+# %% ../../nbs/lib/data/dataset.ipynb #dataset-12b
+def _listed_names(root, part):
+    # names of the photographs of a part, as far as its table or its folder can be read
+    try:
+        return set(parse_csv(root / TABLES[part], encoding="utf-8-sig", usecols=["image"])["image"])
+    except (OSError, ValueError, pd.errors.ParserWarning):  # a fault of these tables is told by who reads them
+        folder = photo_folder(root, part)
+        return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+
+
+def names_in_both(root: Path) -> frozenset[str]:
+    """Find the names that stand for two photographs, one of each part.
+
+    Args:
+        root: the data folder, or any folder.
+
+    Returns:
+        The names of photographs that `train.csv` lists and that are to be identified, too.
+    """
+    known = _listed_names(root, "train") if (root / TABLES["train"]).is_file() else set()
+    return frozenset(known & _listed_names(root, "test")) if known else frozenset()
+
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-14
 def read_skips(root: Path) -> pd.DataFrame:
     """Read which photographs are to be left out.
@@ -113,15 +156,17 @@ def read_skips(root: Path) -> pd.DataFrame:
         root: the data folder.
 
     Returns:
-        The table image, reason of `skip.csv`, one row an image; empty if there is no such file.
+        The table image, reason, part (`train`, `test`, or `""` for the only one that has it) of `skip.csv`, one row an
+        image; empty if there is no such file.
 
     Raises:
-        UserError: If the file cannot be read or lacks a cell.
+        UserError: If the file cannot be read, lacks a cell, or has a name that is in both parts without the part.
     """
-    path = root / "skip.csv"
+    path, columns = root / "skip.csv", ["image", "reason", "part"]
     if not path.is_file():
-        return pd.DataFrame({"image": [], "reason": []}, dtype=str)
-    return read_table(path, ["image", "reason"])[["image", "reason"]].drop_duplicates("image", ignore_index=True)
+        return pd.DataFrame({column: [] for column in columns}, dtype=str)
+    table = with_parts(read_table(path, ["image", "reason"]), path, names_in_both(root))
+    return table[columns].drop_duplicates(["image", "part"], ignore_index=True)
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-16
 def read_sizes(root: Path) -> pd.DataFrame | None:
@@ -131,20 +176,27 @@ def read_sizes(root: Path) -> pd.DataFrame | None:
         root: the data folder. Its tables have columns image and either shapes, as `(804, 671)`, or width and height.
 
     Returns:
-        A table image, width, height (pixels, float); None if there is no such file.
+        A table image, width, height (pixels, float), part (as of `read_skips`); None if there is no such file.
 
     Raises:
-        UserError: If a table lacks a column.
+        UserError: If a table lacks a column, has a size that is no number, or a name that is in both parts without
+            the part.
     """
-    paths = sorted(root.glob("image_sizes*.csv"))
-    if not paths:
-        return None
-    table = pd.concat([read_table(path, ["image"]) for path in paths], ignore_index=True)
+    paths, both = sorted(root.glob("image_sizes*.csv")), names_in_both(root)
+    return pd.concat([_read_sizes(path, both) for path in paths], ignore_index=True) if paths else None
+
+
+def _read_sizes(path, both):
+    table = with_parts(read_table(path, ["image"]), path, both)
     if "shapes" in table:
         table[["width", "height"]] = table["shapes"].str.extract(r"(\d+),\s*(\d+)").to_numpy()
     if missing := {"width", "height"} - set(table):
-        raise UserError(f"{paths[0]} has no column {sorted(missing)[0]!r} (found: {', '.join(table.columns)})")
-    return table[["image", "width", "height"]].astype({"width": float, "height": float})
+        raise UserError(f"{path} has no column {sorted(missing)[0]!r} (found: {', '.join(table.columns)})")
+    cells = table[["width", "height"]].fillna("")
+    sides = cells.apply(pd.to_numeric, errors="coerce").astype(float)
+    if len(odd := table.index[((cells != "") & ~(sides > 0)).any(axis=1)]):
+        raise UserError(f"{path}, row {odd[0] + 2}: width and height are numbers of pixels, from 1 on")
+    return table[["image", "part"]].join(sides)[["image", "width", "height", "part"]]
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-19
 @dataclass(frozen=True)
@@ -190,26 +242,6 @@ class Dataset:
         """
         return [self.test_images / name for name in self.test["image"]]
 
-# %% ../../nbs/lib/data/dataset.ipynb #dataset-20
-TRAIN_COLUMNS = ["image", "species", "individual_id"]
-EXTRA_COLUMNS = ["species_raw", "date", "side", "encounter", "place", "latitude", "longitude"]  # kept where present
-PHOTO_ENDINGS = (".jpg", ".jpeg", ".png")
-TABLES = {"train": "train.csv", "test": "sample_submission.csv"}
-
-
-def photo_folder(root: Path, part: str) -> Path:
-    """Return the folder of the training or test photographs.
-
-    Args:
-        root: the data folder.
-        part: `"train"` or `"test"`.
-
-    Returns:
-        `train_images` (`images` if that does not exist) or `test_images`. It need not exist.
-    """
-    folder = root / f"{part}_images"
-    return root / "images" if part == "train" and not folder.is_dir() else folder
-
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-22
 def _read_train(root):
     path = root / "train.csv"
@@ -237,8 +269,9 @@ def _read_test(root, folder, need_photos):
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-24
 def _split_skipped(tables, skips):
     # the tables without the photographs of `skips`, and a table image, reason, part of those left out
-    skipped = [skips[skips["image"].isin(table["image"])].assign(part=part) for part, table in tables.items()]
-    kept = {part: table[~table["image"].isin(skips["image"])] for part, table in tables.items()}
+    own = {part: of_part(skips, part) for part in tables}
+    skipped = [own[part][own[part]["image"].isin(table["image"])].assign(part=part) for part, table in tables.items()]
+    kept = {part: table[~table["image"].isin(own[part]["image"])] for part, table in tables.items()}
     return kept, pd.concat(skipped, ignore_index=True)
 
 
