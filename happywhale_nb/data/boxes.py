@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from .dataset import names_in_both, read_sizes, read_table
-from .parts import PARTS, of_part, with_parts
+from .parts import PART_NAMES, of_part, with_parts
 
 # %% ../../nbs/lib/data/boxes.ipynb #boxes-05
 _NUMBER = r"(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[nN]a[nN])"
@@ -146,7 +146,7 @@ def _with_frames(boxes, sizes):
     # W and H of the boxes: the table's own, else those of `image_sizes*.csv`
     if sizes is None:
         return boxes
-    for part in ("", *PARTS):
+    for part in ("", *PART_NAMES):
         rows = boxes.index[boxes["part"] == part]
         known = of_part(sizes, part) if part else sizes
         measured = known.drop_duplicates("image").set_index("image").reindex(boxes.loc[rows, "image"]).set_index(rows)

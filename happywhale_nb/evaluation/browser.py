@@ -21,8 +21,8 @@ from ..core.paths import fold_dir, study_data
 from ..core.progress import shows_widgets
 from ..core.renamed import read_record
 from ..data.boxes import read_boxes
-from ..data.parts import split_path
 from ..data.dataset import NEW, read_dataset, read_table
+from ..data.parts import split_path
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
 from .per_query import read_outcomes
 from ..imaging.crops import study_crops
