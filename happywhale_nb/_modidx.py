@@ -1048,6 +1048,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'happywhale_nb/data/encounters.py'),
                                                'happywhale_nb.data.encounters._folders': ( 'lib/data/encounters.html#_folders',
                                                                                            'happywhale_nb/data/encounters.py'),
+                                               'happywhale_nb.data.encounters._iso': ( 'lib/data/encounters.html#_iso',
+                                                                                       'happywhale_nb/data/encounters.py'),
                                                'happywhale_nb.data.encounters._joined': ( 'lib/data/encounters.html#_joined',
                                                                                           'happywhale_nb/data/encounters.py'),
                                                'happywhale_nb.data.encounters._labels_by_rule': ( 'lib/data/encounters.html#_labels_by_rule',

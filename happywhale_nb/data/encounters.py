@@ -18,6 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import UserError
+from .dates import parse_date
 
 # %% ../../nbs/lib/data/encounters.ipynb #encounters-04
 RULE_KINDS = ("folder", "day", "burst")
@@ -62,24 +63,30 @@ def parse_rule(text: str) -> EncounterRule:
     return EncounterRule(kind, gap)
 
 # %% ../../nbs/lib/data/encounters.ipynb #encounters-08
-_ISO = r"^\s*(\d{4})[-:]?(\d\d)[-:]?(\d\d)(?:[T ](\d\d):?(\d\d)(?::?(\d\d))?)?"
+def _iso(text):
+    # ISO text; "" for what is no date
+    try:
+        return parse_date(text)
+    except UserError:
+        return ""
 
 
 def local_times(dates: pd.Series) -> tuple[pd.Series, pd.Series]:
     """Read local times as they are written.
 
     Args:
-        dates: texts such as `2019-07-13`, `2019-07-13T14:05+02:00` or a camera's `2019:07:13 14:05:00`.
+        dates: texts that `dates.parse_date` reads, such as `2019-07-13T14:05+02:00`; others are no date.
 
     Returns:
         Days, texts such as `2019-07-13`, "" where there is none; and times, `datetime64` without zone, not-a-time
         where only the day is known.
     """
-    parts = dates.astype(object).where(dates.notna(), "").astype(str).str.extract(_ISO)
-    day = pd.to_datetime(parts[0] + "-" + parts[1] + "-" + parts[2], errors="coerce", format="%Y-%m-%d")
-    clock = parts[3] + ":" + parts[4] + ":" + parts[5].fillna("00")
-    time = day + pd.to_timedelta(clock, errors="coerce")
-    return day.dt.strftime("%Y-%m-%d").fillna(""), time.where(day.notna())
+    texts = dates.astype(object).where(dates.notna(), "").astype(str)
+    iso = texts.map({text: _iso(text) for text in texts.unique()}).astype(str)
+    day = iso.str[:10].where(iso.str.len() >= 10, "")
+    clock = iso.str.extract(r"T(\d\d:\d\d(?::\d\d)?)")[0]
+    time = pd.to_datetime(day + " " + clock, errors="coerce", format="mixed")
+    return day, time
 
 # %% ../../nbs/lib/data/encounters.ipynb #encounters-11
 def _text(table, column):
