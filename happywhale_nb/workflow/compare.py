@@ -60,7 +60,7 @@ def _own_account(content):
     return {
         "parameters": content.get("parameters", {}),
         "data": {"fingerprint": protocol.get("data") or content.get("data")},
-        "protocol": {n: v for n, v in protocol.items() if n not in ("data", "near_duplicates")},
+        "protocol": {n: v for n, v in protocol.items() if n not in ("data", "near_duplicates", "encounter_pairs", "encounters_unknown")},
         "backend": versions.pop("backend", None),
         "versions": versions,
         "device": {"computed on": content.get("result", {}).get("device")},
