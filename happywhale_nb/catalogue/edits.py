@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 
 from .decisions import Conflict, log_decision, update_encounter
 from .ingest import PhotoEmbedder, crop_boxes, crop_row
-from .listings import get_or_404
-from .schema import Crop, Embedding, Encounter, Photo
-from .store import Catalogue, model_row, pack_vector
+from .listings import get_or_404, photo_crop
+from .schema import Annotation, Crop, Embedding, Encounter, Photo
+from .store import BOX_FIELDS, Catalogue, box_key, model_row, pack_vector
 from .validation import clean_date, clean_position, clean_side, clean_text
 from ..core.errors import UserError
 
@@ -61,8 +61,9 @@ def edit_encounter(session: Session, user: str, number: int, version: int, chang
     before = {name: getattr(encounter, name) for name in new}
     update_encounter(session, encounter, version, **new)
     if (side := changes.get("side")) is not None:
-        for photo in session.scalars(select(Photo).where(Photo.encounter_id == number)):
-            photo.side = clean_side(side)
+        rows = select(Annotation).join(Photo, Photo.id == Annotation.photo_id).where(Photo.encounter_id == number)
+        for annotation in session.scalars(rows):
+            annotation.side = clean_side(side)
         new["side"] = side
     note = ", ".join(f"{name} {value}" for name, value in new.items())
     log_decision(session, user, "edit", encounter_id=number, note=note[:2000], before=before)
@@ -118,8 +119,11 @@ def set_crop(
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-11
 def _store_crop(session, number, crop, vector, fingerprint):
     """Write a photo's new crop and embedding."""
-    row = session.get(Crop, number)
+    row, sha256 = photo_crop(session, number), session.get(Photo, number).sha256
     for name, value in crop.items():
         setattr(row, name, value)
-    stored = session.get(Embedding, (number, model_row(session, fingerprint).id))
-    stored.vector = pack_vector(vector)
+    key = {"annotation_id": row.annotation_id, "model_id": model_row(session, fingerprint).id}
+    stored = session.get(Embedding, key) or Embedding(**key, trained=False)
+    stored.vector, stored.sha256 = pack_vector(vector), sha256
+    stored.box = box_key(crop[name] for name in BOX_FIELDS)
+    session.add(stored)
