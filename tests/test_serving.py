@@ -656,42 +656,41 @@ def hammer(address, number, told, stop):
 @pytest.mark.kill
 @pytest.mark.timeout(900)
 def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own):
-    for attempt in range(2):
-        told, stop = {"photos": [], "decisions": []}, threading.Event()
-        with server(own) as (address, process):
-            workers = [threading.Thread(target=hammer, args=(address, 10 * attempt + n, told, stop)) for n in range(6)]
-            for worker in workers:
-                worker.start()
-            until = time.monotonic() + 60
-            while len(told["decisions"]) < 25 and time.monotonic() < until:
-                time.sleep(0.05)
-            os.kill(process.pid, signal.SIGKILL)
-            stop.set()
-            for worker in workers:
-                worker.join(60)
-            assert not any(worker.is_alive() for worker in workers)
-        assert len(told["decisions"]) >= 25, "in a minute"
-        with closing(sqlite3.connect(own / "catalogue.sqlite")) as database:
-            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            paths = database.execute("SELECT path FROM photos WHERE kept").fetchall()
-            bare = "SELECT count(*) FROM photos LEFT JOIN annotations a ON a.photo_id = photos.id WHERE a.id IS NULL "
-            bare += "OR a.id NOT IN (SELECT annotation_id FROM embeddings) OR "
-            assert database.execute(bare + "a.id NOT IN (SELECT annotation_id FROM crops)").fetchone() == (0,)
-            half = (
-                "SELECT count(*) FROM encounters WHERE state = 'new' AND id NOT IN (SELECT encounter_id FROM decisions)"
-            )
-            assert database.execute(half).fetchone() == (0,)
-        for (path,) in paths:
-            assert sha256((own / path).read_bytes()).hexdigest() == Path(path).stem
-        with server(own) as (address, _):
-            for met, decision, name in told["decisions"]:
-                now = httpx.get(f"{address}/api/encounters/{met}").json()
-                assert (now["state"], now["individual"]["name"]) == ("new", name)
-                trail = httpx.get(f"{address}/api/audit-log?encounter_id={met}").json()["decisions"]
-                assert decision in {line["id"] for line in trail}
-            for met, digest in told["photos"]:
-                photo = httpx.get(f"{address}/api/encounters/{met}").json()["photos"][0]
-                assert sha256(httpx.get(f"{address}/api/photos/{photo['id']}/file").content).hexdigest() == digest
+    told, stop = {"photos": [], "decisions": []}, threading.Event()
+    with server(own) as (address, process):
+        workers = [threading.Thread(target=hammer, args=(address, n, told, stop)) for n in range(6)]
+        for worker in workers:
+            worker.start()
+        until = time.monotonic() + 60
+        while len(told["decisions"]) < 25 and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        stop.set()
+        for worker in workers:
+            worker.join(60)
+        assert not any(worker.is_alive() for worker in workers)
+    assert len(told["decisions"]) >= 25, "in a minute"
+    with closing(sqlite3.connect(own / "catalogue.sqlite")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        paths = database.execute("SELECT path FROM photos WHERE kept").fetchall()
+        bare = "SELECT count(*) FROM photos LEFT JOIN annotations a ON a.photo_id = photos.id WHERE a.id IS NULL "
+        bare += "OR a.id NOT IN (SELECT annotation_id FROM embeddings) OR "
+        assert database.execute(bare + "a.id NOT IN (SELECT annotation_id FROM crops)").fetchone() == (0,)
+        half = (
+            "SELECT count(*) FROM encounters WHERE state = 'new' AND id NOT IN (SELECT encounter_id FROM decisions)"
+        )
+        assert database.execute(half).fetchone() == (0,)
+    for (path,) in paths:
+        assert sha256((own / path).read_bytes()).hexdigest() == Path(path).stem
+    with server(own) as (address, _):
+        for met, decision, name in told["decisions"]:
+            now = httpx.get(f"{address}/api/encounters/{met}").json()
+            assert (now["state"], now["individual"]["name"]) == ("new", name)
+            trail = httpx.get(f"{address}/api/audit-log?encounter_id={met}").json()["decisions"]
+            assert decision in {line["id"] for line in trail}
+        for met, digest in told["photos"]:
+            photo = httpx.get(f"{address}/api/encounters/{met}").json()["photos"][0]
+            assert sha256(httpx.get(f"{address}/api/photos/{photo['id']}/file").content).hexdigest() == digest
 
 
 # --- the season's real network
