@@ -4,22 +4,27 @@
 
 # %% auto #0
 __all__ = ['ENCOUNTER_FIELDS', 'DECISION_FIELDS', 'SIGHTING_COLUMNS', 'id_and_name', 'get_or_404', 'crop_box', 'annotated',
-           'photo_crop', 'photo_view', 'photo_views', 'rejections', 'encounter_views', 'encounter_view',
-           'encounter_filters', 'list_encounters', 'facets', 'individual_views', 'list_individuals', 'individual_page',
-           'answer_view', 'decision_views', 'list_decisions', 'sightings']
+           'photo_crop', 'photo_view', 'photo_views', 'rejections', 'encounter_views', 'encounter_view', 'has_photos',
+           'is_shown_as', 'encounter_filters', 'list_encounters', 'facets', 'individual_views', 'list_individuals',
+           'individual_page', 'individual_photos', 'answer_view', 'decision_views', 'decision_rows', 'list_decisions',
+           'sightings']
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-02
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 import pandas as pd
-from sqlalchemy import Select, exists, func, or_, select, tuple_
+from sqlalchemy import Select, and_, exists, false, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
+from .audit import can_undo, describe_decisions
+from .naming import former_names
 from .schema import Annotation, Answer, Base, Crop, Decision, Encounter, Individual, Photo
 from .store import NotFound
+from .validation import clean_date
 from ..core.errors import UserError
 from ..core.renamed import ANSWERS, with_new_keys
+from ..data.names import name_key
 from ..imaging.crops import crop_aspect
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-05
@@ -115,7 +120,32 @@ def photo_view(photo: Photo, annotation: Annotation, crop: Crop, settings: dict)
     aspect = crop_aspect(photo.width, photo.height, box, frame, settings["margin"], settings["keep_aspect"])
     part = {"source": crop.source, "box": box, "aspect": round(aspect, 4)}
     fields = ("id", "name", "width", "height", "taken", "encounter_id")
-    return {name: getattr(photo, name) for name in fields} | {"side": annotation.side, "crop": part}
+    view = {name: getattr(photo, name) for name in fields} | {"side": annotation.side, "crop": part}
+    return view | {"withdrawn": "withdrawn" if photo.withdrawn else "", "uploaded": photo.kept}
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-30
+def _withdrawals(session, rows, withdrawn_photos):
+    """`({encounter: decision}, {photo: reason})` of what is withdrawn now, for some rows of `encounters`."""
+    withdrawn = {row.id for row in rows if row.state == "withdrawn"}
+    if not withdrawn and not withdrawn_photos:
+        return {}, {}
+    standing = select(Decision).where(Decision.kind == "withdraw", Decision.undone_by_id.is_(None))
+    by_encounter, by_photo = {}, {}
+    for each in session.scalars(standing.order_by(Decision.id)):
+        if photos := each.before.get("photos"):
+            by_photo |= {int(number): each.after["reason"] for number in photos}
+        else:
+            by_encounter[each.encounter_id] = each
+    return by_encounter, by_photo
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-31
+def _withdrawal_view(row, shown, decision):
+    """Why an encounter is not asked about, None if it is; decision: that it was withdrawn by, or None."""
+    if row.state != "withdrawn":
+        return None if shown else {"reason": "no photographs left", "user": "", "at": "", "decision": None}
+    if decision is None:
+        return {"reason": "withdrawn", "user": "", "at": "", "decision": None}
+    return {"reason": decision.after["reason"], "user": decision.who, "at": decision.at, "decision": decision.id}
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-06a
 def photo_views(session: Session, settings: dict, encounter_ids: Collection[int]) -> dict[int, list[dict]]:
@@ -175,17 +205,25 @@ def encounter_views(session: Session, settings: dict, rows: Sequence[Encounter])
     photos, rejected = photo_views(session, settings, ids), rejections(session, ids)
     wanted = {row.individual_id for row in rows} - {None}
     individuals = {i.id: id_and_name(i) for i in session.scalars(select(Individual).where(Individual.id.in_(wanted)))}
-    views = []
-    for row in rows:
-        sides = {photo["side"] for photo in photos[row.id]} - {""}
-        view = {
-            "individual": individuals.get(row.individual_id),
-            "rejected": rejected.get(row.id, []),
-            "photos": photos[row.id],
-            "side": "both" if len(sides) > 1 else "".join(sides),
-        }
-        views.append({name: getattr(row, name) for name in ENCOUNTER_FIELDS} | view)
-    return views
+    gone = [photo for each in photos.values() for photo in each if photo["withdrawn"]]
+    withdrawn, reasons = _withdrawals(session, rows, gone)
+    for photo in gone:
+        photo["withdrawn"] = reasons.get(photo["id"], photo["withdrawn"])
+    return [
+        _encounter_view(row, photos[row.id], withdrawn.get(row.id))
+        | {"individual": individuals.get(row.individual_id), "rejected": rejected.get(row.id, [])}
+        for row in rows
+    ]
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-08b
+def _encounter_view(row, photos, decision):
+    """The view of an encounter, but for its individuals; decision: that it was withdrawn by, or None."""
+    shown = [photo for photo in photos if not photo["withdrawn"]]
+    sides = {photo["side"] for photo in shown} - {""}
+    view = {name: getattr(row, name) for name in ENCOUNTER_FIELDS}
+    view |= {"photos": photos, "side": "both" if len(sides) > 1 else "".join(sides)}
+    withdrawn = _withdrawal_view(row, shown, decision)
+    return view | {"withdrawn": withdrawn, "state": "withdrawn" if withdrawn else row.state}
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-08a
 def encounter_view(session: Session, settings: dict, number: int) -> dict:
@@ -204,6 +242,28 @@ def encounter_view(session: Session, settings: dict, number: int) -> dict:
     """
     return encounter_views(session, settings, [get_or_404(session, Encounter, number, "encounter")])[0]
 
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-33
+def has_photos() -> object:
+    """Make the condition that an encounter has photographs that are not withdrawn.
+
+    Returns:
+        A condition for `select(Encounter).where`.
+    """
+    return exists().where(Photo.encounter_id == Encounter.id, ~Photo.withdrawn)
+
+
+def is_shown_as(state: str) -> object:
+    """Make the condition that an encounter is shown in a state.
+
+    Args:
+        state: undecided, confirmed, new, unsure or withdrawn.
+
+    Returns:
+        A condition for `select(Encounter).where`.
+    """
+    own = Encounter.state == state
+    return or_(own, ~has_photos()) if state == "withdrawn" else and_(own, has_photos())
+
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-10
 def encounter_filters(
     state: str = "", species: str = "", side: str = "", place: str = "", since: str = "", until: str = "", q: str = ""
@@ -211,19 +271,24 @@ def encounter_filters(
     """Make conditions on `encounters`; "" is no condition.
 
     Args:
-        state: undecided, confirmed, new or unsure.
+        state: undecided, confirmed, new, unsure or withdrawn; "all" is no condition either.
         species: Happywhale's English name.
         side: of one of its photos, left or right.
         place: name of the site.
-        since: first date, ISO 8601.
+        since: first date, in any form that has one meaning.
         until: last date, included (`2026-07` with its days).
         q: text anywhere in the name of the encounter, a photo, or the individual.
 
     Returns:
         Conditions for `select(Encounter).where`.
+
+    Raises:
+        UserError: for a date that cannot be read.
     """
-    equal = {Encounter.state: state, Encounter.species: species, Encounter.place: place}
+    equal = {Encounter.species: species, Encounter.place: place}
     conditions = [column == value for column, value in equal.items() if value]
+    conditions += [is_shown_as(state)] if state not in ("", "all") else []
+    since, until = clean_date(since), clean_date(until)
     if side:
         shown = exists().where(Photo.encounter_id == Encounter.id, Annotation.photo_id == Photo.id)
         conditions.append(shown.where(Annotation.side == side))
@@ -302,10 +367,19 @@ def facets(session: Session) -> dict:
 
     dates = session.execute(select(func.min(Encounter.date), func.max(Encounter.date)).where(Encounter.date != ""))
     first, last = dates.one()
-    states = dict(session.execute(select(Encounter.state, func.count()).group_by(Encounter.state)).all())
+    states = _state_counts(session)
     columns = {"species": Encounter.species, "places": Encounter.place, "sides": Annotation.side}
     values = {name: distinct(column) for name, column in columns.items()}
     return values | {"first": first or "", "last": last or "", "states": states}
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-12a
+def _state_counts(session):
+    """How many encounters are shown in each state that occurs."""
+    every = select(Encounter.state, func.count()).group_by(Encounter.state)
+    states, empty = (dict(session.execute(rows).all()) for rows in (every, every.where(~has_photos())))
+    shown = {state: number - empty.get(state, 0) for state, number in states.items()}
+    shown["withdrawn"] = states.get("withdrawn", 0) + sum(empty.values()) - empty.get("withdrawn", 0)
+    return {state: number for state, number in shown.items() if number}
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-13
 def individual_views(session: Session, rows: Sequence[Individual]) -> list[dict]:
@@ -316,35 +390,36 @@ def individual_views(session: Session, rows: Sequence[Individual]) -> list[dict]
         rows: of `individuals`.
 
     Returns:
-        The views, in the order of the rows: name, species, numbers of encounters and photos, first and last date, the
-        number of a photo as `cover`.
+        The views, in the order of the rows: name, names it had before, species, numbers of encounters and photos that
+        are not withdrawn, first and last date, the number of a photo as `cover`.
     """
     ids = [row.id for row in rows]
     counts, spans = _counts(session, ids), _spans(session, ids)
     merged = {row.merged_into_id for row in rows} - {None}
     into = {row.id: id_and_name(row) for row in session.scalars(select(Individual).where(Individual.id.in_(merged)))}
-    views = []
+    former, views = former_names(session), []
     for row in rows:
         encounters, photos, cover = counts.get(row.id, (0, 0, None))
         first, last = spans.get(row.id, ("", ""))
         view = {"species": row.species, "active": row.active, "photos": photos, "encounters": encounters}
         view = id_and_name(row) | view | {"first": first, "last": last, "cover": cover}
-        views.append(view | {"merged_into": into.get(row.merged_into_id)})
+        views.append(view | {"merged_into": into.get(row.merged_into_id), "known_as": former.get(row.id, [])})
     return views
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-13a
 def _counts(session, ids):
     """`{individual: (encounters, photos, number of the first photo)}`."""
     columns = (func.count(func.distinct(Encounter.id)), func.count(Photo.id), func.min(Photo.id))
-    rows = select(Encounter.individual_id, *columns).join(Photo, Photo.encounter_id == Encounter.id, isouter=True)
-    rows = session.execute(rows.where(Encounter.individual_id.in_(ids)).group_by(Encounter.individual_id))
-    return {individual: tuple(counts) for individual, *counts in rows}
+    rows = select(Encounter.individual_id, *columns).join(Photo, Photo.encounter_id == Encounter.id)
+    rows = rows.where(Encounter.individual_id.in_(ids), ~Photo.withdrawn).group_by(Encounter.individual_id)
+    return {individual: tuple(counts) for individual, *counts in session.execute(rows)}
 
 
 def _spans(session, ids):
     """`{individual: (first, last date)}` of those with dates."""
     rows = select(Encounter.individual_id, func.min(Encounter.date), func.max(Encounter.date))
-    rows = rows.where(Encounter.individual_id.in_(ids), Encounter.date != "").group_by(Encounter.individual_id)
+    rows = rows.where(Encounter.individual_id.in_(ids), Encounter.date != "", has_photos())
+    rows = rows.group_by(Encounter.individual_id)
     return {individual: (first, last) for individual, first, last in session.execute(rows)}
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-14
@@ -353,7 +428,7 @@ def list_individuals(session: Session, q: str = "", species: str = "", after: st
 
     Args:
         session: of the catalogue's database.
-        q: text anywhere in the name; "": all.
+        q: text anywhere in the name, or in a name that it had before; "": all.
         species: Happywhale's English name; "": all.
         after: `next` of the page before; "": the first page.
         limit: individuals on a page.
@@ -363,7 +438,7 @@ def list_individuals(session: Session, q: str = "", species: str = "", after: st
     """
     where = [Individual.active]
     if q:
-        where.append(Individual.name.icontains(q, autoescape=True))
+        where.append(_called(session, q))
     if species:
         where.append(Individual.species == species)
     total = session.scalar(select(func.count()).select_from(Individual).where(*where))
@@ -372,6 +447,16 @@ def list_individuals(session: Session, q: str = "", species: str = "", after: st
     views = individual_views(session, individuals[:limit])
     last = individuals[limit - 1].name if len(individuals) > limit else None
     return {"individuals": views, "total": total, "next": last}
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-14b
+def _called(session, q):
+    """The condition that an individual's name, or one that it had before, contains a text."""
+    before = Individual.id.in_(former_names(session, q))
+    if q.isascii():
+        return or_(Individual.name.icontains(q, autoescape=True), before)
+    # databases compare small and capital letters of ASCII alone
+    names, key = session.execute(select(Individual.id, Individual.name)), name_key(q)
+    return or_(Individual.id.in_([number for number, name in names if key in name_key(name)]), before)
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-14a
 def individual_page(session: Session, settings: dict, number: int) -> dict:
@@ -394,6 +479,39 @@ def individual_page(session: Session, settings: dict, number: int) -> dict:
     encounters = encounter_views(session, settings, session.scalars(rows).all())
     history = list_decisions(session, individual_id=number, limit=500)["decisions"]
     return view | {"encounters": encounters, "history": history}
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-35
+def individual_photos(
+    session: Session, settings: dict, number: int, side: str = "", after: int = 0, limit: int = 50
+) -> dict:
+    """List the photos of an individual: those of a side first, among them the latest first.
+
+    Args:
+        session: of the catalogue's database.
+        settings: of the model, see `photo_view`.
+        number: the individual's.
+        side: left or right; "": no side comes first.
+        after: how many photos to pass over.
+        limit: photos on a page.
+
+    Returns:
+        `{"photos": views as `schemas.MatchedPhoto`, "total": number of all, "next": number or None}`.
+
+    Raises:
+        NotFound: if there is no such individual.
+    """
+    get_or_404(session, Individual, number, "individual")
+    own = (Encounter.individual_id == number, ~Photo.withdrawn)
+    rows = annotated(Encounter).join(Encounter, Encounter.id == Photo.encounter_id).where(*own)
+    total = session.scalar(select(func.count()).select_from(rows.subquery()))
+    first = Annotation.side != side if side else false()
+    rows = rows.order_by(first, Encounter.date.desc(), Photo.id.desc()).offset(after).limit(limit)
+    views = []
+    for photo, annotation, crop, encounter in session.execute(rows):
+        where = {"date": encounter.date, "place": encounter.place, "encounter": id_and_name(encounter)}
+        views.append(photo_view(photo, annotation, crop, settings) | where)
+    end = after + len(views)
+    return {"photos": views, "total": total, "next": end if end < total else None}
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-26
 def answer_view(session: Session, number: int) -> dict:
@@ -439,12 +557,47 @@ def decision_views(session: Session, rows: Sequence[Decision]) -> list[dict]:
     }
     names = {name: names_of(*link) for name, link in linked.items()}
     views = []
-    for row in rows:
+    for row, text in zip(rows, describe_decisions(session, rows), strict=True):
         view = {name: getattr(row, name) for name in DECISION_FIELDS}
-        view |= {"user": row.who, "probability": row.chance}
+        view |= {"user": row.who, "probability": row.chance, "text": text, "can_undo": can_undo(row)}
+        view["photos"] = [int(number) for number in row.before.get("photos", {})]
         subjects = {name: names[name].get(getattr(row, column)) for name, (_, column) in linked.items()}
         views.append(view | subjects | {"undoes": row.undoes_id, "undone_by": row.undone_by_id})
     return views
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-37
+def _moves(session, encounter):
+    """Numbers of the decisions that moved photos from an encounter or to it."""
+    rows = session.scalars(select(Decision).where(Decision.kind.in_(("move", "regroup"))))
+    ends = {row.id: [*row.before["photos"].values(), *row.after["photos"].values()] for row in rows}
+    return [number for number, values in ends.items() if encounter in {each["encounter_id"] for each in values}]
+
+
+def decision_rows(
+    session: Session,
+    encounter_id: int | None = None,
+    individual_id: int | None = None,
+    after: int | None = None,
+    limit: int = 50,
+) -> list[Decision]:
+    """Find decisions, the latest first.
+
+    Args:
+        session: of the catalogue's database.
+        encounter_id: only those about this encounter.
+        individual_id: only those about this individual, also as the second one.
+        after: number of a decision, only those before it; None: the latest.
+        limit: how many at most.
+
+    Returns:
+        Rows of `decisions`.
+    """
+    rows = select(Decision).order_by(Decision.id.desc()).limit(limit)
+    if encounter_id is not None:
+        rows = rows.where(or_(Decision.encounter_id == encounter_id, Decision.id.in_(_moves(session, encounter_id))))
+    if individual_id is not None:
+        rows = rows.where(or_(Decision.individual_id == individual_id, Decision.other_id == individual_id))
+    return session.scalars(rows.where(Decision.id < after) if after else rows).all()
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-19
 def list_decisions(
@@ -466,12 +619,7 @@ def list_decisions(
     Returns:
         `{"decisions": views, "next": number or None}`.
     """
-    rows = select(Decision).order_by(Decision.id.desc()).limit(limit + 1)
-    if encounter_id is not None:
-        rows = rows.where(Decision.encounter_id == encounter_id)
-    if individual_id is not None:
-        rows = rows.where(or_(Decision.individual_id == individual_id, Decision.other_id == individual_id))
-    decisions = session.scalars(rows.where(Decision.id < after) if after else rows).all()
+    decisions = decision_rows(session, encounter_id, individual_id, after, limit + 1)
     last = decisions[limit - 1].id if len(decisions) > limit else None
     return {"decisions": decision_views(session, decisions[:limit]), "next": last}
 
@@ -509,7 +657,7 @@ def sightings(session: Session) -> pd.DataFrame:
         session: of the catalogue's database.
 
     Returns:
-        A row for each photo, with `SIGHTING_COLUMNS`, by date, encounter and photo.
+        A row for each photo that is not withdrawn, with `SIGHTING_COLUMNS`, by date, encounter and photo.
     """
     latest = select(Decision.encounter_id, func.max(Decision.id).label("last")).where(
         Decision.undone_by_id.is_(None), Decision.kind.in_(("confirm", "new", "unsure"))
@@ -520,6 +668,7 @@ def sightings(session: Session) -> pd.DataFrame:
         .join(Individual, Individual.id == Encounter.individual_id, isouter=True)
         .join(latest, latest.c.encounter_id == Encounter.id, isouter=True)
         .join(Decision, Decision.id == latest.c.last, isouter=True)
+        .where(~Photo.withdrawn, Encounter.state != "withdrawn")
         .order_by(Encounter.date, Encounter.id, Photo.id)
     )
     return pd.DataFrame([_sighting(*row) for row in session.execute(query)], columns=list(SIGHTING_COLUMNS))
