@@ -135,6 +135,7 @@ class SourceRows:
         left_out: what was not read.
         columns: names of the columns from ours to theirs, for messages.
         corners: whether boxes are corners for certain.
+        tree: of folders, what their levels are taken for, one line each.
     """
 
     rows: pd.DataFrame
@@ -142,6 +143,7 @@ class SourceRows:
     left_out: tuple[LeftOut, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     corners: bool = False
+    tree: tuple[str, ...] = ()
 
 # %% ../../nbs/lib/data/columns.ipynb #columns-13
 def _cell(row, column):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTSIDE', 'AGAIN', 'BROKEN', 'LOCKED', 'HIDDEN', 'VIEWS', 'SPLITS', 'CONTAINERS', 'LEVELS', 'COLUMNS', 'walk_files',
-           'day_of', 'side_of', 'is_species', 'Level', 'levels_by_name', 'parse_layout', 'recognise', 'FolderRows',
-           'read_folders']
+           'day_of', 'side_of', 'is_species', 'Level', 'levels_by_name', 'parse_layout', 'recognise', 'read_folders']
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-02
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import UserError
+from .columns import SourceRows
 from .dates import AmbiguousDate, exif_date, parse_date
 from happywhale_nb.data.formats import (
     NO_PHOTOGRAPH,
@@ -405,30 +405,12 @@ def _refuse_years_alone(by_name, source):
         )
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-32
-@dataclass(frozen=True)
-class FolderRows:
-    """What a folder of photographs holds.
-
-    Attributes:
-        table: path, individual_id, species, side, date (ISO 8601), encounter, place; `""` where unknown. One row a
-            photograph.
-        left_out: files that are not read, links that are not followed, hidden files.
-        tree: what the levels are taken for, one line each, with counts.
-        notes: what the user should know, one sentence each.
-    """
-
-    table: pd.DataFrame
-    left_out: tuple[LeftOut, ...]
-    tree: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
-COLUMNS = ["path", "individual_id", "species", "side", "date", "encounter", "place"]
+COLUMNS = ["where", "image", "path", "individual_id", "species", "side", "date", "encounter", "place", "box"]
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-33
 def _facts(parts, levels):
     # what the folders on a path tell: {column: text}, and the folder's day
-    facts = dict.fromkeys(COLUMNS[1:], "")
+    facts = dict.fromkeys(COLUMNS[3:-1], "")
     for i, name in enumerate(parts):
         level = levels[parts[: i + 1]]
         if level.kind == "animal":
@@ -492,7 +474,7 @@ def _tree(rows, levels):
     return tuple(lines)
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-36
-def read_folders(source: Path | str, layout: str = "", follow_links: bool = False, order: str = "") -> FolderRows:
+def read_folders(source: Path | str, layout: str = "", follow_links: bool = False, order: str = "") -> SourceRows:
     """Read photographs that lie in folders.
 
     Args:
@@ -502,7 +484,9 @@ def read_folders(source: Path | str, layout: str = "", follow_links: bool = Fals
         order: which number comes first in days such as 07-08-2019, as for `dates.parse_date`.
 
     Returns:
-        The photographs and what is left out.
+        A row a photograph: where and image (its name below `source`), path, individual_id, species, side, date (ISO
+        8601), encounter, place. Left out are files that are not read, links that are not followed, hidden files.
+        `tree` says what the levels are taken for, one line each, with counts.
 
     Raises:
         UserError: If the folders can be meant in several ways, or one animal lies in the folders of two species.
@@ -528,12 +512,13 @@ def _rows(source, looks, places, levels, links):
             continue
         day = known["date"]
         other_days += bool(day and taken and not taken.startswith(day))
-        rows.append(known | {"path": path, "date": taken if taken.startswith(day) else day})
+        name, date = path.relative_to(source).as_posix(), taken if taken.startswith(day) else day
+        rows.append(known | {"where": name, "image": name, "path": path, "date": date, "box": ()})
     table = pd.DataFrame(rows, columns=COLUMNS)
     _refuse_two_species(table)
     notes = _notes(levels, other_days)
     left_out = [*left_out_files(unread), *(_with_animals(kind, levels) for kind in links)]
-    return FolderRows(table, tuple(left_out), _tree((places[path] for path in table["path"]), levels), notes)
+    return SourceRows(table, notes, tuple(left_out), tree=_tree([places[path] for path in table["path"]], levels))
 
 
 def _with_animals(kind, levels):
