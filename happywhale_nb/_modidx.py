@@ -1851,6 +1851,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'happywhale_nb/data/tables.py'),
                                            'happywhale_nb.data.tables._is_workbook': ( 'lib/data/tables.html#_is_workbook',
                                                                                        'happywhale_nb/data/tables.py'),
+                                           'happywhale_nb.data.tables._known_in_sheet': ( 'lib/data/tables.html#_known_in_sheet',
+                                                                                          'happywhale_nb/data/tables.py'),
                                            'happywhale_nb.data.tables._known_names': ( 'lib/data/tables.html#_known_names',
                                                                                        'happywhale_nb/data/tables.py'),
                                            'happywhale_nb.data.tables._notes_on_names': ( 'lib/data/tables.html#_notes_on_names',

@@ -114,6 +114,9 @@ def test_read_user_table_of_a_workbook_refuses_formulas_without_values_and_names
     assert read_user_table(tmp_path / "two.xlsx", "2020").cells["name"].tolist() == ["12"]
     with pytest.raises(UserError, match="no sheet '2021'"):
         read_user_table(tmp_path / "two.xlsx", "2021")
+    book.active["A1"] = "read me"
+    book.save(tmp_path / "two.xlsx")
+    assert read_user_table(tmp_path / "two.xlsx", words=["image"]).file == "two.xlsx, sheet 2020"
 
 
 def test_faults_names_at_most_a_screen_and_counts_the_rest():
@@ -228,7 +231,7 @@ def test_import_command_with_clock_moves_the_times_of_one_camera(tmp_path):
         draw(tmp_path / "photos" / name, exif=exif)
     result = run(tmp_path / "photos", "--to", tmp_path / "mine", "--clock", "D500=+1h")
     assert result.exit_code == 0, result.stderr
-    assert "dates of 1 photographs of D500 moved by +1h" in result.stdout
+    assert "dates of 1 photograph of D500 moved by +1h" in result.stdout
     dates = read_dataset(tmp_path / "mine").train["date"].tolist()
     assert dates == ["2020-05-02T00:30:00", "2020-05-01T23:30:00"]
     result = run(tmp_path / "photos", "--to", tmp_path / "other", "--clock", "Canon=+1h")
