@@ -257,8 +257,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                       'happywhale_nb/catalogue/exports/common.py'),
                                                         'happywhale_nb.catalogue.exports.common.first_known': ( 'lib/catalogue/exports/common.html#first_known',
                                                                                                                 'happywhale_nb/catalogue/exports/common.py'),
-                                                        'happywhale_nb.catalogue.exports.common.latin': ( 'lib/catalogue/exports/common.html#latin',
-                                                                                                          'happywhale_nb/catalogue/exports/common.py'),
                                                         'happywhale_nb.catalogue.exports.common.left_out_row': ( 'lib/catalogue/exports/common.html#left_out_row',
                                                                                                                  'happywhale_nb/catalogue/exports/common.py'),
                                                         'happywhale_nb.catalogue.exports.common.original_text': ( 'lib/catalogue/exports/common.html#original_text',
