@@ -53,6 +53,8 @@ ERRORS = {
     "odd-id": "an individual's id cannot stand in an answer, or is another's misspelt: rename it",
     "leaves-folder": "an image must be a plain file name inside the folder of photographs",
     "listed-twice": "an image stands in the table more than once: keep one row",
+    "moved": "a photograph is linked to a file that is gone: `happywhale data relink DATA_DIR --photos FOLDER` finds "
+    "the files below the folder where they are now, also under other names",
     "absent": "an image is listed, but not in the folder: add the file or remove the row",
     "empty-file": "the file has no bytes: copy it again",
     "not-a-photo": "the file is no picture that can be read, whatever its name: replace it",
@@ -200,16 +202,22 @@ def _check_present(check, names, file, folder, listed):
     broken = {entry.name for entry in entries if entry.is_symlink() and entry.name not in present}
     lower = {name.lower(): name for name in present}
     for row, name in names[~names.isin(present)].items():
-        reason = _why_absent(name, lower.get(name.lower()), broken)
-        check.add("absent", file, f"{name} is not in {folder.name}/{reason}", row + 2)
+        near = lower.get(name.lower())
+        reason = f"; is it {near}?" if near else ""
+        if name in broken:
+            check.add("moved", f"{folder.name}/{name}", _was(folder / name), row + 2)
+        else:
+            check.add("absent", file, f"{name} is not in {folder.name}/{reason}", row + 2)
     for name in sorted(present - listed):
         check.add("not-listed", f"{folder.name}/{name}")
 
 
-def _why_absent(name, near, broken):
-    if name in broken:
-        return "; its link points to a file that is no longer there"
-    return f"; is it {near}?" if near else ""
+def _was(path):
+    # where a broken link used to lead
+    try:
+        return f"was {os.readlink(path)}"
+    except OSError:
+        return ""
 
 # %% ../../nbs/lib/data/check.ipynb #check-20
 def odd_ids(ids: Iterable[str]) -> dict[str, str]:
@@ -541,6 +549,15 @@ def count_noun(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 # %% ../../nbs/lib/data/check.ipynb #check-51
+def _common(paths):
+    # the folder that all lay in
+    folders = [os.path.dirname(path) for path in paths]
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:  # several drives
+        return folders[0]
+
+
 def _summary_lines(check):
     numbers = dict.fromkeys(["photos", "individuals", "species", "test_photos", "photos_seen", "bytes"], 0)
     numbers |= check.summary
@@ -550,6 +567,8 @@ def _summary_lines(check):
         f"{numbers['species']} species; {numbers['test_photos']:,} to be identified",
         f"  {count_noun(numbers['photos_seen'], 'file')} looked at, {numbers['bytes'] / 1e6:,.1f} MB",
     ]
+    if gone := [f.detail.removeprefix("was ") for f in check.findings if f.kind == "moved"]:
+        lines.append(f"  {count_noun(len(gone), 'photograph')} not found; where is the folder? It was {_common(gone)}")
     if left_out := numbers.get("skipped_train", 0) + numbers.get("skipped_test", 0):
         lines.append(f"  {left_out} more are left out, as skip.csv says")
     return lines
