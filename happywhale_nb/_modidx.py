@@ -1281,6 +1281,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'happywhale_nb/data/layouts.py'),
                                             'happywhale_nb.data.layouts._notes': ( 'lib/data/layouts.html#_notes',
                                                                                    'happywhale_nb/data/layouts.py'),
+                                            'happywhale_nb.data.layouts._order_in_one': ( 'lib/data/layouts.html#_order_in_one',
+                                                                                          'happywhale_nb/data/layouts.py'),
                                             'happywhale_nb.data.layouts._order_of_two': ( 'lib/data/layouts.html#_order_of_two',
                                                                                           'happywhale_nb/data/layouts.py'),
                                             'happywhale_nb.data.layouts._plain': ( 'lib/data/layouts.html#_plain',

@@ -9,6 +9,7 @@ __all__ = ['OUTSIDE', 'AGAIN', 'LOCKED', 'HIDDEN', 'VIEWS', 'SPLITS', 'CONTAINER
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-02
 import os
 import re
+import unicodedata
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from .columns import SourceRows
-from .dates import AmbiguousDate, exif_date, parse_date
+from .dates import MONTHS, AmbiguousDate, exif_date, parse_date
 from happywhale_nb.data.formats import (
     BROKEN,
     NO_PHOTOGRAPH,
@@ -97,7 +98,7 @@ def _entries(folder, source, left_out):
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-09
 _DAY = re.compile(r"((?:19|20)\d\d)([-_. ]?)(\d\d)(?:\2(\d\d))?(?![0-9])")
 _DAY_LAST = re.compile(r"(\d{1,2})[-_. ](\d{1,2})[-_. ]((?:19|20)\d\d)(?![0-9])")
-_MONTH_NAMED = re.compile(r"(\d{1,2}[-_. ])?(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-_. ,]+\d{4}", re.I)
+_MONTH_NAMED = re.compile(rf"(\d{{1,2}}[-_. ]+)?({'|'.join(MONTHS)})[a-z]*[-_. ,]+((?:19|20)\d\d)(?![0-9])", re.I)
 
 
 def day_of(name: str, order: str = "", above: str = "") -> str:
@@ -121,8 +122,11 @@ def day_of(name: str, order: str = "", above: str = "") -> str:
         text = "-".join(part for part in match.group(1, 3, 4) if part)
     elif match := _DAY_LAST.match(name):
         text = "-".join(match.groups())
-    elif _MONTH_NAMED.match(name) or re.fullmatch(r"(19|20)\d\d", name):
-        text = re.sub(r"[_-]", " ", name)
+    elif match := _MONTH_NAMED.match(name):
+        day = f"-{int(re.sub('[^0-9]', '', match[1])):02}" if match[1] else ""
+        text = f"{match[3]}-{MONTHS.index(match[2].lower()) + 1:02}{day}"
+    elif re.fullmatch(r"(19|20)\d\d", name):
+        text = name
     try:
         return parse_date(text, order) if text else ""
     except AmbiguousDate:
@@ -148,7 +152,7 @@ CONTAINERS = frozenset({
 
 
 def _word(name):
-    return re.sub(r"[\s_-]+", "_", name.strip().lower()).strip("_.")
+    return re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFC", name).strip().lower()).strip("_.")
 
 
 def side_of(name: str) -> str | None:
@@ -223,7 +227,8 @@ def _level_by_name(name, siblings, above, order):
     if day and (len(day) > 4 or all(day_of(other, order) for other in siblings)):
         return Level("day", day)
     long_word = above is not None and len(name) > 3
-    if side is not None and (long_word or all(_tells(other, order) for other in siblings)):
+    paired = side in {"left", "right"} or any(side_of(other) in {"left", "right"} for other in siblings)
+    if side is not None and (long_word or (paired and all(_tells(other, order) for other in siblings))):
         return Level("side", side)
     if all(_split_word(other) in SPLITS | CONTAINERS for other in siblings) and _split_word(name) in SPLITS:
         return Level("split", name)
@@ -278,7 +283,7 @@ def _kinds_of_plain(chains, source):
         kind = "species" if only and all(map(is_species, only)) else "animal"
         return lambda chain: tuple("animal" if is_nobody(name) else kind for name in chain)
     upper, lower = ({chain[i] for chain in chains if len(chain) == 2} for i in (0, 1))
-    order = _order_of_two(upper, lower) if longest == 2 else None
+    order = _order_of_two(upper, lower) if longest == 2 else _order_in_one(chains)
     if order is None:
         raise UserError(_ask(source, chains))
 
@@ -288,6 +293,13 @@ def _kinds_of_plain(chains, source):
         return order[: len(chain)]
 
     return kinds
+
+
+def _order_in_one(chains):
+    # species and animals in one folder that holds all of them
+    inner = {chain[1] for chain in chains if len(chain) == 3}
+    alone = len({chain[0] for chain in chains if chain}) == 1 and {len(chain) for chain in chains} <= {0, 3}
+    return ("-", "species", "animal") if alone and all(map(is_species, inner)) else None
 
 
 def _order_of_two(upper, lower):
