@@ -33,7 +33,7 @@ from happywhale_nb.catalogue import build
 from happywhale_nb.catalogue import ingest as intake
 from happywhale_nb.catalogue.build import build_catalogue, change_over, demo_catalogue, keep_model, open_embedder
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
-from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
+from happywhale_nb.catalogue.schema import Annotation, Embedding, Encounter, Photo
 from happywhale_nb.catalogue.store import Catalogue, pack_vector
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
@@ -151,7 +151,8 @@ def test_build_catalogue_takes_two_photographs_of_one_name_apart(embedded, colou
     write_embeddings(model.with_name("embeddings.parquet"), image_embeddings(parts, images, vectors))
     made = build_catalogue(tmp_path / "catalogue", tiny_copy, model)[0]
     with made.reading() as session:
-        columns = select(Photo.path, Embedding.vector, Embedding.trained).join(Embedding).where(Photo.name == name)
+        columns = select(Photo.path, Embedding.vector, Embedding.trained).select_from(Photo).join(Annotation)
+        columns = columns.join(Embedding, Embedding.annotation_id == Annotation.id).where(Photo.name == name)
         rows = {path: (vector, trained) for path, vector, trained in session.execute(columns)}
     made.close()
     expected = {
@@ -230,7 +231,7 @@ def test_re_embed_cut_off_goes_on_and_the_old_model_answers_until_change_over(
 def test_open_embedder_embeds_what_is_missing_and_refuses_another_model(embedded, folder, tmp_path):
     made = Catalogue(folder)
     with made.writing() as session:
-        session.delete(session.scalars(select(Embedding).order_by(Embedding.photo_id)).first())
+        session.delete(session.scalars(select(Embedding).order_by(Embedding.annotation_id)).first())
     assert open_embedder(made).fingerprint == made.fingerprint
     assert len(embedded) == 1 and count_of(made, Embedding) == 58
     keep_model(made.folder, save_model(tmp_path / "other", b"two"))
@@ -376,7 +377,7 @@ def test_catalogue_add_command_takes_photographs_and_leaves_out_what_is_none(emb
 
 
 def test_catalogue_upgrade_command_of_todays_tables_says_so(mine):
-    assert "of version 0001 already" in happywhale("catalogue", "upgrade", mine.folder).stdout
+    assert "of version 0002 already" in happywhale("catalogue", "upgrade", mine.folder).stdout
 
 
 # --- the server as a process
@@ -672,8 +673,9 @@ def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own):
     with closing(sqlite3.connect(own / "catalogue.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         paths = database.execute("SELECT path FROM photos WHERE kept").fetchall()
-        bare = "SELECT count(*) FROM photos WHERE id NOT IN (SELECT photo_id FROM embeddings) OR id NOT IN "
-        assert database.execute(bare + "(SELECT photo_id FROM crops)").fetchone() == (0,)
+        bare = "SELECT count(*) FROM photos LEFT JOIN annotations a ON a.photo_id = photos.id WHERE a.id IS NULL "
+        bare += "OR a.id NOT IN (SELECT annotation_id FROM embeddings) OR "
+        assert database.execute(bare + "a.id NOT IN (SELECT annotation_id FROM crops)").fetchone() == (0,)
         half = (
             "SELECT count(*) FROM encounters WHERE state = 'new' AND id NOT IN (SELECT encounter_id FROM decisions)"
         )

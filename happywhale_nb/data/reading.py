@@ -18,7 +18,7 @@ from ..core.errors import UserError
 from .clocks import camera_of, correct_clocks
 from .columns import SourceRows
 from .dates import camera_date
-from .formats import open_photo
+from .formats import UNOPENED, open_photo
 from .left_out import LeftOut
 from .lookup import Found, PhotoLookup, split_cell
 from .names import clean_name, is_nobody
@@ -78,7 +78,9 @@ def _refuse_several(rows, found, lookup, faults):
 def _refuse_unread(rows, found, faults):
     for row in rows.itertuples():
         if reason := found[row.image].unread:
-            faults.add(row.where, f"{row.image} cannot be read: export it as JPEG ({reason})")
+            damaged = reason == UNOPENED and Path(row.image).suffix.lower() in {".jpg", ".jpeg"}
+            remedy = "it is damaged, cut off or too large" if damaged else f"export it as JPEG ({reason})"
+            faults.add(row.where, f"{row.image} cannot be read: {remedy}")
 
 
 def _note_on_guesses(rows, found, lookup):
@@ -112,7 +114,7 @@ def find_photographs(source: SourceRows, lookup: PhotoLookup, faults: Faults, sk
     unread = rows["image"].map(lambda name: bool(found[name].unread))
     groups = (("rows without the name of a photograph", source.rows[blank], True),)
     groups += (("photographs that are not there", rows[missing], skip_missing),)
-    groups += (("photographs that cannot be read: export them as JPEG", rows[unread], skip_missing),)
+    groups += (("photographs that cannot be read", rows[unread], skip_missing),)
     for reason, own, skipped in groups:
         if skipped and len(own):
             names = [f"{row.where}: {row.image}".removesuffix(": ") for row in own.itertuples()]
