@@ -18,7 +18,7 @@ from ..core.errors import UserError
 from .clocks import camera_of, correct_clocks
 from .columns import SourceRows
 from .dates import camera_date
-from .formats import UNOPENED, open_photo
+from .formats import UNOPENED, open_photo, upright_size
 from .left_out import LeftOut
 from .lookup import Found, PhotoLookup, split_cell
 from .names import clean_name, is_nobody
@@ -214,8 +214,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     try:
         with open_photo(path) as photo:
-            turned = photo.getexif().get(0x0112) in {5, 6, 7, 8}
-            return photo.size[::-1] if turned else photo.size
+            return upright_size(photo)
     except Exception:  # Pillow raises whatever damage leads to; `happywhale data check` says what is wrong
         return 0, 0
 
@@ -223,7 +222,8 @@ def picture_size(path: Path) -> tuple[int, int]:
 def _read_boxes(source, faults):
     # `[n, 4]` left, top, width, height in pixels, not-a-number for none; and notes
     rows, boxes = source.rows, np.full((len(source.rows), 4), np.nan)
-    for i, (cells, where) in enumerate(zip(rows["box"], rows["where"], strict=True)):
+    cells_of = rows["box"] if "box" in rows else [()] * len(rows)
+    for i, (cells, where) in enumerate(zip(cells_of, rows["where"], strict=True)):
         try:
             boxes[i] = (parse_box(cells) if cells else None) or [np.nan] * 4
         except UserError as error:
