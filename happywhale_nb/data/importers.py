@@ -30,6 +30,7 @@ from .layouts import read_folders
 from .left_out import LeftOut, left_out_table, lost_individuals
 from .lookup import PhotoLookup
 from .names import clean_name, find_twins, is_nobody, name_key
+from .relink import write_contents
 from .reading import find_photographs, read_values
 from .species import one_spelling, plain_species, suspect_spellings
 from .tables import read_user_table
@@ -453,6 +454,7 @@ def write_import(plan: ImportPlan, target: Path | str, copy: bool = False, progr
         ways += put_photos(plan.test, folder / "test_images", copy, progress)
         for name, table in plan_tables(plan).items():
             write_csv(table, folder / name)
+        write_contents(folder)
     for note in substitute_notes(target, ways):
         print(note, file=sys.stderr)
     return target
