@@ -135,6 +135,7 @@ class SourceRows:
         left_out: what was not read.
         columns: names of the columns from ours to theirs, for messages.
         corners: whether boxes are corners for certain.
+        listed: names of further photographs that the source lists, without a row.
         tree: of folders, what their levels are taken for, one line each.
     """
 
@@ -143,6 +144,7 @@ class SourceRows:
     left_out: tuple[LeftOut, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     corners: bool = False
+    listed: tuple[str, ...] = ()
     tree: tuple[str, ...] = ()
 
 # %% ../../nbs/lib/data/columns.ipynb #columns-13

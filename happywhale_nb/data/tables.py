@@ -90,7 +90,8 @@ def decode_text(content: bytes, file: str) -> tuple[str, tuple[str, ...]]:
         return text, ()
     named = {"cp1252": "Windows-1252"}.get(encoding, encoding.upper())
     word = re.search(r"[^\W\d_]*[^\x00-\x7f][^\W\d_]*", text)
-    example = f", such as {word[0]!r}; if that is wrong, {SAVE_AS}" if word else ""
+    doubt = f"; if that is wrong, {SAVE_AS}" if encoding == "cp1252" else ""
+    example = f", such as {word[0]!r}{doubt}" if word else ""
     return text, (f"{file} is not UTF-8: read as {named}{example}",)
 
 # %% ../../nbs/lib/data/tables.ipynb #tables-10
