@@ -226,7 +226,7 @@ def check_tables(check: Check) -> pd.DataFrame:
 # %% ../../nbs/lib/data/check.ipynb #check-30
 LARGEST = 200_000_000  # pixels: four times the largest sensor of 2024, and 600 MB once decoded
 IMAGE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-SUFFIXES = ENDINGS | {"MPO": ENDINGS["JPEG"] + ENDINGS["MPO"]}
+SUFFIXES = ENDINGS | dict.fromkeys(("JPEG", "MPO"), ENDINGS["JPEG"] + ENDINGS["MPO"])
 
 # %% ../../nbs/lib/data/check.ipynb #check-31
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from .layouts import read_folders
 from .left_out import LeftOut, left_out_table, lost_individuals
 from .lookup import PhotoLookup
 from .names import clean_name, find_twins, is_nobody, name_key
-from .relink import write_contents
 from .reading import find_photographs, read_values
+from .relink import write_contents
 from .species import one_spelling, plain_species, suspect_spellings
 from .tables import read_user_table
 from .values import BOX_FIELDS, Faults

@@ -469,20 +469,24 @@ def _refuse_two_species(table):
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-35
 def _tree(rows, levels):
     # one line for each level at one place, with names and counts
+    def count(number):
+        return f"{number:,} {'photograph' if number == 1 else 'photographs'}"
+
     names, photos = defaultdict(dict), defaultdict(int)
     for parts in rows:
         place = tuple(levels[parts[: i + 1]].kind for i in range(len(parts)))
         photos[place] += 1
         for i, name in enumerate(parts):
             names[place[: i + 1]].setdefault(name)
-    lines = [f"{photos[()]:,} in no folder: without a name"] if photos[()] else []
+    lines = ["folders are taken for"] if rows else []
+    lines += [f"  no folder: {count(photos[()])} without a name"] if photos[()] else []
     for place in sorted(names):
         known, here = list(names[place]), photos[place]
         shown = ", ".join(known[:3]) + (", …" if len(known) > 3 else "")
         kind = "not used" if place[-1] == "-" else place[-1]
         without = "" if "animal" in place else " without a name"
-        count = f": {here:,} {'photograph' if here == 1 else 'photographs'}{without}" if here else ""
-        lines.append(f"{'  ' * (len(place) - 1)}{kind} ({len(known):,}: {shown}){count}")
+        held = f": {count(here)}{without}" if here else ""
+        lines.append(f"{'  ' * len(place)}{kind} ({len(known):,}: {shown}){held}")
     return tuple(lines)
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-36
