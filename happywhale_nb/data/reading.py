@@ -123,7 +123,7 @@ def find_photographs(source: SourceRows, lookup: PhotoLookup, faults: Faults, sk
     unread = rows["image"].map(lambda name: bool(found[name].unread))
     groups = (("rows without the name of a photograph", source.rows[blank], True),)
     groups += (("photographs that are not there", rows[missing], skip_missing),)
-    groups += (("photographs that cannot be read", rows[unread], skip_missing),)
+    groups += (("photographs that cannot be read: export them as JPEG", rows[unread], skip_missing),)
     for reason, own, skipped in groups:
         if skipped and len(own):
             names = [f"{row.where}: {row.image}".removesuffix(": ") for row in own.itertuples()]
