@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -26,6 +26,7 @@ LAYOUTS = ["animal", "animal/side", "animal/day", "day/animal", "day", "species/
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_recognise_finds_the_layout_that_made_the_folders(layout, data):
     kinds = layout.split("/")
@@ -143,6 +144,7 @@ def test_read_folders_of_a_data_folder_says_so(tmp_path):
         read_folders(tmp_path)
 
 
+@settings(max_examples=30)
 @given(data=st.data())
 def test_walk_files_lists_each_file_once_whatever_links_there_are(data, tmp_path_factory):
     top = tmp_path_factory.mktemp("walk") / "chosen"
@@ -163,15 +165,15 @@ def test_walk_files_lists_each_file_once_whatever_links_there_are(data, tmp_path
 
 
 def test_walk_files_counts_hidden_files_broken_links_and_locked_folders(tmp_path):
-    put(tmp_path, "Hope/1.jpg", "Hope/._1.jpg", "Hope/.thumbnails/1.jpg", "Hope/@eaDir/1.jpg/S.jpg", "__MACOSX/Hope/1.jpg",
-        "Thumbs/1.jpg")  # fmt: skip
+    put(tmp_path, "Hope/1.jpg", "Hope/._1.jpg", "Hope/.thumbnails/1.jpg", "Hope/@eaDir/1.jpg/S.jpg")
+    put(tmp_path, "__MACOSX/Hope/1.jpg", "Thumbs/1.jpg")
     (tmp_path / "Hope" / "Thumbs.db").touch()
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "Hope" / "again").symlink_to("../Hope")
     files, left_out = walk_files(tmp_path)
     assert [path.name for path in files] == ["1.jpg"]
     kinds = {kind.reason: kind.names for kind in left_out}
-    assert kinds[HIDDEN] == ("Hope/.thumbnails", "Hope/._1.jpg", "Hope/@eaDir", "Thumbs", "__MACOSX")
+    assert kinds[HIDDEN] == ("Hope/._1.jpg", "Hope/.thumbnails", "Hope/@eaDir", "Thumbs", "__MACOSX")
     assert kinds[AGAIN] == ("Hope/again",) and ("gone.jpg",) in kinds.values()
     if os.geteuid() != 0:
         (tmp_path / "Hope").chmod(0)
