@@ -15,6 +15,7 @@ from happywhale_nb.catalogue.example import ColourEmbedder
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.store import create_catalogue
 from happywhale_nb.catalogue.uploads import read_exif, show_photo
+from happywhale_nb.cli.catalogue import photo_files
 from happywhale_nb.data import formats
 from happywhale_nb.data.check import check_folder, inspect_photo
 from happywhale_nb.data.dataset import read_dataset
@@ -208,3 +209,21 @@ def test_inspect_photo_of_a_jpeg_with_something_behind_it_finds_nothing(tmp_path
         assert inspect_photo(path).findings == ()
     path.write_bytes(whole[:-200])
     assert inspect_photo(path).findings[0][0] == "truncated"
+
+
+def test_photo_files_of_a_folder_takes_every_kind_and_names_the_rest(tmp_path, capsys):
+    for kind in ("TIFF", "WEBP", "PNG"):
+        write(tmp_path, kind)
+    (tmp_path / "IMG_9.NEF").write_bytes(b"MM\0*")
+    (tmp_path / "._PNG.png").write_bytes(b"x")
+    assert [path.name for path in photo_files([tmp_path])] == ["PNG.png", "TIFF.tif", "WEBP.webp"]
+    assert "RAW photographs of cameras" in capsys.readouterr().err
+
+
+def test_check_folder_passes_over_what_systems_leave_beside_photographs(every_kind):
+    left = [every_kind / "train_images" / name for name in ("Thumbs.db", "._JPEG.jpg", ".DS_Store", "desktop.ini")]
+    for path in left:
+        path.touch()
+    assert "not-listed" not in {finding.kind for finding in check_folder(every_kind, progress=False).findings}
+    for path in left:
+        path.unlink()

@@ -43,7 +43,7 @@ from happywhale_nb.data.dataset import (
     read_skips,
 )
 from .findings import FINDINGS, SKIPPABLE, Check
-from .formats import ENDINGS, jpeg_ends, open_photo, orientation, photos_in
+from .formats import ENDINGS, is_hidden, jpeg_ends, open_photo, orientation, photos_in
 from .near_duplicates import grey_thumbnail, same_pictures
 from .parts import of_part, split_path
 from .species import merge_species, suspect_spellings
@@ -106,7 +106,7 @@ def _check_names(check, table, file, folder, skipped):
 
 # %% ../../nbs/lib/data/check.ipynb #check-18
 def _check_present(check, names, file, folder, listed):
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     present = {entry.name for entry in entries if entry.is_file()}
     broken = {entry.name for entry in entries if entry.is_symlink() and entry.name not in present}
     lower = {name.lower(): name for name in present}
