@@ -63,7 +63,7 @@ def _table(root, name):
     path = root / name
     if not path.is_file():
         return pd.DataFrame({"image": []}, dtype=str)
-    return read_user_table(path).cells.reset_index(drop=True)
+    return read_user_table(path, words=("image", "reason", "name")).cells.reset_index(drop=True)
 
 # %% ../../nbs/lib/data/extend.ipynb #extend-06
 def read_folder(root: Path | str) -> Folder:
@@ -400,7 +400,7 @@ def _move_in(staged, folder, moved):
         if target in folder.unlisted or (target.exists() and path.suffix == ".csv"):
             kept = staged.parent / "before" / path.relative_to(staged)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            rename_patiently(target, kept)
+            shutil.copy2(target, kept, follow_symlinks=False)  # the file itself is replaced in one step
             moved.append((target, kept))
         elif target.exists() or target.is_symlink():
             raise UserError(f"{target} is there meanwhile: give the command again")

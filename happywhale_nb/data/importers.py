@@ -23,7 +23,7 @@ from ..core.progress import bar
 from .camtrap import is_camtrap, read_camtrap
 from .check import count_noun
 from .coco import read_coco
-from .columns import SourceRows, rows_of_table
+from .columns import SourceRows, header_words, rows_of_table
 from .dataset import EXTRA_COLUMNS, NEW
 from .file_names import name_files
 from .formats import PHOTO_ENDINGS, RAW_ENDINGS
@@ -346,7 +346,7 @@ def read_source(source: Path, options: ImportOptions) -> SourceRows:
         raise UserError(f"{source} is a photograph: name its folder, or a table that lists it")
     if source.suffix.lower() == ".json":
         return read_coco(source, options.columns)
-    table = read_user_table(source, options.sheet)
+    table = read_user_table(source, options.sheet, header_words(options.columns))
     if is_wildbook_sheet(table):
         return rows_of_sheet(table, options.columns)
     return rows_of_table(table, options.columns)
