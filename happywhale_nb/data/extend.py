@@ -36,6 +36,7 @@ from happywhale_nb.data.importers import (
 )
 from .left_out import LeftOut
 from .names import name_key
+from .relink import write_contents
 from .species import species_key
 from .tables import read_user_table
 from .values import BOX_FIELDS
@@ -451,6 +452,7 @@ def write_extension(extension: Extension, copy: bool = False, progress: bool = T
     try:
         ways = _stage(extension, scratch / "new", copy, progress)
         _move_in(scratch / "new", extension.folder, moved)
+        write_contents(root)
     except BaseException as error:
         _take_back(moved)
         if isinstance(error, OSError):

@@ -32,6 +32,7 @@ from .left_out import LeftOut, left_out_table, lost_individuals
 from .lookup import PhotoLookup
 from .names import clean_name, find_twins, is_nobody, name_key
 from .reading import find_photographs, read_values
+from .relink import write_contents
 from .species import one_spelling, plain_species, suspect_spellings
 from .tables import read_user_table
 from .values import BOX_FIELDS, Faults
@@ -220,6 +221,8 @@ def _with_species(rows, default, known):
         notes.append(f"{count} without a species: written as 'unknown'; name it with --species")
     if default and not missing.any() and set(species) != {spelling[default]}:
         notes.append(f"--species {default} is not used: every photograph has a species")
+    elif default and (own := int((species[~missing] != spelling[default]).sum())):
+        notes.append(f"--species {default} is that of {missing.sum():,} photographs; {own:,} have one of their own")
     for chosen in sorted(set(species)):
         others = sorted({name for name, one in spelling.items() if one == chosen and plain_species(name) != chosen})
         if others:
@@ -311,7 +314,9 @@ def plan_import(
     if rows.empty:
         raise UserError(f"no photographs found below {root}")
     if known is None and (rows["individual_id"] == "").all():
-        raise UserError("no photograph has an individual's name: nothing could be learned from them")
+        wrong = ("if that is not so, say what each level is, such as --layout animal/side",) if source.tree else ()
+        nobody = "no photograph has an individual's name: nothing could be learned from them"
+        raise UserError("\n".join([nobody, *source.tree, *wrong]))
     rows, on_species = _with_species(rows, options.species, known_)
     rows, shared = _one_animal_each(rows)
     rows, on_encounters = _with_encounters(rows, options.encounters)
@@ -475,6 +480,7 @@ def write_import(plan: ImportPlan, target: Path | str, copy: bool = False, progr
         ways += put_photos(plan.test, folder / "test_images", copy, progress)
         for name, table in plan_tables(plan).items():
             write_csv(table, folder / name)
+        write_contents(folder)
     for note in substitute_notes(target, ways):
         print(note, file=sys.stderr)
     return target
