@@ -188,13 +188,13 @@ def re_embed(folder, model, detector):
     \b
     Example: happywhale catalogue re-embed outputs/demo/catalogue --model outputs/demo/better/fold0/model.keras
     """
-    from happywhale_nb.catalogue.build import change_over, model_name, trained_on
+    from happywhale_nb.catalogue.build import change_over, model_name
     from happywhale_nb.catalogue.ingest import re_embed as embed_again
     from happywhale_nb.networks.embedder import Embedder
 
     store, embedder = open_chosen_catalogue(folder), Embedder(model, detector)
-    embedded = embed_again(store, embedder, model_name(model), trained_on(model))
-    calibration = change_over(store, embedder, model, detector or "")
+    embedded = embed_again(store, embedder, model_name(model))
+    calibration = change_over(store, embedder, model, detector or "", click.echo)
     embedder.close()
     lines = [f"{count_noun(embedded, 'photograph')} embedded; {model} answers now", *calibration_lines(calibration)]
     click.echo("\n".join(lines))
