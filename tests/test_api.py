@@ -345,11 +345,12 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
 
 def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
     found = {kind: still.get(f"/api/exports/{kind}/messages").json() for kind in EXPORTS}
-    assert found["csv"] == {"messages": [], "total": 0}
-    assert all("left out" in found[kind]["messages"][0] for kind in ("camtrap-dp", "mark", "rmark"))
+    assert found["csv"]["refused"] == [] and "not decided: without an individual" in found["csv"]["notes"][0]
+    assert all("left out" in found[kind]["notes"][0] for kind in ("camtrap-dp", "mark", "rmark"))
+    assert "has 0 observations" in found["camtrap-dp"]["refused"][0], "no photograph here has a position"
     wildbook = found["wildbook"]
-    assert wildbook["total"] == len(wildbook["messages"]) > 1
-    assert any(text.startswith("Row 2, encounter ") for text in wildbook["messages"])
+    assert wildbook["total"] == len(wildbook["refused"] + wildbook["notes"]) > 1
+    assert any(text.startswith("Row 2, encounter ") for text in wildbook["refused"])
     named = still.get("/api/exports/wildbook/messages", params={"submitter": "ana"}).json()
     assert found["wildbook"]["total"] == named["total"] + 1, "a submitter is named"
     assert still.get("/api/exports/nonsense/messages").status_code == 422
