@@ -33,7 +33,7 @@ export const forget = (decision) => region().querySelectorAll(`[data-about="${de
 export function fail(error, action = null) {
   if (error?.name === "AbortError" || error?.status === 401) return;
   if (!("status" in (error ?? {}))) console.error(error);
-  say(error?.message || String(error), { kind: "error", action: action?.label ? action : null });
+  say(error?.message || String(error), { kind: "error", action: action?.label ? action : error?.remedy ?? null });
 }
 
 /** A dialog. make(close) answers its content; Escape and the × close it with null. Answers what it was closed with. */
