@@ -36,9 +36,9 @@ from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue import decisions, upload_photos
 from happywhale_nb.catalogue.exports.formats import EXPORTS
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
-from happywhale_nb.catalogue.listings import list_encounters
+from happywhale_nb.catalogue.listings import list_encounters, photo_crop
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
-from happywhale_nb.catalogue.schema import Crop, Decision, Embedding, Encounter, Individual, Photo, Token
+from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Individual, Photo, Token
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
 from happywhale_nb.data.dataset import read_dataset
@@ -399,8 +399,9 @@ def test_add_encounter_answered_with_201_is_whole_in_what_a_kill_leaves(page, mi
     with left_by_a_kill(mine, tmp_path / "left") as left, left.reading() as session:
         kept = session.scalars(select(Photo).where(Photo.encounter_id == made.json()["id"]).order_by(Photo.id)).all()
         assert [left.path(photo).read_bytes() for photo in kept] == data
-        assert all(session.get(Crop, photo.id) for photo in kept)
-        assert {row.photo_id for row in session.scalars(select(Embedding))} >= {photo.id for photo in kept}
+        assert all(photo_crop(session, photo.id) for photo in kept)
+        embedded = session.scalars(select(Annotation.photo_id).join(Embedding)).all()
+        assert set(embedded) >= {photo.id for photo in kept}
 
 
 @pytest.mark.parametrize("step", ["keep_photo", "new_encounter", "add_photo", "log_decision", "commit"])

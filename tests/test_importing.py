@@ -48,7 +48,7 @@ def test_import_command_of_folders_writes_a_clean_data_folder(folders, tmp_path)
         "W7__1.jpg": "W7",
     }
     assert set(data.train["species"]) == {"humpback_whale"} and data.test["image"].tolist() == ["9.jpg"]
-    assert data.train.set_index("image")["date"]["W7__1.jpg"] == "2020-05-01 10:00:00"
+    assert data.train.set_index("image")["date"]["W7__1.jpg"] == "2020-05-01T10:00:00"
     assert check_folder(tmp_path / "mine", deep=True, progress=False).status == 0
     assert (tmp_path / "mine" / "train_images" / "2.JPG").is_symlink()
 
@@ -108,14 +108,14 @@ def test_import_command_of_coco_with_two_animals_on_a_photograph_makes_two_rows(
             {"id": 1, "image_id": "i1", "category_id": 1, "bbox": [2, 3, 20, 10], "name": "A1"},
             {"id": 2, "image_id": "i1", "category_id": 1, "bbox": [30, 3, 20.5, 10], "name": "A2"},
         ],
-        datetime="2019-07-30 12:00:00",
+        datetime="2019-07-30T12:00:00",
     )
     result = run(*source)
     assert result.exit_code == 0, result.stderr
     data = read_dataset(tmp_path / "mine")
     assert data.train[["image", "individual_id"]].to_numpy().tolist() == [["p.jpg", "A1"], ["p_2.jpg", "A2"]]
     row = data.train.iloc[0]
-    assert row[["species", "date", "encounter", "place"]].tolist() == ["killer_whale", "2019-07-30 12:00:00", "E1", "7"]
+    assert row[["species", "date", "encounter", "place"]].tolist() == ["killer_whale", "2019-07-30T12:00:00", "E1", "7"]
     boxes = read_boxes(tmp_path / "mine")
     assert boxes[["image", "x0", "y0", "x1", "y1"]].to_numpy().tolist() == [
         ["p.jpg", 2, 3, 22, 13],

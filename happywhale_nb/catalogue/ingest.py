@@ -20,11 +20,14 @@ from PIL import Image
 from sqlalchemy import select
 
 from .decisions import log_decision, update_encounter
-from .schema import Crop, Embedding, Encounter, Individual, Model, Photo
+from .listings import annotated
+from .schema import Annotation, Crop, Embedding, Encounter, Individual, Model, Photo
 from happywhale_nb.catalogue.store import (
+    BOX_FIELDS,
     WHOLE,
     Catalogue,
     add_photo,
+    box_key,
     individual_named,
     model_row,
     new_encounter,
@@ -405,18 +408,19 @@ def update_metadata(catalogue: Catalogue, dataset: Dataset, user: str) -> list[s
     """
     rows = {row.path: _cleaned_row(row) for row in folder_table(dataset).itertuples()}
     filled, differing = 0, Counter(dict.fromkeys(COMPARED_COLUMNS, 0))
-    query = select(Photo, Encounter, Individual.name).join(Encounter, Encounter.id == Photo.encounter_id)
+    query = select(Photo, Annotation, Encounter, Individual.name).join(Annotation, Annotation.photo_id == Photo.id)
+    query = query.join(Encounter, Encounter.id == Photo.encounter_id)
     query = query.join(Individual, Individual.id == Encounter.individual_id, isouter=True).where(~Photo.kept)
     with catalogue.writing() as session:
-        for photo, encounter, individual in session.execute(query.order_by(Photo.id)).all():
+        for photo, annotation, encounter, individual in session.execute(query.order_by(Photo.id)).all():
             if (known := rows.get(photo.path)) is None:
                 continue
             new = _unknown_fields(encounter, known)
-            differing.update(_differences(known, photo, encounter, individual, new))
+            differing.update(_differences(known, annotation, encounter, individual, new))
             if new:
                 _fill_in(session, user, encounter, new)
                 filled += 1
-            photo.side = photo.side or known["side"]
+            annotation.side = annotation.side or known["side"]
     return _update_messages(filled, differing) + _unread_messages(dataset)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-19
@@ -426,12 +430,12 @@ def _unknown_fields(encounter, known):
     return {field: value for field, value in new.items() if value not in UNKNOWN}
 
 
-def _differences(known, photo, encounter, individual, new):
+def _differences(known, annotation, encounter, individual, new):
     """Columns in which a data folder differs from the catalogue."""
     stored = {field: getattr(encounter, field) for field in FILLED if field not in new}
     stored = {**stored, "encounter": encounter.name, "individual_id": individual}
-    if photo.side:
-        stored["side"] = photo.side
+    if annotation.side:
+        stored["side"] = annotation.side
     return [field for field, value in stored.items() if known[field] not in (*UNKNOWN, value)]
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-19a
@@ -483,8 +487,9 @@ def recalibrate(catalogue: Catalogue) -> Calibration:
     with catalogue.reading() as session:
         model = model_row(session, catalogue.fingerprint)
         columns = (Embedding.vector, Embedding.trained, Encounter.id, Encounter.individual_id)
-        rows = select(*columns).join(Photo, Photo.id == Embedding.photo_id)
-        rows = rows.join(Encounter, Encounter.id == Photo.encounter_id).where(Embedding.model_id == model.id)
+        rows = select(*columns).join(Annotation, Annotation.id == Embedding.annotation_id)
+        rows = rows.join(Photo, Photo.id == Annotation.photo_id).join(Encounter, Encounter.id == Photo.encounter_id)
+        rows = rows.where(Embedding.model_id == model.id, ~Photo.withdrawn, Encounter.state != "withdrawn")
         known = session.execute(rows.where(Encounter.individual_id.is_not(None)).order_by(Photo.id)).all()
         width, number = model.width, model.id
     vectors, trained, encounters, individuals = zip(*known, strict=True) if known else [()] * 4
@@ -511,25 +516,35 @@ def re_embed(catalogue: Catalogue, embedder: PhotoEmbedder, name: str, trained: 
         How many photos were embedded.
     """
     model_id, trained = register_model(catalogue, embedder, name), set(trained or ())
-    with catalogue.reading() as session:
-        done = select(Embedding.photo_id).where(Embedding.model_id == model_id)
-        left = session.scalars(select(Photo.id).where(Photo.id.not_in(done)).order_by(Photo.id)).all()
+    left = _stale_photos(catalogue, model_id)
     for start in bar(range(0, len(left), LOT), "embedding", unit="lot", disable=not left):
         _embed_lot(catalogue, embedder, model_id, left[start : start + LOT], trained)
     return len(left)
+
+# %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-32
+def _stale_photos(catalogue, model_id):
+    """Numbers of the photos whose embedding by a model is missing, or was made from another content or box."""
+    columns = [getattr(Crop, name) for name in BOX_FIELDS]
+    rows = select(Photo.id, Photo.sha256, Embedding.sha256, Embedding.box, *columns).select_from(Annotation)
+    rows = rows.join(Photo, Photo.id == Annotation.photo_id).join(Crop, Crop.annotation_id == Annotation.id)
+    made = (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model_id)
+    with catalogue.reading() as session:
+        found = session.execute(rows.join(Embedding, made, isouter=True).order_by(Photo.id)).all()
+    return [number for number, now, made, made_box, *box in found if (made, made_box) != (now, box_key(box))]
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-24a
 def _embed_lot(catalogue, embedder, model_id, numbers, trained):
     """Embed the photos of these numbers, and store the vectors in one transaction."""
     with catalogue.reading() as session:
-        rows = select(Photo, Crop).join(Crop, Crop.photo_id == Photo.id).where(Photo.id.in_(numbers))
-        rows = session.execute(rows.order_by(Photo.id)).all()
-    paths = [catalogue.path(photo) for photo, _ in rows]
-    vectors = embedder.embed(paths, crop_boxes(rows))
+        rows = session.execute(annotated().where(Photo.id.in_(numbers)).order_by(Photo.id)).all()
+    paths = [catalogue.path(photo) for photo, *_ in rows]
+    vectors = embedder.embed(paths, crop_boxes((photo, crop) for photo, _, crop in rows))
     with catalogue.writing() as session:
-        for (photo, _), vector in zip(rows, vectors, strict=True):
+        for (photo, annotation, crop), vector in zip(rows, vectors, strict=True):
             known = not photo.kept and _is_trained(photo.path, trained)
-            session.add(Embedding(photo_id=photo.id, model_id=model_id, vector=pack_vector(vector), trained=known))
+            made = Embedding(annotation_id=annotation.id, model_id=model_id, vector=pack_vector(vector), trained=known)
+            made.sha256, made.box = photo.sha256, box_key(getattr(crop, name) for name in BOX_FIELDS)
+            session.merge(made)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-25
 def crop_boxes(rows: Iterable[tuple[Photo, Crop]]) -> pd.DataFrame:

@@ -16,9 +16,9 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from .listings import answer_view, get_or_404, id_and_name, photo_view, rejections
+from .listings import annotated, answer_view, get_or_404, id_and_name, photo_view, rejections
 from .naming import next_name
-from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
+from .schema import Annotation, Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
 from .store import Catalogue, model_row, now, unpack_vectors
 from ..core.errors import UserError
 from ..core.renamed import CALIBRATIONS, with_new_keys
@@ -132,9 +132,10 @@ def gallery_model(catalogue: Catalogue) -> GalleryModel:
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-08a
 def _read_photos(session, model, photo_ids):
     """Read photos from the database, as `KnownPhotos`."""
-    columns = (Photo.id, Encounter.individual_id, Encounter.id, Encounter.species, Photo.side, Encounter.place)
+    columns = (Photo.id, Encounter.individual_id, Encounter.id, Encounter.species, Annotation.side, Encounter.place)
     query = select(*columns, Encounter.date, Embedding.vector).join(Encounter, Encounter.id == Photo.encounter_id)
-    query = query.join(Embedding, (Embedding.photo_id == Photo.id) & (Embedding.model_id == model.id))
+    query = query.join(Annotation, Annotation.photo_id == Photo.id)
+    query = query.join(Embedding, (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model.id))
     rows = []
     for start in range(0, len(photo_ids), 10_000):  # databases bound the number of values in a query
         rows += session.execute(query.where(Photo.id.in_(photo_ids[start : start + 10_000]))).all()
@@ -211,7 +212,8 @@ class Matcher:
             if state == self.seen:
                 return
             if state.photos != len(self.photos.ids):
-                embedded = session.scalars(select(Embedding.photo_id).where(Embedding.model_id == self.model.id))
+                embedded = select(Annotation.photo_id).join(Embedding, Embedding.annotation_id == Annotation.id)
+                embedded = session.scalars(embedded.where(Embedding.model_id == self.model.id))
                 new_ids = sorted(set(embedded) - set(self.photos.rows))
                 self.photos.append(_read_photos(session, self.model, new_ids))
             if self.seen is not None:
@@ -341,16 +343,15 @@ def _nearest_query(ranked, i, query_ids):
 def _nearest_photos(matcher, session, ranked):
     """A view of the nearest photo of each candidate, None for the new individual."""
     ids = [int(matcher.photos.ids[row]) if row >= 0 else None for row in ranked.photos]
-    rows = select(Photo, Crop, Encounter).join(Crop, Crop.photo_id == Photo.id)
-    rows = rows.join(Encounter, Encounter.id == Photo.encounter_id).where(Photo.id.in_(set(ids) - {None}))
+    rows = annotated(Encounter).join(Encounter, Encounter.id == Photo.encounter_id)
     views = {}
-    for photo, crop, encounter in session.execute(rows):
-        views[photo.id] = _matched_view(matcher, photo, crop, encounter)
+    for photo, *parts, encounter in session.execute(rows.where(Photo.id.in_(set(ids) - {None}))):
+        views[photo.id] = _matched_view(matcher, photo, *parts, encounter)
     return [views.get(number) for number in ids]
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-13b
-def _matched_view(matcher, photo, crop, encounter):
-    view = photo_view(photo, crop, matcher.model.settings)
+def _matched_view(matcher, photo, annotation, crop, encounter):
+    view = photo_view(photo, annotation, crop, matcher.model.settings)
     return view | {"date": encounter.date, "place": encounter.place, "encounter": id_and_name(encounter)}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-14
@@ -390,7 +391,8 @@ def _encounter_content(matcher, session, encounter, k, filters):
     rejected = {each["id"] for each in rejections(session, [encounter.id]).get(encounter.id, [])}
     vectors = matcher.photos.known.vectors[[matcher.photos.rows[each] for each in ids]]
     ranked, note = rank_candidates(matcher, vectors, k, encounter.id, filters)
-    whole = select(func.count()).select_from(Crop).where(Crop.photo_id.in_(ids), Crop.source == "whole")
+    whole = select(func.count()).select_from(Crop).join(Annotation, Annotation.id == Crop.annotation_id)
+    whole = whole.where(Annotation.photo_id.in_(ids), Crop.source == "whole")
     note = note_uncropped(note, session.scalar(whole) if matcher.model.settings["boxed"] else 0, len(ids))
     content = answer_content(matcher, session, ranked, note, ids, rejected)
     return _with_proposed_name(matcher, session, content, encounter.species)

@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.platforms import clean_file_name, link_file, substitute_notes
 from ..core.progress import bar
 from .dataset import EXTRA_COLUMNS, NEW, parse_csv
-from .dates import camera_date, iso_date
+from .dates import camera_date, parse_date
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-05
 SYNONYMS = {
@@ -300,10 +300,18 @@ def _with_species(rows, species):
     return rows.assign(species=written.str.replace(r"\s+", "_", regex=True).str.lower()), notes
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-27
+def _written_date(text):
+    # a date that can be read in one form; `happywhale data check` names the others
+    try:
+        return parse_date(text)
+    except UserError:
+        return text
+
+
 def _tables(rows, known):
     # the tables train, test and boxes
     if "date" in rows:
-        rows = rows.assign(date=rows["date"].map(iso_date))
+        rows = rows.assign(date=rows["date"].map(_written_date))
     extra = [c for c in EXTRA_COLUMNS if c in rows and rows[c].ne("").any()]
     train = rows.loc[known, ["image", "species", "individual_id", *extra, "path"]]
     if train.empty:
