@@ -230,6 +230,16 @@ function asksBack(view) {
   return el("div", { class: "notice", role: "alert", id: "new-known" }, el("p", { text: `${text[0].toUpperCase()}${text.slice(1)}.` }),
     known && el("div", { class: "buttons" }, button(`It is ${known.name}`, () => view.decideKnown(known), { id: "new-is-known", class: "primary" }),
       el("a", { class: "button", href: `#/individual/${known.id}`, target: "_blank", text: "Look at it" })),
-    kinds && el("label", { class: "field" }, el("span", { class: "label", text: "Species" }),
-      select([...kinds.map((value) => [value, species(value)]), ["", "Not known"]], kinds[0] ?? "", { id: "new-species" })));
+    kinds && el("label", { class: "field" }, el("span", { class: "label", text: "Species" }), whichSpecies(view, kinds)));
+}
+
+/** The species of the catalogue; that of the best candidate is chosen, else none, so that nobody takes the first by mistake. */
+function whichSpecies(view, kinds) {
+  const likely = view.answer?.candidates.find((one) => one.individual)?.individual.species;
+  const first = kinds.includes(likely) ? likely : "?";
+  const node = select([...(first === "?" ? [["?", "Choose …"]] : []), ...kinds.map((value) => [value, species(value)]), ["", "Not known"]], first, { id: "new-species" });
+  const check = () => node.setCustomValidity(node.value === "?" ? "Choose the species, or “Not known”." : "");
+  node.addEventListener("change", check);
+  check();
+  return node;
 }
