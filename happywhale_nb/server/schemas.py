@@ -469,9 +469,10 @@ class ProposedName(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-24
 class ExportMessages(BaseModel):
-    """What an export leaves out or another program will refuse: the first messages, and how many there are in all."""
+    """What another program will refuse of an export (the first of it), what is left out, and how many both are."""
 
-    messages: list[str]
+    refused: list[str]
+    notes: list[str]
     total: int
 
 

@@ -17,30 +17,29 @@ export function candidateList(view) {
       inside.length > 0 && group(`In the list that holds the truth ${inTen(answer.alpha)}`, inside, "inside"),
       outside.length > 0 && group("Less likely", outside, "outside"),
       answer.other_probability > 0 && el("p", { class: "soft other", text: `Probability of a known individual that is not listed: ${percent(answer.other_probability)}` }));
-    mark(false);
+    mark();
   }
 
   const group = (title, list, kind) => el("section", { class: `group ${kind}` }, el("h3", {}, title, " ", el("span", { class: "soft", text: list.length })),
     el("ol", {}, list.map((one) => el("li", {}, item(one, view)))));
 
-  function mark(focus) {
+  function mark() {
     for (const one of node.querySelectorAll("[data-candidate]")) {
       const on = Number(one.dataset.candidate) === view.picked?.rank;
       if (on) one.setAttribute("aria-current", "true"); else one.removeAttribute("aria-current");
-      if (on && focus) one.scrollIntoView({ block: "nearest", inline: "nearest" });
     }
   }
 
   function rank(number) {
     const candidate = view.answer?.candidates.find((one) => one.rank === number);
-    if (candidate) view.pick(candidate, { focus: true });
+    if (candidate) view.pick(candidate);
     return Boolean(candidate);
   }
 
   function step(by) {
     const list = view.answer?.candidates ?? [];
     const next = list[list.indexOf(view.picked) + by];
-    if (next) view.pick(next, { focus: true });
+    if (next) view.pick(next);
     return Boolean(next);
   }
 
@@ -51,7 +50,7 @@ function item(one, view) {
   const name = one.is_new ? "New individual" : one.individual.name;
   const from = one.photo ? [day(one.photo.date), one.photo.place].filter(Boolean).join(" · ") : "";
   return el("button", { type: "button", class: `candidate${one.rejected ? " rejected" : ""}`, data: { candidate: one.rank, new: one.is_new ? "1" : "" },
-    onClick: () => { view.pick(one); if (matchMedia("(max-width: 700px)").matches) document.getElementById("stage").scrollIntoView({ block: "start" }); } },
+    onClick: () => view.pick(one) },
   el("span", { class: "thumb" }, one.photo ? cropImage(one.photo, 160, "") : el("span", { class: "plus", text: one.is_new ? "+" : "?", "aria-hidden": "true" })),
   el("span", { class: "about" },
     el("span", { class: "line" }, el("span", { class: "rank", text: one.rank }), el("b", { text: name }),

@@ -1,6 +1,6 @@
 // Numbers, dates and states as words.
 
-export const STATES = { undecided: "Undecided", unsure: "Unsure", confirmed: "Confirmed", new: "New" };
+export const STATES = { undecided: "Undecided", unsure: "Unsure", confirmed: "Confirmed", new: "New", withdrawn: "Withdrawn" };
 export const SIDES = { left: "Left", right: "Right", both: "Both sides" };
 const ROLES = { read: "may look", review: "may decide", admin: "admin" };
 
@@ -69,8 +69,8 @@ export function sentence(decision) {
     case "reject": return [e, " is not ", i];
     case "new": return [e, " is a new individual, ", i];
     case "unsure": return [e, " set aside as unsure"];
-    case "merge": return [i, " merged into ", o];
-    case "split": return [o, " split off ", i];
+    case "merge": return [o, " merged into ", i];
+    case "split": return [i, " split off ", o];
     case "rename": return [i, " renamed"];
     case "upload": return [e, " added"];
     case "edit": return [e, " edited"];
@@ -78,3 +78,6 @@ export function sentence(decision) {
     default: return [kind, " ", e];
   }
 }
+
+/** A decision as one text. */
+export const told = (decision) => decision.text || sentence(decision).map((part) => (Array.isArray(part) ? part[1].name : part)).join("");
