@@ -11,6 +11,7 @@ __all__ = ['ENCOUNTER_COLUMNS', 'LOT', 'FILLED', 'COMPARED_COLUMNS', 'UNKNOWN', 
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ import pandas as pd
 from sqlalchemy import select
 
 from .decisions import log_decision, update_encounter
+from .grouping import encounter_names, known_units
 from .listings import annotated
 from .schema import Annotation, Crop, Embedding, Encounter, Individual, Model, Photo
 from happywhale_nb.catalogue.store import (
@@ -230,6 +232,8 @@ def _ingest_lot(catalogue, embedder, model_id, root, lot, boxes, trained, ready)
     vectors = embed_missing(embedder, paths, boxes, ready)
     crops = embedder.crop_boxes([path.name for path in paths], boxes)
     columns = [_file_columns(path) for path in paths]
+    names = encounter_names(lot, [known["taken"] for known in columns])
+    lot = lot.assign(encounter=names)
     with catalogue.writing() as session:
         for row, known, crop, vector in zip(lot.itertuples(), columns, crops, vectors, strict=True):
             _add_known(session, model_id, row, known, crop_row(*crop), vector, _is_trained(row.path, trained))
@@ -362,7 +366,7 @@ def crop_row(source: str, box: Sequence[float] | None, frame: Sequence[float] | 
 def _add_known(session, model_id, row, columns, crop, vector, trained):
     """Add one photo of a data folder, with its individual and its encounter."""
     individual = individual_named(session, row.individual_id, row.species) if row.individual_id else None
-    name = clean_text(row.encounter, "encounter") if row.encounter else f"{Path(row.path).parent.name}/{row.image}"
+    name = clean_text(row.encounter, "encounter")
     encounter = session.scalar(select(Encounter).where(Encounter.name == name))
     if encounter is None:
         encounter = _new_known_encounter(session, name, row, individual, columns["taken"])
@@ -486,16 +490,18 @@ def recalibrate(catalogue: Catalogue) -> Calibration:
     """
     with catalogue.reading() as session:
         model = model_row(session, catalogue.fingerprint)
-        columns = (Embedding.vector, Embedding.trained, Encounter.id, Encounter.individual_id)
+        columns = (Embedding.vector, Embedding.trained, Photo.id, Encounter.individual_id)
         rows = select(*columns).join(Annotation, Annotation.id == Embedding.annotation_id)
         rows = rows.join(Photo, Photo.id == Annotation.photo_id).join(Encounter, Encounter.id == Photo.encounter_id)
         rows = rows.where(Embedding.model_id == model.id, ~Photo.withdrawn, Encounter.state != "withdrawn")
         known = session.execute(rows.where(Encounter.individual_id.is_not(None)).order_by(Photo.id)).all()
         width, number = model.width, model.id
-    vectors, trained, encounters, individuals = zip(*known, strict=True) if known else [()] * 4
+        vectors, trained, photos, individuals = zip(*known, strict=True) if known else [()] * 4
+        units, unchecked = known_units(catalogue, session, photos)
     queries = ~np.array(trained, bool)
     labels = np.array(individuals).astype(str)
-    calibration = calibrate(unpack_vectors(vectors, width), labels, np.array(encounters), queries)
+    calibration = calibrate(unpack_vectors(vectors, width), labels, units, queries)
+    calibration = replace(calibration, note=" ".join(text for text in (calibration.note, unchecked) if text))
     with catalogue.writing() as session:
         session.get(Model, number).calibration = calibration.as_dict()
     return calibration

@@ -392,7 +392,8 @@ class AnswerView(BaseModel):
     lists have held is `coverage`, with the 95 % interval from `coverage_low` to `coverage_high`, measured on so many
     encounters that did not set the list's limit; `promise` says it in a sentence. Where that cannot be reached or was
     not measured, nothing is `promised`, and `set_size` is 0. `other_probability` is that of all individuals that are
-    not listed; all probabilities are among all known individuals, whatever the filters hide. `id` and `encounter_id` are null for an answer that is not stored.
+    not listed; all probabilities are among all known individuals, whatever the filters hide. `id` and `encounter_id`
+    are null for an answer that is not stored.
     """
 
     id: int | None

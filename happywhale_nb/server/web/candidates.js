@@ -1,7 +1,7 @@
-// The list of candidates: the shortest list that holds the truth first, then the less likely ones.
+// The candidates: those in the list first, with what such lists have held, then the less likely ones.
 
 import { cropImage, el, fill } from "./dom.js";
-import { percent, count, day, inTen } from "./words.js";
+import { percent, count, day, promise } from "./words.js";
 
 /** The list; `show` draws it, `mark` shows which candidate is compared, `step` and `rank` move to another. */
 export function candidateList(view) {
@@ -14,8 +14,9 @@ export function candidateList(view) {
     const outside = answer.candidates.filter((one) => !one.in_set);
     fill(node, answer.note && el("p", { class: "filters-note", text: answer.note }),
       !answer.candidates.length && el("p", { class: "soft", text: "No candidate: no known individual fits." }),
-      inside.length > 0 && group(`In the list that holds the truth ${inTen(answer.alpha)}`, inside, "inside"),
-      outside.length > 0 && group("Less likely", outside, "outside"),
+      el("p", { class: "soft promise", text: promise(answer, inside.length) }),
+      inside.length > 0 && group("In the list", inside, "inside"),
+      outside.length > 0 && group(inside.length ? "Less likely" : "Candidates", outside, "outside"),
       answer.other_probability > 0 && el("p", { class: "soft other", text: `Probability of a known individual that is not listed: ${percent(answer.other_probability)}` }));
     mark();
   }

@@ -47,10 +47,11 @@ export function bytes(number) {
   return `${number >= 10 || unit === 0 ? Math.round(number) : number.toFixed(1)} ${units[unit]}`;
 }
 
-/** Nine in ten, for the alpha of a shortest list. */
-export function inTen(alpha) {
-  const hundred = Math.round(100 * (1 - alpha));
-  return hundred % 10 ? `${hundred} times in 100` : `${hundred / 10} times in 10`;
+/** What lists like this one have held, or that no short list can be promised; `shown` of it are on the page. */
+export function promise(answer, shown) {
+  const said = answer.promise || "no short list can be promised here: this answer was given before that was measured";
+  const more = answer.promised && answer.set_size > shown ? ` This one has ${answer.set_size} names; ${shown} are shown.` : "";
+  return `${said[0].toUpperCase()}${said.slice(1)}.${more}`;
 }
 
 /** What is known of an encounter, most telling first; nothing unknown is listed. */
