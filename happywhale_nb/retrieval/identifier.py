@@ -18,6 +18,7 @@ from .conformal import CandidateSets, set_sizes
 from .gallery import Gallery
 from .knn import aggregate_neighbours, nearest_first, rank_sets, top_candidates
 from .metrics import average_precision, calibration_metrics, rank_of_truth
+from .no_animal import NoAnimal
 from .open_set import fit_threshold, insert_new
 from .vectors import unit_rows
 
@@ -60,6 +61,7 @@ class Calibration:
         map5: MAP@5 of the rankings with `new_individual`.
         note: a sentence if there are few or no images, else "".
         several: the same for encounters with several images as one query; None if there are too few of them.
+        no_animal: how images without an animal are told; None if that was not learnt.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -76,6 +78,7 @@ class Calibration:
     map5: float = float("nan")
     note: str = "No photograph with a name stands behind these probabilities: they are defaults."
     several: "Calibration | None" = None
+    no_animal: NoAnimal | None = None
 
     def for_images(self, n: int) -> "Calibration":
         """Choose the calibration for a query.
@@ -106,10 +109,12 @@ class Calibration:
         Returns:
             the calibration.
         """
-        nested = ("probabilities", "several")
+        nested = ("probabilities", "several", "no_animal")
         plain = {name: _number(name, value) for name, value in values.items() if name not in nested}
         several = values.get("several") and cls.from_dict(values["several"])
-        return cls(**plain, probabilities=CandidateProbabilities(**values["probabilities"]), several=several)
+        no_animal = values.get("no_animal") and NoAnimal.from_dict(values["no_animal"])
+        probabilities = CandidateProbabilities(**values["probabilities"])
+        return cls(**plain, probabilities=probabilities, several=several, no_animal=no_animal)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-07
 def _query_rankings(vectors, codes, encounters, queries, block=256):
