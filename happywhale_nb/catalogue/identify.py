@@ -419,7 +419,8 @@ def answer_html(identified: Identified) -> str:
     decision, name = _decision_text(identified.state()), identified.opened.catalogue.name
     figure = plot_answer(identified)
     picture = image_block(figure_uri(figure), "candidates", photo=True, inches=figure.get_figwidth())
-    return str(Markup("<p>{}</p>{}").format(f"Catalogue {name}: {sentence}.{note}{decision}", picture))
+    said = f"{note}{decision}" if answer.get("no_animal") else f" {sentence}.{note}{decision}"
+    return str(Markup("<p>{}</p>{}").format(f"Catalogue {name}:{said}", picture))
 
 # %% ../../nbs/09_identify.ipynb #09-identify-17b
 def answer_text(catalogue: Catalogue, answer: dict) -> str:
@@ -430,9 +431,12 @@ def answer_text(catalogue: Catalogue, answer: dict) -> str:
         answer: as of `schemas.AnswerView`.
 
     Returns:
-        For each candidate rank, name, probability, * if it is in the conformal set, and the file of its nearest photo.
+        For each candidate rank, name, probability, * if it is in the conformal set, and the file of its nearest photo;
+        before them the note, if the photos probably show no animal.
     """
     lines = [f"catalogue {catalogue.name}, {catalogue.folder}"]
+    if answer.get("no_animal"):
+        lines.append(answer["note"])
     for each in answer["candidates"]:
         star, photo = "*" if each["in_set"] else " ", each["photo"]["name"] if each["photo"] else ""
         name = candidate_name(each, "new ({})")

@@ -11,6 +11,7 @@ __all__ = ['ENCOUNTER_COLUMNS', 'LOT', 'FILLED', 'COMPARED_COLUMNS', 'UNKNOWN', 
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +42,7 @@ from ..data.dataset import Dataset, parse_csv
 from ..imaging.photo import upright_size
 from ..retrieval.embeddings import EmbeddingKey, Embeddings, find_rows
 from ..retrieval.identifier import Calibration, calibrate
+from ..retrieval.no_animal import NoAnimal
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-03n
 class PhotoEmbedder(Protocol):
@@ -471,17 +473,19 @@ def _unread_messages(dataset):
     return messages
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-22
-def recalibrate(catalogue: Catalogue) -> Calibration:
+def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None) -> Calibration:
     """Calibrate the catalogue's model on its current content, and store the result.
 
     Args:
         catalogue: the catalogue, with a model.
+        no_animal: how photos without an animal are told; None: as before.
 
     Returns:
         The calibration.
     """
     with catalogue.reading() as session:
         model = model_row(session, catalogue.fingerprint)
+        stored = (model.calibration or {}).get("no_animal")
         columns = (Embedding.vector, Embedding.trained, Encounter.id, Encounter.individual_id)
         rows = select(*columns).join(Photo, Photo.id == Embedding.photo_id)
         rows = rows.join(Encounter, Encounter.id == Photo.encounter_id).where(Embedding.model_id == model.id)
@@ -491,6 +495,7 @@ def recalibrate(catalogue: Catalogue) -> Calibration:
     queries = ~np.array(trained, bool)
     labels = np.array(individuals).astype(str)
     calibration = calibrate(unpack_vectors(vectors, width), labels, np.array(encounters), queries)
+    calibration = replace(calibration, no_animal=no_animal or (stored and NoAnimal.from_dict(stored)))
     with catalogue.writing() as session:
         session.get(Model, number).calibration = calibration.as_dict()
     return calibration

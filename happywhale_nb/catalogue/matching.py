@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILTER_FIELDS', 'OVERLAP', 'KnownPhotos', 'PhotoIndex', 'GalleryModel', 'gallery_model', 'GalleryState', 'Matcher',
-           'Filters', 'rank_candidates', 'answer_content', 'match_encounter', 'note_uncropped', 'match_vectors',
-           'stored_answer']
+           'encounters_without_animal', 'Filters', 'rank_candidates', 'answer_content', 'match_encounter',
+           'note_uncropped', 'note_no_animal', 'match_vectors', 'stored_answer']
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-02
 from collections.abc import Collection, Sequence
@@ -26,6 +26,7 @@ from ..data.dataset import NEW
 from ..retrieval import identifier
 from ..retrieval.gallery import Gallery
 from ..retrieval.identifier import Calibration
+from ..retrieval.no_animal import all_flagged
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-05
 FILTER_FIELDS = ("encounter", "species", "side", "place", "date")
@@ -219,6 +220,29 @@ class Matcher:
                 self.photos.replace(_read_photos(session, self.model, changed_ids))
             self.seen, self.proposed = state, {}
 
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-31
+def _probably_none(matcher, vectors):
+    """`[n]` bool, photos that probably show no animal; None if the model's calibration does not tell."""
+    no_animal = matcher.model.calibration.no_animal
+    return None if no_animal is None or no_animal.note else no_animal.flags(vectors)
+
+
+def encounters_without_animal(matcher: Matcher) -> set[int] | None:
+    """List the open encounters that probably show no animal.
+
+    Args:
+        matcher: the gallery; it is brought up to date.
+
+    Returns:
+        Their numbers; None if that is not known: the catalogue was built before it was learnt, or is too small.
+    """
+    matcher.refresh()
+    with matcher.lock:
+        rows = np.flatnonzero(matcher.photos.known.codes_ < 0)
+        flags = _probably_none(matcher, matcher.photos.known.vectors[rows])
+        encounters = matcher.photos.facts["encounter"][rows].astype(int)
+    return None if flags is None else set(all_flagged(flags, encounters))
+
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-10
 @dataclass(frozen=True)
 class Filters:
@@ -390,9 +414,10 @@ def _encounter_content(matcher, session, encounter, k, filters):
     rejected = {each["id"] for each in rejections(session, [encounter.id]).get(encounter.id, [])}
     vectors = matcher.photos.known.vectors[[matcher.photos.rows[each] for each in ids]]
     ranked, note = rank_candidates(matcher, vectors, k, encounter.id, filters)
+    note, no_animal = note_no_animal(matcher, note, vectors)
     whole = select(func.count()).select_from(Crop).where(Crop.photo_id.in_(ids), Crop.source == "whole")
     note = note_uncropped(note, session.scalar(whole) if matcher.model.settings["boxed"] else 0, len(ids))
-    content = answer_content(matcher, session, ranked, note, ids, rejected)
+    content = answer_content(matcher, session, ranked, note, ids, rejected) | {"no_animal": no_animal}
     return _with_proposed_name(matcher, session, content, encounter.species)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-15
@@ -423,6 +448,25 @@ def note_uncropped(note: str, whole: int, n: int) -> str:
     uncropped = f"{whole} of {n} photographs had no box and were looked at whole: draw one around the animal"
     return "; ".join(text for text in (note, f"{uncropped}, and ask again") if text)
 
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-32
+def note_no_animal(matcher: Matcher, note: str, vectors: np.ndarray) -> tuple[str, bool | None]:
+    """Say whether photos of one animal probably show none.
+
+    Args:
+        matcher: the gallery.
+        note: a remark, or "".
+        vectors: embeddings of the photos, `[n, d]`.
+
+    Returns:
+        The remark, and whether it is probable of all photos; None if that is not known.
+    """
+    flags = _probably_none(matcher, vectors)
+    if flags is None or not flags.all():
+        return note, None if flags is None else False
+    photos = "this photograph" if len(flags) == 1 else f"any of these {len(flags)} photographs"
+    doubt = f"probably no animal on {photos}: the candidates mean nothing then, look before you choose one"
+    return "; ".join(text for text in (doubt, note) if text), True
+
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-16a
 def match_vectors(matcher: Matcher, vectors: np.ndarray, k: int = 10, whole: int = 0) -> dict:
     """Rank individuals for photos that are not in the catalogue; nothing is stored.
@@ -439,7 +483,9 @@ def match_vectors(matcher: Matcher, vectors: np.ndarray, k: int = 10, whole: int
     matcher.refresh()
     with matcher.lock, matcher.catalogue.reading() as session:
         ranked, note = rank_candidates(matcher, vectors, k)
+        note, no_animal = note_no_animal(matcher, note, vectors)
         content = answer_content(matcher, session, ranked, note_uncropped(note, whole, len(vectors)), None)
+        content |= {"no_animal": no_animal}
         content = _with_proposed_name(matcher, session, content, "")
     return content | {"id": None, "encounter_id": None}
 

@@ -131,11 +131,15 @@ class PhotoView(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-12
 class EncounterView(BaseModel):
-    """One animal at one time and place, with its photographs."""
+    """One animal at one time and place, with its photographs.
+
+    `no_animal`: whether they probably show no animal; null for one that is decided, and where it is not known.
+    """
 
     id: int
     name: str
     state: Literal["undecided", "confirmed", "new", "unsure"]
+    no_animal: bool | None = None
     individual: IdAndName | None
     rejected: list[IdAndName]
     date: str
@@ -267,7 +271,8 @@ class AnswerView(BaseModel):
     """The candidates for a query, best first.
 
     The first `set_size` contain the true individual with probability 1 - `alpha`; `other_probability` is that of all
-    individuals that are not listed. `id` and `encounter_id` are null for an answer that is not stored.
+    individuals that are not listed. `id` and `encounter_id` are null for an answer that is not stored. `no_animal`: the
+    photographs of the query probably show no animal; null where that is not known.
     """
 
     id: int | None
@@ -276,12 +281,16 @@ class AnswerView(BaseModel):
     alpha: float
     set_size: int
     other_probability: float
+    no_animal: bool | None = None
     note: str
     candidates: list[Candidate]
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-22
 class Facets(BaseModel):
-    """The values that encounters can be filtered by, and the number of encounters in each state."""
+    """The values that encounters can be filtered by, and the number of encounters in each state.
+
+    `no_animal`: how many open ones probably show no animal; null where that is not known.
+    """
 
     species: list[str]
     places: list[str]
@@ -289,6 +298,7 @@ class Facets(BaseModel):
     first: str
     last: str
     states: dict[str, int]
+    no_animal: int | None = None
 
 
 class CatalogueView(BaseModel):
