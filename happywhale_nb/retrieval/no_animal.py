@@ -29,7 +29,8 @@ class NoAnimal:
         direction: d numbers; the score of an embedding of length 1 is its product with them.
         limit: photographs with a higher score are flagged; infinite: none is.
         rate: fraction of photographs with an animal that may be flagged.
-        photographs: number of photographs with an animal it was learnt from.
+        photographs: number of photographs with an animal it was learnt from; one that was cropped in two ways counts
+            twice.
         individuals: their number of individuals.
         empty: number of pictures without an animal, by kind.
         hits: fraction of these that is flagged, by kind, each by a direction that was learnt without it.

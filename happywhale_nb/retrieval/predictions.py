@@ -120,7 +120,11 @@ def read_scores(path: Path | str, images: Iterable[str]) -> tuple[np.ndarray, np
 
 # %% ../../nbs/lib/retrieval/predictions.ipynb #predictions-08b
 def write_candidate_sets(
-    path: Path | str, images: Iterable[str], confidence: np.ndarray, candidate_sets: np.ndarray
+    path: Path | str,
+    images: Iterable[str],
+    confidence: np.ndarray,
+    candidate_sets: np.ndarray,
+    no_animal: np.ndarray | None = None,
 ) -> None:
     """Write confidences and candidate sets to a CSV file with the columns image, confidence, n and candidates.
 
@@ -129,10 +133,13 @@ def write_candidate_sets(
         images: `[n]` names.
         confidence: `[n]` float in [0, 1], of the first predictions; four decimals are written.
         candidate_sets: `[n, k]` str, best first, "" beyond the end of a set.
+        no_animal: `[n]` bool, images that probably show no animal, for a column of that name (0 or 1); None: no column.
     """
     table = pd.DataFrame({"image": list(images), "confidence": np.round(confidence, 4)})
     table["n"] = [int((row != "").sum()) for row in candidate_sets]
     table["candidates"] = [" ".join(name for name in row if name) for row in candidate_sets]
+    if no_animal is not None:
+        table["no_animal"] = np.asarray(no_animal, int)
     _write_csv(path, table)
 
 # %% ../../nbs/lib/retrieval/predictions.ipynb #predictions-08c
