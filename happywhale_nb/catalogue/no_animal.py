@@ -64,12 +64,12 @@ def _fractions(photo, crop):
     return np.array([box]) / np.tile(frame or (photo.width, photo.height), 2)
 
 
-def _table_boxes(catalogue):
-    """Boxes of the data folder's tables by file name, in fractions where the tables know the photo's size."""
+def _table_boxes(catalogue, paths, sizes):
+    """All boxes of the data folder's tables, an array `[k, 4]` in fractions for each photo."""
     try:
-        return box_fractions(read_boxes(catalogue.data))
+        return box_fractions(read_boxes(catalogue.data), [path.name for path in paths], sizes)
     except (UserError, OSError):  # the folder has moved, or a table in it is damaged: the catalogue has its own boxes
-        return {}
+        return [np.empty((0, 4))] * len(paths)
 
 # %% ../../nbs/lib/catalogue/no_animal.ipynb #catalogue-no-animal-05a
 def _named_photos(session, model):
@@ -91,7 +91,6 @@ def animal_photos(catalogue: Catalogue, seed: int = 0) -> AnimalPhotos:
     Returns:
         at most `MOST` photographs; of the network's training set only if there are too few others.
     """
-    tables = _table_boxes(catalogue)
     with catalogue.reading() as session:
         model = model_row(session, catalogue.fingerprint)
         query = select(Photo, Crop, Embedding.vector, Encounter.individual_id)
@@ -101,8 +100,8 @@ def animal_photos(catalogue: Catalogue, seed: int = 0) -> AnimalPhotos:
         rows = session.execute(query.where(Photo.id.in_(chosen)).order_by(Photo.id)).all()
         paths = [catalogue.path(photo) for photo, *_ in rows]
         boxes = [_fractions(photo, crop) for photo, crop, *_ in rows]
-        width = model.width
-    boxes = [np.concatenate([box, tables.get(path.name, box[:0])]) for path, box in zip(paths, boxes, strict=True)]
+        sizes, width = [(photo.width, photo.height) for photo, *_ in rows], model.width
+    boxes = [np.concatenate(pair) for pair in zip(boxes, _table_boxes(catalogue, paths, sizes), strict=True)]
     individuals = np.array([str(number) for *_, number in rows], dtype=str)
     return AnimalPhotos(paths, individuals, boxes, unpack_vectors([vector for *_, vector, _ in rows], width))
 

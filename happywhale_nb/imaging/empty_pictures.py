@@ -19,7 +19,7 @@ from ..core.errors import UserError
 from ..data.boxes import BOX, read_boxes
 from ..data.dataset import Dataset
 from .crops import load_crop
-from .photo import thumbnail
+from .photo import photo_size, thumbnail
 
 # %% ../../nbs/lib/imaging/empty_pictures.ipynb #empty_pictures-05
 MARGIN = 0.03  # of the photograph's width and height, kept free around a box
@@ -88,19 +88,25 @@ def empty_pieces(paths: Sequence[Path], boxes: Sequence[np.ndarray], most: int, 
     return pieces
 
 # %% ../../nbs/lib/imaging/empty_pictures.ipynb #empty_pictures-09b
-def box_fractions(boxes: pd.DataFrame) -> dict[str, np.ndarray]:
+def box_fractions(boxes: pd.DataFrame, images: Sequence[str], sizes: np.ndarray) -> list[np.ndarray]:
     """Convert boxes to fractions of their photographs.
 
     Args:
         boxes: a table of `data.boxes`.
+        images: `[n]` names.
+        sizes: `[n, 2]` width and height of each photograph in pixels, for boxes of which the table does not say it.
 
     Returns:
-        Image → `[k, 4]`, all its boxes, x0, y0, x1, y1 in fractions of width and height; images with a box in a
-        photograph of unknown size are left out.
+        n arrays `[k, 4]`: all boxes of each photograph, x0, y0, x1, y1 in fractions of its width and height.
     """
-    known = boxes[~boxes["image"].isin(boxes.loc[boxes["W"].isna(), "image"])].reset_index(drop=True)
-    corners = known[BOX].to_numpy(float) / known[["W", "H", "W", "H"]].to_numpy(float)
-    return {str(name): corners[rows] for name, rows in known.groupby("image").indices.items()}
+    rows, boxes = boxes.groupby("image").indices, boxes.reset_index(drop=True)
+    corners, frames = boxes[BOX].to_numpy(float), boxes[["W", "H"]].to_numpy(float)
+    found = []
+    for image, size in zip(images, np.asarray(sizes, float), strict=True):
+        own = rows.get(image, [])
+        frame = np.where(np.isnan(frames[own]), size, frames[own])
+        found.append(corners[own] / np.tile(frame, 2))
+    return found
 
 # %% ../../nbs/lib/imaging/empty_pictures.ipynb #empty_pictures-12
 def plain_pictures(n: int, seed: int = 0, size: tuple[int, int] = (240, 320)) -> list[np.ndarray]:
@@ -142,8 +148,11 @@ def empty_crops(dataset: Dataset, size: int, keep_aspect: bool = False, seed: in
     Returns:
         `(kinds, crops)`: "piece" or "plain", and `[n, size, size, 3]` uint8, RGB.
     """
-    boxes, paths = box_fractions(read_boxes(dataset.root)), dataset.train_paths()
-    pieces = empty_pieces(paths, [boxes.get(path.name, np.empty((0, 4))) for path in paths], PIECES, seed)
+    rows = np.random.default_rng(seed).permutation(len(dataset.train))[: 4 * PIECES]
+    paths = [dataset.train_images / dataset.train["image"].iloc[i] for i in rows]
+    sizes = np.array([photo_size(path) for path in paths], float).reshape(-1, 2)
+    boxes = box_fractions(read_boxes(dataset.root), [path.name for path in paths], sizes)
+    pieces = empty_pieces(paths, boxes, PIECES, seed)
     pictures = [*pieces, *plain_pictures(PLAIN, seed)]
     files = [io.BytesIO(cv2.imencode(".png", picture[..., ::-1])[1].tobytes()) for picture in pictures]
     crops = np.stack([load_crop(file, size, keep_aspect=keep_aspect) for file in files])
