@@ -22,6 +22,7 @@ from happywhale_nb.catalogue.ingest import (
     recalibrate,
     update_metadata,
 )
+from .no_animal import learn_no_animal
 from .store import CARD, Catalogue, create_catalogue
 from ..core.artifacts import atomic
 from ..core.errors import UserError
@@ -228,7 +229,7 @@ def change_over(
         keep_model(catalogue.folder, source, detector)
     if catalogue.fingerprint != embedder.fingerprint:
         catalogue.choose_model(embedder.fingerprint)
-    return recalibrate(catalogue)
+    return recalibrate(catalogue, learn_no_animal(catalogue, embedder))
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-11a
 def open_embedder(catalogue: Catalogue) -> PhotoEmbedder:

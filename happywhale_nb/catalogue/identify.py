@@ -31,6 +31,7 @@ from happywhale_nb.catalogue.listings import (
 from .matching import Matcher, match_encounter, match_vectors
 from .schema import Encounter, Photo
 from .store import Catalogue, find_catalogue
+from .undoing import undo
 from .upload_photos import Metadata, check_uploads, ingest_uploads
 from .uploads import Limits
 from .validation import clean_side
@@ -266,7 +267,7 @@ class Identified:
         if self.last is None:
             raise UserError("nothing was decided here yet")
         with self.opened.catalogue.writing() as session:
-            decisions.undo(session, getpass.getuser(), self.last)
+            undo(session, getpass.getuser(), self.last)
         self.last = None
         return self
 
@@ -442,7 +443,8 @@ def answer_html(identified: Identified) -> str:
     decision, name = _decision_text(identified.state()), identified.opened.catalogue.name
     figure = plot_answer(identified)
     picture = image_block(figure_uri(figure), "candidates", photo=True, inches=figure.get_figwidth())
-    return str(Markup("<p>{}</p>{}").format(f"Catalogue {name}: {sentence}.{note}{decision}", picture))
+    said = f"{note}{decision}" if answer.get("no_animal") else f" {sentence}.{note}{decision}"
+    return str(Markup("<p>{}</p>{}").format(f"Catalogue {name}:{said}", picture))
 
 # %% ../../nbs/09_identify.ipynb #09-identify-17b
 def answer_text(catalogue: Catalogue, answer: dict) -> str:
@@ -454,9 +456,11 @@ def answer_text(catalogue: Catalogue, answer: dict) -> str:
 
     Returns:
         For each candidate rank, name, probability, * if it is in the conformal set, and the file of its nearest photo;
-        last what such sets have held.
+        before them the note, if the photos probably show no animal; last what such sets have held.
     """
     lines = [f"catalogue {catalogue.name}, {catalogue.folder}"]
+    if answer.get("no_animal"):
+        lines.append(answer["note"])
     for each in answer["candidates"]:
         star, photo = "*" if each["in_set"] else " ", each["photo"]["name"] if each["photo"] else ""
         name = candidate_name(each, "new ({})")

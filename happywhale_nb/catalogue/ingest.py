@@ -46,6 +46,7 @@ from ..data.formats import open_photo
 from ..imaging.photo import upright_size
 from ..retrieval.embeddings import EmbeddingKey, Embeddings, find_rows
 from ..retrieval.identifier import Calibration, calibrate
+from ..retrieval.no_animal import NoAnimal
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-03n
 class PhotoEmbedder(Protocol):
@@ -479,17 +480,19 @@ def _unread_messages(dataset):
     return messages
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-22
-def recalibrate(catalogue: Catalogue) -> Calibration:
+def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None) -> Calibration:
     """Calibrate the catalogue's model on its current content, and store the result.
 
     Args:
         catalogue: the catalogue, with a model.
+        no_animal: how photos without an animal are told; None: as before.
 
     Returns:
         The calibration.
     """
     with catalogue.reading() as session:
         model = model_row(session, catalogue.fingerprint)
+        stored = (model.calibration or {}).get("no_animal")
         columns = (Embedding.vector, Embedding.trained, Photo.id, Encounter.individual_id)
         rows = select(*columns).join(Annotation, Annotation.id == Embedding.annotation_id)
         rows = rows.join(Photo, Photo.id == Annotation.photo_id).join(Encounter, Encounter.id == Photo.encounter_id)
@@ -501,7 +504,8 @@ def recalibrate(catalogue: Catalogue) -> Calibration:
     queries = ~np.array(trained, bool)
     labels = np.array(individuals).astype(str)
     calibration = calibrate(unpack_vectors(vectors, width), labels, units, queries)
-    calibration = replace(calibration, note=" ".join(text for text in (calibration.note, unchecked) if text))
+    note = " ".join(text for text in (calibration.note, unchecked) if text)
+    calibration = replace(calibration, note=note, no_animal=no_animal or (stored and NoAnimal.from_dict(stored)))
     with catalogue.writing() as session:
         session.get(Model, number).calibration = calibration.as_dict()
     return calibration

@@ -66,14 +66,23 @@ def calibration_lines(calibration: "Calibration") -> list[str]:
         calibration: a `retrieval.identifier.Calibration`.
 
     Returns:
-        A line for photographs, one for encounters of several if there are any, and its note if it has one.
+        A line for photographs, one for encounters of several if there are any, its note if it has one, and a line on
+        photographs without an animal if these were learnt.
     """
     lines = [_calibration_line(calibration, "photographs", calibration.photographs)]
     if several := calibration.several:
         lines.append(_calibration_line(several, "encounters with several photographs", several.encounters))
     if calibration.note:
         lines.append(calibration.note)
+    if no_animal := calibration.no_animal:
+        lines.append(no_animal.note or _no_animal_line(no_animal))
     return lines
+
+
+def _no_animal_line(no_animal):
+    hits = ", ".join(f"{fraction:.0%} of {kind} pictures" for kind, fraction in no_animal.hits.items())
+    alarms = ", ".join(f"{fraction:.1%} ({way})" for way, fraction in no_animal.false_alarms.items())
+    return f"photographs without an animal are flagged: {hits}; of photographs with one {alarms}"
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-08
 @catalogue.command()

@@ -194,13 +194,15 @@ class Withdrawal(BaseModel):
 class EncounterView(BaseModel):
     """One animal at one time and place, with its photographs.
 
-    An encounter that has no photographs left is shown as withdrawn.
+    An encounter that has no photographs left is shown as withdrawn. `no_animal`: whether they probably show no animal;
+    null for one that is decided, and where it is not known.
     """
 
     id: int
     name: str
     state: Literal["undecided", "confirmed", "new", "unsure", "withdrawn"]
     withdrawn: Withdrawal | None
+    no_animal: bool | None = None
     individual: IdAndName | None
     rejected: list[IdAndName]
     date: str
@@ -393,7 +395,8 @@ class AnswerView(BaseModel):
     encounters that did not set the list's limit; `promise` says it in a sentence. Where that cannot be reached or was
     not measured, nothing is `promised`, and `set_size` is 0. `other_probability` is that of all individuals that are
     not listed; all probabilities are among all known individuals, whatever the filters hide. `id` and `encounter_id`
-    are null for an answer that is not stored.
+    are null for an answer that is not stored. `no_animal`: the photographs of the query probably show no animal; null
+    where that is not known.
     """
 
     id: int | None
@@ -408,12 +411,16 @@ class AnswerView(BaseModel):
     promised: bool = False
     promise: str = ""
     other_probability: float
+    no_animal: bool | None = None
     note: str
     candidates: list[Candidate]
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-22
 class Facets(BaseModel):
-    """The values that encounters can be filtered by, and the number of encounters in each state."""
+    """The values that encounters can be filtered by, and the number of encounters in each state.
+
+    `no_animal`: how many open ones probably show no animal; null where that is not known.
+    """
 
     species: list[str]
     places: list[str]
@@ -421,6 +428,7 @@ class Facets(BaseModel):
     first: str
     last: str
     states: dict[str, int]
+    no_animal: int | None = None
 
 
 class CatalogueView(BaseModel):
