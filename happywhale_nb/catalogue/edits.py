@@ -6,6 +6,7 @@
 __all__ = ['CLEANED', 'edit_encounter', 'set_crop']
 
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-02
+from base64 import b64encode
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,11 +14,12 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from .decisions import Conflict, log_decision, update_encounter
+from .decisions import Conflict, log_decision, update_encounter, update_photo
 from .ingest import PhotoEmbedder, crop_boxes, crop_row
-from .listings import get_or_404
-from .schema import Crop, Embedding, Encounter, Photo
-from .store import Catalogue, model_row, pack_vector
+from .listings import get_or_404, photo_crop
+from .naming import same_species
+from .schema import Annotation, Crop, Decision, Embedding, Encounter, Model, Photo
+from .store import BOX_FIELDS, Catalogue, box_key, model_row, pack_vector
 from .validation import clean_date, clean_position, clean_side, clean_text
 from ..core.errors import UserError
 
@@ -29,27 +31,45 @@ CLEANED = {
 }
 
 
-def _clean_changes(encounter, changes):
-    """New values of columns of `encounters`, cleaned."""
+def _clean_changes(session, encounter, changes):
+    """New values of columns of `encounters` that differ from the present ones, cleaned."""
     new = {name: CLEANED[name](value or "") for name, value in changes.items() if name in CLEANED}
+    if "species" in new:
+        new["species"] = same_species(session, new["species"])
     if "latitude" in changes or "longitude" in changes:
         pair = [changes.get(name, getattr(encounter, name)) for name in ("latitude", "longitude")]
         new["latitude"], new["longitude"] = clean_position(*pair)
-    return new
+    return {name: value for name, value in new.items() if value != getattr(encounter, name)}
+
+# %% ../../nbs/lib/catalogue/edits.ipynb #edits-13
+def _clean_sides(session, encounter, changes):
+    """New sides by number of a photo, those that differ from the present ones. Raises `UserError` for other photos."""
+    rows = select(Annotation.photo_id, Annotation.side).join(Photo, Photo.id == Annotation.photo_id)
+    rows = rows.where(Photo.encounter_id == encounter.id, Annotation.box == 0)
+    now = dict(session.execute(rows.order_by(Annotation.photo_id)).all())
+    wanted = dict.fromkeys(now, changes["side"]) if changes.get("side") is not None else {}
+    wanted |= changes.get("sides") or {}
+    if strange := sorted(set(wanted) - set(now)):
+        raise UserError(f"photograph {strange[0]} is not in encounter {encounter.name}: look at it again")
+    cleaned = {number: clean_side(side or "") for number, side in wanted.items()}
+    return {number: side for number, side in cleaned.items() if side != now[number]}
 
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-06
-def edit_encounter(session: Session, user: str, number: int, version: int, changes: dict) -> Encounter:
-    """Change an encounter's metadata.
+def edit_encounter(
+    session: Session, user: str, number: int, version: int, changes: dict
+) -> tuple[Decision | None, Encounter]:
+    """Change an encounter's metadata, or sides of its photos.
 
     Args:
         session: of `Store.writing`.
         user: who edits.
         number: the encounter's.
         version: of the encounter, as it was seen.
-        changes: new values by name: date, place, species, side (of all its photos), latitude, longitude; None clears.
+        changes: new values by name: date, place, species, latitude, longitude, None clears; `sides` of photos by their
+            number; `side` of all its photos.
 
     Returns:
-        The row of `encounters`.
+        `(decision, encounter)`, rows; the decision is None if nothing differs.
 
     Raises:
         Conflict: if the encounter was changed meanwhile.
@@ -57,16 +77,22 @@ def edit_encounter(session: Session, user: str, number: int, version: int, chang
         UserError: for a value that cannot be used.
     """
     encounter = get_or_404(session, Encounter, number, "encounter")
-    new = _clean_changes(encounter, changes)
-    before = {name: getattr(encounter, name) for name in new}
+    if version != encounter.version:
+        update_encounter(session, encounter, version)  # raises Conflict
+    new, sides = _clean_changes(session, encounter, changes), _clean_sides(session, encounter, changes)
+    if not new and not sides:
+        return None, encounter
+    before, after = {name: getattr(encounter, name) for name in new}, dict(new)
+    for part in (before, after):
+        part |= {"photos": {}} if sides else {}
+    for photo, side in sides.items():
+        old, changed = update_photo(session, session.get(Photo, photo), {"side": side})
+        before["photos"] |= old["photos"]
+        after["photos"] |= changed["photos"]
     update_encounter(session, encounter, version, **new)
-    if (side := changes.get("side")) is not None:
-        for photo in session.scalars(select(Photo).where(Photo.encounter_id == number)):
-            photo.side = clean_side(side)
-        new["side"] = side
-    note = ", ".join(f"{name} {value}" for name, value in new.items())
-    log_decision(session, user, "edit", encounter_id=number, note=note[:2000], before=before)
-    return encounter
+    texts = [f"{name} {value}" for name, value in new.items()]
+    note = ", ".join(texts + [f"side {side or 'cleared'}" for side in sorted(set(sides.values()))])
+    return log_decision(session, user, "edit", number, note=note[:2000], before=before, after=after), encounter
 
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-09
 def _clip_box(box, photo):
@@ -82,7 +108,7 @@ def _clip_box(box, photo):
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-10
 def set_crop(
     catalogue: Catalogue, embedder: PhotoEmbedder, user: str, number: int, box: Sequence[float] | None, version: int
-) -> int:
+) -> tuple[int, int]:
     """Give a photo another box, and embed it again.
 
     Args:
@@ -94,7 +120,7 @@ def set_crop(
         version: of its encounter, as it was seen.
 
     Returns:
-        The number of its encounter.
+        Numbers of the decision and of its encounter.
 
     Raises:
         Conflict: if the encounter was changed meanwhile.
@@ -111,15 +137,30 @@ def set_crop(
     with catalogue.writing() as session:
         encounter = session.get(Encounter, photo.encounter_id)
         update_encounter(session, encounter, version)
-        _store_crop(session, number, crop, vector, embedder.fingerprint)
-        log_decision(session, user, "edit", encounter_id=encounter.id, note=f"box of {photo.name}")
-        return encounter.id
+        vectors = _present_vectors(session, number)
+        before, after = update_photo(session, session.get(Photo, number), {"box": crop})
+        before["photos"][str(number)]["vectors"] = vectors
+        _store_vector(session, number, crop, vector, embedder.fingerprint)
+        note = f"box of {photo.name}"
+        row = log_decision(session, user, "edit", encounter.id, note=note, before=before, after=after)
+        return row.id, encounter.id
 
 # %% ../../nbs/lib/catalogue/edits.ipynb #edits-11
-def _store_crop(session, number, crop, vector, fingerprint):
-    """Write a photo's new crop and embedding."""
-    row = session.get(Crop, number)
-    for name, value in crop.items():
-        setattr(row, name, value)
-    stored = session.get(Embedding, (number, model_row(session, fingerprint).id))
-    stored.vector = pack_vector(vector)
+def _present_vectors(session, number):
+    """A photo's embeddings that are of its present content and box, `{fingerprint of the model: base64}`."""
+    crop, photo = photo_crop(session, number), session.get(Photo, number)
+    key = box_key(getattr(crop, name) for name in BOX_FIELDS)
+    rows = select(Model.fingerprint, Embedding.vector).join(Model, Model.id == Embedding.model_id)
+    rows = rows.where(Embedding.annotation_id == crop.annotation_id)
+    rows = rows.where(Embedding.sha256 == photo.sha256, Embedding.box == key)
+    return {fingerprint: b64encode(vector).decode() for fingerprint, vector in session.execute(rows)}
+
+
+def _store_vector(session, number, crop, vector, fingerprint):
+    """Write the embedding of a photo's new crop."""
+    annotation, sha256 = photo_crop(session, number).annotation_id, session.get(Photo, number).sha256
+    key = {"annotation_id": annotation, "model_id": model_row(session, fingerprint).id}
+    stored = session.get(Embedding, key) or Embedding(**key, trained=False)
+    stored.vector, stored.sha256 = pack_vector(vector), sha256
+    stored.box = box_key(crop[name] for name in BOX_FIELDS)
+    session.add(stored)

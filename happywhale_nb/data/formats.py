@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'PHOTO_ENDINGS', 'RAW_ENDINGS', 'FILM_ENDINGS', 'SIGNATURES', 'HEIC_REMEDY', 'DEPTHS', 'ORIENTATION',
-           'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'open_photo', 'eight_bits', 'to_rgb', 'orientation',
-           'upright', 'jpeg_ends', 'is_hidden', 'unread_reason', 'left_out_files', 'photos_in']
+           'NO_PHOTOGRAPH', 'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'open_photo', 'eight_bits', 'to_rgb',
+           'orientation', 'upright_size', 'upright', 'jpeg_ends', 'is_hidden', 'unread_reason', 'left_out_files',
+           'photos_in']
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-02
 import os
@@ -225,6 +226,19 @@ def orientation(photo: Image.Image) -> int:
         return 1
     return int(value) if value in range(1, 9) else 1
 
+# %% ../../nbs/lib/data/formats.ipynb #formats-36
+def upright_size(photo: Image.Image) -> tuple[int, int]:
+    """Read the size of an opened image as it is displayed upright.
+
+    Args:
+        photo: opened by Pillow.
+
+    Returns:
+        Width and height in pixels.
+    """
+    turned = photo.format == "TIFF"  # Pillow gives the size that it will have
+    return photo.size[::-1] if orientation(photo) >= 5 and not turned else photo.size
+
 
 def upright(photo: Image.Image) -> Image.Image:
     """Decode an opened photograph, as it is displayed upright.
@@ -285,12 +299,13 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "@", "~$", "SYNOPHOTO_")) or name.lower() in _HIDDEN
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-29
+NO_PHOTOGRAPH = "files that are no photographs"
 UNOPENED = "photographs that cannot be opened: damaged, cut off or too large"
 UNREAD = {
     "RAW": "RAW photographs of cameras, which are not read: export them as JPEG",
     "HEIF": f"HEIC photographs, which need an extra: {HEIC_REMEDY}",
     "film": "films",
-    "": "files that are no photographs",
+    "": NO_PHOTOGRAPH,
 }
 
 

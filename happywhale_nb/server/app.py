@@ -7,10 +7,12 @@ __all__ = ['STATUS', 'PROBLEMS', 'API_DESCRIPTION', 'make_app']
 
 # %% ../../nbs/lib/server/app.ipynb #app-02
 import mimetypes
+import os
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from threading import Thread
 
 from fastapi import FastAPI
@@ -21,14 +23,15 @@ from starlette.staticfiles import StaticFiles
 
 from ..catalogue import decisions, listings
 from ..catalogue.ingest import PhotoEmbedder
+from ..catalogue.schema import Decision, Individual, Photo
 from ..catalogue.store import NotFound
 from ..catalogue.upload_photos import BadPhoto, Duplicate, TooLarge
 from ..core.errors import Busy, UserError
 from . import schemas
 from .middleware import SecurityMiddleware
-from .routes import answers, catalogue, exports, images, session
+from .routes import answers, catalogue, corrections, exports, images, session
 from .routes import decisions as decision_routes
-from .state import AppState
+from .state import AppState, without_paths
 
 # %% ../../nbs/lib/server/app.ipynb #app-05
 STATUS = {
@@ -46,15 +49,35 @@ def _error(request, error):
     """The response to an error of the catalogue: the status of its class, or of the nearest base class."""
     status = next(STATUS[error_class] for error_class in type(error).__mro__ if error_class in STATUS)
     headers = {"Retry-After": "2"} if status == 503 else None
-    return JSONResponse({"detail": str(error)}, status, headers)
+    catalogue = request.app.state.shared.catalogue
+    detail = without_paths(str(error), catalogue.folder, catalogue.data, Path(os.path.expanduser("~")))
+    return JSONResponse({"detail": detail}, status, headers)
 
 # %% ../../nbs/lib/server/app.ipynb #app-06
 def _conflict(request, error):
-    """The response to a conflict; if it is about an encounter, with its present state and the latest decision."""
-    encounter = decision = None
-    if request.url.path.startswith("/api/encounters/"):
-        encounter, decision = _present_state(request.app.state.shared, int(request.path_params["number"]))
-    return JSONResponse({"detail": str(error), "encounter": encounter, "decision": decision}, 409)
+    """The response to a conflict: what it is about, see `schemas.ConflictProblem`."""
+    state, body = request.app.state.shared, {"detail": str(error), "species": getattr(error, "species", None)}
+    body |= {"encounter": None, "decision": None, "individual": None}
+    with state.catalogue.reading() as session:
+        if (number := getattr(error, "individual", None)) is not None:
+            body["individual"] = listings.individual_views(session, [session.get(Individual, number)])[0]
+        if error.decision is not None:
+            body["decision"] = listings.decision_views(session, [session.get(Decision, error.decision)])[0]
+    asked_back = isinstance(error, decisions.NameTaken | decisions.SpeciesMissing) or error.decision is not None
+    if not asked_back and (number := _encounter_of(request)) is not None:
+        body["encounter"], body["decision"] = _present_state(state, number)
+    return JSONResponse(body, 409)
+
+
+def _encounter_of(request):
+    """Number of the encounter that a request is about, also by one of its photos; None if it is about none."""
+    number, path = request.path_params.get("number"), request.url.path
+    if number is None or not path.startswith(("/api/encounters/", "/api/photos/")):
+        return None
+    if path.startswith("/api/encounters/"):
+        return int(number)
+    with request.app.state.shared.catalogue.reading() as session:
+        return session.get(Photo, int(number)).encounter_id
 
 
 def _present_state(state, number):
@@ -137,7 +160,7 @@ def make_app(state: AppState, load: Callable[[], PhotoEmbedder] | None = None) -
         redoc_url=None,
     )
     app.state.shared = state
-    for module in (session, catalogue, images, answers, decision_routes, exports):
+    for module in (session, catalogue, images, answers, decision_routes, corrections, exports):
         app.include_router(module.router, prefix="/api", responses=PROBLEMS)
     app.include_router(answers.provider, responses={code: PROBLEMS[code] for code in (401, 422, 429, 503)})
     _add_handlers(app)

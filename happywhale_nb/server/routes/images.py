@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 
 from ...catalogue import listings
-from ...catalogue.schema import Crop, Photo
+from ...catalogue.schema import Photo
 from ...catalogue.store import Catalogue, NotFound
 from ...catalogue.uploads import show_crop, show_photo
 from ...core.artifacts import atomic, fingerprint
@@ -48,7 +48,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
         UserError: if the file is damaged; the message names the photo, not where it lies.
     """
     with catalogue.reading() as session:
-        photo, crop = listings.get_or_404(session, Photo, number, "photograph"), session.get(Crop, number)
+        photo, crop = listings.get_or_404(session, Photo, number, "photograph"), listings.photo_crop(session, number)
         path, digest, (box, frame) = catalogue.path(photo), photo.sha256, listings.crop_box(crop)
         name = photo.name
     side = next(each for each in PICTURE_SIDES if each >= side)
