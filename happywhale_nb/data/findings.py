@@ -57,7 +57,7 @@ WARNINGS = {
     "read-as": "a table was saved by a spreadsheet in its own way; this is how it is read",
     "unknown-photograph": "a table tells of a photograph that is in no table of the folder; the row is not used",
     "box-cut": "a box ends beyond the picture that it was measured in; it is cut off there",
-    "tiny-box": "a box has fewer than 8 pixels on a side: a crop shows next to nothing; below 2 the whole picture is taken",
+    "tiny-box": "a box has fewer than 8 pixels on a side: its crop shows next to nothing; below 2 it is taken for none",
     "box-corner": "all boxes of a source lie in the upper left of their pictures: were they measured in smaller ones?",
     "box-frame": "W and H of a box have another shape than its picture: is one of them turned?",
     "not-listed": "a file is in the folder, but in no table; it is not used",
