@@ -1314,6 +1314,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'happywhale_nb/data/camtrap.py'),
                                             'happywhale_nb.data.camtrap._row': ( 'lib/data/camtrap.html#_row',
                                                                                  'happywhale_nb/data/camtrap.py'),
+                                            'happywhale_nb.data.camtrap._taken': ( 'lib/data/camtrap.html#_taken',
+                                                                                   'happywhale_nb/data/camtrap.py'),
                                             'happywhale_nb.data.camtrap.is_camtrap': ( 'lib/data/camtrap.html#is_camtrap',
                                                                                        'happywhale_nb/data/camtrap.py'),
                                             'happywhale_nb.data.camtrap.read_camtrap': ( 'lib/data/camtrap.html#read_camtrap',
