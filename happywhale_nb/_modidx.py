@@ -1461,6 +1461,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'happywhale_nb/data/columns.py'),
                                             'happywhale_nb.data.columns._unused': ( 'lib/data/columns.html#_unused',
                                                                                     'happywhale_nb/data/columns.py'),
+                                            'happywhale_nb.data.columns._with_genus': ( 'lib/data/columns.html#_with_genus',
+                                                                                        'happywhale_nb/data/columns.py'),
                                             'happywhale_nb.data.columns._with_time': ( 'lib/data/columns.html#_with_time',
                                                                                        'happywhale_nb/data/columns.py'),
                                             'happywhale_nb.data.columns.header_words': ( 'lib/data/columns.html#header_words',

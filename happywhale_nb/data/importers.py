@@ -142,7 +142,8 @@ def _merged(same, faults):
         value = _agreed(same[column])
         if value is None:
             said = " and ".join(sorted(set(same[column]) - {""}))
-            faults.add(", ".join(same["where"]), f"{first['image']} is listed twice, with the {column} {said}")
+            fault = f"{first['image']} is listed twice, with the {column} {said}: keep one"
+            faults.add(", ".join(same["where"]), fault)
         first[column] = value or first[column]
     sides = set(same["side"]) - {""}
     first["side"] = sides.pop() if len(sides) == 1 else ""
