@@ -209,7 +209,8 @@ def test_import_with_add_of_photographs_without_a_name_alone_adds_them(first, tm
 
 
 def test_import_with_add_calls_nobody_lost_who_has_photographs_here(first, tmp_path):
-    source = second(tmp_path, "gone.jpg,ann,,,,,,\nlost.jpg,Nova,,,,,,\nold.jpg,Ann,,,,,,\n", old=[("old.jpg", "a1.jpg")])
+    rows = "gone.jpg,ann,,,,,,\nlost.jpg,Nova,,,,,,\nold.jpg,Ann,,,,,,\n"
+    source = second(tmp_path, rows, old=[("old.jpg", "a1.jpg")])
     result = run(source, "--to", first, "--add", "--skip-missing")
     assert result.exit_code == 0, result.stderr
     assert "left out: individuals without any photograph now, 1: Nova" in result.stdout
