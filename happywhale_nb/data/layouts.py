@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import UserError
+from ..core.platforms import readable_name
 from .columns import SourceRows
 from .dates import MONTHS, AmbiguousDate, exif_date, parse_date
 from happywhale_nb.data.formats import (
@@ -60,7 +61,7 @@ def walk_files(source: Path | str, follow_links: bool = False) -> tuple[list[Pat
         folder = folders.popleft()
         linked = folder != source and folder.is_symlink()
         if fault := _why_not_walked(folder.resolve(), root, seen, linked, follow_links):
-            left_out[fault].append(folder.relative_to(source).as_posix())
+            left_out[fault].append(_name_below(folder, source))
             continue
         seen.add(folder.resolve())
         below, inside = _entries(folder, source, left_out)
@@ -70,6 +71,10 @@ def walk_files(source: Path | str, follow_links: bool = False) -> tuple[list[Pat
     return sorted(files), [LeftOut(kind, found) for kind, found in names.items() if found]
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-06
+def _name_below(path, source):
+    return readable_name(path.relative_to(source).as_posix())
+
+
 def _why_not_walked(real, root, seen, linked, follow_links):
     # "" if a folder is to be read
     if real in seen:
@@ -83,7 +88,7 @@ def _entries(folder, source, left_out):
     # the folders in a folder, links last, and its files
     folders, files = [], []
     for path in sorted(folder.iterdir()):
-        name = path.relative_to(source).as_posix()
+        name = _name_below(path, source)
         if is_hidden(path.name):
             if path.is_dir() or path.suffix.lower() in PHOTO_ENDINGS:
                 left_out[HIDDEN].append(name)
@@ -513,7 +518,7 @@ def read_folders(source: Path | str, layout: str = "", follow_links: bool = Fals
     files, links = walk_files(source, follow_links)
     with ThreadPoolExecutor() as pool:
         looks = dict(zip(files, pool.map(_look_into, files), strict=True))
-    places = {path: path.relative_to(source).parts[:-1] for path in files}
+    places = {path: tuple(map(readable_name, path.relative_to(source).parts[:-1])) for path in files}
     folders = {places[path] for path, (reason, _) in looks.items() if reason != NO_PHOTOGRAPH}
     levels = recognise(folders, source, layout, order)
     return _rows(source, looks, places, levels, links)
@@ -524,11 +529,11 @@ def _rows(source, looks, places, levels, links):
     for path, (reason, taken) in looks.items():
         known = _facts(places[path], levels) if reason != NO_PHOTOGRAPH else {"individual_id": ""}
         if reason:
-            unread.append((reason, path.relative_to(source).as_posix(), known["individual_id"]))
+            unread.append((reason, _name_below(path, source), known["individual_id"]))
             continue
         day = known["date"]
         other_days += bool(day and taken and not taken.startswith(day))
-        name, date = path.relative_to(source).as_posix(), taken if taken.startswith(day) else day
+        name, date = _name_below(path, source), taken if taken.startswith(day) else day
         rows.append(known | {"where": name, "image": name, "path": path, "date": date, "box": ()})
     table = pd.DataFrame(rows, columns=COLUMNS)
     _refuse_two_species(table)

@@ -19,7 +19,7 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.platforms import link_file
 from .dataset import TABLES, photo_folder, read_table
-from .formats import is_hidden
+from .layouts import walk_files
 
 # %% ../../nbs/lib/data/relink.ipynb #relink-16
 ENDS = 65_536  # bytes at either end
@@ -114,12 +114,10 @@ def broken_links(data_dir: Path | str) -> dict[Path, Path]:
 def _files_below(folder, leave_out):
     # all files below `folder`, by name and by size
     by_name, by_size = defaultdict(list), defaultdict(list)
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not is_hidden(f) and Path(parent, f) != leave_out)
-        for path in (Path(parent, name) for name in sorted(names)):
-            if path.is_file():
-                by_name[path.name].append(path)
-                by_size[path.stat().st_size].append(path)
+    for path in walk_files(folder)[0]:
+        if not path.is_relative_to(leave_out):
+            by_name[path.name].append(path)
+            by_size[path.stat().st_size].append(path)
     return by_name, by_size
 
 
