@@ -1774,6 +1774,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'happywhale_nb/data/relink.py'),
                                            'happywhale_nb.data.relink._files_below': ( 'lib/data/relink.html#_files_below',
                                                                                        'happywhale_nb/data/relink.py'),
+                                           'happywhale_nb.data.relink._listed': ( 'lib/data/relink.html#_listed',
+                                                                                  'happywhale_nb/data/relink.py'),
                                            'happywhale_nb.data.relink._plan_by_name': ( 'lib/data/relink.html#_plan_by_name',
                                                                                         'happywhale_nb/data/relink.py'),
                                            'happywhale_nb.data.relink._records': ( 'lib/data/relink.html#_records',
