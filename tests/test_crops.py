@@ -1,5 +1,6 @@
 """Crops show the pixels that were asked for, and a folder of crops that neither a kill nor damage can spoil."""
 
+import io
 import select
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def grid(tmp_path_factory):
 
 
 @quick
-@given(st.integers(0, 119), st.integers(0, 89), st.integers(1, 120), st.integers(1, 90), st.sampled_from([0, 0.1, 0.5]))
+@given(st.integers(0, 118), st.integers(0, 88), st.integers(2, 120), st.integers(2, 90), st.sampled_from([0, 0.1, 0.5]))
 def test_load_crop_of_any_box_shows_the_box_with_its_margin_inside_the_photograph(grid, x, y, wide, high, margin):
     x1, y1 = min(x + wide, 120), min(y + high, 90)
     dx, dy = margin * (x1 - x), margin * (y1 - y)
@@ -92,7 +93,7 @@ def test_load_crop_of_any_box_shows_the_box_with_its_margin_inside_the_photograp
 
 
 @quick
-@given(st.integers(20, 80), st.integers(20, 50), st.integers(1, 20), st.integers(1, 20))
+@given(st.integers(20, 80), st.integers(20, 50), st.integers(2, 20), st.integers(2, 20))
 def test_load_crop_that_keeps_the_aspect_grows_the_shorter_side(grid, x, y, wide, high):
     """Far from the photograph's edges: a square about the middle of the box, as large as its longer side."""
     side = max(wide, high)
@@ -129,11 +130,33 @@ def test_load_crop_that_keeps_the_aspect_keeps_a_disc_round(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("box", "pixel"), [((200, 10, 220, 20), (119, 10)), ((10, 95, 20, 99), (10, 89)), ((-9, -9, -5, -5), (0, 0))]
+    ("box", "words"),
+    [
+        ((200, 10, 220, 20), "the box 200 10 220 20 ends beyond the picture of 120 x 90"),
+        ((10, 95, 20, 99), "the box 10 95 20 99 has less than two pixels in the picture"),
+        ((-9, -9, -5, -5), "has less than two pixels in the picture"),
+        ((0.1, 0.2, 0.7, 0.9), "has less than two pixels in the picture"),
+    ],
 )
-def test_load_crop_of_a_box_beside_the_photograph_shows_its_edge(grid, box, pixel):
-    crop = load_crop(grid, 8, box, margin=0)
-    assert crop.shape == (8, 8, 3) and crop[0, 0, :2].tolist() == list(pixel)
+def test_load_crop_of_a_box_that_is_none_of_the_photograph_is_refused(grid, box, words):
+    with pytest.raises(UserError, match=words):
+        load_crop(grid, 8, box, margin=0)
+
+
+def test_load_crop_of_a_photograph_in_memory_names_no_object(tmp_path):
+    with pytest.raises(UserError, match="the photograph cannot be decoded") as error:
+        load_crop(io.BytesIO(b"no picture"), 8)
+    assert "BytesIO" not in str(error.value)
+
+
+def test_load_crops_of_two_photographs_with_one_name_and_size_keeps_them_apart(tmp_path):
+    for part, colour in (("train", "red"), ("test", "blue")):
+        (tmp_path / f"{part}_images").mkdir()
+        Image.new("RGB", (64, 48), colour).save(tmp_path / f"{part}_images" / "a.bmp")
+    whole = pd.DataFrame(index=[0], columns=[*BOX, "W", "H"], dtype=float)
+    paths = [tmp_path / f"{part}_images" / "a.bmp" for part in ("train", "test")]
+    crops = [load_crops([path], whole, 16, tmp_path / "crops")[0] for path in paths]
+    assert [crop[0, 0].tolist() for crop in crops] == [[255, 0, 0], [0, 0, 255]]
 
 
 def test_load_crop_of_16_bit_greys_keeps_their_upper_bits(tmp_path):

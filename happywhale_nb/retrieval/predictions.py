@@ -126,6 +126,7 @@ def write_candidate_sets(
     confidence: np.ndarray,
     candidate_sets: np.ndarray,
     coverage: Sequence[Coverage] | None = None,
+    no_animal: np.ndarray | None = None,
 ) -> None:
     """Write confidences and candidate sets to a CSV file with the columns image, confidence, n and candidates.
 
@@ -138,6 +139,7 @@ def write_candidate_sets(
         confidence: `[n]` float in [0, 1], of the first predictions; four decimals are written.
         candidate_sets: `[n, k]` str, best first, "" beyond the end of a set.
         coverage: `[n]` what sets like each have held; None: not measured, the columns are left out.
+        no_animal: `[n]` bool, images that probably show no animal, for a column of that name (0 or 1); None: no column.
     """
     table = pd.DataFrame({"image": list(images), "confidence": np.round(confidence, 4)})
     table["n"] = [int((row != "").sum()) for row in candidate_sets]
@@ -147,6 +149,8 @@ def write_candidate_sets(
         for column, name in measured.items():
             table[column] = [round(getattr(one, name), 4) for one in coverage]
         table["says"] = [one.sentence for one in coverage]
+    if no_animal is not None:
+        table["no_animal"] = np.asarray(no_animal, int)
     _write_csv(path, table)
 
 # %% ../../nbs/lib/retrieval/predictions.ipynb #predictions-08c

@@ -7,7 +7,7 @@ __all__ = ['LOCAL_SIDE', 'EVIDENCE_FIELDS', 'EVIDENCE_PARTS', 'species_of_indivi
            'local_evidence', 'fuse_local', 'apart_from', 'PredictionOptions', 'OpenSetThresholds', 'add_new_individual',
            'calibrate_folds', 'held_by_others', 'evaluate', 'known_queries', 'study_grid', 'compare_rules',
            'RuleTables', 'compute_rule_tables', 'read_rule_tables', 'ModelPrediction', 'predict_folds', 'knn_stage',
-           'read_fold', 'read_folds', 'plot_evaluation', 'choose_examples', 'plot_examples']
+           'fold_no_animal', 'read_fold', 'read_folds', 'plot_evaluation', 'choose_examples', 'plot_examples']
 
 # %% ../../nbs/06_knn.ipynb #06-knn-02
 from collections.abc import Callable, Iterator, Sequence
@@ -760,7 +760,8 @@ def knn_stage(
     """Predict every finished fold of a model, and write the results.
 
     Each fold's folder gets predictions (`oof.csv`, `test.csv`), candidates with scores (`oof_scores.parquet` …),
-    confidences and candidate sets (`oof_lists.csv` …) and `metrics.json`; the model's folder gets `knn.json`.
+    confidences and candidate sets (`oof_lists.csv` …; in `test_lists.csv` also which photos probably show no animal)
+    and `metrics.json`; the model's folder gets `knn.json`.
 
     Args:
         dataset: the study's.
@@ -773,7 +774,7 @@ def knn_stage(
 
     Returns:
         the content of `knn.json`: protocol, parameters, thresholds, metrics over all queries, by fold and by species,
-        and the tables of `RuleTables`.
+        the tables of `RuleTables`, and by fold how many test photos probably show no animal (None: not known).
 
     Raises:
         UserError: if no fold is finished, or there is no catalogue of known individuals.
@@ -785,11 +786,14 @@ def knn_stage(
     stamp = fingerprint(stamp_names(parameters), dataset.fingerprint, files=embeddings)
     if force or not is_done(record, stamp, _outputs(dataset, folders)):
         prediction = predict_folds(dataset, folder, model, folds, head, options)
-        for path, fold in zip(folders, prediction.folds.values(), strict=True):
-            _write_fold(path, fold, len(folders))
+        no_animal = {}
+        for path, (k, fold) in zip(folders, prediction.folds.items(), strict=True):
+            flags, no_animal[k] = _flag_tests(path, folds, k, dataset.test["image"])
+            _write_fold(path, fold, len(folders), flags)
         protocol = {"protocol": study_card(dataset, folder, folds), "parameters": parameters}
         metrics = _study_metrics(prediction, options.alpha)
         metrics |= compute_rule_tables(folder, model, folds, list(prediction.folds)).as_record()
+        metrics["no_animal"] = no_animal
         write_json(record, protocol | metrics | {"versions": versions(), "stamp": stamp})
     return read_record(record)
 
@@ -816,6 +820,40 @@ from happywhale_nb.retrieval.predictions import (
     write_scores,
 )
 
+# %% ../../nbs/06_knn.ipynb #06-knn-74
+from ..retrieval.no_animal import NoAnimal, fit_no_animal
+
+# %% ../../nbs/06_knn.ipynb #06-knn-75
+def fold_no_animal(folder: Path | str, folds: pd.DataFrame, fold: int) -> NoAnimal | None:
+    """Learn from a fold's queries how photos without an animal are told.
+
+    Args:
+        folder: the fold's folder, with embeddings.
+        folds: the table of the study's folds.
+        fold: number of the fold.
+
+    Returns:
+        what was learnt; None if the fold was trained by a version that left no pictures without an animal.
+    """
+    path, (_, query) = Path(folder) / "empty.parquet", gallery_and_queries(folds, fold)
+    if not path.is_file():
+        return None
+    empty, known = read_embeddings(path), read_embeddings(Path(folder) / "embeddings.parquet")
+    images, individuals = (folds.loc[query, name].to_numpy(dtype=str) for name in ("image", "individual_id"))
+    return fit_no_animal(known.of("train", images), individuals, empty.vectors, empty.parts)
+
+# %% ../../nbs/06_knn.ipynb #06-knn-76
+def _flag_tests(folder, folds, fold, tests):
+    """`(flags [t] bool or None, record)` of the test photos of one fold; both None if nothing tells."""
+    learnt = fold_no_animal(folder, folds, fold)
+    if learnt is None:
+        return None, None
+    record = {name: value for name, value in learnt.as_dict().items() if name != "direction"}
+    if learnt.note or not len(tests):
+        return None, record | {"flagged": 0}
+    flags = learnt.flags(read_embeddings(Path(folder) / "embeddings.parquet").of("test", tests))
+    return flags, record | {"flagged": int(flags.sum())}
+
 # %% ../../nbs/06_knn.ipynb #06-knn-37
 def _outputs(dataset, folders):
     """Files that the stage leaves in the folds' folders."""
@@ -824,11 +862,12 @@ def _outputs(dataset, folders):
     return [path / name for path in folders for name in names]
 
 
-def _write_fold(folder, fold, n_folds):
+def _write_fold(folder, fold, n_folds, no_animal):
     for part, p in fold.by_name.items():
         write_predictions(folder / f"{part}.csv", p.images, p.predictions)
         write_scores(folder / f"{part}_scores.parquet", p.images, p.ids, p.scores)
-        write_candidate_sets(folder / f"{part}_lists.csv", p.images, p.confidence, p.candidate_sets, p.coverage)
+        flags = no_animal if part == "test" else None
+        write_candidate_sets(folder / f"{part}_lists.csv", p.images, p.confidence, p.candidate_sets, p.coverage, flags)
     config = read_record(folder / "config.json")
     metrics = {name: config[name] for name in ("protocol", "parameters", "result", "versions", "stamp")}
     metrics["threshold"] = float(np.median(fold.queries.threshold))
