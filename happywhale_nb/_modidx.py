@@ -1787,6 +1787,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'happywhale_nb/data/layouts.py'),
                                             'happywhale_nb.data.layouts._facts': ( 'lib/data/layouts.html#_facts',
                                                                                    'happywhale_nb/data/layouts.py'),
+                                            'happywhale_nb.data.layouts._in_company': ( 'lib/data/layouts.html#_in_company',
+                                                                                        'happywhale_nb/data/layouts.py'),
                                             'happywhale_nb.data.layouts._kinds_of_plain': ( 'lib/data/layouts.html#_kinds_of_plain',
                                                                                             'happywhale_nb/data/layouts.py'),
                                             'happywhale_nb.data.layouts._level_by_name': ( 'lib/data/layouts.html#_level_by_name',

@@ -20,6 +20,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.platforms import readable_name
+from ..core.progress import bar
 from .columns import SourceRows
 from .dates import MONTHS, AmbiguousDate, exif_date, parse_date
 from happywhale_nb.data.formats import (
@@ -180,6 +181,7 @@ def side_of(name: str) -> str | None:
         return None
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-15
+_SPECIES = frozenset(SPECIES["species_raw"])
 _KINDS = re.compile(
     r"(whale|dolphin|porpoise|orca|beluga|narwhal|vaquita|cachalot|humpback|minke|bottlenose|turtle|tortoise|loggerhead"
     r"|leatherback|hawksbill|seal|sea_?lion|walrus|otter|manatee|dugong|shark|ray|manta|sawfish|penguin|salamander|newt"
@@ -202,7 +204,7 @@ def is_species(name: str) -> bool:
         Whether its last word is a kind of animal, or it is a Latin name of two or three words.
     """
     word = _word(name).replace("'", "").replace("’", "")
-    known = word in set(SPECIES["species_raw"])
+    known = word in _SPECIES
     last = word.rsplit("_", 1)[-1]
     kind = _KINDS.fullmatch(last) or _KINDS.fullmatch(word) or re.fullmatch(r"(sp|species)_?[\da-z]", word)
     return bool(known or kind or _LATIN.fullmatch(name.strip()))
@@ -232,14 +234,20 @@ def _level_by_name(name, siblings, above, order):
     if day and (len(day) > 4 or all(day_of(other, order) for other in siblings)):
         return Level("day", day)
     long_word = above is not None and len(name) > 3
-    paired = side in {"left", "right"} or any(side_of(other) in {"left", "right"} for other in siblings)
-    if side is not None and (long_word or (paired and all(_tells(other, order) for other in siblings))):
+    if side is not None and (long_word or _in_company(side, siblings, order)):
         return Level("side", side)
     if all(_split_word(other) in SPLITS | CONTAINERS for other in siblings) and _split_word(name) in SPLITS:
         return Level("split", name)
     if _word(name) in CONTAINERS or _CAMERA.fullmatch(name):
         return Level("-", name)
     return Level("encounter" if _ENCOUNTER.fullmatch(name) else "", name)
+
+
+def _in_company(side, siblings, order):
+    # whether a short word for a side stands beside other sides, days and the like
+    pair = {"left", "right"}
+    told = all(_tells(other, order) for other in siblings)
+    return told and (side in pair or bool(pair & set(map(side_of, siblings))))
 
 
 def _tells(name, order):
@@ -462,8 +470,9 @@ def _taken(photo):
 def _refuse_two_species(table):
     # one name in folders of two species: two animals, or one folder misnamed
     named = table[(table["individual_id"] != "") & (table["species"] != "")]
+    named = named.drop_duplicates(["individual_id", "species"])
     keys = named["individual_id"].map(name_key)
-    for _, same in named.groupby(keys):
+    for _, same in named[keys.duplicated(keep=False)].groupby(keys):
         species = sorted({name_key(text): text for text in same["species"]}.values())
         if len(species) > 1 and not is_nobody(name := same["individual_id"].iloc[0]):
             raise UserError(
@@ -517,7 +526,7 @@ def read_folders(source: Path | str, layout: str = "", follow_links: bool = Fals
         raise UserError(f"{source} is a data folder already: `happywhale data check` says whether it can be used")
     files, links = walk_files(source, follow_links)
     with ThreadPoolExecutor() as pool:
-        looks = dict(zip(files, pool.map(_look_into, files), strict=True))
+        looks = dict(zip(files, bar(pool.map(_look_into, files), "reading", len(files), delay=1), strict=True))
     places = {path: tuple(map(readable_name, path.relative_to(source).parts[:-1])) for path in files}
     folders = {places[path] for path, (reason, _) in looks.items() if reason != NO_PHOTOGRAPH}
     levels = recognise(folders, source, layout, order)
