@@ -464,6 +464,15 @@ def test_check_folder_of_the_real_photographs_finds_them_whole(shared):
     }  # fmt: skip
 
 
+def test_check_folder_without_a_table_of_queries_asks_for_those_that_moved(folder, tmp_path):
+    (folder / "sample_submission.csv").unlink()
+    path = folder / "test_images" / "p.jpg"
+    path.unlink()
+    path.symlink_to(tmp_path / "gone" / "p.jpg")
+    found = [(f.kind, f.file, f.detail) for f in check_folder(folder, progress=False).findings]
+    assert found == [("moved", "test_images/p.jpg", f"was {tmp_path / 'gone' / 'p.jpg'}")]
+
+
 def test_blend_stage_answers_a_skipped_test_photograph_with_new(folder, tmp_path):
     (folder / "test_images" / "s.jpg").write_bytes(b"")
     CliRunner().invoke(main, ["data", "check", str(folder), "--skip"])

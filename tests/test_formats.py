@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from happywhale_nb.catalogue.example import ColourEmbedder
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
@@ -227,3 +227,19 @@ def test_check_folder_passes_over_what_systems_leave_beside_photographs(every_ki
     assert "not-listed" not in {finding.kind for finding in check_folder(every_kind, progress=False).findings}
     for path in left:
         path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("turn", range(0, 11))
+def test_a_turned_photograph_has_the_size_pixels_and_crops_of_an_upright_one(tmp_path, kind, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    back = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}.get(turn, 1)
+    stored = fin()
+    stored.getexif()[0x0112] = back
+    stored = ImageOps.exif_transpose(stored)
+    path = tmp_path / f"a{ENDINGS[kind][0]}"
+    stored.save(path, kind, exif=exif, **({"speed": 10} if kind == "AVIF" else {}))
+    assert photo_size(path) == (96, 64)
+    assert abs(read_upright(path)[5, 40].astype(int) - (90, 140, 190)).max() < 25
+    assert abs(load_crop(path, 16, (0, 36, 96, 64)).astype(int)[8, 8] - (30, 70, 110)).max() < 25

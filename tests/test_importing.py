@@ -277,6 +277,16 @@ def test_relink_command_restores_links_that_a_copy_has_dropped(moved):
     assert check_folder(data_dir, progress=False).status == 0
 
 
+def test_relink_command_leaves_alone_what_was_taken_out_of_the_data_folder(moved):
+    data_dir, disk = moved
+    table = pd.read_csv(data_dir / "train.csv")
+    table[table["image"] != "2.JPG"].to_csv(data_dir / "train.csv", index=False)
+    (data_dir / "train_images" / "2.JPG").unlink()
+    result = run(data_dir, "--photos", disk, command="relink")
+    assert result.exit_code == 0 and "3 broken links: 3 found" in result.stdout
+    assert not (data_dir / "train_images" / "2.JPG").exists()
+
+
 def test_relink_command_of_an_older_data_folder_goes_by_names_and_by_name_on_request(moved):
     data_dir, disk = moved
     (disk / "W7" / "1.jpg").write_bytes(b"edited since")

@@ -218,3 +218,25 @@ def test_import_command_of_folders_without_any_name_tells_what_they_are_taken_fo
     result = run(tmp_path / "set", "--to", tmp_path / "d")
     assert result.exit_code == 2 and "side (2: Left, Right)" in result.output and "--layout" in result.output
     assert not Path(tmp_path / "d").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are text there")
+def test_import_command_of_names_that_are_no_text_writes_them_readable(tmp_path):
+    put(tmp_path, "set/x.jpg", "set/Hope/y.jpg")
+    folder = os.fsencode(tmp_path / "set") + b"/Fj\xe4rd"
+    os.mkdir(folder)
+    os.rename(tmp_path / "set" / "x.jpg", folder + b"/na\xefve.jpg")
+    assert run(tmp_path / "set", "--to", tmp_path / "d", "--species", "orca").exit_code == 0
+    train = read_dataset(tmp_path / "d").train
+    assert dict(zip(train["image"], train["individual_name"], strict=True)) == {"naïve.jpg": "Fjärd", "y.jpg": "Hope"}
+
+
+def test_import_command_of_a_table_finds_photographs_behind_links_inside_its_folder(tmp_path):
+    put(tmp_path, "set/.store/a.jpg", "elsewhere/b.jpg")
+    (tmp_path / "set" / "2019").symlink_to(".store")
+    (tmp_path / "set" / "2020").symlink_to("../elsewhere")
+    (tmp_path / "set" / "t.csv").write_text("image,individual_id,species\na.jpg,Hope,orca\nb.jpg,Nova,orca\n")
+    refused = run(tmp_path / "set" / "t.csv", "--to", tmp_path / "d")
+    assert refused.exit_code == 2 and "b.jpg" in refused.stderr and "'a.jpg'" not in refused.stderr
+    assert run(tmp_path / "set" / "t.csv", "--to", tmp_path / "d", "--follow-links").exit_code == 0
+    assert len(read_dataset(tmp_path / "d").train) == 2

@@ -43,7 +43,7 @@ from happywhale_nb.data.dataset import (
     read_skips,
 )
 from .findings import FINDINGS, SKIPPABLE, Check
-from .formats import ENDINGS, is_hidden, jpeg_ends, open_photo, orientation, photos_in
+from .formats import BROKEN, ENDINGS, is_hidden, jpeg_ends, open_photo, orientation, photos_in
 from .near_duplicates import grey_thumbnail, same_pictures
 from .parts import of_part, split_path
 from .species import merge_species, suspect_spellings
@@ -166,7 +166,9 @@ def _without_table(check, part, folder):
     photos, left_out = photos_in(folder)
     for kind in left_out:
         for name in kind.names:
-            check.add("not-read", f"{folder.name}/{name}", kind.reason)
+            moved = kind.reason.startswith(BROKEN)
+            detail = _was(folder / name) if moved else kind.reason
+            check.add("moved" if moved else "not-read", f"{folder.name}/{name}", detail)
     return pd.DataFrame({"image": [path.name for path in photos]}, dtype=str)
 
 # %% ../../nbs/lib/data/check.ipynb #check-26

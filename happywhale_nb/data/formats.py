@@ -236,8 +236,11 @@ def upright_size(photo: Image.Image) -> tuple[int, int]:
     Returns:
         Width and height in pixels.
     """
-    turned = photo.format == "TIFF"  # Pillow gives the size that it will have
-    return photo.size[::-1] if orientation(photo) >= 5 and not turned else photo.size
+    width, height = photo.size
+    on_a_side = orientation(photo) >= 5
+    if on_a_side and photo.format == "TIFF":  # some versions of Pillow give the size as stored, others upright
+        width, height = photo.tag_v2[256], photo.tag_v2[257]
+    return (height, width) if on_a_side else (width, height)
 
 
 def upright(photo: Image.Image) -> Image.Image:

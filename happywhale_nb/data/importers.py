@@ -376,7 +376,7 @@ def read_rows(source: Path | str, options: ImportOptions) -> tuple[SourceRows, P
     if not source.exists() or not root.is_dir():
         raise UserError(f"{source if not source.exists() else root} is missing")
     rows, faults = read_source(source, options), Faults(options.skip_faulty)
-    lookup = PhotoLookup(root) if "path" not in rows.rows else None
+    lookup = PhotoLookup(root, options.follow_links) if "path" not in rows.rows else None
     rows = find_photographs(rows, lookup, faults, options.skip_missing)
     return read_values(rows, faults, options.dates, options.clocks), root, faults
 

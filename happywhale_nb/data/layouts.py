@@ -19,6 +19,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import UserError
+from ..core.platforms import readable_name
+from ..core.progress import bar
 from .columns import SourceRows
 from .dates import MONTHS, AmbiguousDate, exif_date, parse_date
 from happywhale_nb.data.formats import (
@@ -60,7 +62,7 @@ def walk_files(source: Path | str, follow_links: bool = False) -> tuple[list[Pat
         folder = folders.popleft()
         linked = folder != source and folder.is_symlink()
         if fault := _why_not_walked(folder.resolve(), root, seen, linked, follow_links):
-            left_out[fault].append(folder.relative_to(source).as_posix())
+            left_out[fault].append(_name_below(folder, source))
             continue
         seen.add(folder.resolve())
         below, inside = _entries(folder, source, left_out)
@@ -70,6 +72,10 @@ def walk_files(source: Path | str, follow_links: bool = False) -> tuple[list[Pat
     return sorted(files), [LeftOut(kind, found) for kind, found in names.items() if found]
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-06
+def _name_below(path, source):
+    return readable_name(path.relative_to(source).as_posix())
+
+
 def _why_not_walked(real, root, seen, linked, follow_links):
     # "" if a folder is to be read
     if real in seen:
@@ -83,7 +89,7 @@ def _entries(folder, source, left_out):
     # the folders in a folder, links last, and its files
     folders, files = [], []
     for path in sorted(folder.iterdir()):
-        name = path.relative_to(source).as_posix()
+        name = _name_below(path, source)
         if is_hidden(path.name):
             if path.is_dir() or path.suffix.lower() in PHOTO_ENDINGS:
                 left_out[HIDDEN].append(name)
@@ -175,6 +181,7 @@ def side_of(name: str) -> str | None:
         return None
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-15
+_SPECIES = frozenset(SPECIES["species_raw"])
 _KINDS = re.compile(
     r"(whale|dolphin|porpoise|orca|beluga|narwhal|vaquita|cachalot|humpback|minke|bottlenose|turtle|tortoise|loggerhead"
     r"|leatherback|hawksbill|seal|sea_?lion|walrus|otter|manatee|dugong|shark|ray|manta|sawfish|penguin|salamander|newt"
@@ -197,7 +204,7 @@ def is_species(name: str) -> bool:
         Whether its last word is a kind of animal, or it is a Latin name of two or three words.
     """
     word = _word(name).replace("'", "").replace("’", "")
-    known = word in set(SPECIES["species_raw"])
+    known = word in _SPECIES
     last = word.rsplit("_", 1)[-1]
     kind = _KINDS.fullmatch(last) or _KINDS.fullmatch(word) or re.fullmatch(r"(sp|species)_?[\da-z]", word)
     return bool(known or kind or _LATIN.fullmatch(name.strip()))
@@ -227,14 +234,20 @@ def _level_by_name(name, siblings, above, order):
     if day and (len(day) > 4 or all(day_of(other, order) for other in siblings)):
         return Level("day", day)
     long_word = above is not None and len(name) > 3
-    paired = side in {"left", "right"} or any(side_of(other) in {"left", "right"} for other in siblings)
-    if side is not None and (long_word or (paired and all(_tells(other, order) for other in siblings))):
+    if side is not None and (long_word or _in_company(side, siblings, order)):
         return Level("side", side)
     if all(_split_word(other) in SPLITS | CONTAINERS for other in siblings) and _split_word(name) in SPLITS:
         return Level("split", name)
     if _word(name) in CONTAINERS or _CAMERA.fullmatch(name):
         return Level("-", name)
     return Level("encounter" if _ENCOUNTER.fullmatch(name) else "", name)
+
+
+def _in_company(side, siblings, order):
+    # whether a short word for a side stands beside other sides, days and the like
+    pair = {"left", "right"}
+    told = all(_tells(other, order) for other in siblings)
+    return told and (side in pair or bool(pair & set(map(side_of, siblings))))
 
 
 def _tells(name, order):
@@ -457,8 +470,9 @@ def _taken(photo):
 def _refuse_two_species(table):
     # one name in folders of two species: two animals, or one folder misnamed
     named = table[(table["individual_id"] != "") & (table["species"] != "")]
+    named = named.drop_duplicates(["individual_id", "species"])
     keys = named["individual_id"].map(name_key)
-    for _, same in named.groupby(keys):
+    for _, same in named[keys.duplicated(keep=False)].groupby(keys):
         species = sorted({name_key(text): text for text in same["species"]}.values())
         if len(species) > 1 and not is_nobody(name := same["individual_id"].iloc[0]):
             raise UserError(
@@ -512,8 +526,8 @@ def read_folders(source: Path | str, layout: str = "", follow_links: bool = Fals
         raise UserError(f"{source} is a data folder already: `happywhale data check` says whether it can be used")
     files, links = walk_files(source, follow_links)
     with ThreadPoolExecutor() as pool:
-        looks = dict(zip(files, pool.map(_look_into, files), strict=True))
-    places = {path: path.relative_to(source).parts[:-1] for path in files}
+        looks = dict(zip(files, bar(pool.map(_look_into, files), "reading", len(files), delay=1), strict=True))
+    places = {path: tuple(map(readable_name, path.relative_to(source).parts[:-1])) for path in files}
     folders = {places[path] for path, (reason, _) in looks.items() if reason != NO_PHOTOGRAPH}
     levels = recognise(folders, source, layout, order)
     return _rows(source, looks, places, levels, links)
@@ -524,11 +538,11 @@ def _rows(source, looks, places, levels, links):
     for path, (reason, taken) in looks.items():
         known = _facts(places[path], levels) if reason != NO_PHOTOGRAPH else {"individual_id": ""}
         if reason:
-            unread.append((reason, path.relative_to(source).as_posix(), known["individual_id"]))
+            unread.append((reason, _name_below(path, source), known["individual_id"]))
             continue
         day = known["date"]
         other_days += bool(day and taken and not taken.startswith(day))
-        name, date = path.relative_to(source).as_posix(), taken if taken.startswith(day) else day
+        name, date = _name_below(path, source), taken if taken.startswith(day) else day
         rows.append(known | {"where": name, "image": name, "path": path, "date": date, "box": ()})
     table = pd.DataFrame(rows, columns=COLUMNS)
     _refuse_two_species(table)

@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .formats import PHOTO_ENDINGS, RAW_ENDINGS, is_hidden, unread_reason
+from ..core.platforms import readable_name
+from .formats import PHOTO_ENDINGS, RAW_ENDINGS, unread_reason
+from .layouts import walk_files
 
 # %% ../../nbs/lib/data/lookup.ipynb #lookup-04
 @dataclass(frozen=True)
@@ -72,28 +74,27 @@ def _common_end(one, two):
 class PhotoLookup:
     """Finds photographs below a folder by what is written of them.
 
-    Hidden files and folders are passed over.
+    Hidden files and folders are passed over, and so are links to folders outside.
 
     Attributes:
         root: the folder.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, follow_links: bool = False) -> None:
         """Read the folder.
 
         Args:
             root: the folder, at any depth of which photographs lie.
+            follow_links: whether to follow links to folders outside it.
         """
-        self.root = Path(root)
+        self.root = Path(root).absolute()
         self._files = {}  # parts below the root -> path
         self._by_name, self._by_folded, self._by_stem = (defaultdict(list) for _ in range(3))
-        for parent, folders, names in os.walk(self.root):
-            folders[:] = sorted(f for f in folders if not is_hidden(f))
-            for name in sorted(n for n in names if not is_hidden(n)):
-                self._add(Path(parent, name))
+        for path in walk_files(self.root, follow_links)[0]:
+            self._add(path)
 
     def _add(self, path):
-        parts = written_parts(path.relative_to(self.root).as_posix())
+        parts = written_parts(readable_name(path.relative_to(self.root).as_posix()))
         self._files[parts] = path
         self._by_name[parts[-1]].append(parts)
         self._by_folded[parts[-1].casefold()].append(parts)

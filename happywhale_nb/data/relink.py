@@ -19,7 +19,7 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.platforms import link_file
 from .dataset import TABLES, photo_folder, read_table
-from .formats import is_hidden
+from .layouts import walk_files
 
 # %% ../../nbs/lib/data/relink.ipynb #relink-16
 ENDS = 65_536  # bytes at either end
@@ -92,6 +92,16 @@ def write_contents(data_dir: Path | str) -> None:
             pd.concat([known, new]).to_csv(temporary, index=False, lineterminator="\n")
 
 # %% ../../nbs/lib/data/relink.ipynb #relink-05
+def _listed(data_dir):
+    # the photographs that the tables of a data folder list; a person may have removed rows and files
+    listed = set()
+    for part, table in TABLES.items():
+        if (data_dir / table).is_file():
+            folder = photo_folder(data_dir, part)
+            listed |= {folder / Path(name).name for name in read_table(data_dir / table, ["image"])["image"]}
+    return listed
+
+
 def broken_links(data_dir: Path | str) -> dict[Path, Path]:
     """Find the photographs of a data folder whose links are broken or gone.
 
@@ -100,26 +110,25 @@ def broken_links(data_dir: Path | str) -> dict[Path, Path]:
 
     Returns:
         From each broken link, as an absolute path and sorted, to the file that it used to lead to; from each one that
-        is gone to itself.
+        is gone, and is listed in a table, to itself.
 
     Raises:
         UserError: If `contents.csv` cannot be read.
     """
     data_dir = Path(data_dir).absolute()
     folders = {photo_folder(data_dir, part) for part in TABLES}
-    links = {path for folder in folders for path in folder.glob("*") if path.is_symlink()} | set(_records(data_dir))
+    links = {path for folder in folders for path in folder.glob("*") if path.is_symlink()}
+    links |= set(_records(data_dir)) & _listed(data_dir)
     return {link: Path(os.readlink(link)) if link.is_symlink() else link for link in sorted(links) if not link.exists()}
 
 # %% ../../nbs/lib/data/relink.ipynb #relink-07
 def _files_below(folder, leave_out):
     # all files below `folder`, by name and by size
     by_name, by_size = defaultdict(list), defaultdict(list)
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not is_hidden(f) and Path(parent, f) != leave_out)
-        for path in (Path(parent, name) for name in sorted(names)):
-            if path.is_file():
-                by_name[path.name].append(path)
-                by_size[path.stat().st_size].append(path)
+    for path in walk_files(folder)[0]:
+        if not path.is_relative_to(leave_out):
+            by_name[path.name].append(path)
+            by_size[path.stat().st_size].append(path)
     return by_name, by_size
 
 
