@@ -459,7 +459,7 @@ def _unread_messages(dataset):
     messages, unread = [], {"train.csv": sorted(set(dataset.train.columns) - READ)}
     if (extra := read_encounters(dataset.root)) is not None:
         unread["encounters.csv"] = sorted(extra.unread)
-        messages += [f"encounters.csv: {note}" for note in extra.notes]
+        messages += extra.notes
         there = {*dataset.train["image"], *dataset.test["image"]}
         if absent := sorted(set(extra.cells["image"]) - there):
             first = ", ".join(absent[:3])
