@@ -176,10 +176,8 @@ OVERLAP = 200  # lines of the audit log that are read again: more than can be un
 
 
 def _changed_photos(session, since):
-    """Numbers of the photos that decisions after `since` are about, or those that these undid, however old they are."""
+    """Numbers of the photos that decisions after `since` are about; an undo tells all encounters that it changed."""
     rows = session.scalars(select(Decision).where(Decision.id > since)).all()
-    undone = [row.undoes_id for row in rows if row.undoes_id is not None]
-    rows += session.scalars(select(Decision).where(Decision.id.in_(undone))).all()
     encounters, photos = {row.encounter_id for row in rows} - {None}, set()
     for row in rows:
         encounters.update(row.before.get("encounters", ()), (row.after or {}).get("encounters", ()))
