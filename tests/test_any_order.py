@@ -459,8 +459,8 @@ def test_decisions_corrections_and_undo_in_any_order_leave_what_a_plain_model_sa
     run_state_machine_as_test(Reviewing, settings=how)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_decisions_corrections_and_undo_in_long_orders_leave_what_a_plain_model_says(monkeypatch):
     monkeypatch.setattr(matching, "OVERLAP", 0)
-    how = settings(max_examples=60, stateful_step_count=50, deadline=None, derandomize=True, phases=[Phase.generate])
+    how = settings(max_examples=20, stateful_step_count=40, deadline=None, derandomize=True, phases=[Phase.generate])
     run_state_machine_as_test(Reviewing, settings=how)
