@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from base64 import b64encode
 from contextlib import closing, contextmanager
 from hashlib import sha256
@@ -367,8 +368,14 @@ def test_catalogue_export_command_writes_the_file_or_names_the_species_there_are
     assert "encounters left out:" in done.stdout and (tmp_path / "a.inp").read_bytes().startswith(b"/* species: all")
     done = happywhale("catalogue", "export", mine.folder, "wildbook", "-o", tmp_path / "sheet.xlsx")
     assert "Wildbook will refuse this sheet:" in done.stdout and "Row 2, encounter " in done.stdout
+    for word in ("--dry-run", "--photos"):
+        done = happywhale("catalogue", "export", mine.folder, "wildbook", "-o", tmp_path / "sheet.zip", word)
+        assert done.exit_code == 0 and "Wildbook will refuse this sheet:" in done.stdout
+        assert (tmp_path / "sheet.zip").exists() == (word == "--photos")
+    assert len(zipfile.ZipFile(tmp_path / "sheet.zip").namelist()) == 1 + count_of(mine, Photo)
     refused = happywhale("catalogue", "export", mine.folder, "csv", "-o", tmp_path / "b.csv", "--species", "mermaid")
-    assert refused.exit_code == 2 and "no species 'mermaid'" in refused.stderr and not (tmp_path / "b.csv").exists()
+    assert refused.exit_code == 2 and "no photograph is of 'mermaid': choose one of" in refused.stderr
+    assert not (tmp_path / "b.csv").exists()
 
 
 def test_catalogue_add_command_takes_photographs_and_leaves_out_what_is_none(embedded, folder, tiny_copy, tmp_path):
@@ -471,6 +478,11 @@ def holds(page, selector, count):
     expect(page.locator(selector)).to_have_count(count)
 
 
+def sightings_of(address):
+    """Rows of the table of all photographs that a server exports."""
+    return list(csv.DictReader(io.StringIO(httpx.get(f"{address}/api/exports/csv").content.decode("utf-8-sig"))))
+
+
 @pytest.mark.server
 @pytest.mark.browser
 def test_page_uploads_confirms_still_has_it_after_a_reload_and_exports(own, browser, tmp_path):
@@ -503,17 +515,23 @@ def test_page_uploads_confirms_still_has_it_after_a_reload_and_exports(own, brow
         page.wait_for_selector("[data-export='csv']")
         page.select_option("#exports-species", confirmed["species"])
         page.select_option("#occasions-mark", "month")
+        page.click("[data-export='mark']")
+        assert "encounters left out:" in page.inner_text("[data-notes='mark'] li"), "before the download"
         with page.expect_download() as got:
-            page.click("[data-export='mark']")
+            page.click("[data-take='mark']")
         histories = got.value.path().read_text()
         assert got.value.suggested_filename == "histories.inp" and confirmed["individual"]["name"] in histories
         assert f"species: {confirmed['species']}" in histories and "months" in histories
-        with page.expect_download():
-            page.click("[data-export='wildbook']")
+        page.click("[data-export='wildbook']")
         page.wait_for_selector("[data-notes='wildbook'] li")
-        assert "Wildbook will refuse this sheet:" in page.inner_text("[data-notes='wildbook']")
-        table = list(csv.DictReader(io.StringIO(httpx.get(f"{address}/api/exports/csv").content.decode("utf-8-sig"))))
-        (row,) = [row for row in table if row["encounter_id"] == str(number)]
+        told = page.inner_text("[data-notes='wildbook']")
+        assert "Wildbook will refuse this sheet:" in told and "another name in the sheet" in told
+        with page.expect_download() as got:
+            page.click("[data-photos='wildbook']")
+        names = set(zipfile.ZipFile(got.value.path()).namelist())
+        shown = sum(1 for row in sightings_of(address) if row["species"] == confirmed["species"])
+        assert got.value.suggested_filename == "wildbook.zip" and "wildbook.xlsx" in names and len(names) == shown + 1
+        (row,) = [row for row in sightings_of(address) if row["encounter_id"] == str(number)]
         assert row["individual"] == confirmed["individual"]["name"] and row["photo"].startswith("'=1+1")
         assert row["place"] == "<script>alert(2)</script>"
         assert faults == []

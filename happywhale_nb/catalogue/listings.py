@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 import pandas as pd
-from sqlalchemy import Select, and_, exists, false, func, or_, select, tuple_
+from sqlalchemy import Select, and_, exists, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from .audit import can_undo, describe_decisions
@@ -309,7 +309,7 @@ def _contains(q):
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-11
 def list_encounters(
     session: Session, settings: dict, after: str = "", limit: int = 50, state: str = "", species: str = "",
-    side: str = "", place: str = "", since: str = "", until: str = "", q: str = "",
+    side: str = "", place: str = "", since: str = "", until: str = "", q: str = "", extra: Sequence = (),
 ) -> dict:  # fmt: skip
     """List encounters by date, then by number.
 
@@ -325,6 +325,7 @@ def list_encounters(
         since: see there.
         until: see there.
         q: see there.
+        extra: more conditions on `encounters`.
 
     Returns:
         `{"encounters": views, "total": number of all, "next": text or None}`.
@@ -332,7 +333,7 @@ def list_encounters(
     Raises:
         UserError: for an `after` that no page gave.
     """
-    where = encounter_filters(state, species, side, place, since, until, q)
+    where = [*encounter_filters(state, species, side, place, since, until, q), *extra]
     total = session.scalar(select(func.count()).select_from(Encounter).where(*where))
     rows = select(Encounter).where(*where).order_by(Encounter.date, Encounter.id).limit(limit + 1)
     if after:
@@ -504,8 +505,8 @@ def individual_photos(
     own = (Encounter.individual_id == number, ~Photo.withdrawn)
     rows = annotated(Encounter).join(Encounter, Encounter.id == Photo.encounter_id).where(*own)
     total = session.scalar(select(func.count()).select_from(rows.subquery()))
-    first = Annotation.side != side if side else false()
-    rows = rows.order_by(first, Encounter.date.desc(), Photo.id.desc()).offset(after).limit(limit)
+    first = [Annotation.side != side] if side else []
+    rows = rows.order_by(*first, Encounter.date.desc(), Photo.id.desc()).offset(after).limit(limit)
     views = []
     for photo, annotation, crop, encounter in session.execute(rows):
         where = {"date": encounter.date, "place": encounter.place, "encounter": id_and_name(encounter)}

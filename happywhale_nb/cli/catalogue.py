@@ -53,11 +53,10 @@ def open_chosen_catalogue(folder: Path | None) -> "Catalogue":
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-07
 def _calibration_line(calibration, unit, number):
-    metrics = (calibration.map5, calibration.coverage, calibration.ece)
-    values = dict(zip(("MAP@5", "coverage of the lists", "calibration error"), metrics, strict=True))
+    values = dict(zip(("MAP@5", "calibration error"), (calibration.map5, calibration.ece), strict=True))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value == value)
     head = f"calibrated on {number} {unit} ({calibration.new} of animals met once)"
-    return f"{head}: {shown}" if shown else head
+    return f"{head}: {shown}; {calibration.measured.sentence}" if shown else f"{head}: {calibration.measured.sentence}"
 
 
 def calibration_lines(calibration: "Calibration") -> list[str]:
@@ -67,14 +66,23 @@ def calibration_lines(calibration: "Calibration") -> list[str]:
         calibration: a `retrieval.identifier.Calibration`.
 
     Returns:
-        A line for photographs, one for encounters of several if there are any, and its note if it has one.
+        A line for photographs, one for encounters of several if there are any, its note if it has one, and a line on
+        photographs without an animal if these were learnt.
     """
     lines = [_calibration_line(calibration, "photographs", calibration.photographs)]
     if several := calibration.several:
         lines.append(_calibration_line(several, "encounters with several photographs", several.encounters))
     if calibration.note:
         lines.append(calibration.note)
+    if no_animal := calibration.no_animal:
+        lines.append(no_animal.note or _no_animal_line(no_animal))
     return lines
+
+
+def _no_animal_line(no_animal):
+    hits = ", ".join(f"{fraction:.0%} of {kind} pictures" for kind, fraction in no_animal.hits.items())
+    alarms = ", ".join(f"{fraction:.1%} ({way})" for way, fraction in no_animal.false_alarms.items())
+    return f"photographs without an animal are flagged: {hits}; of photographs with one {alarms}"
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-08
 @catalogue.command()
@@ -284,7 +292,8 @@ def relink(folder, photos, dry_run):
     if plan.data is not None:
         click.echo(f"the data folder is {plan.data}; it was {store.data}")
     there = number - len(plan.missing) if dry_run else write_relink(store, plan)
-    click.echo(f"{there:,} of {count_noun(number, 'photograph')} that were not found {'would be' if dry_run else 'are'} there")
+    verb = "would be" if dry_run else "are"
+    click.echo(f"{there:,} of {count_noun(number, 'photograph')} that were not found {verb} there")
     for known in plan.missing[:5]:
         click.echo(f"not found: {known.file}")
     if plan.missing:
@@ -298,26 +307,37 @@ def relink(folder, photos, dry_run):
 @click.option("--species", default="", help="Only this species [all].")
 @click.option("--occasions", type=click.Choice(["year", "month", "day"]), default="year", show_default=True)
 @click.option("--submitter", default="", help="For wildbook: your user name there, which it requires.")
-def export(folder, kind, output, species, occasions, submitter):
+@click.option("--photos", is_flag=True, help="For wildbook, camtrap-dp: a zip with the photographs that it names.")
+@click.option("--dry-run", is_flag=True, help="Only tell what is left out or will be refused.")
+def export(folder, kind, output, species, occasions, submitter, photos, dry_run):
     """Write what is decided: a table, a Wildbook sheet, Camtrap DP, capture histories for MARK or RMark.
 
     \b
     Example: happywhale catalogue export outputs/demo/catalogue wildbook --submitter ana -o sheet.xlsx
     """
-    from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings
+    from happywhale_nb.catalogue.exports import with_photos
+    from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings, of_species
     from happywhale_nb.catalogue.listings import sightings
 
     if output:
         check_file_name(output.name, "an export")
-    with open_chosen_catalogue(folder).reading() as session:
+    store = open_chosen_catalogue(folder)
+    with store.reading() as session:
         table = sightings(session)
-    if species and species not in (there := sorted({*table["species"]})):
-        raise UserError(f"the catalogue has no species {species!r}: one of {', '.join(filter(None, there))}")
-    data, name, _ = export_sightings(table, kind, species, occasions, submitter)
-    with atomic(output or Path(name)) as temporary:
-        temporary.write_bytes(data)
-    summary = describe_export(table, kind, species, occasions, submitter)
-    click.echo(f"{os.path.relpath(output or name)}" + (f": {summary}" if summary else ""))
+    if summary := describe_export(table, kind, species, occasions, submitter):
+        click.echo(summary)
+    if photos:
+        pieces, name = with_photos.export_with_photos(store, table, kind, species, submitter)
+        for lost in with_photos.lost_photos(store, of_species(table, species)):
+            click.echo(f"{lost} is not found where it was: it is left out")
+    else:
+        data, name, _ = export_sightings(table, kind, species, occasions, submitter)
+        pieces = [data]
+    if dry_run:
+        return
+    with atomic(output or Path(name)) as temporary, temporary.open("wb") as file:
+        file.writelines(pieces)
+    click.echo(os.path.relpath(output or name))
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-18
 @catalogue.command()

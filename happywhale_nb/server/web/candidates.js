@@ -1,7 +1,7 @@
-// The list of candidates: the shortest list that holds the truth first, then the less likely ones.
+// The candidates: those in the list first, with what such lists have held, then the less likely ones.
 
 import { cropImage, el, fill } from "./dom.js";
-import { percent, count, day, inTen } from "./words.js";
+import { percent, count, day, promise } from "./words.js";
 
 /** The list; `show` draws it, `mark` shows which candidate is compared, `step` and `rank` move to another. */
 export function candidateList(view) {
@@ -14,33 +14,33 @@ export function candidateList(view) {
     const outside = answer.candidates.filter((one) => !one.in_set);
     fill(node, answer.note && el("p", { class: "filters-note", text: answer.note }),
       !answer.candidates.length && el("p", { class: "soft", text: "No candidate: no known individual fits." }),
-      inside.length > 0 && group(`In the list that holds the truth ${inTen(answer.alpha)}`, inside, "inside"),
-      outside.length > 0 && group("Less likely", outside, "outside"),
+      el("p", { class: "soft promise", text: promise(answer, inside.length) }),
+      inside.length > 0 && group("In the list", inside, "inside"),
+      outside.length > 0 && group(inside.length ? "Less likely" : "Candidates", outside, "outside"),
       answer.other_probability > 0 && el("p", { class: "soft other", text: `Probability of a known individual that is not listed: ${percent(answer.other_probability)}` }));
-    mark(false);
+    mark();
   }
 
   const group = (title, list, kind) => el("section", { class: `group ${kind}` }, el("h3", {}, title, " ", el("span", { class: "soft", text: list.length })),
     el("ol", {}, list.map((one) => el("li", {}, item(one, view)))));
 
-  function mark(focus) {
+  function mark() {
     for (const one of node.querySelectorAll("[data-candidate]")) {
       const on = Number(one.dataset.candidate) === view.picked?.rank;
       if (on) one.setAttribute("aria-current", "true"); else one.removeAttribute("aria-current");
-      if (on && focus) one.scrollIntoView({ block: "nearest", inline: "nearest" });
     }
   }
 
   function rank(number) {
     const candidate = view.answer?.candidates.find((one) => one.rank === number);
-    if (candidate) view.pick(candidate, { focus: true });
+    if (candidate) view.pick(candidate);
     return Boolean(candidate);
   }
 
   function step(by) {
     const list = view.answer?.candidates ?? [];
     const next = list[list.indexOf(view.picked) + by];
-    if (next) view.pick(next, { focus: true });
+    if (next) view.pick(next);
     return Boolean(next);
   }
 
@@ -51,7 +51,7 @@ function item(one, view) {
   const name = one.is_new ? "New individual" : one.individual.name;
   const from = one.photo ? [day(one.photo.date), one.photo.place].filter(Boolean).join(" · ") : "";
   return el("button", { type: "button", class: `candidate${one.rejected ? " rejected" : ""}`, data: { candidate: one.rank, new: one.is_new ? "1" : "" },
-    onClick: () => { view.pick(one); if (matchMedia("(max-width: 700px)").matches) document.getElementById("stage").scrollIntoView({ block: "start" }); } },
+    onClick: () => view.pick(one) },
   el("span", { class: "thumb" }, one.photo ? cropImage(one.photo, 160, "") : el("span", { class: "plus", text: one.is_new ? "+" : "?", "aria-hidden": "true" })),
   el("span", { class: "about" },
     el("span", { class: "line" }, el("span", { class: "rank", text: one.rank }), el("b", { text: name }),
