@@ -4804,6 +4804,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'happywhale_nb/stages/report.py'),
                                              'happywhale_nb.stages.report._threshold_text': ( 'report.html#_threshold_text',
                                                                                               'happywhale_nb/stages/report.py'),
+                                             'happywhale_nb.stages.report._threshold_value': ( 'report.html#_threshold_value',
+                                                                                               'happywhale_nb/stages/report.py'),
                                              'happywhale_nb.stages.report._write_report': ( 'report.html#_write_report',
                                                                                             'happywhale_nb/stages/report.py'),
                                              'happywhale_nb.stages.report.architectures_section': ( 'report.html#architectures_section',
