@@ -343,6 +343,23 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
         assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
 
 
+def test_missing_photos_are_counted_and_a_remedy_is_named(page, mine):
+    nothing = page.get("/api/missing-photos").json()
+    assert nothing == {"missing": 0, "photos": nothing["photos"], "names": [], "remedy": ""} and nothing["photos"] > 10
+    made = upload(page, ("a.jpg", jpeg(1))).json()
+    assert page.get("/api/missing-photos").json()["missing"] == 0
+    (path,) = mine.folder.glob("photos/*/*.jpg")
+    path.unlink()
+    told = page.get("/api/missing-photos").json()
+    assert told["missing"] == 1 and told["names"] == ["a.jpg"] and "from a copy" in told["remedy"]
+    mine.data = mine.data / "moved"
+    told = page.get("/api/missing-photos").json()
+    assert told["missing"] == told["photos"] == nothing["photos"] + 1 and len(told["names"]) == 5
+    assert "`happywhale data relink moved --photos FOLDER`" in told["remedy"]
+    lost = page.get(f"/api/photos/{made['photos'][0]['id']}/picture")
+    assert lost.status_code in (400, 404) and str(mine.folder.parent) not in lost.text
+
+
 def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
     found = {kind: still.get(f"/api/exports/{kind}/messages").json() for kind in EXPORTS}
     assert found["csv"]["refused"] == [] and "not decided: without an individual" in found["csv"]["notes"][0]
@@ -560,7 +577,7 @@ READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encou
 get /api/individuals/{number}, get /api/next-id, get /api/audit-log, get /api/photos/{number}/file,
 get /api/photos/{number}/picture, get /api/photos/{number}/crop, post /api/encounters/{number}/answers,
 get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind},
-get /api/exports/{kind}/messages, post /match"""
+get /api/exports/{kind}/messages, get /api/missing-photos, post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
 post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number}"""

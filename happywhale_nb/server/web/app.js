@@ -26,7 +26,7 @@
 
 import { showAdd } from "./add.js";
 import { showAuditLog } from "./auditlog.js";
-import { passing } from "./api.js";
+import { api, passing } from "./api.js";
 import { button, el, fill } from "./dom.js";
 import { showEncounter } from "./encounter.js";
 import { showExports } from "./exports.js";
@@ -38,7 +38,7 @@ import { showQueue } from "./queue.js";
 import { loadSession, may, session } from "./session.js";
 import { showSignIn, signOut } from "./signin.js";
 import { showTokens } from "./tokens.js";
-import { role } from "./words.js";
+import { count, role } from "./words.js";
 
 const VIEWS = {
   queue: ["Queue", showQueue], encounter: ["Encounter", showEncounter], individuals: ["Individuals", showIndividuals],
@@ -108,7 +108,21 @@ async function start() {
     return;
   }
   document.body.classList.remove("signed-out");
+  lookForPhotos();
   await show();
+}
+
+/** Says once what photographs are not found; the page itself does not wait for it. */
+async function lookForPhotos() {
+  const node = document.getElementById("missing");
+  try {
+    const { missing, photos, names, remedy } = await api("/missing-photos");
+    node.hidden = !missing;
+    fill(node, missing > 0 && [el("p", {}, el("b", { text: `${count(missing, "photograph")} of ${photos.toLocaleString("en")} not found` }),
+      ` (${names.join(", ")}${missing > names.length ? ", …" : ""}). Where is the folder? ${remedy}.`), button("×", () => { node.hidden = true; }, { class: "plain close", "aria-label": "Close" })]);
+  } catch {
+    node.hidden = true;  // what matters more says so itself
+  }
 }
 
 addEventListener("hashchange", () => {
