@@ -203,6 +203,7 @@ def _individual_meant(session, encounter, kind, individual_id, name, species):
     if kind == "unsure":
         return None
     if kind == "new":
+        name = free_name(session, name) if name else ""
         species = encounter.species or species_said(session, species, name)
         return make_individual(session, name or next_name(session, species), species)
     if individual_id is None:
