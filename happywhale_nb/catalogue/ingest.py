@@ -16,7 +16,6 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from sqlalchemy import select
 
 from .decisions import log_decision, update_encounter
@@ -41,6 +40,7 @@ from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, BOX_COLUMNS, read_boxes
 from ..data.dataset import Dataset, parse_csv
+from ..data.formats import open_photo
 from ..imaging.photo import upright_size
 from ..retrieval.embeddings import EmbeddingKey, Embeddings, find_rows
 from ..retrieval.identifier import Calibration, calibrate
@@ -336,7 +336,7 @@ def _file_columns(path):
     """Columns of `photos` that are read from the file: sha256, width, height, taken."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with Image.open(path) as photo:
+    with open_photo(path) as photo:
         (width, height), (taken, *_) = upright_size(photo), read_exif(photo)
     return {"sha256": digest, "width": width, "height": height, "taken": taken}
 

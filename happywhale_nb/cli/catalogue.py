@@ -22,7 +22,8 @@ from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
 from ..core.platforms import check_file_name
 from ..data.check import count_noun
-from ..data.dataset import PHOTO_ENDINGS
+from ..data.formats import photos_in
+from ..data.left_out import left_out_lines
 
 if TYPE_CHECKING:  # both load slowly
     from happywhale_nb.catalogue.store import Catalogue
@@ -104,7 +105,9 @@ def build(data_dir, model, folder, database, detector, name):
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-10
 def _in_folder(folder):
-    inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_ENDINGS)
+    inside, left_out = photos_in(folder)
+    for line in left_out_lines(left_out):
+        click.echo(line, err=True)
     if not inside:
         raise UserError(f"there are no photographs in {folder}")
     return inside

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'SAVE_AS', 'SEPARATORS', 'SAMPLE', 'SEP_LINE', 'BLANKS', 'UserTable', 'decode_text', 'find_separator',
-           'clean_cell', 'name_rows', 'table_of_records', 'read_user_table']
+           'clean_cell', 'name_rows', 'table_of_records', 'read_text_table', 'read_user_table']
 
 # %% ../../nbs/lib/data/tables.ipynb #tables-02
 import codecs
@@ -341,6 +341,25 @@ def table_of_records(
     return UserTable(file, table.drop(columns=unnamed), (*notes, *more, *_notes_on_names(header, names, file)))
 
 # %% ../../nbs/lib/data/tables.ipynb #tables-26
+def read_text_table(content: bytes, file: str) -> UserTable:
+    """Read the bytes of a CSV in any of the usual forms.
+
+    Args:
+        content: the bytes of the file.
+        file: its name, for messages.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: If it is no such table.
+    """
+    _refuse_other_kinds(content, file)
+    text, notes = decode_text(content, file)
+    records, more = _records(text, file)
+    return table_of_records(records, file, [*notes, *more])
+
+# %% ../../nbs/lib/data/tables.ipynb #tables-26a
 def read_user_table(path: Path | str, sheet: str = "") -> UserTable:
     """Read a table of any spreadsheet.
 
@@ -364,7 +383,4 @@ def read_user_table(path: Path | str, sheet: str = "") -> UserTable:
         if path.suffix.lower() not in {".xlsx", ".xlsm", ".xltx", ".xltm"}:
             notes = [f"{path.name} is an Excel workbook, whatever its name says", *notes]
         return table_of_records(records, file, notes, fixed_cells=True)
-    _refuse_other_kinds(content, path.name)
-    text, notes = decode_text(content, path.name)
-    records, more = _records(text, path.name)
-    return table_of_records(records, path.name, [*notes, *more])
+    return read_text_table(content, path.name)

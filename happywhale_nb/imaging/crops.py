@@ -25,6 +25,7 @@ from ..core.progress import bar
 from ..core.threads import single_opencv_thread
 from ..data.boxes import BEYOND, BOX, CropMix, read_boxes
 from ..data.dataset import Dataset
+from ..data.formats import open_photo
 from .photo import upright_pixels, upright_size
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-06
@@ -115,7 +116,7 @@ def _resize_to_square(pixels, size):
 def _decode(path, size, box, frame, margin, keep_aspect):
     """Decode an image as small as a crop of `size` allows: pixels, full width, and the crop's region in full size."""
     try:
-        with Image.open(path) as photo:
+        with open_photo(path) as photo:
             width, height = upright_size(photo)
             _refuse_fault(path, box, frame, (width, height))
             x0, y0, x1, y1 = crop_region(box, frame, (width, height), margin, keep_aspect)

@@ -6,6 +6,7 @@
 __all__ = ['PERSON', 'DETECTOR', 'read_model', 'find_photos', 'choose_boxes', 'boxes_and_frames', 'make_crop']
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-02
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.renamed import read_record
 from ..data.boxes import BOX, BOX_COLUMNS, CropMix, read_boxes
-from ..data.dataset import PHOTO_ENDINGS, read_dataset
+from ..data.dataset import read_dataset
+from ..data.formats import photos_in
+from ..data.left_out import left_out_lines
 from ..data.parts import split_path
 from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop
 from . import heads  # noqa: F401 - registers the layers that a stored model names
@@ -61,7 +64,7 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[str], list[Path], p
 
     Args:
         folder: in Happywhale's layout (the photos of `train.csv` and the test photos), or any folder with photos
-            (`PHOTO_ENDINGS`), which are taken by name.
+            (`data.formats`), which are taken by name; a line on standard error names each kind that is left out.
 
     Returns:
         `(parts, images, paths, boxes)`: "train" or "test" ("" outside Happywhale's layout), file names and paths, one
@@ -78,9 +81,11 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[str], list[Path], p
         return parts, images, dataset.train_paths() + dataset.test_paths(), read_boxes(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_ENDINGS)
+    paths, left_out = photos_in(folder)
+    for line in left_out_lines(left_out):
+        print(line, file=sys.stderr)
     if not paths:
-        raise UserError(f"{folder} has no photographs ({', '.join(PHOTO_ENDINGS)}), and no train.csv")
+        raise UserError(f"{folder} has no photographs that can be read, and no train.csv")
     return [""] * len(paths), [path.name for path in paths], paths, read_boxes(folder)
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-11

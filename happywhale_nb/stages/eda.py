@@ -23,7 +23,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ..core.artifacts import write_json
 from ..core.errors import UserError
@@ -32,6 +31,7 @@ from ..core.renamed import read_record
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import Dataset, read_dataset, read_sizes
 from ..data.dates import read_dates
+from ..data.formats import open_photo
 from ..data.near_duplicates import COPY_CORRELATION, find_near_duplicates, read_near_duplicates
 from ..data.parts import of_part
 from ..imaging.photo import read_upright
@@ -194,7 +194,7 @@ def plot_singletons(table: pd.DataFrame) -> Axes:
 # %% ../../nbs/01_eda.ipynb #01-eda-17
 def _header_size(path):
     try:
-        with Image.open(path) as photo:
+        with open_photo(path) as photo:
             return photo.size
     except OSError as error:
         raise UserError(f"{path} is no photograph ({error}): see `happywhale data check`") from None
