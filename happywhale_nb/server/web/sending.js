@@ -81,7 +81,10 @@ export function sender(signal, { done, busy }) {
     try {
       const versions = Object.fromEntries(arrived.map((one) => [one.id, one.version]));
       const result = await api("/encounters/regroup", { method: "POST", body: { encounter_ids: arrived.map((one) => one.id), by, dry_run: false, versions, note: "" } });
-      if (!result.decision) return;
+      if (!result.decision) {
+        fill(failures, el("section", { class: "notice", id: "not-grouped" }, el("p", { text: `They stay as they were sent: no date or time of theirs parts them further. If they show several animals, open the encounter and move photographs to new ones (“Photographs …”).` })));
+        return;
+      }
       sent.splice(sent.length - arrived.length, arrived.length, ...result.encounters.filter((one) => one.photos.length));
       remembered(result.decision, null, `Grouped into ${count(result.groups.length, "encounter")}.`);
     } catch (error) {
