@@ -36,6 +36,7 @@ from happywhale_nb.catalogue.build import build_catalogue, change_over, demo_cat
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Annotation, Embedding, Encounter, Photo
 from happywhale_nb.catalogue.store import Catalogue, pack_vector
+from happywhale_nb.catalogue.training_photos import TrainedOn
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.core.errors import UserError
@@ -244,7 +245,7 @@ def test_open_embedder_embeds_what_is_missing_and_refuses_another_model(embedded
 def test_trained_on_knows_the_gallery_of_its_fold(tmp_path):
     model = save_model(tmp_path / "model")
     record = read_json(model.with_name("config.json"))
-    assert build.trained_on(model) == []
+    assert build.trained_on(model) == TrainedOn()
     del record["trained_on"]
     fold = tmp_path / "study" / "m" / "fold1"
     fold.parent.mkdir(parents=True)
@@ -254,7 +255,14 @@ def test_trained_on_knows_the_gallery_of_its_fold(tmp_path):
     rows = [("a.jpg", "A", 0, 0), ("b.jpg", "A", 1, 0), ("c.jpg", "B", 0, 1)]
     table = pd.DataFrame(rows, columns=["image", "individual_id", "fold", "query_only"])
     table.assign(species="x", protocol="known")[FOLD_COLUMNS].to_csv(tmp_path / "study" / "folds.csv", index=False)
-    assert build.trained_on(fold / "model.keras") == ["a.jpg"]
+    assert build.trained_on(fold / "model.keras") == TrainedOn(names=frozenset(["a.jpg"]))
+    photos = tmp_path / "data" / "train_images"
+    photos.mkdir(parents=True)
+    (photos / "a.jpg").write_bytes(b"a whale")
+    write_json(tmp_path / "study" / "study.json", {"data_dir": str(tmp_path / "data")})
+    content = sha256(b"a whale").hexdigest()
+    assert build.trained_on(fold / "model.keras") == TrainedOn(frozenset([content]))
+    assert build.trained_on(fold / "model.keras", {photos / "a.jpg": "known"}) == TrainedOn(frozenset(["known"]))
 
 
 def test_demo_catalogue_is_made_once_and_spares_other_catalogues(embedded, built, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ class Encounter(Base):
 class Photo(Base):
     """A photo. Its file is at `path` under the data folder, or, if `kept`, under the catalogue's own.
 
-    `ingest.photo_key` says which key of a study's embeddings a path of the data folder is.
+    `training_photos.photo_key` says which key of a study's embeddings a path of the data folder is.
     `taken` is date and time by the camera's clock, or "". `size` counts the bytes of the file, None in rows of before
     version 0002. `withdrawn`: a person has taken the photo out; it keeps its row. `given`: what the data folder's
     tables said of the photo when they were last read, None for an upload.

@@ -128,6 +128,15 @@ class Catalogue:
         replace(Card.read(self.folder), model=fingerprint).write(self.folder)
         self.fingerprint = fingerprint
 
+    def move_data(self, folder: Path | str) -> None:
+        """Remember another place of the data folder, here and on the card.
+
+        Args:
+            folder: where the photos are now.
+        """
+        self.data = Path(folder).absolute()
+        replace(Card.read(self.folder), data=str(self.data)).write(self.folder)
+
     def close(self) -> None:
         """Close the database's connections."""
         self.store.close()

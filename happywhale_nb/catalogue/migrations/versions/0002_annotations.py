@@ -1,7 +1,13 @@
-"""Annotations, which crops and embeddings are keyed by; what an embedding was made from; withdrawn photos; `after`"""
+"""Annotations, which crops and embeddings are keyed by; what an embedding was made from; withdrawn photos; `after`
+
+Dates that were stored as they were typed are brought to one form.
+"""
 
 import sqlalchemy as sa
 from alembic import op
+
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.data.dates import parse_date
 
 revision = "0002"
 down_revision = "0001"
@@ -27,6 +33,7 @@ def upgrade():
     op.add_column("embeddings", sa.Column("sha256", TEXT, nullable=False, server_default=""))
     op.add_column("embeddings", sa.Column("box", TEXT, nullable=False, server_default="?"))
     _say_what_embeddings_are_made_from()
+    _bring_dates_to_one_form()
 
 
 def _make_annotations():
@@ -65,6 +72,19 @@ def _say_what_embeddings_are_made_from():
     if values:
         write = "UPDATE embeddings SET sha256 = :sha256, box = :box WHERE annotation_id = :number"
         connection.execute(sa.text(write), values)
+
+
+def _bring_dates_to_one_form():
+    """Dates were stored as they were typed, such as 20190713; what cannot be read stays."""
+    connection = op.get_bind()
+    for number, text in connection.execute(sa.text("SELECT id, date FROM encounters WHERE date <> ''")).all():
+        try:
+            date = parse_date(text)
+        except UserError:
+            continue
+        if date and date != text:
+            write = sa.text("UPDATE encounters SET date = :date WHERE id = :number")
+            connection.execute(write, {"date": date, "number": number})
 
 
 def downgrade():
