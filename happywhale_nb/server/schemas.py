@@ -441,12 +441,11 @@ class Health(BaseModel):
 
 
 class MissingPhotos(BaseModel):
-    """How many of all photographs are not found, the first of them by name, and what to do; "" if all are there."""
+    """How many photographs are not found, the first of them by name, and what to do; "" if all are there."""
 
     missing: int
-    photos: int
     names: list[str]
-    remedy: str
+    text: str
 
 
 class TokenView(IdAndName):

@@ -11,6 +11,8 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import func, select
 
 from ...catalogue.listings import is_shown_as
+from ...catalogue.photo_files import missing_line
+from ...catalogue.photo_files import missing_photos as find_missing
 from ...catalogue.schema import Encounter, Individual, Photo
 from .. import schemas
 from ..auth import list_tokens, make_token, revoke
@@ -66,18 +68,10 @@ def missing_photos(state: State, caller: Reader) -> schemas.MissingPhotos:
     Returns:
         A dict as of `schemas.MissingPhotos`.
     """
-    catalogue = state.catalogue
-    with catalogue.reading() as session:
-        photos = session.scalars(select(Photo).order_by(Photo.id)).all()
-        missing = [(photo.name, photo.kept) for photo in photos if not catalogue.path(photo).is_file()]
-    linked = sum(not kept for _, kept in missing)
-    remedies = []
-    if linked:
-        remedies.append(f"`happywhale data relink {catalogue.data.name} --photos FOLDER` finds them in FOLDER")
-    if len(missing) > linked:
-        remedies.append(f"{len(missing) - linked} were uploaded: restore the catalogue's folder photos from a copy")
-    names = [name for name, _ in missing[:NAMED]]
-    return {"missing": len(missing), "photos": len(photos), "names": names, "remedy": "; ".join(remedies)}
+    gone = find_missing(state.catalogue)
+    with state.catalogue.reading() as session:
+        names = [session.get(Photo, known.id).name for known in gone[:NAMED]]
+    return {"missing": len(gone), "names": names, "text": missing_line(state.catalogue, len(gone))}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-05
 @router.get("/session")

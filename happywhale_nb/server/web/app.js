@@ -38,7 +38,7 @@ import { showQueue } from "./queue.js";
 import { loadSession, may, session } from "./session.js";
 import { showSignIn, signOut } from "./signin.js";
 import { showTokens } from "./tokens.js";
-import { count, role } from "./words.js";
+import { role } from "./words.js";
 
 const VIEWS = {
   queue: ["Queue", showQueue], encounter: ["Encounter", showEncounter], individuals: ["Individuals", showIndividuals],
@@ -116,10 +116,9 @@ async function start() {
 async function lookForPhotos() {
   const node = document.getElementById("missing");
   try {
-    const { missing, photos, names, remedy } = await api("/missing-photos");
+    const { missing, names, text } = await api("/missing-photos");
     node.hidden = !missing;
-    fill(node, missing > 0 && [el("p", {}, el("b", { text: `${count(missing, "photograph")} of ${photos.toLocaleString("en")} not found` }),
-      ` (${names.join(", ")}${missing > names.length ? ", …" : ""}). Where is the folder? ${remedy}.`), button("×", () => { node.hidden = true; }, { class: "plain close", "aria-label": "Close" })]);
+    fill(node, missing > 0 && [el("p", {}, el("b", { text }), `. The first: ${names.join(", ")}`), button("×", () => { node.hidden = true; }, { class: "plain close", "aria-label": "Close" })]);
   } catch {
     node.hidden = true;  // what matters more says so itself
   }
