@@ -47,12 +47,6 @@ export function bytes(number) {
   return `${number >= 10 || unit === 0 ? Math.round(number) : number.toFixed(1)} ${units[unit]}`;
 }
 
-/** Nine in ten, for the alpha of a shortest list. */
-export function inTen(alpha) {
-  const hundred = Math.round(100 * (1 - alpha));
-  return hundred % 10 ? `${hundred} times in 100` : `${hundred / 10} times in 10`;
-}
-
 /** What is known of an encounter, most telling first; nothing unknown is listed. */
 export function facts(encounter) {
   return [day(encounter.date), encounter.place, species(encounter.species), side(encounter.side)].filter(Boolean);
