@@ -14,7 +14,7 @@ export function candidateList(view) {
     const inside = answer.candidates.filter((one) => one.in_set);
     const outside = answer.candidates.filter((one) => !one.in_set);
     fill(node, answer.no_animal && noAnimal(view),
-      answer.note && el("p", { class: "filters-note", text: capital(answer.note) }),
+      answer.note && !answer.no_animal && el("p", { class: "filters-note", text: capital(answer.note) }),
       !answer.candidates.length && el("p", { class: "soft", text: "No candidate: no known individual fits." }),
       answer.promise && el("p", { class: answer.promised ? "soft" : "filters-note", id: "promise", text: `${capital(answer.promise)}.` }),
       inside.length > 0 && group("The short list", inside, "inside"),
@@ -53,7 +53,7 @@ const capital = (text) => text.replace(/^./, (letter) => letter.toUpperCase());
 
 /** What is said where the photographs probably show no animal; a person may see one all the same. */
 function noAnimal(view) {
-  return el("div", { class: "notice", id: "no-animal" }, el("p", {}, el("b", { text: "Probably no animal here" })),
+  return el("div", { class: "notice", id: "no-animal" }, el("p", {}, el("b", { text: `${capital(view.answer.note || "probably no animal here")}.` })),
     view.encounter.state !== "withdrawn" && guard(button("Withdraw …", () => view.withdraw(), { data: { withdraw: "" } })));
 }
 

@@ -86,6 +86,7 @@ export async function showEncounter(main, route, signal) {
   function take(answer) {
     view.answer = answer;
     view.failed = null;
+    filtersNote();
     view.picked = answer.candidates.find((one) => !one.rejected) ?? answer.candidates[0] ?? null;
   }
   async function reload() { view.accept(await api(`/encounters/${route.id}`, { signal })); }
@@ -98,7 +99,7 @@ export async function showEncounter(main, route, signal) {
     return got.decisions;
   }
   function filtersNote() {
-    const active = KEYS.some((key) => view.filters[key]);
+    const active = KEYS.some((key) => view.filters[key]) && !view.answer?.note;
     node.note.textContent = active ? "These filters hide candidates and change no probability: who is missing below may still be the one." : "";
   }
 

@@ -53,7 +53,7 @@ export async function showQueue(main, route, signal) {
 
   const pick = (encounter, on) => { if (on) chosen.set(encounter.id, encounter); else chosen.delete(encounter.id); tick(); };
   const select = button("Select", () => { choosing = !choosing; if (!choosing) list.querySelectorAll("[data-pick]:checked").forEach((box) => box.click()); tick(); }, { id: "select", class: "quiet", "aria-pressed": "false", title: "Choose encounters to group again or withdraw", hidden: true });
-  const none = button("", () => { values.no_animal = values.no_animal ? "" : "true"; mark(); change(); }, { id: "no-animal-only", class: "chip", title: "Photographs that probably show no animal: look, then withdraw them" });
+  const none = button("", () => { values.no_animal = values.no_animal ? "" : "true"; mark(); change(); }, { id: "no-animal-only", class: "quiet", title: "Photographs that probably show no animal: look, then withdraw them" });
   const mark = () => { none.hidden = !facets.no_animal && !values.no_animal; none.setAttribute("aria-pressed", String(Boolean(values.no_animal))); none.firstChild.textContent = `Probably no animal ${facets.no_animal ?? ""}`; };
   const number = el("span", { role: "status" });
   const acts = [button("Group again …", () => act(regroup), { id: "group-chosen" }), button("Withdraw …", () => act(withdrawMany), { id: "withdraw-chosen" })];

@@ -104,7 +104,7 @@ export function makeStage(view) {
     const empty = pair.querySelector(".panel");
     empty?.style.setProperty("min-height", stacked ? "auto" : `${high}px`);
     for (const [index, figure] of [...pair.children].entries()) {
-      figure.style.setProperty("flex", stacked || (index === 1 && !right) ? "1 1 16rem" : `0 1 ${Math.max(high * aspects[index], 150)}px`);
+      figure.style.setProperty("flex", stacked ? "0 0 auto" : index === 1 && !right ? "1 1 16rem" : `0 1 ${Math.max(high * aspects[index], 150)}px`);
     }
   }
 
