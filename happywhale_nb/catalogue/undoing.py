@@ -119,7 +119,7 @@ def _check_undo(session, row, user, any_user):
     if not can_undo(row):
         raise UserError(f"{told(session, row)}: that cannot be undone, {INSTEAD.get(row.kind, 'decide again instead')}")
     if row.who != user and not any_user:
-        raise UserError(f"{told(session, row)}: only {row.who} or an admin undo that")
+        raise UserError(f"{told(session, row)}: only {row.who} or an admin can undo that")
     if first := later_decision(session, row):
         remedy = "undo that first" if can_undo(first) else "and that cannot be undone"
         raise Conflict(f"{told(session, first)}, which stands on it: {remedy}", first.id)
