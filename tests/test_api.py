@@ -346,6 +346,27 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
         assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
 
 
+def test_upload_while_the_network_is_being_loaded_waits_for_it(mine, colours):
+    loaded = threading.Event()
+    desk = AppState(mine, Options(tokens=False, rates={}))
+    with TestClient(make_app(desk, lambda: loaded.wait(30) and colours), base_url=HERE) as page:
+        assert page.get("/api/health").json()["status"] == "loading"
+        threading.Timer(0.2, loaded.set).start()
+        assert upload(page, ("a.jpg", jpeg(1))).status_code == 201
+        assert page.get("/api/health").json() == {"status": "ready", "detail": ""}
+
+
+def test_failed_network_is_told_without_the_servers_paths(mine):
+    desk = AppState(mine, Options(tokens=False, rates={}))
+    with pytest.raises(OSError):
+        desk.network.open(lambda: (mine.folder / "model" / "gone.keras").open())
+    with TestClient(make_app(desk), base_url=HERE) as page:
+        told = page.get("/api/health").json()
+        assert told["status"] == "failed" and "gone.keras" in told["detail"] and str(mine.folder) not in told["detail"]
+        refused = upload(page, ("a.jpg", jpeg(1)))
+        assert refused.status_code == 503 and "gone.keras" in refused.json()["detail"]
+
+
 def test_missing_photos_are_counted_and_a_remedy_is_named(page, mine):
     assert page.get("/api/missing-photos").json() == {"missing": 0, "names": [], "text": ""}
     made = upload(page, ("a.jpg", jpeg(1))).json()
