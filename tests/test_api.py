@@ -605,9 +605,8 @@ def test_match_of_nodes_own_formdata_and_fetch_is_answered(mine, colours, tokens
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
 get /api/individuals/{number}, get /api/individuals/{number}/photos, get /api/next-id, get /api/audit-log,
 get /api/photos/{number}/file, get /api/photos/{number}/picture, get /api/photos/{number}/crop,
-post /api/encounters/{number}/answers, get /api/answers/{number}, get /api/answers/{number}/heat,
-post /api/identify, get /api/exports/{kind}, get /api/exports/{kind}/messages, get /api/missing-photos,
-post /match"""
+post /api/encounters/{number}/answers, get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify,
+get /api/exports/{kind}, get /api/exports/{kind}/messages, get /api/missing-photos, post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
 post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number},
