@@ -465,6 +465,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'happywhale_nb/catalogue/identify.py'),
                                                   'happywhale_nb.catalogue.identify.identify': ( 'identify.html#identify',
                                                                                                  'happywhale_nb/catalogue/identify.py'),
+                                                  'happywhale_nb.catalogue.identify.known_individual': ( 'identify.html#known_individual',
+                                                                                                         'happywhale_nb/catalogue/identify.py'),
                                                   'happywhale_nb.catalogue.identify.listed_individual': ( 'identify.html#listed_individual',
                                                                                                           'happywhale_nb/catalogue/identify.py'),
                                                   'happywhale_nb.catalogue.identify.open_catalogue': ( 'identify.html#open_catalogue',
