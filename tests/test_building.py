@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import select
 
+from happywhale_nb.catalogue.corrections import withdraw_encounter
 from happywhale_nb.catalogue.decisions import decide, merge, rename_individual
 from happywhale_nb.catalogue.edits import edit_encounter, set_crop
 from happywhale_nb.catalogue.example import ColourEmbedder
@@ -190,6 +191,41 @@ def test_build_does_not_add_a_photograph_that_was_uploaded_before(field):
         field.told[0]
         == "1 photographs (train_images/u.jpg) were uploaded before, and stay as they are in the catalogue"
     )
+
+
+def test_build_gives_a_new_photograph_of_a_withdrawn_encounter_one_of_its_own(field):
+    met = field.met("a0.jpg")
+    with field.catalogue.writing() as session:
+        withdraw_encounter(session, "Ann", met.id, met.version, "mistake")
+    field.add("a2.jpg", "Hope", encounter="Hope 0")
+    assert field.build() == 1 and field.told == []
+    assert field.met("a2.jpg").name == "train_images/a2.jpg" and field.who()["a2.jpg"] == "Hope"
+
+
+class Counting(ColourEmbedder):
+    """Counts the boxes that it is given."""
+
+    def __init__(self):
+        self.boxes = 0
+
+    def crop_boxes(self, images, boxes=None):
+        self.boxes += 0 if boxes is None else len(boxes)
+        return super().crop_boxes(images, boxes)
+
+
+def test_build_looks_at_each_box_of_a_photograph_once_and_at_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("happywhale_nb.catalogue.ingest.LOT", 4)
+    field = Field(tmp_path)
+    field.embedder = Counting()
+    for i in range(20):
+        field.add(f"{i}.jpg", "Hope")
+    for source in ("one", "two", "three"):
+        boxes = pd.DataFrame({"image": [f"{i}.jpg" for i in range(20)], "xmin": 1, "ymin": 1, "xmax": 30, "ymax": 30})
+        (field.data / "boxes").mkdir(exist_ok=True)
+        boxes.to_csv(field.data / "boxes" / f"{source}.csv", index=False)
+    assert field.build() == 20
+    assert field.embedder.boxes == 2 * 60  # once for the crops, once for the embeddings
+    field.catalogue.close()
 
 
 def test_build_makes_one_encounter_of_a_known_animals_day_and_none_of_unnamed_photographs(tmp_path):

@@ -114,6 +114,7 @@ def test_withdrawn_encounter_of_a_merged_animal_comes_back_to_the_one_that_stays
         assert met.individual_id is None
 
 
+@pytest.mark.rest
 def test_undo_more_than_200_lines_later_is_answered_at_once(mine):
     with mine.writing() as session:
         species = select(Individual.species).group_by(Individual.species).having(func.count() > 1).limit(1)
@@ -161,6 +162,7 @@ def test_moved_photos_are_asked_about_in_their_new_encounter(page):
     assert there.status_code == 400 and "already" in there.json()["detail"]
 
 
+@pytest.mark.rest
 def test_regroup_by_day_burst_and_folder_and_back(page):
     when = {"x/a.jpg": "30 10:00", "x/b.jpg": "30 10:04", "x/c.jpg": "30 15:00", "x/d.jpg": "31 09:00"}
     when |= {"y/e.jpg": "31 09:02"}  # another folder: another boat, another animal
@@ -255,6 +257,7 @@ def test_edit_changes_one_photos_side_keeps_what_was_and_can_be_undone(page):
     assert strange.status_code == 400 and "is not in encounter" in strange.json()["detail"]
 
 
+@pytest.mark.rest
 def test_undo_of_a_box_gives_back_the_embedding_also_under_another_model(mine, colours):
     class Greys(type(colours)):
         fingerprint = "9e49" * 4
@@ -365,6 +368,7 @@ def run(*words, **more):
     return done.exit_code, " ".join(done.output.split())
 
 
+@pytest.mark.rest
 def test_commands_withdraw_move_regroup_and_undo_as_the_page_does(mine, colours, page):
     when = ["2026:07:30 10:00:00", "2026:07:31 10:04:00"]
     made = upload(page, *((f"{i}.jpg", taken(i, text)) for i, text in enumerate(when))).json()
@@ -413,6 +417,7 @@ def test_command_with_a_mistake_says_what_to_do_and_changes_nothing(mine, words,
         assert session.scalar(select(func.count(Decision.id))) == 0
 
 
+@pytest.mark.rest
 def test_command_deletes_what_was_withdrawn_after_asking(mine, page):
     made = upload(page, ("same.jpg", jpeg(1))).json()
     upload(page, ("same.jpg", jpeg(2)))

@@ -24,6 +24,7 @@ from happywhale_nb.catalogue.ingest import (
     recalibrate,
     update_metadata,
 )
+from .no_animal import learn_no_animal
 from .photo_files import is_data_of, missing_line, missing_photos
 from .schema import Photo
 from .store import CARD, Catalogue, create_catalogue
@@ -244,7 +245,7 @@ def change_over(
     if catalogue.fingerprint != embedder.fingerprint:
         catalogue.choose_model(embedder.fingerprint)
     write_trained(catalogue.model_path.parent, trained)
-    return recalibrate(catalogue)
+    return recalibrate(catalogue, learn_no_animal(catalogue, embedder))
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-11a
 def open_embedder(catalogue: Catalogue) -> PhotoEmbedder:

@@ -9,6 +9,7 @@ __all__ = ['LOT', 'READ', 'PhotoEmbedder', 'folder_table', 'ingest_dataset', 'ch
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-02
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ import pandas as pd
 from sqlalchemy import select
 
 from .folder_changes import given_row, read_changes, seen_by_name
+from .grouping import encounter_names, known_units, own_name
 from .known_names import read_names
 from .listings import annotated
 from .photo_files import file_columns, missing_photos
@@ -42,12 +44,12 @@ from ..core.progress import bar
 from ..data.boxes import BOX, BOX_COLUMNS, read_boxes
 from ..data.dataset import Dataset
 from ..data.encounter_table import WHEN_AND_WHERE, folder_photos, read_encounters
-from ..data.encounters import assign_encounters, encounter_units
 from ..data.names import is_nobody, name_key
 from ..data.parts import split_path
 from ..data.values import Faults
 from ..retrieval.embeddings import UNKNOWN_PART, Embeddings, find_rows
 from ..retrieval.identifier import Calibration, calibrate
+from ..retrieval.no_animal import NoAnimal
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-03n
 class PhotoEmbedder(Protocol):
@@ -173,7 +175,8 @@ def ingest_dataset(
     new = table[~table["path"].isin(stored)].reset_index(drop=True)
     files = _read_files(dataset.root, new["path"])
     new = _without_known(catalogue, set(table["path"]), new.join(files), log)
-    _add_photos(catalogue, embedder, name, dataset.root, _in_encounters(new), boxes, vectors)
+    new = new.assign(met=encounter_names(new, new["taken"]))
+    _add_photos(catalogue, embedder, name, dataset.root, new, boxes, vectors)
     return len(new)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-33
@@ -216,20 +219,6 @@ def _several(paths):
     more = ", …" if len(paths) > 3 else ""
     return f"{len(paths):,} photographs ({', '.join(sorted(paths)[:3])}{more})"
 
-# %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-37
-def _in_encounters(new):
-    """The rows with the column `met`, the name of the encounter of each."""
-    dated = new.assign(date=new["date"].where(new["date"] != "", new["taken"]))
-    labels = assign_encounters(dated[["individual_id", "date", "encounter", "path"]])["encounter"]
-    met = new["encounter"].where(new["encounter"] != "", labels.where(new["individual_id"] != "", ""))
-    own = [_own_name(path) for path in new["path"]]
-    return new.assign(met=met.where(met != "", own))
-
-
-def _own_name(path):
-    """The name of an encounter of one photo alone."""
-    return f"{Path(path).parent.name}/{Path(path).name}"
-
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-38
 def _add_photos(catalogue, embedder, name, root, new, boxes, vectors):
     """Embed and add photos in lots, each in one transaction."""
@@ -266,7 +255,7 @@ def _stored_vectors(embeddings, paths):
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-09
 def _add_lot(catalogue, embedder, model_id, root, lot, boxes, ready, known):
-    """Embed the photos of some rows of `_in_encounters`, and add them in one transaction."""
+    """Embed the photos of some rows, and add them in one transaction; `met`: the name of each row's encounter."""
     paths = [root / path for path in lot["path"]]
     boxes = add_detected_boxes(embedder, paths, boxes)
     vectors = embed_missing(embedder, paths, boxes, ready)
@@ -403,8 +392,8 @@ def _add_known(session, model_id, row, crop, vector, known):
     """Add one photo of a data folder, with its individual and its encounter; what people decided there stays."""
     individual = _individual_meant(session, row, *known) if row.individual_id else None
     encounter = session.scalar(select(Encounter).where(Encounter.name == row.met))
-    if encounter is not None and _is_anothers(encounter, row, individual):
-        row = row._replace(met=_own_name(row.path))
+    if encounter is not None and _is_closed(encounter, row, individual):
+        row = row._replace(met=own_name(row.path, row.image))
         encounter = session.scalar(select(Encounter).where(Encounter.name == row.met))
     if encounter is None:
         encounter = _new_known_encounter(session, row, individual)
@@ -413,9 +402,10 @@ def _add_known(session, model_id, row, crop, vector, known):
     add_photo(session, encounter, model_id, vector, crop=crop, **columns)
 
 
-def _is_anothers(encounter, row, individual):
-    """Whether an encounter that no table names shows another animal today than the photo."""
-    return not row.encounter and individual is not None and encounter.individual_id != individual.id
+def _is_closed(encounter, row, individual):
+    """Whether an encounter was withdrawn, or was made by rule and shows another animal today than the photo."""
+    by_rule = not row.encounter and individual is not None
+    return encounter.state == "withdrawn" or (by_rule and encounter.individual_id != individual.id)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-39
 def _individual_meant(session, row, names, seen):
@@ -470,7 +460,7 @@ def _unread_messages(dataset):
     messages, unread = [], {"train.csv": sorted(set(dataset.train.columns) - READ)}
     if (extra := read_encounters(dataset.root)) is not None:
         unread["encounters.csv"] = sorted(extra.unread)
-        messages += [f"encounters.csv: {note}" for note in extra.notes]
+        messages += extra.notes
         there = {*dataset.train["image"], *dataset.test["image"]}
         if absent := sorted(set(extra.cells["image"]) - there):
             first = ", ".join(absent[:3])
@@ -482,49 +472,35 @@ def _unread_messages(dataset):
     return messages
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-22
-def recalibrate(catalogue: Catalogue) -> Calibration:
+def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None) -> Calibration:
     """Calibrate the catalogue's model on its current content, and store the result.
 
     Args:
         catalogue: the catalogue, with a model.
+        no_animal: how photos without an animal are told; None: as before.
 
     Returns:
         The calibration.
     """
     with catalogue.reading() as session:
         model = model_row(session, catalogue.fingerprint)
-        columns = (Embedding.vector, Embedding.trained, Encounter, Photo.path, Photo.given, Photo.kept, Photo.taken)
+        stored = (model.calibration or {}).get("no_animal")
+        columns = (Embedding.vector, Embedding.trained, Photo.id, Encounter.individual_id)
         rows = select(*columns).join(Annotation, Annotation.id == Embedding.annotation_id)
         rows = rows.join(Photo, Photo.id == Annotation.photo_id).join(Encounter, Encounter.id == Photo.encounter_id)
         rows = rows.where(Embedding.model_id == model.id, ~Photo.withdrawn, Encounter.state != "withdrawn")
         known = session.execute(rows.where(Encounter.individual_id.is_not(None)).order_by(Photo.id)).all()
         width, number = model.width, model.id
-    units, labels = _met_together(known), np.array([str(row.Encounter.individual_id) for row in known], dtype=str)
-    queries = ~np.array([row.trained for row in known], bool)
-    calibration = calibrate(unpack_vectors([row.vector for row in known], width), labels, units, queries)
+        vectors, trained, photos, individuals = zip(*known, strict=True) if known else [()] * 4
+        units, unchecked = known_units(catalogue, session, photos)
+    queries = ~np.array(trained, bool)
+    labels = np.array(individuals).astype(str)
+    calibration = calibrate(unpack_vectors(vectors, width), labels, units, queries)
+    note = " ".join(text for text in (calibration.note, unchecked) if text)
+    calibration = replace(calibration, note=note, no_animal=no_animal or (stored and NoAnimal.from_dict(stored)))
     with catalogue.writing() as session:
         session.get(Model, number).calibration = calibration.as_dict()
     return calibration
-
-
-def _met_together(known):
-    """The encounter of each photo, by the project's rule where no table and no person has made one: `[n]` int."""
-    table = pd.DataFrame(
-        {
-            "individual_id": [str(row.Encounter.individual_id) for row in known],
-            "date": [row.Encounter.date or row.taken for row in known],
-            "encounter": ["" if _is_own(row) else f"number {row.Encounter.id}" for row in known],
-        }
-    )
-    return encounter_units(table) if len(table) else np.empty(0, int)
-
-
-def _is_own(row):
-    """Whether an encounter was made for a photo because its tables name none."""
-    if row.kept or not row.Encounter.given:
-        return False
-    own = f"{Path(row.path).parent.name}/{Path(row.path).name}"
-    return not row.given["encounter"] if row.given else row.Encounter.name == own
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-24
 def re_embed(catalogue: Catalogue, embedder: PhotoEmbedder, name: str) -> int:

@@ -309,7 +309,7 @@ def _contains(q):
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-11
 def list_encounters(
     session: Session, settings: dict, after: str = "", limit: int = 50, state: str = "", species: str = "",
-    side: str = "", place: str = "", since: str = "", until: str = "", q: str = "",
+    side: str = "", place: str = "", since: str = "", until: str = "", q: str = "", extra: Sequence = (),
 ) -> dict:  # fmt: skip
     """List encounters by date, then by number.
 
@@ -325,6 +325,7 @@ def list_encounters(
         since: see there.
         until: see there.
         q: see there.
+        extra: more conditions on `encounters`.
 
     Returns:
         `{"encounters": views, "total": number of all, "next": text or None}`.
@@ -332,7 +333,7 @@ def list_encounters(
     Raises:
         UserError: for an `after` that no page gave.
     """
-    where = encounter_filters(state, species, side, place, since, until, q)
+    where = [*encounter_filters(state, species, side, place, since, until, q), *extra]
     total = session.scalar(select(func.count()).select_from(Encounter).where(*where))
     rows = select(Encounter).where(*where).order_by(Encounter.date, Encounter.id).limit(limit + 1)
     if after:

@@ -18,6 +18,7 @@ from .conformal import CandidateSets, Coverage, measure_coverage, set_sizes
 from .gallery import Gallery
 from .knn import aggregate_neighbours, nearest_first, rank_sets, top_candidates
 from .metrics import average_precision, calibration_metrics, rank_of_truth
+from .no_animal import NoAnimal
 from .open_set import fit_threshold, insert_new
 from .vectors import unit_rows
 
@@ -64,6 +65,7 @@ class Calibration:
         coverage_low, coverage_high: the 95 % interval of `coverage`.
         coverage_encounters: number of encounters that it was measured on; 0 also in calibrations of earlier versions,
             which counted photographs.
+        no_animal: how images without an animal are told; None if that was not learnt.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -83,6 +85,7 @@ class Calibration:
     coverage_low: float = float("nan")
     coverage_high: float = float("nan")
     coverage_encounters: int = 0
+    no_animal: NoAnimal | None = None
 
     @property
     def measured(self) -> Coverage:
@@ -119,10 +122,12 @@ class Calibration:
         Returns:
             the calibration.
         """
-        nested = ("probabilities", "several")
+        nested = ("probabilities", "several", "no_animal")
         plain = {name: _number(name, value) for name, value in values.items() if name not in nested}
         several = values.get("several") and cls.from_dict(values["several"])
-        return cls(**plain, probabilities=CandidateProbabilities(**values["probabilities"]), several=several)
+        no_animal = values.get("no_animal") and NoAnimal.from_dict(values["no_animal"])
+        probabilities = CandidateProbabilities(**values["probabilities"])
+        return cls(**plain, probabilities=probabilities, several=several, no_animal=no_animal)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-07
 def _query_rankings(vectors, codes, encounters, queries, block=256):

@@ -17,7 +17,8 @@ from threading import BoundedSemaphore, Event
 
 from ..catalogue import listings
 from ..catalogue.ingest import PhotoEmbedder
-from ..catalogue.matching import Matcher
+from ..catalogue.matching import Matcher, encounters_without_animal
+from ..catalogue.no_animal import marked
 from ..catalogue.store import Catalogue
 from ..catalogue.uploads import Limits
 from ..core.errors import Busy, UserError
@@ -155,8 +156,10 @@ class AppState:
         Raises:
             NotFound: if there is no such encounter.
         """
+        flagged = encounters_without_animal(self.matcher)
         with self.catalogue.reading() as session:
-            return listings.encounter_view(session, self.matcher.model.settings, number)
+            view = listings.encounter_view(session, self.matcher.model.settings, number)
+        return marked([view], flagged)[0]
 
 # %% ../../nbs/lib/server/state.ipynb #state-08
 def _heat_maps(network, query, match):

@@ -23,6 +23,7 @@ from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import protocol_card
 from ..data.splits import gallery_and_queries, open_set_truth, split_kind_of
 from ..imaging.crops import Crops, cut_crops, study_crops
+from ..imaging.empty_pictures import empty_crops
 from happywhale_nb.networks.callbacks import (
     Deadline,
     EarlyStop,
@@ -41,7 +42,7 @@ from happywhale_nb.networks.devices import (
     process_count,
     shutdown,
 )
-from ..networks.model import class_centres, embed_views, embedding_averages, library_versions
+from ..networks.model import class_centres, embed, embed_views, embedding_averages, library_versions
 from ..networks.presets import PRESETS, Preset, configure
 from ..networks.training import DEFAULTS, Samples, TrainingOptions, train
 from ..retrieval.embeddings import Embeddings, image_embeddings, write_centres, write_embeddings
@@ -369,6 +370,13 @@ def _rows(training):
     gallery, _ = gallery_and_queries(training.folds, training.fold)
     return training_rows(training.folds, gallery, training.config)
 
+# %% ../../nbs/03_train.ipynb #03-train-58
+def _embed_empty(training, model):
+    """Embeddings of pictures without an animal; the part of a key is the picture's kind."""
+    kinds, crops = empty_crops(training.dataset, training.config.image_size, training.config.keep_aspect)
+    vectors = embed(model, crops, **embedding_averages(training.config), quiet=True)
+    return image_embeddings(kinds, [str(i) for i in range(len(kinds))], vectors)
+
 # %% ../../nbs/03_train.ipynb #03-train-21
 def _write_model(training, folder, model, history, crops, samples, result):
     """Embed all images with a model, and write its folder."""
@@ -379,6 +387,7 @@ def _write_model(training, folder, model, history, crops, samples, result):
     parts = np.repeat(["train", "test"], [len(folds), len(test)])
     embeddings = image_embeddings(parts, np.r_[folds["image"], test["image"]].astype(str), vectors)
     result = {score_name(folds): _score(training, known)} | result
+    write_embeddings(folder / "empty.parquet", _embed_empty(training, model))
     write_fold(folder, model, individuals, history, embeddings, training.record | {"result": result})
 
 

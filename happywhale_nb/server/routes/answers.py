@@ -227,10 +227,12 @@ def match(
     """
     if not images:
         raise BadPhoto("no photographs were sent: send each in the form's field images")
-    candidates = match_photos(state, images, MAX_MATCHES)["candidates"]
+    answer = match_photos(state, images, MAX_MATCHES)
+    candidates = answer["candidates"]
     known = [each for each in candidates if not each["is_new"]]
     probability_new = sum(each["probability"] for each in candidates if each["is_new"])
-    return {"matches": [_match(rank, each, probability_new) for rank, each in enumerate(known, 1)]}
+    matches = [_match(rank, each, probability_new) for rank, each in enumerate(known, 1)]
+    return {"matches": [_doubted(match) for match in matches] if answer["no_animal"] else matches}
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-12
 def _match(rank, candidate, probability_new):
@@ -241,3 +243,9 @@ def _match(rank, candidate, probability_new):
     rating = round(min(max(candidate["probability"], 0.0), 1.0), 4)
     details = f"{details}; new: {probability_new:.0%}"
     return {"rank": rank, "id": candidate["individual"]["name"], "rating": rating, "details": details}
+
+
+def _doubted(match):
+    """A match for photographs that probably show no animal: the app paints its rating, so it gets none."""
+    details = f"probably no animal on these photographs, else {match['rating']:.0%}; {match['details']}"
+    return match | {"rating": 0.0, "details": details}

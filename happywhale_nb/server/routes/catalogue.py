@@ -13,7 +13,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from ...catalogue import listings
+from ...catalogue.matching import encounters_without_animal
 from ...catalogue.naming import next_name
+from ...catalogue.no_animal import flag_conditions, marked
 from .. import schemas
 from ..dependencies import Limit, Number, Reader, State, Words, clean_query
 
@@ -32,8 +34,9 @@ def facets(app_state: State, caller: Reader) -> schemas.Facets:
     Returns:
         A dict as of `schemas.Facets`.
     """
+    flagged = encounters_without_animal(app_state.matcher)
     with app_state.catalogue.reading() as session:
-        return listings.facets(session)
+        return listings.facets(session) | {"no_animal": None if flagged is None else len(flagged)}
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-04
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def encounters(
     app_state: State,
     caller: Reader,
     query: Annotated[EncounterQuery, Depends()],
+    no_animal: bool | None = None,
     after: Words = "",
     limit: Limit = 50,
 ) -> schemas.EncounterList:
@@ -73,6 +77,7 @@ def encounters(
         app_state: the state of the app.
         caller: the user or program; any role.
         query: which encounters.
+        no_animal: only open ones that probably show no animal, or all but these; null: all.
         after: `next` of the page before; "": the first page.
         limit: encounters on a page.
 
@@ -80,11 +85,14 @@ def encounters(
         A dict as of `schemas.EncounterList`.
 
     Raises:
-        UserError: for an `after` that no page gave.
+        UserError: for an `after` that no page gave, and for `no_animal` where that is not known.
     """
     settings, filters = app_state.matcher.model.settings, map(clean_query, astuple(query))
+    flagged = encounters_without_animal(app_state.matcher)
+    extra = flag_conditions(flagged, no_animal)
     with app_state.catalogue.reading() as session:
-        return listings.list_encounters(session, settings, clean_query(after), limit, *filters)
+        page = listings.list_encounters(session, settings, clean_query(after), limit, *filters, extra=extra)
+    return page | {"encounters": marked(page["encounters"], flagged)}
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-05
 @router.get("/encounters/{number}")
