@@ -41,6 +41,7 @@ from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Individual, Photo, Token
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import ROLES, digest, make_token
@@ -164,7 +165,7 @@ def test_api_on_postgresql_decides_exports_and_identifies_alike(postgres, tiny, 
 def test_ask_about_two_photographs_leaves_their_own_encounter_out(page):
     made = upload(page, ("a.jpg", jpeg(1)), ("b.jpg", jpeg(2)), date="2026-08-01", place="Ness", side="left").json()
     assert len(made["photos"]) == 2 and made["side"] == "left"
-    body = {"kind": "new", "version": 1}
+    body = {"kind": "new", "version": 1, "species": ""}
     named = page.post(f"/api/encounters/{made['id']}/decisions", json=body).json()["encounter"]
     assert re.fullmatch(r"N\d{4}", named["individual"]["name"]), (
         "hex names have no number: the proposal starts a series"
@@ -232,7 +233,10 @@ def test_merge_split_rename_and_undo_of_the_merge(page):
     rename = page.get("/api/audit-log", params={"individual_id": named["id"], "limit": 1}).json()["decisions"][0]
     assert rename["kind"] == "rename" and rename["note"].endswith(" → Hope")
     taken = page.patch(f"/api/individuals/{two['id']}", json={"name": "Hope"})
-    assert taken.status_code == 400 and "taken" in taken.json()["detail"]
+    assert taken.status_code == 409 and taken.json()["individual"]["id"] == named["id"], "asked back: is it Hope?"
+    assert "do you mean Hope?" in taken.json()["detail"] and taken.json()["encounter"] is None
+    text = f"renamed {made['individual']['name']} to Hope"
+    assert (rename["text"], named["decision"]["id"]) == (text, rename["id"]), "Undo names what it undoes"
 
 
 def test_edit_and_crop_change_what_they_are_told_at_the_version_seen(page):
@@ -285,12 +289,12 @@ def test_photo_picture_crop_and_file_have_their_sizes_and_types(page):
     assert file.headers["content-disposition"].startswith("attachment") and file.content[:2] == b"\xff\xd8"
 
 
-def test_photo_file_that_is_gone_is_404_with_its_place(page, mine):
+def test_photo_file_that_is_gone_is_404_with_its_name(page, mine):
     made = upload(page, ("a.jpg", jpeg(1))).json()["photos"][0]["id"]
     (path,) = mine.folder.glob("photos/*/*.jpg")
     path.unlink()
     got = page.get(f"/api/photos/{made}/file")
-    assert got.status_code == 404 and path.name in got.json()["detail"]
+    assert got.status_code == 404 and "a.jpg" in got.json()["detail"] and path.name not in got.json()["detail"]
 
 
 @pytest.fixture
@@ -349,6 +353,47 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
         assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
 
 
+def test_upload_while_the_network_is_being_loaded_waits_for_it(mine, colours):
+    loaded = threading.Event()
+    desk = AppState(mine, Options(tokens=False, rates={}))
+    with TestClient(make_app(desk, lambda: loaded.wait(30) and colours), base_url=HERE) as page:
+        assert page.get("/api/health").json()["status"] == "loading"
+        threading.Timer(0.2, loaded.set).start()
+        assert upload(page, ("a.jpg", jpeg(1))).status_code == 201
+        assert page.get("/api/health").json() == {"status": "ready", "detail": ""}
+
+
+def test_failed_network_is_told_without_the_servers_paths(mine):
+    desk = AppState(mine, Options(tokens=False, rates={}))
+
+    def load():
+        raise UserError(f"there is no file {mine.folder / 'model' / 'gone.keras'}: build the catalogue again")
+
+    with pytest.raises(UserError):
+        desk.network.open(load)
+    with TestClient(make_app(desk), base_url=HERE) as page:
+        told = page.get("/api/health").json()
+        assert told["status"] == "failed" and "gone.keras" in told["detail"] and str(mine.folder) not in told["detail"]
+        refused = upload(page, ("a.jpg", jpeg(1)))
+        assert refused.status_code == 503 and "gone.keras" in refused.json()["detail"]
+
+
+def test_missing_photos_are_counted_and_a_remedy_is_named(page, mine):
+    assert page.get("/api/missing-photos").json() == {"missing": 0, "names": [], "text": ""}
+    made = upload(page, ("a.jpg", jpeg(1))).json()
+    assert page.get("/api/missing-photos").json()["missing"] == 0
+    (path,) = mine.folder.glob("photos/*/*.jpg")
+    path.unlink()
+    told = page.get("/api/missing-photos").json()
+    assert told["missing"] == 1 and told["names"] == ["a.jpg"] and "1 photograph not found" in told["text"]
+    mine.data = mine.data / "moved"
+    told = page.get("/api/missing-photos").json()
+    assert told["missing"] > 10 and len(told["names"]) == 5 and "where is the folder?" in told["text"]
+    assert str(mine.folder.parent) not in told["text"]
+    lost = page.get(f"/api/photos/{made['photos'][0]['id']}/picture")
+    assert lost.status_code in (400, 404) and str(mine.folder.parent) not in lost.text
+
+
 def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
     found = {kind: still.get(f"/api/exports/{kind}/messages").json() for kind in EXPORTS}
     assert found["csv"]["refused"] == [] and "not decided: without an individual" in found["csv"]["notes"][0]
@@ -389,7 +434,7 @@ def left_by_a_kill(mine, folder):
 
 def test_decide_answered_with_200_is_in_what_a_kill_leaves(page, mine, tmp_path):
     met = undecided(page)[0]
-    body = {"kind": "new", "version": 1, "name": "Hope"}
+    body = {"kind": "new", "version": 1, "name": "Hope", "species": "beluga"}
     done = page.post(f"/api/encounters/{met['id']}/decisions", json=body)
     assert done.status_code == 200
     with left_by_a_kill(mine, tmp_path / "left") as left, left.reading() as session:
@@ -454,7 +499,8 @@ def test_decide_that_is_cut_off_leaves_nothing_half(page, mine, monkeypatch, ste
     original = getattr(decisions, step)
     monkeypatch.setattr(decisions, step, cut)
     with pytest.raises(RuntimeError, match="the power is gone"):
-        page.post(f"/api/encounters/{met['id']}/decisions", json={"kind": "new", "version": 1, "name": "Hope"})
+        body = {"kind": "new", "version": 1, "name": "Hope", "species": "beluga"}
+        page.post(f"/api/encounters/{met['id']}/decisions", json=body)
     assert page.get("/api/session").json()["catalogue"] == before
     assert page.get(f"/api/encounters/{met['id']}").json() == met
     assert page.get("/api/audit-log").json()["decisions"] == []
@@ -563,14 +609,17 @@ def test_match_of_nodes_own_formdata_and_fetch_is_answered(mine, colours, tokens
 
 
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
-get /api/individuals/{number}, get /api/next-id, get /api/audit-log, get /api/photos/{number}/file,
-get /api/photos/{number}/picture, get /api/photos/{number}/crop, post /api/encounters/{number}/answers,
-get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind},
-get /api/exports/{kind}/messages, post /match"""
+get /api/individuals/{number}, get /api/individuals/{number}/photos, get /api/next-id, get /api/audit-log,
+get /api/photos/{number}/file, get /api/photos/{number}/picture, get /api/photos/{number}/crop,
+post /api/encounters/{number}/answers, get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify,
+get /api/exports/{kind}, get /api/exports/{kind}/messages, get /api/missing-photos, post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
-post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number}"""
-ADMIN = "get /api/tokens, post /api/tokens, delete /api/tokens/{number}"
+post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number},
+post /api/encounters/{number}/withdraw, post /api/encounters/{number}/restore, post /api/photos/{number}/withdraw,
+post /api/photos/{number}/restore, patch /api/photos/{number}, post /api/photos/move, post /api/encounters/regroup"""
+ADMIN = """get /api/tokens, post /api/tokens, delete /api/tokens/{number}, delete /api/photos/{number},
+delete /api/encounters/{number}"""
 ALL = "get /api/health, post /api/session, delete /api/session"
 TAKEN = dict(zip(("", *ROLES), (ALL, READ, REVIEW, ADMIN), strict=True))
 ROUTES = {route: role for role, text in TAKEN.items() for route in re.split(r",\s", text)}
@@ -785,7 +834,8 @@ def test_hostile_texts_are_kept_as_texts_and_no_formula_in_exports(page):
     made = upload(page, (f"{formula}.jpg", jpeg(1)), place=formula, name="<img src=x onerror=alert(1)>")
     assert made.status_code == 201 and made.json()["name"] == "<img src=x onerror=alert(1)>"
     assert made.headers["content-type"] == "application/json" and made.headers["x-content-type-options"] == "nosniff"
-    page.post(f"/api/encounters/{made.json()['id']}/decisions", json={"kind": "new", "version": 1, "name": "=1+1"})
+    body = {"kind": "new", "version": 1, "name": "=1+1", "species": "=2+2"}
+    page.post(f"/api/encounters/{made.json()['id']}/decisions", json=body)
     table = pd.read_csv(io.BytesIO(page.get("/api/exports/csv").content), dtype=str, keep_default_na=False)
     cells = {cell for column in ("photo", "place", "individual", "encounter") for cell in table[column]}
     assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells) and "'=1+1" in cells

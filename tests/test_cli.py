@@ -258,7 +258,7 @@ BENCHES = {
 
 def test_every_benchmark_has_a_case_to_try():
     bench = Path(__file__).parents[1] / "bench"
-    assert {p.name for p in bench.glob("*.py")} == {"baselines.py", "harness.py", *BENCHES}
+    assert {p.name for p in bench.glob("*.py")} == {"baselines.py", "harness.py", "coverage.py", *BENCHES}
 
 
 @pytest.mark.bench

@@ -21,8 +21,8 @@ from happywhale_nb.catalogue.undoing import undo
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.encounters import (
     assign_encounters,
+    encounter_facts,
     encounter_notes,
-    encounter_table,
     encounter_units,
     local_times,
     parse_rule,
@@ -185,7 +185,7 @@ def test_dates_beside_the_table_count_for_splits(tmp_path):
     table = burst_table()
     table[["image", "date"]].to_csv(tmp_path / "encounters.csv", index=False)
     data = SimpleNamespace(root=tmp_path, train=table.drop(columns="date"), fingerprint="0123456789abcdef")
-    assert encounter_table(data)["date"].tolist() == table["date"].tolist()
+    assert encounter_facts(data)["date"].tolist() == table["date"].tolist()
     assert len(set(dataset_folds(data, 3, 0, "time")["fold"])) == 4
 
 

@@ -392,7 +392,7 @@ def _add_known(session, model_id, row, crop, vector, known):
     """Add one photo of a data folder, with its individual and its encounter; what people decided there stays."""
     individual = _individual_meant(session, row, *known) if row.individual_id else None
     encounter = session.scalar(select(Encounter).where(Encounter.name == row.met))
-    if encounter is not None and _is_anothers(encounter, row, individual):
+    if encounter is not None and _is_closed(encounter, row, individual):
         row = row._replace(met=own_name(row.path, row.image))
         encounter = session.scalar(select(Encounter).where(Encounter.name == row.met))
     if encounter is None:
@@ -402,9 +402,10 @@ def _add_known(session, model_id, row, crop, vector, known):
     add_photo(session, encounter, model_id, vector, crop=crop, **columns)
 
 
-def _is_anothers(encounter, row, individual):
-    """Whether an encounter that no table names shows another animal today than the photo."""
-    return not row.encounter and individual is not None and encounter.individual_id != individual.id
+def _is_closed(encounter, row, individual):
+    """Whether an encounter was withdrawn, or was made by rule and shows another animal today than the photo."""
+    by_rule = not row.encounter and individual is not None
+    return encounter.state == "withdrawn" or (by_rule and encounter.individual_id != individual.id)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-39
 def _individual_meant(session, row, names, seen):
@@ -459,7 +460,7 @@ def _unread_messages(dataset):
     messages, unread = [], {"train.csv": sorted(set(dataset.train.columns) - READ)}
     if (extra := read_encounters(dataset.root)) is not None:
         unread["encounters.csv"] = sorted(extra.unread)
-        messages += [f"encounters.csv: {note}" for note in extra.notes]
+        messages += extra.notes
         there = {*dataset.train["image"], *dataset.test["image"]}
         if absent := sorted(set(extra.cells["image"]) - there):
             first = ", ".join(absent[:3])

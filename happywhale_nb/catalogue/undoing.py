@@ -119,7 +119,7 @@ def _check_undo(session, row, user, any_user):
     if not can_undo(row):
         raise UserError(f"{told(session, row)}: that cannot be undone, {INSTEAD.get(row.kind, 'decide again instead')}")
     if row.who != user and not any_user:
-        raise UserError(f"{told(session, row)}: only {row.who} or an admin undo that")
+        raise UserError(f"{told(session, row)}: only {row.who} or an admin can undo that")
     if first := later_decision(session, row):
         remedy = "undo that first" if can_undo(first) else "and that cannot be undone"
         raise Conflict(f"{told(session, first)}, which stands on it: {remedy}", first.id)
@@ -190,7 +190,8 @@ def _restore_photos(session, row):
     """Restore columns of photos. Returns the numbers of their encounters, those before and after."""
     encounters = set()
     for number, values in row.before.get("photos", {}).items():
-        if (photo := session.get(Photo, int(number))) is None:
+        photo = session.get(Photo, int(number))
+        if not photo.path:  # it was deleted
             continue
         encounters.add(photo.encounter_id)
         update_photo(session, photo, {name: value for name, value in values.items() if name != "vectors"})

@@ -136,10 +136,14 @@ def undo(folder, number):
     \b
     Example: happywhale catalogue undo outputs/demo/catalogue 12
     """
-    from happywhale_nb.catalogue.undoing import undo as take_back
+    from happywhale_nb.catalogue.build import open_embedder
+    from happywhale_nb.catalogue.edits import undo_decision
+    from happywhale_nb.catalogue.schema import Decision
 
-    with _open(folder).writing() as session:
-        _say(session, [take_back(session, getpass.getuser(), number, any_user=True)[0]])
+    store = _open(folder)
+    undone, _ = undo_decision(store, lambda: open_embedder(store), getpass.getuser(), number, any_user=True)
+    with store.reading() as session:
+        _say(session, [session.get(Decision, undone)])
 
 # %% ../../nbs/lib/cli/corrections.ipynb #corrections-09
 @click.command()

@@ -12,8 +12,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 
-from ...catalogue import decisions, listings, undoing
-from ...catalogue.edits import edit_encounter, set_crop
+from ...catalogue import decisions, listings
+from ...catalogue.edits import edit_encounter, set_crop, undo_decision
 from ...catalogue.schema import Decision, Photo
 from ...catalogue.upload_photos import Metadata, ingest_uploads
 from .. import schemas
@@ -238,13 +238,15 @@ def undo(state: State, caller: Reviewer, number: Number) -> schemas.EncounterDec
         Conflict: if it is undone already, or a later decision depends on it.
         NotFound: if there is no such decision.
         UserError: if it cannot be undone, or is another user's.
+        Busy: if a photo has to be embedded again, and the network is not loaded.
     """
-    with state.catalogue.writing() as session:
-        row, encounter = undoing.undo(session, caller.name, number, any_user=caller.role == "admin")
-        view, changed = listings.decision_views(session, [row])[0], row.after["encounters"]
-    views = {each: state.view(each) for each in changed}
-    own = None if encounter is None else state.view(encounter.id)
-    return {"decision": view, "encounter": own, "encounters": list(views.values())}
+    ready, any_user = state.network.ready, caller.role == "admin"
+    undone, encounter = undo_decision(state.catalogue, ready, caller.name, number, any_user)
+    with state.catalogue.reading() as session:
+        changed = session.get(Decision, undone).after["encounters"]
+    views = [state.view(each) for each in changed]
+    own = None if encounter is None else state.view(encounter)
+    return {"decision": decision_view(state, undone), "encounter": own, "encounters": views}
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-08
 def _decide_about_individuals(state, act, *arguments):
