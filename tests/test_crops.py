@@ -16,8 +16,9 @@ from PIL import Image
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX
+from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.imaging import crops as crops_module
-from happywhale_nb.imaging.crops import Crops, cut_crops, load_crop, load_crops
+from happywhale_nb.imaging.crops import Crops, cut_crops, load_crop, load_crops, study_crops
 from happywhale_nb.imaging.photo import upright_size
 
 NO_BOX = [*BOX, "W", "H"]
@@ -319,3 +320,18 @@ def test_load_crops_that_was_killed_goes_on_with_what_is_there(tiny, tmp_path, m
     crops = load_crops(paths, chosen, 32, tmp_path / "kept")
     assert len(decoded) == len(paths) - 8
     assert all((crops[i] == load_crop(p, 32)).all() for i, p in enumerate(paths))
+
+
+def test_study_crops_of_one_name_in_both_parts_cuts_each_by_its_own_box(tmp_path):
+    """The known a.jpg is red in its left half, the other one blue in its right half, and each is boxed there."""
+    for part, half, colour in (("train", slice(0, 40), 0), ("test", slice(40, 80), 2)):
+        pixels = np.zeros((60, 80, 3), np.uint8)
+        pixels[:, half, colour] = 255
+        (tmp_path / f"{part}_images").mkdir()
+        save(tmp_path / f"{part}_images" / "a.png", pixels)
+    (tmp_path / "train.csv").write_text("image,species,individual_id\na.png,beluga,Ann\n")
+    (tmp_path / "boxes.csv").write_text("image,bbox\ntrain_images/a.png,5 5 35 55\ntest_images/a.png,45 5 75 55\n")
+    config = SimpleNamespace(image_size=16, crop_margin=0.0, keep_aspect=False, min_confidence=0.0)
+    dataset = read_dataset(tmp_path)
+    crops = {p: study_crops(dataset, ["a.png"], config, "auto", tmp_path / "s", p)[0][0] for p in ("train", "test")}
+    assert (crops["train"] == [255, 0, 0]).all() and (crops["test"] == [0, 0, 255]).all()

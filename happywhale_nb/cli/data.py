@@ -116,6 +116,8 @@ def import_(source, target, photos, columns, dates, clocks, add, copy, dry_run, 
         click.echo(f"train.csv would {'get' if add else 'begin'}\n{shown.to_string(index=False)}")
         click.echo("nothing was written (--dry-run)")
         return
+    if add and plan.empty:
+        return
     write_extension(plan, copy) if add else write_import(plan, target, copy)
     if left_out := len(left_out_table(new.left_out, new.lost)):
         click.echo(f"{target / 'left_out.csv'} lists what is left out ({left_out:,})")

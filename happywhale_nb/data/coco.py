@@ -138,7 +138,7 @@ def _row(annotation, image, match, categories):
     if "species" not in match and "category_id" in annotation:
         row["species"] = categories.get(json_text(annotation["category_id"]), "")
     box = annotation.get("bbox")
-    row["box"] = tuple(map(json_text, box)) if isinstance(box, list) and box else ()
+    row["box"] = tuple(map(json_text, box)) if isinstance(box, list) else (json_text(box),) if box else ()
     return row | {"image": json_text(image["file_name"])}
 
 

@@ -84,6 +84,7 @@ class ImportPlan:
         notes: what the user should know, one sentence each.
         left_out: what is not imported, by kind.
         tree: what the levels of folders are taken for, one line each.
+        there: names of individuals that have photographs already, in the data folder that is added to.
     """
 
     train: pd.DataFrame
@@ -93,12 +94,15 @@ class ImportPlan:
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     tree: tuple[str, ...] = ()
+    there: tuple[str, ...] = ()
 
     @property
     def lost(self) -> list[str]:
         """Individuals that have no photograph left, sorted."""
         kinds = [replace(kind, individuals=tuple(map(_stored_name, kind.individuals))) for kind in self.left_out]
-        return lost_individuals(kinds, {name_key(name): name for name in self.train["individual_id"]}.values())
+        remaining = {name_key(name) for name in (*self.train["individual_id"], *self.there)}
+        names = {name for kind in kinds for name in kind.individuals}
+        return lost_individuals(kinds, [name for name in names if name_key(name) in remaining])
 
 
 def _stored_name(name):
@@ -142,7 +146,8 @@ def _merged(same, faults):
         value = _agreed(same[column])
         if value is None:
             said = " and ".join(sorted(set(same[column]) - {""}))
-            faults.add(", ".join(same["where"]), f"{first['image']} is listed twice, with the {column} {said}")
+            fault = f"{first['image']} is listed twice, with the {column} {said}: keep one"
+            faults.add(", ".join(same["where"]), fault)
         first[column] = value or first[column]
     sides = set(same["side"]) - {""}
     first["side"] = sides.pop() if len(sides) == 1 else ""
@@ -322,7 +327,8 @@ def plan_import(
     rows, on_encounters = _with_encounters(rows, options.encounters)
     rows = rows.assign(image=name_files(list(rows["path"]), root, known_.files))
     notes = (*source.notes, *named, *twice, *on_species, *shared, *on_encounters, *note_on_files(rows))
-    return ImportPlan(*_tables(rows), notes, (*source.left_out, *beside, *second), source.tree)
+    left_out = (*source.left_out, *beside, *second)
+    return ImportPlan(*_tables(rows), notes, left_out, source.tree, tuple(known_.individuals))
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-23
 def read_source(source: Path, options: ImportOptions) -> SourceRows:

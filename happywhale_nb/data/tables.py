@@ -57,7 +57,7 @@ def _encoding(content):
         if content.startswith(mark):
             return encoding
     even, odd = content[0:4000:2].count(0), content[1:4000:2].count(0)
-    if even or odd:
+    if max(even, odd) * 4 > len(content[:4000]):
         return "utf-16-be" if even > odd else "utf-16-le"
     try:
         content.decode("utf-8")

@@ -17,7 +17,7 @@ def slug_is_written(reports, out):
         card = kernel_metadata("jo", "train", "train.ipynb", "none", competition_slug(text))
         assert card["competition_sources"] == [SLUG]
     for text in ("Happy Whale", "jo/whales", "datasets/jo/whales", "https://example.org/c/whales", "c/"):
-        with pytest.raises(UserError, match="--competition .*: its slug"):
+        with pytest.raises(UserError, match=r"--competition .*: its slug"):
             competition_slug(text)
 
 
