@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.retrieval.calibration import CandidateProbabilities
+from happywhale_nb.retrieval.conformal import NO_LIST, measure_coverage
 from happywhale_nb.retrieval.gallery import Gallery
 from happywhale_nb.retrieval.identifier import (
     DEFAULT_THRESHOLD,
@@ -20,6 +23,9 @@ from happywhale_nb.retrieval.identifier import (
 )
 from happywhale_nb.retrieval.knn import KNNHead, rank_sets
 from happywhale_nb.retrieval.open_set import rank_new
+
+# what a calibration says of its sets, where it was measured
+MEASURED = {"coverage": 0.9, "coverage_low": 0.8, "coverage_high": 0.95, "coverage_encounters": 100}
 
 
 @pytest.fixture
@@ -125,19 +131,43 @@ def test_known_under_masks_leaves_out_closed_and_nameless_rows(gallery, queries)
 def test_answer_of_no_open_row_is_new_individual_for_certain(queries):
     empty = Gallery().fit(np.empty((0, 16), np.float32), [])
     full = Gallery().fit(queries, ["a"] * 25)
-    for known, masks in ((empty, {}), (full, {"allowed": np.zeros(25, bool)}), (full, {"left_out": np.ones(25, bool)})):
+    for known, masks in ((empty, {}), (full, {"left_out": np.ones(25, bool)})):
         for n in (1, 3):
             found = identify_individual(known, Calibration(), queries[:n], **masks)
             assert found.names.tolist() == [NEW] and found.probabilities.tolist() == [1.0] and found.other == 0
             assert found.photos.tolist() == found.query_rows.tolist() == [-1]
-            assert found.in_set.tolist() == [True] and found.set_size == 1
+            assert found.in_set.tolist() == [False] and found.set_size == 0, "nothing was measured"
+            kept = identify_individual(known, replace(Calibration(), distance=0.2, **MEASURED), queries[:n], **masks)
+            assert kept.in_set.tolist() == [True] and kept.set_size == 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**16), st.integers(1, 30), st.floats(0.0, 1.0), st.sampled_from([1, 3]), st.integers(1, 40))
+def test_answer_under_any_filter_has_the_probabilities_of_no_filter(seed, animals, share, n, k):
+    rng = np.random.default_rng(seed)
+    X, y = rng.normal(size=(90, 8)), np.array([f"w{i}" for i in rng.integers(0, animals, 90)])
+    known, allowed, left_out = Gallery().fit(X, y), rng.random(90) < share, rng.random(90) < 0.1
+    made = Calibration(0.3, CandidateProbabilities(0.2, 0.5, 0.0, -0.1), 0.2, **MEASURED)
+    free = identify_individual(known, made, X[:n], 100, None, left_out)
+    found = identify_individual(known, made, X[:n], k, allowed, left_out)
+    chance = dict(zip(free.names, free.probabilities, strict=True))
+    shown = dict(zip(found.names, found.probabilities, strict=True))
+    assert shown[NEW] == chance[NEW], "a filter tells nothing of new animals"
+    assert all(shown[name] == chance[name] for name in shown if name in chance)
+    assert np.isclose(found.probabilities.sum() + found.other, 1) and found.other >= 0
+    assert (allowed & ~left_out)[found.photos[found.photos >= 0]].all()
+    fit = [name for name in free.names if name != NEW and (allowed & ~left_out)[y == name].any()]
+    assert [name for name in found.names if name in chance and name != NEW] == fit[:k]
+    in_set = set(free.names[free.in_set])
+    assert set(found.names[found.in_set]) == in_set & set(found.names) and found.set_size == free.set_size
+    assert found.hidden == len(in_set - {NEW} - set(fit))
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 50])
 @pytest.mark.parametrize("level", [-0.9, 0.4, 0.99])
 def test_answer_probabilities_add_up_to_one_and_fall_with_the_rank(gallery, queries, k, level):
     X, y = gallery
-    known, made = Gallery().fit(X, y), Calibration(level, CandidateProbabilities(0.1, 0.8, 0.0, -0.1), 0.2)
+    known, made = Gallery().fit(X, y), Calibration(level, CandidateProbabilities(0.1, 0.8, 0.0, -0.1), 0.2, **MEASURED)
     few = np.isin(y, ["w1", "w2", "w3"])
     for n, allowed in ((1, None), (3, None), (1, few)):
         found = identify_individual(known, made, queries[:n], k=k, allowed=allowed)
@@ -146,13 +176,14 @@ def test_answer_probabilities_add_up_to_one_and_fall_with_the_rank(gallery, quer
             and (found.probabilities >= 0).all()
             and found.other >= 0
         )
-        assert (np.diff(found.probabilities) <= 1e-12).all() and (np.diff(found.scores) <= 0).all()
-        most = 3 if allowed is not None else DEPTH
+        most, listed = (3, found.names != NEW) if allowed is not None else (DEPTH, np.ones(len(found.names), bool))
+        assert (np.diff(found.probabilities[listed]) <= 1e-12).all() and (np.diff(found.scores[listed]) <= 0).all()
         assert (found.names == NEW).sum() == 1 and (found.names != NEW).sum() == min(k, most)
-        assert found.in_set.tolist() == (found.scores[0] - found.scores <= 0.2).tolist()
-        assert 1 <= found.in_set.sum() <= found.set_size
-    everybody = identify_individual(known, made, queries[:1], k=10, allowed=few)
-    assert everybody.other == 0, "nobody is left who is not listed"
+        if allowed is None:
+            assert found.in_set.tolist() == (found.scores[0] - found.scores <= 0.2).tolist()
+            assert 1 <= found.in_set.sum() <= found.set_size
+    everybody = identify_individual(known, made, queries[:1], k=10, left_out=~few)
+    assert everybody.other < 1e-12, "nobody is left who is not listed"
 
 
 def test_known_and_answer_of_bad_input_are_refused_and_change_nothing(gallery, queries):
@@ -197,7 +228,12 @@ def survey(n, seed, animals=600, width=32):
 def test_calibrate_of_a_survey_states_what_its_own_questions_come_to():
     X, who = survey(900, 5)
     made = calibrate(X, who, np.arange(900), np.ones(900, bool))
-    assert made.ece < 0.05 and abs(made.coverage - 0.9) < 0.02 and made.note == ""
+    assert (
+        made.ece < 0.05
+        and abs(made.coverage - 0.9) < 0.02
+        and made.coverage_low < 0.9 < made.coverage_high
+        and made.note == ""
+    )
     times = dict(zip(*np.unique(who, return_counts=True), strict=True))
     met_once = np.array([times[name] == 1 for name in who])
     assert made.new == met_once.sum() and made.individuals == len(times) and made.encounters == made.photographs == 900
@@ -299,3 +335,67 @@ def test_calibrate_of_little_gives_a_calibration_that_answers(n, kind, apart):
     assert np.isfinite(one.probabilities).all() and np.isclose(one.probabilities.sum() + one.other, 1)
     assert one.names.tolist() == other.names.tolist() and (one.probabilities == other.probabilities).all()
     assert one.set_size == other.set_size
+
+
+@pytest.mark.rest
+def test_measured_coverage_of_bursts_has_an_interval_that_covers_the_truth(asked=0.9):
+    """The truth: how often later encounters' lists hold the animal, by what earlier ones have taught."""
+    inside, width = [], []
+    for seed in range(8):
+        X, who, encounter = bursts(seed, n=500, animals=60)
+        past = encounter < 200
+        made, known = calibrate(X[past], who[past], encounter[past], past[past], 1 - asked), Gallery()
+        known.fit(X[past], who[past])
+        held = []
+        for number in np.unique(encounter[~past]):
+            rows = np.flatnonzero(encounter == number)[:1]
+            found = identify_individual(known, replace(made, several=None), X[rows], k=DEPTH)
+            truth = who[rows[0]] if who[rows[0]] in known.counts() else NEW
+            held.append(truth in found.names[found.in_set])
+        stray = 2 * np.sqrt(asked * (1 - asked) / len(held))  # of what came later
+        inside.append(made.coverage_low - stray <= np.mean(held) <= made.coverage_high + stray)
+        width.append(made.coverage_high - made.coverage_low)
+        assert made.measured.is_kept and made.coverage_encounters <= 200
+    assert np.mean(inside) >= 0.9 and np.mean(width) < 0.2
+
+
+def test_a_weak_network_promises_no_short_list():
+    rng = np.random.default_rng(0)
+    who, n = rng.integers(0, 150, 900).astype(str), 900
+    made = calibrate(rng.normal(size=(n, 16)), who, np.arange(n), np.ones(n, bool))
+    assert made.coverage < 0.4 < 1 - made.alpha and not made.measured.is_kept
+    assert made.measured.sentence.startswith("no short list can be promised here: lists of the best candidates held")
+    found = identify_individual(Gallery().fit(rng.normal(size=(n, 16)), who), made, rng.normal(size=(1, 16)))
+    assert not found.in_set.any() and found.set_size == 0 and "90% was asked for" in found.measured.sentence
+
+
+def test_training_photographs_measure_no_coverage_and_old_calibrations_promise_nothing():
+    X, who = survey(200, 7)
+    few = calibrate(X, who, np.arange(200), np.zeros(200, bool))
+    assert "flattering" in few.note and np.isnan(few.coverage) and "not been measured" in few.measured.sentence
+    old = calibrate(X, who, np.arange(200), np.ones(200, bool)).as_dict()
+    for name in ("coverage_low", "coverage_high", "coverage_encounters"):
+        del old[name]
+    again = Calibration.from_dict(old)
+    assert again.coverage == old["coverage"] and not again.measured.is_kept
+
+
+def test_coverage_is_judged_by_limits_of_other_encounters():
+    """Two individuals of one encounter look alike; neither may set the limit by which the other is judged."""
+    X, who, encounter = bursts(4, n=200, animals=40)
+    shared = encounter // 2  # a group of two
+    made = calibrate(X, who, shared, np.ones(len(X), bool))
+    assert (
+        0 < made.coverage_encounters <= len(np.unique(shared)) and made.coverage_low < 0.9 < made.coverage_high + 0.05
+    )
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.floats(0.05, 0.95), st.integers(1, 60), st.integers(1, 6), st.integers(0, 2**16))
+def test_coverage_of_any_encounters_lies_in_its_interval_and_counts_each_once(rate, encounters, photographs, seed):
+    rng = np.random.default_rng(seed)
+    covered = np.repeat(rng.random(encounters) < rate, photographs)
+    one = measure_coverage(covered, np.repeat(np.arange(encounters), photographs))
+    assert one.encounters == encounters and one.low <= one.rate <= one.high
+    assert one == measure_coverage(covered[::photographs], np.arange(encounters))
+    assert one.is_kept == (one.high >= 0.9) and (NO_LIST in one.sentence) != one.is_kept

@@ -31,9 +31,9 @@ from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue import decisions, upload_photos
 from happywhale_nb.catalogue.exports.formats import EXPORTS
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
-from happywhale_nb.catalogue.listings import list_encounters
+from happywhale_nb.catalogue.listings import list_encounters, photo_crop
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
-from happywhale_nb.catalogue.schema import Crop, Decision, Embedding, Encounter, Individual, Photo, Token
+from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Individual, Photo, Token
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
 from happywhale_nb.data.dataset import read_dataset
@@ -158,7 +158,7 @@ def test_api_on_postgresql_decides_exports_and_identifies_alike(postgres, tiny, 
 def test_ask_about_two_photographs_leaves_their_own_encounter_out(page):
     made = upload(page, ("a.jpg", jpeg(1)), ("b.jpg", jpeg(2)), date="2026-08-01", place="Ness", side="left").json()
     assert len(made["photos"]) == 2 and made["side"] == "left"
-    body = {"kind": "new", "version": 1}
+    body = {"kind": "new", "version": 1, "species": ""}
     named = page.post(f"/api/encounters/{made['id']}/decisions", json=body).json()["encounter"]
     assert re.fullmatch(r"N\d{4}", named["individual"]["name"]), (
         "hex names have no number: the proposal starts a series"
@@ -221,7 +221,10 @@ def test_merge_split_rename_and_undo_of_the_merge(page):
     rename = page.get("/api/audit-log", params={"individual_id": named["id"], "limit": 1}).json()["decisions"][0]
     assert rename["kind"] == "rename" and rename["note"].endswith(" → Hope")
     taken = page.patch(f"/api/individuals/{two['id']}", json={"name": "Hope"})
-    assert taken.status_code == 400 and "taken" in taken.json()["detail"]
+    assert taken.status_code == 409 and taken.json()["individual"]["id"] == named["id"], "asked back: is it Hope?"
+    assert "do you mean Hope?" in taken.json()["detail"] and taken.json()["encounter"] is None
+    text = f"renamed {made['individual']['name']} to Hope"
+    assert (rename["text"], named["decision"]["id"]) == (text, rename["id"]), "Undo names what it undoes"
 
 
 def test_edit_and_crop_change_what_they_are_told_at_the_version_seen(page):
@@ -377,7 +380,7 @@ def left_by_a_kill(mine, folder):
 
 def test_decide_answered_with_200_is_in_what_a_kill_leaves(page, mine, tmp_path):
     met = undecided(page)[0]
-    body = {"kind": "new", "version": 1, "name": "Hope"}
+    body = {"kind": "new", "version": 1, "name": "Hope", "species": "beluga"}
     done = page.post(f"/api/encounters/{met['id']}/decisions", json=body)
     assert done.status_code == 200
     with left_by_a_kill(mine, tmp_path / "left") as left, left.reading() as session:
@@ -393,8 +396,9 @@ def test_add_encounter_answered_with_201_is_whole_in_what_a_kill_leaves(page, mi
     with left_by_a_kill(mine, tmp_path / "left") as left, left.reading() as session:
         kept = session.scalars(select(Photo).where(Photo.encounter_id == made.json()["id"]).order_by(Photo.id)).all()
         assert [left.path(photo).read_bytes() for photo in kept] == data
-        assert all(session.get(Crop, photo.id) for photo in kept)
-        assert {row.photo_id for row in session.scalars(select(Embedding))} >= {photo.id for photo in kept}
+        assert all(photo_crop(session, photo.id) for photo in kept)
+        embedded = session.scalars(select(Annotation.photo_id).join(Embedding)).all()
+        assert set(embedded) >= {photo.id for photo in kept}
 
 
 @pytest.mark.parametrize("step", ["keep_photo", "new_encounter", "add_photo", "log_decision", "commit"])
@@ -441,7 +445,8 @@ def test_decide_that_is_cut_off_leaves_nothing_half(page, mine, monkeypatch, ste
     original = getattr(decisions, step)
     monkeypatch.setattr(decisions, step, cut)
     with pytest.raises(RuntimeError, match="the power is gone"):
-        page.post(f"/api/encounters/{met['id']}/decisions", json={"kind": "new", "version": 1, "name": "Hope"})
+        body = {"kind": "new", "version": 1, "name": "Hope", "species": "beluga"}
+        page.post(f"/api/encounters/{met['id']}/decisions", json=body)
     assert page.get("/api/session").json()["catalogue"] == before
     assert page.get(f"/api/encounters/{met['id']}").json() == met
     assert page.get("/api/audit-log").json()["decisions"] == []
@@ -493,14 +498,17 @@ def test_match_of_what_cannot_be_answered_has_the_contracts_errors(mine, colours
 
 
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
-get /api/individuals/{number}, get /api/next-id, get /api/audit-log, get /api/photos/{number}/file,
+get /api/individuals/{number}, get /api/individuals/{number}/photos, get /api/next-id, get /api/audit-log, get /api/photos/{number}/file,
 get /api/photos/{number}/picture, get /api/photos/{number}/crop, post /api/encounters/{number}/answers,
 get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind},
 get /api/exports/{kind}/messages, post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
-post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number}"""
-ADMIN = "get /api/tokens, post /api/tokens, delete /api/tokens/{number}"
+post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number},
+post /api/encounters/{number}/withdraw, post /api/encounters/{number}/restore, post /api/photos/{number}/withdraw,
+post /api/photos/{number}/restore, patch /api/photos/{number}, post /api/photos/move, post /api/encounters/regroup"""
+ADMIN = """get /api/tokens, post /api/tokens, delete /api/tokens/{number}, delete /api/photos/{number},
+delete /api/encounters/{number}"""
 ALL = "get /api/health, post /api/session, delete /api/session"
 TAKEN = dict(zip(("", *ROLES), (ALL, READ, REVIEW, ADMIN), strict=True))
 ROUTES = {route: role for role, text in TAKEN.items() for route in re.split(r",\s", text)}
@@ -715,7 +723,8 @@ def test_hostile_texts_are_kept_as_texts_and_no_formula_in_exports(page):
     made = upload(page, (f"{formula}.jpg", jpeg(1)), place=formula, name="<img src=x onerror=alert(1)>")
     assert made.status_code == 201 and made.json()["name"] == "<img src=x onerror=alert(1)>"
     assert made.headers["content-type"] == "application/json" and made.headers["x-content-type-options"] == "nosniff"
-    page.post(f"/api/encounters/{made.json()['id']}/decisions", json={"kind": "new", "version": 1, "name": "=1+1"})
+    body = {"kind": "new", "version": 1, "name": "=1+1", "species": "=2+2"}
+    page.post(f"/api/encounters/{made.json()['id']}/decisions", json=body)
     table = pd.read_csv(io.BytesIO(page.get("/api/exports/csv").content), dtype=str, keep_default_na=False)
     cells = {cell for column in ("photo", "place", "individual", "encounter") for cell in table[column]}
     assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells) and "'=1+1" in cells

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select, text
+from sqlalchemy import MetaData, func, select, text
+from sqlalchemy.orm import Session
 
 from happywhale_nb.catalogue import database as tables
 from happywhale_nb.catalogue.decisions import decide, make_individual, merge, update_encounter
@@ -26,7 +28,7 @@ from happywhale_nb.catalogue.listings import (
     sightings,
 )
 from happywhale_nb.catalogue.naming import next_name
-from happywhale_nb.catalogue.schema import Base, Decision, Encounter, Model, Photo
+from happywhale_nb.catalogue.schema import Annotation, Base, Decision, Embedding, Encounter, Model, Photo
 from happywhale_nb.catalogue.store import CARD, Catalogue, add_photo, create_catalogue, new_encounter, upgrade_catalogue
 from happywhale_nb.catalogue.upload_photos import ingest_uploads
 from happywhale_nb.catalogue.validation import clean_text
@@ -89,13 +91,13 @@ def test_catalogue_with_tables_of_another_version_is_refused_with_the_remedy(cat
     with pytest.raises(UserError, match="newer than this happywhale"):
         Catalogue(catalogue.folder)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
     Catalogue(catalogue.folder).close()
 
 
 NEXT = """
 from alembic import op
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 def upgrade():
     op.execute("ALTER TABLE individuals ADD COLUMN sex VARCHAR NOT NULL DEFAULT ''")
     op.execute("{then}")
@@ -104,12 +106,12 @@ def upgrade():
 
 @pytest.fixture
 def next_version(tmp_path, monkeypatch):
-    """A function that makes today's version of the tables 0002; `then`: what its migration does after adding a
+    """A function that makes today's version of the tables 0003; `then`: what its migration does after adding a
     column."""
 
     def make(then):
         folder = shutil.copytree(Path(tables.__file__).parent / "migrations", tmp_path / "migrations")
-        (folder / "versions" / "0002_next.py").write_text(NEXT.format(then=then))
+        (folder / "versions" / "0003_next.py").write_text(NEXT.format(then=then))
         config = tables.Config()
         config.set_main_option("script_location", str(folder))
         monkeypatch.setattr(tables, "_migrations_config", lambda: config)
@@ -118,23 +120,99 @@ def next_version(tmp_path, monkeypatch):
 
 
 def test_upgrade_catalogue_copies_the_sqlite_file_before_it_changes_it(mine, next_version):
-    assert "of version 0001 already" in upgrade_catalogue(mine.folder)
+    assert "of version 0002 already" in upgrade_catalogue(mine.folder)
     with mine.reading() as session:
         count = session.scalar(select(func.count()).select_from(Photo))
     next_version("SELECT 1")
-    with pytest.raises(UserError, match="0002 is needed: `happywhale catalogue upgrade`"):
+    with pytest.raises(UserError, match="0003 is needed: `happywhale catalogue upgrade`"):
         Catalogue(mine.folder)
-    assert "of version 0002 now; they were of 0001" in upgrade_catalogue(mine.folder)
+    assert "of version 0003 now; they were of 0002" in upgrade_catalogue(mine.folder)
     opened = Catalogue(mine.folder)
     with opened.reading() as session:
         assert session.scalar(select(func.count()).select_from(Photo)) == count > 0
         assert set(session.scalars(text("SELECT sex FROM individuals"))) == {""}
     opened.close()
-    copy = tables.make_engine(f"sqlite:///{mine.folder}/catalogue-0001.sqlite")
+    copy = tables.make_engine(f"sqlite:///{mine.folder}/catalogue-0002.sqlite")
     with copy.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(Photo)) == count
-        assert tables.schema_version(copy)[0] == "0001"
+        assert tables.schema_version(copy)[0] == "0002"
     copy.dispose()
+
+
+BEFORE = Path(__file__).parent / "fixtures" / "fd95285" / "outputs" / "catalogue" / "catalogue.sqlite"
+OLD_TABLES = ("models", "individuals", "encounters", "photos", "crops", "embeddings", "answers", "decisions")
+
+
+def move_tables(engine, direction, version):
+    """Bring a database to a version of its tables, upwards or downwards."""
+    config = tables._migrations_config()
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        getattr(command, direction)(config, version)
+
+
+def rows_of(engine, *names):
+    """The rows of tables, as texts without an order of columns."""
+    with engine.connect() as connection:
+        found = {name: connection.execute(text(f"SELECT * FROM {name}")).mappings().all() for name in names}
+    return {name: sorted(str(sorted(row.items())) for row in rows) for name, rows in found.items()}
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def before(request, tmp_path):
+    """The database of a catalogue with tables of version 0001; photo 2 was seen by two models and boxed by hand."""
+    url = request.getfixturevalue("postgres")() if request.param == "postgresql" else f"sqlite:///{tmp_path}/old.sqlite"
+    shutil.copy(BEFORE, tmp_path / "before.sqlite")
+    engine, old = tables.make_engine(url), tables.make_engine(f"sqlite:///{tmp_path}/before.sqlite")
+    move_tables(engine, "upgrade", "0001")
+    known = MetaData()
+    known.reflect(engine)
+    with old.connect() as source, engine.begin() as target:
+        for table in (known.tables[name] for name in OLD_TABLES):
+            values = source.execute(select(table)).mappings().all()
+            target.execute(table.insert(), [dict(row) for row in values])
+        again = "SELECT 9, 'second', name, width, settings, created_at FROM models"
+        target.execute(text(f"INSERT INTO models (id, fingerprint, name, width, settings, created_at) {again}"))
+        again = "SELECT photo_id, 9, vector, trained FROM embeddings WHERE photo_id = 2"
+        target.execute(text(f"INSERT INTO embeddings (photo_id, model_id, vector, trained) {again}"))
+        target.execute(text("UPDATE crops SET source = 'person' WHERE photo_id IN (2, 3)"))
+        target.execute(text("UPDATE photos SET side = 'left' WHERE id = 2"))
+        for number, date in enumerate(("20190713", "2019-W28-6", "13/07/2019", "07/08/2019", "2019-07-13T14:05"), 1):
+            target.execute(text("UPDATE encounters SET date = :date WHERE id = :id"), {"date": date, "id": number})
+    old.dispose()
+    yield engine
+    engine.dispose()
+
+
+def test_migration_to_annotations_keeps_all_rows_and_can_be_undone(before):
+    kept = rows_of(before, *OLD_TABLES)
+    move_tables(before, "upgrade", "0002")
+    with before.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        made = connection.execute(select(Annotation).order_by(Annotation.id)).all()
+        embedded = connection.execute(select(Embedding.annotation_id, Embedding.sha256, Embedding.box)).all()
+        digests = dict(connection.execute(select(Photo.id, Photo.sha256)).all())
+        dates = connection.scalars(select(Encounter.date).where(Encounter.id < 6).order_by(Encounter.id)).all()
+    assert len(made) == 32 and made[1] == (2, 2, 0, "left", "")
+    assert {number: digest for number, digest, _ in embedded} == digests
+    # what came before the box that a person drew is unknown where several models have looked
+    assert sorted(number for number, _, box in embedded if box == "?") == [2, 2]
+    assert dates == ["2019-07-13"] * 3 + ["07/08/2019", "2019-07-13T14:05"]
+    move_tables(before, "downgrade", "0001")
+    names = [name for name in OLD_TABLES if name != "encounters"]  # their dates stay in one form
+    assert rows_of(before, *names) == {name: kept[name] for name in names}
+
+
+def test_photo_can_be_added_after_the_migration_to_annotations(before):
+    move_tables(before, "upgrade", "head")
+    with Session(before) as session, session.begin():
+        met = session.scalar(select(Encounter).limit(1))
+        columns = {"name": "a.jpg", "path": "a.jpg", "kept": True, "sha256": "0" * 64, "width": 9, "height": 9}
+        if before.dialect.name == "postgresql":  # the rows were copied with their numbers
+            session.execute(text("SELECT setval('photos_id_seq', 32)"))
+        photo = add_photo(session, met, 1, np.ones(4, np.float32) / 2, **columns)
+        assert (photo.withdrawn, photo.given) == (False, None)
+        assert session.scalar(select(Annotation.box).where(Annotation.photo_id == photo.id)) == 0
 
 
 def test_upgrade_catalogue_that_fails_midway_leaves_the_tables_as_they_were(mine, next_version):
@@ -144,7 +222,7 @@ def test_upgrade_catalogue_that_fails_midway_leaves_the_tables_as_they_were(mine
     with mine.store.engine.connect() as connection:
         names = {row[1] for row in connection.execute(text("PRAGMA table_info(individuals)"))}
         assert "name" in names and "sex" not in names
-    assert tables.schema_version(mine.store.engine)[0] == "0001"
+    assert tables.schema_version(mine.store.engine)[0] == "0002"
 
 
 def test_upgrade_catalogue_without_a_catalogue_is_refused(tmp_path):
@@ -264,7 +342,13 @@ def test_take_news_fills_in_what_is_empty_and_changes_nothing_else(mine, tiny_co
     assert "of 1 encounters filled in" in told and "date (1 photographs)" in told
     assert "1 photographs are not in the folder, such as gone.jpg" in told and "columns plaec are not read" in told
     with mine.reading() as session:
-        rows = session.execute(select(Photo.name, Photo.side, Encounter.date).join(Encounter).where(~Photo.kept)).all()
+        query = (
+            select(Photo.name, Annotation.side, Encounter.date)
+            .select_from(Photo)
+            .join(Annotation)
+            .join(Encounter, Encounter.id == Photo.encounter_id)
+        )
+        rows = session.execute(query.where(~Photo.kept)).all()
         kept = {name: (side, date) for name, side, date in rows}
         last = session.scalars(select(Decision).order_by(Decision.id.desc())).first()
     assert kept[one] == ("left", "2001-01-01") and kept[two] == ("left", "2024-05-06") and kept[three][0] == ""

@@ -169,6 +169,9 @@ PLANTS = {
         same_animal(root, different=True),
     ),
     "extra-column": lambda root: edit(root, lambda t: t.assign(weather="fog")),
+    "not-read": lambda root: (
+        (root / "sample_submission.csv").unlink() or (root / "test_images" / "IMG_9.CR2").write_bytes(b"II*\0")
+    ),
     "not-listed": lambda root: (root / "train_images" / "notes.txt").write_text("hello"),
     "species-spelling": cell(slice(0, 2), "species", "humpback_whales"),
     "two-species": lambda root: (

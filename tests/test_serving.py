@@ -33,8 +33,9 @@ from happywhale_nb.catalogue import build
 from happywhale_nb.catalogue import ingest as intake
 from happywhale_nb.catalogue.build import build_catalogue, change_over, demo_catalogue, keep_model, open_embedder
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
-from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
+from happywhale_nb.catalogue.schema import Annotation, Embedding, Encounter, Photo
 from happywhale_nb.catalogue.store import Catalogue, pack_vector
+from happywhale_nb.catalogue.training_photos import TrainedOn
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.core.errors import UserError
@@ -151,7 +152,8 @@ def test_build_catalogue_takes_two_photographs_of_one_name_apart(embedded, colou
     write_embeddings(model.with_name("embeddings.parquet"), image_embeddings(parts, images, vectors))
     made = build_catalogue(tmp_path / "catalogue", tiny_copy, model)[0]
     with made.reading() as session:
-        columns = select(Photo.path, Embedding.vector, Embedding.trained).join(Embedding).where(Photo.name == name)
+        columns = select(Photo.path, Embedding.vector, Embedding.trained).select_from(Photo).join(Annotation)
+        columns = columns.join(Embedding, Embedding.annotation_id == Annotation.id).where(Photo.name == name)
         rows = {path: (vector, trained) for path, vector, trained in session.execute(columns)}
     made.close()
     expected = {
@@ -230,7 +232,7 @@ def test_re_embed_cut_off_goes_on_and_the_old_model_answers_until_change_over(
 def test_open_embedder_embeds_what_is_missing_and_refuses_another_model(embedded, folder, tmp_path):
     made = Catalogue(folder)
     with made.writing() as session:
-        session.delete(session.scalars(select(Embedding).order_by(Embedding.photo_id)).first())
+        session.delete(session.scalars(select(Embedding).order_by(Embedding.annotation_id)).first())
     assert open_embedder(made).fingerprint == made.fingerprint
     assert len(embedded) == 1 and count_of(made, Embedding) == 58
     keep_model(made.folder, save_model(tmp_path / "other", b"two"))
@@ -242,7 +244,7 @@ def test_open_embedder_embeds_what_is_missing_and_refuses_another_model(embedded
 def test_trained_on_knows_the_gallery_of_its_fold(tmp_path):
     model = save_model(tmp_path / "model")
     record = read_json(model.with_name("config.json"))
-    assert build.trained_on(model) == []
+    assert build.trained_on(model) == TrainedOn()
     del record["trained_on"]
     fold = tmp_path / "study" / "m" / "fold1"
     fold.parent.mkdir(parents=True)
@@ -252,7 +254,14 @@ def test_trained_on_knows_the_gallery_of_its_fold(tmp_path):
     rows = [("a.jpg", "A", 0, 0), ("b.jpg", "A", 1, 0), ("c.jpg", "B", 0, 1)]
     table = pd.DataFrame(rows, columns=["image", "individual_id", "fold", "query_only"])
     table.assign(species="x", protocol="known")[FOLD_COLUMNS].to_csv(tmp_path / "study" / "folds.csv", index=False)
-    assert build.trained_on(fold / "model.keras") == ["a.jpg"]
+    assert build.trained_on(fold / "model.keras") == TrainedOn(names=frozenset(["a.jpg"]))
+    photos = tmp_path / "data" / "train_images"
+    photos.mkdir(parents=True)
+    (photos / "a.jpg").write_bytes(b"a whale")
+    write_json(tmp_path / "study" / "study.json", {"data_dir": str(tmp_path / "data")})
+    content = sha256(b"a whale").hexdigest()
+    assert build.trained_on(fold / "model.keras") == TrainedOn(frozenset([content]))
+    assert build.trained_on(fold / "model.keras", {photos / "a.jpg": "known"}) == TrainedOn(frozenset(["known"]))
 
 
 def test_demo_catalogue_is_made_once_and_spares_other_catalogues(embedded, built, tmp_path, monkeypatch):
@@ -376,7 +385,7 @@ def test_catalogue_add_command_takes_photographs_and_leaves_out_what_is_none(emb
 
 
 def test_catalogue_upgrade_command_of_todays_tables_says_so(mine):
-    assert "of version 0001 already" in happywhale("catalogue", "upgrade", mine.folder).stdout
+    assert "of version 0002 already" in happywhale("catalogue", "upgrade", mine.folder).stdout
 
 
 # --- the server as a process
@@ -655,41 +664,41 @@ def hammer(address, number, told, stop):
 @pytest.mark.kill
 @pytest.mark.timeout(900)
 def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own):
-    for attempt in range(2):
-        told, stop = {"photos": [], "decisions": []}, threading.Event()
-        with server(own) as (address, process):
-            workers = [threading.Thread(target=hammer, args=(address, 10 * attempt + n, told, stop)) for n in range(6)]
-            for worker in workers:
-                worker.start()
-            until = time.monotonic() + 60
-            while len(told["decisions"]) < 25 and time.monotonic() < until:
-                time.sleep(0.05)
-            os.kill(process.pid, signal.SIGKILL)
-            stop.set()
-            for worker in workers:
-                worker.join(60)
-            assert not any(worker.is_alive() for worker in workers)
-        assert len(told["decisions"]) >= 25, "in a minute"
-        with closing(sqlite3.connect(own / "catalogue.sqlite")) as database:
-            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            paths = database.execute("SELECT path FROM photos WHERE kept").fetchall()
-            bare = "SELECT count(*) FROM photos WHERE id NOT IN (SELECT photo_id FROM embeddings) OR id NOT IN "
-            assert database.execute(bare + "(SELECT photo_id FROM crops)").fetchone() == (0,)
-            half = (
-                "SELECT count(*) FROM encounters WHERE state = 'new' AND id NOT IN (SELECT encounter_id FROM decisions)"
-            )
-            assert database.execute(half).fetchone() == (0,)
-        for (path,) in paths:
-            assert sha256((own / path).read_bytes()).hexdigest() == Path(path).stem
-        with server(own) as (address, _):
-            for met, decision, name in told["decisions"]:
-                now = httpx.get(f"{address}/api/encounters/{met}").json()
-                assert (now["state"], now["individual"]["name"]) == ("new", name)
-                trail = httpx.get(f"{address}/api/audit-log?encounter_id={met}").json()["decisions"]
-                assert decision in {line["id"] for line in trail}
-            for met, digest in told["photos"]:
-                photo = httpx.get(f"{address}/api/encounters/{met}").json()["photos"][0]
-                assert sha256(httpx.get(f"{address}/api/photos/{photo['id']}/file").content).hexdigest() == digest
+    told, stop = {"photos": [], "decisions": []}, threading.Event()
+    with server(own) as (address, process):
+        workers = [threading.Thread(target=hammer, args=(address, n, told, stop)) for n in range(6)]
+        for worker in workers:
+            worker.start()
+        until = time.monotonic() + 60
+        while len(told["decisions"]) < 25 and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        stop.set()
+        for worker in workers:
+            worker.join(60)
+        assert not any(worker.is_alive() for worker in workers)
+    assert len(told["decisions"]) >= 25, "in a minute"
+    with closing(sqlite3.connect(own / "catalogue.sqlite")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        paths = database.execute("SELECT path FROM photos WHERE kept").fetchall()
+        bare = "SELECT count(*) FROM photos LEFT JOIN annotations a ON a.photo_id = photos.id WHERE a.id IS NULL "
+        bare += "OR a.id NOT IN (SELECT annotation_id FROM embeddings) OR "
+        assert database.execute(bare + "a.id NOT IN (SELECT annotation_id FROM crops)").fetchone() == (0,)
+        half = (
+            "SELECT count(*) FROM encounters WHERE state = 'new' AND id NOT IN (SELECT encounter_id FROM decisions)"
+        )
+        assert database.execute(half).fetchone() == (0,)
+    for (path,) in paths:
+        assert sha256((own / path).read_bytes()).hexdigest() == Path(path).stem
+    with server(own) as (address, _):
+        for met, decision, name in told["decisions"]:
+            now = httpx.get(f"{address}/api/encounters/{met}").json()
+            assert (now["state"], now["individual"]["name"]) == ("new", name)
+            trail = httpx.get(f"{address}/api/audit-log?encounter_id={met}").json()["decisions"]
+            assert decision in {line["id"] for line in trail}
+        for met, digest in told["photos"]:
+            photo = httpx.get(f"{address}/api/encounters/{met}").json()["photos"][0]
+            assert sha256(httpx.get(f"{address}/api/photos/{photo['id']}/file").content).hexdigest() == digest
 
 
 # --- the season's real network

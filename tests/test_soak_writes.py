@@ -478,7 +478,8 @@ def read_catalogue(folder):
     found = rows_of(path, f"{photos} ON e.id = p.encounter_id ORDER BY p.id")
     for number, _, place, kept, sha256, _ in found:
         for table in ("crops", "embeddings"):
-            assert rows_of(path, f"SELECT count(*) FROM {table} WHERE photo_id = {number}") == [[1]], place
+            about = f"SELECT count(*) FROM {table} JOIN annotations a ON a.id = annotation_id WHERE photo_id = {number}"
+            assert rows_of(path, about) == [[1]], place
         assert not kept or hashlib.sha256((folder / place).read_bytes()).hexdigest() == sha256, place
     met = "SELECT e.name, e.state, e.version, i.name, i.active FROM encounters e LEFT JOIN individuals i"
     trail = "SELECT kind, who, encounter_id, individual_id, undoes_id, undone_by_id FROM decisions ORDER BY id"

@@ -23,7 +23,16 @@ RUN = ("run",)
 NOTEBOOKS = ("notebooks",)
 KAGGLE_BUILD = ("kaggle", "build")
 SERVE_DEMO = ("serve", "--demo")
-QUICK = ("-p", "quick", "true", "-p", "folds", "2", "-p", "preset", "basic_cnn")
+STUDY = """
+study: mine
+data_dir: data/mine
+folds: 2
+quick: true
+models: {basic_cnn: {}}
+eda: false
+gradcam: false
+robustness: false
+"""
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +89,16 @@ def test_wheel_has_the_notebooks_without_outputs_the_studies_and_the_workflow(wh
 
 def test_import_and_run_of_a_folder_leave_data_and_outputs_in_the_current_folder(happywhale, source):
     happywhale(*IMPORT, source, "--to", "data/mine", "--species", "humpback_whale")
-    said = happywhale(*RUN, "-p", "data_dir", "data/mine", *QUICK)
+    (happywhale.place / "mine.yaml").write_text(STUDY)
+    said = happywhale(*RUN, "mine.yaml")
     assert "report.html" in said and "MAP@5 of basic_cnn, out of fold" in said
     assert "happywhale notebooks ." in said
-    assert {path.name for path in happywhale.place.iterdir()} <= {"data", "outputs", ".snakemake"}
+    assert {path.name for path in happywhale.place.iterdir()} <= {"data", "outputs", ".snakemake", "mine.yaml"}
     folder = happywhale.place / "outputs" / "mine-quick"
     assert (folder / "report.html").is_file()
     (record,) = (folder / "basic_cnn" / "fold1").glob("03_train-*.run.json")
     assert json.loads(record.read_text())["commit"] is None
-    assert "Nothing to do" in happywhale(*RUN, "-p", "data_dir", "data/mine", *QUICK)
+    assert "Nothing to do" in happywhale(*RUN, "mine.yaml")
 
 
 def test_record_of_a_run_inside_somebody_elses_repository_names_no_commit_of_it(venv, tmp_path):

@@ -17,6 +17,7 @@ from .ingest import ingest_dataset, recalibrate
 from .store import Catalogue, create_catalogue
 from ..data.boxes import BOX
 from ..data.dataset import read_dataset
+from ..data.parts import split_path
 from ..demo.dataset import draw_demo
 from ..imaging.crops import load_crop
 from ..retrieval.vectors import unit_length
@@ -46,14 +47,14 @@ class ColourEmbedder:
         """Choose the first box of each photo.
 
         Args:
-            images: file names of n photos.
+            images: paths of n photos; of one in a data folder, its folder is the part.
             boxes: a table of `data.boxes`, or None.
 
         Returns:
             n times `(source, box, frame)`; `("whole", None, None)` for a photo without a box.
         """
-        rows = {} if boxes is None else {row["image"]: row for row in boxes[::-1].to_dict("records")}
-        return [_first_box(rows.get(image)) for image in images]
+        rows = {} if boxes is None else {_key(row): row for row in boxes[::-1].to_dict("records")}
+        return [_first_box(_row_of(rows, str(image))) for image in images]
 
     def crop(self, path: Path, box: Sequence[float] | None = None, frame: Sequence[float] | None = None) -> np.ndarray:
         """Cut out the part that is embedded.
@@ -79,7 +80,7 @@ class ColourEmbedder:
         Returns:
             `[n, 48]` float32, of length 1.
         """
-        sources = self.crop_boxes([path.name for path in paths], boxes)
+        sources = self.crop_boxes([str(path) for path in paths], boxes)
         crops = [self.crop(path, box, frame) for path, (_, box, frame) in zip(paths, sources, strict=True)]
         return mean_colours(np.stack(crops)) if crops else np.empty((0, self.width), np.float32)
 
@@ -87,6 +88,17 @@ class ColourEmbedder:
         """Do nothing; a network ends its threads here."""
 
 # %% ../../nbs/lib/catalogue/example.ipynb #example-06
+def _key(row):
+    return row.get("part", ""), Path(row["image"]).name
+
+
+def _row_of(rows, image):
+    """The row of boxes for an image, by part and name; a row or an image without a part is of either part."""
+    part, name = split_path(image)[0], Path(image).name
+    parts = (part, "") if part else ("", "train", "test")
+    return next((rows[each, name] for each in parts if (each, name) in rows), None)
+
+
 def _first_box(row):
     if row is None:
         return "whole", None, None

@@ -20,9 +20,16 @@ from matplotlib.figure import Figure
 from . import decisions
 from .build import open_embedder
 from .ingest import PhotoEmbedder, add_detected_boxes, count_uncropped
-from .listings import crop_box, encounter_view, get_or_404, list_decisions, list_encounters
+from happywhale_nb.catalogue.listings import (
+    crop_box,
+    encounter_view,
+    get_or_404,
+    list_decisions,
+    list_encounters,
+    photo_crop,
+)
 from .matching import Matcher, match_encounter, match_vectors
-from .schema import Crop, Encounter, Photo
+from .schema import Encounter, Photo
 from .store import Catalogue, find_catalogue
 from .upload_photos import Metadata, check_uploads, ingest_uploads
 from .uploads import Limits
@@ -75,7 +82,8 @@ class OpenedCatalogue:
             NotFound: if there is no such photo.
         """
         with self.catalogue.reading() as session:
-            photo, (box, frame) = get_or_404(session, Photo, number, "photograph"), crop_box(session.get(Crop, number))
+            photo = get_or_404(session, Photo, number, "photograph")
+            box, frame = crop_box(photo_crop(session, number))
         return shaped_crop(self.catalogue.path(photo), box, frame, self.matcher.model.settings, side)
 
 # %% ../../nbs/09_identify.ipynb #09-identify-07

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from threading import RLock
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
-from .listings import answer_view, get_or_404, id_and_name, photo_view, rejections
+from .listings import annotated, answer_view, get_or_404, id_and_name, photo_view, rejections
 from .naming import next_name
-from .schema import Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
+from .schema import Annotation, Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
 from .store import Catalogue, model_row, now, unpack_vectors
 from ..core.errors import UserError
 from ..core.renamed import CALIBRATIONS, with_new_keys
@@ -133,9 +133,11 @@ def gallery_model(catalogue: Catalogue) -> GalleryModel:
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-08a
 def _read_photos(session, model, photo_ids):
     """Read photos from the database, as `KnownPhotos`."""
-    columns = (Photo.id, Encounter.individual_id, Encounter.id, Encounter.species, Photo.side, Encounter.place)
+    known = case((Photo.withdrawn, None), else_=Encounter.individual_id)
+    columns = (Photo.id, known, Encounter.id, Encounter.species, Annotation.side, Encounter.place)
     query = select(*columns, Encounter.date, Embedding.vector).join(Encounter, Encounter.id == Photo.encounter_id)
-    query = query.join(Embedding, (Embedding.photo_id == Photo.id) & (Embedding.model_id == model.id))
+    query = query.join(Annotation, Annotation.photo_id == Photo.id)
+    query = query.join(Embedding, (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model.id))
     rows = []
     for start in range(0, len(photo_ids), 10_000):  # databases bound the number of values in a query
         rows += session.execute(query.where(Photo.id.in_(photo_ids[start : start + 10_000]))).all()
@@ -154,30 +156,35 @@ class GalleryState:
         last_decision: number of the last line of the audit log, 0 if it is empty.
         decisions: how many lines it has.
         photos: how many photos the model has embedded.
+        deletions: how many lines tell of photos that were deleted.
     """
 
     last_decision: int
     decisions: int
     photos: int
+    deletions: int
 
 
 def _gallery_state(session, model):
     """The present `GalleryState`."""
     last, decisions = session.execute(select(func.max(Decision.id), func.count(Decision.id))).one()
     embedded = select(func.count()).select_from(Embedding).where(Embedding.model_id == model.id)
-    return GalleryState(last or 0, decisions, session.scalar(embedded))
+    deletions = select(func.count()).select_from(Decision).where(Decision.kind == "delete")
+    return GalleryState(last or 0, decisions, session.scalar(embedded), session.scalar(deletions))
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-08
 OVERLAP = 200  # lines of the audit log that are read again: more than can be under way at once
 
 
 def _changed_photos(session, since):
-    """Numbers of the photos that decisions after `since` are about."""
-    rows = session.execute(select(Decision.encounter_id, Decision.before).where(Decision.id > since)).all()
-    encounters = {number for number, _ in rows} - {None}
-    for _, before in rows:
-        encounters.update(before.get("encounters", ()))
-    return session.scalars(select(Photo.id).where(Photo.encounter_id.in_(encounters)).order_by(Photo.id)).all()
+    """Numbers of the photos that decisions after `since` are about; an undo tells all encounters that it changed."""
+    rows = session.scalars(select(Decision).where(Decision.id > since)).all()
+    encounters, photos = {row.encounter_id for row in rows} - {None}, set()
+    for row in rows:
+        encounters.update(row.before.get("encounters", ()), (row.after or {}).get("encounters", ()))
+        photos.update(int(number) for number in row.before.get("photos", ()))
+    own = Photo.encounter_id.in_(encounters) | Photo.id.in_(photos)
+    return session.scalars(select(Photo.id).where(own).order_by(Photo.id)).all()
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-06
 class Matcher:
@@ -211,8 +218,11 @@ class Matcher:
             state = _gallery_state(session, self.model)
             if state == self.seen:
                 return
+            if self.seen is not None and state.deletions != self.seen.deletions:
+                self.photos, self.seen = PhotoIndex(self.model.width), None
             if state.photos != len(self.photos.ids):
-                embedded = session.scalars(select(Embedding.photo_id).where(Embedding.model_id == self.model.id))
+                embedded = select(Annotation.photo_id).join(Embedding, Embedding.annotation_id == Annotation.id)
+                embedded = session.scalars(embedded.where(Embedding.model_id == self.model.id))
                 new_ids = sorted(set(embedded) - set(self.photos.rows))
                 self.photos.append(_read_photos(session, self.model, new_ids))
             if self.seen is not None:
@@ -365,16 +375,15 @@ def _nearest_query(ranked, i, query_ids):
 def _nearest_photos(matcher, session, ranked):
     """A view of the nearest photo of each candidate, None for the new individual."""
     ids = [int(matcher.photos.ids[row]) if row >= 0 else None for row in ranked.photos]
-    rows = select(Photo, Crop, Encounter).join(Crop, Crop.photo_id == Photo.id)
-    rows = rows.join(Encounter, Encounter.id == Photo.encounter_id).where(Photo.id.in_(set(ids) - {None}))
+    rows = annotated(Encounter).join(Encounter, Encounter.id == Photo.encounter_id)
     views = {}
-    for photo, crop, encounter in session.execute(rows):
-        views[photo.id] = _matched_view(matcher, photo, crop, encounter)
+    for photo, *parts, encounter in session.execute(rows.where(Photo.id.in_(set(ids) - {None}))):
+        views[photo.id] = _matched_view(matcher, photo, *parts, encounter)
     return [views.get(number) for number in ids]
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-13b
-def _matched_view(matcher, photo, crop, encounter):
-    view = photo_view(photo, crop, matcher.model.settings)
+def _matched_view(matcher, photo, annotation, crop, encounter):
+    view = photo_view(photo, annotation, crop, matcher.model.settings)
     return view | {"date": encounter.date, "place": encounter.place, "encounter": id_and_name(encounter)}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-14
@@ -415,7 +424,8 @@ def _encounter_content(matcher, session, encounter, k, filters):
     vectors = matcher.photos.known.vectors[[matcher.photos.rows[each] for each in ids]]
     ranked, note = rank_candidates(matcher, vectors, k, encounter.id, filters)
     note, no_animal = note_no_animal(matcher, note, vectors)
-    whole = select(func.count()).select_from(Crop).where(Crop.photo_id.in_(ids), Crop.source == "whole")
+    whole = select(func.count()).select_from(Crop).join(Annotation, Annotation.id == Crop.annotation_id)
+    whole = whole.where(Annotation.photo_id.in_(ids), Crop.source == "whole")
     note = note_uncropped(note, session.scalar(whole) if matcher.model.settings["boxed"] else 0, len(ids))
     content = answer_content(matcher, session, ranked, note, ids, rejected) | {"no_animal": no_animal}
     return _with_proposed_name(matcher, session, content, encounter.species)
@@ -423,7 +433,10 @@ def _encounter_content(matcher, session, encounter, k, filters):
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-15
 def _embedded_photos(matcher, session, encounter):
     """Numbers of an encounter's photos that are in memory. Raises `UserError` if there are none."""
-    stored = session.scalars(select(Photo.id).where(Photo.encounter_id == encounter.id).order_by(Photo.id)).all()
+    if encounter.state == "withdrawn":
+        raise UserError(f"encounter {encounter.name} was withdrawn: put it back, then ask about it")
+    stored = select(Photo.id).where(Photo.encounter_id == encounter.id, ~Photo.withdrawn).order_by(Photo.id)
+    stored = session.scalars(stored).all()
     # a photo that was added after `refresh` is left to the next call
     ids = [each for each in stored if each in matcher.photos.rows]
     if not ids:

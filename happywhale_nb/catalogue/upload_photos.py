@@ -210,13 +210,14 @@ def _embed_uploads(catalogue, embedder, photos):
     """Keep and embed checked photos: the arguments of `add_photo` for each."""
     paths = [keep_photo(catalogue.folder, photo.data, photo.picture) for photo in photos]
     boxes = add_detected_boxes(embedder, paths)
-    vectors, crops = embedder.embed(paths, boxes), embedder.crop_boxes([path.name for path in paths], boxes)
+    vectors, crops = embedder.embed(paths, boxes), embedder.crop_boxes([str(path) for path in paths], boxes)
     return [
         {
             "name": photo.name,
             "path": path.relative_to(catalogue.folder).as_posix(),
             "kept": True,
             "sha256": photo.picture.sha256,
+            "size": len(photo.data),
             "width": photo.picture.width,
             "height": photo.picture.height,
             "taken": photo.picture.taken,

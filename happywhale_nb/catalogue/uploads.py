@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.platforms import sync_folder
+from ..data.formats import open_photo
 from ..imaging.crops import load_crop
 from ..imaging.photo import jpeg_bytes, upright_pixels, upright_size
 
@@ -171,7 +172,8 @@ def read_exif(photo: Image.Image) -> tuple[str, float | None, float | None]:
         photo: opened by Pillow.
 
     Returns:
-        Date and time (ISO 8601) or "", latitude and longitude in degrees or None; what cannot be read is unknown.
+        Date and time (ISO 8601) or "", latitude and longitude in degrees or None; what cannot be read is unknown, and
+        so is a position of zeros.
     """
     try:
         exif = photo.getexif()
@@ -179,8 +181,9 @@ def read_exif(photo: Image.Image) -> tuple[str, float | None, float | None]:
     except Exception:  # broken bytes make Pillow raise errors of any type
         return "", None, None
     latitude, longitude = _degrees(gps, 1, "NS", 90), _degrees(gps, 3, "EW", 180)
-    position = (None, None) if latitude is None or longitude is None else (latitude, longitude)
-    return _date(taken), *position
+    if latitude is None or longitude is None or (latitude, longitude) == (0, 0):  # zeros: no fix, or scrubbed
+        latitude = longitude = None
+    return _date(taken), latitude, longitude
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-14a
 def _date(text):
@@ -311,7 +314,7 @@ def show_photo(path: Path | str, side: int = 1600) -> bytes:
     """Make a photo small for a page.
 
     Args:
-        path: its file.
+        path: its file, of any format of `data.formats.ENDINGS`.
         side: the most pixels of the longer side.
 
     Returns:
@@ -321,7 +324,7 @@ def show_photo(path: Path | str, side: int = 1600) -> bytes:
         UserError: if the file is missing or cannot be decoded.
     """
     try:
-        with Image.open(path, formats=READERS) as photo:
+        with open_photo(path) as photo:
             scale = min(1.0, side / max(photo.size))
             pixels = upright_pixels(photo, tuple(math.ceil(length * scale) for length in photo.size))
     except FileNotFoundError:

@@ -50,6 +50,7 @@ def serve(folder, demo, host, port, names, tokens, rate, browser):
               happywhale serve outputs/mine/catalogue --host 0.0.0.0 --name whales.example
     """
     from happywhale_nb.catalogue.build import demo_catalogue
+    from happywhale_nb.catalogue.photo_files import missing_line, missing_photos
     from happywhale_nb.server import run as serving
 
     began, embedder = time.perf_counter(), None
@@ -57,6 +58,8 @@ def serve(folder, demo, host, port, names, tokens, rate, browser):
         opened, embedder = demo_catalogue(folder or project_root() / "outputs" / "demo-season")
     else:
         opened = open_chosen_catalogue(folder)
+    if line := missing_line(opened, len(missing_photos(opened))):
+        click.echo(line, err=True)
     address = _server_address(host, names, port)
 
     def ready():

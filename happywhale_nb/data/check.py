@@ -31,13 +31,13 @@ from .boxes import read_boxes
 from happywhale_nb.data.dataset import (
     EXTRA_COLUMNS,
     NEW,
-    PHOTO_ENDINGS,
     TABLES,
     TRAIN_COLUMNS,
     parse_csv,
     photo_folder,
     read_skips,
 )
+from .formats import ENDINGS, jpeg_ends, open_photo, orientation, photos_in
 from .near_duplicates import grey_thumbnail, same_pictures
 from .species import merge_species, suspect_spellings
 
@@ -71,6 +71,7 @@ WARNINGS = {
     "same-photo": "one photograph is there under two names, of the same individual",
     "near-photo": "nearly the same photograph is listed as two individuals: look at both",
     "extra-column": "a column this project does not know; it is kept and not used",
+    "not-read": "a file is in the folder, but is no photograph that can be read here; it is not used",
     "not-listed": "a file is in the folder, but in no table; it is not used",
     "species-spelling": "a species is spelled nearly like another: is it the same?",
     "two-species": "one individual is listed under two species",
@@ -78,7 +79,7 @@ WARNINGS = {
     "tiny": "the picture is smaller than 32 pixels on a side",
     "greyscale": "the picture has no colour; it is read as grey RGB",
     "cmyk": "the picture is CMYK, made for printing; it is converted to RGB, colours may shift",
-    "16-bit": "the picture has 16 bits a channel; the upper eight are used",
+    "16-bit": "the picture has more than 8 bits a channel; it is scaled to eight",
     "alpha": "the picture has a transparent channel; it is dropped",
     "readable-again": "skip.csv leaves the picture out, and it can be read now: remove its row there",
     "exif-rotation": "the camera was held upright: the picture is turned when read, and so must its boxes be",
@@ -269,8 +270,11 @@ def _without_table(check, part, folder):
     if part == "train":
         check.add("no-table", TABLES[part])
         return None
-    names = sorted(p.name for p in folder.glob("*") if p.suffix.lower() in PHOTO_ENDINGS)
-    return pd.DataFrame({"image": names}, dtype=str)
+    photos, left_out = photos_in(folder)
+    for kind in left_out:
+        for name in kind.names:
+            check.add("not-read", f"{folder.name}/{name}", kind.reason)
+    return pd.DataFrame({"image": [path.name for path in photos]}, dtype=str)
 
 # %% ../../nbs/lib/data/check.ipynb #check-26
 def _check_listed(check, part, needed, known, skips):
@@ -324,7 +328,7 @@ def check_tables(check: Check) -> pd.DataFrame:
 # %% ../../nbs/lib/data/check.ipynb #check-30
 LARGEST = 200_000_000  # pixels: four times the largest sensor of 2024, and 600 MB once decoded
 IMAGE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-SUFFIXES = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}, "MPO": {".jpg", ".jpeg", ".mpo"}}
+SUFFIXES = ENDINGS | {"MPO": ENDINGS["JPEG"] + ENDINGS["MPO"]}
 
 # %% ../../nbs/lib/data/check.ipynb #check-31
 @dataclass(frozen=True)
@@ -362,23 +366,25 @@ def _oddities(photo, suffix):
     if photo.mode in {"RGBA", "LA", "PA"} or "transparency" in photo.info:
         yield "alpha", photo.mode
     header = photo.format != "PNG" or "exif" in photo.info  # of other PNGs Pillow would decode all to look for EXIF
-    if header and (orientation := photo.getexif().get(0x0112, 1)) not in {0, 1}:
-        yield "exif-rotation", f"orientation {orientation}"
+    if header and (turn := orientation(photo)) != 1:
+        yield "exif-rotation", f"orientation {turn}"
 
 # %% ../../nbs/lib/data/check.ipynb #check-33
 def _ends_well(path, format):
     mark = IMAGE_ENDS.get(format)
     with open(path, "rb") as file:
         file.seek(-min(4096, os.fstat(file.fileno()).st_size), os.SEEK_END)
-        return mark is None or mark in file.read()
+        if mark is None or mark in file.read():
+            return True
+        file.seek(0)
+        return format == "JPEG" and jpeg_ends(file.read())  # a film or zeros may follow
 
 # %% ../../nbs/lib/data/check.ipynb #check-35
 def _fault(path, error):
     if isinstance(error, Image.DecompressionBombError):
         return "too-large", str(error).split(",")[0]
     if isinstance(error, Image.UnidentifiedImageError):
-        with open(path, "rb") as file:
-            return "not-a-photo", f"begins with {file.read(12)!r}"
+        return "not-a-photo", str(error)
     return "truncated", str(error)
 
 # %% ../../nbs/lib/data/check.ipynb #check-36
@@ -397,7 +403,7 @@ def inspect_photo(path: Path | str, deep: bool = False) -> PhotoInspection:
         size = os.stat(path).st_size
         if size == 0:
             return PhotoInspection((("empty-file", ""),))
-        with Image.open(path) as photo:
+        with open_photo(path) as photo:
             shape = photo.size
             findings += _oddities(photo, Path(path).suffix.lower())
             if shape[0] * shape[1] > LARGEST:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
 from .dataset import Dataset
+from .formats import open_photo, upright
 
 # %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-05
 THUMBNAIL_SIDE = 32
@@ -40,7 +41,7 @@ def grey_thumbnail(photo: Image.Image, whole: bool = False) -> np.ndarray:
     """
     if not whole:
         photo.draft("L", (4 * THUMBNAIL_SIDE, 4 * THUMBNAIL_SIDE))
-    grey = ImageOps.exif_transpose(photo).convert("L")
+    grey = upright(photo).convert("L")
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return np.asarray(grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
 
@@ -67,7 +68,7 @@ def perceptual_hash(thumbnail: np.ndarray) -> np.uint64:
 # %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-08
 def _read_thumbnail(path):
     try:
-        with Image.open(path) as photo:
+        with open_photo(path) as photo:
             return grey_thumbnail(photo)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be decoded ({error}): see `happywhale data check --deep`") from None

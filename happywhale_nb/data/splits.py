@@ -20,10 +20,11 @@ from scipy.sparse.csgraph import connected_components
 from ..core.errors import UserError
 from .dataset import NEW, Dataset, read_table
 from .dates import read_dates
+from .encounters import encounter_table, encounter_units
 from .near_duplicates import among_train, find_near_duplicates
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-04
-SPLIT_KINDS = ("stratified", "open", "similar", "time", "disjoint")
+SPLIT_KINDS = ("stratified", "open", "similar", "encounter", "time", "disjoint")
 
 
 def _new_fraction(split, text):
@@ -111,6 +112,14 @@ def _groups(images, pairs):
     label = pd.Series(connected_components(links, directed=False)[1], index=images.index)
     return images.groupby(label).transform("min")
 
+
+def _encounters(train, pairs, k):
+    # the name of the encounter of each photograph, the first photograph of it
+    names = train["image"].groupby(encounter_units(train, pairs=pairs)).transform("min")
+    if names.nunique() < k:
+        raise UserError(f"{names.nunique()} encounters cannot be cut into {k} folds: ask for fewer folds")
+    return names
+
 # %% ../../nbs/lib/data/splits.ipynb #splits-14
 SELDOM = 10  # photographs; individuals with more are chosen as new ones only if the others do not suffice
 
@@ -175,6 +184,8 @@ def _assign_folds(train, k, seed, split, pairs):
         return _open(train, k, seed, fraction)
     if kind == "similar":
         return _together(train, _groups(train["image"], pairs), k, seed)
+    if kind == "encounter":
+        return _together(train, _encounters(train, pairs, k), k, seed)
     if kind == "time":
         return _time(train, k)
     return _together(train, train["individual_id"], k, seed)
@@ -189,13 +200,16 @@ def make_folds(
     """Split a training table into folds.
 
     Args:
-        train: table with columns image, individual_id, species (and date, for `time`).
+        train: table with columns image, individual_id, species (and date, for `time`; what `assign_encounters` reads,
+            for `encounter`).
         k: number of folds, from 2 to the number of photographs.
         seed: any integer; the same seed gives the same folds for any order of the rows, on any machine.
         split: `stratified` spreads an individual's photographs over the folds; `open:0.3` does so too, but 30 % of a
             fold's queries are of individuals that its gallery does not hold; `similar` keeps near-duplicates in one
-            fold, `disjoint` individuals; `time` takes the photographs by date, each fold later than the one before.
-        pairs: near-duplicates, columns image_a and image_b, of `find_near_duplicates`; needed for `similar`.
+            fold, `encounter` encounters, `disjoint` individuals; `time` takes the photographs by date, each fold later
+            than the one before.
+        pairs: near-duplicates, columns image_a and image_b, of `find_near_duplicates`; needed for `similar`, used for
+            `encounter`.
 
     Returns:
         Table image, individual_id, species, fold (0 … k-1, or -1: always in the gallery), protocol, query_only (0),
@@ -316,9 +330,7 @@ def _given_folds(path, train):
     table = read_table(path, ["image", "fold"])
     missing = train.loc[~train["image"].isin(table["image"]), "image"]
     if len(missing):
-        raise UserError(
-            f"{path} gives no fold to {missing.iloc[0]} ({len(missing)} images of train.csv are not in it)"
-        )
+        raise UserError(f"{path} gives no fold to {missing.iloc[0]} ({len(missing)} images of train.csv are not in it)")
     bad = table.index[~table["fold"].str.fullmatch(r"\d+")]
     if len(bad):
         raise UserError(f"{path}, row {bad[0] + 2}: fold {table['fold'][bad[0]]!r} is not a whole number from 0")
@@ -338,7 +350,7 @@ def dataset_folds(
         k: number of folds, for `make_folds`.
         seed: seed, for `make_folds`.
         split: name of a split; `""`: the data folder's `folds.csv` if it exists, else `stratified`.
-        folder: where to keep the near-duplicates that `similar` searches for; None: nowhere.
+        folder: where to keep the near-duplicates that `similar` and `encounter` search for; None: nowhere.
 
     Returns:
         The table of `make_folds`, sorted by image.
@@ -349,5 +361,6 @@ def dataset_folds(
     own_folds = dataset.root / "folds.csv"
     if own_folds.is_file() and not split:
         return _given_folds(own_folds, dataset.train)
-    pairs = among_train(find_near_duplicates(dataset, folder)) if split == "similar" else None
-    return make_folds(dataset.train, k, seed, split or "stratified", pairs)
+    train = encounter_table(dataset) if split in ("encounter", "time") else dataset.train
+    pairs = among_train(find_near_duplicates(dataset, folder)) if split in ("similar", "encounter") else None
+    return make_folds(train, k, seed, split or "stratified", pairs)

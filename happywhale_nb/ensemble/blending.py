@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..data.dataset import NEW, read_table
+from ..data.parts import of_part, with_parts
 from .ranked_lists import RankedLists, read_ranked_lists
 from .voting import VoteTable, count_votes
 from .weights import RankMargins, leave_one_out_loss, nested_cross_validation, weight_intervals
@@ -159,13 +160,21 @@ def _sum_above_floor(candidates):
     return total.sort_values(["row", "above", "priority"], ascending=[True, False, True])
 
 # %% ../../nbs/lib/ensemble/blending.ipynb #blending-20
-def read_no_fin(path: Path | str, voting: str, images: Sequence[str] | np.ndarray) -> np.ndarray | None:
+def read_no_fin(
+    path: Path | str,
+    voting: str,
+    images: Sequence[str] | np.ndarray,
+    part: str = "test",
+    both: Collection[str] = (),
+) -> np.ndarray | None:
     """Read which photos show no dorsal fin.
 
     Args:
-        path: a CSV file with a column image; "": there is none.
+        path: a CSV file with a column image, and perhaps part; "": there is none.
         voting: the voting rule; only `notebook` uses the list.
         images: `[n]` the photos to be blended.
+        part: of these photos, "train" or "test" (default).
+        both: names that are in both parts, of `dataset.names_in_both`.
 
     Returns:
         `[n]` bool; None without a file.
@@ -179,7 +188,8 @@ def read_no_fin(path: Path | str, voting: str, images: Sequence[str] | np.ndarra
         raise UserError(
             f"no_fin_csv={path}: photographs without a back fin matter to the rule notebook alone, not to {voting}"
         )
-    return np.isin(images, read_table(path, ["image"])["image"].to_numpy(dtype=str))
+    table = of_part(with_parts(read_table(path, ["image"]), path, both), part)
+    return np.isin(images, table["image"].to_numpy(dtype=str))
 
 # %% ../../nbs/lib/ensemble/blending.ipynb #blending-23
 def read_truth(path: Path | str, known: Collection[str] | None = None) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from ..core.progress import shows_widgets
 from ..core.renamed import read_record
 from ..data.boxes import read_boxes
 from ..data.dataset import NEW, read_dataset, read_table
+from ..data.parts import split_path
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
 from .per_query import read_outcomes
 from ..imaging.crops import study_crops
@@ -186,10 +187,13 @@ class ModelResults:
             fold: number of the fold.
 
         Returns:
-            Names of the fold's photos, then of the test photos if they have predictions.
+            Names of the fold's photos, then of the test photos if they have predictions. A test photo with the name of
+            a known one is called `test_images/…`.
         """
         tested = (fold_dir(self.folder, self.model, fold) / "test_lists.csv").is_file()
-        return self.select(fold, "all photographs") + (self.dataset.test["image"].tolist() if tested else [])
+        known = set(self.dataset.train["image"])
+        tests = [f"test_images/{name}" if name in known else name for name in self.dataset.test["image"]]
+        return self.select(fold, "all photographs") + (tests if tested else [])
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-16
 @lru_cache(maxsize=2)
@@ -272,7 +276,7 @@ def view_query(results: ModelResults, fold: int, image: str, n_neighbors: int = 
     if image not in results.names(fold):
         raise UserError(f"{image!r} is no photograph that fold {fold} was asked about: choose one of .names({fold})")
     rows = results.table[(results.table["fold"] == fold) & (results.table["image"] == image)]
-    outcome = rows.iloc[0] if len(rows) else None
+    outcome, image = (rows.iloc[0], image) if len(rows) else (None, split_path(image)[1])
     fold_folder = fold_dir(results.folder, results.model, fold)
     near = _neighbour_table(results, fold, image, outcome, n_neighbors)
     predictions = _prediction_table(fold_folder, image, outcome)

@@ -22,6 +22,7 @@ from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.dataset import Dataset
+from ..data.parts import of_part
 from ..data.splits import make_folds
 from ..imaging.augmentation import RECIPES, affine, augment, warp
 from ..imaging.crops import load_crops
@@ -361,6 +362,16 @@ def read_detector(path: Path | str) -> keras.Model:
     return model
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-23
+def _unboxed_paths(dataset):
+    """The photos of both parts that have no box but perhaps one of the source `own`."""
+    boxes = read_boxes(dataset.root)
+    boxes, paths = boxes[boxes["source"] != "own"], []
+    for part, all_paths in (("train", dataset.train_paths()), ("test", dataset.test_paths())):
+        boxed = set(of_part(boxes, part)["image"])
+        paths += [path for path in all_paths if path.name not in boxed]
+    return paths
+
+
 def write_own_boxes(dataset: Dataset, model: keras.Model, folder: Path) -> int:
     """Detect a box for every photo without one, and write `<data>/boxes/own.csv`.
 
@@ -372,9 +383,7 @@ def write_own_boxes(dataset: Dataset, model: keras.Model, folder: Path) -> int:
     Returns:
         Number of photos boxed; with 0 nothing is written.
     """
-    boxes = read_boxes(dataset.root)
-    known = set(boxes.loc[boxes["source"] != "own", "image"])
-    paths = [p for p in [*dataset.train_paths(), *dataset.test_paths()] if p.name not in known]
+    paths = _unboxed_paths(dataset)
     if not paths:
         return 0
     detections, sizes = detect_boxes(model, whole_photos(paths, folder)), _photo_sizes(paths)
@@ -382,6 +391,7 @@ def write_own_boxes(dataset: Dataset, model: keras.Model, folder: Path) -> int:
     table = pd.DataFrame(corners, columns=["xmin", "ymin", "xmax", "ymax"])
     table = table.assign(confidence=detections["confidence"].round(3), W=sizes[:, 0], H=sizes[:, 1])
     table.insert(0, "image", [p.name for p in paths])
+    table.insert(1, "part", ["train" if p.parent == dataset.train_images else "test" for p in paths])
     with atomic(dataset.root / "boxes" / "own.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     return len(paths)

@@ -27,6 +27,7 @@ from ..core.artifacts import fingerprint
 from ..core.errors import Busy, UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, BOX_COLUMNS
+from ..data.parts import split_path
 from ..imaging.crops import load_crop
 from ..imaging.photo import photo_size
 from .detector import SIDE, STORED_SIDE, box_table, detector_input, mirror_averaged, read_detector
@@ -302,13 +303,13 @@ class CroppingModel(StoredModel):
     """A stored model that crops photos as in its training; its arguments are those of `StoredModel`."""
 
     def crop_boxes(
-        self, images: Sequence[str], boxes: pd.DataFrame | None = None
+        self, images: Sequence[Path | str], boxes: pd.DataFrame | None = None
     ) -> list[tuple[str, list[float] | None, list[float] | None]]:
         """Choose the part of each photo that is cropped.
 
         Args:
-            images: file names.
-            boxes: table of `boxes.BOX_COLUMNS`, or None for whole photos.
+            images: photos, as for `loading.choose_boxes`.
+            boxes: table of `boxes.BOX_COLUMNS`, perhaps with the column part, or None for whole photos.
 
         Returns:
             For each image its box's source, box `[4]` or None and frame `[2]` or None in pixels, as `crop` takes
@@ -407,13 +408,14 @@ def photo_boxes(paths: Sequence[Path | str], detections: np.ndarray) -> pd.DataF
         detections: `[n, 5]`, boxes and spreads in fractions (see `detector.box_table`).
 
     Returns:
-        Table of `boxes.BOX_COLUMNS` with the source `DETECTOR`, in pixels of the upright photos.
+        Table of `boxes.BOX_COLUMNS` and part, with the source `DETECTOR`, in pixels of the upright photos. The part is
+        "" outside a data folder.
     """
     table = box_table(detections)
     sizes = np.array([photo_size(path) for path in paths], float).reshape(-1, 2)
     table[BOX] = np.round(table[BOX].to_numpy(float) * np.tile(sizes, 2), 1)
     table = table.assign(image=[Path(path).name for path in paths], source=DETECTOR, W=sizes[:, 0], H=sizes[:, 1])
-    return table[BOX_COLUMNS]
+    return table[BOX_COLUMNS].assign(part=[split_path(str(path))[0] for path in paths])
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-19a
 def _detections(thread, decoders, paths):
@@ -434,8 +436,8 @@ class Embedder(LoadedModel):
         """Embed photos.
 
         Args:
-            paths: photos; their names without folders are the images of `boxes`.
-            boxes: table of `boxes.BOX_COLUMNS`, or None for whole photos.
+            paths: photos, as for `loading.choose_boxes`.
+            boxes: table of `boxes.BOX_COLUMNS`, perhaps with the column part, or None for whole photos.
             quiet: show no progress bar.
 
         Returns:
@@ -446,7 +448,7 @@ class Embedder(LoadedModel):
             Busy: if too many photos wait.
         """
         paths = [Path(path) for path in paths]
-        views = choose_boxes([path.name for path in paths], boxes, self.record)
+        views = choose_boxes(paths, boxes, self.record)
         vectors = np.zeros((len(paths), self.width), np.float32)
         for start in bar(range(0, len(paths), BATCH_SIZES[-1]), "embedding", unit="batch", disable=quiet):
             rows = slice(start, start + BATCH_SIZES[-1])

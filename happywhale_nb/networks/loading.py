@@ -6,6 +6,7 @@
 __all__ = ['PERSON', 'DETECTOR', 'read_model', 'find_photos', 'choose_boxes', 'boxes_and_frames', 'make_crop']
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-02
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,10 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.renamed import read_record
 from ..data.boxes import BOX, BOX_COLUMNS, CropMix, read_boxes
-from ..data.dataset import PHOTO_ENDINGS, read_dataset
+from ..data.dataset import read_dataset
+from ..data.formats import photos_in
+from ..data.left_out import left_out_lines
+from ..data.parts import split_path
 from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop
 from . import heads  # noqa: F401 - registers the layers that a stored model names
 from .presets import Preset, used_preset
@@ -60,7 +64,7 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[str], list[Path], p
 
     Args:
         folder: in Happywhale's layout (the photos of `train.csv` and the test photos), or any folder with photos
-            (`PHOTO_ENDINGS`), which are taken by name.
+            (`data.formats`), which are taken by name; a line on standard error names each kind that is left out.
 
     Returns:
         `(parts, images, paths, boxes)`: "train" or "test" ("" outside Happywhale's layout), file names and paths, one
@@ -77,21 +81,26 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[str], list[Path], p
         return parts, images, dataset.train_paths() + dataset.test_paths(), read_boxes(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_ENDINGS)
+    paths, left_out = photos_in(folder)
+    for line in left_out_lines(left_out):
+        print(line, file=sys.stderr)
     if not paths:
-        raise UserError(f"{folder} has no photographs ({', '.join(PHOTO_ENDINGS)}), and no train.csv")
+        raise UserError(f"{folder} has no photographs that can be read, and no train.csv")
     return [""] * len(paths), [path.name for path in paths], paths, read_boxes(folder)
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-11
 PERSON, DETECTOR = "person", "detector"  # sources of boxes that no data folder has
 
 
-def choose_boxes(images: Sequence[str], boxes: pd.DataFrame | None, record: dict) -> list[tuple[float, pd.DataFrame]]:
+def choose_boxes(
+    images: Sequence[Path | str], boxes: pd.DataFrame | None, record: dict
+) -> list[tuple[float, pd.DataFrame]]:
     """Choose the boxes by which a model's photos are cropped.
 
     Args:
-        images: file names.
-        boxes: table of `boxes.BOX_COLUMNS`, also with the sources `PERSON` and `DETECTOR`, or None.
+        images: paths of photos; of one in a data folder, its folder is the part. A bare name may be in either part.
+        boxes: table of `boxes.BOX_COLUMNS`, perhaps with the column part, also with the sources `PERSON` and
+            `DETECTOR`, or None.
         record: the model's `config.json`.
 
     Returns:
@@ -100,15 +109,38 @@ def choose_boxes(images: Sequence[str], boxes: pd.DataFrame | None, record: dict
     """
     if boxes is None or not len(boxes):  # the whole of each: one view, however many the model knows
         return [(1.0, pd.DataFrame({"image": list(images), "source": "whole"}).reindex(columns=BOX_COLUMNS))]
+    known, boxes = boxes["source"], _numbered_boxes(images, boxes)
+    tables = _choose_numbered(range(len(images)), boxes, set(known) - {PERSON, DETECTOR}, record)
+    return [(share, table.assign(image=list(images))) for share, table in tables]
+
+
+def _choose_numbered(images, boxes, known, record):
+    """`choose_boxes` of photos that are known by number."""
     used, least = record["parameters"], used_preset(record["parameters"]).min_confidence
     person, detected = boxes[boxes["source"] == PERSON], boxes[boxes["source"] == DETECTOR]
     rest = boxes[~boxes["source"].isin((PERSON, DETECTOR))]
-    mix = _box_mix(used.get("tta_sources") or used["crops"], rest["source"], least)
+    mix = _box_mix(used.get("tta_sources") or used["crops"], known, least)
     stand_in = next((source for source in mix.sources if source != "whole"), None)
     if stand_in and set(record.get("result", {}).get("boxes", {"": 1})) != {"whole"}:
         rest, detected = _with_detected(rest, detected, mix.sources, least, stand_in)
     tables = mix.variants(images, rest) if used.get("tta_sources") else [(1.0, mix.prefer(images, rest))]
     return [(share, _own_sources(table, person, detected["image"], stand_in)) for share, table in tables]
+
+# %% ../../nbs/lib/networks/loading.ipynb #loading-11a
+def _numbered_boxes(images, boxes):
+    """The boxes of some photos; `image` is the number of the photo among `images`."""
+    keys = [split_path(str(image)) for image in images]
+    photos = pd.DataFrame({"photo": range(len(keys)), "name": [Path(str(image)).name for image in images]})
+    photos["of"] = [part for part, _ in keys]
+    boxes = boxes.assign(part=boxes.get("part", ""))
+    folders = boxes["image"].str.contains("/", regex=False)
+    if folders.any():
+        pairs = [split_path(name) for name in boxes.loc[folders, "image"]]
+        boxes.loc[folders, "part"] = [part for part, _ in pairs]
+        boxes.loc[folders, "image"] = [Path(name).name for _, name in pairs]
+    boxes = boxes[boxes["image"].isin(photos["name"])].merge(photos, left_on="image", right_on="name")
+    boxes = boxes[(boxes["part"] == boxes["of"]) | (boxes["part"] == "") | (boxes["of"] == "")]
+    return boxes.assign(image=boxes["photo"]).drop(columns=["photo", "name", "of", "part"])
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-12
 def _box_mix(sources, known, least):

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .calibration import CandidateProbabilities
-from .conformal import CandidateSets, set_sizes
+from .conformal import CandidateSets, Coverage, measure_coverage, set_sizes
 from .gallery import Gallery
 from .knn import aggregate_neighbours, nearest_first, rank_sets, top_candidates
 from .metrics import average_precision, calibration_metrics, rank_of_truth
@@ -56,11 +56,15 @@ class Calibration:
         individuals: number of individuals.
         ece: expected calibration error of the first candidate's probability. This and the next three are of images as
             queries among other encounters, by values learnt from other individuals; NaN where there are none.
-        coverage: fraction of sets that contain the truth.
+        coverage: fraction of sets that contain the truth, in which each encounter counts once; NaN also where all
+            images were in the network's training set.
         top1: fraction of rankings whose first candidate, or `new_individual`, is the truth.
         map5: MAP@5 of the rankings with `new_individual`.
         note: a sentence if there are few or no images, else "".
         several: the same for encounters with several images as one query; None if there are too few of them.
+        coverage_low, coverage_high: the 95 % interval of `coverage`.
+        coverage_encounters: number of encounters that it was measured on; 0 also in calibrations of earlier versions,
+            which counted photographs.
         no_animal: how images without an animal are told; None if that was not learnt.
     """
 
@@ -78,7 +82,16 @@ class Calibration:
     map5: float = float("nan")
     note: str = "No photograph with a name stands behind these probabilities: they are defaults."
     several: "Calibration | None" = None
+    coverage_low: float = float("nan")
+    coverage_high: float = float("nan")
+    coverage_encounters: int = 0
     no_animal: NoAnimal | None = None
+
+    @property
+    def measured(self) -> Coverage:
+        """What the sets have held, on encounters that did not set their limit."""
+        interval, limited = (self.coverage_low, self.coverage_high), bool(np.isfinite(self.distance))
+        return Coverage(1 - self.alpha, self.coverage, *interval, self.coverage_encounters, limited)
 
     def for_images(self, n: int) -> "Calibration":
         """Choose the calibration for a query.
@@ -186,7 +199,7 @@ class _Prior:
 @dataclass(frozen=True, eq=False)
 class _Rankings:
     """Rankings with known truth: ids and scores `[n, DEPTH]`, truth `[n]`, natural `[n]` bool (the individual was not
-    closed), individuals `[n]` codes.
+    closed), individuals and encounters `[n]` codes.
     """
 
     ids: np.ndarray
@@ -194,6 +207,7 @@ class _Rankings:
     truth: np.ndarray
     natural: np.ndarray
     individuals: np.ndarray
+    encounters: np.ndarray
 
     def __getitem__(self, rows):
         return _Rankings(*(column[rows] for column in vars(self).values()))
@@ -255,11 +269,13 @@ def calibrate(
     labels, codes = np.unique(individuals, return_inverse=True)
     codes, encounters = np.where(individuals != "", codes, -1), np.unique(encounters, return_inverse=True)[1]
     prior, vectors = _Prior(labels, *_seen_once(codes, encounters), alpha), unit_rows(vectors)
-    single = _calibration(_query_rankings(vectors, codes, encounters, rows), codes[rows], prior, rng)
+    pair = _query_rankings(vectors, codes, encounters, rows)
+    single = _calibration(pair, codes[rows], encounters[rows], prior, rng)
     several = _calibrate_several(vectors, codes, encounters, rows, max_queries // 8, prior, rng)
     note = _note(len(rows), single.new, single.individuals, optimistic)
     counts = {"photographs": len(rows), "encounters": len(np.unique(encounters[rows]))}
-    return replace(single, **counts, note=note, several=several)
+    made = replace(single, **counts, note=note, several=several)
+    return _unmeasured(made) if optimistic else made
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-14a
 def _choose_queries(named, held_out, max_queries, rng):
@@ -276,14 +292,22 @@ def _calibrate_several(vectors, codes, encounters, rows, most, prior, rng):
     groups = _encounters_with_several(codes, encounters, rows, most, rng)
     if len(groups) < MIN_HELD_OUT:
         return None
-    individuals = np.array([codes[group[0]] for group in groups])
-    several = _calibration(_set_rankings(vectors, codes, encounters, groups), individuals, prior, rng)
+    first = np.array([group[0] for group in groups])
+    pair = _set_rankings(vectors, codes, encounters, groups)
+    several = _calibration(pair, codes[first], encounters[first], prior, rng)
     return replace(several, photographs=sum(map(len, groups)), encounters=len(groups))
 
+
+def _unmeasured(calibration):
+    """Without the coverage, which training images do not measure."""
+    several = calibration.several and _unmeasured(calibration.several)
+    nothing = dict.fromkeys(("coverage", "coverage_low", "coverage_high"), float("nan"))
+    return replace(calibration, several=several, coverage_encounters=0, **nothing)
+
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-15
-def _calibration(pair, individuals, prior, rng):
-    """What queries teach that show `individuals` (codes `[n]`); pair: their rankings among other encounters, and among
-    other individuals.
+def _calibration(pair, individuals, encounters, prior, rng):
+    """What queries teach that show `individuals` in `encounters` (codes `[n]`); pair: their rankings among other
+    encounters, and among other individuals.
     """
     ids, scores = (np.concatenate(column) for column in zip(*pair, strict=True))
     known_truth = np.where(prior.once[individuals], NEW, prior.labels[individuals])
@@ -291,10 +315,10 @@ def _calibration(pair, individuals, prior, rng):
     natural, both = np.arange(len(truth)) < len(individuals), np.tile(individuals, 2)
     ids = np.where(ids >= 0, prior.labels[ids], "")
     use = np.isfinite(scores[:, 0]) & (natural | ~prior.once[both])  # a new individual is a query once
-    rankings = _Rankings(ids, scores, truth, natural, both)[use]
+    rankings = _Rankings(ids, scores, truth, natural, both, np.tile(encounters, 2))[use]
     counts = {"new": int(prior.once[individuals].sum()), "individuals": len(np.unique(individuals))}
-    metrics = _judge(rankings, prior, rng)
-    return Calibration(*_learn(rankings, prior), prior.alpha, **counts, **metrics, note="")
+    learnt = _learn(rankings, prior)
+    return Calibration(*learnt, prior.alpha, **counts, **_judge(rankings, learnt[2], prior, rng), note="")
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-16
 def _seen_once(codes, encounters):
@@ -306,20 +330,36 @@ def _seen_once(codes, encounters):
     return times == 1, (np.count_nonzero(times == 1) + 1) / (len(pairs) + 2)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-17
-def _judge(rankings, prior, rng, parts=5):
-    """Metrics of the natural rows, each part of the individuals judged by what was learnt from the others."""
+def _judge(rankings, distance, prior, rng, parts=5):
+    """Metrics of the natural rows, each part of the individuals judged by what was learnt from the others, in other
+    encounters; distance: the limit of sets to come.
+    """
     individuals, index = np.unique(rankings.individuals, return_inverse=True)
     part_numbers = (rng.permutation(len(individuals)) % min(parts, max(len(individuals), 1)))[index]
-    judged = []
+    judged, encounters = [], []
     for number in range(part_numbers.max(initial=-1) + 1 if len(individuals) > 1 else 0):
         own = rankings.natural & (part_numbers == number)
-        if own.any():
-            judged.append(_judged(rankings[own], _learn(rankings[part_numbers != number], prior)))
+        others = (part_numbers != number) & ~np.isin(rankings.encounters, rankings.encounters[own])
+        if own.any() and (others & rankings.natural).any():
+            judged.append(_judged(rankings[own], _learn(rankings[others], prior)))
+            encounters.append(rankings.encounters[own])
     if not judged:
         return {}
     confidence, top1, covered, precision = np.concatenate(judged).T
     ece = calibration_metrics(top1, confidence)["ece"]
-    return {"ece": ece, "coverage": float(covered.mean()), "top1": float(top1.mean()), "map5": float(precision.mean())}
+    measured = measure_coverage(covered > 0, np.concatenate(encounters), prior.alpha, distance)
+    interval = {
+        "coverage_low": measured.low,
+        "coverage_high": measured.high,
+        "coverage_encounters": measured.encounters,
+    }
+    return {
+        "ece": ece,
+        "coverage": measured.rate,
+        "top1": float(top1.mean()),
+        "map5": float(precision.mean()),
+        **interval,
+    }
 
 
 def _judged(own, learnt):
@@ -358,7 +398,10 @@ class Identification:
         query_rows: `[r]` int, the query image nearest to it, -1 for `new_individual`.
         in_set: `[r]` bool, whether it is in the conformal set.
         other: probability of someone not listed; all probabilities sum to 1.
-        set_size: size of the conformal set, which may include candidates beyond those shown.
+        set_size: size of the conformal set, which may include candidates beyond those shown; 0 where no short list can
+            be promised (`Coverage.is_kept`).
+        measured: what such sets have held.
+        hidden: how many candidates of the set a mask hides.
     """
 
     names: np.ndarray
@@ -369,6 +412,8 @@ class Identification:
     in_set: np.ndarray
     other: float
     set_size: int
+    measured: Coverage
+    hidden: int = 0
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-23
 def identify_individual(
@@ -386,8 +431,10 @@ def identify_individual(
         calibration: of the same catalogue.
         vectors: `[n, d]` of any length, n ≥ 1.
         k: number of individuals shown, 1 or more; never more than `DEPTH`.
-        allowed: `[m]` bool, rows that may be neighbours; None: all.
-        left_out: `[m]` bool, rows that may not; None: none.
+        allowed: `[m]` bool, rows that may be shown; None: all. What it hides is counted all the same: probabilities are
+            those among all individuals.
+        left_out: `[m]` bool, rows that are no part of the gallery for this query, such as its own encounter's; None:
+            none.
 
     Returns:
         the ranking with `new_individual`.
@@ -397,37 +444,75 @@ def identify_individual(
         ValueError: for masks of another length.
     """
     vectors = unit_rows(vectors, "photograph", width=gallery.n_features_in_)
-    gallery = gallery.under(allowed, left_out)
+    shown = None if allowed is None else gallery.under(allowed, left_out)
+    gallery = gallery.under(None, left_out)
     if not len(vectors) or k < 1:
         raise UserError(f"{len(vectors)} photographs asked for {k} names: give at least one, ask for at least one")
     calibration = calibration.for_images(len(vectors))
     n_individuals = np.count_nonzero(np.bincount(gallery.codes_[gallery.open_]))
     if not n_individuals:
         return _certainly_new(calibration)
-    return _identified(gallery, calibration, vectors, k, n_individuals)
+    ranked = _ranked(gallery, calibration, vectors, n_individuals)
+    return _shown(ranked, gallery if shown is None else shown, calibration, vectors, k)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-23a
 def _certainly_new(calibration):
     """The identification in an empty gallery."""
     none, threshold = np.array([-1]), np.array([calibration.threshold])
-    return Identification(np.array([NEW]), threshold, np.ones(1), none, none, np.ones(1, bool), 0.0, 1)
+    listed = np.array([calibration.measured.is_kept])
+    size = int(listed[0])
+    return Identification(np.array([NEW]), threshold, np.ones(1), none, none, listed, 0.0, size, calibration.measured)
 
 
-def _identified(gallery, calibration, vectors, k, n_individuals):
+def _ranked(gallery, calibration, vectors, n_individuals):
+    """The ranking among all individuals: names, scores and probabilities `[r]`, the query rows, the size of the set,
+    and the mean probability of those not listed.
+    """
     _, ids, scores, drivers = rank_sets(gallery, vectors, np.zeros(len(vectors)), DEPTH)
     (names,), (all_scores,) = insert_new(ids, scores, calibration.threshold)
     (listed,), (other,) = calibration.probabilities.predict(ids, scores, calibration.threshold)
-    if n_individuals <= np.count_nonzero(ids[0] != ""):
-        listed, other = listed / (1 - other), 0.0
-    size, new = int(set_sizes(all_scores[None], calibration.distance)[0]), names == NEW
-    shown = np.flatnonzero((names != "") & (new | (np.cumsum(~new) <= k)))
-    query_rows = np.insert(drivers[0], np.argmax(new), -1)[shown]
-    photos = _best_rows(gallery, names[shown], vectors, query_rows)
-    if len(shown) < np.count_nonzero(names != ""):
-        other = max(0.0, 1 - float(listed[shown].sum()))
-    return Identification(
-        names[shown], all_scores[shown], listed[shown], photos, query_rows, shown < size, float(other), size
+    left = n_individuals - np.count_nonzero(ids[0] != "")
+    if left <= 0:
+        listed, other, left = listed / (1 - other), 0.0, 1
+    size = int(set_sizes(all_scores[None], calibration.distance)[0]) if calibration.measured.is_kept else 0
+    query_rows = np.insert(drivers[0], np.argmax(names == NEW), -1)
+    columns, used = (names, all_scores, listed, query_rows), names != ""
+    return [column[used] for column in columns], size, float(other) / left
+
+# %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-23c
+def _shown(ranked, gallery, calibration, vectors, k):
+    """The `Identification` of a ranking, as far as the gallery is open; at most k individuals."""
+    (names, scores, probabilities, query_rows), size, mean_other = ranked
+    is_open = np.isin(names, gallery.classes_[np.unique(gallery.codes_[gallery.open_])])
+    in_set, known = np.arange(len(names)) < size, names != NEW
+    hidden = np.count_nonzero(in_set & known & ~is_open)
+    columns = _with_later([names, scores, probabilities, query_rows, in_set], gallery, vectors, mean_other, is_open)
+    names, scores, probabilities, query_rows, in_set, visible = columns
+    new = names == NEW
+    rows = np.flatnonzero(new | (visible & (np.cumsum(visible & ~new) <= k)))
+    photos = _best_rows(gallery, names[rows], vectors, query_rows[rows])
+    other = max(0.0, 1 - float(probabilities[rows].sum()))
+    found = (names[rows], scores[rows], probabilities[rows], photos, query_rows[rows], in_set[rows])
+    return Identification(*found, other, size, calibration.measured, int(hidden))
+
+
+def _with_later(columns, gallery, vectors, mean_other, is_open):
+    """Columns of a ranking and `is_open`, with the open individuals behind it, the nearest first."""
+    names = columns[0]
+    if is_open[names != NEW].all() or not gallery.open_.any():
+        return [*columns, is_open]
+    _, (ids,), (scores,), (drivers,) = rank_sets(gallery, vectors, np.zeros(len(vectors)), DEPTH)
+    late = (ids != "") & ~np.isin(ids, names)
+    n, least = np.count_nonzero(late), columns[2][names != NEW].min(initial=1.0)
+    later = (
+        ids[late],
+        scores[late],
+        np.full(n, min(mean_other, least)),
+        drivers[late],
+        np.zeros(n, bool),
+        np.ones(n, bool),
     )
+    return [np.concatenate(pair) for pair in zip([*columns, is_open], later, strict=True)]
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-24
 def _best_rows(gallery, names, vectors, query_rows):

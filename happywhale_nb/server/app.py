@@ -21,12 +21,13 @@ from starlette.staticfiles import StaticFiles
 
 from ..catalogue import decisions, listings
 from ..catalogue.ingest import PhotoEmbedder
+from ..catalogue.schema import Decision, Individual, Photo
 from ..catalogue.store import NotFound
 from ..catalogue.upload_photos import BadPhoto, Duplicate, TooLarge
 from ..core.errors import Busy, UserError
 from . import schemas
 from .middleware import SecurityMiddleware
-from .routes import answers, catalogue, exports, images, session
+from .routes import answers, catalogue, corrections, exports, images, session
 from .routes import decisions as decision_routes
 from .state import AppState
 
@@ -50,11 +51,29 @@ def _error(request, error):
 
 # %% ../../nbs/lib/server/app.ipynb #app-06
 def _conflict(request, error):
-    """The response to a conflict; if it is about an encounter, with its present state and the latest decision."""
-    encounter = decision = None
-    if request.url.path.startswith("/api/encounters/"):
-        encounter, decision = _present_state(request.app.state.shared, int(request.path_params["number"]))
-    return JSONResponse({"detail": str(error), "encounter": encounter, "decision": decision}, 409)
+    """The response to a conflict: what it is about, see `schemas.ConflictProblem`."""
+    state, body = request.app.state.shared, {"detail": str(error), "species": getattr(error, "species", None)}
+    body |= {"encounter": None, "decision": None, "individual": None}
+    with state.catalogue.reading() as session:
+        if (number := getattr(error, "individual", None)) is not None:
+            body["individual"] = listings.individual_views(session, [session.get(Individual, number)])[0]
+        if error.decision is not None:
+            body["decision"] = listings.decision_views(session, [session.get(Decision, error.decision)])[0]
+    asked_back = isinstance(error, decisions.NameTaken | decisions.SpeciesMissing) or error.decision is not None
+    if not asked_back and (number := _encounter_of(request)) is not None:
+        body["encounter"], body["decision"] = _present_state(state, number)
+    return JSONResponse(body, 409)
+
+
+def _encounter_of(request):
+    """Number of the encounter that a request is about, also by one of its photos; None if it is about none."""
+    number, path = request.path_params.get("number"), request.url.path
+    if number is None or not path.startswith(("/api/encounters/", "/api/photos/")):
+        return None
+    if path.startswith("/api/encounters/"):
+        return int(number)
+    with request.app.state.shared.catalogue.reading() as session:
+        return session.get(Photo, int(number)).encounter_id
 
 
 def _present_state(state, number):
@@ -137,7 +156,7 @@ def make_app(state: AppState, load: Callable[[], PhotoEmbedder] | None = None) -
         redoc_url=None,
     )
     app.state.shared = state
-    for module in (session, catalogue, images, answers, decision_routes, exports):
+    for module in (session, catalogue, images, answers, decision_routes, corrections, exports):
         app.include_router(module.router, prefix="/api", responses=PROBLEMS)
     app.include_router(answers.provider, responses={code: PROBLEMS[code] for code in (401, 422, 429, 503)})
     _add_handlers(app)

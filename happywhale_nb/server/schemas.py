@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['Number', 'Text', 'Note', 'RequestBody', 'SignInRequest', 'AnswerRequest', 'DecisionRequest', 'EncounterEdit',
-           'CropEdit', 'MergeRequest', 'SplitRequest', 'RenameRequest', 'TokenRequest', 'IdAndName', 'CropView',
-           'PhotoView', 'EncounterView', 'EncounterList', 'IndividualView', 'IndividualList', 'DecisionView',
-           'IndividualPage', 'AuditLog', 'EncounterDecision', 'IndividualDecision', 'CandidateIndividual',
-           'MatchedPhoto', 'Candidate', 'AnswerView', 'Facets', 'CatalogueView', 'SessionView', 'Health', 'TokenView',
-           'NewTokenView', 'ProposedName', 'ExportMessages', 'Problem', 'ConflictProblem', 'Match', 'Matches']
+           'PhotoEdit', 'CropEdit', 'MergeRequest', 'SplitRequest', 'RenameRequest', 'TokenRequest', 'WithdrawRequest',
+           'MoveRequest', 'RegroupRequest', 'IdAndName', 'CropView', 'PhotoView', 'Withdrawal', 'EncounterView',
+           'EncounterList', 'IndividualView', 'IndividualList', 'DecisionView', 'IndividualPage', 'AuditLog',
+           'EncounterDecision', 'EditedEncounter', 'MovedPhotos', 'PhotoGroup', 'Regrouped', 'IndividualDecision',
+           'RenamedIndividual', 'CandidateIndividual', 'MatchedPhoto', 'PhotoList', 'Candidate', 'AnswerView', 'Facets',
+           'CatalogueView', 'SessionView', 'Health', 'TokenView', 'NewTokenView', 'ProposedName', 'ExportMessages',
+           'Problem', 'ConflictProblem', 'Match', 'Matches']
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-02
 from typing import Annotated, Literal
@@ -45,26 +47,41 @@ class AnswerRequest(RequestBody):
 
 
 class DecisionRequest(RequestBody):
-    """A decision about an encounter. `version` is the version of the encounter that the user saw."""
+    """A decision about an encounter. `version` is the version of the encounter that the user saw.
+
+    `species` is that of a new individual whose encounter has none: "" if it is unknown, null if nobody was asked.
+    """
 
     kind: Literal["confirm", "reject", "new", "unsure"]
     individual_id: Number | None = None
     name: Text | None = None
+    species: Text | None = None
     answer_id: Number | None = None
     version: Number
     note: Note = ""
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-07
 class EncounterEdit(RequestBody):
-    """New values for an encounter; fields that are left out stay as they are."""
+    """New values for an encounter; fields that are left out stay as they are.
+
+    `sides` are those of single photographs, by their numbers; `side` is that of all its photographs.
+    """
 
     version: Number
     date: Text | None = None
     place: Text | None = None
     side: Text | None = None
+    sides: dict[Number, Text] | None = Field(None, max_length=10_000)
     species: Text | None = None
     latitude: float | None = Field(None, ge=-90, le=90)
     longitude: float | None = Field(None, ge=-180, le=180)
+
+
+class PhotoEdit(RequestBody):
+    """The side of the animal on one photograph; `version` is that of its encounter."""
+
+    version: Number
+    side: Text
 
 
 class CropEdit(RequestBody):
@@ -101,6 +118,36 @@ class TokenRequest(RequestBody):
     name: Text
     role: Literal["read", "review", "admin"]
 
+# %% ../../nbs/lib/server/schemas.ipynb #schemas-28
+class WithdrawRequest(RequestBody):
+    """The reason for a withdrawal; `version` is that of the encounter."""
+
+    version: Number
+    reason: Literal["boat", "empty sea", "no animal", "mistake"]
+    note: Note = ""
+
+
+class MoveRequest(RequestBody):
+    """The photographs to move, and the encounter that gets them; null for a new one.
+
+    `versions` are those of encounters as they were seen, by number; encounters that are left out are not checked.
+    """
+
+    photo_ids: Annotated[list[Number], Field(min_length=1, max_length=10_000)]
+    encounter_id: Number | None = None
+    versions: dict[Number, Number] = Field({}, max_length=10_000)
+    note: Note = ""
+
+
+class RegroupRequest(RequestBody):
+    """The encounters to group anew, and how: by `folder`, `day` or `burst:MINUTES`. `dry_run` changes nothing."""
+
+    encounter_ids: Annotated[list[Number], Field(min_length=1, max_length=10_000)]
+    by: Text
+    dry_run: bool = False
+    versions: dict[Number, Number] = Field({}, max_length=10_000)
+    note: Note = ""
+
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-10
 class IdAndName(BaseModel):
     """The number and the name of a row."""
@@ -118,7 +165,10 @@ class CropView(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-11
 class PhotoView(BaseModel):
-    """A photograph. `width` and `height` are pixels of the upright image."""
+    """A photograph. `width` and `height` are pixels of the upright image.
+
+    `withdrawn`: the reason, "" if it is not; `uploaded`: its file is the catalogue's own.
+    """
 
     id: int
     name: str
@@ -127,18 +177,31 @@ class PhotoView(BaseModel):
     side: str
     taken: str
     encounter_id: int
+    withdrawn: str
+    uploaded: bool
     crop: CropView
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-12
+class Withdrawal(BaseModel):
+    """Why, by whom and when an encounter was withdrawn; `decision` is the number to undo, null if it is only empty."""
+
+    reason: str
+    user: str
+    at: str
+    decision: int | None
+
+
 class EncounterView(BaseModel):
     """One animal at one time and place, with its photographs.
 
-    `no_animal`: whether they probably show no animal; null for one that is decided, and where it is not known.
+    An encounter that has no photographs left is shown as withdrawn. `no_animal`: whether its photographs probably show
+    no animal; null for one that is decided, and where it is not known.
     """
 
     id: int
     name: str
-    state: Literal["undecided", "confirmed", "new", "unsure"]
+    state: Literal["undecided", "confirmed", "new", "unsure", "withdrawn"]
+    withdrawn: Withdrawal | None
     no_animal: bool | None = None
     individual: IdAndName | None
     rejected: list[IdAndName]
@@ -164,7 +227,11 @@ class EncounterList(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-14
 class IndividualView(BaseModel):
-    """An individual: numbers of encounters and photographs, first and last date, and a photograph as `cover`."""
+    """An individual: numbers of encounters and photographs, first and last date, and a photograph as `cover`.
+
+    `known_as` are names that it had before, or that were merged into it. One that is not `active` can be neither
+    renamed, merged nor split.
+    """
 
     id: int
     name: str
@@ -176,6 +243,7 @@ class IndividualView(BaseModel):
     last: str
     cover: int | None
     merged_into: IdAndName | None
+    known_as: list[str]
 
 
 class IndividualList(BaseModel):
@@ -187,7 +255,12 @@ class IndividualList(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-15
 class DecisionView(BaseModel):
-    """A row of the audit log: who decided what and when, with rank and probability in the answer that was shown."""
+    """A row of the audit log: who decided what and when, with rank and probability in the answer that was shown.
+
+    `text` tells it in words. Of a merge, `other` became part of `individual`; of a split, `individual` came from
+    `other`. `photos` are numbers of photographs that it changed. `can_undo`: it stands, and is of a kind that can be
+    undone.
+    """
 
     id: int
     at: str
@@ -200,6 +273,9 @@ class DecisionView(BaseModel):
     rank: int | None
     probability: float | None
     note: str
+    text: str
+    photos: list[int]
+    can_undo: bool
     undoes: int | None
     undone_by: int | None
 
@@ -219,10 +295,40 @@ class AuditLog(BaseModel):
 
 
 class EncounterDecision(BaseModel):
-    """A decision, and the encounter's present state."""
+    """A decision, and the present state of the encounter that it is about, and of all that it changed."""
 
     decision: DecisionView
     encounter: EncounterView | None
+    encounters: list[EncounterView] = []
+
+
+class EditedEncounter(EncounterView):
+    """An encounter after an edit, and the decision by which that is undone; null if nothing differed."""
+
+    decision: DecisionView | None
+
+
+class MovedPhotos(BaseModel):
+    """A decision about photographs, and the encounters that it changed; the one that gets them comes first."""
+
+    decision: DecisionView
+    encounters: list[EncounterView]
+
+
+class PhotoGroup(BaseModel):
+    """Photographs that belong to one encounter: null if that is a new one, which is still to be made."""
+
+    label: str
+    encounter: IdAndName | None
+    photos: list[int]
+
+
+class Regrouped(BaseModel):
+    """How photographs are grouped; the decision is null if nothing was changed."""
+
+    decision: DecisionView | None
+    groups: list[PhotoGroup]
+    encounters: list[EncounterView]
 
 
 class IndividualDecision(BaseModel):
@@ -230,6 +336,12 @@ class IndividualDecision(BaseModel):
 
     decision: DecisionView
     individual: IndividualView
+
+
+class RenamedIndividual(IndividualView):
+    """An individual after it was renamed, and the decision by which that is undone."""
+
+    decision: DecisionView
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-18
 class CandidateIndividual(IdAndName):
@@ -244,6 +356,14 @@ class MatchedPhoto(PhotoView):
     date: str
     place: str
     encounter: IdAndName
+
+
+class PhotoList(BaseModel):
+    """A page of an individual's photographs. `next` is the `after` of the following page, null on the last one."""
+
+    photos: list[MatchedPhoto]
+    total: int
+    next: int | None
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-19
 class Candidate(BaseModel):
@@ -361,10 +481,16 @@ class Problem(BaseModel):
 
 
 class ConflictProblem(Problem):
-    """A conflict: the encounter's present state, and the latest decision about it."""
+    """A conflict: the encounter's present state and the latest decision about it, or a question to the user.
+
+    For an undo, `decision` is the one that has to be undone first. `individual` is the one that a name belongs to: is
+    it meant? `species` are those of the catalogue: which is the new individual's?
+    """
 
     encounter: EncounterView | None = None
     decision: DecisionView | None = None
+    individual: IndividualView | None = None
+    species: list[str] | None = None
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-25
 class Match(BaseModel):

@@ -18,7 +18,7 @@ from ..core.artifacts import fingerprint, is_done, versions, write_json
 from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..core.renamed import read_record, stamp_names
-from ..data.dataset import NEW, Dataset, read_dataset
+from ..data.dataset import NEW, Dataset, names_in_both, read_dataset
 
 # %% ../../nbs/07_blending.ipynb #07-blending-06
 def select_runs(root: Path | str, min_map5: float = 0.0, always_include: Collection[str] = ()) -> pd.DataFrame:
@@ -352,11 +352,11 @@ def is_current(dataset: Dataset, folder: Path, record: dict) -> bool:
 def _blend(dataset, folder, files, options):
     """Blend, write the submission, and return what is recorded."""
     images, folds = dataset.test["image"].to_numpy(dtype=str), study_folds(dataset, folder, save=False)
-    counts = dataset.train["individual_id"].value_counts().to_dict()
+    counts, both = dataset.train["individual_id"].value_counts().to_dict(), names_in_both(dataset.root)
     is_fitted, judged, worth = options.weighting == "fit" and len(files) > 1, None, None
     if is_fitted or not len(images):
         judged, queries = out_of_fold(folder, list(files), folds)
-        worth = _judge(judged, queries, options, counts, is_fitted)
+        worth = _judge(judged, queries, options, counts, is_fitted, both)
     models = worth.models["weight"] if is_fitted else pd.Series(1.0, list(files))
     if len(images):
         lists, weights, repairs = _test_lists(folder, files, images, models)
@@ -365,7 +365,7 @@ def _blend(dataset, folder, files, options):
     if options.voting == "scores":
         blended, worth = score_blend(folder, files, folds, images)
     else:
-        blended = _vote(lists, weights, models, options, counts)
+        blended = _vote(lists, weights, models, options, counts, ("test" if len(images) else "train", both))
     skipped = _write_submission(dataset, folder, blended)
     facts = {"prediction_files": lists.models.tolist(), "weights": weights, "unseen": skipped}
     facts |= {"models": models.to_dict()} | {"repaired": repairs, "photos": len(blended), "tested": len(images) > 0}
@@ -373,19 +373,20 @@ def _blend(dataset, folder, files, options):
     return facts | _record_worth(worth) | {"agreement": _agreement(lists)}
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19b
-def _judge(lists, queries, options, counts, is_fitted):
+def _judge(lists, queries, options, counts, is_fitted, both):
     """What models are worth out of fold: a `WeightReport`, or with equal weights their MAP@5 alone."""
     if options.voting == "scores":
         return None
     truth, folds, individuals = (queries[name].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id"))
-    votes = _count(lists, options, counts, is_fitted and options.penalty)
+    votes = _count(lists, options, counts, is_fitted and options.penalty, ("train", both))
     if is_fitted:
         return fit_model_weights(votes, truth, folds, individuals, options.min_gain)
     return {"equal": float(average_precision(truth, votes.predict(np.ones(len(lists.models)))).mean())}
 
 
-def _count(lists, options, counts, penalised):
-    no_fin = read_no_fin(options.no_fin_csv, options.voting, lists.images)
+def _count(lists, options, counts, penalised, of_part):
+    part, both = of_part
+    no_fin = read_no_fin(options.no_fin_csv, options.voting, lists.images, part, both)
     return count_votes(lists, options.voting, counts, no_fin, penalised)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19c
@@ -396,9 +397,9 @@ def _test_lists(folder, files, images, models):
     return lists, [models[name] for name, model_files in files.items() for _ in model_files], repairs
 
 
-def _vote(lists, weights, models, options, counts):
+def _vote(lists, weights, models, options, counts, of_part):
     penalty = models[models.index == "frequency"].tolist()
-    return _count(lists, options, counts, bool(penalty)).predict(weights + penalty)
+    return _count(lists, options, counts, bool(penalty), of_part).predict(weights + penalty)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19d
 def _write_submission(dataset, folder, blended):

@@ -23,7 +23,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ..core.artifacts import write_json
 from ..core.errors import UserError
@@ -32,7 +31,9 @@ from ..core.renamed import read_record
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import Dataset, read_dataset, read_sizes
 from ..data.dates import read_dates
+from ..data.formats import open_photo
 from ..data.near_duplicates import COPY_CORRELATION, find_near_duplicates, read_near_duplicates
+from ..data.parts import of_part
 from ..imaging.photo import read_upright
 
 # %% ../../nbs/01_eda.ipynb #01-eda-05
@@ -193,7 +194,7 @@ def plot_singletons(table: pd.DataFrame) -> Axes:
 # %% ../../nbs/01_eda.ipynb #01-eda-17
 def _header_size(path):
     try:
-        with Image.open(path) as photo:
+        with open_photo(path) as photo:
             return photo.size
     except OSError as error:
         raise UserError(f"{path} is no photograph ({error}): see `happywhale data check`") from None
@@ -248,7 +249,8 @@ def best_boxes(boxes: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Its rows, most confident first.
     """
-    return boxes.sort_values("confidence", ascending=False).drop_duplicates(["image", "source"])
+    keys = [name for name in ("image", "source", "part") if name in boxes]
+    return boxes.sort_values("confidence", ascending=False).drop_duplicates(keys)
 
 
 def box_coverage(boxes: pd.DataFrame, images: Sequence[str]) -> pd.DataFrame:
@@ -283,9 +285,19 @@ def box_agreement(boxes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pair_agreement(best, a, b):
-    both = best[best["source"] == a].merge(best[best["source"] == b], on="image", suffixes=("_a", "_b"))
-    boxes_a, boxes_b = (both[[f"{side}_{c}" for side in BOX]].to_numpy(float) for c in "ab")
+    keys = [name for name in ("image", "part") if name in best]  # a box is compared with one of the same photo
+    both = best[best["source"] == a].merge(best[best["source"] == b], on=keys, suffixes=("_a", "_b"))
+    boxes_a, boxes_b = (_in_one_frame(both, c) for c in "ab")
     return pd.DataFrame({"image": both["image"], "sources": f"{a} and {b}", "iou": iou(boxes_a, boxes_b)})
+
+def _in_one_frame(both, side):
+    # boxes as fractions of their pictures if both frames are known: they may have been measured in different sizes
+    frames = both[["W_a", "H_a", "W_b", "H_b"]] if "W_a" in both else pd.DataFrame(index=both.index, columns=["W"])
+    known = frames.notna().all(axis=1).to_numpy()
+    corners = both[[f"{corner}_{side}" for corner in BOX]].to_numpy(float)
+    if known.any():
+        corners[known] /= np.tile(both.loc[known, [f"W_{side}", f"H_{side}"]].to_numpy(float), 2)
+    return corners
 
 # %% ../../nbs/01_eda.ipynb #01-eda-22
 def plot_agreement(agreement: pd.DataFrame) -> Axes:
@@ -332,8 +344,10 @@ def box_tables(dataset: Dataset) -> BoxTables:
         The tables.
     """
     boxes, faults = clean_boxes(read_box_tables(dataset.root))
-    tables = {"known": dataset.train, "test": dataset.test}
-    coverage = {name: box_coverage(boxes, table["image"]) for name, table in tables.items() if len(table)}
+    tables = {"known": ("train", dataset.train), "test": ("test", dataset.test)}
+    coverage = {
+        name: box_coverage(of_part(boxes, part), table["image"]) for name, (part, table) in tables.items() if len(table)
+    }
     return BoxTables(faults, pd.concat(coverage), box_agreement(boxes))
 
 # %% ../../nbs/01_eda.ipynb #01-eda-24

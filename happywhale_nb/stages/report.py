@@ -30,7 +30,7 @@ from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..core.renamed import read_record
 from ..data.dataset import NEW, Dataset, read_dataset, read_table
-from ..data.protocol import add_protocol_footer, card_line
+from ..data.protocol import add_protocol_footer, card_line, split_warnings
 from ..data.splits import gallery_and_queries, open_set_truth
 from ..ensemble.blending import error_correlation
 from ..evaluation import error_analysis as errors
@@ -252,8 +252,9 @@ def data_section(study: StudyResults) -> SectionResult:
     species = species.assign(seen_once=once, fraction_new=pd.Series(card["fraction_new_per_species"]))
     species = species.sort_values("photos", ascending=False)
     leak = " Near-duplicates were not looked for." if card["near_duplicates"] is None else ""
+    flattering = "".join(f" {line[0].upper()}{line[1:]}." for line in split_warnings(card))
     text = (
-        f"Split: {card_line(card)}.{leak} New are photographs of individuals that the gallery of "
+        f"Split: {card_line(card)}.{leak}{flattering} New are photographs of individuals that the gallery of "
         "their fold does not hold; their right answer is new_individual."
     )
     return SectionResult(_records(species), Section("Data and split", text, [table_block(species, ("fraction_new",))]))

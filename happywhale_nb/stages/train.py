@@ -127,7 +127,7 @@ def crop_variants(
         `[(weight, crops [n, s, s, 3] uint8), …]`, one for each source; empty if `sources` has no weights.
     """
     mix = CropMix.parse(sources, boxes["source"], config.min_confidence)
-    variants = mix.variants(images, boxes)
+    variants = mix.variants(images, boxes, part)
     return [(weight, cut_crops(dataset, chosen, config, folder, part)) for weight, chosen in variants]
 
 # %% ../../nbs/03_train.ipynb #03-train-34

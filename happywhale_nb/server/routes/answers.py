@@ -16,7 +16,7 @@ from fastapi import APIRouter, File, Form, Query, Response, UploadFile
 from ...catalogue import listings
 from ...catalogue.ingest import add_detected_boxes, count_uncropped
 from ...catalogue.matching import Filters, match_encounter, match_vectors, stored_answer
-from ...catalogue.schema import Crop, Photo
+from ...catalogue.schema import Photo
 from ...catalogue.store import NotFound
 from ...catalogue.upload_photos import check_uploads
 from .. import schemas
@@ -148,7 +148,7 @@ def _photo_pair(state, number, rank):
     pair = []
     with state.catalogue.reading() as session:
         for photo_id in (candidate["query_photo"], candidate["photo"]["id"]):
-            box, frame = listings.crop_box(session.get(Crop, photo_id))
+            box, frame = listings.crop_box(listings.photo_crop(session, photo_id))
             path = state.catalogue.path(listings.get_or_404(session, Photo, photo_id, "photograph"))
             pair.append((path, box and tuple(box), frame and tuple(frame)))
     return pair

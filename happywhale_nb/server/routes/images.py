@@ -13,14 +13,22 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 
 from ...catalogue import listings
-from ...catalogue.schema import Crop, Photo
+from ...catalogue.schema import Photo
 from ...catalogue.store import Catalogue, NotFound
 from ...catalogue.uploads import show_crop, show_photo
 from ...core.artifacts import atomic, fingerprint
+from ...core.errors import UserError
 from ..dependencies import Number, Reader, State, attachment
 
 # %% ../../../nbs/lib/server/routes/images.ipynb #routes-images-04
 PICTURE_SIDES = (160, 320, 512, 1024, 1600, 2048)  # few, so that few files are made of each photograph
+
+
+def _told(error, path, name):
+    # the error about a photo's file without the server's folders
+    if not path.is_file():
+        return NotFound(f"the file of photograph {name} is not where it was")
+    return UserError(str(error).replace(str(path), name))
 
 
 def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | None = None) -> bytes:
@@ -36,17 +44,22 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
         The bytes of a JPEG.
 
     Raises:
-        NotFound: if there is no such photo.
+        NotFound: if there is no such photo, or its file is gone.
+        UserError: if the file is damaged; the message names the photo, not where it lies.
     """
     with catalogue.reading() as session:
-        photo, crop = listings.get_or_404(session, Photo, number, "photograph"), session.get(Crop, number)
+        photo, crop = listings.get_or_404(session, Photo, number, "photograph"), listings.photo_crop(session, number)
         path, digest, (box, frame) = catalogue.path(photo), photo.sha256, listings.crop_box(crop)
+        name = photo.name
     side = next(each for each in PICTURE_SIDES if each >= side)
     options = (box, frame, side, settings["margin"], settings["keep_aspect"]) if settings else (side,)
     key = fingerprint(digest, *options)
     cached = catalogue.folder / "shown" / key[:2] / f"{key}.jpg"
     if not cached.is_file():
-        data = show_crop(path, *options) if settings else show_photo(path, side)
+        try:
+            data = show_crop(path, *options) if settings else show_photo(path, side)
+        except UserError as error:  # the server's folders are nobody's business
+            raise _told(error, path, name) from None
         with atomic(cached) as temporary:
             temporary.write_bytes(data)
     return cached.read_bytes()
@@ -77,7 +90,7 @@ def photo_file(state: State, caller: Reader, number: Number) -> FileResponse:
         photo = listings.get_or_404(session, Photo, number, "photograph")
         path = state.catalogue.path(photo)
     if not path.is_file():
-        raise NotFound(f"the file of photograph {photo.name} is not where it was: {photo.path}")
+        raise NotFound(f"the file of photograph {photo.name} is not where it was")
     return FileResponse(
         path, media_type="application/octet-stream", headers={"content-disposition": attachment(photo.name)}
     )
@@ -97,7 +110,8 @@ def photo_picture(state: State, caller: Reader, number: Number, side: Side = 160
         A JPEG.
 
     Raises:
-        NotFound: if there is no such photo.
+        NotFound: if there is no such photo, or its file is gone.
+        UserError: if the file is damaged.
     """
     return Response(cached_image(state.catalogue, number, side), media_type="image/jpeg", headers=CACHED)
 
@@ -116,6 +130,7 @@ def photo_crop(state: State, caller: Reader, number: Number, side: Side = 512) -
         A JPEG.
 
     Raises:
-        NotFound: if there is no such photo.
+        NotFound: if there is no such photo, or its file is gone.
+        UserError: if the file is damaged.
     """
     return Response(cached_image(state.catalogue, number, side, state.matcher.model.settings), media_type="image/jpeg")

@@ -1,0 +1,358 @@
+"""A catalogue is built again: what is new is taken in, what people have decided stays, and what differs is told."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from sqlalchemy import select
+
+from happywhale_nb.catalogue.decisions import decide, merge, rename_individual
+from happywhale_nb.catalogue.edits import edit_encounter, set_crop
+from happywhale_nb.catalogue.example import ColourEmbedder
+from happywhale_nb.catalogue.ingest import folder_table, ingest_dataset, re_embed, recalibrate, update_metadata
+from happywhale_nb.catalogue.listings import annotated, sightings
+from happywhale_nb.catalogue.photo_files import missing_photos
+from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Individual, Photo
+from happywhale_nb.catalogue.store import Catalogue, create_catalogue, pack_vector
+from happywhale_nb.catalogue.training_photos import TrainedOn, mark_trained
+from happywhale_nb.catalogue.upload_photos import ingest_uploads
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.data.dataset import read_dataset
+
+RNG = np.random.default_rng(7)
+
+
+def draw(path):
+    """One photograph of noise, and no two alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 255, (40, 60, 3), np.uint8)).save(path)
+
+
+class Field:
+    """A data folder whose tables grow, and the catalogue of it."""
+
+    def __init__(self, root):
+        self.data, self.rows, self.embedder, self.told = root / "data", [], ColourEmbedder(), []
+        (self.data / "test_images").mkdir(parents=True)
+        self.folder = root / "catalogue"
+
+    def add(self, image, name, **columns):
+        """A photograph with a row of `train.csv`."""
+        draw(self.data / "train_images" / image)
+        self.rows.append({"image": image, "individual_id": name, "species": "fin_whale"} | columns)
+
+    def build(self):
+        """Build the catalogue, or build it again: how many photographs are new."""
+        table = pd.DataFrame(self.rows).fillna("")
+        table.to_csv(self.data / "train.csv", index=False)
+        if not (self.folder / "catalogue.json").is_file():
+            self.catalogue = create_catalogue(self.folder, self.data)
+        dataset, self.told = read_dataset(self.data), []
+        added = ingest_dataset(self.catalogue, self.embedder, dataset, "colours", log=self.told.append)
+        self.told += update_metadata(self.catalogue, dataset, "Ann")
+        self.catalogue.choose_model(self.embedder.fingerprint)
+        return added
+
+    def who(self):
+        """Name of the individual by photograph."""
+        with self.catalogue.reading() as session:
+            table = sightings(session)
+        return dict(zip(table["photo"], table["individual"], strict=True))
+
+    def number(self, name):
+        """Number of an individual."""
+        with self.catalogue.reading() as session:
+            return session.scalar(select(Individual.id).where(Individual.name == name))
+
+    def met(self, image):
+        """The encounter of a photograph."""
+        with self.catalogue.reading() as session:
+            return session.scalar(select(Encounter).join(Photo).where(Photo.name == image))
+
+
+@pytest.fixture
+def field(tmp_path):
+    """Three animals, met twice each, in a catalogue."""
+    made = Field(tmp_path)
+    for name, at in (("Hope", "a"), ("Nova", "b"), ("Vega", "c")):
+        for i in range(2):
+            when = {"encounter": f"{name} {i}", "date": f"2019-07-1{i}", "side": "left", "place": "Ness"}
+            made.add(f"{at}{i}.jpg", name, **when)
+    assert made.build() == 6 and made.told == []
+    yield made
+    made.catalogue.close()
+
+
+def test_build_again_without_a_change_finds_nothing_and_says_nothing(field):
+    assert field.build() == 0 and field.told == []
+
+
+def test_build_after_a_rename_knows_the_animal_by_its_old_and_its_new_name(field):
+    with field.catalogue.writing() as session:
+        rename_individual(session, "Ann", field.number("Hope"), "Lyra")
+    field.add("a2.jpg", "Hope", encounter="new 1")
+    field.add("a3.jpg", "Lyra", encounter="new 2")
+    assert field.build() == 2 and field.told == []
+    assert {field.who()[f"a{i}.jpg"] for i in range(4)} == {"Lyra"} and field.number("Hope") is None
+
+
+def test_build_after_a_merge_gives_new_photographs_to_the_animal_that_stays(field):
+    with field.catalogue.writing() as session:
+        merge(session, "Ann", field.number("Nova"), field.number("Vega"))
+        rename_individual(session, "Ann", field.number("Vega"), "Lyra")
+    field.add("b2.jpg", "Nova", encounter="new 1")
+    field.add("b3.jpg", "Nova", encounter="Nova 1")
+    field.add("c3.jpg", "Vega")
+    assert field.build() == 3 and field.told == []
+    assert {field.who()[image] for image in ("b0.jpg", "b2.jpg", "b3.jpg", "c0.jpg", "c3.jpg")} == {"Lyra"}
+
+
+def test_build_tells_by_the_known_photographs_whom_a_name_means_that_two_animals_had(field):
+    with field.catalogue.writing() as session:
+        rename_individual(session, "Ann", field.number("Hope"), "Lyra")
+        rename_individual(session, "Ann", field.number("Nova"), "Hope")
+    field.add("a2.jpg", "Hope", encounter="new 1")  # the table still means the first Hope
+    field.add("b2.jpg", "Nova", encounter="new 2")
+    assert field.build() == 2 and field.told == []
+    assert (field.who()["a2.jpg"], field.who()["b2.jpg"]) == ("Lyra", "Hope")
+
+
+def test_build_adds_a_photograph_to_its_old_encounter_whatever_people_decided_there(field):
+    met = field.met("a0.jpg")
+    with field.catalogue.writing() as session:
+        decide(session, "Ann", met.id, "confirm", met.version, individual_id=field.number("Vega"))
+    field.add("a2.jpg", "Hope", encounter="Hope 0", date="2019-07-10")
+    assert field.build() == 1
+    assert field.who()["a2.jpg"] == "Vega" and field.met("a2.jpg").id == met.id
+    line = "as people have changed it in the catalogue, not as in the folder's tables: individual_id (2 photographs)"
+    assert field.told == [line]
+
+
+def test_build_keeps_what_people_edited_and_says_so_apart_from_what_the_tables_changed(field):
+    met, other = field.met("a0.jpg"), field.met("b0.jpg")
+    with field.catalogue.reading() as session:
+        photo = session.scalar(select(Photo.id).where(Photo.name == "a0.jpg"))
+    with field.catalogue.writing() as session:
+        edit_encounter(session, "Ann", met.id, met.version, {"date": "2019-08-01", "sides": {photo: "right"}})
+    field.rows[2]["place"] = "Skerry"
+    for _ in range(2):  # it is told until one of the two gives way
+        assert field.build() == 0
+        assert field.told[0].endswith("tables: date (1 photographs), side (1 photographs)")
+        assert field.told[1].startswith("the folder's tables say otherwise than the catalogue in place (1 photographs)")
+    assert field.met("a0.jpg").date == "2019-08-01" and field.met("b0.jpg").place == other.place
+    with field.catalogue.reading() as session:
+        assert session.scalar(select(Annotation.side).where(Annotation.photo_id == photo)) == "right"
+
+
+def test_build_raises_no_alarm_where_photographs_of_one_encounter_have_times_of_their_own(tmp_path):
+    field = Field(tmp_path)
+    for i in range(3):
+        field.add(f"{i}.jpg", "Hope", encounter="one", date=f"2019-07-13T14:0{i}", latitude=f"57.{i}", longitude="4")
+    assert field.build() == 3 and field.told == []
+    assert field.build() == 0 and field.told == []
+    with field.catalogue.writing() as session:  # as in a catalogue of before
+        session.scalars(select(Photo)).first().given = None
+    assert field.build() == 0 and field.told == []
+    field.catalogue.close()
+
+
+def test_build_takes_the_name_that_a_table_learned_for_an_encounter_nobody_has_decided(field):
+    draw(field.data / "test_images" / "x.jpg")
+    draw(field.data / "test_images" / "y.jpg")
+    assert field.build() == 2 and field.who()["x.jpg"] == ""
+    seen = field.met("y.jpg")
+    with field.catalogue.writing() as session:
+        decide(session, "Ann", seen.id, "unsure", seen.version)
+    for image in ("x.jpg", "y.jpg"):
+        (field.data / "test_images" / image).rename(field.data / "train_images" / image)
+        field.rows.append({"image": image, "individual_id": "Nova", "species": "fin_whale"})
+    assert field.build() == 0
+    assert (field.who()["x.jpg"], field.who()["y.jpg"]) == ("Nova", "")
+    assert field.told[0].startswith("2 photographs (train_images/x.jpg, train_images/y.jpg) had another name or place")
+    assert "1 encounters have the animal that the tables name now" in field.told
+    with field.catalogue.reading() as session:
+        notes = session.scalars(select(Decision.note).where(Decision.kind == "confirm")).all()
+    assert notes == ["(from the data folder)"]
+
+
+def test_build_does_not_add_a_photograph_that_was_uploaded_before(field):
+    draw(field.data / "train_images" / "u.jpg")
+    data = (field.data / "train_images" / "u.jpg").read_bytes()
+    ingest_uploads(field.catalogue, field.embedder, "Ann", [("IMG_1.jpg", data)])
+    field.rows.append({"image": "u.jpg", "individual_id": "Hope", "species": "fin_whale"})
+    assert field.build() == 0
+    assert (
+        field.told[0]
+        == "1 photographs (train_images/u.jpg) were uploaded before, and stay as they are in the catalogue"
+    )
+
+
+def test_build_makes_one_encounter_of_a_known_animals_day_and_none_of_unnamed_photographs(tmp_path):
+    field = Field(tmp_path)
+    for i in range(4):
+        field.add(f"{i}.jpg", "Hope", date=f"2019-07-13T14:0{i}" if i < 3 else "2019-07-14")
+    for i in (4, 5):
+        draw(field.data / "test_images" / f"{i}.jpg")
+    later = pd.DataFrame({"image": ["4.jpg", "5.jpg"], "date": ["2019-07-13"] * 2})
+    later.to_csv(field.data / "encounters.csv", index=False)
+    assert field.build() == 6
+    names = [field.met(f"{i}.jpg").name for i in range(6)]
+    assert names[:4] == ["Hope 2019-07-13"] * 3 + ["Hope 2019-07-14"]
+    assert names[4:] == ["test_images/4.jpg", "test_images/5.jpg"] and field.who()["5.jpg"] == ""
+    field.catalogue.close()
+
+
+def test_calibration_takes_photographs_of_one_day_for_one_encounter_also_in_an_old_catalogue(field, monkeypatch):
+    given = {}
+    with field.catalogue.writing() as session:
+        for photo, met in session.execute(select(Photo, Encounter).join(Encounter)).all():
+            met.name, photo.given, met.date = f"train_images/{photo.name}", None, "2019-07-13"
+    monkeypatch.setattr(
+        "happywhale_nb.catalogue.ingest.calibrate",
+        lambda vectors, names, units, queries: given.update(units=units) or None,
+    )
+    with pytest.raises(AttributeError):
+        recalibrate(field.catalogue)
+    assert len(set(given["units"])) == 3 and list(given["units"]) == sorted(given["units"])
+
+
+def test_all_faults_of_a_folder_are_told_at_once_and_nothing_is_made(tmp_path):
+    field = Field(tmp_path)
+    field.add("a.jpg", "Hope", date="31/02/2019", encounter="one")
+    field.add("b.jpg", "Nova", date="2019-07-13", side="upside", encounter="one")
+    with pytest.raises(UserError) as told:
+        field.build()
+    text = str(told.value)
+    assert "train.csv, row 2" in text and "train.csv, row 3" in text and "encounter one: would show 2 animals" in text
+    with field.catalogue.reading() as session:
+        assert session.scalar(select(Photo.id)) is None
+
+
+def test_photographs_of_one_name_in_both_parts_have_their_own_boxes_and_vectors(tmp_path):
+    field = Field(tmp_path)
+    field.add("IMG_1.jpg", "Hope")
+    draw(field.data / "test_images" / "IMG_1.jpg")
+    boxes = [("train_images/IMG_1.jpg", 0, 0, 20, 20), ("test_images/IMG_1.jpg", 30, 10, 60, 40)]
+    pd.DataFrame(boxes, columns=["image", "xmin", "ymin", "xmax", "ymax"]).to_csv(field.data / "boxes.csv", index=False)
+    assert field.build() == 2
+    with field.catalogue.reading() as session:
+        rows = session.execute(annotated(Embedding).join(Embedding, Embedding.annotation_id == Annotation.id)).all()
+    for photo, _, crop, embedding in rows:
+        known = {
+            f"train_images/{name}" if "train" in place else f"test_images/{name}": box
+            for place, *box in boxes
+            for name in ["IMG_1.jpg"]
+        }
+        assert [crop.x0, crop.y0, crop.x1, crop.y1] == known[photo.path]
+        assert embedding.sha256 == photo.sha256
+    first, second = rows
+    assert first[3].vector != second[3].vector and first[0].sha256 != second[0].sha256
+    for again in range(2):  # the second time by the catalogue's own boxes
+        with field.catalogue.writing() as session:
+            for embedding in session.scalars(select(Embedding)):
+                embedding.box = "?"
+        assert re_embed(field.catalogue, field.embedder, "colours") == 2, again
+        with field.catalogue.reading() as session:
+            vectors = session.scalars(select(Embedding.vector).order_by(Embedding.annotation_id)).all()
+        assert vectors == [first[3].vector, second[3].vector]
+    field.catalogue.close()
+
+
+class Other(ColourEmbedder):
+    """Another model."""
+
+    fingerprint = "07e4" * 4
+
+    def embed(self, paths, boxes=None, quiet=True):
+        return -super().embed(paths, boxes, quiet)
+
+
+def test_box_drawn_while_another_model_is_in_use_leaves_no_stale_embedding(field):
+    re_embed(field.catalogue, Other(), "other")
+    field.catalogue.choose_model(Other.fingerprint)
+    with field.catalogue.reading() as session:
+        photo = session.scalar(select(Photo).where(Photo.name == "a0.jpg"))
+    set_crop(field.catalogue, Other(), "Ann", photo.id, (10, 5, 50, 30), field.met("a0.jpg").version)
+    assert re_embed(field.catalogue, Other(), "other") == 0
+    assert re_embed(field.catalogue, field.embedder, "colours") == 1
+    assert re_embed(field.catalogue, field.embedder, "colours") == 0
+    box = pd.DataFrame([["a0.jpg", "person", 10, 5, 50, 30, 1.0, 60, 40]])
+    box.columns = ["image", "source", "x0", "y0", "x1", "y1", "confidence", "W", "H"]
+    shown = field.embedder.embed([field.catalogue.path(photo)], box)[0]
+    with field.catalogue.reading() as session:
+        rows = select(Embedding).join(Annotation).where(Annotation.photo_id == photo.id)
+        vectors = {row.box: row.vector for row in session.scalars(rows)}
+        both = session.scalars(rows).all()
+    assert list(vectors) == ["10 5 50 30 60 40"] and len(both) == 2
+    assert pack_vector(shown) in {row.vector for row in both} and pack_vector(-shown) in {row.vector for row in both}
+
+
+def test_training_photographs_are_known_by_content_whatever_they_are_called(field):
+    with field.catalogue.reading() as session:
+        digests = dict(session.execute(select(Photo.name, Photo.sha256)).all())
+    assert mark_trained(field.catalogue, field.embedder.fingerprint, TrainedOn(frozenset([digests["b1.jpg"]]))) == 1
+    old = TrainedOn.of(["a0.jpg", digests["c0.jpg"]])
+    assert mark_trained(field.catalogue, field.embedder.fingerprint, old) == 3
+    with field.catalogue.reading() as session:
+        rows = select(Photo.name).join(Annotation).join(Embedding).where(Embedding.trained)
+        assert sorted(session.scalars(rows)) == ["a0.jpg", "c0.jpg"]
+    assert mark_trained(field.catalogue, field.embedder.fingerprint, None) == 0
+
+
+def test_status_and_relink_find_a_folder_that_was_moved_and_files_that_were_renamed(field, tmp_path):
+    def run(*words):
+        return CliRunner().invoke(main, ["catalogue", *map(str, words)])
+
+    assert "all photographs are found" in run("status", field.folder).output
+    moved = shutil.move(field.data, tmp_path / "disk" / "2019")
+    told = run("status", field.folder).output
+    assert "6 photographs not found; where is the folder?" in told and "6 photographs of" in told
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = run("relink", field.folder, "--photos", empty)
+    assert result.exit_code == 2 and "6 photographs not found in" in result.output + result.stderr
+    assert (
+        "6 of 6 photographs that were not found would be there"
+        in run("relink", field.folder, "--photos", tmp_path / "disk", "--dry-run").output
+    )
+    assert (
+        "6 of 6 photographs that were not found are there"
+        in run("relink", field.folder, "--photos", tmp_path / "disk").output
+    )
+    again = Catalogue(field.folder)
+    assert again.data == Path(moved) and missing_photos(again) == []
+    again.close()
+
+
+def test_build_of_a_folder_that_was_moved_is_recognised_by_its_photographs(field, tmp_path, monkeypatch):
+    from happywhale_nb.catalogue import build
+
+    monkeypatch.setattr(build, "_load_embedder", lambda model, detector: field.embedder)
+    monkeypatch.setattr(build, "check_model", lambda *files: None)
+    told = []
+    recalibrate(field.catalogue)
+    moved = shutil.move(field.data, tmp_path / "moved")
+    dataset = read_dataset(moved)
+    opened = build._open_or_create(field.folder, dataset, "", "", told.append)
+    assert opened.data == Path(moved) and "which is gone" in told[0]
+    opened.close()
+    draw(tmp_path / "other" / "train_images" / "a0.jpg")
+    (tmp_path / "other" / "train.csv").write_text("image,species,individual_id\na0.jpg,fin_whale,Hope\n")
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match="was built from"):
+        build._open_or_create(field.folder, read_dataset(tmp_path / "other"), "", "", told.append)
+
+
+def test_folder_table_reads_encounters_as_spreadsheets_save_them(tmp_path):
+    field = Field(tmp_path)
+    field.add("a.jpg", "Hope")
+    pd.DataFrame(field.rows).to_csv(field.data / "train.csv", index=False)
+    text = "sep=;\nImage;Date;Latitude;Longitude;Side\na.jpg;13/07/2019;57,68;-3,5;L\n"
+    (field.data / "encounters.csv").write_bytes(text.encode("cp1252"))
+    (row,) = folder_table(read_dataset(field.data)).itertuples()
+    assert (row.date, row.side, row.latitude, row.longitude) == ("2019-07-13", "left", "57.68", "-3.5")
