@@ -2,10 +2,14 @@
 
 import hashlib
 import io
+import json
 import re
 import shutil
 import struct
+import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +24,7 @@ import openpyxl
 import pandas as pd
 import pytest
 import schemathesis
+import uvicorn
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
@@ -341,13 +346,51 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
         assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
 
 
+def test_upload_while_the_network_is_being_loaded_waits_for_it(mine, colours):
+    loaded = threading.Event()
+    desk = AppState(mine, Options(tokens=False, rates={}))
+    with TestClient(make_app(desk, lambda: loaded.wait(30) and colours), base_url=HERE) as page:
+        assert page.get("/api/health").json()["status"] == "loading"
+        threading.Timer(0.2, loaded.set).start()
+        assert upload(page, ("a.jpg", jpeg(1))).status_code == 201
+        assert page.get("/api/health").json() == {"status": "ready", "detail": ""}
+
+
+def test_failed_network_is_told_without_the_servers_paths(mine):
+    desk = AppState(mine, Options(tokens=False, rates={}))
+    with pytest.raises(OSError):
+        desk.network.open(lambda: (mine.folder / "model" / "gone.keras").open())
+    with TestClient(make_app(desk), base_url=HERE) as page:
+        told = page.get("/api/health").json()
+        assert told["status"] == "failed" and "gone.keras" in told["detail"] and str(mine.folder) not in told["detail"]
+        refused = upload(page, ("a.jpg", jpeg(1)))
+        assert refused.status_code == 503 and "gone.keras" in refused.json()["detail"]
+
+
+def test_missing_photos_are_counted_and_a_remedy_is_named(page, mine):
+    assert page.get("/api/missing-photos").json() == {"missing": 0, "names": [], "text": ""}
+    made = upload(page, ("a.jpg", jpeg(1))).json()
+    assert page.get("/api/missing-photos").json()["missing"] == 0
+    (path,) = mine.folder.glob("photos/*/*.jpg")
+    path.unlink()
+    told = page.get("/api/missing-photos").json()
+    assert told["missing"] == 1 and told["names"] == ["a.jpg"] and "1 photograph not found" in told["text"]
+    mine.data = mine.data / "moved"
+    told = page.get("/api/missing-photos").json()
+    assert told["missing"] > 10 and len(told["names"]) == 5 and "where is the folder?" in told["text"]
+    assert str(mine.folder.parent) not in told["text"]
+    lost = page.get(f"/api/photos/{made['photos'][0]['id']}/picture")
+    assert lost.status_code in (400, 404) and str(mine.folder.parent) not in lost.text
+
+
 def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
     found = {kind: still.get(f"/api/exports/{kind}/messages").json() for kind in EXPORTS}
-    assert found["csv"] == {"messages": [], "total": 0}
-    assert all("left out" in found[kind]["messages"][0] for kind in ("camtrap-dp", "mark", "rmark"))
+    assert found["csv"]["refused"] == [] and "not decided: without an individual" in found["csv"]["notes"][0]
+    assert all("left out" in found[kind]["notes"][0] for kind in ("camtrap-dp", "mark", "rmark"))
+    assert "has 0 observations" in found["camtrap-dp"]["refused"][0], "no photograph here has a position"
     wildbook = found["wildbook"]
-    assert wildbook["total"] == len(wildbook["messages"]) > 1
-    assert any(text.startswith("Row 2, encounter ") for text in wildbook["messages"])
+    assert wildbook["total"] == len(wildbook["refused"] + wildbook["notes"]) > 1
+    assert any(text.startswith("Row 2, encounter ") for text in wildbook["refused"])
     named = still.get("/api/exports/wildbook/messages", params={"submitter": "ana"}).json()
     assert found["wildbook"]["total"] == named["total"] + 1, "a submitter is named"
     assert still.get("/api/exports/nonsense/messages").status_code == 422
@@ -452,12 +495,12 @@ def test_decide_that_is_cut_off_leaves_nothing_half(page, mine, monkeypatch, ste
     assert page.get("/api/audit-log").json()["decisions"] == []
 
 
-# --- the Photo ID App's contract: POST {base}/match, bearer token, multipart images[], ranked ratings in [0, 1]
+# --- the Photo ID App's contract: POST {base}/match, bearer token, multipart images, ranked ratings in [0, 1]
 
 
 def test_match_is_the_photo_id_apps_contract(mine, colours, tokens):
     with client(mine, colours, tokens["read"]) as app:
-        files = [("images[]", (f"{i}.jpg", jpeg(i, (1000, 700), quality=85), "image/jpeg")) for i in range(3)]
+        files = [("images", (f"{i}.jpg", jpeg(i, (1000, 700), quality=85), "image/jpeg")) for i in range(3)]
         got = app.post("/match", files=files)
         assert got.status_code == 200 and set(got.json()) == {"matches"}
         matches = got.json()["matches"]
@@ -479,11 +522,13 @@ def test_match_is_the_photo_id_apps_contract(mine, colours, tokens):
 def test_match_of_what_cannot_be_answered_has_the_contracts_errors(mine, colours, tokens):
     with client(mine, colours, tokens["read"]) as app:
         files = [
-            ("images[]", ("good.jpg", jpeg(), "image/jpeg")),
+            ("images", ("good.jpg", jpeg(), "image/jpeg")),
             ("images[]", ("notes.jpg", b"no picture", "image/jpeg")),
         ]
         bad = app.post("/match", files=files)
         assert bad.status_code == 422 and "notes.jpg" in bad.json()["detail"]
+        none = app.post("/match", files={"photos": ("a.jpg", jpeg(), "image/jpeg")})
+        assert none.status_code == 422 and "images" in none.json()["detail"]
         assert app.post("/match").status_code == 422
         for headers in ({"authorization": "Bearer wrong"}, {"authorization": "Basic abc"}):
             refused = app.post("/match", files=files[:1], headers=headers)
@@ -494,14 +539,70 @@ def test_match_of_what_cannot_be_answered_has_the_contracts_errors(mine, colours
         assert waiting.status_code == 503 and isinstance(waiting.json()["detail"], str)
 
 
+def test_match_takes_both_names_of_its_field_alike(mine, colours, tokens):
+    with client(mine, colours, tokens["read"]) as app:
+        files = [(f"{i}.jpg", jpeg(i), "image/jpeg") for i in range(2)]
+        ways = (("images", "images"), ("images[]", "images[]"), ("images", "images[]"))
+        got = [app.post("/match", files=list(zip(names, files, strict=True))) for names in ways]
+        assert [each.status_code for each in got] == [200] * 3
+        assert got[0].json() == got[1].json() == got[2].json() and got[0].json()["matches"]
+        one = app.post("/match", files=[("images", files[0])]).json()
+        assert one != got[0].json(), "every photograph of a repeated field counts"
+
+
+NODE = """
+const [url, token, ...paths] = process.argv.slice(1);
+const form = new FormData();
+for (const path of paths) {
+    const bytes = require("fs").readFileSync(path);
+    form.append("images", new Blob([bytes], { type: "image/jpeg" }), path.split("/").at(-1));
+}
+fetch(url, { method: "POST", body: form, headers: { Authorization: `Bearer ${token}` } })
+    .then(async (got) => console.log(JSON.stringify({ status: got.status, body: await got.json() })));
+"""
+
+
+@contextmanager
+def listening(app):
+    """An app on a free port of the loopback: its address."""
+    ended = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=ended.run, daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not ended.started:
+            assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{ended.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        ended.should_exit = True
+        thread.join(30)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node here: apt-get install nodejs")
+def test_match_of_nodes_own_formdata_and_fetch_is_answered(mine, colours, tokens, tmp_path):
+    paths = [tmp_path / f"{i}.jpg" for i in range(3)]
+    for i, path in enumerate(paths):
+        path.write_bytes(jpeg(i, (1000, 700), quality=85))
+    with client(mine, colours, tokens["read"]) as app, listening(app.app) as address:
+        words = ["node", "-e", NODE, "--", f"{address}/match", tokens["read"], *map(str, paths)]
+        told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        got = json.loads(told.stdout)
+        files = [("images", (path.name, path.read_bytes(), "image/jpeg")) for path in paths]
+        assert got == {"status": 200, "body": app.post("/match", files=files).json()}
+    assert len(got["body"]["matches"]) > 10
+    assert all(isinstance(match[key], str) for match in got["body"]["matches"] for key in ("id", "details"))
+
+
 # --- who is let in
 
 
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
-get /api/individuals/{number}, get /api/individuals/{number}/photos, get /api/next-id, get /api/audit-log, get /api/photos/{number}/file,
-get /api/photos/{number}/picture, get /api/photos/{number}/crop, post /api/encounters/{number}/answers,
-get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify, get /api/exports/{kind},
-get /api/exports/{kind}/messages, post /match"""
+get /api/individuals/{number}, get /api/individuals/{number}/photos, get /api/next-id, get /api/audit-log,
+get /api/photos/{number}/file, get /api/photos/{number}/picture, get /api/photos/{number}/crop,
+post /api/encounters/{number}/answers, get /api/answers/{number}, get /api/answers/{number}/heat,
+post /api/identify, get /api/exports/{kind}, get /api/exports/{kind}/messages, get /api/missing-photos,
+post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
 post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number},

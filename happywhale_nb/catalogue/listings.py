@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 import pandas as pd
-from sqlalchemy import Select, and_, exists, false, func, or_, select, tuple_
+from sqlalchemy import Select, and_, exists, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from .audit import can_undo, describe_decisions
@@ -505,8 +505,8 @@ def individual_photos(
     own = (Encounter.individual_id == number, ~Photo.withdrawn)
     rows = annotated(Encounter).join(Encounter, Encounter.id == Photo.encounter_id).where(*own)
     total = session.scalar(select(func.count()).select_from(rows.subquery()))
-    first = Annotation.side != side if side else false()
-    rows = rows.order_by(first, Encounter.date.desc(), Photo.id.desc()).offset(after).limit(limit)
+    first = [Annotation.side != side] if side else []
+    rows = rows.order_by(*first, Encounter.date.desc(), Photo.id.desc()).offset(after).limit(limit)
     views = []
     for photo, annotation, crop, encounter in session.execute(rows):
         where = {"date": encounter.date, "place": encounter.place, "encounter": id_and_name(encounter)}

@@ -276,26 +276,37 @@ def relink(folder, photos, dry_run):
 @click.option("--species", default="", help="Only this species [all].")
 @click.option("--occasions", type=click.Choice(["year", "month", "day"]), default="year", show_default=True)
 @click.option("--submitter", default="", help="For wildbook: your user name there, which it requires.")
-def export(folder, kind, output, species, occasions, submitter):
+@click.option("--photos", is_flag=True, help="For wildbook, camtrap-dp: a zip with the photographs that it names.")
+@click.option("--dry-run", is_flag=True, help="Only tell what is left out or will be refused.")
+def export(folder, kind, output, species, occasions, submitter, photos, dry_run):
     """Write what is decided: a table, a Wildbook sheet, Camtrap DP, capture histories for MARK or RMark.
 
     \b
     Example: happywhale catalogue export outputs/demo/catalogue wildbook --submitter ana -o sheet.xlsx
     """
-    from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings
+    from happywhale_nb.catalogue.exports import with_photos
+    from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings, of_species
     from happywhale_nb.catalogue.listings import sightings
 
     if output:
         check_file_name(output.name, "an export")
-    with open_chosen_catalogue(folder).reading() as session:
+    store = open_chosen_catalogue(folder)
+    with store.reading() as session:
         table = sightings(session)
-    if species and species not in (there := sorted({*table["species"]})):
-        raise UserError(f"the catalogue has no species {species!r}: one of {', '.join(filter(None, there))}")
-    data, name, _ = export_sightings(table, kind, species, occasions, submitter)
-    with atomic(output or Path(name)) as temporary:
-        temporary.write_bytes(data)
-    summary = describe_export(table, kind, species, occasions, submitter)
-    click.echo(f"{os.path.relpath(output or name)}" + (f": {summary}" if summary else ""))
+    if summary := describe_export(table, kind, species, occasions, submitter):
+        click.echo(summary)
+    if photos:
+        pieces, name = with_photos.export_with_photos(store, table, kind, species, submitter)
+        for lost in with_photos.lost_photos(store, of_species(table, species)):
+            click.echo(f"{lost} is not found where it was: it is left out")
+    else:
+        data, name, _ = export_sightings(table, kind, species, occasions, submitter)
+        pieces = [data]
+    if dry_run:
+        return
+    with atomic(output or Path(name)) as temporary, temporary.open("wb") as file:
+        file.writelines(pieces)
+    click.echo(os.path.relpath(output or name))
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-18
 @catalogue.command()

@@ -7,10 +7,12 @@ __all__ = ['STATUS', 'PROBLEMS', 'API_DESCRIPTION', 'make_app']
 
 # %% ../../nbs/lib/server/app.ipynb #app-02
 import mimetypes
+import os
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from threading import Thread
 
 from fastapi import FastAPI
@@ -29,7 +31,7 @@ from . import schemas
 from .middleware import SecurityMiddleware
 from .routes import answers, catalogue, corrections, exports, images, session
 from .routes import decisions as decision_routes
-from .state import AppState
+from .state import AppState, without_paths
 
 # %% ../../nbs/lib/server/app.ipynb #app-05
 STATUS = {
@@ -47,7 +49,9 @@ def _error(request, error):
     """The response to an error of the catalogue: the status of its class, or of the nearest base class."""
     status = next(STATUS[error_class] for error_class in type(error).__mro__ if error_class in STATUS)
     headers = {"Retry-After": "2"} if status == 503 else None
-    return JSONResponse({"detail": str(error)}, status, headers)
+    catalogue = request.app.state.shared.catalogue
+    detail = without_paths(str(error), catalogue.folder, catalogue.data, Path(os.path.expanduser("~")))
+    return JSONResponse({"detail": detail}, status, headers)
 
 # %% ../../nbs/lib/server/app.ipynb #app-06
 def _conflict(request, error):

@@ -9,8 +9,8 @@ __all__ = ['Number', 'Text', 'Note', 'RequestBody', 'SignInRequest', 'AnswerRequ
            'EncounterList', 'IndividualView', 'IndividualList', 'DecisionView', 'IndividualPage', 'AuditLog',
            'EncounterDecision', 'EditedEncounter', 'MovedPhotos', 'PhotoGroup', 'Regrouped', 'IndividualDecision',
            'RenamedIndividual', 'CandidateIndividual', 'MatchedPhoto', 'PhotoList', 'Candidate', 'AnswerView', 'Facets',
-           'CatalogueView', 'SessionView', 'Health', 'TokenView', 'NewTokenView', 'ProposedName', 'ExportMessages',
-           'Problem', 'ConflictProblem', 'Match', 'Matches']
+           'CatalogueView', 'SessionView', 'Health', 'MissingPhotos', 'TokenView', 'NewTokenView', 'ProposedName',
+           'ExportMessages', 'Problem', 'ConflictProblem', 'Match', 'Matches']
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-02
 from typing import Annotated, Literal
@@ -448,6 +448,14 @@ class Health(BaseModel):
     detail: str
 
 
+class MissingPhotos(BaseModel):
+    """How many photographs are not found, the first of them by name, and what to do; "" if all are there."""
+
+    missing: int
+    names: list[str]
+    text: str
+
+
 class TokenView(IdAndName):
     """A valid token, without its text."""
 
@@ -468,9 +476,10 @@ class ProposedName(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-24
 class ExportMessages(BaseModel):
-    """What an export leaves out or another program will refuse: the first messages, and how many there are in all."""
+    """What another program will refuse of an export (the first of it), what is left out, and how many both are."""
 
-    messages: list[str]
+    refused: list[str]
+    notes: list[str]
     total: int
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMULA', 'CELL_ENDS', 'BLANKS', 'MAX_CELL_LENGTH', 'CUT', 'UNWRITABLE', 'PLAIN', 'ISO', 'SCIENTIFIC', 'LEFT_OUT',
            'ZIP_TIME', 'writable_text', 'safe_text', 'original_text', 'arranged', 'example_sightings', 'Moment',
-           'read_moment', 'latin', 'first_known', 'earliest_moment', 'why_no_date', 'left_out_row', 'count_reasons',
-           'csv_bytes', 'zip_bytes']
+           'read_moment', 'latin', 'is_species', 'first_known', 'earliest_moment', 'why_no_date', 'left_out_row',
+           'count_reasons', 'csv_bytes', 'zip_bytes']
 
 # %% ../../../nbs/lib/catalogue/exports/common.ipynb #common-02
 import csv
@@ -252,6 +252,27 @@ def latin(species: str) -> tuple[str, str]:
     """
     words = re.findall("[a-z]+", species.lower().replace("'", "").replace("’", ""))
     return _LATIN.get("_".join(words), ("", ""))
+
+# %% ../../../nbs/lib/catalogue/exports/common.ipynb #common-20b
+def is_species(table: pd.DataFrame, species: str) -> pd.Series:
+    """Choose the photos of a species.
+
+    Args:
+        table: of `arranged`.
+        species: its English or Latin name; "": all photos.
+
+    Returns:
+        Which rows are of it, `[n]` bool.
+
+    Raises:
+        UserError: if no photo is of it.
+    """
+    name = latin(species)
+    rows = table["species"].map(lambda other: other == species or (name[1] != "" and latin(other) == name))
+    if species and not rows.any():
+        known = ", ".join(sorted({*table["species"]} - {""})) or "none is known yet"
+        raise UserError(f"no photograph is of {species!r}: choose one of {known}")
+    return rows.astype(bool) if species else pd.Series(True, index=table.index)
 
 # %% ../../../nbs/lib/catalogue/exports/common.ipynb #common-22
 def first_known(values: Iterable) -> object:

@@ -23,7 +23,7 @@ from happywhale_nb.catalogue.exports.common import (
     count_reasons,
     earliest_moment,
     first_known,
-    latin,
+    is_species,
     left_out_row,
     why_no_date,
     writable_text,
@@ -101,15 +101,6 @@ def _names_and_intervals(keys, occasions):
         unit, at = "days", [(since.toordinal() + until.toordinal()) / 2 for _, since, until in occasions]
     return names, [b - a for a, b in pairwise(at)], unit
 
-# %% ../../../nbs/lib/catalogue/exports/mark.ipynb #mark-10
-def _is_species(table, species):
-    """Which rows are of a species, all if it is "": `[n]` bool. Raises `UserError` if none is."""
-    name = latin(species)
-    rows = table["species"].map(lambda other: other == species or (name[1] != "" and latin(other) == name))
-    if species and not rows.any():
-        raise UserError(f"no photograph is of {species!r}: choose one of {', '.join(sorted(set(table['species'])))}")
-    return rows.astype(bool) if species else pd.Series(True, index=table.index)
-
 # %% ../../../nbs/lib/catalogue/exports/mark.ipynb #mark-11
 def capture_histories(
     sightings: pd.DataFrame, occasions: str | Sequence[tuple[str, str, str]] = "year", species: str = ""
@@ -131,7 +122,7 @@ def capture_histories(
     if isinstance(occasions, str) and occasions not in DATE_PARTS:
         raise UserError(f"occasions {occasions!r} are not known: choose year, month or day, or list them")
     table, listed = arranged(sightings), occasions if isinstance(occasions, str) else _parse_occasions(occasions)
-    dated, captures, left_out = _captures(table, listed, _is_species(table, species))
+    dated, captures, left_out = _captures(table, listed, is_species(table, species))
     keys = sorted(dated) if isinstance(listed, str) else range(len(listed))
     names, intervals, unit = _names_and_intervals(keys, listed)
     individuals = pd.Index(sorted({individual for individual, _ in captures}), name="individual", dtype=object)

@@ -9,9 +9,11 @@ __all__ = ['router', 'ExportFormat', 'Occasions', 'TABLE', 'MAX_MESSAGES', 'expo
 from typing import Literal
 
 from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
 
 from ...catalogue import listings
-from ...catalogue.exports.formats import EXPORTS, export_messages, export_sightings
+from ...catalogue.exports.formats import EXPORTS, export_messages, export_sightings, of_species
+from ...catalogue.exports.with_photos import WITH_PHOTOS, export_with_photos, lost_photos
 from .. import schemas
 from ..dependencies import Reader, State, Words, attachment
 
@@ -25,7 +27,7 @@ TABLE = {200: {"content": {"application/octet-stream": {}}, "description": "A fi
 @router.get("/exports/{kind}", response_class=Response, responses=TABLE)
 def export(
     state: State, caller: Reader, kind: ExportFormat, species: Words = "", occasions: Occasions = "year",
-    submitter: Words = "",
+    submitter: Words = "", photos: bool = False,
 ) -> Response:  # fmt: skip
     """Export the catalogue as a file: csv, wildbook, camtrap-dp, mark or rmark.
     \f
@@ -36,15 +38,21 @@ def export(
         species: only this one; "": all.
         occasions: of capture histories.
         submitter: of a Wildbook sheet: your user name in Wildbook.
+        photos: whether the photographs come with it, in a zip archive under the names that the file gives them
+            (wildbook and camtrap-dp).
 
     Returns:
         The file as a download.
 
     Raises:
-        UserError: for a capture history of a species that no photograph shows.
+        UserError: for a species that no photograph shows, and for photographs with another format.
     """
     with state.catalogue.reading() as session:
         table = listings.sightings(session)
+    if photos:
+        pieces, name = export_with_photos(state.catalogue, table, kind, species, submitter)
+        headers = {"content-disposition": attachment(name)}
+        return StreamingResponse(pieces, media_type="application/zip", headers=headers)
     data, name, media_type = export_sightings(table, kind, species, occasions, submitter)
     return Response(data, media_type=media_type, headers={"content-disposition": attachment(name)})
 
@@ -68,12 +76,14 @@ def messages(
         submitter: of a Wildbook sheet: your user name in Wildbook.
 
     Returns:
-        A dict as of `schemas.ExportMessages`, with the first `MAX_MESSAGES`.
+        A dict as of `schemas.ExportMessages`, with the first `MAX_MESSAGES` of what is refused.
 
     Raises:
-        UserError: for a capture history of a species that no photograph shows.
+        UserError: for a species that no photograph shows.
     """
     with state.catalogue.reading() as session:
         table = listings.sightings(session)
-    all_messages = export_messages(table, kind, species, occasions, submitter)
-    return {"messages": all_messages[:MAX_MESSAGES], "total": len(all_messages)}
+    refused, notes = export_messages(table, kind, species, occasions, submitter)
+    if kind in WITH_PHOTOS and (lost := lost_photos(state.catalogue, of_species(table, species))):
+        notes.append(f"{len(lost)} photographs are not found where they were, such as {lost[0]}: they cannot go along")
+    return {"refused": refused[:MAX_MESSAGES], "notes": notes, "total": len(refused) + len(notes)}

@@ -11,7 +11,11 @@ import { bytes, count } from "./words.js";
 const SHOWN = 200;  // thumbnails; the others are counted
 
 // Kept when the page is left for another view and come back to: photographs not yet sent.
-const kept = { files: [], grouping: "one" };
+const kept = { files: [], grouping: "", minutes: 10 };
+const WAYS = [["one", "One encounter"], ["each", "An encounter each"], ["folder", "An encounter a folder"], ["day", "An encounter a day"], ["burst", "An encounter a burst"]];
+const WHY = { one: "All show one animal, met once.", each: "Every photograph shows another animal, or another meeting.", folder: "The photographs of a folder show one animal, met once.",
+  day: "The photographs of a folder that were taken on one day show one animal. The catalogue reads the dates when they arrive.", burst: "Photographs taken shortly after one another show one animal. The catalogue reads the times when they arrive." };
+const MANY = 12;  // photographs that are hardly one animal met once
 
 export async function showAdd(main, route, signal) {
   if (!may("review")) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Add" }), el("p", { text: "Your token may look, not add: ask for one with the role review." })));
@@ -21,32 +25,49 @@ export async function showAdd(main, route, signal) {
   const shots = el("ul", { class: "shots chosen", "aria-label": "Chosen photographs" });
   const summary = el("p", { class: "total", role: "status", "aria-live": "polite", id: "chosen" });
   const send = button("Send", () => go(), { class: "primary", id: "send" });
-  const clear = button("Clear", () => { kept.files = []; show(); }, { id: "clear", class: "quiet" });
+  const clear = button("Clear", () => { kept.files = []; kept.grouping = ""; show(); }, { id: "clear", class: "quiet" });
   const groups = el("fieldset", { class: "segments", id: "grouping" });
+  const why = el("p", { class: "soft", id: "grouping-why", role: "status" });
+  const minutes = el("input", { type: "number", id: "add-minutes", min: 1, max: 1440, step: 1, value: kept.minutes, onChange: () => { kept.minutes = Number(minutes.value) || 10; } });
+  const apart = el("div", { class: "apart" }, field("Minutes between two photographs, at most", minutes));
   const pictures = thumbnails(signal);
   const sending = sender(signal, { done: (files) => { kept.files = kept.files.filter((file) => !files.includes(file)); show(); }, busy: () => show() });
 
   function take(files) {
-    const fresh = [...files].filter((file) => isPhoto(file) && !kept.files.some((one) => folderOf(one) === folderOf(file) && one.name === file.name && one.size === file.size));
+    const fresh = [];
+    const same = (one, file) => folderOf(one) === folderOf(file) && one.name === file.name && one.size === file.size;
+    for (const file of files) if (isPhoto(file) && ![...kept.files, ...fresh].some((one) => same(one, file))) fresh.push(file);
     const other = [...files].filter((file) => !isPhoto(file)).length;
     kept.files.push(...fresh);
-    if (other) say(`${count(other, "file")} left out: not ${other === 1 ? "a photograph" : "photographs"}.`);
+    const known = [...files].length - fresh.length - other;
+    const left = [other && `${count(other, "file")} that ${other === 1 ? "is no photograph" : "are no photographs"} (${[...new Set([...files].filter((file) => !isPhoto(file)).map((file) => file.name))].slice(0, 3).join(", ")}${other > 3 ? ", …" : ""})`, known && `${count(known, "photograph")} chosen twice`].filter(Boolean);
+    if (left.length) say(`Left out: ${left.join("; ")}.`);
     show();
   }
 
   function show() {
     const { files } = kept;
     const folders = new Set(files.map(folderOf));
-    if (folders.size < 2 && kept.grouping === "folder") kept.grouping = "one";
-    const number = grouped(files, kept.grouping).length;
-    fill(groups, el("legend", { text: "These photographs are" }), [["one", "One encounter"], ["each", "An encounter each"], ["folder", "An encounter a folder"]].map(([kind, text]) =>
-      el("label", { title: kind === "folder" && folders.size < 2 ? "There is only one folder." : null }, el("input", { type: "radio", name: "grouping", id: `group-${kind}`, value: kind, checked: kept.grouping === kind,
-        disabled: kind === "folder" && folders.size < 2, onChange: () => { kept.grouping = kind; show(); document.getElementById(`group-${kind}`).focus(); } }), el("span", { text }))));
+    const dropped = files.some(folderOf);
+    if (folders.size < 2 && kept.grouping === "folder") kept.grouping = "";
+    const way = files.length < 2 ? "one" : kept.grouping || (dropped || files.length > MANY ? "" : "one");
+    const number = grouped(files, way).length;
+    fill(groups, el("legend", { text: "These photographs are" }), WAYS.map(([kind, text]) => {
+      const off = kind === "folder" && folders.size < 2;
+      return el("label", { title: off ? "There is only one folder." : WHY[kind] }, el("input", { type: "radio", name: "grouping", id: `group-${kind}`, value: kind, checked: way === kind, disabled: off,
+        onChange: () => { kept.grouping = kind; show(); document.getElementById(`group-${kind}`).focus(); } }), el("span", { text }));
+    }));
+    why.textContent = files.length < 2 ? "" : WHY[way] ?? "Choose how they belong together: an encounter is one animal met once.";
+    why.classList.toggle("error", !way);
+    apart.hidden = way !== "burst";
     groups.hidden = files.length < 2;
-    name.closest("label").hidden = number > 1;
-    summary.textContent = files.length ? `${count(files.length, "photograph")}, ${bytes(files.reduce((sum, file) => sum + file.size, 0))}, ${count(number, "encounter")}` : "";
-    send.disabled = clear.disabled = !files.length || sending.running();
-    send.firstChild.textContent = number > 1 ? `Send as ${count(number, "encounter")}` : "Send";
+    const later = ["day", "burst"].includes(way);
+    name.closest("label").hidden = way !== "one";
+    summary.textContent = files.length ? [count(files.length, "photograph"), bytes(files.reduce((sum, file) => sum + file.size, 0)), later ? `an encounter a ${way}` : way && count(number, "encounter")].filter(Boolean).join(", ") : "";
+    clear.disabled = !files.length || sending.running();
+    send.disabled = clear.disabled || !way;
+    send.title = way ? "" : "Choose how they belong together first.";
+    send.firstChild.textContent = later ? "Send and group" : number > 1 ? `Send as ${count(number, "encounter")}` : "Send";
     fill(shots, files.slice(0, SHOWN).map((file) => el("li", {}, pictures(file), el("small", { class: "file", text: file.name, title: file.name }),
       button("×", () => { kept.files = kept.files.filter((one) => one !== file); show(); }, { class: "plain close", "aria-label": `Take out ${file.name}`, disabled: sending.running() }))),
     files.length > SHOWN && el("li", { class: "soft", text: `and ${files.length - SHOWN} more` }));
@@ -57,11 +78,14 @@ export async function showAdd(main, route, signal) {
     const bad = Object.values(inputs).find((input) => !input.checkValidity());
     if (bad) return void bad.reportValidity();
     const fields = Object.fromEntries(Object.entries(inputs).map(([key, input]) => [key, input.value.trim()]));
-    const list = grouped(kept.files, kept.grouping);
-    if (list.length === 1 && name.value.trim()) list[0].name = name.value.trim();
-    const sent = await sending.send(list, fields);
+    const way = document.querySelector("#grouping :checked")?.value ?? "one";
+    const by = way === "burst" ? `burst:${kept.minutes}` : way === "day" ? "day" : "";
+    const list = grouped(kept.files, by ? "folder" : way);
+    if (by) list.forEach((one) => { one.name = ""; });
+    if (way === "one" && name.value.trim()) list[0].name = name.value.trim();
+    const sent = await sending.send(list, fields, by);
     name.value = "";
-    if (sent.length === 1 && list.length === 1 && !signal.aborted) location.hash = `#/encounter/${sent[0].id}`;
+    if (sent.length === 1 && list.length === 1 && !by && !signal.aborted) location.hash = `#/encounter/${sent[0].id}`;
   }
 
   const pick = el("input", { type: "file", id: "files", multiple: true, accept: "image/*", class: "hidden", onChange: () => { take(pick.files); pick.value = ""; } });
@@ -70,7 +94,7 @@ export async function showAdd(main, route, signal) {
     onDrop: (event) => { event.preventDefault(); drop.classList.remove("over"); walk(event.dataTransfer).then(take, fail); } },
   el("p", { text: "Drop photographs or a folder here" }), el("div", { class: "buttons" },
     el("label", { class: "button primary" }, pick, "Choose photographs"), el("label", { class: "button" }, folder, "Choose a folder")));
-  const form = el("section", { class: "adding", "aria-label": "What is known about them" }, groups, el("div", { class: "fields" }, field("Name", name), nodes),
+  const form = el("section", { class: "adding", "aria-label": "What is known about them" }, groups, why, apart, el("div", { class: "fields" }, field("Name", name), nodes),
     el("p", { class: "soft", text: "All of these may stay empty; they hold for every encounter sent now and can be edited later." }), el("div", { class: "buttons" }, send, clear, summary), shots);
   fill(main, el("div", { class: "page-head" }, el("h1", { text: "Add" }), el("p", { class: "total", text: "An encounter is one animal met once." })), drop, sending.node, form);
   show();

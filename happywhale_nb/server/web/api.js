@@ -61,16 +61,19 @@ export async function patient(action, signal) {
       return await action();
     } catch (error) {
       if (error.status === 401) dispatchEvent(new CustomEvent("catalogue:signin"));
-      if (error.status === 503 && tries < 5) await untilReady(error, signal);
+      if (error.status === 503 && tries < 20) await untilReady(error, signal);
       else if (error.status === 429 && tries < 5) await pause(1000 * Math.min(error.after || 2 ** tries, 30), signal);
       else throw error;
     }
   }
 }
 
+/** Whether the same request may succeed later: nothing in it was wrong. */
+export const passing = (error) => [0, 429, 502, 503, 504].includes(error?.status);
+
 async function untilReady(error, signal) {
   const announce = (text) => dispatchEvent(new CustomEvent("catalogue:waiting", { detail: text }));
-  announce("The model is loading. This page tries again by itself.");
+  announce(`${error.message}. This page tries again by itself.`);
   try {
     await pause(1500, signal);
     for (;;) {

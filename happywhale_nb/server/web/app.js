@@ -11,27 +11,29 @@
 //   filters       #queue-state input[value=…], #queue-species -side -place -since -until -q, and the same with
 //                 #candidates-…; chips [data-chip=KEY|all]
 //   queue         #total, #queue [data-encounter=ID], #more
-//   encounter     #encounter [data-state], [data-version]; #confirm #reject #new #new-name #new-confirm #unsure #next
-//                 #back #note; #heat #zoom; #query-photo #match-photo (img), .heatmap (img);
+//   encounter     #encounter [data-state], [data-version]; #confirm #reject #new #new-name #new-confirm #new-species
+//                 #new-known #new-is-known #someone #someone-q #unsure #next #back #note; [data-flip="-1"|"1"];
+//                 #photographs #move-new #move-other #photos-withdraw #photos-back; #withdraw #withdraw-yes #put-back #regroup; #heat #zoom; #query-photo #match-photo (img), .heatmap (img);
 //                 #candidates [data-candidate=RANK][aria-current]; #photos [data-photo=ID]; #filters-note
 //                 #edit #edit-save #draw #box-save #ask; #conflict; #history
 //   add           #drop #files #folder #group-one #group-each #group-folder; #add-date #add-place #add-side
 //                 #add-species #add-name; #send #progress; #failures [data-failed], #retry; #sent [data-encounter=ID]
 //   individuals   #individuals [data-individual=ID], #individuals-q #individuals-species; on the page of one:
 //                 #rename #merge #merge-q [data-into=ID] #split [data-split=ID]; #history [data-decision=ID] [data-undo=ID]
-//   audit-log     #audit-log [data-decision=ID] [data-undo=ID]       exports  [data-export=csv|wildbook|camtrap-dp|mark]
+//   audit-log     #audit-log [data-decision=ID] [data-undo=ID]       exports  [data-export=csv|wildbook|camtrap-dp|mark], then [data-take], [data-photos]
 //   tokens        #token-name #token-role #token-make #token-made #token-copy [data-revoke=ID]
 //   dialogs       dialog[open], #dialog-yes, #zoom-view, #box-view, #keys
 
 import { showAdd } from "./add.js";
 import { showAuditLog } from "./auditlog.js";
+import { api, passing } from "./api.js";
 import { button, el, fill } from "./dom.js";
 import { showEncounter } from "./encounter.js";
 import { showExports } from "./exports.js";
 import { showIndividual } from "./individual.js";
 import { showIndividuals } from "./individuals.js";
 import { bindKeys, showKeys } from "./keys.js";
-import { fail, waiting } from "./messages.js";
+import { fail, hush, waiting } from "./messages.js";
 import { showQueue } from "./queue.js";
 import { loadSession, may, session } from "./session.js";
 import { showSignIn, signOut } from "./signin.js";
@@ -63,6 +65,7 @@ async function show() {
   const { signal } = leave;
   const [title, view] = VIEWS[now.view];
   bindKeys([]);
+  hush();
   document.querySelectorAll("dialog[open]").forEach((node) => node.close());
   document.title = `${title} – ${session.catalogue.name}`;
   showNav(now.view);
@@ -75,7 +78,8 @@ async function show() {
     if (signal.aborted || error.status === 401) return;
     if (!("status" in error)) console.error(error);
     fill(main, el("div", { class: "empty", role: "alert" }, el("h1", { text: error.status === 404 ? "Not found" : "This did not work" }),
-      el("p", { text: error.message }), button("Try again", show)));
+      el("p", { text: error.message }), el("div", { class: "buttons" }, passing(error) || !("status" in error) || error.status >= 500 ? button("Try again", show, { class: "primary" }) : null,
+        el("a", { class: "button", href: "#/queue", text: "To the queue" }), el("a", { class: "button", href: "#/individuals", text: "To the individuals" }))));
   }
 }
 
@@ -104,7 +108,20 @@ async function start() {
     return;
   }
   document.body.classList.remove("signed-out");
+  lookForPhotos();
   await show();
+}
+
+/** Says once what photographs are not found; the page itself does not wait for it. */
+async function lookForPhotos() {
+  const node = document.getElementById("missing");
+  try {
+    const { missing, names, text } = await api("/missing-photos");
+    node.hidden = !missing;
+    fill(node, missing > 0 && [el("p", {}, el("b", { text }), `. The first: ${names.join(", ")}`), button("×", () => { node.hidden = true; }, { class: "plain close", "aria-label": "Close" })]);
+  } catch {
+    node.hidden = true;  // what matters more says so itself
+  }
 }
 
 addEventListener("hashchange", () => {

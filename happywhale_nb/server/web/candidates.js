@@ -1,7 +1,8 @@
-// The list of candidates: the shortest list that holds the truth first, then the less likely ones.
+// The list of candidates: the short list first, with how often such lists have held the truth, then the less likely ones.
 
-import { cropImage, el, fill } from "./dom.js";
-import { percent, count, day, inTen } from "./words.js";
+import { button, cropImage, el, fill } from "./dom.js";
+import { guard } from "./session.js";
+import { percent, count, day } from "./words.js";
 
 /** The list; `show` draws it, `mark` shows which candidate is compared, `step` and `rank` move to another. */
 export function candidateList(view) {
@@ -12,46 +13,55 @@ export function candidateList(view) {
     if (!answer) return void fill(node, waiting(view));
     const inside = answer.candidates.filter((one) => one.in_set);
     const outside = answer.candidates.filter((one) => !one.in_set);
-    fill(node, answer.note && el("p", { class: "filters-note", text: answer.note }),
+    fill(node, answer.no_animal && noAnimal(view),
+      answer.note && !answer.no_animal && el("p", { class: "filters-note", text: capital(answer.note) }),
       !answer.candidates.length && el("p", { class: "soft", text: "No candidate: no known individual fits." }),
-      inside.length > 0 && group(`In the list that holds the truth ${inTen(answer.alpha)}`, inside, "inside"),
-      outside.length > 0 && group("Less likely", outside, "outside"),
+      answer.promise && el("p", { class: answer.promised ? "soft" : "filters-note", id: "promise", text: `${capital(answer.promise)}.` }),
+      inside.length > 0 && group("The short list", inside, "inside"),
+      outside.length > 0 && group(inside.length ? "Less likely" : "By probability", outside, "outside"),
       answer.other_probability > 0 && el("p", { class: "soft other", text: `Probability of a known individual that is not listed: ${percent(answer.other_probability)}` }));
-    mark(false);
+    mark();
   }
 
   const group = (title, list, kind) => el("section", { class: `group ${kind}` }, el("h3", {}, title, " ", el("span", { class: "soft", text: list.length })),
     el("ol", {}, list.map((one) => el("li", {}, item(one, view)))));
 
-  function mark(focus) {
+  function mark() {
     for (const one of node.querySelectorAll("[data-candidate]")) {
       const on = Number(one.dataset.candidate) === view.picked?.rank;
       if (on) one.setAttribute("aria-current", "true"); else one.removeAttribute("aria-current");
-      if (on && focus) one.scrollIntoView({ block: "nearest", inline: "nearest" });
     }
   }
 
   function rank(number) {
     const candidate = view.answer?.candidates.find((one) => one.rank === number);
-    if (candidate) view.pick(candidate, { focus: true });
+    if (candidate) view.pick(candidate);
     return Boolean(candidate);
   }
 
   function step(by) {
     const list = view.answer?.candidates ?? [];
     const next = list[list.indexOf(view.picked) + by];
-    if (next) view.pick(next, { focus: true });
+    if (next) view.pick(next);
     return Boolean(next);
   }
 
   return { node, show, mark, rank, step };
 }
 
+const capital = (text) => text.replace(/^./, (letter) => letter.toUpperCase());
+
+/** What is said where the photographs probably show no animal; a person may see one all the same. */
+function noAnimal(view) {
+  return el("div", { class: "notice", id: "no-animal" }, el("p", {}, el("b", { text: `${capital(view.answer.note || "probably no animal here")}.` })),
+    view.encounter.state !== "withdrawn" && guard(button("Withdraw …", () => view.withdraw(), { data: { withdraw: "" } })));
+}
+
 function item(one, view) {
   const name = one.is_new ? "New individual" : one.individual.name;
   const from = one.photo ? [day(one.photo.date), one.photo.place].filter(Boolean).join(" · ") : "";
   return el("button", { type: "button", class: `candidate${one.rejected ? " rejected" : ""}`, data: { candidate: one.rank, new: one.is_new ? "1" : "" },
-    onClick: () => { view.pick(one); if (matchMedia("(max-width: 700px)").matches) document.getElementById("stage").scrollIntoView({ block: "start" }); } },
+    onClick: () => view.pick(one) },
   el("span", { class: "thumb" }, one.photo ? cropImage(one.photo, 160, "") : el("span", { class: "plus", text: one.is_new ? "+" : "?", "aria-hidden": "true" })),
   el("span", { class: "about" },
     el("span", { class: "line" }, el("span", { class: "rank", text: one.rank }), el("b", { text: name }),
@@ -64,6 +74,6 @@ function item(one, view) {
 
 function waiting(view) {
   if (view.asking) return el("p", { class: "soft loading", role: "status", text: "Asking the catalogue …" });
-  if (view.failed) return el("p", { class: "error", text: view.failed.message });
+  if (view.failed) return el("div", { class: "empty", role: "alert" }, el("p", { class: "error", text: view.failed.message }), button("Ask again", () => view.ask(), { class: "primary" }));
   return el("p", { class: "soft", text: view.encounter.individual ? "This encounter is decided. Ask to see who else it could be." : "Not asked yet." });
 }

@@ -1,6 +1,7 @@
 // Decisions: confirm, reject, new, unsure; undo; and on to the next undecided encounter.
 
 import { api, query } from "./api.js";
+import { chooseIndividual } from "./choosing.js";
 import { button, el, fill } from "./dom.js";
 import { undo } from "./history.js";
 import { fail, say } from "./messages.js";
@@ -8,6 +9,19 @@ import { nextUndecided } from "./queue.js";
 import { changed, guard, may } from "./session.js";
 
 const made = [];  // this visit's decisions, for the way back: {id, encounter}
+
+addEventListener("catalogue:undone", (event) => {
+  const at = made.findIndex((one) => one.id === event.detail);
+  if (at >= 0) made.splice(at, 1);
+});
+
+/** Says what was done, with an Undo of this very decision, and keeps it for the way back. */
+export function remembered(decision, encounter, text) {
+  if (!decision) return void say(text);
+  const one = { id: decision.id, encounter };
+  made.push(one);
+  say(text, { about: decision.id, action: { label: "Undo", run: () => takeBack(one).catch(fail) } });
+}
 
 /** The buttons of an encounter; `press` does what a button does, and nothing when it is disabled. */
 export function actionBar(view) {
@@ -17,22 +31,24 @@ export function actionBar(view) {
   let buttons = {};
   let busy = false;
 
-  async function decide(kind, { individual = null, name = null } = {}) {
+  async function decide(kind, { individual = null, name = null, ...more } = {}) {
     if (busy || !may("review")) return;
     busy = true;
     show();
     const { encounter, answer } = view;
-    const body = { kind, individual_id: individual?.id ?? null, name: name || null, answer_id: answer?.id ?? null, version: encounter.version, note: note.value.trim() };
+    const body = { kind, individual_id: individual?.id ?? null, name: name || null, answer_id: answer?.id ?? null, version: encounter.version, note: note.value.trim(), ...more };
     try {
       const result = await api(`/encounters/${encounter.id}/decisions`, { method: "POST", body });
-      made.push({ id: result.decision.id, encounter: encounter.id });
       note.value = "";
+      view.asksBack = null;
       changed();
-      say(outcomeText(kind, result, individual), { action: { label: "Undo", key: "b", run: () => goBack().catch(fail) } });
+      remembered(result.decision, encounter.id, outcomeText(kind, result, individual));
       if (kind === "reject") rejected(result, individual);
       else await goNext(view);
     } catch (error) {
-      if (error.status === 409 && error.body.encounter) view.conflict(error);
+      const { individual: known, species, encounter: now } = error.body ?? {};
+      if (error.status === 409 && kind === "new" && (known || species)) { view.asksBack = { text: error.message, known, species, more }; view.ponder(); }
+      else if (error.status === 409 && now) view.conflict(error);
       else fail(error);
     } finally {
       busy = false;
@@ -49,7 +65,8 @@ export function actionBar(view) {
   }
 
   const confirm = () => (view.picked?.is_new ? view.decideNew() : decide("confirm", { individual: view.picked.individual }));
-  view.decideNew = () => decide("new", { name: view.picked?.proposed?.trim() });
+  view.decideNew = (more = {}) => decide("new", { name: view.picked?.proposed?.trim(), ...more });
+  view.decideKnown = (individual) => decide("confirm", { individual });
 
   async function makeNew() {
     let one = view.answer?.candidates.find((candidate) => candidate.is_new);
@@ -57,33 +74,46 @@ export function actionBar(view) {
       const { name } = await api(`/next-id${query({ species: view.encounter.species })}`, { signal: view.signal });
       one = { rank: null, is_new: true, individual: null, proposed: name, probability: null, in_set: false, photo: null, query_photo: null, photos: 0 };
     }
-    view.pick(one, { focus: true });
+    view.pick(one);
     const field = document.getElementById("new-name");
     field?.focus();
     field?.select();
   }
 
+  /** Any animal of the catalogue: it is shown beside the photograph like a candidate, and decided as one. */
+  view.someoneElse = async () => {
+    const individual = await chooseIndividual("Who is it?", { kind: view.encounter.species, id: "someone-q" });
+    if (!individual || view.signal.aborted) return;
+    const listed = view.answer?.candidates.find((one) => one.individual?.id === individual.id);
+    if (listed) return void view.pick(listed);
+    const { photos } = await api(`/individuals/${individual.id}/photos${query({ side: view.askedPhoto()?.side, limit: 1 })}`, { signal: view.signal });
+    view.pick({ rank: null, is_new: false, individual, proposed: "", score: null, probability: null, in_set: false, rejected: false, photo: photos[0] ?? null, query_photo: null, photos: individual.photos });
+    document.getElementById("confirm")?.focus();
+  };
+
   function show() {
     const one = view.picked;
-    const name = one?.is_new ? "new individual" : one?.individual?.name;
+    const name = one?.is_new ? "new" : one?.individual?.name;
     const same = one && !one.is_new && view.encounter.individual?.id === one.individual.id;
+    const open = view.encounter.state !== "withdrawn";
     const make = (id, text, key, run, on, props = {}) => {
       const control = button(text, run, { id, key, ...props });
-      if (id !== "next" && id !== "back") guard(control);
+      if (id !== "next" && id !== "back") { guard(control); on &&= open; }
       if (!on || busy) control.disabled = true;
       return [id, control];
     };
     buttons = Object.fromEntries([
-      make("confirm", name ? `Confirm ${name}` : "Confirm", "c", confirm, one && !same, { class: "primary" }),
+      make("confirm", name ? `Confirm ${name}` : "Confirm", "c", confirm, one && !same, { class: "primary", title: one?.is_new ? "It is a new individual" : name ? `It is ${name}` : null }),
       make("reject", name && !one.is_new ? `Not ${name}` : "Reject", "r", () => decide("reject", { individual: one.individual }), one && !one.is_new && !one.rejected),
       make("new", "New", "n", () => makeNew().catch(fail), !view.asking, { title: "A new individual: nobody of the catalogue" }),
+      make("someone", "Someone else …", "o", () => view.someoneElse().catch(fail), true, { title: "Any individual of the catalogue, by name" }),
       make("unsure", "Unsure", "u", () => decide("unsure"), view.encounter.state !== "unsure", { title: "Set aside; it stays among the unsure ones" }),
       make("next", "Next", "s", () => goNext(view).catch(fail), true, { title: "Next undecided encounter", class: "quiet" }),
       make("back", "Undo", "b", () => goBack().catch(fail), made.length > 0, { title: "Undo the last decision and go back to it", class: "quiet" }),
     ]);
     const held = main.contains(document.activeElement) ? document.activeElement.id : "";
     fill(main, Object.values(buttons));
-    if (held) document.getElementById(held)?.focus();
+    if (held) document.getElementById(held)?.focus({ preventScroll: true });
   }
 
   return { node, show, press: (id) => { if (!buttons[id]?.disabled) buttons[id]?.click(); } };
@@ -103,23 +133,24 @@ export async function goNext(view) {
   const id = await nextUndecided(view.id, view.signal);
   if (view.signal.aborted) return;
   if (id === null) {
-    say("No other encounter waits for a decision.");
+    if (!document.querySelector('#messages [data-about]:not([data-about=""])')) say("No other encounter waits for a decision.");
     location.hash = "#/queue";
   } else {
     location.hash = `#/encounter/${id}`;
   }
 }
 
-/** Undoes the last decision of this visit and shows its encounter; without one, goes back. */
+/** Undoes the last decision of this visit and shows its encounter. */
 export async function goBack() {
   const last = made.at(-1);
-  if (!last) return void history.back();
-  try {
-    await undo(last.id);
-  } finally {
-    made.pop();  // what cannot be undone once cannot be undone later either
-  }
-  const there = `#/encounter/${last.encounter}`;
+  if (!last) return void say("Nothing was decided on this visit. The history of an encounter and the audit log undo what was decided before.");
+  await takeBack(last);
+}
+
+/** Undoes one decision and shows the encounter that it was about. */
+async function takeBack(one) {
+  await undo(one.id);
+  const there = one.encounter ? `#/encounter/${one.encounter}` : location.hash.split("?")[0];
   if (location.hash.split("?")[0] === there) dispatchEvent(new CustomEvent("catalogue:again"));
   else location.hash = there;
 }

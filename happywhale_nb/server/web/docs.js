@@ -39,7 +39,7 @@ function bodyRows(content, schemas) {
 
 function example(method, path, body) {
   const lines = [`curl -X ${method.toUpperCase()} ${location.origin}${path} -H 'Authorization: Bearer TOKEN'`];
-  if (body && "multipart/form-data" in body) lines.push(`  -F ${path === "/match" ? "'images[]" : "'photos"}=@photo.jpg'`);
+  if (body && "multipart/form-data" in body) lines.push(`  -F ${path === "/match" ? "images" : "photos"}=@photo.jpg`);
   if (body && "application/json" in body) lines.push("  -H 'Content-Type: application/json' -d '{…}'");
   return el("pre", { text: lines.join(" \\\n") });
 }

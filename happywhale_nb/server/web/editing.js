@@ -1,48 +1,64 @@
-// Date, place, species and side of an encounter.
+// Date, place and species of an encounter, and the side that each photograph shows.
 
 import { api } from "./api.js";
-import { button, el, field, proposing, select } from "./dom.js";
-import { dialog, fail, say } from "./messages.js";
+import { remembered } from "./deciding.js";
+import { cropImage, el, field, proposing, select } from "./dom.js";
+import { asking } from "./messages.js";
 import { changed } from "./session.js";
 import { side, SIDES } from "./words.js";
 
 /** The fields of an encounter, shared with the page that adds photographs. prefix: of their ids. */
-export function encounterFields(prefix, facets, values = {}) {
+export function encounterFields(prefix, facets, values = {}, { withSide = true } = {}) {
   const [place, places] = proposing(`${prefix}-place`, facets.places, { id: `${prefix}-place`, value: values.place ?? "", maxlength: 200 });
   const [species, kinds] = proposing(`${prefix}-species`, facets.species, { id: `${prefix}-species`, value: values.species ?? "", maxlength: 100, spellcheck: "false" });
   const inputs = {
     date: el("input", { type: "date", id: `${prefix}-date`, value: values.date ?? "" }),
     place, species,
-    side: select([["", "Not known"], ...Object.keys(SIDES).map((name) => [name, side(name)])], values.side ?? "", { id: `${prefix}-side` }),
+    ...(withSide && { side: select([["", "Not known"], ...Object.keys(SIDES).map((name) => [name, side(name)])], values.side ?? "", { id: `${prefix}-side` }) }),
     latitude: el("input", { type: "number", step: "any", min: -90, max: 90, id: `${prefix}-latitude`, value: values.latitude ?? "" }),
     longitude: el("input", { type: "number", step: "any", min: -180, max: 180, id: `${prefix}-longitude`, value: values.longitude ?? "" }),
   };
-  const nodes = [field("Date", inputs.date), el("div", {}, field("Place", place), places), field("Side", inputs.side),
+  const nodes = [field("Date", inputs.date), el("div", {}, field("Place", place), places), withSide && field("Side", inputs.side),
     el("div", {}, field("Species", species), kinds), field("Latitude", inputs.latitude), field("Longitude", inputs.longitude)];
   return { inputs, nodes };
 }
 
-/** Edits the encounter of a view; what was not changed is not sent. */
+const PHOTO_SIDES = [["", "Not known"], ["left", "Left"], ["right", "Right"]];
+
+/** Edits the encounter of a view; what was not changed is not sent, and the dialog stays open while something is wrong. */
 export async function edit(view) {
   const before = view.encounter;
-  const { inputs, nodes } = encounterFields("edit", view.facets, before);
-  const change = await dialog(`Edit ${before.name}`, (close) => el("form", { onSubmit: (event) => {
-    event.preventDefault();
-    const changes = {};
+  const { inputs, nodes } = encounterFields("edit", view.facets, before, { withSide: false });
+  const dated = inputs.date.value === (before.date ?? "");
+  const sides = before.photos.map((photo) => [photo, select(PHOTO_SIDES, photo.side ?? "", { data: { side: photo.id }, "aria-label": `Side of ${photo.name}` })]);
+  const changes = () => {
+    const found = {};
     for (const [key, input] of Object.entries(inputs)) {
       const number = key === "latitude" || key === "longitude";
       const value = number ? (input.value === "" ? null : Number(input.value)) : input.value.trim();
-      if (value !== (before[key] ?? (number ? null : ""))) changes[key] = value;
+      if (key === "date" && !dated && !value) continue;  // a date that the browser's field cannot show stays as it is
+      if (value !== (before[key] ?? (number ? null : ""))) found[key] = value;
     }
-    close(changes);
-  } }, el("div", { class: "fields" }, nodes), el("div", { class: "buttons" }, button("Cancel", () => close()), button("Save", null, { type: "submit", class: "primary", id: "edit-save" }))));
-  if (!change || !Object.keys(change).length) return;
-  try {
-    view.accept(await api(`/encounters/${before.id}`, { method: "PATCH", body: { ...change, version: before.version } }));
-    changed();
-    say("Saved.");
-  } catch (error) {
-    if (error.status === 409 && error.body.encounter) view.conflict(error);
-    else fail(error);
-  }
+    const turned = sides.filter(([photo, input]) => input.value !== (photo.side ?? ""));
+    if (turned.length) found.sides = Object.fromEntries(turned.map(([photo, input]) => [photo.id, input.value]));
+    return found;
+  };
+  const result = await asking(`Edit ${before.name}`, [el("div", { class: "fields" }, nodes),
+    !dated && el("p", { class: "soft", text: `The date is ${before.date}; it stays unless another is given.` }),
+    sides.length > 0 && el("fieldset", {}, el("legend", { class: "label", text: "Side of each photograph" }), el("ul", { class: "sides" }, sides.map(([photo, input]) =>
+      el("li", {}, cropImage(photo, 160, ""), el("small", { class: "file", text: photo.name }), input))))], "Save", async () => {
+    const change = changes();
+    if (!Object.keys(change).length) return {};
+    try {
+      return await api(`/encounters/${before.id}`, { method: "PATCH", body: { ...change, version: before.version } });
+    } catch (error) {
+      if (error.status !== 409 || !error.body.encounter) throw error;
+      view.conflict(error);
+      return {};
+    }
+  }, { id: "edit-save" });
+  if (!result?.id) return;
+  changed();
+  remembered(result.decision, before.id, "Saved.");
+  view.accept(result);
 }

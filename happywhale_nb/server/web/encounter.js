@@ -10,17 +10,19 @@ import { filterBar, initial, remember } from "./filters.js";
 import { decisions } from "./history.js";
 import { bindKeys } from "./keys.js";
 import { fail } from "./messages.js";
+import { photographs, putBack, regroup, withdraw } from "./moving.js";
 import { guard, loadFacets, session } from "./session.js";
 import { makeStage } from "./stage.js";
-import { count, facts, moment, sentence, state } from "./words.js";
+import { count, facts, moment, state, told } from "./words.js";
 
 const KEYS = ["species", "side", "place", "since", "until"];
 const K = 10;
 
 export async function showEncounter(main, route, signal) {
   const [encounter, facets] = await Promise.all([api(`/encounters/${route.id}`, { signal }), loadFacets(signal)]);
-  // What the parts of the page share. picked: the candidate that is compared; asked: the photograph chosen by hand.
-  const view = { encounter, answer: null, picked: null, asked: null, asking: false, filters: initial("candidates", route, KEYS),
+  // What the parts of the page share. picked: the candidate that is compared; asked: the photograph chosen by hand;
+  // flipped: another photograph of the candidate; asksBack: what the server wants to know of a new individual.
+  const view = { encounter, answer: null, picked: null, asked: null, flipped: null, asksBack: null, asking: false, filters: initial("candidates", route, KEYS),
     signal, facets, id: route.id };
   const path = `/encounter/${route.id}`;
   const node = { head: el("div", { class: "encounter-head" }), conflict: el("div", { id: "conflict", role: "alert" }),
@@ -30,12 +32,19 @@ export async function showEncounter(main, route, signal) {
   const list = candidateList(view);
   let run = 0;
 
-  view.pick = (candidate, { focus = false } = {}) => {
+  view.pick = (candidate) => {
     view.picked = candidate;
-    view.asked = null;
+    view.asked = view.flipped = view.asksBack = null;
     stage.show();
-    list.mark(focus);
+    list.mark();
     actions.show();
+    stage.reveal();
+  };
+  view.withdraw = () => withdraw(view).catch(fail);
+  view.ponder = () => {
+    stage.show();
+    stage.reveal();
+    document.querySelector("#new-known button, #new-known select")?.focus({ preventScroll: true });
   };
   view.show = () => {
     const { encounter: now } = view;
@@ -52,7 +61,7 @@ export async function showEncounter(main, route, signal) {
     const { encounter: now, decision } = error.body;
     fill(node.conflict, el("div", { class: "notice" }, el("p", {}, el("b", { text: decision
       ? `${decision.user} decided in the meantime: ` : "Somebody changed this encounter in the meantime." }),
-    decision && `${sentence(decision).map((part) => (Array.isArray(part) ? part[1].name : part)).join("")}, ${moment(decision.at)}.`),
+    decision && `${told(decision)}, ${moment(decision.at)}.`),
     el("p", { text: "Your decision was not stored. Below is the encounter as it is now." }),
     button("Close", () => fill(node.conflict))));
     if (now) view.accept(now); else reload().catch(fail);
@@ -61,7 +70,7 @@ export async function showEncounter(main, route, signal) {
   view.ask = async () => {
     const mine = ++run;
     view.asking = true;
-    view.answer = view.picked = null;
+    view.answer = view.picked = view.flipped = view.asksBack = view.failed = null;
     filtersNote();
     view.show();
     try {
@@ -77,6 +86,7 @@ export async function showEncounter(main, route, signal) {
   function take(answer) {
     view.answer = answer;
     view.failed = null;
+    filtersNote();
     view.picked = answer.candidates.find((one) => !one.rejected) ?? answer.candidates[0] ?? null;
   }
   async function reload() { view.accept(await api(`/encounters/${route.id}`, { signal })); }
@@ -89,8 +99,8 @@ export async function showEncounter(main, route, signal) {
     return got.decisions;
   }
   function filtersNote() {
-    const active = KEYS.some((key) => view.filters[key]);
-    node.note.textContent = active ? "These filters hide some candidates: who is missing below may still be in the catalogue." : "";
+    const active = KEYS.some((key) => view.filters[key]) && !view.answer?.note;
+    node.note.textContent = active ? "These filters hide candidates and change no probability: who is missing below may still be the one." : "";
   }
 
   const keep = () => remember("candidates", view.filters, path, { answer: view.answer?.id && route.params.get("answer") });
@@ -102,7 +112,8 @@ export async function showEncounter(main, route, signal) {
   });
   const article = el("article", { id: "encounter", class: "encounter" }, node.head, node.conflict, stage.node, actions.node,
     el("section", { class: "candidates", "aria-label": "Candidates" },
-      el("div", { class: "section-head" }, el("h2", { text: "Candidates" }), el("span", { class: "soft", text: "from known photographs of" }), bar), chips, node.note, list.node),
+      el("div", { class: "section-head" }, el("h2", { text: "Candidates" }), el("span", { class: "soft", text: "from known photographs of" }),
+        guard(button("Someone else …", () => view.someoneElse().catch(fail), { id: "someone-else" })), bar), chips, node.note, list.node),
     node.history);
   fill(main, article);
   signal.addEventListener("abort", stage.close);
@@ -116,7 +127,7 @@ export async function showEncounter(main, route, signal) {
   const wanted = Number(route.params.get("answer")) || null;
   if (wanted) { take(await api(`/answers/${wanted}`, { signal })); view.show(); }
   else if (["undecided", "unsure"].includes(encounter.state)) view.ask();
-  else {
+  else if (encounter.state !== "withdrawn") {
     const deciding = (await past).find((one) => one.answer_id && !one.undone_by && one.kind !== "reject");
     if (deciding) take(await api(`/answers/${deciding.answer_id}`, { signal }));
     const chosen = view.answer?.candidates.find((one) => (one.is_new ? encounter.state === "new" : one.individual.id === encounter.individual?.id));
@@ -130,15 +141,32 @@ function head(view) {
   const known = facts(encounter);
   const decided = encounter.decided_by && encounter.state !== "undecided" && `${encounter.decided_by}, ${moment(encounter.decided_at)}`;
   return [
-    el("div", {}, el("h1", {}, encounter.name, " ", el("span", { class: `state ${encounter.state}`, text: state(encounter.state) })),
+    el("div", {}, el("h1", {}, encounter.name, " ", el("span", { class: `state ${encounter.state}`, text: state(encounter.state) }), (view.answer?.no_animal ?? encounter.no_animal) && encounter.state !== "withdrawn" && el("span", { class: "state none", text: "Probably no animal" })),
       el("p", { class: "facts" }, known.length ? known.join(" · ") : "No date, place or species yet", " · ", count(encounter.photos.length, "photograph"))),
     encounter.individual && el("p", { class: "decided" }, encounter.state === "new" ? "New individual " : "This is ",
       el("a", { href: `#/individual/${encounter.individual.id}`, text: encounter.individual.name }), decided && el("small", { text: decided })),
     encounter.state === "unsure" && decided && el("p", { class: "decided soft" }, `Set aside by ${decided}`),
-    el("div", { class: "buttons" },
-      guard(button("Edit", () => edit(view).catch(fail), { id: "edit", title: "Date, place, species, side" })),
-      guard(button("Draw a box", () => drawBox(view).catch(fail), { id: "draw", title: "Mark the animal on the photograph" })),
-      button(view.answer || view.asking ? "Ask again" : "Ask", () => view.ask(), { id: "ask", disabled: view.asking, title: "Ask the catalogue who this is" }))];
+    encounter.state === "withdrawn" && el("div", { class: "notice", id: "withdrawn" }, el("p", { text: gone(encounter) }),
+      encounter.photos.length > 0 && el("div", { class: "buttons" }, guard(button("Put back", () => putBack(view).catch(fail), { id: "put-back", class: "primary" })))),
+    el("div", { class: "buttons tools" },
+      guard(button("Edit", () => edit(view).catch(fail), { id: "edit", title: "Date, place, species, sides" })),
+      encounter.photos.length > 0 && guard(button("Draw a box", () => drawBox(view).catch(fail), { id: "draw", title: "Mark the animal on the photograph" })),
+      encounter.photos.length > 0 && button("Photographs …", () => photographs(view).catch(fail), { id: "photographs", title: "Move photographs to another encounter, or withdraw them" }),
+      encounter.state === "undecided" && encounter.photos.length > 1 && guard(button("Group again …", () => again(view).catch(fail), { id: "regroup", title: "An encounter for each day, burst or folder" })),
+      encounter.state !== "withdrawn" && guard(button("Withdraw …", () => view.withdraw(), { id: "withdraw", title: "A boat, empty sea, a mistake: take it out of the queue" })),
+      encounter.state !== "withdrawn" && button(view.answer || view.asking ? "Ask again" : "Ask", () => view.ask(), { id: "ask", disabled: view.asking, title: "Ask the catalogue who this is" }))];
+}
+
+function gone({ withdrawn, photos }) {
+  if (!photos.length) return "It has no photographs left.";
+  return withdrawn ? `Withdrawn: ${withdrawn.reason}. ${withdrawn.user}, ${moment(withdrawn.at)}` : "Withdrawn.";
+}
+
+/** Groups the photographs of this encounter again, and shows what became of it. */
+async function again(view) {
+  const result = await regroup([view.encounter]);
+  if (!result?.decision) return;
+  if (result.groups.length > 1) location.hash = "#/queue"; else dispatchEvent(new CustomEvent("catalogue:again"));
 }
 
 function keys(view, stage, list, actions) {
@@ -156,11 +184,14 @@ function keys(view, stage, list, actions) {
     { keys: ["c"], label: "Confirm: it is this individual", run: () => actions.press("confirm") },
     { keys: ["r"], label: "Reject: it is not this individual", run: () => actions.press("reject") },
     { keys: ["n"], label: "New individual", run: () => actions.press("new") },
+    { keys: ["o"], label: "Someone else: any individual, by name", run: () => actions.press("someone") },
     { keys: ["u"], label: "Unsure: set aside", run: () => actions.press("unsure") },
     { keys: ["s", "Shift+ArrowRight"], label: "Next undecided encounter", run: () => goNext(view).catch(fail) },
     { keys: ["b", "Ctrl+z"], label: "Undo the last decision and go back to it", run: () => goBack().catch(fail) },
     { keys: ["h"], label: "Heat maps on or off", run: () => stage.toggleHeat() },
     { keys: ["z"], label: "Zoom both photographs", run: () => stage.zoom() },
     { keys: ["p"], label: "Next photograph of this encounter", run: () => stage.turn() },
+    { keys: ["k"], label: "Next photograph of the candidate, same side first", repeats: true, run: () => stage.flip(1).catch(fail) },
+    { keys: ["j"], label: "Photograph of the candidate before", repeats: true, run: () => stage.flip(-1).catch(fail) },
   ];
 }

@@ -14,45 +14,68 @@ const KINDS = [
   ["rmark", "RMark", "The same histories as a table: for import.chdata of the R package RMark."],
 ];
 const TIMED = ["mark", "rmark"];
-const FIRST = 20; // messages that are shown
+const WITH_PHOTOS = ["wildbook", "camtrap-dp"];
+const REFUSED = { wildbook: "Wildbook will refuse this sheet:", "camtrap-dp": "This package will be refused:" };
+const FIRST = 20; // rows that are shown
 
 export async function showExports(main, route, signal) {
   const facets = await loadFacets(signal);
-  const only = select([["", "All"], ...facets.species.map((value) => [value, species(value)])], "", { id: "exports-species" });
+  const clear = () => main.querySelectorAll("[data-notes]").forEach((node) => node.replaceChildren());
+  const only = select([["", "All"], ...facets.species.map((value) => [value, species(value)])], "", { id: "exports-species", onChange: clear });
   fill(main, el("div", { class: "page-head" }, el("h1", { text: "Exports" }),
     el("p", { class: "total", text: "An animal is known where a person decided so, or where its photographs came with its name." })),
   el("div", { class: "exports-species" }, field("Species", only)),
-  el("ul", { class: "exports" }, KINDS.map(([kind, title, text]) => {
-    const occasions = TIMED.includes(kind)
-      && select([["year", "Year"], ["month", "Month"], ["day", "Day"]], "year", { id: `occasions-${kind}` });
-    const submitter = kind === "wildbook" && el("input", { id: "submitter", autocomplete: "off", spellcheck: "false" });
-    const notes = el("div", { class: "notes", role: "status", data: { notes: kind } });
-    const get = button("Download", async () => {
-      get.disabled = true;
-      try {
-        const params = query({
-          species: only.value, occasions: occasions ? occasions.value : "", submitter: submitter ? submitter.value.trim() : "",
-        });
-        await save(kind, params);
-        fill(notes, describe(await api(`/exports/${kind}/messages${params}`), kind));
-      } catch (error) {
-        fail(error);
-      } finally {
-        get.disabled = false;
-      }
-    }, { data: { export: kind }, "aria-label": `Download ${title}` });
-    return el("li", {}, el("div", {}, el("h2", { text: title }), el("p", { text }), notes),
-      occasions && el("label", { class: "field" }, el("span", { class: "label", text: "Occasion" }), occasions),
-    submitter && field("Your name in Wildbook", submitter), get);
-  })));
+  el("ul", { class: "exports" }, KINDS.map((kind) => item(...kind, only, signal))));
+}
+
+/** One format. What a person has to know of the file is shown before it is downloaded. */
+function item(kind, title, text, only, signal) {
+  const notes = el("div", { class: "notes", role: "status", data: { notes: kind } });
+  const clear = () => notes.replaceChildren();
+  const occasions = TIMED.includes(kind)
+    && select([["year", "Year"], ["month", "Month"], ["day", "Day"]], "year", { id: `occasions-${kind}`, onChange: clear });
+  const submitter = kind === "wildbook" && el("input", { id: "submitter", autocomplete: "off", spellcheck: "false", onInput: clear });
+  const params = (more = {}) => query({
+    species: only.value, occasions: occasions ? occasions.value : "", submitter: submitter ? submitter.value.trim() : "", ...more,
+  });
+  const busy = (action) => async () => {
+    get.disabled = true;
+    try { await action(); } catch (error) { fail(error); } finally { get.disabled = false; }
+  };
+  const take = busy(async () => { await save(kind, params()); clear(); });
+  const takeAll = () => { follow(`/api/exports/${kind}${params({ photos: "true" })}`, `${kind}.zip`); clear(); };
+  const get = button("Download", busy(async () => {
+    fill(notes, el("p", { class: "soft loading", text: "Looking at what it would hold …" }));
+    let told;
+    try { told = await api(`/exports/${kind}/messages${params()}`, { signal }); } finally { clear(); }
+    if (!told.total && !WITH_PHOTOS.includes(kind)) return void await save(kind, params());
+    fill(notes, describe(told, kind), el("div", { class: "buttons" },
+      button(told.refused.length ? "Download it all the same" : "Download the file", take, { class: told.refused.length ? "" : "primary", data: { take: kind } }),
+      WITH_PHOTOS.includes(kind) && button("With the photographs, as a zip", takeAll, { data: { photos: kind } }),
+      button("Not now", clear, { class: "plain" })));
+    notes.querySelector("button").focus();
+  }), { data: { export: kind }, "aria-label": `Download ${title}` });
+  return el("li", {}, el("div", {}, el("h2", { text: title }), el("p", { text })),
+    occasions && el("label", { class: "field" }, el("span", { class: "label", text: "Occasion" }), occasions),
+    submitter && field("Your name in Wildbook", submitter), get, notes);
 }
 
 /** What a person has to know of the file, before it goes to another program. */
-function describe({ messages, total }, kind) {
-  if (!total) return null;
-  const heading = kind === "wildbook" ? "Wildbook will refuse this sheet:" : "In this file:";
-  const more = total > FIRST ? [el("li", { text: `… and ${total - FIRST} more` })] : [];
-  return [el("p", { text: heading }), el("ul", {}, messages.slice(0, FIRST).map((text) => el("li", { text })), more)];
+function describe({ refused, notes, total }, kind) {
+  const more = total - notes.length - Math.min(refused.length, FIRST);
+  return [
+    refused.length > 0 && [el("p", { class: "error", text: REFUSED[kind] }),
+      el("ul", {}, refused.slice(0, FIRST).map((text) => el("li", { text })), more > 0 && el("li", { text: `… and ${more} more` }))],
+    notes.length > 0 && [el("p", { text: "In this file:" }), el("ul", {}, notes.map((text) => el("li", { text })))]];
+}
+
+/** Lets the browser take a file by itself, so that a large one does not go through memory. */
+function follow(address, name) {
+  const link = el("a", { href: address, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  say(`${name} is on its way to your downloads.`);
 }
 
 async function save(kind, params) {

@@ -2,7 +2,7 @@
 
 import { el } from "./dom.js";
 
-const ENDINGS = /\.(jpe?g|png|webp|tiff?|bmp|heic|heif)$/i;
+const ENDINGS = /\.(jpe?g|jpe|jfif|mpo|png|webp|tiff?|bmp|gif|heic|heif|avif|dng|nef|cr2|cr3|arw|raf|orf|rw2)$/i;
 const WIDE = 320;
 
 export const isPhoto = (file) => file.type.startsWith("image/") || ENDINGS.test(file.name);
@@ -13,11 +13,11 @@ export function folderOf(file) {
   return path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
 }
 
-/** Files as encounters, `{name, files}` each: "one" for all, "each" for every file, "folder" for every folder. */
+/** Files as encounters, `{name, files}` each: "one" (or "") for all, "each" for every file, "folder" for every folder. */
 export function grouped(files, how) {
   if (!files.length) return [];
   if (how === "each") return files.map((file) => ({ name: "", files: [file] }));
-  if (how === "one") return [{ name: "", files: [...files] }];
+  if (how === "one" || !how) return [{ name: "", files: [...files] }];
   const folders = new Map();
   for (const file of files) folders.set(folderOf(file), [...(folders.get(folderOf(file)) ?? []), file]);
   return [...folders].map(([folder, inside]) => ({ name: folder.split("/").at(-1), files: inside }));

@@ -1,9 +1,11 @@
 // One individual: its photographs, encounters in time, and what was decided about it.
 
-import { api, query } from "./api.js";
-import { button, cropImage, el, field, fill, later } from "./dom.js";
+import { api } from "./api.js";
+import { chooseIndividual } from "./choosing.js";
+import { remembered } from "./deciding.js";
+import { button, cropImage, el, field, fill } from "./dom.js";
 import { decisions } from "./history.js";
-import { dialog, fail, say } from "./messages.js";
+import { asking } from "./messages.js";
 import { cover } from "./individuals.js";
 import { changed, guard } from "./session.js";
 import { count, day, side, species, state } from "./words.js";
@@ -35,12 +37,15 @@ function page(individual, again) {
     el("div", { class: "encounter-head" },
       el("div", {}, el("h1", { text: individual.name }),
         el("p", { class: "facts", text: [species(individual.species), count(encounters.length, "encounter"), count(photos, "photograph"), span].filter(Boolean).join(" · ") })),
-      el("div", { class: "buttons" }, guard(button("Rename", () => rename(individual, again), { id: "rename" })),
+      individual.active !== false && el("div", { class: "buttons" }, guard(button("Rename", () => rename(individual, again), { id: "rename" })),
         guard(button("Merge into …", () => merge(individual), { id: "merge" })))),
-    individual.merged_into && el("div", { class: "notice" }, el("p", {}, "It was merged into ", el("a", { href: `#/individual/${individual.merged_into.id}`, text: individual.merged_into.name }), ".")),
+    individual.active === false && el("div", { class: "notice", id: "merged" }, el("p", {}, individual.merged_into ? ["It is no longer an individual of its own: it was merged into ",
+      el("a", { href: `#/individual/${individual.merged_into.id}`, text: individual.merged_into.name }), ". Undo the merge in the history below to bring it back."] : "It is no longer an individual of its own: the history below says why.")),
+    individual.known_as?.length > 0 && el("p", { class: "soft", id: "known-as", text: `Also known as ${individual.known_as.join(", ")}` }),
     el("section", { "aria-label": "Encounters" },
-      el("div", { class: "section-head" }, el("h2", { text: "Encounters" }), encounters.length > 1 && [split, splitNote]),
-      el("ol", { class: "timeline" }, encounters.map((one) => met(one, encounters.length > 1 && choose)))),
+      el("div", { class: "section-head" }, el("h2", { text: "Encounters" }), encounters.length > 1 && individual.active !== false && [split, splitNote]),
+      encounters.length ? el("ol", { class: "timeline" }, encounters.map((one) => met(one, encounters.length > 1 && individual.active !== false && choose)))
+        : el("p", { class: "soft", text: individual.merged_into ? `Its encounters belong to ${individual.merged_into.name} now.` : "No encounter is left." })),
     el("section", { id: "history", "aria-label": "History" }, el("h2", { text: "History" }),
       individual.history.length ? decisions(individual.history, again) : el("p", { class: "soft", text: "Nothing was decided about it here." })),
   ];
@@ -55,69 +60,48 @@ function met(encounter, choose) {
   el("div", { class: "shots" }, encounter.photos.map((photo) => el("a", { href: `#/encounter/${encounter.id}`, title: photo.name }, cropImage(photo, 256, photo.name)))));
 }
 
+/** What was decided, said with its Undo; then the page again. */
+async function done(result, text, after) {
+  changed();
+  remembered(result.decision, null, text);
+  await after();
+}
+
 async function rename(individual, again) {
-  const name = el("input", { type: "text", value: individual.name, required: true, maxlength: 80, autofocus: true, autocomplete: "off", spellcheck: "false" });
-  const given = await dialog(`Rename ${individual.name}`, (close) => el("form", { onSubmit: (event) => { event.preventDefault(); close(name.value.trim()); } },
-    field("New name", name), el("div", { class: "buttons" }, button("Cancel", () => close()), button("Rename", null, { type: "submit", class: "primary", id: "dialog-yes" }))));
-  if (!given || given === individual.name) return;
-  await doing(() => api(`/individuals/${individual.id}`, { method: "PATCH", body: { name: given } }), () => `${individual.name} is now ${given}.`, again);
+  const name = el("input", { type: "text", value: individual.name, required: true, maxlength: 80, autofocus: true, autocomplete: "off", spellcheck: "false", id: "rename-name" });
+  const result = await asking(`Rename ${individual.name}`, field("New name", name), "Rename",
+    async () => (name.value.trim() === individual.name ? {} : api(`/individuals/${individual.id}`, { method: "PATCH", body: { name: name.value.trim() } })), {
+      remedy: (error, close) => (error.body?.individual && error.body.individual.id !== individual.id
+        ? button(`Merge with ${error.body.individual.name} …`, () => close({ into: error.body.individual }), { id: "rename-merge" }) : null),
+    });
+  if (result?.into) return void await mergeInto(individual, result.into);
+  if (result?.id) await done(result, `${individual.name} is now ${result.name}.`, again);
 }
 
 async function splitOff(individual, ids, again) {
-  const name = el("input", { type: "text", placeholder: "the next free one", maxlength: 80, autofocus: true, autocomplete: "off", spellcheck: "false" });
+  const name = el("input", { type: "text", placeholder: "the next free one", maxlength: 80, autofocus: true, autocomplete: "off", spellcheck: "false", id: "split-name" });
   const note = el("input", { type: "text", maxlength: 500, autocomplete: "off" });
-  const given = await dialog(`Split ${count(ids.length, "encounter")} off ${individual.name}?`, (close) => el("form", { onSubmit: (event) => { event.preventDefault(); close({ name: name.value.trim() || null, note: note.value.trim() }); } },
+  const result = await asking(`Split ${count(ids.length, "encounter")} off ${individual.name}?`, [
     el("p", { text: `The chosen ${ids.length === 1 ? "encounter becomes" : "encounters become"} a new individual of their own; the others stay with ${individual.name}. It can be undone from the history.` }),
-    field("Name of the new individual", name), field("Note", note),
-    el("div", { class: "buttons" }, button("Cancel", () => close()), button("Split off", null, { type: "submit", class: "primary", id: "dialog-yes" }))));
-  if (!given) return;
-  await doing(() => api(`/individuals/${individual.id}/split`, { method: "POST", body: { encounter_ids: ids, ...given } }), (result) => `${result.individual.name} was split off ${individual.name}.`, again);
+    field("Name of the new individual", name), field("Note", note)], "Split off",
+  () => api(`/individuals/${individual.id}/split`, { method: "POST", body: { encounter_ids: ids, name: name.value.trim() || null, note: note.value.trim() } }));
+  if (result) await done(result, `${result.individual.name} was split off ${individual.name}.`, again);
 }
 
 async function merge(individual) {
-  const into = await choose(individual);
-  if (!into) return;
+  const into = await chooseIndividual(`Merge ${individual.name} into …`, { kind: individual.species, except: [individual.id], id: "merge-q" });
+  if (into) await mergeInto(individual, into);
+}
+
+async function mergeInto(individual, into) {
   const note = el("input", { type: "text", maxlength: 500, autocomplete: "off" });
-  const yes = await dialog(`Merge ${individual.name} into ${into.name}?`, (close) => el("form", { onSubmit: (event) => { event.preventDefault(); close({ note: note.value.trim() }); } },
+  const all = individual.encounters.length + (into.encounters?.length ?? into.encounters ?? 0);
+  const result = await asking(`Merge ${individual.name} into ${into.name}?`, [
     el("div", { class: "merging" }, side2(individual), el("span", { text: "→", "aria-hidden": "true" }), side2(into)),
-    el("p", { text: `${count(individual.encounters.length, "encounter")} of ${individual.name} will belong to ${into.name}, which then has ${individual.encounters.length + into.encounters}. ${individual.name} is no longer a candidate; its name stays in the audit log. It can be undone from the history.` }),
-    individual.species !== into.species && el("p", { class: "error", text: `They are of different species: ${species(individual.species)} and ${species(into.species)}.` }),
-    field("Note", note), el("div", { class: "buttons" }, button("Cancel", () => close()), button(`Merge into ${into.name}`, null, { type: "submit", class: "primary", id: "dialog-yes" }))));
-  if (!yes) return;
-  await doing(() => api(`/individuals/${individual.id}/merge`, { method: "POST", body: { into: into.id, note: yes.note } }), () => `${individual.name} is part of ${into.name} now.`,
-    () => { location.hash = `#/individual/${into.id}`; });
+    el("p", { text: `${count(individual.encounters.length, "encounter")} of ${individual.name} will belong to ${into.name}, which then has ${all}. ${individual.name} is no longer a candidate; its name stays in the history and is still found. It can be undone.` }),
+    individual.species !== into.species && individual.species && into.species && el("p", { class: "error", text: `They are of different species: ${species(individual.species)} and ${species(into.species)}.` }),
+    field("Note", note)], `Merge into ${into.name}`, () => api(`/individuals/${individual.id}/merge`, { method: "POST", body: { into: into.id, note: note.value.trim() } }));
+  if (result) await done(result, `${individual.name} is part of ${into.name} now.`, () => { location.hash = `#/individual/${into.id}`; });
 }
 
 const side2 = (one) => el("div", { class: "cover" }, cover(one.cover), el("b", { text: one.name }), el("span", { class: "soft", text: species(one.species) }));
-
-function choose(individual) {
-  return dialog(`Merge ${individual.name} into …`, (close) => {
-    const list = el("ol", { class: "choices" });
-    const search = async () => {
-      try {
-        const q = box.value.trim();  // what is searched for by name may be of no species yet
-        const got = await api(`/individuals${query({ q, species: q ? "" : individual.species, limit: 20 })}`);
-        const others = got.individuals.filter((one) => one.id !== individual.id);
-        fill(list, others.map((one) => el("li", {}, el("button", { type: "button", data: { into: one.id }, onClick: () => close(one) }, cover(one.cover),
-          el("span", {}, el("b", { text: one.name }), el("small", { text: `${species(one.species)} · ${count(one.photos, "photograph")}` }))))),
-        !others.length && el("li", { class: "soft", text: "No individual fits." }));
-      } catch (error) {
-        fail(error);
-      }
-    };
-    const box = el("input", { type: "search", id: "merge-q", autofocus: true, autocomplete: "off", onInput: later(search) });
-    search();
-    return [field("Search by name", box), list];
-  });
-}
-
-async function doing(action, describe, after) {
-  try {
-    const result = await action();
-    changed();
-    say(describe(result));
-    await after();
-  } catch (error) {
-    fail(error);
-  }
-}

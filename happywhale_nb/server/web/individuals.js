@@ -15,6 +15,7 @@ export async function showIndividuals(main, route, signal) {
   const total = el("p", { class: "total", id: "total", role: "status", "aria-live": "polite" });
   const list = el("ol", { class: "individuals", id: "individuals" });
   const more = button("More", () => load(false), { id: "more", hidden: true });
+  const empty = el("div", { class: "empty" });
   let cursor = "";
   let run = 0;
 
@@ -28,7 +29,8 @@ export async function showIndividuals(main, route, signal) {
       if (fresh) list.replaceChildren();
       list.append(...got.individuals.map(item));
       cursor = got.next;
-      total.textContent = got.total ? count(got.total, "individual") : "No individual fits.";
+      total.textContent = got.total ? count(got.total, "individual") : "";
+      fill(empty, !got.total && nothing(values));
       more.hidden = !cursor;
     } catch (error) {
       fail(error);
@@ -42,7 +44,7 @@ export async function showIndividuals(main, route, signal) {
     remember("individuals", values, "/individuals");
     load(true);
   });
-  fill(main, el("div", { class: "page-head" }, el("h1", { text: "Individuals" }), total), bar, chips, list, el("div", { class: "more" }, more));
+  fill(main, el("div", { class: "page-head" }, el("h1", { text: "Individuals" }), total), bar, chips, empty, list, el("div", { class: "more" }, more));
   remember("individuals", values, "/individuals");
   const seen = new IntersectionObserver((entries) => { if (entries[0].isIntersecting && !more.hidden && !more.disabled) load(false); },
     { rootMargin: "400px" });
@@ -51,12 +53,20 @@ export async function showIndividuals(main, route, signal) {
   await load(true);
 }
 
+/** What to do when nothing is listed. */
+function nothing(values) {
+  if (!KEYS.some((key) => values[key])) return [el("p", { text: "No individual is known yet: decide an encounter of the queue as new." }), el("a", { class: "button primary", href: "#/queue", text: "To the queue" })];
+  const clear = () => { for (const key of KEYS) values[key] = ""; remember("individuals", values, "/individuals"); dispatchEvent(new CustomEvent("catalogue:again")); };
+  return [el("p", { text: "No individual fits." }), button("Clear the filters", clear, { class: "primary", id: "clear-filters" })];
+}
+
 function item(individual) {
   return el("li", {}, el("a", { class: "cover", href: `#/individual/${individual.id}`, data: { individual: individual.id } },
     cover(individual.cover),
     el("b", { text: individual.name }), el("span", { class: "soft", text: species(individual.species) }),
     el("span", { class: "soft", text: `${count(individual.photos, "photograph")} · ${count(individual.encounters, "encounter")}` }),
-    individual.last && el("span", { class: "soft", text: `last met ${day(individual.last)}` })));
+    individual.last && el("span", { class: "soft", text: `last met ${day(individual.last)}` }),
+    individual.known_as?.length > 0 && el("span", { class: "soft", text: `also ${individual.known_as.join(", ")}` })));
 }
 
 /** The cover picture: the whole photograph, cut to the tile. */

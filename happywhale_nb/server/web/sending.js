@@ -1,9 +1,13 @@
 // Sending encounters one after the other, with progress, and with what failed kept for another try.
 
-import { upload } from "./api.js";
+import { api, passing, upload } from "./api.js";
 import { button, el, fill } from "./dom.js";
+import { remembered } from "./deciding.js";
 import { changed } from "./session.js";
 import { bytes, count } from "./words.js";
+
+const MOST_FILES = 50;  // of one request; a longer encounter takes several
+const MOST_BYTES = 150e6;
 
 /** The part of the page that sends. `done(files)` is called when an encounter arrived, `busy()` when sending starts
  *  or ends. What failed stays listed by file, with the server's reason. */
@@ -22,7 +26,8 @@ export function sender(signal, { done, busy }) {
   addEventListener("beforeunload", hold);
   signal.addEventListener("abort", () => { if (!running) removeEventListener("beforeunload", hold); });
 
-  async function send(groups, fields) {
+  /** Sends encounters. by: how the server groups what arrived ("day", "burst:10"), "" to leave it. */
+  async function send(groups, fields, by = "") {
     if (running) return [];
     running = true;
     busy();
@@ -37,18 +42,28 @@ export function sender(signal, { done, busy }) {
     moving.hidden = false;
     try {
       for (const [index, group] of groups.entries()) {
-        show(0, index);
-        try {
-          const got = await upload("/encounters", form(group, fields), { progress: (now) => show(Math.min(now, size(group)), index) });
-          sent.push(got);
-          arrived.push(got);
-          done(group.files);
-        } catch (error) {
-          failed.push({ group, fields, reason: error.message });
-          showFailures();
+        let into = group.into ?? null;
+        let gone = 0;
+        const parts = chunks(group.files);
+        for (const [at, files] of parts.entries()) {
+          show(gone, index);
+          try {
+            const path = into ? `/encounters/${into}/photos` : "/encounters";
+            const got = await upload(path, form(files, into ? { side: fields.side } : { ...fields, name: group.name }),
+              { progress: (now) => show(gone + Math.min(now, size({ files })), index) });
+            into = got.id;
+            for (const list of [sent, arrived]) { const known = list.findIndex((one) => one.id === got.id); list.splice(known < 0 ? list.length : known, known < 0 ? 0 : 1, got); }
+            done(files);
+            gone += size({ files });
+          } catch (error) {
+            failed.push({ group: { name: group.name, files: parts.slice(at).flat(), into }, fields, by, reason: error.message, again: passing(error) || error.status >= 500 });
+            showFailures();
+            break;
+          }
         }
         before += size(group);
       }
+      if (by && arrived.length) await groupSent(arrived, by);
     } finally {
       running = false;
       moving.hidden = true;
@@ -60,23 +75,41 @@ export function sender(signal, { done, busy }) {
     return arrived;
   }
 
+  /** Groups what arrived by the catalogue's own rule for dates; what could not be grouped stays as it was sent. */
+  async function groupSent(arrived, by) {
+    progress.textContent = "Grouping …";
+    try {
+      const versions = Object.fromEntries(arrived.map((one) => [one.id, one.version]));
+      const result = await api("/encounters/regroup", { method: "POST", body: { encounter_ids: arrived.map((one) => one.id), by, dry_run: false, versions, note: "" } });
+      if (!result.decision) {
+        fill(failures, el("section", { class: "notice", id: "not-grouped" }, el("p", { text: `They stay as they were sent: no date or time of theirs parts them further. If they show several animals, open the encounter and move photographs to new ones (“Photographs …”).` })));
+        return;
+      }
+      sent.splice(sent.length - arrived.length, arrived.length, ...result.encounters.filter((one) => one.photos.length));
+      remembered(result.decision, null, `Grouped into ${count(result.groups.length, "encounter")}.`);
+    } catch (error) {
+      fill(failures, el("section", { class: "notice" }, el("h2", { text: "The photographs arrived and are not grouped" }), el("p", { text: `${error.message}` }),
+        el("p", { text: "Choose the new encounters in the queue with “Select” and group them again." })));
+    }
+  }
+
   /** The files that the server's reason names, else all of the encounter. */
   const named = ({ group, reason }) => { const files = group.files.filter((file) => reason.includes(file.name)); return files.length ? files : group.files; };
 
   function showFailures() {
-    const again = (list) => { failed = failed.filter((one) => !list.includes(one)); showFailures(); return Promise.all([list.reduce((wait, one) => wait.then(() => send([one.group], one.fields)), Promise.resolve())]); };
+    const again = (list) => { failed = failed.filter((one) => !list.includes(one)); showFailures(); return Promise.all([list.reduce((wait, one) => wait.then(() => send([one.group], one.fields, one.by)), Promise.resolve())]); };
     fill(failures, failed.length > 0 && el("section", { class: "notice" },
       el("h2", { text: `${count(failed.length, "encounter")} did not arrive` }),
       el("ul", {}, failed.map((one) => {
         const bad = named(one);
         const rest = one.group.files.filter((file) => !bad.includes(file));
         return el("li", { data: { failed: bad.map((file) => file.name).join("|") } }, el("b", { class: "file", text: bad.map((file) => file.name).join(", ") }), el("p", { text: one.reason }),
-          el("div", { class: "buttons" }, button("Retry", () => again([one])),
+          el("div", { class: "buttons" }, one.again && button("Retry", () => again([one]), { data: { retry: "" } }),
             rest.length > 0 && button(`Send the other ${rest.length}`, () => { one.group.files = rest; done(bad); again([one]); }),
-            button("Give up", () => { failed = failed.filter((other) => other !== one); done(bad); showFailures(); }, { class: "plain" })));
+            button("Take out", () => { failed = failed.filter((other) => other !== one); done(bad); showFailures(); }, { class: "plain" })));
       })),
-      failed.length > 1 && button("Retry all", () => again([...failed]), { id: "retry-all", class: "primary" })));
-    const first = failures.querySelector("li button");
+      failed.filter((one) => one.again).length > 1 && button("Retry all", () => again(failed.filter((one) => one.again)), { id: "retry-all", class: "primary" })));
+    const first = failures.querySelector("li [data-retry]");
     if (first) first.id = "retry";
   }
 
@@ -89,9 +122,21 @@ export function sender(signal, { done, busy }) {
   return { node, send, running: () => running };
 }
 
-function form(group, fields) {
+/** Files in parts that one request may have. */
+function chunks(files) {
+  const parts = [];
+  let held = 0;
+  for (const file of files) {
+    if (!parts.length || parts.at(-1).length >= MOST_FILES || held + file.size > MOST_BYTES) { parts.push([]); held = 0; }
+    parts.at(-1).push(file);
+    held += file.size;
+  }
+  return parts;
+}
+
+function form(files, fields) {
   const data = new FormData();
-  for (const [key, value] of Object.entries({ ...fields, name: group.name })) if (value) data.append(key, value);
-  for (const file of group.files) data.append("photos", file, file.name);
+  for (const [key, value] of Object.entries(fields)) if (value) data.append(key, value);
+  for (const file of files) data.append("photos", file, file.name);
   return data;
 }

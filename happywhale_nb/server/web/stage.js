@@ -1,13 +1,14 @@
 // The stage: the asked photograph and the candidate's, side by side and equally high, with heat maps and zoom.
 
-import { download } from "./api.js";
-import { button, cropAddress, el, fill } from "./dom.js";
+import { api, download, query } from "./api.js";
+import { button, cropAddress, el, fill, select } from "./dom.js";
 import { fail } from "./messages.js";
 import { guard } from "./session.js";
-import { percent, count, day, side } from "./words.js";
+import { percent, count, day, side, species } from "./words.js";
 import { openZoom } from "./zoom.js";
 
 const GAP = 12;
+const CAPTIONS = 64;  // pixels under a photograph
 const LARGE = 1024;
 
 /** The stage of an encounter; `show` draws it from `view`. */
@@ -21,25 +22,52 @@ export function makeStage(view) {
   let left = null;   // {frame, photo}: what is shown on each side
   let right = null;
   let heats = null;  // the request and the pictures of the heat maps shown now
+  const known = new Map();  // photographs of an individual by number and side: the same side first
   const watch = new ResizeObserver(() => fit());
   watch.observe(node);
+  addEventListener("resize", fit);
 
   const queryPhoto = () => {
     const { photos } = view.encounter;
     const id = view.asked ?? view.picked?.query_photo;
-    return photos.find((one) => one.id === id) ?? photos[0] ?? null;
+    return photos.find((one) => one.id === id) ?? photos.find((one) => !one.withdrawn) ?? photos[0] ?? null;
   };
+  view.askedPhoto = queryPhoto;
+  const matchPhoto = () => view.flipped ?? view.picked?.photo ?? null;
+
+  /** The next photograph of the candidate, or the one before. */
+  async function flip(by) {
+    const one = view.picked;
+    if (!one?.individual || one.photos < 2) return;
+    const asked = queryPhoto()?.side ?? "";
+    const key = `${one.individual.id}/${asked}`;
+    if (!known.has(key)) {
+      const got = await api(`/individuals/${one.individual.id}/photos${query({ side: asked, limit: 200 })}`, { signal: view.signal });
+      known.set(key, got.photos.filter((photo) => photo.encounter?.id !== view.encounter.id));
+    }
+    const list = known.get(key);
+    if (view.picked !== one || !list.length) return;
+    const here = list.findIndex((photo) => photo.id === matchPhoto()?.id);
+    const to = here < 0 ? 0 : (here + by + list.length) % list.length;
+    view.flipped = list[to];
+    view.flippedAt = `${to + 1} of ${list.length}`;
+    show();
+    new Image().src = cropAddress(list[(to + by + list.length) % list.length].id, LARGE, list[(to + by + list.length) % list.length].crop);
+  }
 
   function show() {
     const photo = queryPhoto();
-    const match = view.picked?.photo ?? null;
+    const match = matchPhoto();
+    const held = pair.contains(document.activeElement) ? document.activeElement.dataset.flip : "";
     left = photo && frame(photo, "query-photo", "Query photograph");
     right = match && frame(match, "match-photo", `Photograph of ${view.picked.individual?.name}`);
     fill(pair, el("figure", { class: "asked" }, left ? left.node : el("div", { class: "frame none" }, "No photograph"), queryCaption(photo)),
-      el("figure", { class: "match" }, right ? right.node : panel(view), matchCaption(view)));
+      el("figure", { class: "match" }, right ? right.node : panel(view), matchCaption(view, match, flip)));
+    if (held) pair.querySelector(`[data-flip="${held}"]`)?.focus({ preventScroll: true });
     showStrip(photo);
-    heatBox.disabled = !(view.answer?.id && match);
-    heatBox.parentElement.title = view.answer && !view.answer.id ? "Only a stored answer has heat maps." : "Where the two photographs resemble each other for the model";
+    const paired = match && view.picked.rank && match.id === view.picked.photo?.id;
+    heatBox.disabled = !(view.answer?.id && paired);
+    heatBox.parentElement.title = paired || !match ? "Where the two photographs resemble each other for the model" : "Heat maps are of the photograph that fits best.";
     zoomButton.disabled = !photo;
     fit();
     showHeat();
@@ -51,7 +79,7 @@ export function makeStage(view) {
     const holder = el("button", { type: "button", class: "frame", "aria-label": `Zoom. ${alt}: ${photo.name}`, onClick: () => zoom() }, image);
     holder.addEventListener("wheel", (event) => { if (event.ctrlKey) { event.preventDefault(); zoom(); } }, { passive: false });
     holder.addEventListener("touchstart", (event) => { if (event.touches.length === 2) { event.preventDefault(); zoom(); } }, { passive: false });
-    image.addEventListener("error", () => holder.classList.add("broken"));
+    image.addEventListener("error", () => { holder.classList.add("broken"); fill(holder, el("span", { class: "nobody", text: `${photo.name} cannot be shown: its file is not found or cannot be read.` })); });
     return { node: holder, photo, aspect: photo.crop?.aspect || 1 };
   }
 
@@ -60,10 +88,13 @@ export function makeStage(view) {
     const width = node.clientWidth;
     if (!width) return;
     const aspects = [left?.aspect ?? 1, right?.aspect ?? Math.max(1, Math.min(1.4, left?.aspect ?? 1))];
-    const most = Math.max(220, Math.min(0.56 * innerHeight, 640));
+    const bar = document.querySelector(".actions");
+    const captions = [...pair.querySelectorAll("figcaption")].map((one) => one.offsetHeight || CAPTIONS);
+    const room = innerHeight - Math.min(pair.getBoundingClientRect().top + scrollY, 0.5 * innerHeight) - (bar?.offsetHeight ?? 60);
+    const most = Math.max(180, Math.min(room - Math.max(...captions, 0), 640));
     const beside = Math.min(most, (width - GAP) / (aspects[0] + aspects[1]));
-    const below = Math.min(most, width / Math.max(...aspects));
-    const stacked = beside < 200 && below > 1.3 * beside && 2 * below < 0.9 * innerHeight;
+    const below = Math.min(Math.max(130, (room - captions[0] - (captions[1] ?? 0) - 3 * GAP) / 2), width / Math.max(...aspects));
+    const stacked = beside < 200 && below > 1.15 * beside;
     const high = stacked ? below : beside;
     pair.classList.toggle("stacked", stacked);
     [left?.node, right?.node].forEach((holder, index) => {
@@ -73,14 +104,14 @@ export function makeStage(view) {
     const empty = pair.querySelector(".panel");
     empty?.style.setProperty("min-height", stacked ? "auto" : `${high}px`);
     for (const [index, figure] of [...pair.children].entries()) {
-      figure.style.setProperty("flex", stacked || (index === 1 && !right) ? "1 1 16rem" : `0 1 ${Math.max(high * aspects[index], 150)}px`);
+      figure.style.setProperty("flex", stacked ? "0 0 auto" : index === 1 && !right ? "1 1 16rem" : `0 1 ${Math.max(high * aspects[index], 150)}px`);
     }
   }
 
   function showStrip(current) {
     const { photos } = view.encounter;
     strip.hidden = photos.length < 2;
-    fill(strip, photos.map((one, index) => el("button", { type: "button", data: { photo: one.id }, "aria-pressed": String(one.id === current?.id), title: one.name,
+    fill(strip, photos.map((one, index) => el("button", { type: "button", data: { photo: one.id }, "aria-pressed": String(one.id === current?.id), title: one.withdrawn ? `${one.name}: withdrawn (${one.withdrawn})` : one.name, class: one.withdrawn ? "gone" : null,
       "aria-label": `Photograph ${index + 1} of ${photos.length}: ${one.name}`, onClick: () => { view.asked = one.id; show(); } },
     el("img", { src: cropAddress(one.id, 160, one.crop), alt: "" }))));
   }
@@ -139,7 +170,16 @@ export function makeStage(view) {
     if (next) new Image().src = cropAddress(next.id, LARGE, next.crop);
   }
 
-  return { node, show, zoom, turn, toggleHeat, close: () => { dropHeat(); watch.disconnect(); } };
+  /** Brings the photographs into view, if they are out of it. */
+  function reveal() {
+    const { top, bottom } = pair.getBoundingClientRect();
+    const covered = document.querySelector(".actions")?.offsetHeight ?? 0;
+    if (top < 0 || bottom > innerHeight - (getComputedStyle(document.querySelector(".actions")).position === "fixed" ? covered : 0)) {
+      node.scrollIntoView({ block: "start" });
+    }
+  }
+
+  return { node, show, zoom, turn, flip, reveal, toggleHeat, close: () => { dropHeat(); watch.disconnect(); removeEventListener("resize", fit); } };
 }
 
 function queryCaption(photo) {
@@ -147,14 +187,17 @@ function queryCaption(photo) {
   return el("figcaption", {}, el("b", { text: "Asked" }), el("small", { class: "file", text: [photo.name, side(photo.side)].filter(Boolean).join(" · ") }));
 }
 
-function matchCaption(view) {
+function matchCaption(view, photo, flip) {
   const one = view.picked;
   if (!one || one.is_new) return el("figcaption", {}, one && [el("span", { class: "rank", text: one.rank }), el("b", { text: "New individual" }), " ", el("span", { class: "probability", text: percent(one.probability) })]);
-  const { photo, individual } = one;
+  const { individual } = one;
+  const turn = (by, name, text) => button(text, () => flip(by).catch(fail), { class: "plain close", "aria-label": name, title: `${name} (${by < 0 ? "j" : "k"})`, data: { flip: by } });
   const from = photo && [day(photo.date), photo.place, side(photo.side)].filter(Boolean).join(" · ");
-  return el("figcaption", {}, el("span", { class: "rank", text: one.rank }),
+  return el("figcaption", {}, one.photos > 1 && el("span", { class: "flip", role: "group", "aria-label": `Photographs of ${individual.name}` }, turn(-1, "Photograph before", "‹"),
+    el("small", { role: "status", text: view.flipped ? view.flippedAt : `${one.photos} photographs` }), turn(1, "Next photograph", "›")),
+  one.rank && el("span", { class: "rank", text: one.rank }),
     el("a", { href: `#/individual/${individual.id}`, title: "All photographs of this individual" }, el("b", { text: individual.name })), " ",
-    el("span", { class: "probability", text: percent(one.probability) }), one.rejected && el("span", { class: "state rejected", text: "rejected" }),
+    one.probability !== null ? el("span", { class: "probability", text: percent(one.probability) }) : el("small", { class: "inline", text: "chosen by name" }), one.rejected && el("span", { class: "state rejected", text: "rejected" }),
     el("small", {}, from ? `${from} · ` : "", photo?.encounter && [el("a", { href: `#/encounter/${photo.encounter.id}`, text: photo.encounter.name }), " · "], count(one.photos, "known photograph")),
     photo && el("small", { class: "file", text: photo.name }));
 }
@@ -167,8 +210,36 @@ function panel(view) {
   if (!one.is_new) return el("div", { class: "panel soft", text: "No photograph" });
   const name = el("input", { type: "text", id: "new-name", value: one.proposed ?? "", autocomplete: "off", spellcheck: "false", maxlength: 80, onInput: () => { one.proposed = name.value; },
     onKeydown: (event) => { if (event.key === "Escape") name.blur(); } });
-  return el("form", { class: "panel", id: "new-form", onSubmit: (event) => { event.preventDefault(); view.decideNew(); } },
+  return el("form", { class: "panel", id: "new-form", onSubmit: (event) => { event.preventDefault(); view.decideNew(kindOf(view)); } },
     el("p", { text: "Nobody of the catalogue: a new individual." }),
     el("label", { class: "field" }, el("span", { class: "label", text: "Its name" }), guard(name)),
+    asksBack(view),
     guard(button("New individual", null, { type: "submit", id: "new-confirm", class: "primary" })));
+}
+
+/** The species that was chosen in the panel, if it was asked for. */
+function kindOf(view) {
+  const chosen = document.getElementById("new-species");
+  return chosen ? { species: chosen.value } : view.asksBack?.more ?? {};
+}
+
+/** What the server asks back about a new individual: is it this known one; of which species is it? */
+function asksBack(view) {
+  const { text, known, species: kinds } = view.asksBack ?? {};
+  if (!text) return null;
+  return el("div", { class: "notice", role: "alert", id: "new-known" }, el("p", { text: `${text[0].toUpperCase()}${text.slice(1)}.` }),
+    known && el("div", { class: "buttons" }, button(`It is ${known.name}`, () => view.decideKnown(known), { id: "new-is-known", class: "primary" }),
+      el("a", { class: "button", href: `#/individual/${known.id}`, target: "_blank", text: "Look at it" })),
+    kinds && el("label", { class: "field" }, el("span", { class: "label", text: "Species" }), whichSpecies(view, kinds)));
+}
+
+/** The species of the catalogue; that of the best candidate is chosen, else none, so that nobody takes the first by mistake. */
+function whichSpecies(view, kinds) {
+  const likely = view.answer?.candidates.find((one) => one.individual)?.individual.species;
+  const first = kinds.includes(likely) ? likely : "?";
+  const node = select([...(first === "?" ? [["?", "Choose …"]] : []), ...kinds.map((value) => [value, species(value)]), ["", "Not known"]], first, { id: "new-species" });
+  const check = () => node.setCustomValidity(node.value === "?" ? "Choose the species, or “Not known”." : "");
+  node.addEventListener("change", check);
+  check();
+  return node;
 }

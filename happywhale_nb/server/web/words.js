@@ -1,6 +1,6 @@
 // Numbers, dates and states as words.
 
-export const STATES = { undecided: "Undecided", unsure: "Unsure", confirmed: "Confirmed", new: "New" };
+export const STATES = { undecided: "Undecided", unsure: "Unsure", confirmed: "Confirmed", new: "New", withdrawn: "Withdrawn" };
 export const SIDES = { left: "Left", right: "Right", both: "Both sides" };
 const ROLES = { read: "may look", review: "may decide", admin: "admin" };
 
@@ -47,12 +47,6 @@ export function bytes(number) {
   return `${number >= 10 || unit === 0 ? Math.round(number) : number.toFixed(1)} ${units[unit]}`;
 }
 
-/** Nine in ten, for the alpha of a shortest list. */
-export function inTen(alpha) {
-  const hundred = Math.round(100 * (1 - alpha));
-  return hundred % 10 ? `${hundred} times in 100` : `${hundred / 10} times in 10`;
-}
-
 /** What is known of an encounter, most telling first; nothing unknown is listed. */
 export function facts(encounter) {
   return [day(encounter.date), encounter.place, species(encounter.species), side(encounter.side)].filter(Boolean);
@@ -69,8 +63,8 @@ export function sentence(decision) {
     case "reject": return [e, " is not ", i];
     case "new": return [e, " is a new individual, ", i];
     case "unsure": return [e, " set aside as unsure"];
-    case "merge": return [i, " merged into ", o];
-    case "split": return [o, " split off ", i];
+    case "merge": return [o, " merged into ", i];
+    case "split": return [i, " split off ", o];
     case "rename": return [i, " renamed"];
     case "upload": return [e, " added"];
     case "edit": return [e, " edited"];
@@ -78,3 +72,6 @@ export function sentence(decision) {
     default: return [kind, " ", e];
   }
 }
+
+/** A decision as one text. */
+export const told = (decision) => decision.text || sentence(decision).map((part) => (Array.isArray(part) ? part[1].name : part)).join("");
