@@ -245,13 +245,20 @@ def test_blue_picture_is_flagged_in_queue_answer_and_match(learnt):
         answer = page.post(f"/api/encounters/{made['id']}/answers", json={}).json()
         assert answer["no_animal"] is True and answer["note"].startswith("probably no animal on this photograph")
         assert page.get(f"/api/answers/{answer['id']}").json() == answer
-        matches = page.post("/match", files={"images[]": ("blue.png", BLUE, "image/png")}).json()["matches"]
+        matches = page.post("/match", files={"images": ("blue.png", BLUE, "image/png")}).json()["matches"]
         assert {each["rating"] for each in matches} == {0} and matches[0]["rank"] == 1
         assert all(each["details"].startswith("probably no animal") for each in matches)
         animal = page.get("/api/individuals").json()["individuals"][0]["id"]
         body = {"kind": "confirm", "individual_id": animal, "version": made["version"]}
-        decided = page.post(f"/api/encounters/{made['id']}/decisions", json=body).json()["encounter"]
-        assert decided["no_animal"] is None, "a person has looked at it"
+        decided = page.post(f"/api/encounters/{made['id']}/decisions", json=body).json()
+        assert decided["encounter"]["no_animal"] is None, "a person has looked at it"
+        assert page.get("/api/encounters", params={"no_animal": True}).json()["total"] == before
+        open_again = page.post(f"/api/decisions/{decided['decision']['id']}/undo").json()["encounter"]
+        assert open_again["no_animal"] is True
+        body = {"reason": "no animal", "version": open_again["version"]}
+        gone = page.post(f"/api/encounters/{made['id']}/withdraw", json=body).json()["encounter"]
+        assert (gone["state"], gone["no_animal"]) == ("withdrawn", None)
+        assert page.get("/api/facets").json()["no_animal"] == before
 
 
 def test_photograph_of_an_animal_is_not_flagged_and_its_ratings_stay(learnt):
@@ -331,7 +338,7 @@ def test_knn_stage_marks_test_photographs_without_an_animal_and_predicts_as_befo
     earlier = {path: path.read_bytes() for path in files}
     assert before["no_animal"] == {"0": None, "1": None}
     leave_empty(fold, 0)
-    after = knn_stage(*study, force=True)
+    after = knn_stage(*study)
     assert {path for path in files if path.read_bytes() != earlier[path]} == {files[0].with_name("test_lists.csv")}
     lists = pd.read_csv(files[0].with_name("test_lists.csv"), dtype=str)
     assert list(lists)[:4] == ["image", "confidence", "n", "candidates"] and list(lists)[4:] == ["no_animal"]
