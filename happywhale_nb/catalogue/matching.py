@@ -197,6 +197,7 @@ class Matcher:
         photos: a `PhotoIndex`.
         seen: the `GalleryState` that was read last, None before that.
         proposed: the next free name by species, until something changes; reading all names takes time.
+        flagged: of `encounters_without_animal`, with the model that says so, until something changes; else None.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -209,7 +210,7 @@ class Matcher:
             UserError: if it has no calibrated model.
         """
         self.catalogue, self.lock, self.model = catalogue, RLock(), gallery_model(catalogue)
-        self.photos, self.seen, self.proposed = PhotoIndex(self.model.width), None, {}
+        self.photos, self.seen, self.proposed, self.flagged = PhotoIndex(self.model.width), None, {}, None
         self.refresh()
 
     def refresh(self) -> None:
@@ -228,7 +229,7 @@ class Matcher:
             if self.seen is not None:
                 changed_ids = _changed_photos(session, self.seen.last_decision - OVERLAP)
                 self.photos.replace(_read_photos(session, self.model, changed_ids))
-            self.seen, self.proposed = state, {}
+            self.seen, self.proposed, self.flagged = state, {}, None
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-31
 def _probably_none(matcher, vectors):
@@ -248,10 +249,12 @@ def encounters_without_animal(matcher: Matcher) -> set[int] | None:
     """
     matcher.refresh()
     with matcher.lock:
-        rows = np.flatnonzero(matcher.photos.known.codes_ < 0)
-        flags = _probably_none(matcher, matcher.photos.known.vectors[rows])
-        encounters = matcher.photos.facts["encounter"][rows].astype(int)
-    return None if flags is None else set(all_flagged(flags, encounters))
+        if matcher.flagged is None or matcher.flagged[0] is not matcher.model:
+            rows = np.flatnonzero(matcher.photos.known.codes_ < 0)
+            flags = _probably_none(matcher, matcher.photos.known.vectors[rows])
+            encounters = matcher.photos.facts["encounter"][rows].astype(int)
+            matcher.flagged = matcher.model, None if flags is None else set(all_flagged(flags, encounters))
+        return matcher.flagged[1]
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-10
 @dataclass(frozen=True)
