@@ -41,6 +41,7 @@ from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Individual, Photo, Token
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import ROLES, digest, make_token
@@ -358,8 +359,12 @@ def test_upload_while_the_network_is_being_loaded_waits_for_it(mine, colours):
 
 def test_failed_network_is_told_without_the_servers_paths(mine):
     desk = AppState(mine, Options(tokens=False, rates={}))
-    with pytest.raises(OSError):
-        desk.network.open(lambda: (mine.folder / "model" / "gone.keras").open())
+
+    def load():
+        raise UserError(f"there is no file {mine.folder / 'model' / 'gone.keras'}: build the catalogue again")
+
+    with pytest.raises(UserError):
+        desk.network.open(load)
     with TestClient(make_app(desk), base_url=HERE) as page:
         told = page.get("/api/health").json()
         assert told["status"] == "failed" and "gone.keras" in told["detail"] and str(mine.folder) not in told["detail"]
@@ -600,9 +605,8 @@ def test_match_of_nodes_own_formdata_and_fetch_is_answered(mine, colours, tokens
 READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encounters/{number}, get /api/individuals,
 get /api/individuals/{number}, get /api/individuals/{number}/photos, get /api/next-id, get /api/audit-log,
 get /api/photos/{number}/file, get /api/photos/{number}/picture, get /api/photos/{number}/crop,
-post /api/encounters/{number}/answers, get /api/answers/{number}, get /api/answers/{number}/heat,
-post /api/identify, get /api/exports/{kind}, get /api/exports/{kind}/messages, get /api/missing-photos,
-post /match"""
+post /api/encounters/{number}/answers, get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify,
+get /api/exports/{kind}, get /api/exports/{kind}/messages, get /api/missing-photos, post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
 post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number},

@@ -23,9 +23,10 @@ from sqlalchemy import func, select
 
 from happywhale_nb.catalogue import ingest as intake
 from happywhale_nb.catalogue.build import keep_model
-from happywhale_nb.catalogue.decisions import decide, undo
+from happywhale_nb.catalogue.decisions import decide
 from happywhale_nb.catalogue.schema import Decision, Encounter, Individual
 from happywhale_nb.catalogue.store import CARD, Catalogue, copy_sqlite, create_catalogue
+from happywhale_nb.catalogue.undoing import undo
 from happywhale_nb.catalogue.upload_photos import Metadata, ingest_uploads
 from happywhale_nb.catalogue.uploads import check_photo, keep_photo
 from happywhale_nb.cli.main import main

@@ -400,6 +400,7 @@ def delete_uploads(
         update_encounter(session, met, met.version)
         row = log_decision(session, user, "delete", met.id, before=before)
         numbers = row.id, met.id
-    for path in files:  # after the commit: a file without a row harms less than a row without a file
-        (catalogue.folder / path).unlink(missing_ok=True)
+    # after the commit: a file without a row harms less than a row without a file
+    for path in [*(catalogue.folder / name for name in files), *catalogue.folder.glob("shown/*/*.jpg")]:
+        path.unlink(missing_ok=True)  # `shown` has small pictures of all photos, and is filled again as they are asked
     return numbers

@@ -20,6 +20,7 @@ from .listings import annotated, answer_view, get_or_404, id_and_name, photo_vie
 from .naming import next_name
 from .schema import Annotation, Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
 from .store import Catalogue, model_row, now, unpack_vectors
+from .validation import clean_date
 from ..core.errors import UserError
 from ..core.renamed import CALIBRATIONS, with_new_keys
 from ..data.dataset import NEW
@@ -265,8 +266,8 @@ class Filters:
         species: of the encounter.
         side: of the photo, left or right.
         place: of the encounter.
-        since: first date, ISO 8601.
-        until: last date, ISO 8601, included (`2026-07` with its days).
+        since: first date, in any form that has one meaning.
+        until: last date, included (`2026-07` with its days).
     """
 
     species: str = ""
@@ -283,14 +284,18 @@ class Filters:
 
         Returns:
             Which photos may be neighbours, `[n]` bool.
+
+        Raises:
+            UserError: for a date that cannot be read.
         """
         fits = [np.ones(len(facts["date"]), bool)]
         for field in ("species", "side", "place"):
             if value := getattr(self, field):
                 fits.append((facts[field] == value).astype(bool))
-        if self.since or self.until:
+        since, until = clean_date(self.since), clean_date(self.until)
+        if since or until:
             dates = facts["date"].astype(str)
-            fits += [dates != "", dates >= self.since, dates <= self.until + "~"]  # "~" sorts after all dates
+            fits += [dates != "", dates >= since, dates <= until + "~"]  # "~" sorts after all dates
         return np.logical_and.reduce(fits)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-11

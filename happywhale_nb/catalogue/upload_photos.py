@@ -6,6 +6,7 @@
 __all__ = ['DECODING', 'BadPhoto', 'TooLarge', 'Duplicate', 'CheckedPhoto', 'check_uploads', 'Metadata', 'ingest_uploads']
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-02
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from threading import BoundedSemaphore
@@ -14,9 +15,10 @@ from typing import NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from .decisions import Conflict, log_decision, update_encounter
+from .decisions import Conflict, log_decision, refuse_withdrawn, update_encounter
 from .ingest import PhotoEmbedder, add_detected_boxes, crop_row
 from .listings import get_or_404
+from .naming import same_species
 from .schema import Encounter, Photo
 from .store import Catalogue, add_photo, model_row, new_encounter
 from .uploads import Limits, Picture, check_photo, clean_name, keep_photo
@@ -46,11 +48,13 @@ class CheckedPhoto(NamedTuple):
         name: to show, of `clean_name`.
         data: the bytes of the file.
         picture: what `check_photo` found.
+        folder: that the file was sent from, parts separated by "/"; "" if it was sent without.
     """
 
     name: str
     data: bytes
     picture: Picture
+    folder: str = ""
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-07
 def check_uploads(files: Sequence[tuple[str, bytes]], limits: Limits) -> list[CheckedPhoto]:
@@ -78,13 +82,19 @@ def check_uploads(files: Sequence[tuple[str, bytes]], limits: Limits) -> list[Ch
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-08
 def _check_upload(name, data, limits):
     if len(data) > limits.bytes:
-        raise TooLarge(f"{name} has more than {limits.bytes / 1e6:.3g} MB: save it smaller, or as JPEG")
+        raise TooLarge(f"{clean_name(name)} has more than {limits.bytes / 1e6:.3g} MB: save it smaller, or as JPEG")
     try:
         with DECODING:
             picture = check_photo(data, name, limits)
     except UserError as error:
         raise BadPhoto(str(error)) from None
-    return CheckedPhoto(clean_name(name), data, picture)
+    return CheckedPhoto(clean_name(name), data, picture, _folder_of(name))
+
+
+def _folder_of(name):
+    """The folder in a client's file name, "" if it has none; it is compared and shown, never opened."""
+    parts = [part for part in re.split(r"[\\/]", name)[:-1] if part.strip(". ")]
+    return "/".join(map(clean_name, parts))[-200:]
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-11
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ def ingest_uploads(
         catalogue: the catalogue.
         embedder: such as a `networks.embedder.Embedder`.
         user: who sends them.
-        files: `[(name, bytes)]`.
+        files: `[(name, bytes)]`; a name may have folders, by which the photos can be grouped later.
         side: of the animal: left, right or "".
         metadata: of a new encounter; None: nothing is known. Unknown dates and positions are the photos' own.
         limits: of one photo; None: the defaults.
@@ -178,32 +188,36 @@ def ingest_uploads(
         encounter = _encounter_to_fill(session, number, known, photos)
         added = _add_photos(session, embedder.fingerprint, encounter, photos, columns, side)
         if added:
-            _log_upload(session, user, encounter, added, is_new=number is None)
+            _log_upload(session, user, encounter, added, photos, is_new=number is None)
         return encounter.id
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-41
 def _encounter_to_fill(session, number, metadata, photos):
     """The encounter of this number; for None a new one, of which the photos tell what the metadata lack."""
     if number is None:
-        return new_encounter(session, **asdict(metadata.completed([photo.picture for photo in photos])))
-    return get_or_404(session, Encounter, number, "encounter")
+        known = metadata.completed([photo.picture for photo in photos])
+        return new_encounter(session, **asdict(replace(known, species=same_species(session, known.species))))
+    encounter = get_or_404(session, Encounter, number, "encounter")
+    refuse_withdrawn(encounter)
+    return encounter
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-15
 def _add_photos(session, fingerprint, encounter, photos, columns, side):
-    """Add those photos that the encounter does not have. Returns how many these are."""
+    """Add those photos that the encounter does not have. Returns their rows."""
     missing = _refuse_duplicates(session, photos, encounter.id)
     model = model_row(session, fingerprint)
-    for each in columns:
-        if each["sha256"] in missing:
-            add_photo(session, encounter, model.id, side=side, **each)
-    return len(missing)
+    new = [each for each in columns if each["sha256"] in missing]
+    return [add_photo(session, encounter, model.id, side=side, **each) for each in new]
 
 
-def _log_upload(session, user, encounter, added, is_new):
+def _log_upload(session, user, encounter, added, photos, is_new):
     if not is_new:
         update_encounter(session, encounter, encounter.version)
-    note = f"{added} photograph{'s' if added > 1 else ''}"
-    log_decision(session, user, "upload", encounter_id=encounter.id, note=note)
+    note = f"{len(added)} photograph{'s' if len(added) > 1 else ''}"
+    folder_of = {photo.picture.sha256: photo.folder for photo in photos}
+    folders = {str(row.id): folder_of[row.sha256] for row in added if folder_of[row.sha256]}
+    after = {"folders": folders} if folders else {}
+    log_decision(session, user, "upload", encounter_id=encounter.id, note=note, after=after)
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-16
 def _embed_uploads(catalogue, embedder, photos):
@@ -231,10 +245,12 @@ def _embed_uploads(catalogue, embedder, photos):
 def _refuse_duplicates(session: Session, photos: list[CheckedPhoto], encounter_id: int | None) -> set[str]:
     """The SHA-256 of those photos that the encounter does not have. Raises `Duplicate` for one of another's."""
     names = {photo.picture.sha256: photo.name for photo in photos}
-    rows = select(Photo.sha256, Encounter.id, Encounter.name).join(Encounter, Encounter.id == Photo.encounter_id)
+    rows = select(Photo, Encounter).join(Encounter, Encounter.id == Photo.encounter_id)
     own = set()
-    for digest, number, name in session.execute(rows.where(Photo.sha256.in_(names))):
-        if number != encounter_id:
-            raise Duplicate(f"{names[digest]} is in the catalogue already: encounter {name} (number {number})")
-        own.add(digest)
+    for photo, encounter in session.execute(rows.where(Photo.sha256.in_(names))):
+        withdrawn = photo.withdrawn or encounter.state == "withdrawn"
+        if encounter.id != encounter_id or withdrawn:
+            where = f"encounter {encounter.name}" + (", where it was withdrawn: put it back there" if withdrawn else "")
+            raise Duplicate(f"{names[photo.sha256]} is in the catalogue already: {where}")
+        own.add(photo.sha256)
     return set(names) - own

@@ -17,7 +17,6 @@ from fastapi import Depends, Query, Request, UploadFile
 from starlette.exceptions import HTTPException
 
 from ..catalogue.upload_photos import TooLarge
-from ..catalogue.uploads import clean_name
 from .auth import find_token, may
 from .state import AppState
 
@@ -160,7 +159,7 @@ def read_files(state: AppState, photos: Sequence[UploadFile]) -> list[tuple[str,
         photos: the uploads.
 
     Returns:
-        For each upload its cleaned name and its bytes, at most one more than `Limits.bytes`.
+        For each upload its name, as it was sent, and its bytes, at most one more than `Limits.bytes`.
 
     Raises:
         TooLarge: for more than `Options.max_photos` uploads.
@@ -170,6 +169,6 @@ def read_files(state: AppState, photos: Sequence[UploadFile]) -> list[tuple[str,
     max_bytes = state.options.limits.bytes
     files = []
     for photo in photos:
-        files.append((clean_name(photo.filename or ""), photo.file.read(max_bytes + 1)))
+        files.append((photo.filename or "", photo.file.read(max_bytes + 1)))
         photo.file.close()
     return files

@@ -2,7 +2,7 @@
 
 import { button, cropImage, el, fill } from "./dom.js";
 import { guard } from "./session.js";
-import { percent, count, day } from "./words.js";
+import { percent, count, day, promise } from "./words.js";
 
 /** The list; `show` draws it, `mark` shows which candidate is compared, `step` and `rank` move to another. */
 export function candidateList(view) {
@@ -16,9 +16,9 @@ export function candidateList(view) {
     fill(node, answer.no_animal && noAnimal(view),
       answer.note && !answer.no_animal && el("p", { class: "filters-note", text: capital(answer.note) }),
       !answer.candidates.length && el("p", { class: "soft", text: "No candidate: no known individual fits." }),
-      answer.promise && el("p", { class: answer.promised ? "soft" : "filters-note", id: "promise", text: `${capital(answer.promise)}.` }),
-      inside.length > 0 && group("The short list", inside, "inside"),
-      outside.length > 0 && group(inside.length ? "Less likely" : "By probability", outside, "outside"),
+      el("p", { class: `promise ${answer.promised ? "soft" : "filters-note"}`, text: promise(answer, inside.length) }),
+      inside.length > 0 && group("In the list", inside, "inside"),
+      outside.length > 0 && group(inside.length ? "Less likely" : "Candidates", outside, "outside"),
       answer.other_probability > 0 && el("p", { class: "soft other", text: `Probability of a known individual that is not listed: ${percent(answer.other_probability)}` }));
     mark();
   }

@@ -47,6 +47,13 @@ export function bytes(number) {
   return `${number >= 10 || unit === 0 ? Math.round(number) : number.toFixed(1)} ${units[unit]}`;
 }
 
+/** What lists like this one have held, or that no short list can be promised; `shown` of it are on the page. */
+export function promise(answer, shown) {
+  const said = answer.promise || "no short list can be promised here: this answer was given before that was measured";
+  const more = answer.promised && answer.set_size > shown ? ` This one has ${answer.set_size} names; ${shown} are shown.` : "";
+  return `${said[0].toUpperCase()}${said.slice(1)}.${more}`;
+}
+
 /** What is known of an encounter, most telling first; nothing unknown is listed. */
 export function facts(encounter) {
   return [day(encounter.date), encounter.place, species(encounter.species), side(encounter.side)].filter(Boolean);
