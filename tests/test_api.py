@@ -105,7 +105,8 @@ def check_question_to_export(page):
     """An undecided encounter is asked about, confirmed, in the audit log with its answer, and exported."""
     met = undecided(page)[0]
     answer = page.post(f"/api/encounters/{met['id']}/answers", json={"k": 5}).json()
-    assert answer["set_size"] >= 1 and len(answer["candidates"]) == 6
+    assert len(answer["candidates"]) == 6 and answer["promised"] == (answer["set_size"] > 0)
+    assert answer["promised"] != answer["promise"].startswith("no short list can be promised here")
     probabilities = [each["probability"] for each in answer["candidates"]]
     assert sum(probabilities) + answer["other_probability"] == pytest.approx(1, abs=1e-3) or len(probabilities) == 6
     assert sum(each["is_new"] for each in answer["candidates"]) <= 1
@@ -190,12 +191,17 @@ def test_ask_encounter_by_20_threads_with_one_connection_answers_all(mine, monke
 
 def test_ask_with_filters_leaves_only_fitting_photographs_to_answer(page):
     met, facets = undecided(page)[0], page.get("/api/facets").json()
+    whole = page.post(f"/api/encounters/{met['id']}/answers", json={"k": 50}).json()["candidates"]
+    chance = {(each["individual"] or {}).get("id"): each["probability"] for each in whole}
     for species in facets["species"]:
         answer = page.post(f"/api/encounters/{met['id']}/answers", json={"species": species}).json()
         assert {each["individual"]["species"] for each in answer["candidates"] if each["individual"]} == {species}
-        assert "filters leave out" in answer["note"]
+        assert "filters hide" in answer["note"] and "among all known animals" in answer["note"]
+        shown = {(each["individual"] or {}).get("id"): each["probability"] for each in answer["candidates"]}
+        assert all(shown[number] == chance[number] for number in shown if number in chance) and None in shown
     nobody = page.post(f"/api/encounters/{met['id']}/answers", json={"place": "nowhere"}).json()
     assert [each["is_new"] for each in nobody["candidates"]] == [True]
+    assert nobody["candidates"][0]["probability"] == chance[None], "somebody known elsewhere is not new"
 
 
 def test_decide_with_a_stale_version_is_409_with_what_was_decided(page):

@@ -1,6 +1,8 @@
 """The kNN head against a plain float64 implementation, and a study's answers made from its rankings."""
 
 import json
+from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,7 +57,7 @@ from happywhale_nb.retrieval.open_set import (
     rank_new,
     threshold_for_fraction,
 )
-from happywhale_nb.retrieval.predictions import read_candidate_sets, read_predictions, read_scores
+from happywhale_nb.retrieval.predictions import read_candidate_sets, read_predictions, read_scores, write_candidate_sets
 from happywhale_nb.retrieval.rankings import Fold, Ranking
 from happywhale_nb.retrieval.search import AGGREGATES
 from happywhale_nb.retrieval.vectors import VectorError
@@ -70,6 +72,7 @@ from happywhale_nb.stages.knn import (
     compute_rule_tables,
     evaluate,
     fuse_local,
+    held_by_others,
     knn_stage,
     known_queries,
     local_evidence,
@@ -420,6 +423,9 @@ def test_within_map5_of_any_set_asks_each_photograph_among_the_others(case):
 KIND = pd.Series(["orca"] * 4 + ["minke"] * 4, index=list("abcdefgh"))
 
 
+FOLDS = count()  # folds share no photographs
+
+
 def drawn_fold(rng, n=60, tests=30):
     """What `rank_fold` gives: a third of the photographs shows new animals, with lower scores."""
     new = rng.random(n) < 0.3
@@ -428,7 +434,7 @@ def drawn_fold(rng, n=60, tests=30):
     scores[:n] -= 0.25 * new[:, None]
     who = ids[np.arange(n), np.minimum(rng.geometric(0.6, n) - 1, 5)]
     queries = Ranking(
-        images=np.char.add("q", np.arange(n).astype(str)),
+        images=np.char.add(f"q{next(FOLDS)}_", np.arange(n).astype(str)),
         ids=ids[:n],
         scores=scores[:n],
         species_of=KIND,
@@ -552,9 +558,61 @@ def test_evaluate_of_all_folds_equals_the_metrics_of_their_rows(rng, folds):
     expected |= {name: calibration_metrics(first == truth, sure)[name] for name in ("ece", "brier")}
     assert {name: figures[name] for name in expected} == expected
     sizes = (listed != "").sum(axis=1)
-    coverage = np.mean(rank_of_truth(truth, listed) > 0) if folds > 1 else np.nan  # one fold has learnt from itself
-    lists = {"alpha": 0.2, "coverage": coverage, "mean_size": sizes.mean(), "largest": sizes.max()}
-    assert figures["candidate_sets"] == pytest.approx(lists, nan_ok=True)
+    said = figures["candidate_sets"]
+    held = rank_of_truth(truth, listed) > 0 if folds > 1 else held_by_others([calibrated[0].queries], 0.2)
+    assert said["coverage"] == pytest.approx(held.mean()) and said["encounters"] == len(truth)
+    assert said["low"] <= said["coverage"] <= said["high"] and said["promised"] == (said["high"] >= 0.8)
+    assert (said["alpha"], said["mean_size"], said["largest"]) == (0.2, sizes.mean(), sizes.max())
+    if folds > 1:
+        (one,) = {fold.queries.coverage[0].sentence for fold in calibrated[:1]}
+        assert one.startswith("lists like this held") == calibrated[0].queries.coverage[0].is_kept
+
+
+def with_bursts(fold, name):
+    """The fold's queries in encounters of five, some of which another fold has as well."""
+    n = len(fold.queries.images)
+    encounters = np.array([f"{name}{i // 5}" if i >= 10 else f"shared{i // 5}" for i in range(n)])
+    return Fold(replace(fold.queries, encounters=encounters), fold.test)
+
+
+def test_folds_learn_nothing_from_encounters_that_they_share(rng):
+    ranked = [with_bursts(drawn_fold(rng), name) for name in "ab"]
+    predicted, _ = add_new_individual(ranked)
+    names = ("ids", "scores", "threshold", "truth", "predicted_species")
+    calibrated = calibrate_folds(predicted, 0.2)
+    for i, fold in enumerate(predicted):
+        other = predicted[1 - i].queries
+        apart = ~np.isin(other.encounters, fold.queries.encounters)
+        assert apart.sum() == len(apart) - 10
+        learnt = [np.asarray(getattr(other, name))[apart] for name in names]
+        assert fold.queries.threshold[0] == fit_threshold(learnt[0], learnt[1], learnt[3])
+        sets, own = CandidateSets(0.2).fit(*learnt), fold.queries
+        expected = sets.predict_sets(own.ids, own.scores, own.threshold, own.predicted_species)
+        assert (calibrated[i].queries.candidate_sets == expected).all()
+    said = evaluate([fold.queries for fold in calibrated], 0.2)["candidate_sets"]
+    units = np.concatenate([fold.queries.encounters for fold in predicted])
+    assert said["encounters"] == len(set(units)) < len(units)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_lists_of_a_weak_network_are_not_promised(rng, folds, tmp_path):
+    """Candidates without the animal: lists limited in length cannot hold it nine times in ten."""
+    weak = []
+    for _ in range(folds):
+        fold = drawn_fold(rng)
+        absent = np.where(rng.random(len(fold.queries.truth)) < 0.8, "z", fold.queries.truth)
+        weak.append(Fold(replace(fold.queries, truth=absent), fold.test))
+    calibrated = calibrate_folds(add_new_individual(weak)[0], 0.1)
+    said = evaluate([fold.queries for fold in calibrated])["candidate_sets"]
+    assert said["coverage"] < 0.4 and not said["promised"]
+    assert said["says"].startswith("no short list can be promised here")
+    test = calibrated[0].test
+    write_candidate_sets(tmp_path / "t.csv", test.images, test.confidence, test.candidate_sets, test.coverage)
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table["says"].str.startswith("no short list can be promised here").all()
+    assert (table["coverage_high"] < 0.9).all() and (table["coverage_low"] <= table["coverage"]).all()
+    _, listed = read_candidate_sets(tmp_path / "t.csv", test.images)
+    assert listed.shape[0] == len(test.images)
 
 
 def test_choose_examples_are_the_surest_right_and_wrong_ones_and_new_animals_taken_for_known():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OpenedCatalogue', 'open_catalogue', 'shaped_crop', 'listed_individual', 'known_individual', 'Identified', 'identify',
-           'plot_answer', 'candidate_name', 'answer_html', 'answer_text', 'decision_controls']
+           'plot_answer', 'candidate_name', 'list_sentence', 'answer_html', 'answer_text', 'decision_controls']
 
 # %% ../../nbs/09_identify.ipynb #09-identify-02
 import getpass
@@ -42,6 +42,7 @@ from ..core.progress import shows_widgets
 from ..imaging.crops import crop_aspect, load_crop
 from ..imaging.display import button, figure_uri, image_block
 from ..imaging.photo import photo_size
+from ..retrieval.conformal import NO_LIST
 
 # %% ../../nbs/09_identify.ipynb #09-identify-06
 class OpenedCatalogue:
@@ -437,6 +438,21 @@ def _decision_text(state):
     individual = f", {state['individual']['name']}" if state["individual"] else ""
     return f" Decided: {state['state']}{individual}."
 
+# %% ../../nbs/09_identify.ipynb #09-identify-17c
+def list_sentence(answer: dict) -> str:
+    """Say how many candidates are in the list, and what such lists have held.
+
+    Args:
+        answer: as of `schemas.AnswerView`, also one that was stored by an earlier version.
+
+    Returns:
+        A sentence without a full stop.
+    """
+    if not answer.get("promised"):
+        return answer.get("promise") or f"{NO_LIST}: this answer was given before coverage was measured on encounters"
+    size = answer["set_size"]
+    return f"the list: the first {'one' if size == 1 else size}; {answer['promise']}"
+
 # %% ../../nbs/09_identify.ipynb #09-identify-17a
 def answer_html(identified: Identified) -> str:
     """Show an answer as HTML.
@@ -447,10 +463,9 @@ def answer_html(identified: Identified) -> str:
     Returns:
         A sentence and the picture.
     """
-    answer, size = identified.answer, identified.answer["set_size"]
-    first = "first holds" if size == 1 else f"first {size} hold"
+    answer = identified.answer
     note = f" {answer['note'].capitalize()}." if answer["note"] else ""
-    sentence = f"the {first} the truth {1 - answer['alpha']:.0%} of the time"
+    sentence = list_sentence(answer)
     decision, name = _decision_text(identified.state()), identified.opened.catalogue.name
     figure = plot_answer(identified)
     picture = image_block(figure_uri(figure), "candidates", photo=True, inches=figure.get_figwidth())
@@ -467,7 +482,7 @@ def answer_text(catalogue: Catalogue, answer: dict) -> str:
 
     Returns:
         For each candidate rank, name, probability, * if it is in the conformal set, and the file of its nearest photo;
-        before them the note, if the photos probably show no animal.
+        before them the note, if the photos probably show no animal; last what such sets have held.
     """
     lines = [f"catalogue {catalogue.name}, {catalogue.folder}"]
     if answer.get("no_animal"):
@@ -476,7 +491,7 @@ def answer_text(catalogue: Catalogue, answer: dict) -> str:
         star, photo = "*" if each["in_set"] else " ", each["photo"]["name"] if each["photo"] else ""
         name = candidate_name(each, "new ({})")
         lines.append(f"{each['rank']:>2}. {name:<20} {each['probability']:6.1%} {star} {photo}")
-    return "\n".join(lines)
+    return "\n".join([*lines, list_sentence(answer)])
 
 # %% ../../nbs/09_identify.ipynb #09-identify-19
 def decision_controls(identified: Identified) -> object:

@@ -53,11 +53,10 @@ def open_chosen_catalogue(folder: Path | None) -> "Catalogue":
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-07
 def _calibration_line(calibration, unit, number):
-    metrics = (calibration.map5, calibration.coverage, calibration.ece)
-    values = dict(zip(("MAP@5", "coverage of the lists", "calibration error"), metrics, strict=True))
+    values = dict(zip(("MAP@5", "calibration error"), (calibration.map5, calibration.ece), strict=True))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value == value)
     head = f"calibrated on {number} {unit} ({calibration.new} of animals met once)"
-    return f"{head}: {shown}" if shown else head
+    return f"{head}: {shown}; {calibration.measured.sentence}" if shown else f"{head}: {calibration.measured.sentence}"
 
 
 def calibration_lines(calibration: "Calibration") -> list[str]:

@@ -16,8 +16,11 @@ from ..core.errors import UserError
 from ..core.paths import find_data, project_root
 from ..core.platforms import substitute_notes
 from ..data.check import check_as_dict, check_folder, count_noun, describe_check, write_skips
+from ..data.columns import SYNONYMS
 from ..data.download import COMPETITION, download
-from ..data.importers import SYNONYMS, plan_source, write_import
+from ..data.extend import extension_lines, plan_extension, write_extension
+from ..data.importers import ImportOptions, plan_source, write_import
+from ..data.left_out import left_out_lines, left_out_table
 from ..data.relink import plan_relink, relink_lines, write_relink
 
 # %% ../../nbs/lib/cli/data.ipynb #data-04
@@ -59,40 +62,64 @@ def _columns(pairs):
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _plan_lines(plan):
+def _plan_lines(plan, examples=3):
     individuals, species = plan.train["individual_id"].nunique(), plan.train["species"].nunique()
     return [
+        *plan.tree,
         f"{count_noun(len(plan.train), 'photograph')} of {count_noun(individuals, 'individual')}, "
         f"{species} species; {len(plan.test):,} to be identified; {len(plan.boxes):,} boxes",
         *(f"note: {note}" for note in plan.notes),
+        *left_out_lines(plan.left_out, plan.lost, examples),
     ]
 
 # %% ../../nbs/lib/cli/data.ipynb #data-09
 @data.command("import")
 @click.argument("source", type=PATH)
-@click.option("--to", "target", required=True, type=PATH, help="The data folder to be made.")
-@click.option("--photos", type=PATH, help="The photographs' folder, if not SOURCE's own.")
+@click.option("--to", "target", required=True, type=PATH, help="The data folder to be made, or with --add extended.")
+@click.option("--photos", default="", type=PATH, help="The photographs' folder, if not SOURCE's own.")
 @click.option(
     "-c", "columns", multiple=True, metavar="OURS=THEIRS", help=f"A column's name; ours: {', '.join(SYNONYMS)}."
 )
+@click.option("--sheet", default="", help="The sheet of a workbook [the first with rows].")
+@click.option("--layout", default="", metavar="LEVELS", help="What the folders are, from the top: species/animal/side.")
+@click.option("--follow-links", is_flag=True, help="Follow links to folders outside SOURCE.")
 @click.option("--species", default="", help="The species of photographs for which the source names none.")
+@click.option("--dates", type=click.Choice(["dmy", "mdy"]), default="", help="What comes first in 07/08/2019.")
+@click.option(
+    "--clock", "clocks", multiple=True, metavar="CAMERA=+1h", help="Add to the times of one camera: +1h, -30min, +1d."
+)
+@click.option("--encounters", default="", metavar="RULE", help="Group photographs by folder, day, or burst:MINUTES.")
+@click.option("--add", is_flag=True, help="Add to the data folder what it does not have yet, by content.")
 @click.option("--copy", is_flag=True, help="Copy the photographs instead of linking to them.")
-@click.option("--skip-missing", is_flag=True, help="Leave out rows whose photograph is not there.")
+@click.option("--skip-missing", is_flag=True, help="Leave out rows whose photograph is not there or cannot be read.")
+@click.option("--skip-faulty", is_flag=True, help="Leave out cells that cannot be read.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written.")
-def import_(source, target, photos, columns, species, copy, skip_missing, dry_run):
-    """Bring another catalogue into Happywhale's layout: folders per individual, a CSV, or COCO Camera Traps JSON.
+def import_(source, target, columns, clocks, add, copy, dry_run, **settings):
+    """Bring another catalogue into Happywhale's layout.
 
     \b
-    Example: happywhale data import my_photos --to data/mine --species humpback_whale --dry-run
+    Examples:
+      happywhale data import my_photos --to data/mine --species humpback_whale --dry-run
+      happywhale data import sightings.xlsx --photos scans --to data/mine --dates dmy
+      happywhale data import photos_2027 --to data/mine --add
+
+    SOURCE is a folder of photographs, a table (CSV in any form, Excel workbook, sheet of Wildbook), COCO or COCO Camera
+    Traps JSON, or a Camtrap DP package. Whatever is left out is counted and named, and listed in left_out.csv of the
+    data folder. Cells that cannot be read are refused, all at once.
     """
-    plan = plan_source(source, photos, _columns(columns), species, skip_missing)
-    click.echo("\n".join(_plan_lines(plan)))
+    options = ImportOptions(columns=_columns(columns), clocks=clocks, **settings)
+    plan = plan_extension(source, target, options) if add else plan_source(source, options)
+    new = plan.plan if add else plan
+    click.echo("\n".join([*_plan_lines(new, 20 if dry_run else 3), *(extension_lines(plan) if add else [])]))
     if dry_run:
-        shown = plan.train.drop(columns="path").head(8)
-        click.echo(f"train.csv would begin\n{shown.to_string(index=False)}\nnothing was written (--dry-run)")
-    else:
-        write_import(plan, target, copy)
-        click.echo(f"written to {target}; next: happywhale data check {target} --deep")
+        shown = new.train.drop(columns="path").head(8)
+        click.echo(f"train.csv would {'get' if add else 'begin'}\n{shown.to_string(index=False)}")
+        click.echo("nothing was written (--dry-run)")
+        return
+    write_extension(plan, copy) if add else write_import(plan, target, copy)
+    if left_out := len(left_out_table(new.left_out, new.lost)):
+        click.echo(f"{target / 'left_out.csv'} lists {left_out:,} things that are left out")
+    click.echo(f"written to {target}; next: happywhale data check {target} --deep")
 
 # %% ../../nbs/lib/cli/data.ipynb #data-15
 @data.command()

@@ -13,6 +13,7 @@ import click
 
 from ..core.errors import UserError
 from ..core.platforms import check_platform, lenient_console
+from ..core.quiet import quiet_tensorflow
 from ..workflow.registry import command_stages
 
 # %% ../../nbs/lib/cli/main.ipynb #main-05
@@ -84,6 +85,7 @@ class MainGroup(LazyGroup):
     def main(self, *args, **kwargs):
         """Run the command line, on a console that may not know all characters."""
         lenient_console()
+        quiet_tensorflow()
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context):

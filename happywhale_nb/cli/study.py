@@ -101,12 +101,17 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     STUDY.yaml names models, folds and parameters; -p overrides what it says. Without it the study has one model,
     and parameters are those of the stages (`happywhale train --help` lists one's).
 
+    It begins with what `happywhale data check` does: what would stop a stage is told before the first one.
+
     Exit status 0: all is done; 1: some jobs failed, and those that need them have not been run; 2: nothing could begin.
     """
-    from happywhale_nb.workflow.study import plan_states, run_jobs, study_jobs
+    from happywhale_nb.workflow.data_check import check_data
+    from happywhale_nb.workflow.study import plan_states, run_jobs, study_folders, study_jobs
 
     began = time.time()
     content = _read_content(study, dict(parameters))
+    if note := check_data(*study_folders(content, str(study or "study"))):
+        click.echo(note, err=True)
     folder, jobs = study_jobs(content, str(study or "study"))
     if dry_run:
         return _show_plan(folder, jobs, ["asked to"] * len(jobs) if force else plan_states(content, jobs))

@@ -164,11 +164,12 @@ def _scale_fractions(boxes):
     return boxes.drop(columns="fractions")
 
 # %% ../../nbs/lib/data/boxes.ipynb #boxes-13
-def read_box_rows(root: Path) -> pd.DataFrame:
+def read_box_rows(root: Path, faults: dict[str, str] | None = None) -> pd.DataFrame:
     """Read all boxes of a data folder, and where each is written.
 
     Args:
         root: the data folder, with `boxes.csv`, `boxes/*.csv`, both or neither.
+        faults: takes the message about each table that cannot be read, by the name of its file; None: it is raised.
 
     Returns:
         Table of `BOX_COLUMNS`, part ("train", "test", or "" for either), file and row. W and H, the size of the image
@@ -178,8 +179,14 @@ def read_box_rows(root: Path) -> pd.DataFrame:
     Raises:
         UserError: If no boxes are recognised in a table, a box cannot be read, or a name is in both parts.
     """
-    paths, both = box_paths(root), names_in_both(root)
-    tables = [boxes for path in paths for boxes in _read_box_table(path, both)]
+    tables, both = [], names_in_both(root)
+    for path in box_paths(root):
+        try:
+            tables += _read_box_table(path, both)
+        except UserError as error:
+            if faults is None:
+                raise
+            faults[path.name] = str(error)
     if not tables:
         return pd.DataFrame(columns=[*BOX_COLUMNS, "part", "file", "row"])
     return _scale_fractions(_with_frames(pd.concat(tables, ignore_index=True), read_sizes(root)))

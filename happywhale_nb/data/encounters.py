@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULE_KINDS', 'FACTS', 'EncounterRule', 'parse_rule', 'local_times', 'assign_encounters', 'encounter_units',
-           'unchecked_photographs', 'encounter_notes', 'encounter_table']
+           'unchecked_photographs', 'encounter_notes', 'encounter_facts']
 
 # %% ../../nbs/lib/data/encounters.ipynb #encounters-02
 import math
@@ -18,8 +18,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import UserError
-from .dataset import Dataset, parse_csv
+from .dataset import Dataset
 from .dates import parse_date
+from .encounter_table import read_encounters
+from .parts import of_part
 
 # %% ../../nbs/lib/data/encounters.ipynb #encounters-04
 RULE_KINDS = ("folder", "day", "burst")
@@ -285,10 +287,10 @@ def encounter_notes(assigned: pd.DataFrame, rule: str = "") -> list[str]:
     return notes
 
 # %% ../../nbs/lib/data/encounters.ipynb #encounters-28
-FACTS = ("encounter", "date", "folder")
+FACTS = ("encounter", "date")
 
 
-def encounter_table(dataset: Dataset) -> pd.DataFrame:
+def encounter_facts(dataset: Dataset) -> pd.DataFrame:
     """Read what a data folder says of the encounters of its known photographs.
 
     Args:
@@ -297,12 +299,12 @@ def encounter_table(dataset: Dataset) -> pd.DataFrame:
     Returns:
         Its table of known photographs, in their order, with the columns of `FACTS` filled from `encounters.csv`.
     """
-    train, path = dataset.train, dataset.root / "encounters.csv"
-    if not path.is_file():
+    train, table = dataset.train, read_encounters(dataset.root)
+    if table is None:
         return train
-    known = parse_csv(path).drop_duplicates("image").set_index("image")
+    known = of_part(table.cells, "train").drop_duplicates("image").set_index("image")
     columns = {}
     for name in (name for name in FACTS if name in known):
-        own = _text(train, name)
-        columns[name] = own.where(own != "", train["image"].map(known[name]).fillna(""))
+        said = train["image"].map(known[name]).fillna("")
+        columns[name] = said.where(said != "", _text(train, name))
     return train.assign(**columns)

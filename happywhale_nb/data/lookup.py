@@ -150,7 +150,7 @@ class PhotoLookup:
         return {written for name in names if (written := written_parts(name)) in self._files}
 
     def _checked(self, path, guessed):
-        reason = unread_reason(path)
+        reason = unread_reason(path, thorough=True)
         return Found(None if reason else path, guessed, unread=reason)
 
     def shown(self, path: Path) -> str:

@@ -67,7 +67,7 @@ def encounter_card(folds: pd.DataFrame, table: pd.DataFrame) -> dict[str, int | 
 
     Args:
         folds: table of `make_folds` or `dataset_folds`.
-        table: what is known of its photographs, see `encounter_table`.
+        table: what is known of its photographs, see `encounter_facts`.
 
     Returns:
         encounter_pairs (pairs of one encounter in different folds; None if no encounter and no day is known) and

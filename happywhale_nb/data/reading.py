@@ -18,7 +18,7 @@ from ..core.errors import UserError
 from .clocks import camera_of, correct_clocks
 from .columns import SourceRows
 from .dates import camera_date
-from .formats import open_photo
+from .formats import UNOPENED, open_photo, upright_size
 from .left_out import LeftOut
 from .lookup import Found, PhotoLookup, split_cell
 from .names import clean_name, is_nobody
@@ -78,7 +78,9 @@ def _refuse_several(rows, found, lookup, faults):
 def _refuse_unread(rows, found, faults):
     for row in rows.itertuples():
         if reason := found[row.image].unread:
-            faults.add(row.where, f"{row.image} cannot be read: export it as JPEG ({reason})")
+            damaged = reason == UNOPENED and Path(row.image).suffix.lower() in {".jpg", ".jpeg"}
+            remedy = "it is damaged, cut off or too large" if damaged else f"export it as JPEG ({reason})"
+            faults.add(row.where, f"{row.image} cannot be read: {remedy}")
 
 
 def _note_on_guesses(rows, found, lookup):
@@ -112,7 +114,7 @@ def find_photographs(source: SourceRows, lookup: PhotoLookup, faults: Faults, sk
     unread = rows["image"].map(lambda name: bool(found[name].unread))
     groups = (("rows without the name of a photograph", source.rows[blank], True),)
     groups += (("photographs that are not there", rows[missing], skip_missing),)
-    groups += (("photographs that cannot be read: export them as JPEG", rows[unread], skip_missing),)
+    groups += (("photographs that cannot be read", rows[unread], skip_missing),)
     for reason, own, skipped in groups:
         if skipped and len(own):
             names = [f"{row.where}: {row.image}".removesuffix(": ") for row in own.itertuples()]
@@ -212,8 +214,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     try:
         with open_photo(path) as photo:
-            turned = photo.getexif().get(0x0112) in {5, 6, 7, 8}
-            return photo.size[::-1] if turned else photo.size
+            return upright_size(photo)
     except Exception:  # Pillow raises whatever damage leads to; `happywhale data check` says what is wrong
         return 0, 0
 
@@ -221,7 +222,8 @@ def picture_size(path: Path) -> tuple[int, int]:
 def _read_boxes(source, faults):
     # `[n, 4]` left, top, width, height in pixels, not-a-number for none; and notes
     rows, boxes = source.rows, np.full((len(source.rows), 4), np.nan)
-    for i, (cells, where) in enumerate(zip(rows["box"], rows["where"], strict=True)):
+    cells_of = rows["box"] if "box" in rows else [()] * len(rows)
+    for i, (cells, where) in enumerate(zip(cells_of, rows["where"], strict=True)):
         try:
             boxes[i] = (parse_box(cells) if cells else None) or [np.nan] * 4
         except UserError as error:

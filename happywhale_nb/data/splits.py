@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from ..core.errors import UserError
 from .dataset import NEW, Dataset, read_table
 from .dates import read_dates
-from .encounters import encounter_table, encounter_units
+from .encounters import encounter_facts, encounter_units
 from .near_duplicates import among_train, find_near_duplicates
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-04
@@ -361,6 +361,6 @@ def dataset_folds(
     own_folds = dataset.root / "folds.csv"
     if own_folds.is_file() and not split:
         return _given_folds(own_folds, dataset.train)
-    train = encounter_table(dataset) if split in ("encounter", "time") else dataset.train
+    train = encounter_facts(dataset) if split in ("encounter", "time") else dataset.train
     pairs = among_train(find_near_duplicates(dataset, folder)) if split in ("similar", "encounter") else None
     return make_folds(train, k, seed, split or "stratified", pairs)

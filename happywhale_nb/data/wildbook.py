@@ -7,6 +7,7 @@ __all__ = ['SHEET_COLUMNS', 'PHOTO_COLUMN', 'is_wildbook_sheet', 'rows_of_sheet'
 
 # %% ../../nbs/lib/data/wildbook.ipynb #wildbook-02
 import re
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -49,11 +50,12 @@ def is_wildbook_sheet(table: UserTable) -> bool:
     return any(PHOTO_COLUMN.fullmatch(name) for name in table.cells)
 
 
-def rows_of_sheet(table: UserTable) -> SourceRows:
+def rows_of_sheet(table: UserTable, named: Mapping[str, str] | None = None) -> SourceRows:
     """Read a sheet of Wildbook's bulk import.
 
     Args:
         table: the sheet.
+        named: columns that the user has named, by their long or short names, as for `columns.match_columns`.
 
     Returns:
         The rows, one a photograph; a row of the sheet is an encounter.
@@ -72,4 +74,5 @@ def rows_of_sheet(table: UserTable) -> SourceRows:
     sheet = cells.rename(columns=names)
     if "encounter_id" not in sheet:
         sheet = sheet.assign(encounter_id=[f"{table.file} row {number}" for number in sheet.index])
-    return rows_of_table(UserTable(table.file, sheet, table.notes))
+    short = {ours: names.get(theirs, theirs) for ours, theirs in (named or {}).items()}
+    return rows_of_table(UserTable(table.file, sheet, table.notes), short)

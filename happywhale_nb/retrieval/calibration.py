@@ -88,13 +88,19 @@ class TopOneCalibrator:
         return self.curve_.predict_proba(inputs)[:, 1] if self.method == "logistic" else self.curve_.predict(inputs)
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-07
-def cross_fit_confidence(folds: Sequence[tuple[np.ndarray, np.ndarray]], method: str = "logistic") -> list[np.ndarray]:
+def cross_fit_confidence(
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    method: str = "logistic",
+    encounters: Sequence[np.ndarray] | None = None,
+) -> list[np.ndarray]:
     """Compute the confidence of each fold's first predictions by a `TopOneCalibrator` of the other folds.
 
     Args:
         folds: for each fold `(scores [n, m], correct [n])`, see `TopOneCalibrator.fit`; a single fold learns from
             itself.
         method: of `TopOneCalibrator`.
+        encounters: for each fold `[n]`; what a fold has in common with others is not learnt from there. None: nothing
+            is.
 
     Returns:
         `[n]` float in [0, 1] for each fold.
@@ -102,7 +108,11 @@ def cross_fit_confidence(folds: Sequence[tuple[np.ndarray, np.ndarray]], method:
     confidences = []
     for i, (scores, _) in enumerate(folds):
         others = [fold for j, fold in enumerate(folds) if j != i] or folds
-        learnt = map(np.concatenate, zip(*others, strict=True))
+        learnt = list(map(np.concatenate, zip(*others, strict=True)))
+        if encounters is not None and len(folds) > 1:
+            theirs = np.concatenate([units for j, units in enumerate(encounters) if j != i])
+            apart = ~np.isin(theirs, encounters[i])
+            learnt = [column[apart] for column in learnt] if apart.any() else learnt
         confidences.append(TopOneCalibrator(method).fit(*learnt).predict(scores))
     return confidences
 

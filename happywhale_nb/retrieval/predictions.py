@@ -18,6 +18,7 @@ from pyarrow import parquet
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..data.dataset import NEW, read_table
+from .conformal import Coverage
 
 # %% ../../nbs/lib/retrieval/predictions.ipynb #predictions-04
 PREDICTION_COLUMNS = ["image", "predictions"]
@@ -124,20 +125,30 @@ def write_candidate_sets(
     images: Iterable[str],
     confidence: np.ndarray,
     candidate_sets: np.ndarray,
+    coverage: Sequence[Coverage] | None = None,
     no_animal: np.ndarray | None = None,
 ) -> None:
     """Write confidences and candidate sets to a CSV file with the columns image, confidence, n and candidates.
+
+    What lists like each have held stands beside it: coverage, coverage_low, coverage_high, encounters, and `says` in
+    words, which is also where no short list can be promised.
 
     Args:
         path: the file.
         images: `[n]` names.
         confidence: `[n]` float in [0, 1], of the first predictions; four decimals are written.
         candidate_sets: `[n, k]` str, best first, "" beyond the end of a set.
+        coverage: `[n]` what sets like each have held; None: not measured, the columns are left out.
         no_animal: `[n]` bool, images that probably show no animal, for a column of that name (0 or 1); None: no column.
     """
     table = pd.DataFrame({"image": list(images), "confidence": np.round(confidence, 4)})
     table["n"] = [int((row != "").sum()) for row in candidate_sets]
     table["candidates"] = [" ".join(name for name in row if name) for row in candidate_sets]
+    if coverage is not None:
+        measured = {"coverage": "rate", "coverage_low": "low", "coverage_high": "high", "encounters": "encounters"}
+        for column, name in measured.items():
+            table[column] = [round(getattr(one, name), 4) for one in coverage]
+        table["says"] = [one.sentence for one in coverage]
     if no_animal is not None:
         table["no_animal"] = np.asarray(no_animal, int)
     _write_csv(path, table)

@@ -33,6 +33,7 @@ class Ranking:
         individuals: `[n]` str, the true individuals; None for test images.
         species: `[n]` str, the true species; None for test images.
         truth: `[n]` str, the individual, or `new_individual` if the gallery lacks it; None for test images.
+        encounters: `[n]`, the encounter of each image (`data.encounters`); None: each image is one of its own.
     """
 
     images: np.ndarray
@@ -42,11 +43,29 @@ class Ranking:
     individuals: np.ndarray | None = None
     species: np.ndarray | None = None
     truth: np.ndarray | None = None
+    encounters: np.ndarray | None = None
 
     @property
     def predicted_species(self) -> np.ndarray:
         """`[n]` str, the species of the individual that ranks first; the true species of a test image is unknown."""
         return self.species_of[self.ids[:, 0]].to_numpy(str)
+
+    @property
+    def units(self) -> np.ndarray:
+        """`[n]`, what is held out as a whole: the encounter of each image, or the image itself."""
+        return self.images if self.encounters is None else self.encounters
+
+    def rows(self, chosen: np.ndarray) -> "Ranking":
+        """Choose images.
+
+        Args:
+            chosen: `[n]` bool.
+
+        Returns:
+            a record of the same type, of the chosen images.
+        """
+        arrays = {name: value for name, value in _field_values(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **{name: value[chosen] for name, value in arrays.items()})
 
     def reordered(self, ids: np.ndarray, scores: np.ndarray) -> "Ranking":
         """Replace the rankings.
@@ -95,17 +114,21 @@ class OpenSetPrediction(Ranking):
         """`[n]` bool, whether the first prediction is the truth."""
         return self.predictions[:, 0] == self.truth
 
-    def calibrated(self, confidence: np.ndarray, candidate_sets: np.ndarray) -> "CalibratedPrediction":
+    def calibrated(
+        self, confidence: np.ndarray, candidate_sets: np.ndarray, coverage: np.ndarray | None = None
+    ) -> "CalibratedPrediction":
         """Add confidences and candidate sets.
 
         Args:
             confidence: `[n]` float in [0, 1], of the first predictions.
             candidate_sets: `[n, m + 1]` str, best first, "" beyond the end of a set.
+            coverage: `[n]` object, what sets like each have held (`conformal.Coverage`); None: not measured.
 
         Returns:
             a record of the same images.
         """
-        return CalibratedPrediction(**_field_values(self), confidence=confidence, candidate_sets=candidate_sets)
+        added = {"confidence": confidence, "candidate_sets": candidate_sets, "coverage": coverage}
+        return CalibratedPrediction(**_field_values(self), **added)
 
 # %% ../../nbs/lib/retrieval/rankings.ipynb #rankings-06p
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,10 +138,12 @@ class CalibratedPrediction(OpenSetPrediction):
     Attributes:
         confidence: `[n]` float in [0, 1], the probability that the first prediction is correct.
         candidate_sets: `[n, m + 1]` str, the conformal sets, best first, "" beyond the end of a set.
+        coverage: `[n]` object, what sets like each have held, of `conformal.Coverage`; None: not measured.
     """
 
     confidence: np.ndarray
     candidate_sets: np.ndarray
+    coverage: np.ndarray | None = None
 
 # %% ../../nbs/lib/retrieval/rankings.ipynb #rankings-09
 @dataclass(frozen=True, eq=False)

@@ -390,9 +390,13 @@ class Candidate(BaseModel):
 class AnswerView(BaseModel):
     """The candidates for a query, best first.
 
-    The first `set_size` contain the true individual with probability 1 - `alpha`; `other_probability` is that of all
-    individuals that are not listed. `id` and `encounter_id` are null for an answer that is not stored. `no_animal`: the
-    photographs of the query probably show no animal; null where that is not known.
+    The first `set_size` are a list that was made to contain the true individual with probability 1 - `alpha`. What such
+    lists have held is `coverage`, with the 95 % interval from `coverage_low` to `coverage_high`, measured on so many
+    encounters that did not set the list's limit; `promise` says it in a sentence. Where that cannot be reached or was
+    not measured, nothing is `promised`, and `set_size` is 0. `other_probability` is that of all individuals that are
+    not listed; all probabilities are among all known individuals, whatever the filters hide. `id` and `encounter_id`
+    are null for an answer that is not stored. `no_animal`: the photographs of the query probably show no animal; null
+    where that is not known.
     """
 
     id: int | None
@@ -400,6 +404,12 @@ class AnswerView(BaseModel):
     created_at: str
     alpha: float
     set_size: int
+    coverage: float | None = None
+    coverage_low: float | None = None
+    coverage_high: float | None = None
+    coverage_encounters: int = 0
+    promised: bool = False
+    promise: str = ""
     other_probability: float
     no_animal: bool | None = None
     note: str

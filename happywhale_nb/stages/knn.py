@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOCAL_SIDE', 'EVIDENCE_FIELDS', 'EVIDENCE_PARTS', 'species_of_individuals', 'rank_fold', 'crop_features',
-           'local_evidence', 'fuse_local', 'PredictionOptions', 'OpenSetThresholds', 'add_new_individual',
-           'calibrate_folds', 'evaluate', 'known_queries', 'study_grid', 'compare_rules', 'RuleTables',
-           'compute_rule_tables', 'read_rule_tables', 'ModelPrediction', 'predict_folds', 'knn_stage', 'fold_no_animal',
-           'read_fold', 'read_folds', 'plot_evaluation', 'choose_examples', 'plot_examples']
+           'local_evidence', 'fuse_local', 'apart_from', 'PredictionOptions', 'OpenSetThresholds', 'add_new_individual',
+           'calibrate_folds', 'held_by_others', 'evaluate', 'known_queries', 'study_grid', 'compare_rules',
+           'RuleTables', 'compute_rule_tables', 'read_rule_tables', 'ModelPrediction', 'predict_folds', 'knn_stage',
+           'fold_no_animal', 'read_fold', 'read_folds', 'plot_evaluation', 'choose_examples', 'plot_examples']
 
 # %% ../../nbs/06_knn.ipynb #06-knn-02
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ from ..retrieval.knn import KNNHead
 # %% ../../nbs/06_knn.ipynb #06-knn-23a
 from ..data.splits import gallery_and_queries, open_set_truth, require_catalogue
 from ..retrieval.embeddings import read_centres, read_embeddings
-from ..retrieval.rankings import CalibratedPrediction, Fold, Ranking, joined
+from ..retrieval.rankings import CalibratedPrediction, Fold, OpenSetPrediction, Ranking, joined
 
 # %% ../../nbs/06_knn.ipynb #06-knn-24
 def species_of_individuals(folds: pd.DataFrame) -> pd.Series:
@@ -46,7 +46,13 @@ def species_of_individuals(folds: pd.DataFrame) -> pd.Series:
 
 # %% ../../nbs/06_knn.ipynb #06-knn-24p
 def rank_fold(
-    folder: Path | str, dataset: Dataset, folds: pd.DataFrame, fold: int, head: KNNHead, n_ranked: int = 10
+    folder: Path | str,
+    dataset: Dataset,
+    folds: pd.DataFrame,
+    fold: int,
+    head: KNNHead,
+    n_ranked: int = 10,
+    encounters: np.ndarray | None = None,
 ) -> Fold:
     """Rank individuals for the queries of one fold and for the test photos.
 
@@ -57,6 +63,7 @@ def rank_fold(
         fold: number of the fold.
         head: is fitted to the fold's gallery, then to all usable photos.
         n_ranked: individuals to rank for each photo.
+        encounters: of the rows of `folds`, as of `study_encounters`; None: each photo is one of its own.
 
     Returns:
         a `Fold` of `Ranking`s.
@@ -69,6 +76,7 @@ def rank_fold(
     ids, scores = head.fit(rows[gallery], individuals[gallery], centres).rank(rows[query], n_ranked)
     known = {"individuals": individuals[query], "species": species[query]}
     known["truth"] = open_set_truth(individuals[query], individuals[gallery])
+    known["encounters"] = None if encounters is None else encounters[query]
     queries = Ranking(images=images[query], ids=ids, scores=scores, species_of=of_individual, **known)
     if not len(tests):
         return Fold(queries)
@@ -257,6 +265,21 @@ def _local_gain(before, after):
     map5 = {"cosine": map_at_5(truth[known], ids[known]), "fused": map_at_5(truth[known], fused[known])}
     return {**map5, **gain, "used": gain["low"] > 0}
 
+# %% ../../nbs/06_knn.ipynb #06-knn-30b
+def apart_from(queries: Sequence[Ranking], fold: int) -> list[Ranking]:
+    """Choose what a fold's thresholds and limits may be learned from.
+
+    Args:
+        queries: of all folds.
+        fold: position of the fold.
+
+    Returns:
+        the queries of the other folds, without those of encounters that the fold has too; of a single fold its own.
+    """
+    others = [other for j, other in enumerate(queries) if j != fold]
+    apart = [other.rows(~np.isin(other.units, queries[fold].units)) for other in others]
+    return [other for other in apart if len(other.images)] or others or list(queries)
+
 # %% ../../nbs/06_knn.ipynb #06-knn-30a
 from happywhale_nb.retrieval.open_set import (
     estimate_prior_new,
@@ -329,7 +352,7 @@ def add_new_individual(
     fraction = prior_new or float(np.mean(joined(queries, "truth")[0] == NEW))
     predicted = []
     for i, fold in enumerate(ranked):
-        others = [q for j, q in enumerate(queries) if j != i] or queries
+        others = apart_from(queries, i)
         own = _threshold_of_each(fold.queries, *_fit_thresholds(others, options.species_shrinkage))
         test = fold.test
         if test is not None and options.match_prior:
@@ -364,14 +387,16 @@ def _threshold_of_each(ranking, common, by_species):
 
 # %% ../../nbs/06_knn.ipynb #06-knn-61a
 from ..retrieval.calibration import TopOneCalibrator, cross_fit_confidence
-from ..retrieval.conformal import CandidateSets
+from ..retrieval.conformal import CandidateSets, measure_coverage
+from ..retrieval.metrics import rank_of_truth
 
 # %% ../../nbs/06_knn.ipynb #06-knn-62
 def calibrate_folds(predicted: list[Fold], alpha: float = 0.1) -> list[Fold]:
     """Add confidences and candidate sets to the predictions of all folds.
 
-    Those of a fold's queries are learned on the other folds (a single fold: on itself), those of the test photos on
-    all folds.
+    Those of a fold's queries are learned on the other folds, without encounters that this fold has too (a single fold:
+    on itself), those of the test photos on all folds. What sets have held is measured on encounters that did not set
+    their limit.
 
     Args:
         predicted: `Fold`s of `OpenSetPrediction`s.
@@ -381,20 +406,69 @@ def calibrate_folds(predicted: list[Fold], alpha: float = 0.1) -> list[Fold]:
         `Fold`s of `CalibratedPrediction`s.
     """
     queries = [fold.queries for fold in predicted]
-    confidences = cross_fit_confidence([(q.all_scores, q.is_correct) for q in queries])
+    units = [q.units for q in queries]
+    confidences = cross_fit_confidence([(q.all_scores, q.is_correct) for q in queries], encounters=units)
     for_test, curve = _fit_sets(queries, alpha), TopOneCalibrator().fit(*joined(queries, "all_scores", "is_correct"))
-    calibrated = []
+    calibrated, held = [], _coverage_of_groups(queries, for_test, alpha)
     for i, fold in enumerate(predicted):
-        sets = _fit_sets([q for j, q in enumerate(queries) if j != i] or queries, alpha)
-        own, test = fold.queries.calibrated(confidences[i], _candidate_sets(sets, fold.queries)), fold.test
+        sets, own, test = _fit_sets(apart_from(queries, i), alpha), fold.queries, fold.test
+        own = own.calibrated(confidences[i], _candidate_sets(sets, own), _of_groups(held, own))
         if test is not None:
-            test = test.calibrated(curve.predict(test.all_scores), _candidate_sets(for_test, test))
+            confidence, listed = curve.predict(test.all_scores), _candidate_sets(for_test, test)
+            test = test.calibrated(confidence, listed, _of_groups(held, test))
         calibrated.append(Fold(own, test))
     return calibrated
+
+# %% ../../nbs/06_knn.ipynb #06-knn-62h
+def held_by_others(predictions: Sequence[OpenSetPrediction], alpha: float = 0.1, parts: int = 5) -> np.ndarray:
+    """Find out which queries' candidate sets hold the truth, by limits that their encounters did not set.
+
+    Args:
+        predictions: of the queries of each fold.
+        alpha: fraction of candidate sets that may miss the truth, in (0, 1).
+        parts: in which the encounters of a single fold are divided, each judged by the others.
+
+    Returns:
+        `[n]` bool, all folds together; empty for a single fold of one encounter.
+    """
+    if len(predictions) > 1:
+        return np.concatenate([_held(apart_from(predictions, i), q, alpha) for i, q in enumerate(predictions)])
+    (only,) = predictions
+    number = np.unique(only.units, return_inverse=True)[1]
+    if number.max(initial=0) == 0:
+        return np.zeros(0, bool)
+    part, held = np.random.default_rng(0).permutation(number.max() + 1)[number] % parts, np.zeros(len(number), bool)
+    for own in (part == i for i in range(parts)):
+        if own.any():
+            held[own] = _held([only.rows(~own)], only.rows(own), alpha)
+    return held
+
+
+def _held(others, own, alpha):
+    return rank_of_truth(own.truth, _candidate_sets(_fit_sets(others, alpha), own)) > 0
+
+# %% ../../nbs/06_knn.ipynb #06-knn-62g
+def _coverage_of_groups(queries, for_test, alpha):
+    """`{group: Coverage}` of the groups that `for_test` has limits for."""
+    held, (groups, units) = held_by_others(queries, alpha), joined(queries, "predicted_species", "units")
+    measured = {}
+    for group, distance in for_test.distances_.items():
+        rows = groups == group if group else ~np.isin(groups, list(for_test.distances_))
+        rows = np.flatnonzero(rows) if len(held) else []
+        measured[group] = measure_coverage(held[rows], units[rows], alpha, distance)
+    return measured
 
 # %% ../../nbs/06_knn.ipynb #06-knn-62p
 def _fit_sets(queries, alpha):
     return CandidateSets(alpha).fit(*joined(queries, "ids", "scores", "threshold", "truth", "predicted_species"))
+
+
+def _of_groups(held, prediction):
+    """`[n]` object, the `Coverage` of each image's group; held: that of each group, "" of all others."""
+    groups = prediction.predicted_species
+    found = np.empty(len(groups), object)
+    found[:] = [held.get(str(group), held[""]) for group in groups]
+    return found
 
 
 def _candidate_sets(sets, prediction):
@@ -409,7 +483,6 @@ from happywhale_nb.retrieval.metrics import (
     calibration_metrics,
     classification_metrics,
     cmc,
-    rank_of_truth,
     student_interval,
     summary,
     summary_by,
@@ -425,7 +498,8 @@ def evaluate(predictions: list[CalibratedPrediction], alpha: float = 0.1) -> dic
 
     Returns:
         cmc_known, intervals (MAP@5, over individuals), folds (MAP@5, over folds), those of `classification_metrics` and
-        `balanced_accuracies`, auroc_new, ece, brier, candidate_sets (alpha, coverage, mean_size, largest).
+        `balanced_accuracies`, auroc_new, ece, brier, candidate_sets (alpha, coverage with low, high and
+        encounters, promised, says, mean_size, largest).
     """
     truth, answers, individuals = joined(predictions, "truth", "predictions", "individuals")
     ids, scores, confidence = joined(predictions, "ids", "scores", "confidence")
@@ -451,19 +525,24 @@ def _intervals(values, known, individuals):
 
 
 def _set_metrics(predictions, alpha):
-    truth, listed = joined(predictions, "truth", "candidate_sets")
-    sizes = (listed != "").sum(axis=1)
-    covered = float((rank_of_truth(truth, listed) > 0).mean())
+    (listed,), distances = joined(predictions, "candidate_sets"), _fit_sets(predictions, alpha).distances_
+    sizes, (units,) = (listed != "").sum(axis=1), joined(predictions, "units")
+    measured = measure_coverage(held_by_others(predictions, alpha), units, alpha, max(distances.values()))
     return {
         "alpha": alpha,
-        "coverage": covered if len(predictions) > 1 else float("nan"),  # a single fold has learned from itself
+        "coverage": measured.rate,
+        "low": measured.low,
+        "high": measured.high,
+        "encounters": measured.encounters,
+        "promised": measured.is_kept,
+        "says": measured.sentence,
         "mean_size": float(sizes.mean()),
         "largest": int(sizes.max()),
     }
 
 # %% ../../nbs/06_knn.ipynb #06-knn-34a
 from ..core.paths import fold_dir, study_dir
-from .study_split import finished_folds, study_card, study_folds
+from .study_split import finished_folds, study_card, study_encounters, study_folds
 
 # %% ../../nbs/06_knn.ipynb #06-knn-38a
 from ..retrieval.knn import aggregate_neighbours, neighbour_grid, top_five_ids
@@ -646,7 +725,9 @@ def predict_folds(
     """
     numbers = finished_folds(folder, model, folds)
     folders = [fold_dir(folder, model, k) for k in numbers]
-    ranked = [rank_fold(path, dataset, folds, k, head) for path, k in zip(folders, numbers, strict=True)]
+    encounters = study_encounters(dataset, folder, folds)
+    pairs = zip(folders, numbers, strict=True)
+    ranked = [rank_fold(path, dataset, folds, k, head, encounters=encounters) for path, k in pairs]
     rerank = None
     if options.rerank_top:
         evidence = _gather_evidence(dataset, folder, folds, folders, numbers, options.rerank_top)
@@ -787,7 +868,7 @@ def _write_fold(folder, fold, n_folds, no_animal):
         write_predictions(folder / f"{part}.csv", p.images, p.predictions)
         write_scores(folder / f"{part}_scores.parquet", p.images, p.ids, p.scores)
         flags = no_animal if part == "test" else None
-        write_candidate_sets(folder / f"{part}_lists.csv", p.images, p.confidence, p.candidate_sets, flags)
+        write_candidate_sets(folder / f"{part}_lists.csv", p.images, p.confidence, p.candidate_sets, p.coverage, flags)
     config = read_record(folder / "config.json")
     metrics = {name: config[name] for name in ("protocol", "parameters", "result", "versions", "stamp")}
     metrics["threshold"] = float(np.median(fold.queries.threshold))

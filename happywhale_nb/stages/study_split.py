@@ -17,7 +17,7 @@ from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import UserError
 from ..core.paths import fold_dir
 from ..data.dataset import Dataset, read_table
-from ..data.encounters import encounter_table, encounter_units
+from ..data.encounters import encounter_facts, encounter_units
 from ..data.near_duplicates import among_train, read_near_duplicates
 from ..data.protocol import encounter_card, protocol_card, split_warnings
 from ..data.splits import FOLD_COLUMNS, dataset_folds, fold_numbers
@@ -81,7 +81,7 @@ def _require_same(stored, folds, folder):
 def _warn(dataset, folds):
     """Tell once, when a study begins, what may flatter its scores."""
     card = {"split": folds["protocol"].iloc[0], "photos": len(folds)}
-    for line in split_warnings(card | encounter_card(folds, encounter_table(dataset))):
+    for line in split_warnings(card | encounter_card(folds, encounter_facts(dataset))):
         print(line, file=sys.stderr)
 
 
@@ -103,7 +103,7 @@ def study_card(dataset: Dataset, folder: Path, folds: pd.DataFrame) -> dict:
         the `protocol_card`, with near-duplicates if they were searched for, and the `encounter_card`.
     """
     card = protocol_card(folds, dataset.fingerprint, among_train(read_near_duplicates(dataset, folder)))
-    return card | encounter_card(folds, encounter_table(dataset))
+    return card | encounter_card(folds, encounter_facts(dataset))
 
 
 def study_encounters(dataset: Dataset, folder: Path, folds: pd.DataFrame) -> np.ndarray:
@@ -117,7 +117,7 @@ def study_encounters(dataset: Dataset, folder: Path, folds: pd.DataFrame) -> np.
     Returns:
         `[n]` int, equal for photographs of one encounter, by `data.encounters`.
     """
-    table = folds[["image"]].merge(encounter_table(dataset), on="image", how="left")
+    table = folds[["image"]].merge(encounter_facts(dataset), on="image", how="left")
     return encounter_units(table, pairs=among_train(read_near_duplicates(dataset, folder)))
 
 # %% ../../nbs/lib/stages/study_split.ipynb #study_split-13

@@ -92,7 +92,7 @@ def _is_parameter(line):
     return isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Constant) and line.annotation.id in TYPES
 
 # %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-09
-WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def _convert(parameter, text):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCOPES', 'STAGES', 'Input', 'Range', 'Resources', 'InStudy', 'headline_metrics', 'headline_lines', 'Stage',
-           'register', 'command_stages', 'study_stages', 'reads_from', 'attached_stages', 'describe_results']
+           'register', 'threshold_words', 'command_stages', 'study_stages', 'reads_from', 'attached_stages',
+           'describe_results']
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-02
 import os
@@ -207,8 +208,15 @@ register(Stage("augmentation", "02_augmentation", "Show what augmentation does t
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-24
 def _training_lines(stage, record, folder):
-    scores = {name: v for name, v in record["result"].items() if name.startswith("map5") and v is not None}
-    return ["".join(f"{name} {value:.3f}; " for name, value in scores.items()) + "next: happywhale knn, or run"]
+    scores = {name: value for name, value in record["result"].items() if name in _SCORES and value is not None}
+    told = "".join(f"{_SCORES[name]} {value:.3f}; " for name, value in scores.items())
+    return [f"{told}next: happywhale knn, or run"]
+
+
+_SCORES = {
+    "map5_known": "MAP@5 of held-out photographs of known animals",
+    "map5_within": "MAP@5 among held-out photographs",
+}
 
 
 register(
@@ -232,8 +240,24 @@ def _search_lines(stage, record, folder):
         new = f" for {test['prior_new']:.1%} new (folds: {oof['fraction_new']:.1%})"
     return [
         f"MAP@5 out of fold {oof['map5']:.3f}, of known animals {oof['map5_known'] or 0:.3f}",
-        f"threshold of the test {test['threshold']:.3f}{new}; answers, and who else: fold*/*_lists.csv",
+        f"{threshold_words(test['threshold'])}{new}; answers, and who else: fold*/*_lists.csv",
     ]
+
+
+def threshold_words(threshold: float) -> str:
+    """Say what a threshold does with the photographs to be identified.
+
+    Args:
+        threshold: the score of `new_individual`; scores of individuals are cosines, from -1 to 1.
+
+    Returns:
+        Words, without a full stop.
+    """
+    if threshold <= -1:
+        return "no photograph is called new: nothing new was in the folds to learn it from"
+    if threshold >= 1:
+        return "each photograph is called new: nothing known was in the folds to learn it from"
+    return f"a photograph is called new below a score of {threshold:.3f}"
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-26a
 register(

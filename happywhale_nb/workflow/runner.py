@@ -192,7 +192,7 @@ def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, 
     beside = stage_output(stage, full)
     output = Path(output).absolute() if output else beside
     stamp = job_stamp(stage, full, dataset.fingerprint)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without greetings, with warnings and errors
     own = own_output(beside)  # of several processes that train together, the first writes the record
     lock, waiting = own.with_name(f".{own.stem}.lock"), f"another process runs {own}: waiting until it is done"
     with locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'WIDE', 'HIGH', 'read_study', 'StudySection', 'CheckedStudy', 'check_study', 'override', 'study_of_one',
-           'Job', 'study_jobs', 'snakemake_arguments', 'plan_states', 'all_needs', 'plot_plan', 'failed_notebook',
-           'unfinished', 'machine_arguments', 'run_jobs']
+           'Job', 'study_folders', 'study_jobs', 'snakemake_arguments', 'plan_states', 'all_needs', 'plot_plan',
+           'failed_notebook', 'unfinished', 'machine_arguments', 'run_jobs']
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-02
 import json
@@ -37,7 +37,7 @@ from ..networks.presets import PRESETS
 from ..stages.study_split import study_folds
 from .assets import find_snakefile
 from .locks import locked, visible_gpus
-from .notebooks import read_parameters
+from .notebooks import WORDS, read_parameters
 from .registry import STAGES, reads_from, study_stages
 from happywhale_nb.workflow.runner import (
     check_ranges,
@@ -52,8 +52,8 @@ from happywhale_nb.workflow.runner import (
 SHARED = ("study", "data_dir", "folds", "split", "seed", "quick")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without duplicate keys: a copied block would silently replace the first."""
+class _StudyLoader(yaml.SafeLoader):
+    """YAML without duplicate keys: a copied block would silently replace the first. Values are texts as written."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -63,6 +63,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"{key!r} stands here twice", problem_mark=mark)
         return super().construct_mapping(node, deep)
 
+
+for _kind in ("bool", "int", "float", "timestamp"):  # `007` is a name of a study, not the number 7
+    _StudyLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _StudyLoader.construct_yaml_str)
+
 # %% ../../nbs/lib/workflow/study.ipynb #study-05a
 def read_study(path: Path | str) -> dict:
     """Read a study file.
@@ -71,15 +75,18 @@ def read_study(path: Path | str) -> dict:
         path: a YAML file.
 
     Returns:
-        Its content, not checked yet.
+        Its content, not checked yet; numbers, dates and words such as `on` are texts as they are written.
 
     Raises:
-        UserError: if the file is absent or is not YAML with keys and values.
+        UserError: if the file is absent, is not UTF-8, or is not YAML with keys and values.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _StudyLoader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: a study file is UTF-8 text: save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -221,9 +228,15 @@ def _variants(models):
     return variants
 
 
+def _switch(values):
+    """A section's value: `no`, `off` and `false` leave the stage out; anything else as it is."""
+    return WORDS.get(values.lower(), values) if isinstance(values, str) else values
+
+
 def _check_section(name, values, models, where):
     """A stage's `StudySection`, or None if the stage is left out."""
     stage, section = STAGES[name], f"{where}: {name}"
+    values = _switch(values)
     if values is False:
         if not stage.study.optional:
             raise UserError(f"{section}: this stage cannot be left out")
@@ -254,11 +267,18 @@ def _check_resources(values, where):
         for name, value in _mapping(resources, f"{where}.{stage}").items():
             if name not in wanted[stage]:
                 raise UserError(f"{where}.{stage}: {name!r} is not one of {', '.join(wanted[stage])}")
-            least = {"gpus": 0, "cores": 1}.get(name, 0.01)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-                raise UserError(f"{where}.{stage}.{name}: a number from {least}, not {value!r}")
-            wanted[stage][name] = value
+            wanted[stage][name] = _amount(value, {"gpus": 0, "cores": 1}.get(name, 0.01), f"{where}.{stage}.{name}")
     return wanted
+
+
+def _amount(value, least, where):
+    """A number of a section of resources, which may be text."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = int(value) if value.strip().isdigit() else float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise UserError(f"{where}: a number from {least}, not {value!r}")
+    return value
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-12
 def override(content: Mapping, parameters: Mapping[str, str]) -> dict:
@@ -290,12 +310,17 @@ def override(content: Mapping, parameters: Mapping[str, str]) -> dict:
     return content
 
 
+def _section_of(content, stage):
+    section = _switch(content.get(stage))
+    return section if isinstance(section, dict) else {}
+
+
 def _override_section(content, stage, name, text):
     if stage == "train":
         models = content.get("models") or {}
         content["models"] = {model: (values or {}) | {name: text} for model, values in models.items()}
-    elif content.get(stage) is not False:
-        content[stage] = dict(content.get(stage) or {}) | {name: text}
+    elif _switch(content.get(stage)) is not False:
+        content[stage] = dict(_section_of(content, stage)) | {name: text}
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-12a
 def study_of_one(parameters: Mapping[str, str]) -> dict:
@@ -406,6 +431,34 @@ def _make_job(key, study, shared, data_fingerprint, jobs):
     )
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-16b
+def study_folders(content: Mapping, where: str = "study") -> tuple[Path, Path]:
+    """Find where the data of a study are, and where its results go. It reads no table.
+
+    Args:
+        content: of `read_study`.
+        where: name of the file in messages.
+
+    Returns:
+        The data folder, and the folder of the results.
+
+    Raises:
+        UserError: if the content has a mistake, or there is no such data folder.
+    """
+    defaults = stage_values("train", check_study(content, where).shared)[1]
+    root = Path(defaults["data_dir"])
+    folder = study_dir(defaults["study"], root, defaults["quick"])
+    _refuse_braces(folder)
+    return root, folder
+
+
+def _refuse_braces(folder):
+    if re.search(r"[{}]", str(folder)):
+        raise UserError(
+            f"{folder}: results cannot be in a folder with braces in its name, which Snakemake takes for wildcards: "
+            "name the study, -p study NAME, or rename the folder"
+        )
+
+
 def study_jobs(content: Mapping, where: str = "study") -> tuple[Path, list[Job]]:
     """Find the jobs of a study. It reads the data's tables, and writes nothing.
 
@@ -424,6 +477,7 @@ def study_jobs(content: Mapping, where: str = "study") -> tuple[Path, list[Job]]
     shared = study.shared | {"data_dir": str(dataset.root)}
     defaults = stage_values("train", shared)[1]
     folder = study_dir(defaults["study"], dataset.root, defaults["quick"])
+    _refuse_braces(folder)
     folds = study_folds(dataset, folder, defaults["folds"], defaults["seed"], defaults["split"], save=False)
     require_catalogue(folds)
     numbers = [str(k) for k in fold_numbers(folds)]
@@ -662,4 +716,7 @@ def run_jobs(
             os.environ.setdefault("HAPPYWHALE_BARS", "off")  # bars of several jobs would mix
         with suppress(SystemExit):  # the records show how it went
             snakemake(snakemake_arguments(config, *limits, *more))
-    return unfinished(jobs, start)
+    lines = unfinished(jobs, start)
+    if lines and not any(line.startswith("failed") for line in lines) and local:
+        _snakemake_summary(content)  # if Snakemake cannot read the study, it says why
+    return lines
