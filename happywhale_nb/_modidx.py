@@ -746,6 +746,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'happywhale_nb/catalogue/no_animal.py'),
                                                    'happywhale_nb.catalogue.no_animal.animal_photos': ( 'lib/catalogue/no_animal.html#animal_photos',
                                                                                                         'happywhale_nb/catalogue/no_animal.py'),
+                                                   'happywhale_nb.catalogue.no_animal.count_flagged': ( 'lib/catalogue/no_animal.html#count_flagged',
+                                                                                                        'happywhale_nb/catalogue/no_animal.py'),
                                                    'happywhale_nb.catalogue.no_animal.drawn_seas': ( 'lib/catalogue/no_animal.html#drawn_seas',
                                                                                                      'happywhale_nb/catalogue/no_animal.py'),
                                                    'happywhale_nb.catalogue.no_animal.empty_pictures': ( 'lib/catalogue/no_animal.html#empty_pictures',
