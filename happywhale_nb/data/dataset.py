@@ -121,6 +121,12 @@ def check_images(table: pd.DataFrame, path: Path | str, folder: Path) -> None:
         raise UserError(f"{path}, row {row + 2}: image {name} is listed already in row {first + 2}")
     present = {entry.name for entry in os.scandir(folder) if entry.is_file()}
     absent = images[~images.isin(present)]
+    if gone := [name for name in absent if (folder / name).is_symlink()]:
+        was = os.path.dirname(os.readlink(folder / gone[0]))
+        raise UserError(
+            f"{len(gone):,} of {len(table):,} photographs in {folder} are links to files that are gone (they were in "
+            f"{was}): `happywhale data relink {folder.parent} --photos FOLDER` finds them where they are now"
+        )
     for row, name in absent.items():
         raise UserError(
             f"{path}, row {row + 2}: image {name} is not in {folder} ({len(absent)} of {len(table)} are "
@@ -207,7 +213,7 @@ def read_sizes(root: Path) -> pd.DataFrame | None:
 
 
 def _read_sizes(path, both):
-    table = with_parts(read_table(path, ["image"]), path, both)
+    table = read_table(path, ["image"])
     if "shapes" in table:
         table[["width", "height"]] = table["shapes"].str.extract(r"(\d+),\s*(\d+)").to_numpy()
     if missing := {"width", "height"} - set(table):
@@ -216,7 +222,7 @@ def _read_sizes(path, both):
     sides = cells.apply(pd.to_numeric, errors="coerce").astype(float)
     if len(odd := table.index[((cells != "") & ~(sides > 0)).any(axis=1)]):
         raise UserError(f"{path}, row {odd[0] + 2}: width and height are numbers of pixels, from 1 on")
-    return table[["image", "part"]].join(sides)[["image", "width", "height", "part"]]
+    return with_parts(table, path, both)[["image", "part"]].join(sides)[["image", "width", "height", "part"]]
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-19
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ ERRORS = {
     "skip-list": "skip.csv cannot be read",
     "leaves-folder": "an image must be a plain file name inside the folder of photographs",
     "listed-twice": "an image stands in the table more than once: keep one row",
+    "moved": "a photograph is linked to a file that is gone: `happywhale data relink DATA_DIR --photos FOLDER` finds "
+    "the files below the folder where they are now, also under other names",
     "absent": "an image is listed, but not in the folder: add the file or remove the row",
     "empty-file": "the file has no bytes: copy it again",
     "not-a-photo": "the file is no picture that can be read, whatever its name: replace it",
@@ -56,7 +58,8 @@ WARNINGS = {
     "odd-id": "an individual's name looks like another's, or like a number that a spreadsheet has changed",
     "read-as": "a table was saved by a spreadsheet in its own way; this is how it is read",
     "unknown-photograph": "a table tells of a photograph that is in no table of the folder; the row is not used",
-    "tiny-box": "a box has fewer than 8 pixels on a side in its picture: what is cut out shows next to nothing",
+    "box-cut": "a box ends beyond the picture that it was measured in; it is cut off there",
+    "tiny-box": "a box has fewer than 8 pixels on a side: its crop shows next to nothing; below 2 it is taken for none",
     "box-corner": "all boxes of a source lie in the upper left of their pictures: were they measured in smaller ones?",
     "box-frame": "W and H of a box have another shape than its picture: is one of them turned?",
     "not-listed": "a file is in the folder, but in no table; it is not used",
