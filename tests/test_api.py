@@ -41,6 +41,7 @@ from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Individual, Photo, Token
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
+from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import ROLES, digest, make_token
@@ -288,12 +289,12 @@ def test_photo_picture_crop_and_file_have_their_sizes_and_types(page):
     assert file.headers["content-disposition"].startswith("attachment") and file.content[:2] == b"\xff\xd8"
 
 
-def test_photo_file_that_is_gone_is_404_with_its_place(page, mine):
+def test_photo_file_that_is_gone_is_404_with_its_name(page, mine):
     made = upload(page, ("a.jpg", jpeg(1))).json()["photos"][0]["id"]
     (path,) = mine.folder.glob("photos/*/*.jpg")
     path.unlink()
     got = page.get(f"/api/photos/{made}/file")
-    assert got.status_code == 404 and path.name in got.json()["detail"]
+    assert got.status_code == 404 and "a.jpg" in got.json()["detail"] and path.name not in got.json()["detail"]
 
 
 @pytest.fixture
@@ -350,6 +351,47 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
         with pytest.raises(OSError):
             desk.network.open(broken)
         assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
+
+
+def test_upload_while_the_network_is_being_loaded_waits_for_it(mine, colours):
+    loaded = threading.Event()
+    desk = AppState(mine, Options(tokens=False, rates={}))
+    with TestClient(make_app(desk, lambda: loaded.wait(30) and colours), base_url=HERE) as page:
+        assert page.get("/api/health").json()["status"] == "loading"
+        threading.Timer(0.2, loaded.set).start()
+        assert upload(page, ("a.jpg", jpeg(1))).status_code == 201
+        assert page.get("/api/health").json() == {"status": "ready", "detail": ""}
+
+
+def test_failed_network_is_told_without_the_servers_paths(mine):
+    desk = AppState(mine, Options(tokens=False, rates={}))
+
+    def load():
+        raise UserError(f"there is no file {mine.folder / 'model' / 'gone.keras'}: build the catalogue again")
+
+    with pytest.raises(UserError):
+        desk.network.open(load)
+    with TestClient(make_app(desk), base_url=HERE) as page:
+        told = page.get("/api/health").json()
+        assert told["status"] == "failed" and "gone.keras" in told["detail"] and str(mine.folder) not in told["detail"]
+        refused = upload(page, ("a.jpg", jpeg(1)))
+        assert refused.status_code == 503 and "gone.keras" in refused.json()["detail"]
+
+
+def test_missing_photos_are_counted_and_a_remedy_is_named(page, mine):
+    assert page.get("/api/missing-photos").json() == {"missing": 0, "names": [], "text": ""}
+    made = upload(page, ("a.jpg", jpeg(1))).json()
+    assert page.get("/api/missing-photos").json()["missing"] == 0
+    (path,) = mine.folder.glob("photos/*/*.jpg")
+    path.unlink()
+    told = page.get("/api/missing-photos").json()
+    assert told["missing"] == 1 and told["names"] == ["a.jpg"] and "1 photograph not found" in told["text"]
+    mine.data = mine.data / "moved"
+    told = page.get("/api/missing-photos").json()
+    assert told["missing"] > 10 and len(told["names"]) == 5 and "where is the folder?" in told["text"]
+    assert str(mine.folder.parent) not in told["text"]
+    lost = page.get(f"/api/photos/{made['photos'][0]['id']}/picture")
+    assert lost.status_code in (400, 404) and str(mine.folder.parent) not in lost.text
 
 
 def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):
@@ -570,7 +612,7 @@ READ = """get /api/session, get /api/facets, get /api/encounters, get /api/encou
 get /api/individuals/{number}, get /api/individuals/{number}/photos, get /api/next-id, get /api/audit-log,
 get /api/photos/{number}/file, get /api/photos/{number}/picture, get /api/photos/{number}/crop,
 post /api/encounters/{number}/answers, get /api/answers/{number}, get /api/answers/{number}/heat, post /api/identify,
-get /api/exports/{kind}, get /api/exports/{kind}/messages, post /match"""
+get /api/exports/{kind}, get /api/exports/{kind}/messages, get /api/missing-photos, post /match"""
 REVIEW = """post /api/encounters, post /api/encounters/{number}/photos, patch /api/encounters/{number},
 put /api/photos/{number}/crop, post /api/encounters/{number}/decisions, post /api/decisions/{number}/undo,
 post /api/individuals/{number}/merge, post /api/individuals/{number}/split, patch /api/individuals/{number},

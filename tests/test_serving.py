@@ -16,7 +16,7 @@ import threading
 import time
 import zipfile
 from base64 import b64encode
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -564,6 +564,7 @@ def test_page_takes_many_dropped_photographs_and_a_bad_one_costs_no_other(own, b
         page.wait_for_selector("#sent")
         holds(page, "#sent [data-encounter]", 6)
         assert "notes.jpg" in page.inner_text("#failures") and "photograph" in page.inner_text("#failures")
+        assert page.locator("#failures [data-retry]").count() == 0, "what is no photograph will never be one"
         assert httpx.get(f"{address}/api/encounters?limit=1").json()["total"] == before + 6
         assert [fault for fault in faults if "422" not in fault] == []
 
@@ -635,6 +636,241 @@ def test_page_fits_in_every_view_and_loads_nothing_from_elsewhere(own, browser, 
         assert faults == []
 
 
+# --- corrections on the page, on one server that these tests share; each takes encounters of its own
+
+
+@pytest.fixture(scope="module")
+def desk(season, tmp_path_factory):
+    """The address of a server of a copy of the demo catalogue."""
+    folder = Path(shutil.copytree(season, tmp_path_factory.mktemp("desk") / "demo"))
+    card = json.loads((folder / "catalogue.json").read_text())
+    (folder / "catalogue.json").write_text(json.dumps(card | {"data": str(folder / "season")}))
+    with server(folder) as (address, _):
+        yield address
+
+
+def open_encounters(address, photos=1):
+    """Undecided encounters with at least so many photographs."""
+    found = httpx.get(f"{address}/api/encounters?state=undecided&limit=100").json()["encounters"]
+    return [each for each in found if len(each["photos"]) >= photos]
+
+
+def knows(address, number):
+    """Whether the first two candidates of an encounter are individuals with several photographs, none of them new."""
+    answer = httpx.post(f"{address}/api/encounters/{number}/answers", json={"k": 10}).json()
+    return all(each["photos"] > 1 for each in answer["candidates"][:2])
+
+
+def taken_at(path, time):
+    """The bytes of a photograph, with a time in its EXIF."""
+    data, image = io.BytesIO(), Image.open(path)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = time
+    image.save(data, "JPEG", exif=exif)
+    return data.getvalue()
+
+
+def show(page, address, number):
+    """Open an encounter and wait for its candidates."""
+    page.goto(f"{address}/#/encounter/{number}")
+    page.wait_for_selector("#candidates [data-candidate='1']")
+
+
+def says(page, text):
+    """Wait until a message has this text; then all messages, of which there are two at most."""
+    from playwright.sync_api import expect
+
+    expect(page.locator("#messages")).to_contain_text(text)
+    return page.locator("#messages .message").count()
+
+
+@pytest.mark.server
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_page_shows_both_photographs_above_the_bar_whatever_key_is_pressed(desk, browser, width, height):
+    with watched(browser, desk) as (page, faults):
+        page.set_viewport_size({"width": width, "height": height})
+        show(page, desk, next(each["id"] for each in open_encounters(desk) if knows(desk, each["id"])))
+        names = []
+        for key in ("2", "k", "ArrowLeft", "2"):
+            with page.expect_response("**/api/individuals/*/photos*") if key == "k" else nullcontext():
+                page.keyboard.press(key)
+            page.wait_for_function("() => document.querySelector('#match-photo').complete")
+            bar = page.locator(".actions").bounding_box()["y"] if width < 700 else height
+            for side in ("#query-photo", "#match-photo"):
+                box = page.locator(side).bounding_box()
+                assert box["y"] >= 0 and box["y"] + box["height"] <= bar and box["height"] >= 100, (key, side)
+            names.append(page.inner_text("figure.match .file"))
+        assert names[0] != names[1] and page.inner_text("figure.match .rank") == "2", "k turned the candidate's pages"
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        page.keyboard.press("2")
+        assert page.locator("#match-photo").bounding_box()["y"] >= 0, "the photographs come back into view"
+        assert faults == []
+
+
+@pytest.mark.server
+@pytest.mark.browser
+def test_page_asks_how_a_folder_is_grouped_and_undoes_the_grouping(desk, season, browser):
+    paths = sorted((season / "season" / "to_drop").iterdir())
+    dropped = [(path.name, taken_at(path, f"2024:09:01 10:{10 * i:02}:00")) for i, path in enumerate(paths)]
+    with watched(browser, desk) as (page, faults):
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.goto(f"{desk}/#/add")
+        page.wait_for_selector("#drop")
+        page.evaluate(DROP, [(f"a_rather_long_name_{name}", b64encode(data).decode()) for name, data in dropped * 3])
+        page.wait_for_selector("#grouping-why:has-text('met once')")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.is_enabled("#send") and f"{len(dropped)} photographs" in page.inner_text("#chosen")
+        page.evaluate(DROP, [(f"{i}.jpg", b64encode(bytes(100 + i)).decode()) for i in range(20)])
+        page.wait_for_selector("#send:disabled")
+        assert "Choose how they belong together" in page.inner_text("#grouping-why"), "so many are hardly one animal"
+        page.click("#clear")
+        page.evaluate(DROP, [(f"a_rather_long_name_{name}", b64encode(data).decode()) for name, data in dropped])
+        page.check("#group-burst", force=True)
+        page.fill("#add-minutes", "5")
+        page.click("#send")
+        says(page, "Grouped into")
+        page.wait_for_selector("#sent [data-encounter]")
+        holds(page, "#sent [data-encounter]", len(dropped))
+        page.click("[data-action='message']")
+        says(page, "Undid: regrouped")
+        met = [each for each in open_encounters(desk, 2) if each["photos"][0]["name"].startswith("a_rather_long")]
+        assert [len(each["photos"]) for each in met] == [len(dropped)], "one encounter again, each photograph once"
+        assert faults == []
+
+
+@pytest.mark.server
+@pytest.mark.browser
+def test_page_sends_an_encounter_a_folder_and_the_server_knows_the_folders(desk, browser, tmp_path):
+    for i, folder in enumerate("AB"):
+        (tmp_path / "trip" / folder).mkdir(parents=True)
+        for j in range(2):
+            (tmp_path / "trip" / folder / f"{j}.jpg").write_bytes(photograph(900 + 2 * i + j))
+    with watched(browser, desk) as (page, faults):
+        page.goto(f"{desk}/#/add")
+        page.set_input_files("#folder", str(tmp_path / "trip"))
+        page.wait_for_selector("#send:disabled")
+        page.check("#group-folder", force=True)
+        page.click("#send")
+        holds(page, "#sent [data-encounter]", 2)
+        met = [each for each in open_encounters(desk) if each["name"] in ("A", "B")]
+        assert [len(each["photos"]) for each in met] == [2, 2] and met[0]["photos"][0]["name"] == "0.jpg"
+        body = {"encounter_ids": [each["id"] for each in met], "by": "folder", "dry_run": True}
+        told = httpx.post(f"{desk}/api/encounters/regroup", json=body).json()
+        assert sorted(group["label"].split("/")[-1] for group in told["groups"]) == ["A", "B"]
+        assert faults == []
+
+
+@pytest.mark.server
+@pytest.mark.browser
+def test_page_takes_any_individual_and_a_known_name_and_undoes_what_the_message_names(desk, browser):
+    met, other = open_encounters(desk)[1:3]
+    with watched(browser, desk) as (page, faults):
+        show(page, desk, met["id"])
+        page.keyboard.press("o")
+        page.fill("#someone-q", "KW-0003")
+        page.click("dialog [data-into]:has-text('KW-0003')")
+        page.wait_for_selector("#confirm:has-text('KW-0003')")
+        page.keyboard.press("c")
+        says(page, f"{met['name']} is KW-0003.")
+        show(page, desk, other["id"])
+        assert httpx.get(f"{desk}/api/encounters/{met['id']}").json()["individual"]["name"] == "KW-0003"
+        httpx.post(f"{desk}/api/encounters/{other['id']}/decisions", json={"kind": "unsure", "version": 1})
+        page.click("[data-action='message']")
+        says(page, f"Undid: confirmed KW-0003 for {met['name']}")
+        states = [httpx.get(f"{desk}/api/encounters/{each['id']}").json()["state"] for each in (met, other)]
+        assert states == ["undecided", "unsure"], "the message undoes the decision that it names, not the latest"
+        show(page, desk, met["id"])
+        page.keyboard.press("n")
+        page.fill("#new-name", "kw-0003")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#new-known")
+        if page.locator("#new-species").count():
+            page.select_option("#new-species", "killer_whale")
+            page.click("#new-confirm")
+        page.wait_for_selector("#new-is-known")
+        assert page.input_value("#new-name") == "kw-0003", "what was typed stays"
+        page.click("#new-is-known")
+        says(page, f"{met['name']} is KW-0003.")
+        assert [fault for fault in faults if "409" not in fault] == []
+
+
+@pytest.mark.server
+@pytest.mark.browser
+def test_page_withdraws_moves_and_edits_and_undoes_each(desk, browser):
+    met = open_encounters(desk, 3)[-1]
+    state = lambda: httpx.get(f"{desk}/api/encounters/{met['id']}").json()  # noqa: E731
+    with watched(browser, desk) as (page, faults):
+        show(page, desk, met["id"])
+        page.click("#edit")
+        page.select_option("dialog [data-side] >> nth=1", "left" if met["photos"][1]["side"] != "left" else "right")
+        page.click("#edit-save")
+        says(page, "Saved.")
+        sides = [photo["side"] for photo in state()["photos"]]
+        assert sides[0] == met["photos"][0]["side"] and sides[1] != met["photos"][1]["side"], "one photograph alone"
+        page.click("[data-action='message']")
+        says(page, "Undid: edited")
+        assert [photo["side"] for photo in state()["photos"]] == [photo["side"] for photo in met["photos"]]
+        page.click("#photographs")
+        page.check("dialog [data-pick] >> nth=0")
+        page.click("#move-new")
+        says(page, "1 photograph moved to")
+        assert len(state()["photos"]) == len(met["photos"]) - 1
+        page.click("[data-action='message']")
+        says(page, "Undid: moved")
+        page.click("#withdraw")
+        page.select_option("#withdraw-reason", "boat")
+        page.click("#withdraw-yes")
+        assert says(page, f"{met['name']} is withdrawn.") == 1, "messages do not stack"
+        page.goto(f"{desk}/#/queue?state=withdrawn")
+        page.click(f"[data-encounter='{met['id']}']")
+        assert "boat" in page.inner_text("#withdrawn") and page.is_disabled("#confirm")
+        page.click("#put-back")
+        page.wait_for_selector("#encounter[data-state='undecided']")
+        assert len(state()["photos"]) == len(met["photos"]) and faults == []
+
+
+@pytest.mark.server
+@pytest.mark.browser
+def test_page_keeps_a_name_that_is_taken_and_a_merged_individual_offers_nothing(desk, browser):
+    with watched(browser, desk) as (page, faults):
+        page.goto(f"{desk}/#/individual/1")
+        page.click("#rename")
+        page.fill("#rename-name", "hb-0002")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#rename-merge")
+        assert page.input_value("#rename-name") == "hb-0002", "what was typed stays"
+        page.click("#rename-merge")
+        page.click("#dialog-yes")
+        says(page, "is part of HB-0002 now.")
+        page.goto(f"{desk}/#/individual/1")
+        page.wait_for_selector("#merged")
+        assert "it was merged into HB-0002" in page.inner_text("#merged")
+        holds(page, "#rename, #merge", 0)
+        page.click("#history [data-undo] >> nth=0")
+        page.wait_for_selector("#rename")
+        assert [fault for fault in faults if "409" not in fault] == []
+
+
+@pytest.mark.server
+@pytest.mark.browser
+def test_page_with_nothing_to_show_says_what_to_do_next(desk, browser):
+    with watched(browser, desk) as (page, faults):
+        page.goto(f"{desk}/#/queue?place=Nowhere")
+        page.click("#clear-filters")
+        page.wait_for_selector("#queue [data-encounter]")
+        page.goto(f"{desk}/#/queue?state=all")
+        page.wait_for_selector("#queue [data-encounter]")
+        assert page.is_checked("#queue-state [value='all']")
+        page.goto(f"{desk}/#/individuals?q=nobody at all")
+        page.click("#clear-filters")
+        page.wait_for_selector("#individuals [data-individual]")
+        page.goto(f"{desk}/#/encounter/98765")
+        page.wait_for_selector("main [role='alert'] a[href='#/queue']")
+        assert page.locator("main button", has_text="Try again").count() == 0, "the same would fail again"
+        assert [fault for fault in faults if "404" not in fault] == []
+
+
 @pytest.mark.server
 @pytest.mark.browser
 def test_page_of_a_server_with_tokens_asks_for_one(own, browser):
@@ -702,9 +938,7 @@ def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own):
         bare = "SELECT count(*) FROM photos LEFT JOIN annotations a ON a.photo_id = photos.id WHERE a.id IS NULL "
         bare += "OR a.id NOT IN (SELECT annotation_id FROM embeddings) OR "
         assert database.execute(bare + "a.id NOT IN (SELECT annotation_id FROM crops)").fetchone() == (0,)
-        half = (
-            "SELECT count(*) FROM encounters WHERE state = 'new' AND id NOT IN (SELECT encounter_id FROM decisions)"
-        )
+        half = "SELECT count(*) FROM encounters WHERE state = 'new' AND id NOT IN (SELECT encounter_id FROM decisions)"
         assert database.execute(half).fetchone() == (0,)
     for (path,) in paths:
         assert sha256((own / path).read_bytes()).hexdigest() == Path(path).stem

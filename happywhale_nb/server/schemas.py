@@ -9,8 +9,8 @@ __all__ = ['Number', 'Text', 'Note', 'RequestBody', 'SignInRequest', 'AnswerRequ
            'EncounterList', 'IndividualView', 'IndividualList', 'DecisionView', 'IndividualPage', 'AuditLog',
            'EncounterDecision', 'EditedEncounter', 'MovedPhotos', 'PhotoGroup', 'Regrouped', 'IndividualDecision',
            'RenamedIndividual', 'CandidateIndividual', 'MatchedPhoto', 'PhotoList', 'Candidate', 'AnswerView', 'Facets',
-           'CatalogueView', 'SessionView', 'Health', 'TokenView', 'NewTokenView', 'ProposedName', 'ExportMessages',
-           'Problem', 'ConflictProblem', 'Match', 'Matches']
+           'CatalogueView', 'SessionView', 'Health', 'MissingPhotos', 'TokenView', 'NewTokenView', 'ProposedName',
+           'ExportMessages', 'Problem', 'ConflictProblem', 'Match', 'Matches']
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-02
 from typing import Annotated, Literal
@@ -456,6 +456,14 @@ class Health(BaseModel):
 
     status: Literal["ready", "loading", "failed"]
     detail: str
+
+
+class MissingPhotos(BaseModel):
+    """How many photographs are not found, the first of them by name, and what to do; "" if all are there."""
+
+    missing: int
+    names: list[str]
+    text: str
 
 
 class TokenView(IdAndName):

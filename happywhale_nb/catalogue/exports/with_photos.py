@@ -18,6 +18,7 @@ from .camtrap_dp import camtrap_tables
 from .common import ZIP_TIME, arranged
 from .formats import export_sightings, of_species
 from .wildbook import sheet_names
+from ..photo_files import missing_photos
 from ..schema import Photo
 from ..store import Catalogue
 from ...core.errors import UserError
@@ -121,9 +122,8 @@ def lost_photos(catalogue: Catalogue, sightings: pd.DataFrame) -> list[str]:
     Returns:
         Their names in the catalogue.
     """
-    table = arranged(sightings)
-    found = photo_paths(catalogue, table["photo_id"].astype(int).tolist())
-    return table.loc[~table["photo_id"].isin(list(found)), "photo"].tolist()
+    table, gone = arranged(sightings), {known.id for known in missing_photos(catalogue)}
+    return table.loc[table["photo_id"].isin(gone), "photo"].tolist()
 
 # %% ../../../nbs/lib/catalogue/exports/with_photos.ipynb #with-photos-13
 def export_with_photos(

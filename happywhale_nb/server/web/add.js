@@ -29,16 +29,18 @@ export async function showAdd(main, route, signal) {
   const groups = el("fieldset", { class: "segments", id: "grouping" });
   const why = el("p", { class: "soft", id: "grouping-why", role: "status" });
   const minutes = el("input", { type: "number", id: "add-minutes", min: 1, max: 1440, step: 1, value: kept.minutes, onChange: () => { kept.minutes = Number(minutes.value) || 10; } });
-  const apart = field("Minutes between two photographs, at most", minutes);
+  const apart = el("div", { class: "apart" }, field("Minutes between two photographs, at most", minutes));
   const pictures = thumbnails(signal);
   const sending = sender(signal, { done: (files) => { kept.files = kept.files.filter((file) => !files.includes(file)); show(); }, busy: () => show() });
 
   function take(files) {
-    const fresh = [...files].filter((file) => isPhoto(file) && !kept.files.some((one) => folderOf(one) === folderOf(file) && one.name === file.name && one.size === file.size));
+    const fresh = [];
+    const same = (one, file) => folderOf(one) === folderOf(file) && one.name === file.name && one.size === file.size;
+    for (const file of files) if (isPhoto(file) && ![...kept.files, ...fresh].some((one) => same(one, file))) fresh.push(file);
     const other = [...files].filter((file) => !isPhoto(file)).length;
     kept.files.push(...fresh);
     const known = [...files].length - fresh.length - other;
-    const left = [other && `${count(other, "file")} that ${other === 1 ? "is no photograph" : "are no photographs"} (${[...new Set([...files].filter((file) => !isPhoto(file)).map((file) => file.name))].slice(0, 3).join(", ")}${other > 3 ? ", …" : ""})`, known && `${count(known, "photograph")} chosen before`].filter(Boolean);
+    const left = [other && `${count(other, "file")} that ${other === 1 ? "is no photograph" : "are no photographs"} (${[...new Set([...files].filter((file) => !isPhoto(file)).map((file) => file.name))].slice(0, 3).join(", ")}${other > 3 ? ", …" : ""})`, known && `${count(known, "photograph")} chosen twice`].filter(Boolean);
     if (left.length) say(`Left out: ${left.join("; ")}.`);
     show();
   }

@@ -26,7 +26,7 @@
 
 import { showAdd } from "./add.js";
 import { showAuditLog } from "./auditlog.js";
-import { passing } from "./api.js";
+import { api, passing } from "./api.js";
 import { button, el, fill } from "./dom.js";
 import { showEncounter } from "./encounter.js";
 import { showExports } from "./exports.js";
@@ -108,7 +108,20 @@ async function start() {
     return;
   }
   document.body.classList.remove("signed-out");
+  lookForPhotos();
   await show();
+}
+
+/** Says once what photographs are not found; the page itself does not wait for it. */
+async function lookForPhotos() {
+  const node = document.getElementById("missing");
+  try {
+    const { missing, names, text } = await api("/missing-photos");
+    node.hidden = !missing;
+    fill(node, missing > 0 && [el("p", {}, el("b", { text }), `. The first: ${names.join(", ")}`), button("×", () => { node.hidden = true; }, { class: "plain close", "aria-label": "Close" })]);
+  } catch {
+    node.hidden = true;  // what matters more says so itself
+  }
 }
 
 addEventListener("hashchange", () => {

@@ -1,6 +1,7 @@
-// The candidates: those in the list first, with what such lists have held, then the less likely ones.
+// The list of candidates: the short list first, with how often such lists have held the truth, then the less likely ones.
 
-import { cropImage, el, fill } from "./dom.js";
+import { button, cropImage, el, fill } from "./dom.js";
+import { guard } from "./session.js";
 import { percent, count, day, promise } from "./words.js";
 
 /** The list; `show` draws it, `mark` shows which candidate is compared, `step` and `rank` move to another. */
@@ -12,9 +13,10 @@ export function candidateList(view) {
     if (!answer) return void fill(node, waiting(view));
     const inside = answer.candidates.filter((one) => one.in_set);
     const outside = answer.candidates.filter((one) => !one.in_set);
-    fill(node, answer.note && el("p", { class: "filters-note", text: answer.note }),
+    fill(node, answer.no_animal && noAnimal(view),
+      answer.note && !answer.no_animal && el("p", { class: "filters-note", text: capital(answer.note) }),
       !answer.candidates.length && el("p", { class: "soft", text: "No candidate: no known individual fits." }),
-      el("p", { class: "soft promise", text: promise(answer, inside.length) }),
+      el("p", { class: `promise ${answer.promised ? "soft" : "filters-note"}`, text: promise(answer, inside.length) }),
       inside.length > 0 && group("In the list", inside, "inside"),
       outside.length > 0 && group(inside.length ? "Less likely" : "Candidates", outside, "outside"),
       answer.other_probability > 0 && el("p", { class: "soft other", text: `Probability of a known individual that is not listed: ${percent(answer.other_probability)}` }));
@@ -47,6 +49,14 @@ export function candidateList(view) {
   return { node, show, mark, rank, step };
 }
 
+const capital = (text) => text.replace(/^./, (letter) => letter.toUpperCase());
+
+/** What is said where the photographs probably show no animal; a person may see one all the same. */
+function noAnimal(view) {
+  return el("div", { class: "notice", id: "no-animal" }, el("p", {}, el("b", { text: `${capital(view.answer.note || "probably no animal here")}.` })),
+    view.encounter.state !== "withdrawn" && guard(button("Withdraw …", () => view.withdraw(), { data: { withdraw: "" } })));
+}
+
 function item(one, view) {
   const name = one.is_new ? "New individual" : one.individual.name;
   const from = one.photo ? [day(one.photo.date), one.photo.place].filter(Boolean).join(" · ") : "";
@@ -64,6 +74,6 @@ function item(one, view) {
 
 function waiting(view) {
   if (view.asking) return el("p", { class: "soft loading", role: "status", text: "Asking the catalogue …" });
-  if (view.failed) return el("p", { class: "error", text: view.failed.message });
+  if (view.failed) return el("div", { class: "empty", role: "alert" }, el("p", { class: "error", text: view.failed.message }), button("Ask again", () => view.ask(), { class: "primary" }));
   return el("p", { class: "soft", text: view.encounter.individual ? "This encounter is decided. Ask to see who else it could be." : "Not asked yet." });
 }

@@ -93,7 +93,7 @@ export function actionBar(view) {
 
   function show() {
     const one = view.picked;
-    const name = one?.is_new ? "new individual" : one?.individual?.name;
+    const name = one?.is_new ? "new" : one?.individual?.name;
     const same = one && !one.is_new && view.encounter.individual?.id === one.individual.id;
     const open = view.encounter.state !== "withdrawn";
     const make = (id, text, key, run, on, props = {}) => {
@@ -103,7 +103,7 @@ export function actionBar(view) {
       return [id, control];
     };
     buttons = Object.fromEntries([
-      make("confirm", name ? `Confirm ${name}` : "Confirm", "c", confirm, one && !same, { class: "primary", title: name ? `Confirm ${name}` : null }),
+      make("confirm", name ? `Confirm ${name}` : "Confirm", "c", confirm, one && !same, { class: "primary", title: one?.is_new ? "It is a new individual" : name ? `It is ${name}` : null }),
       make("reject", name && !one.is_new ? `Not ${name}` : "Reject", "r", () => decide("reject", { individual: one.individual }), one && !one.is_new && !one.rejected),
       make("new", "New", "n", () => makeNew().catch(fail), !view.asking, { title: "A new individual: nobody of the catalogue" }),
       make("someone", "Someone else …", "o", () => view.someoneElse().catch(fail), true, { title: "Any individual of the catalogue, by name" }),

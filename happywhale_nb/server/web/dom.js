@@ -65,6 +65,7 @@ export function proposing(name, values, props = {}) {
 export function cropImage(photo, side, alt, props = {}) {
   const aspect = photo.crop?.aspect || 1;
   return el("img", { src: cropAddress(photo.id, side, photo.crop), alt, loading: "lazy", decoding: "async",
+    onError: (event) => event.target.replaceWith(el("span", { class: "nobody", text: "Not found", title: photo.name })),
     style: { "--aspect": String(aspect) }, ...props });
 }
 

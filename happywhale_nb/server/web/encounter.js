@@ -40,6 +40,7 @@ export async function showEncounter(main, route, signal) {
     actions.show();
     stage.reveal();
   };
+  view.withdraw = () => withdraw(view).catch(fail);
   view.ponder = () => {
     stage.show();
     stage.reveal();
@@ -85,6 +86,7 @@ export async function showEncounter(main, route, signal) {
   function take(answer) {
     view.answer = answer;
     view.failed = null;
+    filtersNote();
     view.picked = answer.candidates.find((one) => !one.rejected) ?? answer.candidates[0] ?? null;
   }
   async function reload() { view.accept(await api(`/encounters/${route.id}`, { signal })); }
@@ -97,8 +99,8 @@ export async function showEncounter(main, route, signal) {
     return got.decisions;
   }
   function filtersNote() {
-    const active = KEYS.some((key) => view.filters[key]);
-    node.note.textContent = active ? "These filters hide some candidates: who is missing below may still be in the catalogue." : "";
+    const active = KEYS.some((key) => view.filters[key]) && !view.answer?.note;
+    node.note.textContent = active ? "These filters hide candidates and change no probability: who is missing below may still be the one." : "";
   }
 
   const keep = () => remember("candidates", view.filters, path, { answer: view.answer?.id && route.params.get("answer") });
@@ -139,7 +141,7 @@ function head(view) {
   const known = facts(encounter);
   const decided = encounter.decided_by && encounter.state !== "undecided" && `${encounter.decided_by}, ${moment(encounter.decided_at)}`;
   return [
-    el("div", {}, el("h1", {}, encounter.name, " ", el("span", { class: `state ${encounter.state}`, text: state(encounter.state) })),
+    el("div", {}, el("h1", {}, encounter.name, " ", el("span", { class: `state ${encounter.state}`, text: state(encounter.state) }), (view.answer?.no_animal ?? encounter.no_animal) && encounter.state !== "withdrawn" && el("span", { class: "state none", text: "Probably no animal" })),
       el("p", { class: "facts" }, known.length ? known.join(" · ") : "No date, place or species yet", " · ", count(encounter.photos.length, "photograph"))),
     encounter.individual && el("p", { class: "decided" }, encounter.state === "new" ? "New individual " : "This is ",
       el("a", { href: `#/individual/${encounter.individual.id}`, text: encounter.individual.name }), decided && el("small", { text: decided })),
@@ -151,7 +153,7 @@ function head(view) {
       encounter.photos.length > 0 && guard(button("Draw a box", () => drawBox(view).catch(fail), { id: "draw", title: "Mark the animal on the photograph" })),
       encounter.photos.length > 0 && button("Photographs …", () => photographs(view).catch(fail), { id: "photographs", title: "Move photographs to another encounter, or withdraw them" }),
       encounter.state === "undecided" && encounter.photos.length > 1 && guard(button("Group again …", () => again(view).catch(fail), { id: "regroup", title: "An encounter for each day, burst or folder" })),
-      encounter.state !== "withdrawn" && guard(button("Withdraw …", () => withdraw(view).catch(fail), { id: "withdraw", title: "A boat, empty sea, a mistake: take it out of the queue" })),
+      encounter.state !== "withdrawn" && guard(button("Withdraw …", () => view.withdraw(), { id: "withdraw", title: "A boat, empty sea, a mistake: take it out of the queue" })),
       encounter.state !== "withdrawn" && button(view.answer || view.asking ? "Ask again" : "Ask", () => view.ask(), { id: "ask", disabled: view.asking, title: "Ask the catalogue who this is" }))];
 }
 

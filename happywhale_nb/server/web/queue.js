@@ -9,7 +9,7 @@ import { loadFacets, may, session } from "./session.js";
 import { count, day, side, species, state, STATES } from "./words.js";
 
 const KEYS = ["species", "side", "place", "since", "until", "q"];
-const ALL = ["state", ...KEYS];
+const ALL = ["state", "no_animal", ...KEYS];
 const ORDER = "happywhale.order";
 
 /** What the queue is filtered by now; "all" is every state, "" the undecided ones. */
@@ -53,6 +53,8 @@ export async function showQueue(main, route, signal) {
 
   const pick = (encounter, on) => { if (on) chosen.set(encounter.id, encounter); else chosen.delete(encounter.id); tick(); };
   const select = button("Select", () => { choosing = !choosing; if (!choosing) list.querySelectorAll("[data-pick]:checked").forEach((box) => box.click()); tick(); }, { id: "select", class: "quiet", "aria-pressed": "false", title: "Choose encounters to group again or withdraw", hidden: true });
+  const none = button("", () => { values.no_animal = values.no_animal ? "" : "true"; mark(); change(); }, { id: "no-animal-only", class: "quiet", title: "Photographs that probably show no animal: look, then withdraw them" });
+  const mark = () => { none.hidden = !facets.no_animal && !values.no_animal; none.setAttribute("aria-pressed", String(Boolean(values.no_animal))); none.firstChild.textContent = `Probably no animal ${facets.no_animal ?? ""}`; };
   const number = el("span", { role: "status" });
   const acts = [button("Group again …", () => act(regroup), { id: "group-chosen" }), button("Withdraw …", () => act(withdrawMany), { id: "withdraw-chosen" })];
   const tools = el("div", { class: "buttons choosing-tools" }, button("All shown", () => list.querySelectorAll("[data-pick]:not(:checked)").forEach((box) => box.click()), { id: "choose-all", class: "quiet" }), acts, number);
@@ -77,13 +79,14 @@ export async function showQueue(main, route, signal) {
   const change = () => { remember("queue", values, "/queue"); load(true); };
   const { bar, chips } = filterBar("queue", KEYS, values, facets, (now) => { Object.assign(values, now); change(); });
   fill(main, el("div", { class: "page-head" }, el("h1", { text: "Queue" }), total, select),
-    states(values, facets, change), bar, chips, tools, empty, list, el("div", { class: "more" }, more));
+    el("div", { class: "row states" }, states(values, facets, change), none), bar, chips, tools, empty, list, el("div", { class: "more" }, more));
   remember("queue", values, "/queue");
   const seen = new IntersectionObserver((entries) => { if (entries[0].isIntersecting && !more.hidden && !more.disabled) load(false); },
     { rootMargin: "400px" });
   seen.observe(more.parentElement);
   signal.addEventListener("abort", () => seen.disconnect());
   tick();
+  mark();
   await load(true);
 }
 
@@ -92,8 +95,8 @@ function nothing(values, bar, change, facets) {
   const shown = Object.values(facets.states).reduce((sum, number) => sum + number, 0);
   const add = may("review") && el("a", { class: "button primary", href: "#/add", text: "Add photographs" });
   const all = button("Show all encounters", () => { values.state = "all"; document.querySelector('#queue-state [value="all"]').checked = true; change(); }, { id: "show-all" });
-  const clear = button("Clear the filters", () => { for (const key of KEYS) values[key] = ""; remember("queue", values, "/queue"); dispatchEvent(new CustomEvent("catalogue:again")); }, { id: "clear-filters", class: "primary" });
-  if (KEYS.some((key) => values[key])) return [el("p", { text: "No encounter fits these filters." }), el("div", { class: "buttons" }, clear, !every(values) && all)];
+  const clear = button("Clear the filters", () => { for (const key of ["no_animal", ...KEYS]) values[key] = ""; remember("queue", values, "/queue"); dispatchEvent(new CustomEvent("catalogue:again")); }, { id: "clear-filters", class: "primary" });
+  if (values.no_animal || KEYS.some((key) => values[key])) return [el("p", { text: "No encounter fits these filters." }), el("div", { class: "buttons" }, clear, !every(values) && all)];
   if (!shown && !session.catalogue.photos) return [el("p", { text: "The catalogue is empty." }), el("div", { class: "buttons" }, add)];
   if (every(values)) return [el("p", { text: "There are no encounters yet." }), el("div", { class: "buttons" }, add)];
   return [el("p", { text: values.state ? `No encounter is ${state(values.state).toLowerCase()}.` : "Nothing is left to decide." }), el("div", { class: "buttons" }, all, !values.state && add)];
@@ -119,6 +122,7 @@ function item(encounter, pick) {
       el("h2", { text: encounter.date ? day(encounter.date) : "No date" }),
       facts.filter(Boolean).map((text) => el("p", { text })),
       el("p", { class: "soft" }, `${encounter.name} · ${count(number, "photograph")}`),
+      encounter.no_animal && encounter.state !== "withdrawn" && el("p", {}, el("span", { class: "state none", text: "Probably no animal" })),
       encounter.state !== "undecided" && el("p", {}, el("span", { class: `state ${encounter.state}`, text: state(encounter.state) }),
         encounter.individual && el("b", { text: ` ${encounter.individual.name}` })))));
 }

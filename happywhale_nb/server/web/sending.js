@@ -2,6 +2,7 @@
 
 import { api, passing, upload } from "./api.js";
 import { button, el, fill } from "./dom.js";
+import { folderOf } from "./files.js";
 import { remembered } from "./deciding.js";
 import { changed } from "./session.js";
 import { bytes, count } from "./words.js";
@@ -81,7 +82,10 @@ export function sender(signal, { done, busy }) {
     try {
       const versions = Object.fromEntries(arrived.map((one) => [one.id, one.version]));
       const result = await api("/encounters/regroup", { method: "POST", body: { encounter_ids: arrived.map((one) => one.id), by, dry_run: false, versions, note: "" } });
-      if (!result.decision) return;
+      if (!result.decision) {
+        fill(failures, el("section", { class: "notice", id: "not-grouped" }, el("p", { text: `They stay as they were sent: no date or time of theirs parts them further. If they show several animals, open the encounter and move photographs to new ones (“Photographs …”).` })));
+        return;
+      }
       sent.splice(sent.length - arrived.length, arrived.length, ...result.encounters.filter((one) => one.photos.length));
       remembered(result.decision, null, `Grouped into ${count(result.groups.length, "encounter")}.`);
     } catch (error) {
@@ -134,6 +138,7 @@ function chunks(files) {
 function form(files, fields) {
   const data = new FormData();
   for (const [key, value] of Object.entries(fields)) if (value) data.append(key, value);
-  for (const file of files) data.append("photos", file, file.name);
+  // with its folder, so that the catalogue can group by it later; it keeps the name alone as the photograph's
+  for (const file of files) data.append("photos", file, [folderOf(file), file.name].filter(Boolean).join("/"));
   return data;
 }

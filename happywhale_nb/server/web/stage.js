@@ -79,7 +79,7 @@ export function makeStage(view) {
     const holder = el("button", { type: "button", class: "frame", "aria-label": `Zoom. ${alt}: ${photo.name}`, onClick: () => zoom() }, image);
     holder.addEventListener("wheel", (event) => { if (event.ctrlKey) { event.preventDefault(); zoom(); } }, { passive: false });
     holder.addEventListener("touchstart", (event) => { if (event.touches.length === 2) { event.preventDefault(); zoom(); } }, { passive: false });
-    image.addEventListener("error", () => holder.classList.add("broken"));
+    image.addEventListener("error", () => { holder.classList.add("broken"); fill(holder, el("span", { class: "nobody", text: `${photo.name} cannot be shown: its file is not found or cannot be read.` })); });
     return { node: holder, photo, aspect: photo.crop?.aspect || 1 };
   }
 
@@ -89,11 +89,11 @@ export function makeStage(view) {
     if (!width) return;
     const aspects = [left?.aspect ?? 1, right?.aspect ?? Math.max(1, Math.min(1.4, left?.aspect ?? 1))];
     const bar = document.querySelector(".actions");
-    const fixed = bar && getComputedStyle(bar).position === "fixed";
-    const room = innerHeight - Math.min(pair.getBoundingClientRect().top + scrollY, 0.5 * innerHeight) - (bar?.offsetHeight ?? 60) - CAPTIONS * (fixed ? 2 : 1);
-    const most = Math.max(180, Math.min(room, 640));
+    const captions = [...pair.querySelectorAll("figcaption")].map((one) => one.offsetHeight || CAPTIONS);
+    const room = innerHeight - Math.min(pair.getBoundingClientRect().top + scrollY, 0.5 * innerHeight) - (bar?.offsetHeight ?? 60);
+    const most = Math.max(180, Math.min(room - Math.max(...captions, 0), 640));
     const beside = Math.min(most, (width - GAP) / (aspects[0] + aspects[1]));
-    const below = Math.min(Math.max(130, room / 2), width / Math.max(...aspects));
+    const below = Math.min(Math.max(130, (room - captions[0] - (captions[1] ?? 0) - 3 * GAP) / 2), width / Math.max(...aspects));
     const stacked = beside < 200 && below > 1.15 * beside;
     const high = stacked ? below : beside;
     pair.classList.toggle("stacked", stacked);
@@ -104,7 +104,7 @@ export function makeStage(view) {
     const empty = pair.querySelector(".panel");
     empty?.style.setProperty("min-height", stacked ? "auto" : `${high}px`);
     for (const [index, figure] of [...pair.children].entries()) {
-      figure.style.setProperty("flex", stacked || (index === 1 && !right) ? "1 1 16rem" : `0 1 ${Math.max(high * aspects[index], 150)}px`);
+      figure.style.setProperty("flex", stacked ? "0 0 auto" : index === 1 && !right ? "1 1 16rem" : `0 1 ${Math.max(high * aspects[index], 150)}px`);
     }
   }
 
