@@ -37,7 +37,7 @@ folds, options = study_folds(dataset, folder, 2, 0), TrainingOptions(snapshots="
 train_stage(dataset, folds, 0, "model", config, folder, options=options)
 """
 COMMAND = "from happywhale_nb.cli.main import main; main()"
-OUTPUTS = ["centres.parquet", "config.json", "embeddings.parquet", "history.csv", "model.keras"]
+OUTPUTS = ["centres.parquet", "config.json", "embeddings.parquet", "empty.parquet", "history.csv", "model.keras"]
 
 
 @pytest.fixture(scope="module")

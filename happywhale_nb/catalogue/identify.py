@@ -430,6 +430,14 @@ def _plot_candidate(ax, candidate, opened):
     else:
         ax.spines[:].set(color="0.6", linewidth=1, linestyle=":")
 
+# %% ../../nbs/09_identify.ipynb #09-identify-17
+def _decision_text(state):
+    """The decision about an encounter, a sentence with a blank before it; "" if there is none."""
+    if state is None or state["state"] == "undecided":
+        return ""
+    individual = f", {state['individual']['name']}" if state["individual"] else ""
+    return f" Decided: {state['state']}{individual}."
+
 # %% ../../nbs/09_identify.ipynb #09-identify-17c
 def list_sentence(answer: dict) -> str:
     """Say how many candidates are in the list, and what such lists have held.
@@ -444,14 +452,6 @@ def list_sentence(answer: dict) -> str:
         return answer.get("promise") or f"{NO_LIST}: this answer was given before coverage was measured on encounters"
     size = answer["set_size"]
     return f"the list: the first {'one' if size == 1 else size}; {answer['promise']}"
-
-# %% ../../nbs/09_identify.ipynb #09-identify-17
-def _decision_text(state):
-    """The decision about an encounter, a sentence with a blank before it; "" if there is none."""
-    if state is None or state["state"] == "undecided":
-        return ""
-    individual = f", {state['individual']['name']}" if state["individual"] else ""
-    return f" Decided: {state['state']}{individual}."
 
 # %% ../../nbs/09_identify.ipynb #09-identify-17a
 def answer_html(identified: Identified) -> str:

@@ -236,6 +236,7 @@ class Matcher:
         photos: a `PhotoIndex`.
         seen: the `GalleryState` that was read last, None before that; sums: those of its blocks.
         proposed: the next free name by species, until something changes; reading all names takes time.
+        flagged: of `encounters_without_animal`, with the model that says so, until something changes; else None.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -249,6 +250,7 @@ class Matcher:
         """
         self.catalogue, self.lock, self.model = catalogue, RLock(), gallery_model(catalogue)
         self.photos, self.seen, self.sums, self.proposed = PhotoIndex(self.model.width), None, {}, {}
+        self.flagged = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -263,7 +265,7 @@ class Matcher:
             in_changed = {number for number in self.photos.rows if ("photos", number // BLOCK) in changed}
             self.photos.update(photos)
             self.photos.forget(sorted(in_changed - set(photos.ids.tolist())))
-            self.seen, self.sums, self.proposed = state, sums, {}
+            self.seen, self.sums, self.proposed, self.flagged = state, sums, {}, None
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-31
 def _probably_none(matcher, vectors):
@@ -283,11 +285,13 @@ def encounters_without_animal(matcher: Matcher) -> set[int] | None:
     """
     matcher.refresh()
     with matcher.lock:
-        undecided = (matcher.photos.known.codes_ < 0) & (matcher.photos.facts["encounter"] != OUT).astype(bool)
-        rows = np.flatnonzero(undecided)
-        flags = _probably_none(matcher, matcher.photos.known.vectors[rows])
-        encounters = matcher.photos.facts["encounter"][rows].astype(int)
-    return None if flags is None else set(all_flagged(flags, encounters))
+        if matcher.flagged is None or matcher.flagged[0] is not matcher.model:
+            undecided = (matcher.photos.known.codes_ < 0) & (matcher.photos.facts["encounter"] != OUT).astype(bool)
+            rows = np.flatnonzero(undecided)
+            flags = _probably_none(matcher, matcher.photos.known.vectors[rows])
+            encounters = matcher.photos.facts["encounter"][rows].astype(int)
+            matcher.flagged = matcher.model, None if flags is None else set(all_flagged(flags, encounters))
+        return matcher.flagged[1]
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-10
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'SENT', 'UNTOLD', 'OPEN', 'AnimalPhotos', 'animal_photos', 'drawn_seas', 'empty_pictures', 'learn_no_animal',
-           'marked', 'flag_conditions']
+           'marked', 'flag_conditions', 'count_flagged']
 
 # %% ../../nbs/lib/catalogue/no_animal.ipynb #catalogue-no-animal-02
 from collections.abc import Collection, Sequence
@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, select
+from sqlalchemy.orm import Session
 
 from .ingest import PhotoEmbedder, add_detected_boxes
 from .listings import crop_box
@@ -75,9 +76,10 @@ def _table_boxes(catalogue, paths, sizes):
 def _named_photos(session, model):
     """Numbers of the identified photos: of those the model was not trained on, if they are enough for a limit."""
     query = select(Photo.id, Embedding.trained).join(Annotation, Annotation.photo_id == Photo.id)
-    query = query.join(Embedding, Embedding.annotation_id == Annotation.id).where(~Photo.withdrawn)
+    query = query.join(Embedding, Embedding.annotation_id == Annotation.id)
     query = query.join(Encounter, Encounter.id == Photo.encounter_id).where(Embedding.model_id == model.id)
-    named = session.execute(query.where(Encounter.individual_id.is_not(None)).order_by(Photo.id)).all()
+    named = query.where(Encounter.individual_id.is_not(None), Encounter.state != "withdrawn", ~Photo.withdrawn)
+    named = session.execute(named.order_by(Photo.id)).all()
     held_out = [number for number, trained in named if not trained]
     return held_out if len(held_out) >= least_photographs() else [number for number, _ in named]
 
@@ -94,11 +96,10 @@ def animal_photos(catalogue: Catalogue, seed: int = 0) -> AnimalPhotos:
     """
     with catalogue.reading() as session:
         model = model_row(session, catalogue.fingerprint)
+        made = (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model.id)
         query = select(Photo, Crop, Embedding.vector, Encounter.individual_id)
         query = query.join(Annotation, Annotation.photo_id == Photo.id).join(Crop, Crop.annotation_id == Annotation.id)
-        query = query.join(Encounter, Encounter.id == Photo.encounter_id)
-        made = (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model.id)
-        query = query.join(Embedding, made)
+        query = query.join(Encounter, Encounter.id == Photo.encounter_id).join(Embedding, made)
         chosen = np.random.default_rng(seed).permutation(_named_photos(session, model))[:MOST].tolist()
         rows = session.execute(query.where(Photo.id.in_(chosen)).order_by(Photo.id)).all()
         paths = [catalogue.path(photo) for photo, *_ in rows]
@@ -235,4 +236,20 @@ def flag_conditions(flagged: Collection[int] | None, no_animal: bool | None) -> 
     if flagged is None and no_animal:
         raise UserError(f"{UNTOLD} in this catalogue: give `happywhale catalogue build` again, and then `serve`")
     numbers = bindparam("flagged", sorted(flagged or ()), expanding=True, literal_execute=True)  # any number of them
-    return [Encounter.id.in_(numbers) if no_animal else Encounter.id.not_in(numbers)]
+    condition = Encounter.id.in_(numbers) & Encounter.state.in_(OPEN)
+    return [condition if no_animal else ~condition]
+
+
+def count_flagged(session: Session, flagged: Collection[int] | None) -> int | None:
+    """Count the open encounters that probably show no animal.
+
+    Args:
+        session: of the catalogue's database.
+        flagged: as for `flag_conditions`.
+
+    Returns:
+        Their number; None if that is not known.
+    """
+    if flagged is None:
+        return None
+    return session.scalar(select(func.count()).select_from(Encounter).where(*flag_conditions(flagged, True)))

@@ -194,8 +194,8 @@ class Withdrawal(BaseModel):
 class EncounterView(BaseModel):
     """One animal at one time and place, with its photographs.
 
-    An encounter that has no photographs left is shown as withdrawn. `no_animal`: whether they probably show no animal;
-    null for one that is decided, and where it is not known.
+    An encounter that has no photographs left is shown as withdrawn. `no_animal`: whether its photographs probably show
+    no animal; null for one that is decided, and where it is not known.
     """
 
     id: int

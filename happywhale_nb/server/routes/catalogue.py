@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Query
 from ...catalogue import listings
 from ...catalogue.matching import encounters_without_animal
 from ...catalogue.naming import next_name
-from ...catalogue.no_animal import flag_conditions, marked
+from ...catalogue.no_animal import count_flagged, flag_conditions, marked
 from .. import schemas
 from ..dependencies import Limit, Number, Reader, State, Words, clean_query
 
@@ -36,7 +36,7 @@ def facets(app_state: State, caller: Reader) -> schemas.Facets:
     """
     flagged = encounters_without_animal(app_state.matcher)
     with app_state.catalogue.reading() as session:
-        return listings.facets(session) | {"no_animal": None if flagged is None else len(flagged)}
+        return listings.facets(session) | {"no_animal": count_flagged(session, flagged)}
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-04
 @dataclass(frozen=True)
