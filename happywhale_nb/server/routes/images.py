@@ -91,7 +91,7 @@ def photo_file(state: State, caller: Reader, number: Number) -> FileResponse:
         photo = listings.get_or_404(session, Photo, number, "photograph")
         path = state.catalogue.path(photo)
     if not path.is_file():
-        raise NotFound(f"the file of photograph {photo.name} is not where it was: {photo.path}")
+        raise NotFound(f"the file of photograph {photo.name} is not where it was")
     return FileResponse(
         path, media_type="application/octet-stream", headers={"content-disposition": attachment(photo.name)}
     )
