@@ -40,7 +40,7 @@ def test_identify_shows_candidates_with_name_and_chance_and_keeps_nothing(opened
     for title, each in zip(titles[1:], candidates, strict=True):
         name = f"new: {each['proposed']}" if each["is_new"] else each["individual"]["name"]
         assert title == f"{each['rank']}. {name}\n{each['probability']:.0%}"
-    assert "<img" in found._repr_html_() and len(repr(found).splitlines()) == 6
+    assert "<img" in found._repr_html_() and len(repr(found).splitlines()) == 7
     assert not (opened.catalogue.folder / "photos").exists(), "who only asks leaves nothing"
 
 
