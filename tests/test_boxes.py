@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.data.boxes import BOX, BOX_COLUMNS, CropMix, clean_boxes, iou, read_box_tables, read_boxes
-from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.boxes import BOX, BOX_COLUMNS, LEAST, CropMix, clean_boxes, iou, read_box_tables, read_boxes
+from happywhale_nb.data.dataset import read_dataset, read_sizes, read_skips
 
 quick = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -70,7 +71,8 @@ def plain_box(row):
         return "without"
     right, bottom = (math.inf if math.isnan(row[side]) else row[side] for side in "WH")
     box = [min(max(row[name], 0), edge) for name, edge in zip(BOX, (right, bottom, right, bottom), strict=True)]
-    return box if box[0] < box[2] and box[1] < box[3] else "degenerate"
+    least = [min(LEAST, edge) for edge in (right, bottom)]
+    return box if box[2] - box[0] >= least[0] and box[3] - box[1] >= least[1] else "degenerate"
 
 
 @quick
@@ -148,7 +150,7 @@ def test_read_box_tables_takes_the_frame_from_the_table_or_else_from_the_sizes(t
     assert boxes[["W", "H"]].iloc[1].tolist() == [50, 40] and boxes[["W", "H"]].iloc[2].isna().all()
     assert boxes[["W", "H"]].iloc[0].tolist() == [1, 1]  # the first of image_sizes_test, image_sizes_train
     (tmp_path / "boxes.csv").unlink()
-    assert list(read_box_tables(tmp_path)) == BOX_COLUMNS and read_boxes(tmp_path).empty
+    assert list(read_box_tables(tmp_path)) == [*BOX_COLUMNS, "part"] and read_boxes(tmp_path).empty
 
 
 def test_read_boxes_of_a_table_without_boxes_says_what_was_found_and_what_is_read(tmp_path):
@@ -268,3 +270,75 @@ def test_read_boxes_of_the_real_tables_finds_every_source(real_boxes, shared):
     assert (boxes["source"] == "fullbody_annotations_xywh").sum() > 3000
     photos = read_boxes(shared / "happywhale_photos")
     assert photos["W"].notna().all() and photos["image"].nunique() <= 286
+
+
+def test_read_boxes_of_fractions_gives_pixels_of_the_known_size_or_of_a_frame(tmp_path):
+    (tmp_path / "image_sizes.csv").write_text("image,width,height\na.jpg,400,200\n")
+    (tmp_path / "boxes.csv").write_text("image,x,y,w,h\na.jpg,.25,0.5,0.5,5e-1\nb.jpg,0,0,1,1\n")
+    boxes = read_boxes(tmp_path)
+    assert boxes[[*BOX, "W", "H"]].to_numpy().tolist() == [[100, 100, 300, 200, 400, 200], [0, 0, *[10_000] * 4]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("x,y,w,h\na.jpg,.9,.5,.6,.4\n", r"row 2: the numbers are fractions .* are the first two its centre"),
+        ("bbox\na.jpg,10 10 60 50\nb.jpg,.1 .2 .6 .7\n", r"row 3: the box has one pixel, others have many"),
+        ("bbox\na.jpg,10 10 60 50\nb.jpg,10 10 60\n", r"row 3: bbox '10 10 60': a box is four numbers"),
+        ("bbox\na.jpg,10 10 60 50\nb.jpg,[[1 2 3 4] [5 6 7 8]]\n", r"row 3: bbox .* another box in a row of its own"),
+        ("xmin,ymin,xmax,ymax\na.jpg,10,10,60,5o\n", r"row 2: ymax '5o' is no number"),
+        ("bbox,W,H\na.jpg,10 10 60 50,wide1,80\n", r"row 2: W 'wide1' is no number"),
+        ("bbox,W,H\na.jpg,300 200 900 700,400,300\n", r"1 of 1 end beyond their pictures, .* columns W and H"),
+    ],
+)
+def test_read_boxes_that_would_be_boxes_of_something_else_names_the_row(rows, message, tmp_path):
+    (tmp_path / "boxes.csv").write_text(f"image,{rows}")
+    with pytest.raises(UserError, match=message):
+        read_boxes(tmp_path)
+
+
+def test_read_boxes_with_the_first_cells_empty_or_not_a_number_finds_the_others(tmp_path):
+    rows = "a.jpg,[nan nan nan nan]\nb.jpg,None\nc.jpg,[[1 2 30 20]]\nd.jpg,\n"
+    (tmp_path / "boxes.csv").write_text(f"image,bbox\n{rows}")
+    assert read_boxes(tmp_path)["image"].tolist() == ["c.jpg"]
+
+
+def folder_of_twins(root):
+    """A data folder in which a.jpg is a known photograph and another that is to be identified."""
+    for part in ("train", "test"):
+        (root / f"{part}_images").mkdir(parents=True)
+        Image.new("RGB", (100, 80), "red" if part == "train" else "blue").save(root / f"{part}_images" / "a.jpg")
+    (root / "train.csv").write_text("image,species,individual_id\na.jpg,beluga,Ann\n")
+    (root / "boxes").mkdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"own_train.csv": "image,bbox\na.jpg,1 1 9 9\n", "own_test.csv": "image,bbox\na.jpg,2 2 8 8\n"},
+        {"own.csv": "image,part,bbox\na.jpg,train,1 1 9 9\na.jpg,Test,2 2 8 8\n"},
+        {"own.csv": "image,bbox\ntrain_images/a.jpg,1 1 9 9\ntest_images\\a.jpg,2 2 8 8\n"},
+    ],
+    ids=["names of tables", "column", "paths"],
+)
+def test_prefer_of_one_name_in_both_parts_gives_each_its_own_box(tables, tmp_path):
+    root = folder_of_twins(tmp_path / "data")
+    for name, text in tables.items():
+        (root / "boxes" / name).write_text(text)
+    boxes = read_boxes(root)
+    mix = CropMix.parse("auto", boxes["source"])
+    assert [mix.prefer(["a.jpg"], boxes, part=part)["x0"].tolist() for part in ("train", "test")] == [[1], [2]]
+
+
+def test_tables_with_a_name_of_both_parts_and_no_part_are_refused_with_the_remedy(tmp_path):
+    root = folder_of_twins(tmp_path / "data")
+    remedy = r"row 2: a\.jpg is in train_images and in test_images: write train_images/a\.jpg or .* column part"
+    (root / "boxes" / "own.csv").write_text("image,bbox\na.jpg,1 1 9 9\n")
+    (root / "skip.csv").write_text("image,reason\na.jpg,blurred\n")
+    (root / "image_sizes.csv").write_text("image,width,height\na.jpg,100,80\n")
+    for read in (read_boxes, read_skips, read_sizes, read_dataset):
+        with pytest.raises(UserError, match=remedy):
+            read(root)
+    (root / "skip.csv").write_text("image,reason,part\na.jpg,blurred,test\n")
+    assert read_dataset(root).test.empty and len(read_dataset(root).train) == 1

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import select
 
+from happywhale_nb.catalogue.corrections import withdraw_encounter
 from happywhale_nb.catalogue.decisions import decide, merge, rename_individual
 from happywhale_nb.catalogue.edits import edit_encounter, set_crop
 from happywhale_nb.catalogue.example import ColourEmbedder
@@ -36,7 +37,8 @@ def draw(path):
 class Field:
     """A data folder whose tables grow, and the catalogue of it."""
 
-    def __init__(self, root):
+    def __init__(self, root, database=""):
+        self.database = database
         self.data, self.rows, self.embedder, self.told = root / "data", [], ColourEmbedder(), []
         (self.data / "test_images").mkdir(parents=True)
         self.folder = root / "catalogue"
@@ -51,7 +53,7 @@ class Field:
         table = pd.DataFrame(self.rows).fillna("")
         table.to_csv(self.data / "train.csv", index=False)
         if not (self.folder / "catalogue.json").is_file():
-            self.catalogue = create_catalogue(self.folder, self.data)
+            self.catalogue = create_catalogue(self.folder, self.data, database=self.database)
         dataset, self.told = read_dataset(self.data), []
         added = ingest_dataset(self.catalogue, self.embedder, dataset, "colours", log=self.told.append)
         self.told += update_metadata(self.catalogue, dataset, "Ann")
@@ -192,6 +194,41 @@ def test_build_does_not_add_a_photograph_that_was_uploaded_before(field):
     )
 
 
+def test_build_gives_a_new_photograph_of_a_withdrawn_encounter_one_of_its_own(field):
+    met = field.met("a0.jpg")
+    with field.catalogue.writing() as session:
+        withdraw_encounter(session, "Ann", met.id, met.version, "mistake")
+    field.add("a2.jpg", "Hope", encounter="Hope 0")
+    assert field.build() == 1 and field.told == []
+    assert field.met("a2.jpg").name == "train_images/a2.jpg" and field.who()["a2.jpg"] == "Hope"
+
+
+class Counting(ColourEmbedder):
+    """Counts the boxes that it is given."""
+
+    def __init__(self):
+        self.boxes = 0
+
+    def crop_boxes(self, images, boxes=None):
+        self.boxes += 0 if boxes is None else len(boxes)
+        return super().crop_boxes(images, boxes)
+
+
+def test_build_looks_at_each_box_of_a_photograph_once_and_at_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("happywhale_nb.catalogue.ingest.LOT", 4)
+    field = Field(tmp_path)
+    field.embedder = Counting()
+    for i in range(20):
+        field.add(f"{i}.jpg", "Hope")
+    for source in ("one", "two", "three"):
+        boxes = pd.DataFrame({"image": [f"{i}.jpg" for i in range(20)], "xmin": 1, "ymin": 1, "xmax": 30, "ymax": 30})
+        (field.data / "boxes").mkdir(exist_ok=True)
+        boxes.to_csv(field.data / "boxes" / f"{source}.csv", index=False)
+    assert field.build() == 20
+    assert field.embedder.boxes == 2 * 60  # once for the crops, once for the embeddings
+    field.catalogue.close()
+
+
 def test_build_makes_one_encounter_of_a_known_animals_day_and_none_of_unnamed_photographs(tmp_path):
     field = Field(tmp_path)
     for i in range(4):
@@ -204,6 +241,29 @@ def test_build_makes_one_encounter_of_a_known_animals_day_and_none_of_unnamed_ph
     names = [field.met(f"{i}.jpg").name for i in range(6)]
     assert names[:4] == ["Hope 2019-07-13"] * 3 + ["Hope 2019-07-14"]
     assert names[4:] == ["test_images/4.jpg", "test_images/5.jpg"] and field.who()["5.jpg"] == ""
+    field.catalogue.close()
+
+
+@pytest.mark.postgres
+def test_build_again_on_postgresql_takes_in_what_is_new(postgres, tmp_path):
+    field = Field(tmp_path, postgres())
+    field.add("a.jpg", "Hope", date="2019-07-13", side="left")
+    field.add("b.jpg", "Nova", encounter="one")
+    assert field.build() == 2 and field.told == []
+    with field.catalogue.writing() as session:
+        rename_individual(session, "Ann", field.number("Hope"), "Lyra")
+    met = field.met("b.jpg")
+    with field.catalogue.writing() as session:
+        edit_encounter(session, "Ann", met.id, met.version, {"date": "2019-08-01"})
+    field.rows[1]["date"] = "2019-07-31"
+    field.add("c.jpg", "Hope", date="2019-07-13", latitude="57.1", longitude="-4.03")
+    shutil.move(field.data / "train_images" / "b.jpg", field.data / "train_images" / "d.jpg")
+    field.rows[1]["image"] = "d.jpg"
+    assert field.build() == 1 and field.who() == {"a.jpg": "Lyra", "c.jpg": "Lyra", "d.jpg": "Nova"}
+    assert "1 photographs (train_images/d.jpg) had another name" in field.told[0] and len(field.told) == 3
+    assert field.told[1] == "date, place, species or position of 1 encounters filled in"
+    assert field.told[2].endswith("not as in the folder's tables: date (1 photographs)")
+    assert mark_trained(field.catalogue, field.embedder.fingerprint, TrainedOn(names=frozenset(["a.jpg"]))) == 1
     field.catalogue.close()
 
 

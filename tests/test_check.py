@@ -15,17 +15,16 @@ from PIL import Image
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.check import (
-    FINDINGS,
-    Check,
     check_as_dict,
     check_folder,
     count_noun,
     describe_check,
     inspect_photo,
-    odd_ids,
     write_skips,
 )
+from happywhale_nb.data.check_values import odd_ids
 from happywhale_nb.data.dataset import NEW, read_dataset
+from happywhale_nb.data.findings import FINDINGS, Check
 from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
 from happywhale_nb.stages.blending import blend_stage
@@ -135,6 +134,40 @@ def plant_skip(root):
     (root / "skip.csv").write_text(f"image,reason\n{sorted((root / 'train_images').iterdir())[0].name},truncated\n")
 
 
+def column(name, *values):
+    """Plant by adding a column to `train.csv`, empty below `values`."""
+    return lambda root: edit(root, lambda t: t.assign(**{name: [*values, *[""] * (len(t) - len(values))]}))
+
+
+def table_of(file, text):
+    """Plant by writing a table."""
+
+    def plant(root):
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_text(text)
+
+    return plant
+
+
+def namesake(root):
+    """A photograph to be identified that has the name of a known one, and a table that does not say which it means."""
+    (root / "test_images" / "p.jpg").rename(root / "test_images" / "a.jpg")
+    edit(root, lambda t: t.replace("p.jpg", "a.jpg"), "sample_submission.csv")
+    table_of("boxes/mine.csv", "image,bbox\na.jpg,1 1 90 60\n")(root)
+
+
+def boxes_of(*corners, frame=""):
+    """A table of one box for each of some photographs; their pictures have 144 x 96 pixels."""
+    rows = [f"{name}.jpg,{corner}{frame}" for name, corner in zip("abcdefgh", corners, strict=False)]
+    return table_of("boxes/mine.csv", "\n".join(["image,bbox" + ",W,H" * bool(frame), *rows]) + "\n")
+
+
+def small_corner(root):
+    images = [f"{path.parent.name}/{path.name}" for path in root.glob("*_images/*")]
+    rows = [f"{name},{x} 2 {x + 30} 40" for name in images for x in (1, 9)]
+    table_of("boxes/mine.csv", "\n".join(["image,bbox", *rows]) + "\n")(root)
+
+
 def in_lines(row):
     return row.loc[1, "image"]
 
@@ -149,7 +182,27 @@ PLANTS = {
     "missing-column": lambda root: edit(root, lambda t: t.drop(columns="species")),
     "empty-table": lambda root: edit(root, lambda t: t.head(0)),
     "empty-cell": cell(2, "individual_id", ""),
-    "odd-id": cell(2, "individual_id", "two words"),
+    "separator": table_of("train.csv", "image;species;individual_id\na.jpg;beluga;x\n"),
+    "nobody": cell(2, "individual_id", "#REF!"),
+    "twin-names": cell(2, "individual_id", "Z"),
+    "odd-name": cell(2, "individual_id", "w\u200b7"),
+    "odd-id": cell(2, "individual_id", "1.23E+11"),
+    "date": column("date", "2019-07-13", "31/02/2019"),
+    "ambiguous-date": column("date", "07/08/2019", "08/07/2019"),
+    "side": column("side", "dorsal"),
+    "position": lambda root: (column("latitude", "57,68")(root), column("longitude", "-4")(root))[0]
+    or column("latitude", "95")(root),
+    "encounters": table_of("encounters.csv", ""),
+    "two-animals": table_of("encounters.csv", "image,encounter\na.jpg,S1\nc.jpg,S1\n"),
+    "which-part": namesake,
+    "skip-list": table_of("skip.csv", "image\na.jpg\n"),
+    "box-outside": boxes_of("1 1 90 60", "100 10 300 90"),
+    "read-as": table_of("encounters.csv", "Image;Date\na.jpg;2019-07-01\n"),
+    "unknown-photograph": table_of("encounters.csv", "image,date\nz.jpg,2019-07-01\n"),
+    "box-cut": boxes_of(*["1 1 90 60"] * 7, "100 10 300 90", frame=",144,96"),
+    "tiny-box": boxes_of("1 1 90 5"),
+    "box-corner": small_corner,
+    "box-frame": boxes_of("1 1 90 60", frame=",96,144"),
     "leaves-folder": cell(2, "image", "../x.jpg"),
     "listed-twice": cell(2, "image", in_lines),
     "absent": cell(2, "image", "gone.jpg"),
@@ -189,7 +242,7 @@ PLANTS = {
 }
 
 
-UNUSABLE = {"no-table", "no-photos", "not-a-table", "missing-column", "empty-table"}
+UNUSABLE = {"no-table", "no-photos", "not-a-table", "missing-column", "empty-table", "separator"}
 DEEP = {"near-photo"}
 
 
@@ -309,32 +362,31 @@ def test_check_photo_of_a_turned_picture_names_its_orientation(orientation, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "kind", "why"),
     [
-        ("two words", "has a blank"),
-        ("a\u3000b", "has a blank"),
-        (NEW, "is the answer for animals that are not in the catalogue"),
-        ("w\u200b7", "has a character that cannot be seen"),
-        ("1.2E+05", "looks like a number changed by a spreadsheet"),
-        ("1E+12", "looks like a number changed by a spreadsheet"),
-        ("12.0", "looks like a number changed by a spreadsheet"),
-        ("W-9_", "differs from 'w9' only by case, blanks or hyphens"),
+        (NEW, "nobody", "names nobody"),
+        ("N/A", "nobody", "names nobody"),
+        ("w\u200b7", "odd-name", "cannot be shown"),
+        ("1.2E+05", "odd-id", "looks like a number changed by a spreadsheet"),
+        ("12.0", "odd-id", "looks like a number changed by a spreadsheet"),
+        ("W9", "twin-names", "differs from 'W9' only by case"),
+        ("w-9_", "odd-id", "differs from 'w9' only by blanks or hyphens"),
     ],
 )
-def test_odd_ids_of_an_odd_name_says_why(name, why):
-    found = odd_ids(["w9", "0007", "12.05", "E+5", name, "w9"])
-    assert list(found) == [name] and why in found[name]
+def test_odd_ids_of_an_odd_name_says_why(name, kind, why):
+    found = odd_ids(["w9", "0007", "12.05", "E+5", "two words", name, "w9"])
+    assert [(k, why in reason) for k, reason in found.values()] == [(kind, True)]
 
 
 def test_describe_and_as_json_of_many_findings_show_examples_and_list_all():
     check = Check(Path("data"), {"photos": 1200, "individuals": 7, "species": 2, "bytes": 2_500_000, "skipped_test": 3})
     for row in range(2, 7):
-        check.add("odd-id", "train.csv", f"'w {row}' has a blank", row)
+        check.add("nobody", "train.csv", f"'w {row}' names nobody", row)
     check.add("tiny", "train_images/a.jpg")
     text = describe_check(check)
     assert "1,200 known photographs of 7 individuals, 2 species; 0 to be identified" in text
     assert "0 files looked at, 2.5 MB" in text and "3 more are left out" in text
-    assert "error: odd-id, 5 times:" in text and "train.csv, row 4: 'w 4' has a blank" in text and "row 5" not in text
+    assert "error: nobody, 5 times:" in text and "train.csv, row 4: 'w 4' names nobody" in text and "row 5" not in text
     assert (
         "... and 2 more (--json lists all)" in text and "warning: tiny, once:" in text and text.endswith("\n6 findings")
     )
@@ -384,14 +436,16 @@ def test_write_skips_adds_absent_and_empty_photographs_to_those_listed(folder):
     with Image.open(folder / "train_images" / "c.jpg") as image:
         image.convert("L").save(folder / "train_images" / "c.jpg")  # a warning: it stays
     assert write_skips(check_folder(folder, progress=False)) == 2
-    assert (folder / "skip.csv").read_text() == "image,reason\nh.jpg,blurred\na.jpg,absent\nb.jpg,empty-file\n"
+    assert (folder / "skip.csv").read_text() == (
+        "image,reason,part\nh.jpg,blurred,\na.jpg,absent,train\nb.jpg,empty-file,train\n"
+    )
     assert write_skips(check_folder(folder, progress=False)) == 0
     assert kinds(folder) == {"greyscale", "readable-again"}
 
 
 def test_check_folder_of_the_real_tables_finds_no_faults_but_absent_photographs(shared):
     check = check_folder(shared / "happywhale", progress=False)
-    assert {f.kind for f in check.findings} == {"no-photos"}
+    assert {f.kind for f in check.findings} == {"no-photos", "tiny-box"}
     assert check.summary["photos"] == 51033 and check.summary["individuals"] == 15587
     assert (check.summary["species"], check.summary["species_spellings"]) == (26, 30)
     assert check.summary["singletons"] == 9258

@@ -1,5 +1,6 @@
 """Crops show the pixels that were asked for, and a folder of crops that neither a kill nor damage can spoil."""
 
+import io
 import select
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from PIL import Image
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX
+from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.imaging import crops as crops_module
-from happywhale_nb.imaging.crops import Crops, cut_crops, load_crop, load_crops
+from happywhale_nb.imaging.crops import Crops, cut_crops, load_crop, load_crops, study_crops
 from happywhale_nb.imaging.photo import upright_size
 
 NO_BOX = [*BOX, "W", "H"]
@@ -81,7 +83,7 @@ def grid(tmp_path_factory):
 
 
 @quick
-@given(st.integers(0, 119), st.integers(0, 89), st.integers(1, 120), st.integers(1, 90), st.sampled_from([0, 0.1, 0.5]))
+@given(st.integers(0, 118), st.integers(0, 88), st.integers(2, 120), st.integers(2, 90), st.sampled_from([0, 0.1, 0.5]))
 def test_load_crop_of_any_box_shows_the_box_with_its_margin_inside_the_photograph(grid, x, y, wide, high, margin):
     x1, y1 = min(x + wide, 120), min(y + high, 90)
     dx, dy = margin * (x1 - x), margin * (y1 - y)
@@ -92,7 +94,7 @@ def test_load_crop_of_any_box_shows_the_box_with_its_margin_inside_the_photograp
 
 
 @quick
-@given(st.integers(20, 80), st.integers(20, 50), st.integers(1, 20), st.integers(1, 20))
+@given(st.integers(20, 80), st.integers(20, 50), st.integers(2, 20), st.integers(2, 20))
 def test_load_crop_that_keeps_the_aspect_grows_the_shorter_side(grid, x, y, wide, high):
     """Far from the photograph's edges: a square about the middle of the box, as large as its longer side."""
     side = max(wide, high)
@@ -129,11 +131,33 @@ def test_load_crop_that_keeps_the_aspect_keeps_a_disc_round(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("box", "pixel"), [((200, 10, 220, 20), (119, 10)), ((10, 95, 20, 99), (10, 89)), ((-9, -9, -5, -5), (0, 0))]
+    ("box", "words"),
+    [
+        ((200, 10, 220, 20), "the box 200 10 220 20 ends beyond the picture of 120 x 90"),
+        ((10, 95, 20, 99), "the box 10 95 20 99 has less than two pixels in the picture"),
+        ((-9, -9, -5, -5), "has less than two pixels in the picture"),
+        ((0.1, 0.2, 0.7, 0.9), "has less than two pixels in the picture"),
+    ],
 )
-def test_load_crop_of_a_box_beside_the_photograph_shows_its_edge(grid, box, pixel):
-    crop = load_crop(grid, 8, box, margin=0)
-    assert crop.shape == (8, 8, 3) and crop[0, 0, :2].tolist() == list(pixel)
+def test_load_crop_of_a_box_that_is_none_of_the_photograph_is_refused(grid, box, words):
+    with pytest.raises(UserError, match=words):
+        load_crop(grid, 8, box, margin=0)
+
+
+def test_load_crop_of_a_photograph_in_memory_names_no_object(tmp_path):
+    with pytest.raises(UserError, match="the photograph cannot be decoded") as error:
+        load_crop(io.BytesIO(b"no picture"), 8)
+    assert "BytesIO" not in str(error.value)
+
+
+def test_load_crops_of_two_photographs_with_one_name_and_size_keeps_them_apart(tmp_path):
+    for part, colour in (("train", "red"), ("test", "blue")):
+        (tmp_path / f"{part}_images").mkdir()
+        Image.new("RGB", (64, 48), colour).save(tmp_path / f"{part}_images" / "a.bmp")
+    whole = pd.DataFrame(index=[0], columns=[*BOX, "W", "H"], dtype=float)
+    paths = [tmp_path / f"{part}_images" / "a.bmp" for part in ("train", "test")]
+    crops = [load_crops([path], whole, 16, tmp_path / "crops")[0] for path in paths]
+    assert [crop[0, 0].tolist() for crop in crops] == [[255, 0, 0], [0, 0, 255]]
 
 
 def test_load_crop_of_16_bit_greys_keeps_their_upper_bits(tmp_path):
@@ -296,3 +320,18 @@ def test_load_crops_that_was_killed_goes_on_with_what_is_there(tiny, tmp_path, m
     crops = load_crops(paths, chosen, 32, tmp_path / "kept")
     assert len(decoded) == len(paths) - 8
     assert all((crops[i] == load_crop(p, 32)).all() for i, p in enumerate(paths))
+
+
+def test_study_crops_of_one_name_in_both_parts_cuts_each_by_its_own_box(tmp_path):
+    """The known a.jpg is red in its left half, the other one blue in its right half, and each is boxed there."""
+    for part, half, colour in (("train", slice(0, 40), 0), ("test", slice(40, 80), 2)):
+        pixels = np.zeros((60, 80, 3), np.uint8)
+        pixels[:, half, colour] = 255
+        (tmp_path / f"{part}_images").mkdir()
+        save(tmp_path / f"{part}_images" / "a.png", pixels)
+    (tmp_path / "train.csv").write_text("image,species,individual_id\na.png,beluga,Ann\n")
+    (tmp_path / "boxes.csv").write_text("image,bbox\ntrain_images/a.png,5 5 35 55\ntest_images/a.png,45 5 75 55\n")
+    config = SimpleNamespace(image_size=16, crop_margin=0.0, keep_aspect=False, min_confidence=0.0)
+    dataset = read_dataset(tmp_path)
+    crops = {p: study_crops(dataset, ["a.png"], config, "auto", tmp_path / "s", p)[0][0] for p in ("train", "test")}
+    assert (crops["train"] == [255, 0, 0]).all() and (crops["test"] == [0, 0, 255]).all()

@@ -134,6 +134,6 @@ def test_train_command_in_two_processes_leaves_one_set_of_results_and_two_notebo
     left = {path.name for path in place.iterdir() if not path.name.startswith(".")}
     record = record_paths(place / notebooks[0])[0]
     assert left == {*OUTPUTS, *notebooks, record.name, done_file(record).name}, "one record, of the first process"
-    assert all("map5_known" in text for text in said)
+    assert all("MAP@5 of held-out photographs" in text for text in said)
     shown = [(place / name).read_text() for name in notebooks]
     assert "in 2 processes" in shown[0] and all("image/png" in text for text in shown)

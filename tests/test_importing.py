@@ -115,7 +115,8 @@ def test_import_command_of_coco_with_two_animals_on_a_photograph_makes_two_rows(
     data = read_dataset(tmp_path / "mine")
     assert data.train[["image", "individual_id"]].to_numpy().tolist() == [["p.jpg", "A1"], ["p_2.jpg", "A2"]]
     row = data.train.iloc[0]
-    assert row[["species", "date", "encounter", "place"]].tolist() == ["killer_whale", "2019-07-30T12:00:00", "E1", "7"]
+    about = ["killer_whale", "2019-07-30T12:00:00", "E1 A1", "7"]
+    assert row[["species", "date", "encounter", "place"]].tolist() == about
     boxes = read_boxes(tmp_path / "mine")
     assert boxes[["image", "x0", "y0", "x1", "y1"]].to_numpy().tolist() == [
         ["p.jpg", 2, 3, 22, 13],
@@ -128,8 +129,8 @@ BAD = {
     "nothing in the folder": (lambda t: ((t / "empty").mkdir() or t / "empty", "--to", t / "mine"), "no photographs"),
     "not COCO": (lambda t: ((t / "a.json").write_text("[1]") and t / "a.json", "--to", t / "mine"), "not COCO"),
     "another kind of file": (
-        lambda t: ((t / "a.xlsx").write_text("x") and t / "a.xlsx", "--to", t / "mine"),
-        "folder, .csv",
+        lambda t: ((t / "a.xlsx").write_text("%PDF-1.4") and t / "a.xlsx", "--to", t / "mine"),
+        "a.xlsx is a PDF: save it as .xlsx, or as CSV UTF-8",
     ),
     "a column that is not there": (
         lambda t: (
@@ -163,7 +164,9 @@ def test_import_command_of_what_cannot_be_read_names_it_and_writes_nothing(name,
 def test_import_command_with_two_names_that_become_one_is_refused(folders, tmp_path):
     draw(folders / "Old_Scar" / "5.jpg")
     result = run(folders, "--to", tmp_path / "mine")
-    assert result.exit_code == 2 and "would both be called 'Old_Scar'" in result.stderr
+    assert result.exit_code == 2
+    assert "'Old Scar' (Old Scar/1.jpg) and 'Old_Scar' (Old_Scar/5.jpg) are one name" in result.stderr
+    assert not (tmp_path / "mine").exists()
 
 
 def test_import_command_of_two_animals_without_boxes_is_refused(tmp_path):

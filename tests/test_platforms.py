@@ -289,14 +289,14 @@ def test_import_of_names_that_windows_does_not_take_renames_the_files_and_keeps_
         "a_b.jpg": "NUL",
         "c.jpg": "W3",
     }
-    assert "2 file names that Windows does not take" in "".join(plan.notes)
+    assert "2 photographs with another name here" in "".join(plan.notes)
 
 
-def test_import_of_two_names_that_would_become_one_is_refused(tmp_path):
+def test_import_of_two_names_that_would_become_one_gives_the_made_one_a_number(tmp_path):
     photos = draw_photos(tmp_path / "photos", ["a:b.jpg", "a_b.jpg"])
     (photos / "who.csv").write_text("image,whale_id\na:b.jpg,W1\na_b.jpg,W2\n")
-    with pytest.raises(UserError, match="would both be called"):
-        plan_source(photos / "who.csv")
+    plan = plan_source(photos / "who.csv")
+    assert plan.train.set_index("image")["individual_id"].to_dict() == {"a_b.jpg": "W2", "a_b_2.jpg": "W1"}
 
 
 def test_link_file_without_any_links_copies(tmp_path, monkeypatch):

@@ -741,6 +741,28 @@ def test_page_asks_how_a_folder_is_grouped_and_undoes_the_grouping(desk, season,
 
 @pytest.mark.server
 @pytest.mark.browser
+def test_page_sends_an_encounter_a_folder_and_the_server_knows_the_folders(desk, browser, tmp_path):
+    for i, folder in enumerate("AB"):
+        (tmp_path / "trip" / folder).mkdir(parents=True)
+        for j in range(2):
+            (tmp_path / "trip" / folder / f"{j}.jpg").write_bytes(photograph(900 + 2 * i + j))
+    with watched(browser, desk) as (page, faults):
+        page.goto(f"{desk}/#/add")
+        page.set_input_files("#folder", str(tmp_path / "trip"))
+        page.wait_for_selector("#send:disabled")
+        page.check("#group-folder", force=True)
+        page.click("#send")
+        holds(page, "#sent [data-encounter]", 2)
+        met = [each for each in open_encounters(desk) if each["name"] in ("A", "B")]
+        assert [len(each["photos"]) for each in met] == [2, 2] and met[0]["photos"][0]["name"] == "0.jpg"
+        body = {"encounter_ids": [each["id"] for each in met], "by": "folder", "dry_run": True}
+        told = httpx.post(f"{desk}/api/encounters/regroup", json=body).json()
+        assert sorted(group["label"].split("/")[-1] for group in told["groups"]) == ["A", "B"]
+        assert faults == []
+
+
+@pytest.mark.server
+@pytest.mark.browser
 def test_page_takes_any_individual_and_a_known_name_and_undoes_what_the_message_names(desk, browser):
     met, other = open_encounters(desk)[1:3]
     with watched(browser, desk) as (page, faults):

@@ -14,6 +14,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -112,7 +113,7 @@ def test_run_dry_run_of_a_new_study_draws_the_plan_and_runs_nothing(finished, ch
     path = write_study(checkout, tiny, "planned", models={"basic_cnn": {"snapshots": [1]}, "small_resnet_arcface": {}})
     states = dry_run(path)
     assert len(states) == 1 + 4 + 3 + 1 + 1 and set(states.values()) == {"not run yet"}
-    assert [p.name for p in (checkout / "outputs" / "planned-quick").iterdir()] == ["plan.svg"]
+    assert sorted(p.name for p in (checkout / "outputs" / "planned-quick").iterdir()) == ["check.json", "plan.svg"]
     picture = (checkout / "outputs" / "planned-quick" / "plan.svg").read_text()
     assert picture.rstrip().endswith("</svg>") and picture.count("<!-- run  ") == 10
 
@@ -393,3 +394,38 @@ def test_run_after_a_killed_runner_waits_for_its_kernel_and_ends_with_the_same_s
     assert b"fold 0" not in said
     assert (folder / "basic_cnn" / "fold0" / "model.keras").stat().st_mtime_ns == before
     assert (folder / "submission.csv").read_bytes() == (finished[1] / "submission.csv").read_bytes()
+
+
+def test_run_of_data_that_a_stage_would_refuse_names_all_of_it_and_runs_nothing(checkout, tiny_copy):
+    table = pd.read_csv(tiny_copy / "train.csv", dtype=str)
+    table["latitude"] = ["57,68", "x", *[""] * (len(table) - 2)]
+    table["longitude"] = ["-4,03", "1", *[""] * (len(table) - 2)]
+    table.loc[3, "individual_id"] = "#REF!"
+    table.loc[5, "image"] = "gone.jpg"
+    table.to_csv(tiny_copy / "train.csv", index=False)
+    done = CliRunner().invoke(main, ["run", "-p", "data_dir", str(tiny_copy), "-p", "study", "spoilt"])
+    assert done.exit_code == 2 and not (checkout / "outputs" / "spoilt").exists()
+    assert "3 findings in the data" in done.stderr and "nothing was run" in done.stderr
+    for words in ("row 3: 'x' is no position", "row 5: '#REF!' names nobody", "gone.jpg is not in train_images/"):
+        assert words in done.stderr
+
+
+@pytest.mark.slow
+def test_run_of_a_folder_with_braces_under_another_name_runs(checkout, tiny):
+    data = checkout / "data" / "a{b}c"
+    shutil.copytree(tiny, data)
+    path = write_study(checkout, data, "braces", blend={"models": "basic_cnn"})
+    done = happywhale(checkout, "run", path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (checkout / "outputs" / "braces-quick" / "check.json").is_file()
+
+
+@pytest.mark.parametrize("text", ["007", "on", "1e3", "2019-07-13", "0o17", "1_000", "~x"])
+def test_read_study_keeps_a_name_as_it_is_written(text, tmp_path):
+    model = f"{text}: {{preset: basic_cnn, epochs: 3}}"
+    (tmp_path / "study.yaml").write_text(f"study: {text}\nmodels:\n  {model}\ngradcam: no\n")
+    content = read_study(tmp_path / "study.yaml")
+    checked = check_study(content)
+    assert checked.shared["study"] == text and list(checked.models) == [text] and "gradcam" not in checked.sections
+    assert checked.models[text]["epochs"] == "3"
+    assert yaml.safe_load(yaml.safe_dump(content)) == content

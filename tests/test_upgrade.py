@@ -13,10 +13,14 @@ import pytest
 from click.testing import CliRunner
 from conftest import copy_project
 from fastapi.testclient import TestClient
+from sqlalchemy import func, select
 
 from happywhale_nb.catalogue.build import open_embedder
+from happywhale_nb.catalogue.ingest import update_metadata
 from happywhale_nb.catalogue.listings import sightings
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
+from happywhale_nb.catalogue.photo_files import missing_photos
+from happywhale_nb.catalogue.schema import Photo
 from happywhale_nb.catalogue.store import Catalogue, upgrade_catalogue
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json
@@ -104,6 +108,15 @@ def test_catalogue_upgrades_and_keeps_its_rows(catalogue, old):
     assert len(table) == stored(old, "SELECT count(*) FROM photos") == 32
     assert [token.name for token in tokens] == ["Ann"]
     assert "already" in upgrade_catalogue(old / "outputs" / "catalogue")
+
+
+def test_catalogue_of_before_is_built_again_without_an_alarm(catalogue, old):
+    with catalogue.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Photo).where(Photo.given.is_not(None))) == 0
+    dataset = read_dataset(old / "data" / "tiny")
+    assert missing_photos(catalogue) == [] and update_metadata(catalogue, dataset, "Ann") == []
+    with catalogue.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Photo).where(Photo.given.is_(None))) == 0
 
 
 def test_catalogue_answers_as_it_did(catalogue, old):

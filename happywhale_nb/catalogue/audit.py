@@ -70,7 +70,7 @@ def _side_changes(row, names):
     """Changes of sides and boxes of photos, as phrases."""
     changes = []
     for number, values in row.before.get("photos", {}).items():
-        name, after = names.get((Photo, int(number)), "a deleted photograph"), row.after["photos"][number]
+        name, after = names[Photo, int(number)], row.after["photos"][number]
         if "side" in values:
             changes.append(f"side of {name} {_value(values['side'])} → {_value(after['side'])}")
         if "box" in values:
@@ -90,10 +90,7 @@ def _edited(row, names):
 def _photos(row, names):
     """The photos of a decision: the name of one, else their number."""
     numbers = _photo_ids(row)
-    if len(numbers) != 1:
-        return f"{len(numbers)} photographs"
-    kept = row.before["photos"][str(numbers[0])].get("name", "a deleted photograph")
-    return names.get((Photo, numbers[0]), kept)
+    return names[Photo, numbers[0]] if len(numbers) == 1 else f"{len(numbers)} photographs"
 
 
 def _withdrew(row, names):

@@ -348,7 +348,8 @@ def _deletable(session, encounter, photo):
         photos = [get_or_404(session, Photo, photo, "photograph")]
     else:
         get_or_404(session, Encounter, encounter, "encounter")
-        photos = session.scalars(select(Photo).where(Photo.encounter_id == encounter).order_by(Photo.id)).all()
+        photos = select(Photo).where(Photo.encounter_id == encounter, Photo.path != "").order_by(Photo.id)
+        photos = session.scalars(photos).all()
     for each in photos:
         met = session.get(Encounter, each.encounter_id)
         if not each.withdrawn and met.state != "withdrawn":
@@ -367,7 +368,9 @@ def _delete_rows(session, photos):
     for table in (Embedding, Crop):
         session.execute(delete(table).where(table.annotation_id.in_(annotations)))
     session.execute(delete(Annotation).where(Annotation.id.in_(annotations)))
-    session.execute(delete(Photo).where(Photo.id.in_(ids)))
+    for photo in photos:
+        photo.withdrawn, photo.path, photo.sha256, photo.size = True, "", "", None
+    session.flush()
     shared = select(Photo.path).where(Photo.kept, Photo.path.in_(paths))
     return paths - set(session.scalars(shared))
 

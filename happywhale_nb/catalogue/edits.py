@@ -173,7 +173,7 @@ def _vectors_to_make(catalogue, ready, number):
         row, made = session.get(Decision, number), {}
         for each, values in (row.before.get("photos", {}) if row is not None else {}).items():
             photo = session.get(Photo, int(each))
-            if photo is None or "box" not in values or catalogue.fingerprint in values["vectors"]:
+            if not photo.path or "box" not in values or catalogue.fingerprint in values["vectors"]:
                 continue
             boxes = crop_boxes([(photo, Crop(**values["box"]))])
             made[photo.id] = values["box"], ready().embed([catalogue.path(photo)], boxes)[0]

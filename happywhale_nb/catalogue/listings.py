@@ -53,11 +53,13 @@ def get_or_404(session: Session, table: type[Base], number: int, what: str) -> B
         The row.
 
     Raises:
-        NotFound: if there is none.
+        NotFound: if there is none, or it is a photo that was deleted.
     """
     row = session.get(table, number)
     if row is None:
         raise NotFound(f"there is no {what} of the number {number}")
+    if isinstance(row, Photo) and not row.path:
+        raise NotFound(f"photograph {row.name} was deleted")
     return row
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-05b

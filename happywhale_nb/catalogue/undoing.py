@@ -190,7 +190,8 @@ def _restore_photos(session, row):
     """Restore columns of photos. Returns the numbers of their encounters, those before and after."""
     encounters = set()
     for number, values in row.before.get("photos", {}).items():
-        if (photo := session.get(Photo, int(number))) is None:
+        photo = session.get(Photo, int(number))
+        if not photo.path:  # it was deleted
             continue
         encounters.add(photo.encounter_id)
         update_photo(session, photo, {name: value for name, value in values.items() if name != "vectors"})

@@ -17,7 +17,6 @@ import struct
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import cv2
@@ -26,6 +25,7 @@ from PIL import Image, ImageOps
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.platforms import sync_folder
+from ..data.dates import exif_date
 from ..data.formats import open_photo
 from ..imaging.crops import load_crop
 from ..imaging.photo import jpeg_bytes, upright_pixels, upright_size
@@ -166,7 +166,7 @@ class Picture:
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-14
 def read_exif(photo: Image.Image) -> tuple[str, float | None, float | None]:
-    """Read when and where a photo was taken, from EXIF's DateTimeOriginal and GPS.
+    """Read when (`data.dates.exif_date`) and where a photo was taken.
 
     Args:
         photo: opened by Pillow.
@@ -177,22 +177,15 @@ def read_exif(photo: Image.Image) -> tuple[str, float | None, float | None]:
     """
     try:
         exif = photo.getexif()
-        taken, gps = exif.get_ifd(0x8769).get(0x9003), exif.get_ifd(0x8825)
+        taken, gps = exif_date(photo), exif.get_ifd(0x8825)
     except Exception:  # broken bytes make Pillow raise errors of any type
         return "", None, None
     latitude, longitude = _degrees(gps, 1, "NS", 90), _degrees(gps, 3, "EW", 180)
     if latitude is None or longitude is None or (latitude, longitude) == (0, 0):  # zeros: no fix, or scrubbed
         latitude = longitude = None
-    return _date(taken), latitude, longitude
+    return taken, latitude, longitude
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-14a
-def _date(text):
-    try:
-        return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()
-    except ValueError:
-        return ""
-
-
 def _degrees(gps, tag, letters, most):
     """Degrees of the three numbers under `tag` + 1, negative for the second of the letters; None for nonsense."""
     try:

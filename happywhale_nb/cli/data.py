@@ -76,7 +76,7 @@ def _plan_lines(plan, examples=3):
 @data.command("import")
 @click.argument("source", type=PATH)
 @click.option("--to", "target", required=True, type=PATH, help="The data folder to be made, or with --add extended.")
-@click.option("--photos", default="", type=PATH, help="The photographs' folder, if not SOURCE's own.")
+@click.option("--photos", type=PATH, help="The photographs' folder, if not SOURCE's own.")
 @click.option(
     "-c", "columns", multiple=True, metavar="OURS=THEIRS", help=f"A column's name; ours: {', '.join(SYNONYMS)}."
 )
@@ -84,7 +84,7 @@ def _plan_lines(plan, examples=3):
 @click.option("--layout", default="", metavar="LEVELS", help="What the folders are, from the top: species/animal/side.")
 @click.option("--follow-links", is_flag=True, help="Follow links to folders outside SOURCE.")
 @click.option("--species", default="", help="The species of photographs for which the source names none.")
-@click.option("--dates", type=click.Choice(["dmy", "mdy"]), default="", help="What comes first in 07/08/2019.")
+@click.option("--dates", type=click.Choice(["dmy", "mdy"]), help="What comes first in 07/08/2019.")
 @click.option(
     "--clock", "clocks", multiple=True, metavar="CAMERA=+1h", help="Add to the times of one camera: +1h, -30min, +1d."
 )
@@ -94,7 +94,7 @@ def _plan_lines(plan, examples=3):
 @click.option("--skip-missing", is_flag=True, help="Leave out rows whose photograph is not there or cannot be read.")
 @click.option("--skip-faulty", is_flag=True, help="Leave out cells that cannot be read.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written.")
-def import_(source, target, columns, clocks, add, copy, dry_run, **settings):
+def import_(source, target, photos, columns, dates, clocks, add, copy, dry_run, **settings):
     """Bring another catalogue into Happywhale's layout.
 
     \b
@@ -107,7 +107,7 @@ def import_(source, target, columns, clocks, add, copy, dry_run, **settings):
     Traps JSON, or a Camtrap DP package. Whatever is left out is counted and named, and listed in left_out.csv of the
     data folder. Cells that cannot be read are refused, all at once.
     """
-    options = ImportOptions(columns=_columns(columns), clocks=clocks, **settings)
+    options = ImportOptions(photos or "", _columns(columns), dates=dates or "", clocks=clocks, **settings)
     plan = plan_extension(source, target, options) if add else plan_source(source, options)
     new = plan.plan if add else plan
     click.echo("\n".join([*_plan_lines(new, 20 if dry_run else 3), *(extension_lines(plan) if add else [])]))
@@ -118,7 +118,7 @@ def import_(source, target, columns, clocks, add, copy, dry_run, **settings):
         return
     write_extension(plan, copy) if add else write_import(plan, target, copy)
     if left_out := len(left_out_table(new.left_out, new.lost)):
-        click.echo(f"{target / 'left_out.csv'} lists {left_out:,} things that are left out")
+        click.echo(f"{target / 'left_out.csv'} lists what is left out ({left_out:,})")
     click.echo(f"written to {target}; next: happywhale data check {target} --deep")
 
 # %% ../../nbs/lib/cli/data.ipynb #data-15

@@ -166,4 +166,4 @@ def read_camtrap(source: Path) -> SourceRows:
     )
     if not rows:
         raise UserError(f"{source} lists no photograph of an animal")
-    return SourceRows(pd.DataFrame(rows), (), tuple(kind for kind in kinds if kind.names))
+    return SourceRows(pd.DataFrame(rows), (), tuple(kind for kind in kinds if kind.names), listed=tuple(empty))

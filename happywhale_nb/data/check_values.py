@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
-from .boxes import BOX, BOX_COLUMNS, MANY, ends_beyond, larger_reason, read_box_rows
+from .boxes import BOX, BOX_COLUMNS, LEAST, MANY, ends_beyond, larger_reason, read_box_rows
 from .dataset import names_in_both, read_table
 from .encounter_table import ambiguous_dates, clean_columns, read_encounters
 from .findings import Check
@@ -199,35 +199,37 @@ def _check_source(check, source, boxes):
     pictures, frames = boxes[["width", "height"]].to_numpy(float), boxes[["W", "H"]].to_numpy(float)
     framed = ~np.isnan(frames).any(axis=1)
     frames = np.where(framed[:, None], frames, pictures)
-    beyond, small, tiny = _faults_of_boxes(boxes, frames, pictures, framed)
+    beyond, outside, tiny = _faults_of_boxes(boxes, frames, pictures, framed)
     if beyond.sum() > MANY * len(boxes) and beyond.sum() > 1:
         row = boxes[beyond].iloc[0].copy()
         row["W"], row["H"] = frames[beyond][0]
         reason = larger_reason(row, int(beyond.sum()), len(boxes))
         check.add("box-outside", row["file"], reason, int(row["row"]))
         beyond[:] = False
-    _add_boxes(check, "box-outside", boxes[beyond], frames[beyond], "ends beyond its picture of")
-    _add_boxes(check, "box-outside", boxes[small], frames[small], "has less than two pixels in its picture of")
-    _add_boxes(check, "tiny-box", boxes[tiny], pictures[tiny], "has fewer than 8 pixels in its picture of")
+    _add_boxes(check, "box-outside", boxes[beyond & ~framed], frames[beyond & ~framed], "ends beyond its")
+    _add_boxes(check, "box-outside", boxes[outside], frames[outside], "has less than two pixels in its")
+    _add_boxes(check, "box-cut", boxes[beyond & framed], frames[beyond & framed], "ends beyond its")
+    _add_boxes(check, "tiny-box", boxes[tiny], pictures[tiny], "has fewer than 8 pixels on a side in its")
     _check_scale(check, source, boxes, frames, pictures, framed)
 
 # %% ../../nbs/lib/data/check_values.ipynb #check_values-20
 def _faults_of_boxes(boxes, frames, pictures, framed):
-    # which boxes end beyond their frames, which have no two pixels inside, and which are tiny in their pictures
+    # which boxes end beyond their frames, which lie outside, and which are tiny in their pictures
     corners = boxes[BOX].to_numpy(float)
     beyond = ends_beyond(boxes, frames)
-    sides = (np.fmin(corners[:, 2:], frames) - corners[:, :2].clip(min=0)).min(axis=1)
+    inside = (np.fmin(corners[:, 2:], frames) - corners[:, :2].clip(min=0)).min(axis=1)
+    large = (corners[:, 2:] - corners[:, :2]).min(axis=1) >= LEAST  # smaller ones are never cut out
+    outside = ~beyond & ~framed & large & (inside < np.minimum(LEAST, frames.min(axis=1)))
     scale = np.where(framed[:, None], pictures / frames, 1).min(axis=1)
-    small = ~beyond & (sides < np.fmin(2, frames.min(axis=1)))
-    tiny = ~beyond & ~small & (sides * scale < TINY) & (pictures.min(axis=1) >= TINY)
-    return beyond, small, tiny
+    tiny = ~beyond & ~outside & (inside * scale < TINY) & ~(pictures.min(axis=1) < TINY)
+    return beyond, outside, tiny
 
 
 def _add_boxes(check, kind, boxes, frames, text):
     for (_, box), (width, height) in zip(boxes.iterrows(), frames, strict=True):
         corners = " ".join(f"{box[name]:g}" for name in BOX)
-        detail = f"{box['image']}: the box {corners} {text} {width:g} x {height:g}"
-        check.add(kind, box["file"], detail, int(box["row"]))
+        size = "" if np.isnan(width) else f" of {width:g} x {height:g}"
+        check.add(kind, box["file"], f"{box['image']}: the box {corners} {text} picture{size}", int(box["row"]))
 
 # %% ../../nbs/lib/data/check_values.ipynb #check_values-22
 ENOUGH = 20  # boxes from which on a source is judged as a whole

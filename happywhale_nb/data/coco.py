@@ -160,7 +160,7 @@ def _rows(by_id, annotations, match, categories):
         shown.add(id(image))
         rows.append(row | {"where": f"annotation {number}"})
     rows += [_row({}, image, match, categories) for image in by_id.values() if id(image) not in seen]
-    empty = list(dict.fromkeys(name for image, name in empty if id(image) not in shown))
+    empty = {json_text(image["file_name"]): name for image, name in empty if id(image) not in shown}
     return rows, orphans, empty
 
 # %% ../../nbs/lib/data/coco.ipynb #coco-14
@@ -171,7 +171,7 @@ def _kinds(orphans, empty, unread, unknown):
             tuple(name for name, _ in orphans),
             tuple(who for _, who in orphans if not is_nobody(who)),
         ),
-        LeftOut("photographs without an animal", tuple(empty)),
+        LeftOut("photographs without an animal", tuple(empty.values())),
         LeftOut("categories that are not listed: their animals have no species", tuple(unknown)),
         LeftOut("fields that are not used", unread),
     ]
@@ -204,4 +204,4 @@ def read_coco(source: Path, named: Mapping[str, str] | None = None) -> SourceRow
     table["where"] = [f"{source.name}, {row['where'] or 'image'} ({row['image']})" for _, row in table.iterrows()]
     names = {ours: match.get(ours, ours) for ours in SYNONYMS} | {"species": match.get("species", "category_id")}
     left_out = _kinds(orphans, empty, unread, [f"category {key}" for key in unknown])
-    return SourceRows(table, (), left_out, names)
+    return SourceRows(table, (), left_out, names, listed=tuple(empty))

@@ -207,7 +207,7 @@ def read_sizes(root: Path) -> pd.DataFrame | None:
 
 
 def _read_sizes(path, both):
-    table = with_parts(read_table(path, ["image"]), path, both)
+    table = read_table(path, ["image"])
     if "shapes" in table:
         table[["width", "height"]] = table["shapes"].str.extract(r"(\d+),\s*(\d+)").to_numpy()
     if missing := {"width", "height"} - set(table):
@@ -216,7 +216,7 @@ def _read_sizes(path, both):
     sides = cells.apply(pd.to_numeric, errors="coerce").astype(float)
     if len(odd := table.index[((cells != "") & ~(sides > 0)).any(axis=1)]):
         raise UserError(f"{path}, row {odd[0] + 2}: width and height are numbers of pixels, from 1 on")
-    return table[["image", "part"]].join(sides)[["image", "width", "height", "part"]]
+    return with_parts(table, path, both)[["image", "part"]].join(sides)[["image", "width", "height", "part"]]
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-19
 @dataclass(frozen=True)

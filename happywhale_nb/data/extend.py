@@ -20,6 +20,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.platforms import rename_patiently, substitute_notes, write_fault
+from .check import count_noun
 from .columns import SourceRows
 from .dataset import EXTRA_COLUMNS, NEW, TABLES, TRAIN_COLUMNS, photo_folder, read_table
 from .formats import photos_in
@@ -61,7 +62,7 @@ def _table(root, name):
     path = root / name
     if not path.is_file():
         return pd.DataFrame({"image": []}, dtype=str)
-    return read_user_table(path).cells.reset_index(drop=True)
+    return read_user_table(path, words=("image", "reason", "name")).cells.reset_index(drop=True)
 
 # %% ../../nbs/lib/data/extend.ipynb #extend-06
 def read_folder(root: Path | str) -> Folder:
@@ -235,7 +236,8 @@ def _new_encounters(rows, folder):
         if _clash(here[here["encounter"] == label], rows[rows["encounter"] == label]):
             number = next(n for n in range(2, len(taken) + 3) if f"{label} ({n})" not in taken)
             renamed[label] = f"{label} ({number})"
-    notes = [f"{len(renamed):,} encounters get another name, because theirs is one of the folder's"] if renamed else []
+    why = "because theirs is one of the folder's"
+    notes = [f"{count_noun(len(renamed), 'encounter')} with another name, {why}"] if renamed else []
     return rows.assign(encounter=rows["encounter"].replace(renamed)), notes
 
 # %% ../../nbs/lib/data/extend.ipynb #extend-18
@@ -339,7 +341,7 @@ def extension_lines(extension: Extension, examples: int = 5) -> list[str]:
         Lines of text.
     """
     names, more = extension.individuals[:examples], len(extension.individuals) - examples
-    lines = [f"{extension.there:,} photographs of the source are in {extension.folder.root} already"]
+    lines = [f"{count_noun(extension.there, 'photograph')} of the source in {extension.folder.root} already"]
     if names:
         lines.append(f"new individuals, {len(extension.individuals):,}: {', '.join(names)}{' …' if more > 0 else ''}")
     if extension.filled:
@@ -397,7 +399,7 @@ def _move_in(staged, folder, moved):
         if target in folder.unlisted or (target.exists() and path.suffix == ".csv"):
             kept = staged.parent / "before" / path.relative_to(staged)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            rename_patiently(target, kept)
+            shutil.copy2(target, kept, follow_symlinks=False)  # the file itself is replaced in one step
             moved.append((target, kept))
         elif target.exists() or target.is_symlink():
             raise UserError(f"{target} is there meanwhile: give the command again")

@@ -67,7 +67,10 @@ def name_files(paths: Sequence[Path], root: Path, taken: Iterable[str] = ()) -> 
     """
     own = {path: _plain(path.name) for path in paths}
     shared, used = Counter(map(file_key, own.values())), {file_key(name) for name in taken}
-    real = {path: name for path, name in own.items() if shared[file_key(name)] == 1 and file_key(name) not in used}
+    kept = {path for path, name in own.items() if name == unicodedata.normalize("NFC", path.name)}
+    alike = Counter(file_key(own[path]) for path in kept)
+    real = {path: own[path] for path in own if file_key(own[path]) not in used
+            and (shared[file_key(own[path])] == 1 or (path in kept and alike[file_key(own[path])] == 1))}
     used |= set(map(file_key, real.values()))
     names, given = [], set()
     for path in paths:

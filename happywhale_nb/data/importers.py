@@ -21,8 +21,9 @@ from ..core.errors import UserError
 from ..core.platforms import link_file, substitute_notes
 from ..core.progress import bar
 from .camtrap import is_camtrap, read_camtrap
+from .check import count_noun
 from .coco import read_coco
-from .columns import SourceRows, rows_of_table
+from .columns import SourceRows, header_words, rows_of_table
 from .dataset import EXTRA_COLUMNS, NEW
 from .file_names import name_files
 from .formats import PHOTO_ENDINGS, RAW_ENDINGS
@@ -167,7 +168,7 @@ def _once(rows, faults):
         second += [f"{row.where}: {row.image}" for row in boxes.iloc[1:].itertuples()]
         merged.append(_merged(same, faults))
     rows = pd.concat([rows[~twice], pd.DataFrame(merged).drop(columns="area")]).sort_index()
-    notes = [f"{photos:,} photographs are listed more than once for one animal: each is one"] if photos else []
+    notes = [f"{count_noun(photos, 'photograph')} listed more than once for one animal: each is one"] if photos else []
     kinds = [LeftOut("second boxes of one animal on one photograph", tuple(second))] if second else []
     return rows, notes, kinds
 
@@ -202,7 +203,8 @@ def _with_names(rows, known, faults):
         first = [rows.loc[names == name, "where"].iloc[0] for name in twins]
         said = " and ".join(f"{name!r} ({where})" for name, where in zip(twins, first, strict=True))
         faults.add(first[0], f"{said} are one name typed in two ways: write one of them")
-    notes = [f"{len(respelt):,} names are spelt as in the data folder, such as {respelt[0]!r}"] if respelt else []
+    some = ", ".join(map(repr, respelt[:3]))
+    notes = [f"{count_noun(len(respelt), 'name')} spelt as in the data folder, such as {some}"] if respelt else []
     return rows.assign(individual_id=names), notes
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-17
@@ -214,8 +216,9 @@ def _with_species(rows, default, known):
     species = typed.map(spelling).where(~missing, spelling.get(default, "unknown"))
     notes = []
     if (named := (rows["individual_id"] != "") & missing).any() and not default:
-        notes.append(f"{named.sum():,} photographs have no species: written as 'unknown'; name it with --species")
-    if default and not missing.any():
+        count = count_noun(int(named.sum()), "photograph")
+        notes.append(f"{count} without a species: written as 'unknown'; name it with --species")
+    if default and not missing.any() and set(species) != {spelling[default]}:
         notes.append(f"--species {default} is not used: every photograph has a species")
     for chosen in sorted(set(species)):
         others = sorted({name for name, one in spelling.items() if one == chosen and plain_species(name) != chosen})
@@ -223,6 +226,22 @@ def _with_species(rows, default, known):
             notes.append(f"species {', '.join(map(repr, others))}: written as {chosen!r}")
     notes += [f"species {a!r} is nearly {b!r}: is it one?" for a, b in suspect_spellings(species).items()]
     return rows.assign(species=species), notes
+
+# %% ../../nbs/lib/data/importers.ipynb #importers-17b
+def _one_animal_each(rows):
+    # the rows with an encounter's name for each of its animals, and a note
+    named = rows[rows["encounter"] != ""]
+    animals = named.groupby("encounter")["individual_id"].nunique()
+    shared = set(animals.index[animals > 1])
+    if not shared:
+        return rows, []
+    labels = [
+        f"{row.encounter} {row.individual_id or '(no name)'}" if row.encounter in shared else row.encounter
+        for row in rows.itertuples()
+    ]
+    first = next(label for label, old in zip(labels, rows["encounter"], strict=True) if old in shared)
+    note = f"{count_noun(len(shared), 'encounter')} of several animals: one for each animal, such as {first!r}"
+    return rows.assign(encounter=labels), [note]
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-18
 def _with_encounters(rows, rule):
@@ -246,7 +265,8 @@ def note_on_files(rows: pd.DataFrame) -> list[str]:
     changed = [(path.name, name) for path, name in zip(rows["path"], rows["image"], strict=True) if path.name != name]
     if not changed:
         return []
-    return [f"{len(changed):,} photographs get another name, such as {changed[0][0]!r} {changed[0][1]!r}"]
+    (old, new), count = changed[0], count_noun(len(changed), "photograph")
+    return [f"{count} with another name here, such as {new!r} for {old!r}"]
 
 
 def _tables(rows):
@@ -293,9 +313,10 @@ def plan_import(
     if known is None and (rows["individual_id"] == "").all():
         raise UserError("no photograph has an individual's name: nothing could be learned from them")
     rows, on_species = _with_species(rows, options.species, known_)
+    rows, shared = _one_animal_each(rows)
     rows, on_encounters = _with_encounters(rows, options.encounters)
     rows = rows.assign(image=name_files(list(rows["path"]), root, known_.files))
-    notes = (*source.notes, *named, *twice, *on_species, *on_encounters, *note_on_files(rows))
+    notes = (*source.notes, *named, *twice, *on_species, *shared, *on_encounters, *note_on_files(rows))
     return ImportPlan(*_tables(rows), notes, (*source.left_out, *beside, *second), source.tree)
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-23
@@ -320,7 +341,7 @@ def read_source(source: Path, options: ImportOptions) -> SourceRows:
         raise UserError(f"{source} is a photograph: name its folder, or a table that lists it")
     if source.suffix.lower() == ".json":
         return read_coco(source, options.columns)
-    table = read_user_table(source, options.sheet)
+    table = read_user_table(source, options.sheet, header_words(options.columns))
     if is_wildbook_sheet(table):
         return rows_of_sheet(table, options.columns)
     return rows_of_table(table, options.columns)
@@ -385,8 +406,9 @@ def put_photos(table: pd.DataFrame, folder: Path, copy: bool, progress: bool = T
         FileExistsError: If a name is taken; nothing is overwritten.
     """
     ways = Counter()
-    if len(table):
-        folder.mkdir(parents=True, exist_ok=True)
+    if table.empty:
+        return ways
+    folder.mkdir(parents=True, exist_ok=True)
     pairs = zip(table["image"], table["path"], strict=True)
     for image, path in bar(pairs, folder.name, len(table), disable=not progress):
         if copy:

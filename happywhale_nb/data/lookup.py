@@ -22,7 +22,7 @@ class Found:
     """What a written name leads to.
 
     Attributes:
-        path: the file; None if there is none, or not one.
+        path: the file, also one that cannot be read; None if there is none, or not one.
         guessed: whether it is written otherwise in the table than on disk.
         several: the files that can be meant, if there are several.
         unread: why the file that is meant cannot be read; `""` if it can.
@@ -151,7 +151,15 @@ class PhotoLookup:
 
     def _checked(self, path, guessed):
         reason = unread_reason(path, thorough=True)
-        return Found(None if reason else path, guessed, unread=reason)
+        return Found(path, guessed, unread=reason)
+
+    def photographs(self) -> list[Path]:
+        """List the photographs.
+
+        Returns:
+            Paths of files that are called as photographs are, sorted.
+        """
+        return sorted(p for p in self._files.values() if os.path.splitext(p.name)[1].lower() in ENDINGS)
 
     def shown(self, path: Path) -> str:
         """Name a file as the user knows it.
@@ -177,8 +185,6 @@ def split_cell(name: str, lookup: PhotoLookup) -> list[str]:
     """
     for separator in (r"[;|\n]", r","):
         names = [part.strip() for part in re.split(separator, name) if part.strip()]
-        if len(names) > 1:
-            found = [lookup.find(part) for part in names]
-            if any(one.path or one.several or one.unread for one in found):
-                return names
+        if len(names) > 1 and any(one.path or one.several for one in map(lookup.find, names)):
+            return names
     return [name]

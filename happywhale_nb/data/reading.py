@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
+from .check import count_noun
 from .clocks import camera_of, correct_clocks
 from .columns import SourceRows
 from .dates import camera_date
@@ -51,7 +52,7 @@ def _split_cells(rows, lookup):
     rows = rows.assign(image=rows["image"].map(cells)).explode("image")
     more = rows.index.duplicated()
     rows["box"] = [() if second else box for second, box in zip(more, rows["box"], strict=True)]
-    note = f"{len(several):,} cells hold several photographs, such as {several[0]!r}: each is read"
+    note = f"{count_noun(len(several), 'cell')} with several photographs, such as {several[0]!r}: each is read"
     return rows.reset_index(drop=True), [note]
 
 # %% ../../nbs/lib/data/reading.ipynb #reading-06
@@ -83,12 +84,20 @@ def _refuse_unread(rows, found, faults):
             faults.add(row.where, f"{row.image} cannot be read: {remedy}")
 
 
+def _unlisted(found, listed, lookup):
+    # photographs in the folder that no row means
+    found = found | {name: lookup.find(name) for name in listed}
+    meant = {path for one in found.values() for path in (one.path, *one.several) if path}
+    names = tuple(lookup.shown(path) for path in lookup.photographs() if path not in meant)
+    return [LeftOut("photographs in the folder that the source does not list", names)] if names else []
+
+
 def _note_on_guesses(rows, found, lookup):
     guessed = [name for name in rows["image"].unique() if found[name].guessed and found[name].path]
     if not guessed:
         return []
     example = f"{guessed[0]!r} for {lookup.shown(found[guessed[0]].path)}"
-    return [f"{len(guessed):,} photographs are written otherwise in the table, such as {example}"]
+    return [f"{count_noun(len(guessed), 'photograph')} written otherwise in the table, such as {example}"]
 
 # %% ../../nbs/lib/data/reading.ipynb #reading-09
 def find_photographs(source: SourceRows, lookup: PhotoLookup, faults: Faults, skip_missing: bool = False) -> SourceRows:
@@ -109,12 +118,12 @@ def find_photographs(source: SourceRows, lookup: PhotoLookup, faults: Faults, sk
     rows, notes = _split_cells(source.rows[~blank].reset_index(drop=True), lookup)
     taken = lookup.exact(rows["image"].unique())
     found = {name: lookup.find(name, taken) for name in rows["image"].unique()}
-    left_out = list(source.left_out)
+    left_out = [*source.left_out, *_unlisted(found, source.listed, lookup)]
     missing = rows["image"].map(lambda name: found[name] == Found())
     unread = rows["image"].map(lambda name: bool(found[name].unread))
     groups = (("rows without the name of a photograph", source.rows[blank], True),)
     groups += (("photographs that are not there", rows[missing], skip_missing),)
-    groups += (("photographs that cannot be read", rows[unread], skip_missing),)
+    groups += (("photographs that cannot be read: export them as JPEG", rows[unread], skip_missing),)
     for reason, own, skipped in groups:
         if skipped and len(own):
             names = [f"{row.where}: {row.image}".removesuffix(": ") for row in own.itertuples()]
@@ -126,7 +135,7 @@ def find_photographs(source: SourceRows, lookup: PhotoLookup, faults: Faults, sk
     _refuse_several(rows, found, lookup, faults)
     notes += _note_on_guesses(rows, found, lookup)
     rows = rows.assign(path=[found[name].path for name in rows["image"]])
-    rows = rows[rows["path"].notna()].reset_index(drop=True)
+    rows = rows[rows["path"].notna() & ~unread].reset_index(drop=True)
     return replace(source, rows=rows, notes=(*source.notes, *notes), left_out=tuple(left_out))
 
 # %% ../../nbs/lib/data/reading.ipynb #reading-11
@@ -141,7 +150,7 @@ def _read_names(rows, columns, faults):
     if not nobody:
         return names, []
     which = ", ".join(f"{text!r} {count:,}" for text, count in nobody.most_common(5))
-    return names, [f"{sum(nobody.values()):,} rows name nobody, and are to be identified ({which})"]
+    return names, [f"{count_noun(sum(nobody.values()), 'row')} that name nobody are to be identified ({which})"]
 
 
 def _read_sides(rows, columns):
@@ -155,7 +164,7 @@ def _read_sides(rows, columns):
             odd.append(f"{where}: {text}")
     left_out = [LeftOut(f"cells of {columns.get('side', 'side')!r} that are neither left nor right", tuple(odd))]
     both = sides.count("both")
-    notes = [f"{both:,} photographs show both sides: written without a side"] if both else []
+    notes = [f"{count_noun(both, 'photograph')} of both sides: written without a side"] if both else []
     return [side if side != "both" else "" for side in sides], left_out if odd else [], notes
 
 # %% ../../nbs/lib/data/reading.ipynb #reading-12
@@ -173,8 +182,8 @@ def _read_positions(rows, columns, faults):
             continue
         nowhere += bool(north and east and not is_nobody(north) and read[-1] == ("", ""))
         commas += "," in north
-    notes = [f"{nowhere:,} positions 0, 0 are none"] if nowhere else []
-    notes += [f"{commas:,} positions are read with decimal commas"] if commas else []
+    notes = [f"{count_noun(nowhere, 'position')} 0, 0 read as none"] if nowhere else []
+    notes += [f"{count_noun(commas, 'position')} read with decimal commas"] if commas else []
     return pd.DataFrame(read, rows.index, ["latitude", "longitude"]), notes
 
 # %% ../../nbs/lib/data/reading.ipynb #reading-14
@@ -188,9 +197,9 @@ def _read_dates(rows, columns, order, faults):
     taken = {path: camera_date(path) for path in paths.unique()}
     dates[open_rows] = paths.map(taken)
     from_camera = sum(map(bool, taken.values()))
-    notes = [f"dates of {from_camera:,} photographs are the camera's"] if from_camera else []
+    notes = [f"dates of {count_noun(from_camera, 'photograph')} are the camera's"] if from_camera else []
     unread = unset - len([1 for text in faults.skipped if f"column {column!r}: date" in text])
-    notes += [f"{unread:,} dates are of a clock that was never set, or placeholders: none"] if unread > 0 else []
+    notes += [f"{count_noun(unread, 'date')} read as none: a clock was never set, or NA"] if unread > 0 else []
     return dates, notes
 
 

@@ -23,7 +23,7 @@ from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
 from ..core.threads import single_opencv_thread
-from ..data.boxes import BEYOND, BOX, CropMix, read_boxes
+from ..data.boxes import BEYOND, BOX, LEAST, CropMix, read_boxes
 from ..data.dataset import Dataset
 from ..data.formats import open_photo
 from .photo import upright_pixels, upright_size
@@ -90,8 +90,8 @@ def misplaced_box(
     (x0, y0, x1, y1), (width, height) = box, image_size
     corners = " ".join(f"{value:g}" for value in box)
     if x1 > width * (1 + BEYOND) + 1 or y1 > height * (1 + BEYOND) + 1:
-        return f"the box {corners} ends beyond the picture of {width} x {height}: was it measured in a larger one?"
-    if min(x1, width) - max(x0, 0) < min(2, width) or min(y1, height) - max(y0, 0) < min(2, height):
+        return f"the box {corners} ends beyond the picture of {width} x {height}, as if measured in a larger one"
+    if min(x1, width) - max(x0, 0) < min(LEAST, width) or min(y1, height) - max(y0, 0) < min(LEAST, height):
         return f"the box {corners} has less than two pixels in the picture of {width} x {height}"
     return ""
 
@@ -145,7 +145,7 @@ def _reason(error):
 def _refuse_fault(path, box, frame, image_size):
     if fault := misplaced_box(box, frame, image_size):
         remedy = "correct its row in the table of boxes, or give the size of the larger pictures in columns W and H"
-        raise UserError(f"{_title(path)}: {fault} {remedy} (`happywhale data check` names all such boxes)")
+        raise UserError(f"{_title(path)}: {fault}: {remedy} (`happywhale data check` names all such boxes)")
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-23
 def load_crop(

@@ -444,6 +444,13 @@ def _open_set_table(metrics):
     return pd.DataFrame({"value": rows}).rename_axis("figure")
 
 
+def _threshold_value(threshold):
+    """A threshold in words; scores are cosines, so below -1 nothing is called new, and above 1 all is."""
+    if threshold <= -1:
+        return "below all scores: no photograph is called new"
+    return "above all scores: each photograph is called new" if threshold >= 1 else f"{threshold:.3f} (dotted)"
+
+
 def _threshold_text(name, search, thresholds):
     """The thresholds of a model in words; search: its `knn.json`, thresholds: one of each fold."""
     prior_new = search["for_test"]["prior_new"]
@@ -451,7 +458,7 @@ def _threshold_text(name, search, thresholds):
     return (
         f"{name}. Thresholds of the folds, each fitted on the others: {', '.join(f'{t:.3f}' for t in thresholds)} "
         "(dashed: their median); all figures here are by these. The test photographs' threshold, fitted on all folds, "
-        f"is {search['threshold']:.3f} (dotted), for {prior or 'the fraction of new animals in the folds'}."
+        f"is {_threshold_value(search['threshold'])}, for {prior or 'the fraction of new animals in the folds'}."
     )
 
 # %% ../../nbs/08_report.ipynb #08-report-12
@@ -974,7 +981,7 @@ def card_section(study: StudyResults) -> SectionResult:
     for name, model in study.models.items():
         used = {key: value for key, value in model.preset.items() if value not in ("", 0, None, False)}
         rows[f"{name}: training"] = " ".join(f"{key}={value}" for key, value in used.items())
-        rows[f"{name}: threshold of the test"] = f"{model.search['threshold']:.3f}"
+        rows[f"{name}: threshold of the test"] = _threshold_value(model.search["threshold"]).removesuffix(" (dotted)")
     block = definitions_block({**rows, **versions()})
     return SectionResult({"versions": versions()}, Section("What the figures stand on", blocks=[block]))
 

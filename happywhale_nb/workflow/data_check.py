@@ -7,6 +7,7 @@ __all__ = ['check_data']
 
 # %% ../../nbs/lib/workflow/data_check.ipynb #data_check-02
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def check_data(root: Path, folder: Path) -> str:
     stamp, record = _stamp(root), folder / "check.json"
     if is_done(record, stamp, []):
         return ""
-    check = check_folder(root)
+    check = check_folder(root, progress=sys.stderr.isatty())
     if check.stopping:
         number = count_noun(len(check.stopping), "finding")
         raise UserError(

@@ -144,7 +144,7 @@ def competition_slug(text: str) -> str:
         UserError: For anything else.
     """
     slug = re.sub(r"^(?:c|competitions)/([^/]+)(?:/.*)?$", r"\1", _address(text))
-    if text.strip() and not re.fullmatch(r"[a-z0-9]+(?:-[a-z0-9]+)*", slug):
+    if text.strip() and (slug in ("c", "competitions") or not re.fullmatch(r"[a-z0-9]+(?:-[a-z0-9]+)*", slug)):
         raise UserError(f"--competition {text}: its slug, as in its address on Kaggle: happy-whale-and-dolphin")
     return slug
 

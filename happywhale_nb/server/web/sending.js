@@ -2,6 +2,7 @@
 
 import { api, passing, upload } from "./api.js";
 import { button, el, fill } from "./dom.js";
+import { folderOf } from "./files.js";
 import { remembered } from "./deciding.js";
 import { changed } from "./session.js";
 import { bytes, count } from "./words.js";
@@ -137,6 +138,7 @@ function chunks(files) {
 function form(files, fields) {
   const data = new FormData();
   for (const [key, value] of Object.entries(fields)) if (value) data.append(key, value);
-  for (const file of files) data.append("photos", file, file.name);
+  // with its folder, so that the catalogue can group by it later; it keeps the name alone as the photograph's
+  for (const file of files) data.append("photos", file, [folderOf(file), file.name].filter(Boolean).join("/"));
   return data;
 }
