@@ -179,6 +179,8 @@ def before(request, tmp_path):
         target.execute(text("UPDATE photos SET side = 'left' WHERE id = 2"))
         for number, date in enumerate(("20190713", "2019-W28-6", "13/07/2019", "07/08/2019", "2019-07-13T14:05"), 1):
             target.execute(text("UPDATE encounters SET date = :date WHERE id = :id"), {"date": date, "id": number})
+        target.execute(text("UPDATE encounters SET date = '2019-07-13x14:05', individual_id = 1 WHERE id = 6"))
+        target.execute(text("UPDATE individuals SET active = false, merged_into_id = id + 1 WHERE id < 3"))
     old.dispose()
     yield engine
     engine.dispose()
@@ -192,12 +194,14 @@ def test_migration_to_annotations_keeps_all_rows_and_can_be_undone(before):
         made = connection.execute(select(Annotation).order_by(Annotation.id)).all()
         embedded = connection.execute(select(Embedding.annotation_id, Embedding.sha256, Embedding.box)).all()
         digests = dict(connection.execute(select(Photo.id, Photo.sha256)).all())
-        dates = connection.scalars(select(Encounter.date).where(Encounter.id < 6).order_by(Encounter.id)).all()
+        dates = connection.scalars(select(Encounter.date).where(Encounter.id < 7).order_by(Encounter.id)).all()
+        merged = connection.scalar(select(func.count()).where(Encounter.individual_id.in_((1, 2))))
     assert len(made) == 32 and made[1] == (2, 2, 0, "left", "")
     assert {number: digest for number, digest, _ in embedded} == digests
     # what came before the box that a person drew is unknown where several models have looked
     assert sorted(number for number, _, box in embedded if box == "?") == [2, 2]
-    assert dates == ["2019-07-13"] * 3 + ["07/08/2019", "2019-07-13T14:05"]
+    assert dates == ["2019-07-13"] * 3 + ["07/08/2019", "2019-07-13T14:05", "2019-07-13T14:05"]
+    assert merged == 0, "no encounter stays with an animal that was merged away"
     move_tables(before, "downgrade", "0001")
     names = [name for name in OLD_TABLES if name != "encounters"]  # their dates stay in one form
     assert rows_of(before, *names) == {name: kept[name] for name in names}

@@ -34,6 +34,7 @@ def upgrade():
     op.add_column("embeddings", sa.Column("box", TEXT, nullable=False, server_default="?"))
     _say_what_embeddings_are_made_from()
     _bring_dates_to_one_form()
+    _follow_merges()
 
 
 def _make_annotations():
@@ -78,13 +79,29 @@ def _bring_dates_to_one_form():
     """Dates were stored as they were typed, such as 20190713; what cannot be read stays."""
     connection = op.get_bind()
     for number, text in connection.execute(sa.text("SELECT id, date FROM encounters WHERE date <> ''")).all():
-        try:
-            date = parse_date(text)
-        except UserError:
-            continue
+        date = _iso(text) or _iso(f"{text[:10]}T{text[11:]}")  # any sign might stand before the time
         if date and date != text:
             write = sa.text("UPDATE encounters SET date = :date WHERE id = :number")
             connection.execute(write, {"date": date, "number": number})
+
+
+def _iso(text):
+    try:
+        return parse_date(text)
+    except UserError:
+        return ""
+
+
+def _follow_merges():
+    """An undo could give an encounter to an animal that had been merged away: it goes to the one that stays."""
+    connection = op.get_bind()
+    merged = "SELECT id, merged_into_id FROM individuals WHERE merged_into_id IS NOT NULL"
+    into = {number: stays for number, stays in connection.execute(sa.text(merged))}
+    move = sa.text("UPDATE encounters SET individual_id = :stays WHERE individual_id = :number")
+    for number, stays in into.items():
+        while stays in into:
+            stays = into[stays]
+        connection.execute(move, {"number": number, "stays": stays})
 
 
 def downgrade():
