@@ -7,19 +7,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import select
 
 from happywhale_nb.catalogue.corrections import withdraw_encounter
-from happywhale_nb.catalogue.decisions import decide, merge, rename_individual
+from happywhale_nb.catalogue.decisions import decide, make_individual, merge, rename_individual
 from happywhale_nb.catalogue.edits import edit_encounter, set_crop
 from happywhale_nb.catalogue.example import ColourEmbedder
 from happywhale_nb.catalogue.ingest import folder_table, ingest_dataset, re_embed, recalibrate, update_metadata
+from happywhale_nb.catalogue.known_names import read_names
 from happywhale_nb.catalogue.listings import annotated, sightings
 from happywhale_nb.catalogue.photo_files import missing_photos
 from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Individual, Photo
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue, pack_vector
 from happywhale_nb.catalogue.training_photos import TrainedOn, mark_trained
+from happywhale_nb.catalogue.undoing import undo
 from happywhale_nb.catalogue.upload_photos import ingest_uploads
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
@@ -77,15 +81,27 @@ class Field:
             return session.scalar(select(Encounter).join(Photo).where(Photo.name == image))
 
 
-@pytest.fixture
-def field(tmp_path):
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
     """Three animals, met twice each, in a catalogue."""
-    made = Field(tmp_path)
+    made = Field(tmp_path_factory.mktemp("first"))
     for name, at in (("Hope", "a"), ("Nova", "b"), ("Vega", "c")):
         for i in range(2):
             when = {"encounter": f"{name} {i}", "date": f"2019-07-1{i}", "side": "left", "place": "Ness"}
             made.add(f"{at}{i}.jpg", name, **when)
     assert made.build() == 6 and made.told == []
+    made.catalogue.close()
+    return made
+
+
+@pytest.fixture
+def field(first, tmp_path):
+    """A copy of it."""
+    made = Field(tmp_path)
+    shutil.copytree(first.data, made.data, dirs_exist_ok=True)
+    shutil.copytree(first.folder, made.folder)
+    made.rows, made.catalogue = [dict(row) for row in first.rows], Catalogue(made.folder)
+    made.catalogue.move_data(made.data)
     yield made
     made.catalogue.close()
 
@@ -114,6 +130,7 @@ def test_build_after_a_merge_gives_new_photographs_to_the_animal_that_stays(fiel
     assert {field.who()[image] for image in ("b0.jpg", "b2.jpg", "b3.jpg", "c0.jpg", "c3.jpg")} == {"Lyra"}
 
 
+@pytest.mark.rest
 def test_build_tells_by_the_known_photographs_whom_a_name_means_that_two_animals_had(field):
     with field.catalogue.writing() as session:
         rename_individual(session, "Ann", field.number("Hope"), "Lyra")
@@ -122,6 +139,63 @@ def test_build_tells_by_the_known_photographs_whom_a_name_means_that_two_animals
     field.add("b2.jpg", "Nova", encounter="new 2")
     assert field.build() == 2 and field.told == []
     assert (field.who()["a2.jpg"], field.who()["b2.jpg"]) == ("Lyra", "Hope")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A catalogue without animals."""
+    made = create_catalogue(tmp_path_factory.mktemp("names") / "catalogue", tmp_path_factory.mktemp("data"))
+    yield made
+    made.close()
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["rename", "merge", "undo"]), st.integers(0, 3), st.integers(0, 5)), max_size=8
+)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_names_of_a_table_lead_to_the_animals_of_its_photographs_after_any_history(empty, steps):
+    with empty.reading() as session:
+        start = f"x{len(session.scalars(select(Individual)).all())}"
+    pool = [f"{start} {letter}" for letter in "abcdef"]  # names are given away and taken again
+    with empty.writing() as session:
+        animals = [make_individual(session, name, "").id for name in pool[:4]]
+        done = []
+        for kind, one, other in steps:
+            try:
+                with session.begin_nested():
+                    if kind == "rename":
+                        done.append(rename_individual(session, "Ann", animals[one], pool[other])[0].id)
+                    elif kind == "merge":
+                        done.append(merge(session, "Ann", animals[one], animals[other % 4])[0].id)
+                    elif done:
+                        undo(session, "Ann", done.pop())
+            except UserError:
+                continue
+        names = read_names(session)
+        rows = {row.id: row for row in session.scalars(select(Individual))}
+    for number, name in zip(animals, pool, strict=False):
+        stays = rows[number]
+        while stays.merged_into_id is not None:
+            stays = rows[stays.merged_into_id]
+        assert names.find(name, {stays.id: 1}) == stays.id  # by the photographs that the table calls so
+        assert names.find(stays.name) == stays.id
+
+
+def test_name_whose_making_was_undone_means_the_animal_that_had_it_before(empty):
+    with empty.writing() as session:
+        first = make_individual(session, "Halley", "")
+        rename_individual(session, "Ann", first.id, "Encke")
+        second = make_individual(session, "Halley", "")
+        assert read_names(session).find("Halley") == second.id
+        second.active = False
+        session.flush()
+        assert read_names(session).find("Halley") == first.id
+        first.active = False
+        session.flush()
+        assert read_names(session).find("Encke") == first.id
 
 
 def test_build_adds_a_photograph_to_its_old_encounter_whatever_people_decided_there(field):
@@ -151,6 +225,7 @@ def test_build_keeps_what_people_edited_and_says_so_apart_from_what_the_tables_c
         assert session.scalar(select(Annotation.side).where(Annotation.photo_id == photo)) == "right"
 
 
+@pytest.mark.rest
 def test_build_raises_no_alarm_where_photographs_of_one_encounter_have_times_of_their_own(tmp_path):
     field = Field(tmp_path)
     for i in range(3):
@@ -163,6 +238,7 @@ def test_build_raises_no_alarm_where_photographs_of_one_encounter_have_times_of_
     field.catalogue.close()
 
 
+@pytest.mark.rest
 def test_build_takes_the_name_that_a_table_learned_for_an_encounter_nobody_has_decided(field):
     draw(field.data / "test_images" / "x.jpg")
     draw(field.data / "test_images" / "y.jpg")
@@ -182,6 +258,7 @@ def test_build_takes_the_name_that_a_table_learned_for_an_encounter_nobody_has_d
     assert notes == ["(from the data folder)"]
 
 
+@pytest.mark.rest
 def test_build_does_not_add_a_photograph_that_was_uploaded_before(field):
     draw(field.data / "train_images" / "u.jpg")
     data = (field.data / "train_images" / "u.jpg").read_bytes()
@@ -194,6 +271,7 @@ def test_build_does_not_add_a_photograph_that_was_uploaded_before(field):
     )
 
 
+@pytest.mark.rest
 def test_build_gives_a_new_photograph_of_a_withdrawn_encounter_one_of_its_own(field):
     met = field.met("a0.jpg")
     with field.catalogue.writing() as session:
@@ -214,6 +292,7 @@ class Counting(ColourEmbedder):
         return super().crop_boxes(images, boxes)
 
 
+@pytest.mark.rest
 def test_build_looks_at_each_box_of_a_photograph_once_and_at_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr("happywhale_nb.catalogue.ingest.LOT", 4)
     field = Field(tmp_path)
@@ -229,6 +308,7 @@ def test_build_looks_at_each_box_of_a_photograph_once_and_at_no_others(tmp_path,
     field.catalogue.close()
 
 
+@pytest.mark.rest
 def test_build_makes_one_encounter_of_a_known_animals_day_and_none_of_unnamed_photographs(tmp_path):
     field = Field(tmp_path)
     for i in range(4):
@@ -267,6 +347,7 @@ def test_build_again_on_postgresql_takes_in_what_is_new(postgres, tmp_path):
     field.catalogue.close()
 
 
+@pytest.mark.rest
 def test_calibration_takes_photographs_of_one_day_for_one_encounter_also_in_an_old_catalogue(field, monkeypatch):
     given = {}
     with field.catalogue.writing() as session:
@@ -364,6 +445,7 @@ def test_training_photographs_are_known_by_content_whatever_they_are_called(fiel
     assert mark_trained(field.catalogue, field.embedder.fingerprint, None) == 0
 
 
+@pytest.mark.rest
 def test_status_and_relink_find_a_folder_that_was_moved_and_files_that_were_renamed(field, tmp_path):
     def run(*words):
         return CliRunner().invoke(main, ["catalogue", *map(str, words)])
@@ -389,6 +471,7 @@ def test_status_and_relink_find_a_folder_that_was_moved_and_files_that_were_rena
     again.close()
 
 
+@pytest.mark.rest
 def test_build_of_a_folder_that_was_moved_is_recognised_by_its_photographs(field, tmp_path, monkeypatch):
     from happywhale_nb.catalogue import build
 
@@ -408,6 +491,7 @@ def test_build_of_a_folder_that_was_moved_is_recognised_by_its_photographs(field
         build._open_or_create(field.folder, read_dataset(tmp_path / "other"), "", "", told.append)
 
 
+@pytest.mark.rest
 def test_folder_table_reads_encounters_as_spreadsheets_save_them(tmp_path):
     field = Field(tmp_path)
     field.add("a.jpg", "Hope")

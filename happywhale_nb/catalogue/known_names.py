@@ -8,7 +8,7 @@ __all__ = ['KnownNames', 'read_names']
 # %% ../../nbs/lib/catalogue/known_names.ipynb #known_names-02
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -24,10 +24,12 @@ class KnownNames:
     Attributes:
         now: the individual that has the name; for one that was merged, the one that stays.
         before: the individuals that had the name once, and have another one now.
+        unmade: the individual of that name whose making was undone.
     """
 
     now: Mapping[str, int]
     before: Mapping[str, frozenset[int]]
+    unmade: Mapping[str, int] = field(default_factory=dict)
 
     def find(self, name: str, seen: Mapping[int, int] = {}) -> int | None:
         """Find the individual that a table means.
@@ -43,7 +45,8 @@ class KnownNames:
         key = name_key(name)
         own = [self.now[key]] if key in self.now else []
         others = sorted(self.before.get(key, frozenset()) - set(own))
-        return max([*own, *others], key=lambda number: seen.get(number, 0), default=None)
+        found = [*own, *others] or ([self.unmade[key]] if key in self.unmade else [])
+        return max(found, key=lambda number: seen.get(number, 0), default=None)
 
 # %% ../../nbs/lib/catalogue/known_names.ipynb #known_names-06
 def read_names(session: Session) -> KnownNames:
@@ -56,13 +59,15 @@ def read_names(session: Session) -> KnownNames:
         The names.
     """
     rows = {row.id: row for row in session.scalars(select(Individual))}
-    now = {name_key(row.name): _staying(rows, row.id) for row in sorted(rows.values(), key=lambda row: row.active)}
+    known = [row for row in rows.values() if row.active or row.merged_into_id is not None]
+    unmade = {name_key(row.name): row.id for row in rows.values() if not row.active and row.merged_into_id is None}
+    now = {name_key(row.name): _staying(rows, row.id) for row in sorted(known, key=lambda row: row.active)}
     before = defaultdict(set)
     renames = select(Decision.individual_id, Decision.before, Decision.note).where(Decision.kind == "rename")
     for number, was, note in session.execute(renames):
         for name in {was.get("name", ""), note.partition(" → ")[2]} - {""}:
             before[name_key(name)].add(_staying(rows, number))
-    return KnownNames(now, {key: frozenset(numbers) for key, numbers in before.items()})
+    return KnownNames(now, {key: frozenset(numbers) for key, numbers in before.items()}, unmade)
 
 
 def _staying(rows, number):
