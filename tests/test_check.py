@@ -134,6 +134,12 @@ def plant_skip(root):
     (root / "skip.csv").write_text(f"image,reason\n{sorted((root / 'train_images').iterdir())[0].name},truncated\n")
 
 
+def plant_moved(root):
+    path = root / "train_images" / "a.jpg"
+    path.unlink()
+    path.symlink_to(root / "elsewhere" / "a.jpg")
+
+
 def column(name, *values):
     """Plant by adding a column to `train.csv`, empty below `values`."""
     return lambda root: edit(root, lambda t: t.assign(**{name: [*values, *[""] * (len(t) - len(values))]}))
@@ -206,6 +212,7 @@ PLANTS = {
     "leaves-folder": cell(2, "image", "../x.jpg"),
     "listed-twice": cell(2, "image", in_lines),
     "absent": cell(2, "image", "gone.jpg"),
+    "moved": plant_moved,
     "empty-file": photo(lambda path, _: path.write_bytes(b"")),
     "not-a-photo": photo(lambda path, _: path.write_text("<html>404</html>")),
     "truncated": photo(lambda path, _: path.write_bytes(path.read_bytes()[:-2000])),
@@ -457,6 +464,15 @@ def test_check_folder_of_the_real_photographs_finds_them_whole(shared):
     }  # fmt: skip
 
 
+def test_check_folder_without_a_table_of_queries_asks_for_those_that_moved(folder, tmp_path):
+    (folder / "sample_submission.csv").unlink()
+    path = folder / "test_images" / "p.jpg"
+    path.unlink()
+    path.symlink_to(tmp_path / "gone" / "p.jpg")
+    found = [(f.kind, f.file, f.detail) for f in check_folder(folder, progress=False).findings]
+    assert found == [("moved", "test_images/p.jpg", f"was {tmp_path / 'gone' / 'p.jpg'}")]
+
+
 def test_blend_stage_answers_a_skipped_test_photograph_with_new(folder, tmp_path):
     (folder / "test_images" / "s.jpg").write_bytes(b"")
     CliRunner().invoke(main, ["data", "check", str(folder), "--skip"])
@@ -471,13 +487,15 @@ def test_blend_stage_answers_a_skipped_test_photograph_with_new(folder, tmp_path
     assert given[images == "s.jpg"].tolist() == [[NEW, "", "", "", ""]]
 
 
-def test_check_folder_and_read_dataset_with_a_link_to_nowhere_call_it_absent(folder, tmp_path):
+def test_check_folder_and_read_dataset_with_a_link_to_nowhere_ask_where_the_folder_is(folder, tmp_path):
     path = folder / "train_images" / "a.jpg"
     path.rename(tmp_path / path.name)
     path.symlink_to(tmp_path / path.name)
     assert check_folder(folder, progress=False).status == 0
     (tmp_path / path.name).unlink()
-    found = [f for f in check_folder(folder, progress=False).findings if f.kind == "absent"]
-    assert len(found) == 1 and "link points to a file that is no longer there" in found[0].detail
-    with pytest.raises(UserError, match=f"{path.name} is not in"):
+    check = check_folder(folder, progress=False)
+    assert [(f.kind, f.file, f.row) for f in check.findings] == [("moved", "train_images/a.jpg", 2)]
+    assert f"1 photograph not found; where is the folder? It was {tmp_path}" in describe_check(check)
+    assert write_skips(check) == 0, "moved photographs are found again, not left out"
+    with pytest.raises(UserError, match=r"1 of 8 photographs .* `happywhale data relink"):
         read_dataset(folder)

@@ -208,6 +208,16 @@ def test_import_with_add_of_photographs_without_a_name_alone_adds_them(first, tm
     assert read_dataset(first).test["image"].tolist() == ["q1.jpg", "a1_2.jpg"]
 
 
+def test_import_with_add_calls_nobody_lost_who_has_photographs_here(first, tmp_path):
+    rows = "gone.jpg,ann,,,,,,\nlost.jpg,Nova,,,,,,\nold.jpg,Ann,,,,,,\n"
+    source = second(tmp_path, rows, old=[("old.jpg", "a1.jpg")])
+    result = run(source, "--to", first, "--add", "--skip-missing")
+    assert result.exit_code == 0, result.stderr
+    assert "left out: individuals without any photograph now, 1: Nova" in result.stdout
+    assert "nothing is new" in result.stdout
+    assert "written to" not in result.stdout
+
+
 def test_same_content_reads_only_files_of_one_size(tmp_path):
     for name, text in (("a", "one"), ("b", "one"), ("c", "two"), ("d", "three")):
         (tmp_path / name).write_text(text)

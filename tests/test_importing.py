@@ -248,11 +248,57 @@ def test_relink_command_links_what_it_finds_and_names_the_rest(moved):
     (disk / "Old Scar" / "1.jpg").rename(disk / "1.jpg")
     result = run(data_dir, "--photos", disk, command="relink")
     assert result.exit_code == 1
-    # two links used to lead to files called 1.jpg, and one file of that name is left
-    assert "4 broken links: 3 found, 1 ambiguous, 0 not found" in result.stdout
-    assert f"ambiguous: test_images/9.jpg: {disk / '2020' / '9.jpg'}, {disk / '2021' / '9.jpg'}" in result.stdout
-    assert not (data_dir / "test_images" / "9.jpg").exists()
-    assert (data_dir / "train_images" / "2.JPG").exists()
+    # two links used to lead to files called 1.jpg; the one that is left is told from the other by its content
+    assert "4 broken links: 3 found, 0 ambiguous, 1 not found" in result.stdout
+    assert f"{disk / '1.jpg'} is called so and contains something else" in result.stdout
+    assert (data_dir / "test_images" / "9.jpg").read_bytes() == (disk / "2020" / "9.jpg").read_bytes()
+    assert not (data_dir / "train_images" / "W7__1.jpg").exists()
+
+
+def test_relink_command_finds_photographs_under_other_names_by_their_content(moved):
+    data_dir, disk = moved
+    before = {path.name: path.read_bytes() for path in disk.rglob("*.*")}
+    for i, path in enumerate(sorted(disk.rglob("*.jpg"))):
+        path.rename(disk / f"DSC_{i}.jpg")
+    checked = run(data_dir, command="check")
+    assert "4 photographs not found; where is the folder? It was" in checked.stdout and checked.exit_code == 1
+    result = run(data_dir, "--photos", disk, command="relink")
+    assert result.exit_code == 0 and "4 broken links: 4 found" in result.stdout
+    assert (data_dir / "test_images" / "9.jpg").read_bytes() == before["9.jpg"]
+    assert check_folder(data_dir, progress=False).status == 0
+
+
+def test_relink_command_restores_links_that_a_copy_has_dropped(moved):
+    data_dir, disk = moved
+    for link in data_dir.glob("*_images/*"):
+        link.unlink()
+    result = run(data_dir, "--photos", disk, command="relink")
+    assert result.exit_code == 0 and "4 found" in result.stdout
+    assert check_folder(data_dir, progress=False).status == 0
+
+
+def test_relink_command_leaves_alone_what_was_taken_out_of_the_data_folder(moved):
+    data_dir, disk = moved
+    table = pd.read_csv(data_dir / "train.csv")
+    table[table["image"] != "2.JPG"].to_csv(data_dir / "train.csv", index=False)
+    (data_dir / "train_images" / "2.JPG").unlink()
+    result = run(data_dir, "--photos", disk, command="relink")
+    assert result.exit_code == 0 and "3 broken links: 3 found" in result.stdout
+    assert not (data_dir / "train_images" / "2.JPG").exists()
+
+
+def test_relink_command_of_an_older_data_folder_goes_by_names_and_by_name_on_request(moved):
+    data_dir, disk = moved
+    (disk / "W7" / "1.jpg").write_bytes(b"edited since")
+    refused = run(data_dir, "--photos", disk, "--dry-run", command="relink")
+    assert "3 found, 0 ambiguous, 1 not found" in refused.stdout and "--by-name" in refused.stdout
+    assert "4 found" in run(data_dir, "--photos", disk, "--by-name", "--dry-run", command="relink").stdout
+    (data_dir / "contents.csv").unlink()
+    (disk / "unknown").rename(disk / "2020")
+    draw(disk / "2021" / "9.jpg")
+    older = run(data_dir, "--photos", disk, command="relink").stdout
+    assert "4 broken links: 3 found, 1 ambiguous, 0 not found" in older
+    assert f"ambiguous: test_images/9.jpg: {disk / '2020' / '9.jpg'}, {disk / '2021' / '9.jpg'}" in older
 
 
 def test_relink_command_without_broken_links_changes_nothing(folders, tmp_path):

@@ -12,6 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from happywhale_nb.catalogue.exports.camtrap_dp import to_camtrap_dp
+from happywhale_nb.catalogue.exports.common import example_sightings
+from happywhale_nb.catalogue.exports.csv import to_csv
+from happywhale_nb.catalogue.exports.wildbook import to_wildbook
+from happywhale_nb.catalogue.exports.with_photos import photo_names
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import read_boxes
@@ -114,6 +119,9 @@ def test_read_user_table_of_a_workbook_refuses_formulas_without_values_and_names
     assert read_user_table(tmp_path / "two.xlsx", "2020").cells["name"].tolist() == ["12"]
     with pytest.raises(UserError, match="no sheet '2021'"):
         read_user_table(tmp_path / "two.xlsx", "2021")
+    book.active["A1"] = "read me"
+    book.save(tmp_path / "two.xlsx")
+    assert read_user_table(tmp_path / "two.xlsx", words=["image"]).file == "two.xlsx, sheet 2020"
 
 
 def test_faults_names_at_most_a_screen_and_counts_the_rest():
@@ -228,7 +236,7 @@ def test_import_command_with_clock_moves_the_times_of_one_camera(tmp_path):
         draw(tmp_path / "photos" / name, exif=exif)
     result = run(tmp_path / "photos", "--to", tmp_path / "mine", "--clock", "D500=+1h")
     assert result.exit_code == 0, result.stderr
-    assert "dates of 1 photographs of D500 moved by +1h" in result.stdout
+    assert "dates of 1 photograph of D500 moved by +1h" in result.stdout
     dates = read_dataset(tmp_path / "mine").train["date"].tolist()
     assert dates == ["2020-05-02T00:30:00", "2020-05-01T23:30:00"]
     result = run(tmp_path / "photos", "--to", tmp_path / "other", "--clock", "Canon=+1h")
@@ -242,6 +250,28 @@ def test_import_command_of_boxes_as_fractions_writes_pixels(tmp_path):
     boxes = read_boxes(data).set_index("image")[["x0", "y0", "x1", "y1"]]
     assert boxes.loc["a.jpg"].tolist() == [20, 25, 60, 37.5]
     assert boxes.loc["b.jpg"].tolist() == [0, 0, 80, 50]
+
+
+def test_import_reads_what_the_catalogue_exports(tmp_path):
+    known = example_sightings()
+    known = known[known["encounter"].isin(["E1", "E2", "E4"])]
+    names = {kind: photo_names(known, kind) for kind in ("wildbook", "camtrap-dp")}
+    for name in {*known["photo"], *names["wildbook"].values(), *names["camtrap-dp"].values()}:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (1400, 900)).save(tmp_path / name, format="JPEG")
+    (tmp_path / "x.csv").write_bytes(to_csv(known))
+    (tmp_path / "w.xlsx").write_bytes(to_wildbook(known, "ana"))
+    (tmp_path / "c.zip").write_bytes(to_camtrap_dp(known))
+    for name, boxes in (("x.csv", 2), ("w.xlsx", 0), ("c.zip", 2)):
+        plan = plan_source(tmp_path / name)
+        assert plan.train["individual_id"].tolist() == ["Mn01"] * 3
+        assert plan.train["date"].str[:16].tolist() == ["2018-06-03", *["2019-07-11T09:20"] * 2]
+        assert plan.train["latitude"].tolist() == ["66.1", "66", "66"]
+        assert plan.train["encounter"].nunique() == 2
+        assert set(plan.train["place"]) == {"Skjálfandi"}
+        assert len(plan.boxes) == boxes
+        # the fourth has no position: the standard has no place for it, the other two wait for a name
+        assert len(plan.test) == (name != "c.zip")
 
 
 @pytest.mark.parametrize(

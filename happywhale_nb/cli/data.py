@@ -116,6 +116,8 @@ def import_(source, target, photos, columns, dates, clocks, add, copy, dry_run, 
         click.echo(f"train.csv would {'get' if add else 'begin'}\n{shown.to_string(index=False)}")
         click.echo("nothing was written (--dry-run)")
         return
+    if add and plan.empty:
+        return
     write_extension(plan, copy) if add else write_import(plan, target, copy)
     if left_out := len(left_out_table(new.left_out, new.lost)):
         click.echo(f"{target / 'left_out.csv'} lists what is left out ({left_out:,})")
@@ -125,18 +127,20 @@ def import_(source, target, photos, columns, dates, clocks, add, copy, dry_run, 
 @data.command()
 @click.argument("data_dir", type=PATH)
 @click.option("--photos", required=True, type=PATH, help="The folder below which the photographs are now.")
+@click.option("--by-name", is_flag=True, help="Search by name alone, whatever the files contain.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be linked.")
 @click.pass_context
-def relink(ctx, data_dir, photos, dry_run):
+def relink(ctx, data_dir, photos, by_name, dry_run):
     """Link a data folder to its photographs again, after their disk or folder was moved.
 
     \b
     Example: happywhale data relink data/mine --photos /mnt/disk --dry-run
 
-    Files are found by name. Where several have that name, none is linked, unless one lies in a folder of the same name
-    as before. Exit status 0: no link is broken any more; 1: some are, and are named; 2: nothing was found.
+    Files are found by what they contain, also under other names. In data folders of earlier versions, and with
+    --by-name, they are found by name; where several have it, none is linked, unless one lies in a folder of the same
+    name as before. Exit status 0: no link is broken any more; 1: some are, and are named; 2: nothing was found.
     """
-    plan = plan_relink(data_dir, photos)
+    plan = plan_relink(data_dir, photos, by_name)
     click.echo("\n".join(relink_lines(plan)))
     if plan.broken and not plan.found:
         raise UserError(f"no photograph can be linked to a file below {photos}; nothing was changed")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOWS', 'FORBIDDEN', 'DEVICES', 'HELD', 'PATIENCE', 'MAX_PATH_LENGTH', 'LINK_SUBSTITUTES', 'REFUSED',
-           'check_platform', 'clean_file_name', 'check_file_name', 'rename_patiently', 'write_fault', 'link_file',
-           'substitute_notes', 'lenient_console', 'sync_folder']
+           'check_platform', 'readable_name', 'clean_file_name', 'check_file_name', 'rename_patiently', 'write_fault',
+           'link_file', 'substitute_notes', 'lenient_console', 'sync_folder']
 
 # %% ../../nbs/lib/core/platforms.ipynb #platforms-02
 import errno
@@ -45,6 +45,23 @@ FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.I)
 
 
+def readable_name(name: str) -> str:
+    """Return a file's name as text that can be written down.
+
+    Args:
+        name: a name or path as the system gives it; bytes that are no UTF-8, as on disks of older systems, are taken
+            for Windows-1252.
+
+    Returns:
+        `name` itself, if it is text.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("cp1252", errors="replace")
+    return name
+
+
 def clean_file_name(name: str) -> str:
     """Return the nearest name that every system allows for a file or folder.
 
@@ -54,7 +71,7 @@ def clean_file_name(name: str) -> str:
     Returns:
         `name` itself if it is allowed; else forbidden characters are `_`, and a device's name begins with `_`.
     """
-    plain = FORBIDDEN.sub("_", str(name)).rstrip(". ")
+    plain = FORBIDDEN.sub("_", readable_name(str(name))).rstrip(". ")
     return f"_{plain}" if not plain or DEVICES.fullmatch(plain) else plain
 
 # %% ../../nbs/lib/core/platforms.ipynb #platforms-09

@@ -7,6 +7,7 @@ __all__ = ['DESCRIPTION', 'CAMTRAP_TABLES', 'BOX_CELLS', 'is_camtrap', 'read_cam
 
 # %% ../../nbs/lib/data/camtrap.ipynb #camtrap-02
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,14 @@ def _of_event(medium, events):
 BOX_CELLS = ("bboxX", "bboxY", "bboxWidth", "bboxHeight")
 
 
+def _taken(medium, observation, place):
+    # the time of a photograph; where times are doubtful without its zone, and at midnight the day alone
+    when = medium.get("timestamp", "") or observation.get("eventStart", "")
+    if place.get("timestampIssues", "").lower() == "true":
+        when = re.sub(r"T00:00:00$", "", when[:19])
+    return when
+
+
 def _row(where, medium, observation, place):
     box = tuple(observation.get(name, "") for name in BOX_CELLS)
     return {
@@ -101,7 +110,7 @@ def _row(where, medium, observation, place):
         "image": medium.get("filePath", "") or medium.get("fileName", ""),
         "individual_id": observation.get("individualID", ""),
         "species": observation.get("scientificName", ""),
-        "date": medium.get("timestamp", "") or observation.get("eventStart", ""),
+        "date": _taken(medium, observation, place),
         "encounter": observation.get("eventID", ""),
         "place": place.get("locationName", "") or place.get("locationID", ""),
         "latitude": place.get("latitude", ""),

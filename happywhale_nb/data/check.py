@@ -43,7 +43,7 @@ from happywhale_nb.data.dataset import (
     read_skips,
 )
 from .findings import FINDINGS, SKIPPABLE, Check
-from .formats import ENDINGS, jpeg_ends, open_photo, orientation, photos_in
+from .formats import BROKEN, ENDINGS, is_hidden, jpeg_ends, open_photo, orientation, photos_in
 from .near_duplicates import grey_thumbnail, same_pictures
 from .parts import of_part, split_path
 from .species import merge_species, suspect_spellings
@@ -106,21 +106,27 @@ def _check_names(check, table, file, folder, skipped):
 
 # %% ../../nbs/lib/data/check.ipynb #check-18
 def _check_present(check, names, file, folder, listed):
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     present = {entry.name for entry in entries if entry.is_file()}
     broken = {entry.name for entry in entries if entry.is_symlink() and entry.name not in present}
     lower = {name.lower(): name for name in present}
     for row, name in names[~names.isin(present)].items():
-        reason = _why_absent(name, lower.get(name.lower()), broken)
-        check.add("absent", file, f"{name} is not in {folder.name}/{reason}", row + 2)
+        near = lower.get(name.lower())
+        reason = f"; is it {near}?" if near else ""
+        if name in broken:
+            check.add("moved", f"{folder.name}/{name}", _was(folder / name), row + 2)
+        else:
+            check.add("absent", file, f"{name} is not in {folder.name}/{reason}", row + 2)
     for name in sorted(present - listed):
         check.add("not-listed", f"{folder.name}/{name}")
 
 
-def _why_absent(name, near, broken):
-    if name in broken:
-        return "; its link points to a file that is no longer there"
-    return f"; is it {near}?" if near else ""
+def _was(path):
+    # where a broken link used to lead
+    try:
+        return f"was {os.readlink(path)}"
+    except OSError:
+        return ""
 
 # %% ../../nbs/lib/data/check.ipynb #check-22
 def _check_train(check, table):
@@ -160,7 +166,9 @@ def _without_table(check, part, folder):
     photos, left_out = photos_in(folder)
     for kind in left_out:
         for name in kind.names:
-            check.add("not-read", f"{folder.name}/{name}", kind.reason)
+            moved = kind.reason.startswith(BROKEN)
+            detail = _was(folder / name) if moved else kind.reason
+            check.add("moved" if moved else "not-read", f"{folder.name}/{name}", detail)
     return pd.DataFrame({"image": [path.name for path in photos]}, dtype=str)
 
 # %% ../../nbs/lib/data/check.ipynb #check-26
@@ -220,7 +228,7 @@ def check_tables(check: Check) -> pd.DataFrame:
 # %% ../../nbs/lib/data/check.ipynb #check-30
 LARGEST = 200_000_000  # pixels: four times the largest sensor of 2024, and 600 MB once decoded
 IMAGE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-SUFFIXES = ENDINGS | {"MPO": ENDINGS["JPEG"] + ENDINGS["MPO"]}
+SUFFIXES = ENDINGS | dict.fromkeys(("JPEG", "MPO"), ENDINGS["JPEG"] + ENDINGS["MPO"])
 
 # %% ../../nbs/lib/data/check.ipynb #check-31
 @dataclass(frozen=True)
@@ -449,6 +457,15 @@ def count_noun(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 # %% ../../nbs/lib/data/check.ipynb #check-51
+def _common(paths):
+    # the folder that all lay in
+    folders = [os.path.dirname(path) for path in paths]
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:  # several drives
+        return folders[0]
+
+
 def _summary_lines(check):
     numbers = dict.fromkeys(["photos", "individuals", "species", "test_photos", "photos_seen", "bytes"], 0)
     numbers |= check.summary
@@ -460,6 +477,8 @@ def _summary_lines(check):
     ]
     if boxed := numbers.get("boxed", 0):
         lines.append(f"  {boxed:,} of {numbers['photos'] + numbers['test_photos']:,} photographs have a box")
+    if gone := [f.detail.removeprefix("was ") for f in check.findings if f.kind == "moved"]:
+        lines.append(f"  {count_noun(len(gone), 'photograph')} not found; where is the folder? It was {_common(gone)}")
     if left_out := numbers.get("skipped_train", 0) + numbers.get("skipped_test", 0):
         lines.append(f"  {left_out} more are left out, as skip.csv says")
     return lines

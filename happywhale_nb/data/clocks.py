@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import ExifTags
 
 from ..core.errors import UserError
+from .check import count_noun
 from .formats import open_photo
 
 # %% ../../nbs/lib/data/clocks.ipynb #clocks-03
@@ -103,7 +104,8 @@ def correct_clocks(
             raise UserError(f"--clock: no photograph is of the camera {camera!r} (cameras: {present})")
         corrected[own] = [shift_date(text, amount) for text in dates[own]]
         moved = int((corrected[own] != dates[own]).sum())
-        notes.append(f"dates of {moved:,} photographs of {camera} moved by {clock.rpartition('=')[2].strip()}")
+        written = clock.rpartition("=")[2].strip()
+        notes.append(f"dates of {count_noun(moved, 'photograph')} of {camera} moved by {written}")
         if still := int(own.sum()) - moved:
-            notes.append(f"{still:,} photographs of {camera} have no time, and were not moved")
+            notes.append(f"{count_noun(still, 'photograph')} of {camera} without a time: not moved")
     return corrected, notes

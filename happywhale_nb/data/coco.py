@@ -35,20 +35,21 @@ def json_text(value: object) -> str:
     return value.strip() if isinstance(value, str) else str(value)
 
 
-def read_json_file(source: Path) -> object:
+def read_json_file(source: Path) -> tuple[object, tuple[str, ...]]:
     """Read a JSON file of any encoding.
 
     Args:
         source: the file.
 
     Returns:
-        The value in it.
+        The value in it, and a note if the file is not UTF-8.
 
     Raises:
         UserError: If it is missing or no JSON.
     """
     try:
-        return json.loads(decode_text(source.read_bytes(), source.name)[0])
+        text, notes = decode_text(source.read_bytes(), source.name)
+        return json.loads(text), notes
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -63,13 +64,13 @@ def _objects(content, name, source):
 
 
 def _lists(source):
-    content = read_json_file(source)
+    content, notes = read_json_file(source)
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
         present = ", ".join(content) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{source.name} is not COCO JSON with images and annotations (found: {present})")
     images, annotations = _objects(content, "images", source), _objects(content, "annotations", source)
-    categories = _objects({"categories": []} | content, "categories", source)
-    return images, [_flat(a) for a in annotations], categories
+    categories = _objects({"categories": content.get("categories") or []}, "categories", source)
+    return images, [_flat(a) for a in annotations], categories, notes
 
 
 def _flat(annotation):
@@ -137,7 +138,7 @@ def _row(annotation, image, match, categories):
     if "species" not in match and "category_id" in annotation:
         row["species"] = categories.get(json_text(annotation["category_id"]), "")
     box = annotation.get("bbox")
-    row["box"] = tuple(map(json_text, box)) if isinstance(box, list) and box else ()
+    row["box"] = tuple(map(json_text, box)) if isinstance(box, list) else (json_text(box),) if box else ()
     return row | {"image": json_text(image["file_name"])}
 
 
@@ -150,7 +151,8 @@ def _rows(by_id, annotations, match, categories):
         row = _row(annotation, image or {"file_name": ""}, match, categories)
         if image is None:
             who, of = row.get("individual_id", ""), json_text(annotation.get("image_id"))
-            orphans.append((f"annotation {number} of image {of}" + (f" ({who})" if who else ""), who))
+            place = f"of image {of}" if of else "without an image"
+            orphans.append((f"annotation {number} {place}" + (f" ({who})" if who else ""), who))
             continue
         seen.add(id(image))
         category = categories.get(json_text(annotation.get("category_id")), "")
@@ -191,11 +193,11 @@ def read_coco(source: Path, named: Mapping[str, str] | None = None) -> SourceRow
     Raises:
         UserError: If the file is not COCO, two images have one id, or no field holds individuals.
     """
-    images, annotations, listed = _lists(source)
+    images, annotations, listed, notes = _lists(source)
     by_id, categories = _images_by_id(images, source), _category_names(listed)
     match, unread = _fields(images, annotations, named)
     if "individual_id" not in match:
-        fields = ", ".join(sorted({field for a in annotations for field in a}))
+        fields = ", ".join(sorted({field for a in annotations for field in a})) or "none"
         message = f"no annotation says which individual it is (fields: {fields}): -c individual_id=FIELD"
         raise UserError(f"{source.name}: {message}")
     rows, orphans, empty = _rows(by_id, annotations, match, categories)
@@ -204,4 +206,4 @@ def read_coco(source: Path, named: Mapping[str, str] | None = None) -> SourceRow
     table["where"] = [f"{source.name}, {row['where'] or 'image'} ({row['image']})" for _, row in table.iterrows()]
     names = {ours: match.get(ours, ours) for ours in SYNONYMS} | {"species": match.get("species", "category_id")}
     left_out = _kinds(orphans, empty, unread, [f"category {key}" for key in unknown])
-    return SourceRows(table, (), left_out, names, listed=tuple(empty))
+    return SourceRows(table, notes, left_out, names, listed=tuple(empty))

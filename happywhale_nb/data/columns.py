@@ -223,6 +223,14 @@ def _spread(rows, cells, images):
     return table[~empty].reset_index(drop=True)
 
 # %% ../../nbs/lib/data/columns.ipynb #columns-17
+def _with_genus(cells, match, parts):
+    # names of species of two columns; a column `species` beside a genus may hold the epithet alone
+    column = match.get("species", parts.get("epithet"))
+    epithets = cells[column] if column else [""] * len(cells)
+    pairs = zip(cells[parts["genus"]], epithets, strict=True)
+    return [e if re.search(r"[\s_]", e) or ("species" in match and not g) else f"{g} {e}".strip() for g, e in pairs]
+
+
 def rows_of_table(table: UserTable, named: Mapping[str, str] | None = None) -> SourceRows:
     """Bring a user's table to our names.
 
@@ -252,9 +260,8 @@ def rows_of_table(table: UserTable, named: Mapping[str, str] | None = None) -> S
         rows[ours] = cells[match[ours]].to_numpy()
     if (dates := _dates(cells, match, parts)) is not None:
         rows["date"] = dates
-    if "species" not in match and "genus" in parts:
-        epithets = cells[parts["epithet"]] if "epithet" in parts else ""
-        rows["species"] = (cells[parts["genus"]] + " " + epithets).str.strip().to_numpy()
+    if "genus" in parts:
+        rows["species"] = _with_genus(cells, match, parts)
     used = {*match.values(), *images, *parts.values(), *box_columns}
     names = {ours: match.get(ours, ours) for ours in SYNONYMS}
     return SourceRows(_spread(rows, cells, images), table.notes, _unused(cells, used), names, corners)

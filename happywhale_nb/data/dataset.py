@@ -121,6 +121,12 @@ def check_images(table: pd.DataFrame, path: Path | str, folder: Path) -> None:
         raise UserError(f"{path}, row {row + 2}: image {name} is listed already in row {first + 2}")
     present = {entry.name for entry in os.scandir(folder) if entry.is_file()}
     absent = images[~images.isin(present)]
+    if gone := [name for name in absent if (folder / name).is_symlink()]:
+        was = os.path.dirname(os.readlink(folder / gone[0]))
+        raise UserError(
+            f"{len(gone):,} of {len(table):,} photographs in {folder} are links to files that are gone (they were in "
+            f"{was}): `happywhale data relink {folder.parent} --photos FOLDER` finds them where they are now"
+        )
     for row, name in absent.items():
         raise UserError(
             f"{path}, row {row + 2}: image {name} is not in {folder} ({len(absent)} of {len(table)} are "

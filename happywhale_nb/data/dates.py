@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import ExifTags, Image
 
 from ..core.errors import UserError
+from .formats import open_photo
 
 # %% ../../nbs/lib/data/dates.ipynb #dates-05
 ORDERS = ("dmy", "mdy", "ymd")
@@ -223,7 +224,7 @@ def camera_date(path: Path | str) -> str:
         The text of `exif_date`; `""` also if the file cannot be read.
     """
     try:
-        with Image.open(path) as photo:
+        with open_photo(path) as photo:
             return exif_date(photo)
     except Exception:  # Pillow raises whatever damage leads to; `happywhale data check` says what is wrong
         return ""

@@ -36,6 +36,7 @@ from happywhale_nb.data.importers import (
 )
 from .left_out import LeftOut
 from .names import name_key
+from .relink import write_contents
 from .species import species_key
 from .tables import read_user_table
 from .values import BOX_FIELDS
@@ -269,11 +270,12 @@ class Extension:
         return not (len(self.plan.train) or len(self.plan.test) or self.filled or len(self.boxes))
 
 
-def _nothing(source):
+def _nothing(source, known):
     columns = {"train": [*TRAIN_COLUMNS, "path"], "test": ["image", "path"], "boxes": ["image", *BOX_FIELDS]}
     tables = {name: pd.DataFrame(columns=names, dtype=object) for name, names in columns.items()}
     encounters = pd.DataFrame(columns=["image"], dtype=object)
-    return ImportPlan(**tables, encounters=encounters, notes=source.notes, left_out=source.left_out, tree=source.tree)
+    about = {"notes": source.notes, "left_out": source.left_out, "tree": source.tree}
+    return ImportPlan(**tables, encounters=encounters, **about, there=tuple(known.individuals))
 
 # %% ../../nbs/lib/data/extend.ipynb #extend-19
 def _known_of(folder, new):
@@ -319,7 +321,7 @@ def plan_extension(source: Path | str, target: Path | str, options: ImportOption
     new, renamed = _new_encounters(source.rows[~source.rows["path"].isin(same)].reset_index(drop=True), folder)
     source = replace(source, rows=new, notes=(*source.notes, *renamed))
     known = _known_of(folder, new["path"])
-    plan = plan_import(source, root, options, known, faults) if len(new) else _nothing(source)
+    plan = plan_import(source, root, options, known, faults) if len(new) else _nothing(source, known)
     if differences:
         kind = LeftOut("differences from what is there, which stays", tuple(differences))
         plan = replace(plan, left_out=(*plan.left_out, kind))
@@ -451,6 +453,7 @@ def write_extension(extension: Extension, copy: bool = False, progress: bool = T
     try:
         ways = _stage(extension, scratch / "new", copy, progress)
         _move_in(scratch / "new", extension.folder, moved)
+        write_contents(root)
     except BaseException as error:
         _take_back(moved)
         if isinstance(error, OSError):

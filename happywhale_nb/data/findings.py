@@ -32,6 +32,8 @@ ERRORS = {
     "skip-list": "skip.csv cannot be read",
     "leaves-folder": "an image must be a plain file name inside the folder of photographs",
     "listed-twice": "an image stands in the table more than once: keep one row",
+    "moved": "a photograph is linked to a file that is gone: `happywhale data relink DATA_DIR --photos FOLDER` finds "
+    "the files below the folder where they are now, also under other names",
     "absent": "an image is listed, but not in the folder: add the file or remove the row",
     "empty-file": "the file has no bytes: copy it again",
     "not-a-photo": "the file is no picture that can be read, whatever its name: replace it",

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'PHOTO_ENDINGS', 'RAW_ENDINGS', 'FILM_ENDINGS', 'SIGNATURES', 'HEIC_REMEDY', 'DEPTHS', 'ORIENTATION',
-           'NO_PHOTOGRAPH', 'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'open_photo', 'eight_bits', 'to_rgb',
-           'orientation', 'upright_size', 'upright', 'jpeg_ends', 'is_hidden', 'unread_reason', 'left_out_files',
-           'photos_in']
+           'BROKEN', 'NO_PHOTOGRAPH', 'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'open_photo', 'eight_bits',
+           'to_rgb', 'orientation', 'upright_size', 'upright', 'jpeg_ends', 'is_hidden', 'unread_reason',
+           'left_out_files', 'photos_in']
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-02
 import os
@@ -236,8 +236,11 @@ def upright_size(photo: Image.Image) -> tuple[int, int]:
     Returns:
         Width and height in pixels.
     """
-    turned = photo.format == "TIFF"  # Pillow gives the size that it will have
-    return photo.size[::-1] if orientation(photo) >= 5 and not turned else photo.size
+    width, height = photo.size
+    on_a_side = orientation(photo) >= 5
+    if on_a_side and photo.format == "TIFF":  # some versions of Pillow give the size as stored, others upright
+        width, height = photo.tag_v2[256], photo.tag_v2[257]
+    return (height, width) if on_a_side else (width, height)
 
 
 def upright(photo: Image.Image) -> Image.Image:
@@ -299,6 +302,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "@", "~$", "SYNOPHOTO_")) or name.lower() in _HIDDEN
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-29
+BROKEN = "links whose file is gone"
 NO_PHOTOGRAPH = "files that are no photographs"
 UNOPENED = "photographs that cannot be opened: damaged, cut off or too large"
 UNREAD = {
@@ -371,7 +375,8 @@ def photos_in(folder: Path | str, thorough: bool = False) -> tuple[list[Path], l
         The photographs, sorted by name, and what is left out; hidden files are passed over.
     """
     folder = Path(folder)
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not is_hidden(p.name)) if folder.is_dir() else []
-    reasons = {path: unread_reason(path, thorough) for path in files}
+    entries = sorted(p for p in folder.iterdir() if not is_hidden(p.name)) if folder.is_dir() else []
+    reasons = {path: unread_reason(path, thorough) for path in entries if path.is_file()}
+    reasons |= {path: BROKEN for path in entries if path.is_symlink() and not path.exists()}
     unread = [(reason, path.name, "") for path, reason in reasons.items() if reason]
-    return [path for path in files if not reasons[path]], left_out_files(unread)
+    return [path for path, reason in reasons.items() if not reason], left_out_files(unread)

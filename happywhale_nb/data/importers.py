@@ -32,6 +32,7 @@ from .left_out import LeftOut, left_out_table, lost_individuals
 from .lookup import PhotoLookup
 from .names import clean_name, find_twins, is_nobody, name_key
 from .reading import find_photographs, read_values
+from .relink import write_contents
 from .species import one_spelling, plain_species, suspect_spellings
 from .tables import read_user_table
 from .values import BOX_FIELDS, Faults
@@ -83,6 +84,7 @@ class ImportPlan:
         notes: what the user should know, one sentence each.
         left_out: what is not imported, by kind.
         tree: what the levels of folders are taken for, one line each.
+        there: names of individuals that have photographs already, in the data folder that is added to.
     """
 
     train: pd.DataFrame
@@ -92,12 +94,15 @@ class ImportPlan:
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     tree: tuple[str, ...] = ()
+    there: tuple[str, ...] = ()
 
     @property
     def lost(self) -> list[str]:
         """Individuals that have no photograph left, sorted."""
         kinds = [replace(kind, individuals=tuple(map(_stored_name, kind.individuals))) for kind in self.left_out]
-        return lost_individuals(kinds, {name_key(name): name for name in self.train["individual_id"]}.values())
+        remaining = {name_key(name) for name in (*self.train["individual_id"], *self.there)}
+        names = {name for kind in kinds for name in kind.individuals}
+        return lost_individuals(kinds, [name for name in names if name_key(name) in remaining])
 
 
 def _stored_name(name):
@@ -141,7 +146,8 @@ def _merged(same, faults):
         value = _agreed(same[column])
         if value is None:
             said = " and ".join(sorted(set(same[column]) - {""}))
-            faults.add(", ".join(same["where"]), f"{first['image']} is listed twice, with the {column} {said}")
+            fault = f"{first['image']} is listed twice, with the {column} {said}: keep one"
+            faults.add(", ".join(same["where"]), fault)
         first[column] = value or first[column]
     sides = set(same["side"]) - {""}
     first["side"] = sides.pop() if len(sides) == 1 else ""
@@ -220,6 +226,8 @@ def _with_species(rows, default, known):
         notes.append(f"{count} without a species: written as 'unknown'; name it with --species")
     if default and not missing.any() and set(species) != {spelling[default]}:
         notes.append(f"--species {default} is not used: every photograph has a species")
+    elif default and (own := int((species[~missing] != spelling[default]).sum())):
+        notes.append(f"--species {default} is that of {missing.sum():,} photographs; {own:,} have one of their own")
     for chosen in sorted(set(species)):
         others = sorted({name for name, one in spelling.items() if one == chosen and plain_species(name) != chosen})
         if others:
@@ -311,13 +319,16 @@ def plan_import(
     if rows.empty:
         raise UserError(f"no photographs found below {root}")
     if known is None and (rows["individual_id"] == "").all():
-        raise UserError("no photograph has an individual's name: nothing could be learned from them")
+        wrong = ("if that is not so, say what each level is, such as --layout animal/side",) if source.tree else ()
+        nobody = "no photograph has an individual's name: nothing could be learned from them"
+        raise UserError("\n".join([nobody, *source.tree, *wrong]))
     rows, on_species = _with_species(rows, options.species, known_)
     rows, shared = _one_animal_each(rows)
     rows, on_encounters = _with_encounters(rows, options.encounters)
     rows = rows.assign(image=name_files(list(rows["path"]), root, known_.files))
     notes = (*source.notes, *named, *twice, *on_species, *shared, *on_encounters, *note_on_files(rows))
-    return ImportPlan(*_tables(rows), notes, (*source.left_out, *beside, *second), source.tree)
+    left_out = (*source.left_out, *beside, *second)
+    return ImportPlan(*_tables(rows), notes, left_out, source.tree, tuple(known_.individuals))
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-23
 def read_source(source: Path, options: ImportOptions) -> SourceRows:
@@ -365,7 +376,7 @@ def read_rows(source: Path | str, options: ImportOptions) -> tuple[SourceRows, P
     if not source.exists() or not root.is_dir():
         raise UserError(f"{source if not source.exists() else root} is missing")
     rows, faults = read_source(source, options), Faults(options.skip_faulty)
-    lookup = PhotoLookup(root) if "path" not in rows.rows else None
+    lookup = PhotoLookup(root, options.follow_links) if "path" not in rows.rows else None
     rows = find_photographs(rows, lookup, faults, options.skip_missing)
     return read_values(rows, faults, options.dates, options.clocks), root, faults
 
@@ -475,6 +486,7 @@ def write_import(plan: ImportPlan, target: Path | str, copy: bool = False, progr
         ways += put_photos(plan.test, folder / "test_images", copy, progress)
         for name, table in plan_tables(plan).items():
             write_csv(table, folder / name)
+        write_contents(folder)
     for note in substitute_notes(target, ways):
         print(note, file=sys.stderr)
     return target

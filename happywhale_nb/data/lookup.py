@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .formats import PHOTO_ENDINGS, RAW_ENDINGS, is_hidden, unread_reason
+from ..core.platforms import readable_name
+from .formats import PHOTO_ENDINGS, RAW_ENDINGS, unread_reason
+from .layouts import walk_files
 
 # %% ../../nbs/lib/data/lookup.ipynb #lookup-04
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ def _stem(name):
     return (stem if ending.lower() in ENDINGS else name).casefold()
 
 
+def _file(path):
+    # a file that is named by a whole path, or by one out of the folder
+    try:
+        return Path(os.path.abspath(path)) if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
 def _common_end(one, two):
     # how many parts at the ends of two paths are equal, whatever their case, but for the names themselves
     pairs = zip(reversed(one[:-1]), reversed(two[:-1]), strict=False)
@@ -64,55 +74,32 @@ def _common_end(one, two):
 class PhotoLookup:
     """Finds photographs below a folder by what is written of them.
 
-    Hidden files and folders are passed over.
+    Hidden files and folders are passed over, and so are links to folders outside.
 
     Attributes:
         root: the folder.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, follow_links: bool = False) -> None:
         """Read the folder.
 
         Args:
             root: the folder, at any depth of which photographs lie.
+            follow_links: whether to follow links to folders outside it.
         """
-        self.root = Path(root)
+        self.root = Path(root).absolute()
         self._files = {}  # parts below the root -> path
         self._by_name, self._by_folded, self._by_stem = (defaultdict(list) for _ in range(3))
-        for parent, folders, names in os.walk(self.root):
-            folders[:] = sorted(f for f in folders if not is_hidden(f))
-            for name in sorted(n for n in names if not is_hidden(n)):
-                self._add(Path(parent, name))
+        for path in walk_files(self.root, follow_links)[0]:
+            self._add(path)
 
     def _add(self, path):
-        parts = written_parts(path.relative_to(self.root).as_posix())
+        parts = written_parts(readable_name(path.relative_to(self.root).as_posix()))
         self._files[parts] = path
         self._by_name[parts[-1]].append(parts)
         self._by_folded[parts[-1].casefold()].append(parts)
         if os.path.splitext(parts[-1])[1].lower() in ENDINGS:
             self._by_stem[_stem(parts[-1])].append(parts)
-
-    def _candidates(self, written, taken):
-        # the files that can be meant: those of the first rule that finds any, with the longest common end
-        rules = (
-            (self._by_name.get(written[-1], []), False),
-            (self._by_folded.get(written[-1].casefold(), []), True),
-            ([p for p in self._by_stem.get(_stem(written[-1]), []) if p not in taken], True),
-        )
-        for parts, guessed in rules:
-            if parts:
-                longest = max(_common_end(written, p) for p in parts)
-                chosen = [p for p in parts if _common_end(written, p) == longest]
-                return chosen, guessed or longest < len(written) - 1
-        return [], False
-
-    def _outside(self, name):
-        # a file that is named by a whole path, or by one out of the folder
-        try:
-            path = Path(os.path.abspath(self.root / name))
-            return path if path.is_file() else None
-        except (OSError, ValueError):
-            return None
 
     def find(self, name: str, taken: Iterable[tuple[str, ...]] = ()) -> Found:
         """Find the file that a written name means.
@@ -129,9 +116,9 @@ class PhotoLookup:
             return Found()
         if written in self._files:
             return self._checked(self._files[written], False)
-        if outside := self._outside(name):
+        if outside := _file(self.root / name):
             return self._checked(outside, False)
-        parts, guessed = self._candidates(written, taken)
+        parts, guessed = _meant(self, written, taken)
         paths = tuple(self._files[p] for p in parts)
         readable = tuple(path for path in paths if not unread_reason(path))
         if len(readable or paths) > 1:
@@ -171,6 +158,21 @@ class PhotoLookup:
             Its path below the root, if it lies there.
         """
         return PurePosixPath(path.relative_to(self.root)).as_posix() if path.is_relative_to(self.root) else str(path)
+
+# %% ../../nbs/lib/data/lookup.ipynb #lookup-07b
+def _meant(lookup, written, taken):
+    # `(parts of files, whether they are written otherwise)`
+    rules = (
+        (lookup._by_name.get(written[-1], []), False),
+        (lookup._by_folded.get(written[-1].casefold(), []), True),
+        ([p for p in lookup._by_stem.get(_stem(written[-1]), []) if p not in taken], True),
+    )
+    for parts, guessed in rules:
+        if parts:
+            longest = max(_common_end(written, p) for p in parts)
+            chosen = [p for p in parts if _common_end(written, p) == longest]
+            return chosen, guessed or longest < len(written) - 1
+    return [], False
 
 # %% ../../nbs/lib/data/lookup.ipynb #lookup-09
 def split_cell(name: str, lookup: PhotoLookup) -> list[str]:

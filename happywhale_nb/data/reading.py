@@ -58,13 +58,12 @@ def _split_cells(rows, lookup):
 # %% ../../nbs/lib/data/reading.ipynb #reading-06
 def _refuse_missing(rows, missing, lookup, faults):
     # one fault for all: the usual reason is a folder, which is named once
-    names = list(dict.fromkeys(rows.loc[missing, "image"]))
-    where = rows.loc[missing, "where"].iloc[0]
-    some = ", ".join(map(repr, names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
+    absent = rows[missing].drop_duplicates("image")
+    named = [f"{row.image!r} ({row.where})" for row in absent.head(20).itertuples()]
+    more = f" and {len(absent) - 20:,} more" if len(absent) > 20 else ""
     faults.add(
-        where,
-        f"{len(names):,} of {rows['image'].nunique():,} photographs are not below {lookup.root}: {some}; name their "
-        "folder with --photos, or leave them out with --skip-missing",
+        f"{len(absent):,} of {rows['image'].nunique():,} photographs are not below {lookup.root}",
+        f"{', '.join(named)}{more}; name their folder with --photos, or leave them out with --skip-missing",
     )
 
 

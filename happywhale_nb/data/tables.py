@@ -57,7 +57,7 @@ def _encoding(content):
         if content.startswith(mark):
             return encoding
     even, odd = content[0:4000:2].count(0), content[1:4000:2].count(0)
-    if even or odd:
+    if max(even, odd) * 4 > len(content[:4000]):
         return "utf-16-be" if even > odd else "utf-16-le"
     try:
         content.decode("utf-8")
@@ -217,12 +217,18 @@ def _refuse_uncomputed(content, sheet, records, file):
         raise UserError(f"{file}: formulas without a value in {some}: open it in a spreadsheet and save it")
 
 # %% ../../nbs/lib/data/tables.ipynb #tables-19
-def _choose_sheet(book, sheet, file):
+def _known_in_sheet(sheet, words):
+    rows = sheet.iter_rows(max_row=HEADER_ROWS, values_only=True)
+    return max((_known_names(["" if cell is None else cell for cell in row], words) for row in rows), default=0)
+
+
+def _choose_sheet(book, sheet, file, words):
     # the worksheet that is read, its name for messages, and notes
     if sheet and sheet not in book.sheetnames:
         raise UserError(f"{file} has no sheet {sheet!r} (its sheets: {', '.join(book.sheetnames)})")
     filled = [s for s in book.worksheets if s.sheet_state == "visible" and s.max_row > 1]
-    chosen = book[sheet] if sheet else next(iter(filled), book.worksheets[0])
+    best = max(filled or book.worksheets, key=lambda s: _known_in_sheet(s, words))
+    chosen = book[sheet] if sheet else best
     others = [s.title for s in filled if s.title != chosen.title]
     if not others:
         return chosen, file, []
@@ -230,14 +236,14 @@ def _choose_sheet(book, sheet, file):
     return chosen, f"{file}, sheet {chosen.title}", [] if sheet else [note]
 
 
-def _workbook_records(content, file, sheet):
+def _workbook_records(content, file, sheet, words):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # openpyxl warns of parts that it does not keep when it writes
         try:
             book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
         except Exception as error:  # damaged files raise whatever the damage leads to
             raise UserError(f"{file} cannot be read as an Excel workbook ({error}): {SAVE_AS}") from None
-        chosen, file, notes = _choose_sheet(book, sheet, file)
+        chosen, file, notes = _choose_sheet(book, sheet, file, words)
         records, more = _sheet_records(chosen, file)
         _refuse_uncomputed(content, chosen.title, records, file)
     return records, file, [*notes, *more]
@@ -393,7 +399,7 @@ def read_user_table(path: Path | str, sheet: str = "", words: Collection[str] = 
 
     Args:
         path: a CSV in any of the usual forms, or an Excel workbook, whatever the file's name ends in.
-        sheet: the sheet of a workbook; `""`: the first visible one with rows.
+        sheet: the sheet of a workbook; `""`: the first visible one with most of the usual names.
         words: usual names of columns, as `letters` writes them; they tell the header and the separator.
 
     Returns:
@@ -408,7 +414,7 @@ def read_user_table(path: Path | str, sheet: str = "", words: Collection[str] = 
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if _is_workbook(content, path.name):
-        records, file, notes = _workbook_records(content, path.name, sheet)
+        records, file, notes = _workbook_records(content, path.name, sheet, words)
         if path.suffix.lower() not in {".xlsx", ".xlsm", ".xltx", ".xltm"}:
             notes = [f"{path.name} is an Excel workbook, whatever its name says", *notes]
         return table_of_records(records, file, notes, words, fixed_cells=True)

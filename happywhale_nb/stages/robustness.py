@@ -32,6 +32,7 @@ from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, open_set_truth, require_catalogue
 from ..imaging.crops import load_crop, load_crops
 from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
+from ..imaging.photo import read_upright
 from ..networks.model import embed_views, embedding_averages, load_trained
 from ..networks.presets import Preset, used_preset
 from ..retrieval.embeddings import read_embeddings
@@ -143,9 +144,7 @@ def photo_reader(paths: Sequence[Path], chosen: pd.DataFrame, config: Preset) ->
 # %% ../../nbs/05_robustness.ipynb #05-robustness-12a
 def _reduced_photo(path):
     """Pixels of a photo, at most `LONGER_SIDE` on the longer side, and its own width and height."""
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if pixels is None:
-        raise UserError(f"{path} is missing or cannot be decoded: replace the file, or remove its row")
+    pixels = read_upright(path)
     own = np.array(pixels.shape[1::-1])
     if own.max() > LONGER_SIDE:
         smaller = np.maximum(np.rint(own * LONGER_SIDE / own.max()), 1).astype(int)

@@ -24,11 +24,12 @@ from ..dependencies import Number, Reader, State, attachment
 PICTURE_SIDES = (160, 320, 512, 1024, 1600, 2048)  # few, so that few files are made of each photograph
 
 
-def _told(error, path, name):
-    # the error about a photo's file without the server's folders
+def _told(error, path, place, kept):
+    # the error about a photo's file with its place in the catalogue, not the server's folders
     if not path.is_file():
-        return NotFound(f"the file of photograph {name} is not where it was")
-    return UserError(str(error).replace(str(path), name))
+        remedy = "" if kept else ": `happywhale data relink` finds it"
+        return NotFound(f"the file of photograph {place} is not where it was{remedy}")
+    return UserError(str(error).replace(str(path), place))
 
 
 def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | None = None) -> bytes:
@@ -50,7 +51,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
     with catalogue.reading() as session:
         photo, crop = listings.get_or_404(session, Photo, number, "photograph"), listings.photo_crop(session, number)
         path, digest, (box, frame) = catalogue.path(photo), photo.sha256, listings.crop_box(crop)
-        name = photo.name
+        place, kept = photo.path, photo.kept
     side = next(each for each in PICTURE_SIDES if each >= side)
     options = (box, frame, side, settings["margin"], settings["keep_aspect"]) if settings else (side,)
     key = fingerprint(digest, *options)
@@ -59,7 +60,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
         try:
             data = show_crop(path, *options) if settings else show_photo(path, side)
         except UserError as error:  # the server's folders are nobody's business
-            raise _told(error, path, name) from None
+            raise _told(error, path, place, kept) from None
         with atomic(cached) as temporary:
             temporary.write_bytes(data)
     return cached.read_bytes()
@@ -90,7 +91,7 @@ def photo_file(state: State, caller: Reader, number: Number) -> FileResponse:
         photo = listings.get_or_404(session, Photo, number, "photograph")
         path = state.catalogue.path(photo)
     if not path.is_file():
-        raise NotFound(f"the file of photograph {photo.name} is not where it was")
+        raise NotFound(f"the file of photograph {photo.name} is not where it was: {photo.path}")
     return FileResponse(
         path, media_type="application/octet-stream", headers={"content-disposition": attachment(photo.name)}
     )
