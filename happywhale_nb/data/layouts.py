@@ -186,7 +186,11 @@ _KINDS = re.compile(
     r"(whale|dolphin|porpoise|orca|beluga|narwhal|vaquita|cachalot|humpback|minke|bottlenose|turtle|tortoise|loggerhead"
     r"|leatherback|hawksbill|seal|sea_?lion|walrus|otter|manatee|dugong|shark|ray|manta|sawfish|penguin|salamander|newt"
     r"|frog|toad|lizard|zebra|giraffe|leopard|cheetah|tiger|lion|jaguar|lynx|ocelot|hyena|elephant|rhino|bear|wolf"
-    r"|dog|cat|cow|chimpanzee|gorilla|macaque|lemur|species)(e?s)?(_?\d*|_sp|_spp)"
+    r"|dog|cat|cow|chimpanzee|gorilla|macaque|lemur)(e?s)?"
+)
+_FIRST = re.compile(
+    r"(ballena|delf[ií]n|marsopa|tortuga|foca|baleine|dauphin|marsouin|tortue|phoque|balena|delfino|tartaruga|baleia"
+    r"|golfinho|toninha)s?"
 )
 _LATIN = re.compile(
     r"[A-Z][a-z]{2,}(us|a|um|is|ops|as|es|ae|ia|on|ys|ens|ax|or|er)[ _-]"
@@ -205,8 +209,8 @@ def is_species(name: str) -> bool:
     """
     word = _word(name).replace("'", "").replace("’", "")
     known = word in _SPECIES
-    last = word.rsplit("_", 1)[-1]
-    kind = _KINDS.fullmatch(last) or _KINDS.fullmatch(word) or re.fullmatch(r"(sp|species)_?[\da-z]", word)
+    kind = _KINDS.fullmatch(word.rsplit("_", 1)[-1]) or _KINDS.fullmatch(word) or _FIRST.fullmatch(word.split("_")[0])
+    kind = kind or re.fullmatch(r"(sp|species)_?[\da-z]", word)
     return bool(known or kind or _LATIN.fullmatch(name.strip()))
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-18
@@ -316,6 +320,8 @@ def _order_in_one(chains):
 
 
 def _order_of_two(upper, lower):
+    if len(upper) == 1 and _KINDS.fullmatch(word := _word(next(iter(upper)))) and word.endswith("s"):
+        return "-", "animal"  # `whales/Hope`: all that there is, not a species
     if all(map(is_species, upper)):
         return ("species", "animal")
     return ("animal", "species") if all(map(is_species, lower)) else None
