@@ -177,8 +177,8 @@ class PhotoView(BaseModel):
     side: str
     taken: str
     encounter_id: int
-    withdrawn: str
-    uploaded: bool
+    withdrawn: str = ""  # answers that an earlier version has stored have neither
+    uploaded: bool = False
     crop: CropView
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-12
