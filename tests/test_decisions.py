@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from test_any_order import memory
@@ -374,7 +375,7 @@ def photos(tmp_path_factory):
     """A folder in which an import finds four photographs."""
     folder = tmp_path_factory.mktemp("photos")
     for i in range(4):
-        (folder / f"{i}.jpg").touch()
+        Image.new("RGB", (8, 8)).save(folder / f"{i}.jpg")
     return folder
 
 

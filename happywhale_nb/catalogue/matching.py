@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from threading import RLock
 
 import numpy as np
-from sqlalchemy import Integer, cast, func, select
+from sqlalchemy import Integer, cast, func, literal_column, select
 from sqlalchemy.orm import Session
 
 from .listings import annotated, answer_view, get_or_404, id_and_name, photo_view, rejections
@@ -201,9 +201,10 @@ BLOCK = 256  # rows that are summed, and read again together
 
 def _block_sums(session, model):
     """Sums by blocks of encounters and of photos, `{(table, block): sums}`; a change of any row changes its block's."""
-    block = Encounter.id // BLOCK
+    size = literal_column(str(BLOCK))  # as a parameter, PostgreSQL would take two of it for two numbers
+    block = Encounter.id // size
     versions = select(block, func.count(), func.sum(Encounter.version)).group_by(block)
-    block = Photo.id // BLOCK
+    block = Photo.id // size
     place = func.sum(Photo.encounter_id * (Photo.id % 997 + 1))
     photos = select(block, func.count(), place, func.sum(cast(Photo.withdrawn, Integer)))
     photos = photos.join(Annotation, Annotation.photo_id == Photo.id)
