@@ -45,6 +45,7 @@ def test_recognise_finds_the_layout_that_made_the_folders(layout, data):
         ("Hope/left Hope/right Hope/tail", "animal/side"),
         ("J K L", "animal"),
         ("whales/Hope whales/Nova", "-/animal"),
+        ("walrus/Hope walrus/Nova", "species/animal"),
         ("whale1 whale2 whale3", "animal"),
         ("species1/whale1 species2/whale2", "species/animal"),
         ("fin_whale/A fin_whale/B", "species/animal"),

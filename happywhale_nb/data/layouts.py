@@ -320,7 +320,8 @@ def _order_in_one(chains):
 
 
 def _order_of_two(upper, lower):
-    if len(upper) == 1 and _KINDS.fullmatch(word := _word(next(iter(upper)))) and word.endswith("s"):
+    only = _word(next(iter(upper))) if len(upper) == 1 else ""
+    if only.endswith("s") and _KINDS.fullmatch(only[:-1]):
         return "-", "animal"  # `whales/Hope`: all that there is, not a species
     if all(map(is_species, upper)):
         return ("species", "animal")
