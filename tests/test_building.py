@@ -28,6 +28,7 @@ from happywhale_nb.catalogue.upload_photos import ingest_uploads
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.retrieval.embeddings import UNKNOWN_PART, image_embeddings
 
 RNG = np.random.default_rng(7)
 
@@ -402,6 +403,24 @@ def test_photographs_of_one_name_in_both_parts_have_their_own_boxes_and_vectors(
             vectors = session.scalars(select(Embedding.vector).order_by(Embedding.annotation_id)).all()
         assert vectors == [first[3].vector, second[3].vector]
     field.catalogue.close()
+
+
+def test_embeddings_without_parts_are_no_photographs_that_two_parts_have(tmp_path):
+    field = Field(tmp_path)
+    for image in ("IMG_1.jpg", "IMG_2.jpg"):
+        field.add(image, "Hope")
+    draw(field.data / "test_images" / "IMG_1.jpg")
+    pd.DataFrame(field.rows).to_csv(field.data / "train.csv", index=False)
+    vectors = np.eye(2, field.embedder.width, dtype=np.float32)
+    stored = image_embeddings(UNKNOWN_PART, ["IMG_1.jpg", "IMG_2.jpg"], vectors)
+    made = create_catalogue(field.folder, field.data)
+    assert ingest_dataset(made, field.embedder, read_dataset(field.data), "colours", stored) == 3
+    with made.reading() as session:
+        rows = select(Photo.path, Embedding.vector).join(Annotation, Annotation.photo_id == Photo.id)
+        kept = dict(session.execute(rows.join(Embedding, Embedding.annotation_id == Annotation.id)).all())
+    made.close()
+    own = {path for path, vector in kept.items() if vector in {pack_vector(each) for each in vectors}}
+    assert own == {"train_images/IMG_2.jpg"} and len(set(kept.values())) == 3
 
 
 class Other(ColourEmbedder):

@@ -176,7 +176,9 @@ def ingest_dataset(
     files = _read_files(dataset.root, new["path"])
     new = _without_known(catalogue, set(table["path"]), new.join(files), log)
     new = new.assign(met=encounter_names(new, new["taken"]))
-    _add_photos(catalogue, embedder, name, dataset.root, new, boxes, vectors)
+    twice = set(table["image"][table["image"].duplicated()])  # in both parts
+    ready = _stored_vectors(vectors, new["path"], twice)
+    _add_photos(catalogue, embedder, name, dataset.root, new, boxes, ready)
     return len(new)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-33
@@ -220,9 +222,9 @@ def _several(paths):
     return f"{len(paths):,} photographs ({', '.join(sorted(paths)[:3])}{more})"
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-38
-def _add_photos(catalogue, embedder, name, root, new, boxes, vectors):
+def _add_photos(catalogue, embedder, name, root, new, boxes, ready):
     """Embed and add photos in lots, each in one transaction."""
-    model_id, ready, rows = register_model(catalogue, embedder, name), _stored_vectors(vectors, new["path"]), {}
+    model_id, rows = register_model(catalogue, embedder, name), {}
     for image, at in boxes.groupby("image").indices.items():  # once, not for each lot: there are many boxes
         rows.setdefault(split_path(image)[1].rpartition("/")[2], []).append(at)
     with catalogue.reading() as session:
@@ -243,14 +245,14 @@ def _whose(session):
     return [(given["individual_id"], number) for given, number in rows]
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-27
-def _stored_vectors(embeddings, paths):
+def _stored_vectors(embeddings, paths, twice):
     """For each path a vector of `embeddings`, or None if there is none, or it may be another photo's of that name."""
     if embeddings is None or not len(paths):
         return [None] * len(paths)
     parts, images, boxes = zip(*map(photo_key, paths), strict=True)
     rows = find_rows(embeddings, parts, images, boxes)
     if (embeddings.parts == UNKNOWN_PART).all():
-        rows = np.where(pd.Series(images).duplicated(keep=False), -1, rows)
+        rows = np.where([image in twice for image in images], -1, rows)
     return [None if row < 0 else embeddings.vectors[row] for row in rows]
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-09
