@@ -1411,6 +1411,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'happywhale_nb/data/check_values.py'),
                                                  'happywhale_nb.data.check_values._faults_of_boxes': ( 'lib/data/check_values.html#_faults_of_boxes',
                                                                                                        'happywhale_nb/data/check_values.py'),
+                                                 'happywhale_nb.data.check_values._is_odd_text': ( 'lib/data/check_values.html#_is_odd_text',
+                                                                                                   'happywhale_nb/data/check_values.py'),
                                                  'happywhale_nb.data.check_values._of_pictures': ( 'lib/data/check_values.html#_of_pictures',
                                                                                                    'happywhale_nb/data/check_values.py'),
                                                  'happywhale_nb.data.check_values._with_encounter': ( 'lib/data/check_values.html#_with_encounter',

@@ -198,7 +198,9 @@ PLANTS = {
     "side": column("side", "dorsal"),
     "position": lambda root: (column("latitude", "57,68")(root), column("longitude", "-4")(root))[0]
     or column("latitude", "95")(root),
+    "odd-text": column("place", "Bay\u200b"),
     "encounters": table_of("encounters.csv", ""),
+    "sizes": table_of("image_sizes.csv", "image,width,height\na.jpg,0,96\n"),
     "two-animals": table_of("encounters.csv", "image,encounter\na.jpg,S1\nc.jpg,S1\n"),
     "which-part": namesake,
     "skip-list": table_of("skip.csv", "image\na.jpg\n"),
@@ -307,6 +309,12 @@ def test_check_folder_with_an_odd_plain_name_says_only_that_it_is_absent(name, f
     cell(2, "image", name)(folder)
     found = [f for f in check_folder(folder, progress=False).findings if f.kind != "not-listed"]
     assert [(f.kind, f.row) for f in found] == [("absent", 4)]
+
+
+def test_check_folder_finds_faults_of_the_truth_that_only_the_report_reads(folder):
+    (folder / "test_truth.csv").write_text("image,individual\np.jpg,x\n")
+    found = [(f.kind, f.file) for f in check_folder(folder, progress=False).findings]
+    assert found == [("missing-column", "test_truth.csv")]
 
 
 def test_check_folder_counts_rows_as_a_spreadsheet_does(folder):

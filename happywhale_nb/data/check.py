@@ -223,6 +223,8 @@ def check_tables(check: Check) -> pd.DataFrame:
     sizes = sorted(check.root.glob("image_sizes*.csv"))
     check_parts(check, [check.root / "skip.csv", *sizes, *box_paths(check.root)], listed)
     check_encounters(check, listed)
+    if (truth := check.root / "test_truth.csv").is_file():
+        _load_table(check, truth, ["image", "individual_id"])  # the report reads it, after everything else
     return listed
 
 # %% ../../nbs/lib/data/check.ipynb #check-30

@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'TINY', 'ENOUGH', 'odd_ids', 'check_values', 'without_folder
 
 # %% ../../nbs/lib/data/check_values.ipynb #check_values-02
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from ..core.errors import UserError
 from .boxes import BOX, BOX_COLUMNS, LEAST, MANY, ends_beyond, larger_reason, read_box_rows
-from .dataset import names_in_both, read_table
+from .dataset import names_in_both, read_sizes, read_table
 from .encounter_table import ambiguous_dates, clean_columns, read_encounters
 from .findings import Check
 from .names import clean_name, find_twins, is_nobody
@@ -79,6 +80,13 @@ def check_values(check: Check, file: str, table: pd.DataFrame) -> None:
         clean_columns(cells, [str(row) for row in cells.index], faults)
         for row, _, detail in (text.partition(": ") for text in faults.found):
             check.add(kind, file, detail, int(row))
+    for column in [name for name in ("encounter", "place") if name in table]:
+        for row, text in table.loc[table[column].map(_is_odd_text), column].items():
+            check.add("odd-text", file, f"{column} {text[:40]!r}", int(row))
+
+
+def _is_odd_text(text):
+    return len(text) > 200 or any(unicodedata.category(c) in ("Cc", "Cs", "Cf", "Zl", "Zp") for c in text if c != "\n")
 
 # %% ../../nbs/lib/data/check_values.ipynb #check_values-12
 def without_folder(error: Exception, root: Path) -> str:
@@ -172,9 +180,12 @@ def check_boxes(check: Check, listed: pd.DataFrame, sizes: pd.DataFrame) -> None
     """
     faults = {}
     try:
+        read_sizes(check.root)
         boxes = read_box_rows(check.root, faults)
-    except UserError as error:  # of `image_sizes*.csv`
-        faults, boxes = {"image_sizes": str(error)}, pd.DataFrame(columns=[*BOX_COLUMNS, "part", "file", "row"])
+    except UserError as error:
+        boxes = pd.DataFrame(columns=[*BOX_COLUMNS, "part", "file", "row"])
+        if not any(f.kind == "which-part" and f.file.startswith("image_sizes") for f in check.findings):
+            check.add("sizes", "image_sizes*.csv", without_folder(error, check.root))
     unclear = {finding.file for finding in check.findings if finding.kind == "which-part"}
     for file, text in faults.items():
         if file not in unclear:

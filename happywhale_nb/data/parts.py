@@ -125,4 +125,4 @@ def of_part(table: pd.DataFrame, part: str) -> pd.DataFrame:
     Returns:
         Its rows of that part, and those that leave the part open.
     """
-    return table[table["part"].isin(["", part])] if "part" in table else table
+    return table[table["part"].fillna("").isin(["", part])] if "part" in table else table

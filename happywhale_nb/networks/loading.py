@@ -132,7 +132,8 @@ def _numbered_boxes(images, boxes):
     keys = [split_path(str(image)) for image in images]
     photos = pd.DataFrame({"photo": range(len(keys)), "name": [Path(str(image)).name for image in images]})
     photos["of"] = [part for part, _ in keys]
-    boxes = boxes.assign(part=boxes.get("part", ""))
+    open_part = pd.Series("", boxes.index)
+    boxes = boxes.assign(part=boxes.get("part", open_part).fillna(""))  # tables with and without parts may be joined
     folders = boxes["image"].str.contains("/", regex=False)
     if folders.any():
         pairs = [split_path(name) for name in boxes.loc[folders, "image"]]

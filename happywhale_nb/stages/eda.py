@@ -31,9 +31,11 @@ from ..core.renamed import read_record
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import Dataset, read_dataset, read_sizes
 from ..data.dates import read_dates
+from ..data.encounter_table import clean_columns
 from ..data.formats import open_photo
 from ..data.near_duplicates import COPY_CORRELATION, find_near_duplicates, read_near_duplicates
 from ..data.parts import of_part
+from ..data.values import Faults
 from ..imaging.photo import read_upright
 
 # %% ../../nbs/01_eda.ipynb #01-eda-05
@@ -407,7 +409,8 @@ def plot_time_and_place(train: pd.DataFrame) -> Figure:
 
 
 def _plot_places(ax, train):
-    degrees = train[["longitude", "latitude"]].apply(pd.to_numeric, errors="coerce")
+    places = train[["longitude", "latitude"]].fillna("").astype(str)  # as people write them, also with commas
+    degrees = clean_columns(places, [""] * len(places), Faults()).apply(pd.to_numeric, errors="coerce")
     ax.scatter(degrees["longitude"], degrees["latitude"], s=6, alpha=0.3, color=SEA)
     ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title="Where the cameras were")
 
