@@ -375,7 +375,7 @@ def photos(tmp_path_factory):
     """A folder in which an import finds four photographs."""
     folder = tmp_path_factory.mktemp("photos")
     for i in range(4):
-        Image.new("RGB", (8, 8)).save(folder / f"{i}.jpg")
+        Image.new("RGB", (6, 4)).save(folder / f"{i}.jpg")
     return folder
 
 

@@ -218,6 +218,17 @@ def test_import_with_add_calls_nobody_lost_who_has_photographs_here(first, tmp_p
     assert "written to" not in result.stdout
 
 
+def test_import_with_add_and_a_rule_gives_each_source_its_encounters(tmp_path):
+    settings = ImportOptions(encounters="folder")
+    for year in ("2016", "2017", "2018"):
+        draw(tmp_path / year / "Ann" / f"{year}.jpg")
+        draw(tmp_path / year / "Bo" / f"{year}.jpg")
+    mine = write_import(plan_source(tmp_path / "2016", settings), tmp_path / "mine", progress=False)
+    for year in ("2017", "2018"):
+        write_extension(plan_extension(tmp_path / year, mine, settings), progress=False)
+    assert read_dataset(mine).train["encounter"].nunique() == 6
+
+
 def test_same_content_reads_only_files_of_one_size(tmp_path):
     for name, text in (("a", "one"), ("b", "one"), ("c", "two"), ("d", "three")):
         (tmp_path / name).write_text(text)

@@ -28,6 +28,7 @@ from happywhale_nb.data.importers import (
     ImportOptions,
     ImportPlan,
     Known,
+    group_encounters,
     plan_import,
     plan_tables,
     put_photos,
@@ -228,13 +229,13 @@ def _clash(old, new):
     return any(a and b and not a & b for a, b in (days, animals))
 
 
-def _new_encounters(rows, folder):
-    # the rows with names of encounters that do not clash with the folder's, and a note
+def _new_encounters(rows, folder, other=()):
+    # the rows with names of encounters that do not clash with the folder's, and a note; `other` are others for certain
     columns = ["encounter", "date", "individual_id"]
     here = pd.DataFrame([{c: row.get(c, "") for c in columns} for row in _known_rows(folder).values()])
     taken, renamed = set(here["encounter"]) | set(rows["encounter"]), {}
     for label in sorted(set(rows["encounter"]) & set(here["encounter"]) - {""}):
-        if _clash(here[here["encounter"] == label], rows[rows["encounter"] == label]):
+        if label in other or _clash(here[here["encounter"] == label], rows[rows["encounter"] == label]):
             number = next(n for n in range(2, len(taken) + 3) if f"{label} ({n})" not in taken)
             renamed[label] = f"{label} ({number})"
     why = "because theirs is one of the folder's"
@@ -318,8 +319,13 @@ def plan_extension(source: Path | str, target: Path | str, options: ImportOption
     faults.refuse()
     same = same_content(source.rows["path"], folder.photos["path"])
     differences, filled, boxes = _compare_all(source, folder, same)
-    new, renamed = _new_encounters(source.rows[~source.rows["path"].isin(same)].reset_index(drop=True), folder)
-    source = replace(source, rows=new, notes=(*source.notes, *renamed))
+    new = source.rows[~source.rows["path"].isin(same)].reset_index(drop=True)
+    new, grouped = group_encounters(new, options.encounters)
+    of_folders = options.encounters.strip().lower() == "folder"  # folders of another source, which bear the same names
+    other = set(new["encounter"]) - set(source.rows["encounter"]) if of_folders else ()
+    new, renamed = _new_encounters(new, folder, other)
+    source = replace(source, rows=new, notes=(*source.notes, *grouped, *renamed))
+    options = replace(options, encounters="")
     known = _known_of(folder, new["path"])
     plan = plan_import(source, root, options, known, faults) if len(new) else _nothing(source, known)
     if differences:
