@@ -146,7 +146,7 @@ def test_stored_answer_of_an_earlier_version_is_shown_with_the_keys_of_today(api
         assert (shown["probability"], shown["query_photo"]) == (left["chance"], left["asked"])
         assert shown.keys() ^ left.keys() == {"probability", "chance", "query_photo", "asked"}
         assert all(shown[key] == left[key] for key in (shown.keys() & left.keys()) - {"photo"})
-        assert (left["photo"] or {}).items() <= (shown["photo"] or {}).items(), "there are new keys, withdrawn and uploaded"
+        assert (left["photo"] or {}).items() <= (shown["photo"] or {}).items(), "photographs have new keys"
 
 
 def test_decision_from_a_stored_answer_of_an_earlier_version_keeps_rank_and_probability(api, old):
