@@ -18,7 +18,7 @@ import pandas as pd
 from sqlalchemy import select
 
 from .folder_changes import given_row, read_changes, seen_by_name
-from .grouping import encounter_names, known_units, own_name
+from .grouping import encounter_names, known_units, own_name, say_unchecked
 from .known_names import read_names
 from .listings import annotated
 from .photo_files import file_columns, missing_photos
@@ -498,8 +498,8 @@ def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None) -> Cali
     queries = ~np.array(trained, bool)
     labels = np.array(individuals).astype(str)
     calibration = calibrate(unpack_vectors(vectors, width), labels, units, queries)
-    note = " ".join(text for text in (calibration.note, unchecked) if text)
-    calibration = replace(calibration, note=note, no_animal=no_animal or (stored and NoAnimal.from_dict(stored)))
+    calibration = say_unchecked(calibration, unchecked, len(photos))
+    calibration = replace(calibration, no_animal=no_animal or (stored and NoAnimal.from_dict(stored)))
     with catalogue.writing() as session:
         session.get(Model, number).calibration = calibration.as_dict()
     return calibration

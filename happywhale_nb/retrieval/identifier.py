@@ -65,6 +65,7 @@ class Calibration:
         coverage_low, coverage_high: the 95 % interval of `coverage`.
         coverage_encounters: number of encounters that it was measured on; 0 also in calibrations of earlier versions,
             which counted photographs.
+        coverage_unchecked: number of images of which neither encounter nor day is known.
         no_animal: how images without an animal are told; None if that was not learnt.
     """
 
@@ -85,13 +86,15 @@ class Calibration:
     coverage_low: float = float("nan")
     coverage_high: float = float("nan")
     coverage_encounters: int = 0
+    coverage_unchecked: int = 0
     no_animal: NoAnimal | None = None
 
     @property
     def measured(self) -> Coverage:
         """What the sets have held, on encounters that did not set their limit."""
         interval, limited = (self.coverage_low, self.coverage_high), bool(np.isfinite(self.distance))
-        return Coverage(1 - self.alpha, self.coverage, *interval, self.coverage_encounters, limited)
+        doubt = self.coverage_unchecked > 0
+        return Coverage(1 - self.alpha, self.coverage, *interval, self.coverage_encounters, limited, doubt)
 
     def for_images(self, n: int) -> "Calibration":
         """Choose the calibration for a query.

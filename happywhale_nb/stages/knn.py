@@ -391,7 +391,7 @@ from ..retrieval.conformal import CandidateSets, measure_coverage
 from ..retrieval.metrics import rank_of_truth
 
 # %% ../../nbs/06_knn.ipynb #06-knn-62
-def calibrate_folds(predicted: list[Fold], alpha: float = 0.1) -> list[Fold]:
+def calibrate_folds(predicted: list[Fold], alpha: float = 0.1, is_unchecked: bool = False) -> list[Fold]:
     """Add confidences and candidate sets to the predictions of all folds.
 
     Those of a fold's queries are learned on the other folds, without encounters that this fold has too (a single fold:
@@ -401,6 +401,7 @@ def calibrate_folds(predicted: list[Fold], alpha: float = 0.1) -> list[Fold]:
     Args:
         predicted: `Fold`s of `OpenSetPrediction`s.
         alpha: fraction of candidate sets that may miss the truth, in (0, 1).
+        is_unchecked: whether nobody can say that encounters are encounters, for lack of dates.
 
     Returns:
         `Fold`s of `CalibratedPrediction`s.
@@ -409,7 +410,7 @@ def calibrate_folds(predicted: list[Fold], alpha: float = 0.1) -> list[Fold]:
     units = [q.units for q in queries]
     confidences = cross_fit_confidence([(q.all_scores, q.is_correct) for q in queries], encounters=units)
     for_test, curve = _fit_sets(queries, alpha), TopOneCalibrator().fit(*joined(queries, "all_scores", "is_correct"))
-    calibrated, held = [], _coverage_of_groups(queries, for_test, alpha)
+    calibrated, held = [], _coverage_of_groups(queries, for_test, alpha, is_unchecked)
     for i, fold in enumerate(predicted):
         sets, own, test = _fit_sets(apart_from(queries, i), alpha), fold.queries, fold.test
         own = own.calibrated(confidences[i], _candidate_sets(sets, own), _of_groups(held, own))
@@ -448,14 +449,14 @@ def _held(others, own, alpha):
     return rank_of_truth(own.truth, _candidate_sets(_fit_sets(others, alpha), own)) > 0
 
 # %% ../../nbs/06_knn.ipynb #06-knn-62g
-def _coverage_of_groups(queries, for_test, alpha):
+def _coverage_of_groups(queries, for_test, alpha, is_unchecked):
     """`{group: Coverage}` of the groups that `for_test` has limits for."""
     held, (groups, units) = held_by_others(queries, alpha), joined(queries, "predicted_species", "units")
     measured = {}
     for group, distance in for_test.distances_.items():
         rows = groups == group if group else ~np.isin(groups, list(for_test.distances_))
         rows = np.flatnonzero(rows) if len(held) else []
-        measured[group] = measure_coverage(held[rows], units[rows], alpha, distance)
+        measured[group] = measure_coverage(held[rows], units[rows], alpha, distance, is_unchecked)
     return measured
 
 # %% ../../nbs/06_knn.ipynb #06-knn-62p
@@ -527,7 +528,10 @@ def _intervals(values, known, individuals):
 def _set_metrics(predictions, alpha):
     (listed,), distances = joined(predictions, "candidate_sets"), _fit_sets(predictions, alpha).distances_
     sizes, (units,) = (listed != "").sum(axis=1), joined(predictions, "units")
-    measured = measure_coverage(held_by_others(predictions, alpha), units, alpha, max(distances.values()))
+    held, limit = held_by_others(predictions, alpha), max(distances.values())
+    coverage = [one for p in predictions if p.coverage is not None for one in p.coverage[:1]]
+    is_unchecked = any(one.is_unchecked for one in coverage)
+    measured = measure_coverage(held, units if len(held) else [], alpha, limit, is_unchecked)
     return {
         "alpha": alpha,
         "coverage": measured.rate,
@@ -542,6 +546,7 @@ def _set_metrics(predictions, alpha):
 
 # %% ../../nbs/06_knn.ipynb #06-knn-34a
 from ..core.paths import fold_dir, study_dir
+from ..data.encounters import encounter_facts, unchecked_photographs
 from .study_split import finished_folds, study_card, study_encounters, study_folds
 
 # %% ../../nbs/06_knn.ipynb #06-knn-38a
@@ -733,7 +738,8 @@ def predict_folds(
         evidence = _gather_evidence(dataset, folder, folds, folders, numbers, options.rerank_top)
         ranked, rerank = fuse_local(ranked, evidence)
     predicted, thresholds = add_new_individual(ranked, options)
-    calibrated = calibrate_folds(predicted, options.alpha)
+    is_unchecked = unchecked_photographs(encounter_facts(dataset)) > 0
+    calibrated = calibrate_folds(predicted, options.alpha, is_unchecked)
     return ModelPrediction(dict(zip(numbers, calibrated, strict=True)), thresholds, rerank)
 
 # %% ../../nbs/06_knn.ipynb #06-knn-36a
