@@ -51,7 +51,7 @@ def table(tmp_path, text, name="t.csv", photos=("a.jpg", "b.jpg", "c.jpg")):
     return tmp_path / name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(word, cell, cell), min_size=1, max_size=5),
     st.sampled_from([",", ";", "\t", "|"]),
