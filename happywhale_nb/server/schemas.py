@@ -177,7 +177,7 @@ class PhotoView(BaseModel):
     side: str
     taken: str
     encounter_id: int
-    withdrawn: str = ""  # answers that an earlier version has stored have neither
+    withdrawn: str = ""  # answers that an earlier version stored have neither
     uploaded: bool = False
     crop: CropView
 
