@@ -201,7 +201,7 @@ BLOCK = 256  # rows that are summed, and read again together
 
 def _block_sums(session, model):
     """Sums by blocks of encounters and of photos, `{(table, block): sums}`; a change of any row changes its block's."""
-    size = literal_column(str(BLOCK))  # as a parameter, PostgreSQL would take two of it for two numbers
+    size = literal_column(str(BLOCK), Integer)  # as a parameter, PostgreSQL would take two of it for two numbers
     block = Encounter.id // size
     versions = select(block, func.count(), func.sum(Encounter.version)).group_by(block)
     block = Photo.id // size
