@@ -91,7 +91,7 @@ class Catalogue:
             raise UserError(f"there is no catalogue in {folder}: make one with `happywhale catalogue build`")
         card = Card.read(self.folder)
         self.name, self.data, self.fingerprint = card.name, Path(card.data), card.model
-        self.store = Store(database_url(self.folder, card.database))
+        self.store = Store(database_url(self.folder, card.database), self.folder)
         self.reading, self.writing = self.store.reading, self.store.writing
 
     @property
