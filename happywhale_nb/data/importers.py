@@ -27,6 +27,7 @@ from .columns import SourceRows, header_words, rows_of_table
 from .dataset import EXTRA_COLUMNS, NEW
 from .encounters import assign_encounters, encounter_notes
 from .file_names import name_files
+from .folder_rules import write_rules
 from .formats import PHOTO_ENDINGS, RAW_ENDINGS
 from .layouts import read_folders
 from .left_out import LeftOut, left_out_table, lost_individuals
@@ -86,6 +87,7 @@ class ImportPlan:
         left_out: what is not imported, by kind.
         tree: what the levels of folders are taken for, one line each.
         there: names of individuals that have photographs already, in the data folder that is added to.
+        encounters_by: the rule by which photographs were grouped; `""`: none was chosen.
     """
 
     train: pd.DataFrame
@@ -96,6 +98,7 @@ class ImportPlan:
     left_out: tuple[LeftOut, ...] = ()
     tree: tuple[str, ...] = ()
     there: tuple[str, ...] = ()
+    encounters_by: str = ""
 
     @property
     def lost(self) -> list[str]:
@@ -339,7 +342,8 @@ def plan_import(
     rows = rows.assign(image=name_files(list(rows["path"]), root, known_.files))
     notes = (*source.notes, *named, *twice, *on_species, *shared, *on_encounters, *note_on_files(rows))
     left_out = (*source.left_out, *beside, *second)
-    return ImportPlan(*_tables(rows), notes, left_out, source.tree, tuple(known_.individuals))
+    rule = options.encounters.strip().lower()
+    return ImportPlan(*_tables(rows), notes, left_out, source.tree, tuple(known_.individuals), rule)
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-23
 def read_source(source: Path, options: ImportOptions) -> SourceRows:
@@ -497,6 +501,7 @@ def write_import(plan: ImportPlan, target: Path | str, copy: bool = False, progr
         ways += put_photos(plan.test, folder / "test_images", copy, progress)
         for name, table in plan_tables(plan).items():
             write_csv(table, folder / name)
+        write_rules(folder, encounters=plan.encounters_by)
         write_contents(folder)
     for note in substitute_notes(target, ways):
         print(note, file=sys.stderr)

@@ -529,15 +529,29 @@ def read_folders(source: Path | str, layout: str = "", follow_links: bool = Fals
         UserError: If the folders can be meant in several ways, or one animal lies in the folders of two species.
     """
     source = Path(source).absolute()
-    if (source / "train.csv").is_file() and any((source / name).is_dir() for name in ("train_images", "images")):
+    if _is_data_folder(source):
         raise UserError(f"{source} is a data folder already: `happywhale data check` says whether it can be used")
     files, links = walk_files(source, follow_links)
+    files, made = _without_data_folders(files, source)
     with ThreadPoolExecutor() as pool:
         looks = dict(zip(files, bar(pool.map(_look_into, files), "reading", len(files), delay=1), strict=True))
     places = {path: tuple(map(readable_name, path.relative_to(source).parts[:-1])) for path in files}
     folders = {places[path] for path, (reason, _) in looks.items() if reason != NO_PHOTOGRAPH}
     levels = recognise(folders, source, layout, order)
-    return _rows(source, looks, places, levels, links)
+    return _rows(source, looks, places, levels, [*links, *made])
+
+
+def _without_data_folders(files, source):
+    # the files but for those of data folders that were made below the source, and what is left out
+    made = {path.parent for path in files if path.name == "train.csv" and _is_data_folder(path.parent)}
+    names = tuple(sorted(_name_below(folder, source) for folder in made))
+    kinds = [LeftOut("data folders, which hold photographs of other folders", names)] if made else []
+    return [path for path in files if made.isdisjoint(path.parents)] if made else files, kinds
+
+
+def _is_data_folder(folder):
+    images = any((folder / name).is_dir() for name in ("train_images", "images"))
+    return images and (folder / "train.csv").is_file()
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-37
 def _rows(source, looks, places, levels, links):
@@ -570,6 +584,12 @@ def _with_animals(kind, levels):
 def _notes(levels, other_days):
     kinds = {level.kind for level in levels.values()}
     notes = ["folders of splits are joined: what was for training is not kept"] if "split" in kinds else []
+    animals = sorted({level.value for level in levels.values() if level.kind == "animal"})
+    animals = [name for name in animals if not is_nobody(name)]
+    odd = [name for name in animals if is_species(name)]
+    if 0 < len(odd) < len(animals):
+        more = ", …" if len(odd) > 3 else ""
+        notes.append(f"called as a species is, but taken for an animal: {', '.join(map(repr, odd[:3]))}{more}")
     if other_days:
         notes.append(f"{other_days:,} photographs have another day inside than their folder: the folder's is taken")
     return tuple(notes)

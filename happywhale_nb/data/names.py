@@ -41,9 +41,14 @@ def clean_name(text: str, what: str = "name") -> str:
 # fmt: off
 NOBODY = frozenset({
     "na", "n/a", "n.a.", "n.a", "nan", "null", "none", "nil", "unk", "unkn", "unknown", "unidentified",
-    "undetermined", "unassigned", "unnamed", "new", "new_whale", "new_individual", "not_identified", "no_id",
+    "undetermined", "unassigned", "unnamed", "unmatched", "unid", "new", "new_whale", "new_individual",
+    "not_identified", "no_id",
     "noid", "tbd", "tba", "#n/a", "#ref!", "#name?", "#value!", "#div/0!", "#null!", "#num!", "#error!",
     "#spill!", "#calc!", "#getting_data",
+    "unbekannt", "unidentifiziert", "nicht_identifiziert", "inconnu", "inconnue", "non_identifié", "non_identifie",
+    "desconocido", "desconocida", "no_identificado", "sin_identificar", "desconhecido", "desconhecida",
+    "não_identificado", "nao_identificado", "sconosciuto", "sconosciuta", "non_identificato", "onbekend", "ukjent",
+    "ukendt", "okänd", "oidentifierad", "tuntematon", "nieznany", "неизвестно", "未知", "不明",
 })
 # fmt: on
 
