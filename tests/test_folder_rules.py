@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fastapi.testclient import TestClient
 from PIL import Image
 
 import happywhale_nb.data.relink as relink
@@ -18,6 +19,8 @@ from happywhale_nb.data.encounters import encounter_facts
 from happywhale_nb.data.extend import same_content
 from happywhale_nb.data.folder_rules import FolderRules, read_rules
 from happywhale_nb.data.names import is_nobody
+from happywhale_nb.server.app import make_app
+from happywhale_nb.server.state import AppState, Options
 
 rng = np.random.default_rng(26)
 
@@ -69,7 +72,9 @@ def test_a_catalogue_keeps_the_rule_for_its_page(mine, colours):
     with pytest.raises(UserError, match="is no rule"):
         mine.keep_rule("weekly")
     assert Catalogue(mine.folder).encounters == "burst:10"
-    page = TestClient(make_app(open_desk(mine, colours)), base_url="http://localhost")
+    desk = AppState(mine, Options(tokens=False, rates={}), owner="Ann")
+    desk.network.open(lambda: colours)
+    page = TestClient(make_app(desk), base_url="http://127.0.0.1:8000", raise_server_exceptions=True)
     assert page.get("/api/session").json()["catalogue"]["encounters_by"] == "burst:10"
 
 
