@@ -172,3 +172,25 @@ def test_each_file_is_read_once_however_many_have_one_size(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["unbekannt", "Desconocido", "non identifié", "ukjent", "okänd", "Unmatched"])
 def test_placeholders_of_other_languages_name_nobody(name):
     assert is_nobody(name)
+
+
+@pytest.mark.parametrize("name", ["July 13, 2019", "13th Jul 2019", "2019-Jul-13", "13-07-19", "13.7.19"])
+def test_days_are_read_in_many_spellings(tmp_path, name):
+    draw(tmp_path / "src" / "Ann" / name / "a.jpg", tmp_path / "src" / "Bo" / name / "b.jpg")
+    assert run("import", tmp_path / "src", "--to", tmp_path / "mine", "--dates", "dmy").exit_code == 0
+    assert set(read_dataset(tmp_path / "mine").train["date"]) == {"2019-07-13"}
+
+
+@pytest.mark.parametrize("names", [("Marta 2014", "Julia-2015"), ("12-34-56", "11-22-33")])
+def test_animals_called_nearly_as_days_are_animals(tmp_path, names):
+    draw(*(tmp_path / "src" / name / "a.jpg" for name in names))
+    assert run("import", tmp_path / "src", "--to", tmp_path / "mine").exit_code == 0
+    assert sorted(read_dataset(tmp_path / "mine").train["individual_name"]) == sorted(names)
+
+
+def test_what_may_be_a_day_or_an_animal_is_asked_for(tmp_path):
+    draw(tmp_path / "src" / "01-02-03" / "a.jpg", tmp_path / "src" / "04-05-06" / "b.jpg")
+    asked = run("import", tmp_path / "src", "--to", tmp_path / "mine")
+    assert "if it is no day, say what it is, such as --layout animal" in str(asked.exception)
+    assert run("import", tmp_path / "src", "--to", tmp_path / "mine", "--layout", "animal").exit_code == 0
+    assert len(set(read_dataset(tmp_path / "mine").train["individual_id"])) == 2

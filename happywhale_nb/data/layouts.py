@@ -104,7 +104,19 @@ def _entries(folder, source, left_out):
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-09
 _DAY = re.compile(r"((?:19|20)\d\d)([-_. ]?)(\d\d)(?:\2(\d\d))?(?![0-9])")
 _DAY_LAST = re.compile(r"(\d{1,2})[-_. ](\d{1,2})[-_. ]((?:19|20)\d\d)(?![0-9])")
-_MONTH_NAMED = re.compile(rf"(\d{{1,2}}[-_. ]+)?({'|'.join(MONTHS)})[a-z]*[-_. ,]+((?:19|20)\d\d)(?![0-9])", re.I)
+_DAY_SHORT = re.compile(r"(\d{1,2})([-_.])(\d{1,2})\2(\d\d)(?![0-9])")
+_MONTH = (  # whole words, for `Marta 2014` is no month
+    r"(jan(?:uar[yi]?|vier)?|feb(?:r(?:uar[yi]?|ero)?)?|mar(?:ch|s|zo)?|apr(?:il)?|may|jun(?:e|io?)?|jul(?:y|io?)?"
+    r"|aug(?:ust(?:us)?)?|sept?(?:i?embre|ember)?|oct(?:ober|obre|ubre)?|nov(?:i?embre|ember)?|dec(?:embre|ember)?)"
+)
+_YEAR, _NUMBER = r"((?:19|20)\d\d)", r"(\d{1,2})(?:st|nd|rd|th)?"
+_MONTH_FIRST = re.compile(rf"{_MONTH}[-_. ]+{_NUMBER}[-_. ,]+{_YEAR}(?![0-9])", re.I)
+_YEAR_FIRST = re.compile(rf"{_YEAR}[-_. ]?{_MONTH}(?![a-z])(?:[-_. ]?{_NUMBER})?(?![0-9])", re.I)
+_MONTH_NAMED = re.compile(rf"(?:{_NUMBER}[-_. ]*)?{_MONTH}[-_. ,]+{_YEAR}(?![0-9])", re.I)
+
+
+def _iso_day(year, month, day):
+    return f"{year}-{MONTHS.index(month[:3].lower()) + 1:02}" + (f"-{int(day):02}" if day else "")
 
 
 def day_of(name: str, order: str = "", above: str = "") -> str:
@@ -128,9 +140,12 @@ def day_of(name: str, order: str = "", above: str = "") -> str:
         text = "-".join(part for part in match.group(1, 3, 4) if part)
     elif match := _DAY_LAST.match(name):
         text = "-".join(match.groups())
+    elif match := _MONTH_FIRST.match(name):
+        text = _iso_day(match[3], match[1], match[2])
+    elif match := _YEAR_FIRST.match(name):
+        text = _iso_day(*match.groups())
     elif match := _MONTH_NAMED.match(name):
-        day = f"-{int(re.sub('[^0-9]', '', match[1])):02}" if match[1] else ""
-        text = f"{match[3]}-{MONTHS.index(match[2].lower()) + 1:02}{day}"
+        text = _iso_day(match[3], match[2], match[1])
     elif re.fullmatch(r"(19|20)\d\d", name):
         text = name
     try:
@@ -235,6 +250,7 @@ class Level:
 def _level_by_name(name, siblings, above, order):
     # the `Level` of a folder, whose name is one of `siblings`, below one of the level `above` (None: at the top)
     side, day = side_of(name), day_of(name, order, above.value if above and above.kind == "day" else "")
+    day = day or _short_day(name, siblings, order)
     if day and (len(day) > 4 or all(day_of(other, order) for other in siblings)):
         return Level("day", day)
     long_word = above is not None and len(name) > 3
@@ -245,6 +261,19 @@ def _level_by_name(name, siblings, above, order):
     if _word(name) in CONTAINERS or _CAMERA.fullmatch(name):
         return Level("-", name)
     return Level("encounter" if _ENCOUNTER.fullmatch(name) else "", name)
+
+
+def _short_day(name, siblings, order):
+    # the day of a folder called as 13-07-19, where all beside it are called so; "" if one of them is no day
+    if not all(map(_DAY_SHORT.match, siblings)):
+        return ""
+    try:
+        numbers = {other: "-".join(_DAY_SHORT.match(other).group(1, 3, 4)) for other in sorted(siblings)}
+        return {other: parse_date(text, order) for other, text in numbers.items()}[name]
+    except AmbiguousDate:
+        raise
+    except UserError:
+        return ""
 
 
 def _in_company(side, siblings, order):
@@ -264,12 +293,15 @@ def _split_word(name):
     return re.sub(r"_(images|set|photos|data)$", "", _word(name))
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-20
-def levels_by_name(folders: Iterable[tuple[str, ...]], order: str = "") -> dict[tuple[str, ...], Level]:
+def levels_by_name(
+    folders: Iterable[tuple[str, ...]], order: str = "", given: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], Level]:
     """Find what each folder is by its name and those of its neighbours.
 
     Args:
         folders: the parts of each folder that has photographs, below the chosen one.
         order: as for `day_of`.
+        given: what the user says the upper levels are, as of `parse_layout`; a name there is a day only if it says so.
 
     Returns:
         The level of each folder and of those above it, by its parts.
@@ -287,7 +319,10 @@ def levels_by_name(folders: Iterable[tuple[str, ...]], order: str = "") -> dict[
             try:
                 level = _level_by_name(name, children[parent], levels.get(parent), order)
             except AmbiguousDate as error:
-                raise UserError(f"folder {'/'.join((*parent, name))}: {error}") from None
+                if given[len(parent) :][:1] in ((), ("day",)):
+                    no_day = "; if it is no day, say what it is, such as --layout animal"
+                    raise UserError(f"folder {'/'.join((*parent, name))}: {error}{no_day}") from None
+                level = Level("", name)
             levels[(*parent, name)] = level
     return levels
 
@@ -407,8 +442,9 @@ def recognise(
     Raises:
         UserError: If the folders can be meant in several ways, or a folder is not what the layout says.
     """
-    by_name = levels_by_name(folders, order)
-    if words := parse_layout(layout):
+    words = parse_layout(layout)
+    by_name = levels_by_name(folders, order, words)
+    if words:
         return _levels_by_user(folders, by_name, words, order)
     plain = {parts: _plain(parts, by_name) for parts in folders}
     chains = {tuple(p[-1] for p in parents) for parents in plain.values()}
