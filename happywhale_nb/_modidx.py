@@ -1931,6 +1931,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'happywhale_nb/data/lookup.py')},
             'happywhale_nb.data.names': { 'happywhale_nb.data.names.clean_name': ( 'lib/data/names.html#clean_name',
                                                                                    'happywhale_nb/data/names.py'),
+                                          'happywhale_nb.data.names.doubtful_names': ( 'lib/data/names.html#doubtful_names',
+                                                                                       'happywhale_nb/data/names.py'),
                                           'happywhale_nb.data.names.find_twins': ( 'lib/data/names.html#find_twins',
                                                                                    'happywhale_nb/data/names.py'),
                                           'happywhale_nb.data.names.id_of': ('lib/data/names.html#id_of', 'happywhale_nb/data/names.py'),

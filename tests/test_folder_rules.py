@@ -191,6 +191,32 @@ def test_animals_called_nearly_as_days_are_animals(tmp_path, names):
 def test_what_may_be_a_day_or_an_animal_is_asked_for(tmp_path):
     draw(tmp_path / "src" / "01-02-03" / "a.jpg", tmp_path / "src" / "04-05-06" / "b.jpg")
     asked = run("import", tmp_path / "src", "--to", tmp_path / "mine")
-    assert "if it is no day, say what it is, such as --layout animal" in str(asked.exception)
+    assert "if it is no day, say what it is, such as --layout animal" in asked.output
     assert run("import", tmp_path / "src", "--to", tmp_path / "mine", "--layout", "animal").exit_code == 0
     assert len(set(read_dataset(tmp_path / "mine").train["individual_id"])) == 2
+
+
+def table(tmp_path, text, *arguments):
+    """What `import` says of a table of drawn photographs a.jpg, b.jpg, c.jpg."""
+    draw(*(tmp_path / "src" / f"{name}.jpg" for name in "abc"))
+    (tmp_path / "src" / "t.csv").write_text(text)
+    return run("import", tmp_path / "src" / "t.csv", "--to", tmp_path / "mine", *arguments)
+
+
+def test_names_in_doubt_are_told(tmp_path):
+    result = table(tmp_path, "image,individual_id\na.jpg,Ann?\nb.jpg,Ann & Bo\nc.jpg,Bo\n")
+    assert "names taken as they are: 'Ann & Bo' looks like the names of several animals; 'Ann?'" in result.output
+    assert [row for kind, _, row in kinds(tmp_path / "mine") if kind == "odd-id"] == [3, 2]
+
+
+def test_numbers_that_are_kept_from_a_spreadsheet_lose_their_marks(tmp_path):
+    assert table(tmp_path, 'image,individual_id\na.jpg,"=""007"""\nb.jpg,\'008\nc.jpg,O\'Brien\n').exit_code == 0
+    assert list(read_dataset(tmp_path / "mine").train["individual_id"]) == ["007", "008", "O'Brien"]
+
+
+def test_a_column_is_known_with_its_unit(tmp_path):
+    head = "Photo,Catalogue No.,Date (dd/mm/yyyy),Lat (decimal degrees),Long (W),Species (observer)\n"
+    result = table(tmp_path, head + "a.jpg,12,13/07/2019,57.6,-4,Jo\nb.jpg,13,,,,\nc.jpg,13,,,,\n")
+    train = read_dataset(tmp_path / "mine").train
+    assert list(train.iloc[0][["date", "latitude", "longitude"]]) == ["2019-07-13", "57.6", "-4"]
+    assert "columns that are not used, 1: Species (observer)" in result.output

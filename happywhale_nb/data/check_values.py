@@ -21,7 +21,7 @@ from .dataset import names_in_both, read_sizes, read_table
 from .encounter_table import ambiguous_dates, clean_columns, read_encounters
 from .findings import Check
 from .folder_rules import read_rules
-from .names import clean_name, find_twins, is_nobody
+from .names import clean_name, doubtful_names, find_twins, is_nobody
 from .parts import of_part, unclear_reason, unclear_rows
 from .values import Faults
 
@@ -38,6 +38,7 @@ def odd_ids(ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     names = list(dict.fromkeys(ids))
     odd = {name: fault for name in names if (fault := _fault_of_name(name))}
     stored = {clean_name(name): name for name in names if name not in odd}
+    odd |= {stored[name]: ("odd-id", reason) for name, reason in doubtful_names(stored).items()}
     for twins in find_twins(stored):
         for name in twins[1:]:
             odd[stored[name]] = "twin-names", f"differs from {twins[0]!r} only by case, blanks or the form of letters"

@@ -32,7 +32,7 @@ from .formats import PHOTO_ENDINGS, RAW_ENDINGS
 from .layouts import read_folders
 from .left_out import LeftOut, left_out_table, lost_individuals
 from .lookup import PhotoLookup
-from .names import clean_name, find_twins, is_nobody, name_key
+from .names import clean_name, doubtful_names, find_twins, is_nobody, name_key
 from .reading import find_photographs, read_values
 from .relink import write_contents
 from .species import one_spelling, plain_species, suspect_spellings
@@ -215,6 +215,10 @@ def _with_names(rows, known, faults):
         faults.add(first[0], f"{said} are one name typed in two ways: write one of them")
     some = ", ".join(map(repr, respelt[:3]))
     notes = [f"{count_noun(len(respelt), 'name')} spelt as in the data folder, such as {some}"] if respelt else []
+    doubts = [f"{name!r} {reason}" for name, reason in doubtful_names(name for name in names if name).items()]
+    if doubts:
+        more = f"; and {len(doubts) - 3:,} more" if len(doubts) > 3 else ""
+        notes.append(f"names taken as they are: {'; '.join(doubts[:3])}{more}")
     return rows.assign(individual_id=names), notes
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-17
