@@ -94,7 +94,9 @@ def find_twins(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(groups[key]) for key in sorted(groups) if len(groups[key]) > 1]
 
 # %% ../../nbs/lib/data/names.ipynb #names-17
-_DOUBT = re.compile(r"^(?:(?:prob(?:ably)?|poss(?:ibly)?|perhaps|maybe|likely|cf)(?:\.\s*|\s+))|\s*[(\[]?\?+[)\]]?\s*$", re.I)
+_DOUBT = re.compile(
+    r"^(?:prob(?:ably)?|poss(?:ibly)?|perhaps|maybe|likely|cf)(?:\.\s*|\s+)|\s*[(\[]?\?+[)\]]?\s*$", re.I
+)
 
 
 def doubtful_names(names: Iterable[str]) -> dict[str, str]:
