@@ -1793,6 +1793,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'happywhale_nb/data/importers.py'),
                                               'happywhale_nb.data.importers._with_names': ( 'lib/data/importers.html#_with_names',
                                                                                             'happywhale_nb/data/importers.py'),
+                                              'happywhale_nb.data.importers._with_own_species': ( 'lib/data/importers.html#_with_own_species',
+                                                                                                  'happywhale_nb/data/importers.py'),
                                               'happywhale_nb.data.importers._with_species': ( 'lib/data/importers.html#_with_species',
                                                                                               'happywhale_nb/data/importers.py'),
                                               'happywhale_nb.data.importers._without_queries_of_known': ( 'lib/data/importers.html#_without_queries_of_known',

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import happywhale_nb.data.relink as relink
-from happywhale_nb.catalogue.ingest import folder_table
+from happywhale_nb.catalogue.ingest import _unread_messages, folder_table
 from happywhale_nb.catalogue.store import Catalogue
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
@@ -220,3 +220,24 @@ def test_a_column_is_known_with_its_unit(tmp_path):
     train = read_dataset(tmp_path / "mine").train
     assert list(train.iloc[0][["date", "latitude", "longitude"]]) == ["2019-07-13", "57.6", "-4"]
     assert "columns that are not used, 1: Species (observer)" in result.output
+
+
+def test_an_animal_has_the_species_of_its_other_photographs(tmp_path):
+    told = table(tmp_path, "image,individual_id,species\na.jpg,Ann,fin whale\nb.jpg,Ann,\nc.jpg,Bo,\n")
+    assert "1 photograph without a species: that of the animal is written" in told.output
+    mine = tmp_path / "mine"
+    assert list(read_dataset(mine).train["species"]) == ["fin_whale", "fin_whale", "unknown"]
+    draw(tmp_path / "2019" / "Ann" / "n.jpg")
+    assert run("import", tmp_path / "2019", "--to", mine, "--add", "--species", "minke whale").exit_code == 0
+    assert set(read_dataset(mine).train.query("individual_name == 'Ann'")["species"]) == {"fin_whale"}
+
+
+def test_an_animal_of_two_species_lends_neither(tmp_path):
+    rows = "a.jpg,Ann,fin whale\nb.jpg,Ann,minke whale\nc.jpg,Ann,\n"
+    assert table(tmp_path, "image,individual_id,species\n" + rows).exit_code == 0
+    assert list(parse_csv(tmp_path / "mine" / "train.csv")["species"]) == ["fin_whale", "minke_whale", "unknown"]
+
+
+def test_both_sides_are_told_by_the_catalogue(handmade):
+    (handmade / "rules.json").write_text('{"dates": "dmy"}')
+    assert any("1 photographs show both sides" in line for line in _unread_messages(read_dataset(handmade)))

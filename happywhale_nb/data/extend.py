@@ -284,7 +284,9 @@ def _known_of(folder, new):
     species = set(train["species"]) - {"unknown"}
     left = {path for paths in same_content(new, folder.unlisted).values() for path in paths}
     files = [*folder.photos["image"], *(path.name for path in folder.unlisted if path not in left)]
-    return Known(sorted(set(train["individual_id"])), sorted(species), files)
+    of_animals = train[train["species"] != "unknown"].drop_duplicates(["individual_id", "species"])
+    of_animals = of_animals.drop_duplicates("individual_id", keep=False).set_index("individual_id")["species"].to_dict()
+    return Known(sorted(set(train["individual_id"])), sorted(species), files, of_animals)
 
 
 def _compare_all(source: SourceRows, folder: Folder, same: dict) -> tuple:

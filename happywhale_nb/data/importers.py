@@ -35,7 +35,7 @@ from .lookup import PhotoLookup
 from .names import clean_name, doubtful_names, find_twins, is_nobody, name_key
 from .reading import find_photographs, read_values
 from .relink import write_contents
-from .species import one_spelling, plain_species, suspect_spellings
+from .species import one_spelling, plain_species, species_key, suspect_spellings
 from .tables import read_user_table
 from .values import BOX_FIELDS, Faults
 from .wildbook import is_wildbook_sheet, rows_of_sheet
@@ -125,11 +125,13 @@ class Known:
         individuals: names.
         species: their names.
         files: names of photographs, of both parts.
+        species_of: species of individuals that have one, by name.
     """
 
     individuals: Collection[str] = ()
     species: Collection[str] = ()
     files: Collection[str] = ()
+    species_of: Mapping[str, str] = field(default_factory=dict)
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-11
 MERGED = ("species", "date", "encounter", "place", "latitude", "longitude")
@@ -222,13 +224,26 @@ def _with_names(rows, known, faults):
     return rows.assign(individual_id=names), notes
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-17
+def _with_own_species(rows, known):
+    # the species of the rows, where missing that of the animal's other photographs, and how many got it
+    typed, who = rows["species"], rows["individual_id"].map(name_key)
+    said = pd.DataFrame({"who": who, "species": typed, "key": typed.map(species_key)})
+    said = said[(typed != "") & (rows["individual_id"] != "")].drop_duplicates(["who", "key"])
+    species = {name_key(name): one for name, one in known.species_of.items()}
+    species |= said.drop_duplicates("who", keep=False).set_index("who")["species"].to_dict()
+    for name in said.loc[said["who"].duplicated(), "who"]:
+        species.pop(name, None)  # of two species: which of them it is stays open
+    filled = typed.where(typed != "", who.map(species).fillna(""))
+    return filled, int(((typed == "") & (filled != "")).sum())
+
+
 def _with_species(rows, default, known):
     # the rows with one spelling for each species, and notes
-    typed = rows["species"]
+    typed, own = _with_own_species(rows, known)
     missing = typed == ""
     spelling = one_spelling([*typed[~missing], *([default] if default else [])], known.species)
     species = typed.map(spelling).where(~missing, spelling.get(default, "unknown"))
-    notes = []
+    notes = [f"{count_noun(own, 'photograph')} without a species: that of the animal is written"] if own else []
     if (named := (rows["individual_id"] != "") & missing).any() and not default:
         count = count_noun(int(named.sum()), "photograph")
         notes.append(f"{count} without a species: written as 'unknown'; name it with --species")
