@@ -233,7 +233,7 @@ def _with_own_species(rows, known):
     species |= said.drop_duplicates("who", keep=False).set_index("who")["species"].to_dict()
     for name in said.loc[said["who"].duplicated(), "who"]:
         species.pop(name, None)  # of two species: which of them it is stays open
-    filled = typed.where(typed != "", who.map(species).fillna(""))
+    filled = typed.where(typed != "", who.map(lambda key: species.get(key, "")))
     return filled, int(((typed == "") & (filled != "")).sum())
 
 
