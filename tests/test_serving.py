@@ -711,6 +711,24 @@ def test_page_shows_both_photographs_above_the_bar_whatever_key_is_pressed(desk,
 
 @pytest.mark.server
 @pytest.mark.browser
+def test_page_proposes_the_rule_of_the_data_folder(desk, browser):
+    session = httpx.get(f"{desk}/api/session").json()
+    assert session["catalogue"]["encounters_by"] == ""
+    session["catalogue"]["encounters_by"] = "burst:7"
+    with watched(browser, desk) as (page, faults):
+        page.route("**/api/session", lambda route: route.fulfill(json=session))
+        page.goto(f"{desk}/#/add")
+        page.wait_for_selector("#drop")
+        page.evaluate(DROP, [(f"{i}.jpg", b64encode(bytes(100 + i)).decode()) for i in range(3)])
+        page.wait_for_selector("#group-burst:checked", state="attached")
+        assert page.input_value("#add-minutes") == "7"
+        page.check("#group-one", force=True)
+        assert page.is_checked("#group-one"), "it is a proposal"
+        assert faults == []
+
+
+@pytest.mark.server
+@pytest.mark.browser
 def test_page_asks_how_a_folder_is_grouped_and_undoes_the_grouping(desk, season, browser):
     paths = sorted((season / "season" / "to_drop").iterdir())
     dropped = [(path.name, taken_at(path, f"2024:09:01 10:{10 * i:02}:00")) for i, path in enumerate(paths)]

@@ -34,6 +34,8 @@ from ..core.errors import UserError
 from ..core.renamed import read_record
 from ..data.boxes import box_paths
 from ..data.dataset import Dataset, read_dataset
+from ..data.encounters import parse_rule
+from ..data.folder_rules import read_rules
 from ..demo.season import demo_model, draw_season
 from ..retrieval.embeddings import Embeddings, read_embeddings
 from ..retrieval.identifier import Calibration
@@ -169,7 +171,10 @@ def build_catalogue(
     source, detector_file = _model_files(folder, model, detector)
     folder_table(dataset)  # errors in its tables are raised before anything is made
     embedder = _load_embedder(source, detector_file)
+    rule = read_rules(dataset.root).encounters
+    parse_rule(rule)
     catalogue = _open_or_create(folder, dataset, name, database, log)
+    catalogue.keep_rule(rule)
     if not catalogue.model_path.is_file():
         keep_model(folder, source, detector)
     added = _ingest(catalogue, embedder, dataset, source, log)

@@ -46,7 +46,7 @@ from ..data.dataset import Dataset
 from ..data.encounter_table import WHEN_AND_WHERE, folder_photos, read_encounters
 from ..data.names import is_nobody, name_key
 from ..data.parts import split_path
-from ..data.values import Faults
+from ..data.values import Faults, parse_side
 from ..retrieval.embeddings import UNKNOWN_PART, Embeddings, find_rows
 from ..retrieval.identifier import Calibration, calibrate
 from ..retrieval.no_animal import NoAnimal
@@ -114,7 +114,7 @@ def folder_table(dataset: Dataset) -> pd.DataFrame:
     Raises:
         UserError: for all values that cannot be used, each with its file and row.
     """
-    faults = Faults()
+    faults = Faults(folder=str(dataset.root))
     table = folder_photos(dataset, faults)
     table["individual_id"] = table["individual_id"].mask(table["individual_id"].map(is_nobody), "")
     for name in ("place", "encounter"):
@@ -460,13 +460,17 @@ READ = {"image", "part", "individual_id", "individual_name", "species", "species
 def _unread_messages(dataset):
     """Sentences about columns and photos in a folder's tables that are not read, and on how a table was read."""
     messages, unread = [], {"train.csv": sorted(set(dataset.train.columns) - READ)}
+    sides = list(dataset.train.get("side", []))
     if (extra := read_encounters(dataset.root)) is not None:
         unread["encounters.csv"] = sorted(extra.unread)
         messages += extra.notes
+        sides += list(extra.cells.get("side", []))
         there = {*dataset.train["image"], *dataset.test["image"]}
         if absent := sorted(set(extra.cells["image"]) - there):
             first = ", ".join(absent[:3])
             messages.append(f"encounters.csv: {len(absent)} photographs are not in the folder, such as {first}")
+    if both := sum(parse_side(side) == "both" for side in sides):
+        messages.append(f"{both:,} photographs show both sides: the catalogue keeps left or right, and none of theirs")
     for name, columns in unread.items():
         if columns:
             names, read = ", ".join(columns), ", ".join(WHEN_AND_WHERE)

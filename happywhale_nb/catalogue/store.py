@@ -24,6 +24,7 @@ from .naming import next_encounter_name
 from .schema import Annotation, Crop, Embedding, Encounter, Individual, Model, Photo
 from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import UserError
+from ..data.encounters import parse_rule
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-04
 CARD = "catalogue.json"
@@ -38,12 +39,15 @@ class Card:
         data: folder of the photos that it was built from, absolute.
         database: address of a PostgreSQL database; "": a SQLite file in the catalogue's folder.
         model: fingerprint of its model; "" before it has one.
+        encounters: the rule by which the data folder's photos are grouped, as for `data.encounters.parse_rule`; "":
+            none was chosen.
     """
 
     name: str
     data: str
     database: str
     model: str = ""
+    encounters: str = ""
 
     @classmethod
     def read(cls, folder: Path | str) -> "Card":
@@ -80,6 +84,7 @@ class Catalogue:
         folder, name: its folder, absolute, and what people call it.
         data: the folder of the photos that it was built from.
         fingerprint: of its model; "" before it has one.
+        encounters: the rule by which its photos are grouped, which is proposed for others; "": none was chosen.
         store: its database, a `Store`.
         reading, writing: context managers of sessions, those of the store.
     """
@@ -91,6 +96,7 @@ class Catalogue:
             raise UserError(f"there is no catalogue in {folder}: make one with `happywhale catalogue build`")
         card = Card.read(self.folder)
         self.name, self.data, self.fingerprint = card.name, Path(card.data), card.model
+        self.encounters = card.encounters
         self.store = Store(database_url(self.folder, card.database), self.folder)
         self.reading, self.writing = self.store.reading, self.store.writing
 
@@ -136,6 +142,20 @@ class Catalogue:
         """
         self.data = Path(folder).absolute()
         replace(Card.read(self.folder), data=str(self.data)).write(self.folder)
+
+    def keep_rule(self, rule: str) -> None:
+        """Remember how photos are grouped, here and on the card.
+
+        Args:
+            rule: as for `data.encounters.parse_rule`; "": what was chosen before stays.
+
+        Raises:
+            UserError: if it is none.
+        """
+        parse_rule(rule)
+        if rule and rule != self.encounters:
+            self.encounters = rule
+            replace(Card.read(self.folder), encounters=rule).write(self.folder)
 
     def close(self) -> None:
         """Close the database's connections."""

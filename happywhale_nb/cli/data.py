@@ -19,6 +19,7 @@ from ..data.check import check_as_dict, check_folder, count_noun, describe_check
 from ..data.columns import SYNONYMS
 from ..data.download import COMPETITION, download
 from ..data.extend import extension_lines, plan_extension, write_extension
+from ..data.folder_rules import write_rules
 from ..data.importers import ImportOptions, plan_source, write_import
 from ..data.left_out import left_out_lines, left_out_table
 from ..data.relink import plan_relink, relink_lines, write_relink
@@ -36,8 +37,11 @@ def data():
 @click.option(
     "--skip", is_flag=True, help="With --deep: list unreadable photographs in DATA_DIR/skip.csv; all stages obey."
 )
+@click.option(
+    "--dates", type=click.Choice(["dmy", "mdy"]), help="Keep in rules.json what comes first in 07/08/2019, for all."
+)
 @click.pass_context
-def check(ctx, data_dir, deep, as_json, skip):
+def check(ctx, data_dir, deep, as_json, skip, dates):
     """Say what is wrong with a data folder, and what to do about it.
 
     \b
@@ -45,7 +49,9 @@ def check(ctx, data_dir, deep, as_json, skip):
 
     Exit status 0: clean; 1: findings; 2: unusable. Without DATA_DIR the folder that the stages would use is checked.
     """
-    findings = check_folder(find_data(data_dir.absolute() if data_dir else ""), deep or skip)
+    folder = find_data(data_dir.absolute() if data_dir else "")
+    write_rules(folder, dates=dates or "")
+    findings = check_folder(folder, deep or skip)
     if as_json:
         click.echo(json.dumps(check_as_dict(findings), indent=1, ensure_ascii=False))
     else:

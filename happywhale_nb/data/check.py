@@ -24,12 +24,13 @@ from PIL import Image
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
-from .boxes import box_paths
+from .boxes import BOX, box_paths, read_boxes
 from happywhale_nb.data.check_values import (
     check_boxes,
     check_encounters,
     check_parts,
     check_values,
+    folder_order,
     odd_ids,
     without_folder,
 )
@@ -42,6 +43,7 @@ from happywhale_nb.data.dataset import (
     photo_folder,
     read_skips,
 )
+from .dates import dates_in_order
 from .findings import FINDINGS, SKIPPABLE, Check
 from .formats import BROKEN, ENDINGS, is_hidden, jpeg_ends, open_photo, orientation, photos_in
 from .near_duplicates import grey_thumbnail, same_pictures
@@ -133,7 +135,9 @@ def _check_train(check, table):
     for name, (kind, reason) in odd_ids(n for n in table["individual_id"] if n.strip()).items():
         rows = table.index[table["individual_id"] == name]
         check.add(kind, "train.csv", f"{name!r} {reason} ({len(rows)} rows)", int(rows[0]) + 2)
-    check_values(check, "train.csv", table.set_index(table.index + 2))
+    order = folder_order(check.root)
+    dates = {"date": dates_in_order(table["date"], order)} if "date" in table else {}
+    check_values(check, "train.csv", table.assign(**dates).set_index(table.index + 2), order)
     for wrong, right in suspect_spellings(table["species"]).items():
         check.add("species-spelling", "train.csv", f"{wrong!r}, nearly {right!r}")
     merged = merge_species(table)
@@ -351,11 +355,25 @@ def _copy_kind(one, two, by_pixels):
     return "near-photo" if by_pixels else "two-individuals"
 
 
+def _own_boxes(check, one, two):
+    # whether two rows of one part are two animals of one file, each with a box of its own
+    if one["part"] != two["part"] or (one["individual_id"] == two["individual_id"] != ""):
+        return False
+    try:
+        boxes = of_part(read_boxes(check.root), one["part"])
+    except UserError:  # told by `check_boxes`
+        return False
+    a, b = (set(map(tuple, boxes.loc[boxes["image"] == row["image"], BOX].to_numpy())) for row in (one, two))
+    return bool(a and b) and not a & b
+
+
 def _check_copies(check, listed, paths, inspections):
     for (a, b), note in _copies(paths, inspections).items():
         one, two = listed.iloc[a], listed.iloc[b]
         if one["image"] == two["image"] and one["part"] == two["part"]:
             continue  # a row listed twice, named already
+        if not note and _own_boxes(check, one, two):
+            continue
         kind = _copy_kind(one, two, bool(note))
         ids = f": {one['individual_id']}, {two['individual_id']}" if kind in {"two-individuals", "near-photo"} else ""
         detail = f"is {paths[a].parent.name}/{one['image']}{ids}{note}"
@@ -479,6 +497,8 @@ def _summary_lines(check):
     ]
     if boxed := numbers.get("boxed", 0):
         lines.append(f"  {boxed:,} of {numbers['photos'] + numbers['test_photos']:,} photographs have a box")
+    if elsewhere := numbers.get("boxes_elsewhere", 0):
+        lines.append(f"  {elsewhere:,} boxes are of photographs that are not in the folder")
     if gone := [f.detail.removeprefix("was ") for f in check.findings if f.kind == "moved"]:
         lines.append(f"  {count_noun(len(gone), 'photograph')} not found; where is the folder? It was {_common(gone)}")
     if left_out := numbers.get("skipped_train", 0) + numbers.get("skipped_test", 0):

@@ -66,8 +66,16 @@ def _check_named(named, columns):
             raise UserError(f"there is no column {theirs!r} (found: {', '.join(map(str, columns))})")
 
 
+_UNIT = re.compile(
+    r"[\s_]*[(\[](?:[dmyhs/.\-: ]+|dec(?:imal)?(?: deg(?:rees)?)?|deg(?:rees)?|°|wgs ?84|[nsew]|l/r|left/right|utc"
+    r"|local)[)\]]$",
+    re.I,
+)
+
+
 def _match(columns, synonyms, named=None):
-    by_letters = {letters(name): name for name in reversed(columns)}
+    plain = {letters(_UNIT.sub("", str(name))): name for name in reversed(columns)}  # `Date (dd/mm/yyyy)`
+    by_letters = plain | {letters(name): name for name in reversed(columns)}
     match, used = {}, set((named or {}).values())
     for ours, words in synonyms.items():
         present = [by_letters[letters(word)] for word in words.split() if letters(word) in by_letters]

@@ -19,6 +19,8 @@ import pandas as pd
 from ..core.artifacts import fingerprint
 from ..core.errors import UserError
 from ..core.paths import find_data
+from .dates import dates_in_order
+from .folder_rules import read_rules
 from .formats import photos_in
 from .names import clean_name, find_twins, id_of, is_nobody
 from .parts import of_part, with_parts
@@ -284,6 +286,8 @@ def _read_train(root):
             f"{path}, row {row + 2}: {twins[0][1]!r} and {twins[0][0]!r} differ only by case, blanks or the form of "
             "their letters: write the name of one animal in one way"
         )
+    if "date" in table:
+        table["date"] = dates_in_order(table["date"], read_rules(root).dates)
     named = table["individual_id"].map(names)
     ids = {name: id_of(name) for name in names.values()}
     return merge_species(table.assign(individual_id=named.map(ids), individual_name=named))

@@ -16,7 +16,8 @@ import pandas as pd
 
 from ..core.errors import UserError
 from .dataset import TABLES, Dataset, names_in_both, parse_csv
-from .dates import AmbiguousDate, parse_date
+from .dates import AmbiguousDate, dates_in_order, parse_date
+from .folder_rules import read_rules
 from .parts import of_part, with_parts
 from .tables import read_user_table
 from .values import Faults, parse_position, parse_side, read_cells
@@ -52,7 +53,8 @@ def read_encounters(root: Path) -> EncounterTable | None:
         The table; None if there is no such file.
 
     Raises:
-        UserError: If the file is empty, is no table, has no column image, or names a photograph that is in both parts.
+        UserError: If the file is empty, is no table, has no column image, names a photograph that is in both parts, or
+            tells different things of one photograph.
     """
     path = root / "encounters.csv"
     if not path.is_file():
@@ -65,7 +67,30 @@ def read_encounters(root: Path) -> EncounterTable | None:
     cells = table.cells[list(columns)].rename(columns=columns)
     unread = tuple(name for name in table.cells.columns if name not in columns)
     counted = with_parts(cells.set_index(cells.index - 2), path, names_in_both(root))  # which counts rows from 0
-    return EncounterTable(counted.set_index(cells.index), table.notes, unread)
+    cells = counted.set_index(cells.index)
+    if "date" in cells:
+        cells["date"] = dates_in_order(cells["date"], read_rules(root).dates)
+    return EncounterTable(_one_row_each(cells, path), table.notes, unread)
+
+
+def _one_row_each(cells, path):
+    # one row a photograph, with all that its rows tell of it
+    twice = cells.duplicated(["image", "part"], keep=False)
+    if not twice.any():
+        return cells
+    first = {}
+    for row, record in cells[twice].iterrows():
+        before = first.setdefault((record["image"], record["part"]), (row, record.copy()))[1]
+        for name, value in record.items():
+            if value and before[name] and value != before[name]:
+                at = first[record["image"], record["part"]][0]
+                raise UserError(
+                    f"{path}, rows {at} and {row} tell two things of {record['image']}: {name} {before[name]!r} and "
+                    f"{value!r}. Keep one row a photograph"
+                )
+            before[name] = before[name] or value
+    merged = pd.DataFrame([record for _, record in first.values()], index=[row for row, _ in first.values()])
+    return pd.concat([cells[~twice], merged]).sort_index()
 
 # %% ../../nbs/lib/data/encounter_table.ipynb #encounter_table-09
 def clean_columns(table: pd.DataFrame, where: Sequence[str], faults: Faults, order: str = "") -> pd.DataFrame:
@@ -139,7 +164,7 @@ def folder_photos(dataset: Dataset, faults: Faults | None = None, order: str = "
     Raises:
         UserError: If a cell cannot be read, or `encounters.csv` cannot; the message names file and row.
     """
-    collected = Faults() if faults is None else faults
+    collected = Faults(folder=str(dataset.root)) if faults is None else faults
     photos = pd.concat([_photos_of(dataset, part, collected, order) for part in ("train", "test")], ignore_index=True)
     extra = read_encounters(dataset.root)
     if extra is not None:

@@ -23,6 +23,7 @@ from ..core.platforms import rename_patiently, substitute_notes, write_fault
 from .check import count_noun
 from .columns import SourceRows
 from .dataset import EXTRA_COLUMNS, NEW, TABLES, TRAIN_COLUMNS, photo_folder, read_table
+from .folder_rules import RULES, read_rules, write_rules
 from .formats import photos_in
 from happywhale_nb.data.importers import (
     ImportOptions,
@@ -111,21 +112,19 @@ def same_content(new: Iterable[Path], there: Iterable[Path]) -> dict[Path, list[
     Returns:
         From each file of `new` that is among `there` to all that have its bytes.
     """
-    by_size, digests = defaultdict(list), {}
+    sizes = {path: path.stat().st_size for path in dict.fromkeys(new)}
+    wanted, by_content = set(sizes.values()), defaultdict(list)
     for path in there:
-        by_size[path.stat().st_size].append(path)
+        if (size := path.stat().st_size) in wanted:
+            by_content[size, _digest(path)].append(path)
+    known = {size for size, _ in by_content}
+    same = {path: by_content.get((size, _digest(path)), []) for path, size in sizes.items() if size in known}
+    return {path: others for path, others in same.items() if others}
 
-    def digest(path):
-        if path not in digests:
-            with open(path, "rb") as file:
-                digests[path] = hashlib.file_digest(file, "sha256").digest()
-        return digests[path]
 
-    found = {}
-    for path in dict.fromkeys(new):
-        if same := [other for other in by_size[path.stat().st_size] if digest(other) == digest(path)]:
-            found[path] = same
-    return found
+def _digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 # %% ../../nbs/lib/data/extend.ipynb #extend-10
 def _number(text):
@@ -285,7 +284,9 @@ def _known_of(folder, new):
     species = set(train["species"]) - {"unknown"}
     left = {path for paths in same_content(new, folder.unlisted).values() for path in paths}
     files = [*folder.photos["image"], *(path.name for path in folder.unlisted if path not in left)]
-    return Known(sorted(set(train["individual_id"])), sorted(species), files)
+    of_animals = train[train["species"] != "unknown"].drop_duplicates(["individual_id", "species"])
+    of_animals = of_animals.drop_duplicates("individual_id", keep=False).set_index("individual_id")["species"].to_dict()
+    return Known(sorted(set(train["individual_id"])), sorted(species), files, of_animals)
 
 
 def _compare_all(source: SourceRows, folder: Folder, same: dict) -> tuple:
@@ -315,6 +316,7 @@ def plan_extension(source: Path | str, target: Path | str, options: ImportOption
         UserError: If the folder or the source cannot be read; all faulty rows are named at once.
     """
     options, folder = options or ImportOptions(), read_folder(target)
+    options = replace(options, encounters=options.encounters or read_rules(folder.root).encounters)
     source, root, faults = read_rows(source, options)
     faults.refuse()
     same = same_content(source.rows["path"], folder.photos["path"])
@@ -325,9 +327,11 @@ def plan_extension(source: Path | str, target: Path | str, options: ImportOption
     other = set(new["encounter"]) - set(source.rows["encounter"]) if of_folders else ()
     new, renamed = _new_encounters(new, folder, other)
     source = replace(source, rows=new, notes=(*source.notes, *grouped, *renamed))
+    rule = options.encounters.strip().lower()
     options = replace(options, encounters="")
     known = _known_of(folder, new["path"])
     plan = plan_import(source, root, options, known, faults) if len(new) else _nothing(source, known)
+    plan = replace(plan, encounters_by=rule)
     if differences:
         kind = LeftOut("differences from what is there, which stays", tuple(differences))
         plan = replace(plan, left_out=(*plan.left_out, kind))
@@ -400,11 +404,11 @@ def _move_in(staged, folder, moved):
     # moves staged files into the folder, tables last and train.csv after all; `moved` gets what can be taken back
     root = folder.root
     files = [path for path in sorted(staged.rglob("*")) if path.is_symlink() or path.is_file()]
-    for path in sorted(files, key=lambda p: (p.suffix == ".csv", p.name == "train.csv")):
+    for path in sorted(files, key=lambda p: (p.suffix in (".csv", ".json"), p.name == "train.csv")):
         target = root / path.relative_to(staged)
         target.parent.mkdir(parents=True, exist_ok=True)
         kept = None
-        if target in folder.unlisted or (target.exists() and path.suffix == ".csv"):
+        if target in folder.unlisted or (target.exists() and path.suffix in (".csv", ".json")):
             kept = staged.parent / "before" / path.relative_to(staged)
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(target, kept, follow_symlinks=False)  # the file itself is replaced in one step
@@ -432,6 +436,11 @@ def _stage(extension, staged, copy, progress):
         ways += put_photos(table, staged / folder, copy, progress)
     for name, table in extended_tables(extension).items():
         write_csv(table, staged / name)
+    if plan.encounters_by and plan.encounters_by != read_rules(root).encounters:
+        staged.mkdir(exist_ok=True)
+        if (root / RULES).is_file():
+            shutil.copy(root / RULES, staged / RULES)
+        write_rules(staged, encounters=plan.encounters_by)
     return ways
 
 

@@ -23,7 +23,8 @@ ERRORS = {
     "twin-names": "two names differ only by case, blanks or the form of their letters: write one animal in one way",
     "odd-name": "a name is too long, or has a character that cannot be seen: type it anew",
     "date": "a date cannot be read: write 2019-07-13, 2019-07-13T14:05, 2019-07 or 2019",
-    "ambiguous-date": "a date may be two days: write the year first, or import the table again with --dates dmy or mdy",
+    "ambiguous-date": "a date may be two days: write the year first, or say which number does come first: `happywhale "
+    "data check DATA_DIR --dates dmy` or mdy keeps it for all stages",
     "side": "a side is neither left nor right nor both: correct the cell, or leave it empty",
     "position": "a position cannot be used: write degrees, both, with a point; nothing for no position",
     "odd-text": "a place or encounter has more than 200 characters, or one that cannot be seen: type it anew",

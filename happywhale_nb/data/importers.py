@@ -27,14 +27,15 @@ from .columns import SourceRows, header_words, rows_of_table
 from .dataset import EXTRA_COLUMNS, NEW
 from .encounters import assign_encounters, encounter_notes
 from .file_names import name_files
+from .folder_rules import write_rules
 from .formats import PHOTO_ENDINGS, RAW_ENDINGS
 from .layouts import read_folders
 from .left_out import LeftOut, left_out_table, lost_individuals
 from .lookup import PhotoLookup
-from .names import clean_name, find_twins, is_nobody, name_key
+from .names import clean_name, doubtful_names, find_twins, is_nobody, name_key
 from .reading import find_photographs, read_values
 from .relink import write_contents
-from .species import one_spelling, plain_species, suspect_spellings
+from .species import one_spelling, plain_species, species_key, suspect_spellings
 from .tables import read_user_table
 from .values import BOX_FIELDS, Faults
 from .wildbook import is_wildbook_sheet, rows_of_sheet
@@ -86,6 +87,7 @@ class ImportPlan:
         left_out: what is not imported, by kind.
         tree: what the levels of folders are taken for, one line each.
         there: names of individuals that have photographs already, in the data folder that is added to.
+        encounters_by: the rule by which photographs were grouped; `""`: none was chosen.
     """
 
     train: pd.DataFrame
@@ -96,6 +98,7 @@ class ImportPlan:
     left_out: tuple[LeftOut, ...] = ()
     tree: tuple[str, ...] = ()
     there: tuple[str, ...] = ()
+    encounters_by: str = ""
 
     @property
     def lost(self) -> list[str]:
@@ -122,11 +125,13 @@ class Known:
         individuals: names.
         species: their names.
         files: names of photographs, of both parts.
+        species_of: species of individuals that have one, by name.
     """
 
     individuals: Collection[str] = ()
     species: Collection[str] = ()
     files: Collection[str] = ()
+    species_of: Mapping[str, str] = field(default_factory=dict)
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-11
 MERGED = ("species", "date", "encounter", "place", "latitude", "longitude")
@@ -212,16 +217,33 @@ def _with_names(rows, known, faults):
         faults.add(first[0], f"{said} are one name typed in two ways: write one of them")
     some = ", ".join(map(repr, respelt[:3]))
     notes = [f"{count_noun(len(respelt), 'name')} spelt as in the data folder, such as {some}"] if respelt else []
+    doubts = [f"{name!r} {reason}" for name, reason in doubtful_names(name for name in names if name).items()]
+    if doubts:
+        more = f"; and {len(doubts) - 3:,} more" if len(doubts) > 3 else ""
+        notes.append(f"names taken as they are: {'; '.join(doubts[:3])}{more}")
     return rows.assign(individual_id=names), notes
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-17
+def _with_own_species(rows, known):
+    # the species of the rows, where missing that of the animal's other photographs, and how many got it
+    typed, who = rows["species"], rows["individual_id"].map(name_key)
+    said = pd.DataFrame({"who": who, "species": typed, "key": typed.map(species_key)})
+    said = said[(typed != "") & (rows["individual_id"] != "")].drop_duplicates(["who", "key"])
+    species = {name_key(name): one for name, one in known.species_of.items()}
+    species |= said.drop_duplicates("who", keep=False).set_index("who")["species"].to_dict()
+    for name in said.loc[said["who"].duplicated(), "who"]:
+        species.pop(name, None)  # of two species: which of them it is stays open
+    filled = typed.where(typed != "", who.map(lambda key: species.get(key, "")))
+    return filled, int(((typed == "") & (filled != "")).sum())
+
+
 def _with_species(rows, default, known):
     # the rows with one spelling for each species, and notes
-    typed = rows["species"]
+    typed, own = _with_own_species(rows, known)
     missing = typed == ""
     spelling = one_spelling([*typed[~missing], *([default] if default else [])], known.species)
     species = typed.map(spelling).where(~missing, spelling.get(default, "unknown"))
-    notes = []
+    notes = [f"{count_noun(own, 'photograph')} without a species: that of the animal is written"] if own else []
     if (named := (rows["individual_id"] != "") & missing).any() and not default:
         count = count_noun(int(named.sum()), "photograph")
         notes.append(f"{count} without a species: written as 'unknown'; name it with --species")
@@ -339,7 +361,8 @@ def plan_import(
     rows = rows.assign(image=name_files(list(rows["path"]), root, known_.files))
     notes = (*source.notes, *named, *twice, *on_species, *shared, *on_encounters, *note_on_files(rows))
     left_out = (*source.left_out, *beside, *second)
-    return ImportPlan(*_tables(rows), notes, left_out, source.tree, tuple(known_.individuals))
+    rule = options.encounters.strip().lower()
+    return ImportPlan(*_tables(rows), notes, left_out, source.tree, tuple(known_.individuals), rule)
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-23
 def read_source(source: Path, options: ImportOptions) -> SourceRows:
@@ -497,6 +520,7 @@ def write_import(plan: ImportPlan, target: Path | str, copy: bool = False, progr
         ways += put_photos(plan.test, folder / "test_images", copy, progress)
         for name, table in plan_tables(plan).items():
             write_csv(table, folder / name)
+        write_rules(folder, encounters=plan.encounters_by)
         write_contents(folder)
     for note in substitute_notes(target, ways):
         print(note, file=sys.stderr)

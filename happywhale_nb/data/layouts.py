@@ -104,7 +104,19 @@ def _entries(folder, source, left_out):
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-09
 _DAY = re.compile(r"((?:19|20)\d\d)([-_. ]?)(\d\d)(?:\2(\d\d))?(?![0-9])")
 _DAY_LAST = re.compile(r"(\d{1,2})[-_. ](\d{1,2})[-_. ]((?:19|20)\d\d)(?![0-9])")
-_MONTH_NAMED = re.compile(rf"(\d{{1,2}}[-_. ]+)?({'|'.join(MONTHS)})[a-z]*[-_. ,]+((?:19|20)\d\d)(?![0-9])", re.I)
+_DAY_SHORT = re.compile(r"(\d{1,2})([-_.])(\d{1,2})\2(\d\d)(?![0-9])")
+_MONTH = (  # whole words, for `Marta 2014` is no month
+    r"(jan(?:uar[yi]?|vier)?|feb(?:r(?:uar[yi]?|ero)?)?|mar(?:ch|s|zo)?|apr(?:il)?|may|jun(?:e|io?)?|jul(?:y|io?)?"
+    r"|aug(?:ust(?:us)?)?|sept?(?:i?embre|ember)?|oct(?:ober|obre|ubre)?|nov(?:i?embre|ember)?|dec(?:embre|ember)?)"
+)
+_YEAR, _NUMBER = r"((?:19|20)\d\d)", r"(\d{1,2})(?:st|nd|rd|th)?"
+_MONTH_FIRST = re.compile(rf"{_MONTH}[-_. ]+{_NUMBER}[-_. ,]+{_YEAR}(?![0-9])", re.I)
+_YEAR_FIRST = re.compile(rf"{_YEAR}[-_. ]?{_MONTH}(?![a-z])(?:[-_. ]?{_NUMBER})?(?![0-9])", re.I)
+_MONTH_NAMED = re.compile(rf"(?:{_NUMBER}[-_. ]*)?{_MONTH}[-_. ,]+{_YEAR}(?![0-9])", re.I)
+
+
+def _iso_day(year, month, day):
+    return f"{year}-{MONTHS.index(month[:3].lower()) + 1:02}" + (f"-{int(day):02}" if day else "")
 
 
 def day_of(name: str, order: str = "", above: str = "") -> str:
@@ -128,9 +140,12 @@ def day_of(name: str, order: str = "", above: str = "") -> str:
         text = "-".join(part for part in match.group(1, 3, 4) if part)
     elif match := _DAY_LAST.match(name):
         text = "-".join(match.groups())
+    elif match := _MONTH_FIRST.match(name):
+        text = _iso_day(match[3], match[1], match[2])
+    elif match := _YEAR_FIRST.match(name):
+        text = _iso_day(*match.groups())
     elif match := _MONTH_NAMED.match(name):
-        day = f"-{int(re.sub('[^0-9]', '', match[1])):02}" if match[1] else ""
-        text = f"{match[3]}-{MONTHS.index(match[2].lower()) + 1:02}{day}"
+        text = _iso_day(match[3], match[2], match[1])
     elif re.fullmatch(r"(19|20)\d\d", name):
         text = name
     try:
@@ -235,6 +250,7 @@ class Level:
 def _level_by_name(name, siblings, above, order):
     # the `Level` of a folder, whose name is one of `siblings`, below one of the level `above` (None: at the top)
     side, day = side_of(name), day_of(name, order, above.value if above and above.kind == "day" else "")
+    day = day or _short_day(name, siblings, order)
     if day and (len(day) > 4 or all(day_of(other, order) for other in siblings)):
         return Level("day", day)
     long_word = above is not None and len(name) > 3
@@ -245,6 +261,19 @@ def _level_by_name(name, siblings, above, order):
     if _word(name) in CONTAINERS or _CAMERA.fullmatch(name):
         return Level("-", name)
     return Level("encounter" if _ENCOUNTER.fullmatch(name) else "", name)
+
+
+def _short_day(name, siblings, order):
+    # the day of a folder called as 13-07-19, where all beside it are called so; "" if one of them is no day
+    if not all(map(_DAY_SHORT.match, siblings)):
+        return ""
+    try:
+        numbers = {other: "-".join(_DAY_SHORT.match(other).group(1, 3, 4)) for other in sorted(siblings)}
+        return {other: parse_date(text, order) for other, text in numbers.items()}[name]
+    except AmbiguousDate:
+        raise
+    except UserError:
+        return ""
 
 
 def _in_company(side, siblings, order):
@@ -264,12 +293,15 @@ def _split_word(name):
     return re.sub(r"_(images|set|photos|data)$", "", _word(name))
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-20
-def levels_by_name(folders: Iterable[tuple[str, ...]], order: str = "") -> dict[tuple[str, ...], Level]:
+def levels_by_name(
+    folders: Iterable[tuple[str, ...]], order: str = "", given: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], Level]:
     """Find what each folder is by its name and those of its neighbours.
 
     Args:
         folders: the parts of each folder that has photographs, below the chosen one.
         order: as for `day_of`.
+        given: what the user says the upper levels are, as of `parse_layout`; a name there is a day only if it says so.
 
     Returns:
         The level of each folder and of those above it, by its parts.
@@ -287,7 +319,10 @@ def levels_by_name(folders: Iterable[tuple[str, ...]], order: str = "") -> dict[
             try:
                 level = _level_by_name(name, children[parent], levels.get(parent), order)
             except AmbiguousDate as error:
-                raise UserError(f"folder {'/'.join((*parent, name))}: {error}") from None
+                if given[len(parent) :][:1] in ((), ("day",)):
+                    no_day = "; if it is no day, say what it is, such as --layout animal"
+                    raise UserError(f"folder {'/'.join((*parent, name))}: {error}{no_day}") from None
+                level = Level("", name)
             levels[(*parent, name)] = level
     return levels
 
@@ -407,8 +442,9 @@ def recognise(
     Raises:
         UserError: If the folders can be meant in several ways, or a folder is not what the layout says.
     """
-    by_name = levels_by_name(folders, order)
-    if words := parse_layout(layout):
+    words = parse_layout(layout)
+    by_name = levels_by_name(folders, order, words)
+    if words:
         return _levels_by_user(folders, by_name, words, order)
     plain = {parts: _plain(parts, by_name) for parts in folders}
     chains = {tuple(p[-1] for p in parents) for parents in plain.values()}
@@ -529,15 +565,29 @@ def read_folders(source: Path | str, layout: str = "", follow_links: bool = Fals
         UserError: If the folders can be meant in several ways, or one animal lies in the folders of two species.
     """
     source = Path(source).absolute()
-    if (source / "train.csv").is_file() and any((source / name).is_dir() for name in ("train_images", "images")):
+    if _is_data_folder(source):
         raise UserError(f"{source} is a data folder already: `happywhale data check` says whether it can be used")
     files, links = walk_files(source, follow_links)
+    files, made = _without_data_folders(files, source)
     with ThreadPoolExecutor() as pool:
         looks = dict(zip(files, bar(pool.map(_look_into, files), "reading", len(files), delay=1), strict=True))
     places = {path: tuple(map(readable_name, path.relative_to(source).parts[:-1])) for path in files}
     folders = {places[path] for path, (reason, _) in looks.items() if reason != NO_PHOTOGRAPH}
     levels = recognise(folders, source, layout, order)
-    return _rows(source, looks, places, levels, links)
+    return _rows(source, looks, places, levels, [*links, *made])
+
+
+def _without_data_folders(files, source):
+    # the files but for those of data folders that were made below the source, and what is left out
+    made = {path.parent for path in files if path.name == "train.csv" and _is_data_folder(path.parent)}
+    names = tuple(sorted(_name_below(folder, source) for folder in made))
+    kinds = [LeftOut("data folders, which hold photographs of other folders", names)] if made else []
+    return [path for path in files if made.isdisjoint(path.parents)] if made else files, kinds
+
+
+def _is_data_folder(folder):
+    images = any((folder / name).is_dir() for name in ("train_images", "images"))
+    return images and (folder / "train.csv").is_file()
 
 # %% ../../nbs/lib/data/layouts.ipynb #layouts-37
 def _rows(source, looks, places, levels, links):
@@ -570,6 +620,12 @@ def _with_animals(kind, levels):
 def _notes(levels, other_days):
     kinds = {level.kind for level in levels.values()}
     notes = ["folders of splits are joined: what was for training is not kept"] if "split" in kinds else []
+    animals = sorted({level.value for level in levels.values() if level.kind == "animal"})
+    animals = [name for name in animals if not is_nobody(name)]
+    odd = [name for name in animals if is_species(name)]
+    if 0 < len(odd) < len(animals):
+        more = ", …" if len(odd) > 3 else ""
+        notes.append(f"called as a species is, but taken for an animal: {', '.join(map(repr, odd[:3]))}{more}")
     if other_days:
         notes.append(f"{other_days:,} photographs have another day inside than their folder: the folder's is taken")
     return tuple(notes)

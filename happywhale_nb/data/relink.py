@@ -144,12 +144,14 @@ def _same_folder(files, before, root):
     return [path for path in files if path.parent != root and path.parent.name == before.parent.name]
 
 
-def _with_content(files, digest, before, digests):
-    # the file that contains what was written down, if possible of the old name; None if there is none
-    for path in files:
-        if path not in digests:
-            digests[path] = content_digest(path)
-    same = [path for path in files if digests[path] == digest]
+def _with_content(files, size, digest, before, digests):
+    # the file that contains what was written down, if possible of the old name; None if there is none; `digests`:
+    # from a size to the files of each content, read once, for all photographs of one camera may have one size
+    if size not in digests:
+        digests[size] = defaultdict(list)
+        for path in files:
+            digests[size][content_digest(path)].append(path)
+    same = digests[size].get(digest, [])
     return min(same, key=lambda path: (path.name != before.name, path), default=None)
 
 # %% ../../nbs/lib/data/relink.ipynb #relink-09
@@ -198,7 +200,7 @@ def plan_relink(data_dir: Path | str, photos: Path | str, by_name: bool = False)
         candidates = named.get(before.name, [])
         if size is None:
             _plan_by_name(plan, link, before, candidates, photos)
-        elif file := _with_content(sized.get(size, []), digest, before, digests):
+        elif file := _with_content(sized.get(size, []), size, digest, before, digests):
             plan.found[link] = file
         else:
             plan.missing[link] = before

@@ -290,9 +290,11 @@ def clean_cell(text: str) -> str:
         text: as it is in the file.
 
     Returns:
-        The text.
+        The text; `007` for `="007"` and `'007`, which keep a spreadsheet from making 7 of it.
     """
-    return unicodedata.normalize("NFC", text).strip(BLANKS)
+    text = unicodedata.normalize("NFC", text).strip(BLANKS)
+    kept = re.fullmatch(r'="([^"]*)"|\'(\d[\d.,/: -]*)', text)
+    return (kept[1] or kept[2] or "").strip(BLANKS) if kept else text
 
 
 def _header(records, file, words):

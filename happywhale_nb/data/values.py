@@ -30,12 +30,14 @@ class Faults:
         found: sentences that begin with where the fault is.
         skipped: those of cells that were left out.
         ambiguous: how many of the faults are dates that can be two days.
+        folder: the data folder whose tables are read; `""`: a source is imported.
     """
 
     skip: bool = False
     found: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     ambiguous: int = 0
+    folder: str = ""
 
     def add(self, where: str, text: str, cell: bool = False) -> None:
         """Add one fault.
@@ -60,8 +62,10 @@ class Faults:
             more = [f"and {len(self.found) - most:,} more"] if len(self.found) > most else []
             head = "1 fault" if len(self.found) == 1 else f"{len(self.found):,} faults"
             if self.ambiguous:
-                more.append(f"{self.ambiguous:,} of them may be two days each: --dates dmy or --dates mdy says which")
-            if any(": column " in fault for fault in self.found):
+                how = f"`happywhale data check {self.folder} --dates dmy` (or mdy)" if self.folder else ""
+                how = how or "--dates dmy or --dates mdy"
+                more.append(f"{self.ambiguous:,} of them may be two days each: {how} says which")
+            if not self.folder and any(": column " in fault for fault in self.found):
                 more.append("--skip-faulty leaves cells that cannot be read out, and lists them")
             raise UserError("\n  ".join([f"{head}; nothing was written:", *self.found[:most], *more]))
 

@@ -432,7 +432,10 @@ class Facets(BaseModel):
 
 
 class CatalogueView(BaseModel):
-    """The name of the catalogue, its numbers of rows, and its model."""
+    """The name of the catalogue, its numbers of rows, its model, and the rule by which its photos are grouped.
+
+    `encounters_by`: `folder`, `day`, `burst:MINUTES`, or "" if none was chosen; the page proposes it for what is added.
+    """
 
     name: str
     photos: int
@@ -440,6 +443,7 @@ class CatalogueView(BaseModel):
     encounters: int
     undecided: int
     model: str
+    encounters_by: str = ""
 
 
 class SessionView(BaseModel):

@@ -51,6 +51,7 @@ def _session_view(state, caller):
             for name, (table, *conditions) in COUNTED.items()
         }
     counts |= {"name": state.catalogue.name, "model": state.matcher.model.name}
+    counts |= {"encounters_by": state.catalogue.encounters}
     return {"user": caller.name, "role": caller.role, "tokens": state.options.tokens, "catalogue": counts}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-14

@@ -4,14 +4,14 @@ import { button, el, field, fill } from "./dom.js";
 import { encounterFields } from "./editing.js";
 import { folderOf, grouped, isPhoto, offered, thumbnails, walk } from "./files.js";
 import { fail, say } from "./messages.js";
-import { loadFacets, may } from "./session.js";
+import { loadFacets, may, session } from "./session.js";
 import { sender } from "./sending.js";
 import { bytes, count } from "./words.js";
 
 const SHOWN = 200;  // thumbnails; the others are counted
 
 // Kept when the page is left for another view and come back to: photographs not yet sent.
-const kept = { files: [], grouping: "", minutes: 10 };
+const kept = { files: [], grouping: "", minutes: 0 };
 const WAYS = [["one", "One encounter"], ["each", "An encounter each"], ["folder", "An encounter a folder"], ["day", "An encounter a day"], ["burst", "An encounter a burst"]];
 const WHY = { one: "All show one animal, met once.", each: "Every photograph shows another animal, or another meeting.", folder: "The photographs of a folder show one animal, met once.",
   day: "The photographs of a folder that were taken on one day show one animal. The catalogue reads the dates when they arrive.", burst: "Photographs taken shortly after one another show one animal. The catalogue reads the times when they arrive." };
@@ -20,6 +20,8 @@ const MANY = 12;  // photographs that are hardly one animal met once
 export async function showAdd(main, route, signal) {
   if (!may("review")) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Add" }), el("p", { text: "Your token may look, not add: ask for one with the role review." })));
   const facets = await loadFacets(signal);
+  const [rule, gap] = (session.catalogue.encounters_by ?? "").split(":");  // of the data folder, proposed for what is added
+  kept.minutes ||= Number(gap) || 10;
   const { inputs, nodes } = encounterFields("add", facets);
   const name = el("input", { type: "text", id: "add-name", maxlength: 80, autocomplete: "off", placeholder: "the next free one" });
   const shots = el("ul", { class: "shots chosen", "aria-label": "Chosen photographs" });
@@ -50,7 +52,8 @@ export async function showAdd(main, route, signal) {
     const folders = new Set(files.map(folderOf));
     const dropped = files.some(folderOf);
     if (folders.size < 2 && kept.grouping === "folder") kept.grouping = "";
-    const way = files.length < 2 ? "one" : kept.grouping || (dropped || files.length > MANY ? "" : "one");
+    const proposed = rule === "folder" && folders.size < 2 ? "" : rule;
+    const way = files.length < 2 ? "one" : kept.grouping || proposed || (dropped || files.length > MANY ? "" : "one");
     const number = grouped(files, way).length;
     fill(groups, el("legend", { text: "These photographs are" }), WAYS.map(([kind, text]) => {
       const off = kind === "folder" && folders.size < 2;
