@@ -239,6 +239,26 @@ def test_merge_split_rename_and_undo_of_the_merge(page):
     assert (rename["text"], named["decision"]["id"]) == (text, rename["id"]), "Undo names what it undoes"
 
 
+def test_an_individual_of_an_unknown_species_gets_one_and_loses_it_again(page):
+    made = upload(page, ("a.jpg", jpeg(1))).json()
+    url = f"/api/encounters/{made['id']}"
+    page.patch(url, json={"version": 1, "species": ""})
+    body = {"kind": "new", "version": page.get(url).json()["version"], "name": "Sky", "species": ""}
+    sky = page.post(f"{url}/decisions", json=body).json()["encounter"]["individual"]["id"]
+    assert page.get(f"/api/individuals/{sky}").json()["species"] == ""
+    given = page.patch(f"/api/individuals/{sky}", json={"species": "Humpback Whale"}).json()
+    assert given["species"] == "humpback_whale" and page.get(url).json()["species"] == "humpback_whale"
+    assert given["decision"]["text"] == "set the species of Sky nothing → humpback_whale"
+    assert sky in {each["id"] for each in page.get("/api/individuals?species=humpback_whale").json()["individuals"]}
+    again = page.patch(f"/api/individuals/{sky}", json={"species": "humpback_whale"})
+    assert again.status_code == 400 and "Sky is a humpback_whale already" in again.json()["detail"]
+    for body in ({}, {"name": "Sea", "species": "killer_whale"}):
+        assert "one at a time" in page.patch(f"/api/individuals/{sky}", json=body).json()["detail"]
+    undone = page.post(f"/api/decisions/{given['decision']['id']}/undo").json()
+    assert [each["species"] for each in undone["encounters"]] == [""]
+    assert page.get(f"/api/individuals/{sky}").json()["species"] == page.get(url).json()["species"] == ""
+
+
 def test_edit_and_crop_change_what_they_are_told_at_the_version_seen(page):
     made = upload(page, ("a.jpg", jpeg(1)), date="2026-08-01").json()
     url = f"/api/encounters/{made['id']}"
