@@ -687,6 +687,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'happywhale_nb/catalogue/matching.py'),
                                                   'happywhale_nb.catalogue.matching._promise': ( 'lib/catalogue/matching.html#_promise',
                                                                                                  'happywhale_nb/catalogue/matching.py'),
+                                                  'happywhale_nb.catalogue.matching._read_calibration': ( 'lib/catalogue/matching.html#_read_calibration',
+                                                                                                          'happywhale_nb/catalogue/matching.py'),
                                                   'happywhale_nb.catalogue.matching._read_photos': ( 'lib/catalogue/matching.html#_read_photos',
                                                                                                      'happywhale_nb/catalogue/matching.py'),
                                                   'happywhale_nb.catalogue.matching._with_proposed_name': ( 'lib/catalogue/matching.html#_with_proposed_name',
