@@ -410,8 +410,18 @@ def test_missing_photos_are_counted_and_a_remedy_is_named(page, mine):
     told = page.get("/api/missing-photos").json()
     assert told["missing"] > 10 and len(told["names"]) == 5 and "where is the folder?" in told["text"]
     assert str(mine.folder.parent) not in told["text"]
-    lost = page.get(f"/api/photos/{made['photos'][0]['id']}/picture")
-    assert lost.status_code in (400, 404) and str(mine.folder.parent) not in lost.text
+    for what in ("picture", "crop", "file"):
+        lost = page.get(f"/api/photos/{made['photos'][0]['id']}/{what}")
+        assert lost.status_code == 404 and "photograph a.jpg is not where it was" in lost.json()["detail"]
+
+
+def test_export_messages_of_every_kind_count_what_was_withdrawn(page):
+    made = upload(page, ("a.jpg", jpeg(1)), ("b.jpg", jpeg(2))).json()
+    page.post(f"/api/encounters/{made['id']}/withdraw", json={"version": 1, "reason": "boat"}).raise_for_status()
+    for kind in EXPORTS:
+        told = page.get(f"/api/exports/{kind}/messages").json()["notes"]
+        line = f"left out: 2 photographs of 1 encounter ({made['name']}), withdrawn on the page or by the command"
+        assert told.count(line) == 1, kind
 
 
 def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):

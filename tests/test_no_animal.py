@@ -24,6 +24,8 @@ from happywhale_nb.catalogue.matching import Matcher, encounters_without_animal
 from happywhale_nb.catalogue.no_animal import drawn_seas, learn_no_animal
 from happywhale_nb.catalogue.schema import Encounter, Model
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
+from happywhale_nb.catalogue.upload_photos import ingest_uploads
+from happywhale_nb.cli.catalogue import tell_no_animal
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.imaging.empty_pictures import MARGIN, free_window
@@ -260,6 +262,12 @@ def test_blue_picture_is_flagged_in_queue_answer_and_match(learnt):
         gone = page.post(f"/api/encounters/{made['id']}/withdraw", json=body).json()["encounter"]
         assert (gone["state"], gone["no_animal"]) == ("withdrawn", None)
         assert page.get("/api/facets").json()["no_animal"] == before
+
+
+def test_catalogue_add_says_which_encounter_probably_shows_no_animal(learnt, capsys):
+    blue = ingest_uploads(learnt, Texture(), "Ann", [("blue.png", BLUE)])
+    tell_no_animal(learnt, {blue, 1})
+    assert capsys.readouterr().out.startswith(f"encounter {blue}: probably no animal")
 
 
 def test_photograph_of_an_animal_is_not_flagged_and_its_ratings_stay(learnt):

@@ -7,7 +7,7 @@ __all__ = ['ENCOUNTER_FIELDS', 'DECISION_FIELDS', 'SIGHTING_COLUMNS', 'id_and_na
            'photo_crop', 'photo_view', 'photo_views', 'rejections', 'encounter_views', 'encounter_view', 'has_photos',
            'is_shown_as', 'encounter_filters', 'list_encounters', 'facets', 'individual_views', 'list_individuals',
            'individual_page', 'individual_photos', 'answer_view', 'decision_views', 'decision_rows', 'list_decisions',
-           'sightings']
+           'sightings', 'withdrawn_sightings']
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-02
 from collections import defaultdict
@@ -698,3 +698,17 @@ def _pixel_box(photo, crop):
         return box
     x, y = photo.width / frame[0], photo.height / frame[1]
     return [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-92
+def withdrawn_sightings(session: Session) -> pd.DataFrame:
+    """List the photos that `sightings` leaves out.
+
+    Args:
+        session: of the catalogue's database.
+
+    Returns:
+        A row for each photo that is withdrawn, alone or with its encounter: encounter_id, encounter, species.
+    """
+    query = select(Encounter.id, Encounter.name, Encounter.species).join(Photo, Photo.encounter_id == Encounter.id)
+    query = query.where(Photo.withdrawn | (Encounter.state == "withdrawn"), Photo.path != "").order_by(Photo.id)
+    return pd.DataFrame(session.execute(query).all(), columns=["encounter_id", "encounter", "species"])

@@ -19,7 +19,17 @@ from sqlalchemy.orm import Session
 
 from .listings import annotated, answer_view, get_or_404, id_and_name, photo_view, rejections
 from .naming import next_name
-from .schema import Annotation, Answer, Crop, Decision, Embedding, Encounter, Individual, Model, Photo
+from happywhale_nb.catalogue.schema import (
+    Annotation,
+    Answer,
+    Crop,
+    Decision,
+    Embedding,
+    Encounter,
+    Individual,
+    Model,
+    Photo,
+)
 from .store import Catalogue, model_row, now, unpack_vectors
 from .validation import clean_date
 from ..core.errors import UserError
