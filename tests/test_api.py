@@ -239,6 +239,20 @@ def test_merge_split_rename_and_undo_of_the_merge(page):
     assert (rename["text"], named["decision"]["id"]) == (text, rename["id"]), "Undo names what it undoes"
 
 
+def test_individuals_are_found_as_a_phone_types_them_and_its_apostrophe_makes_no_second_one(page):
+    made = upload(page, ("a.jpg", jpeg(1)), ("b.jpg", jpeg(2)), species="humpback_whale").json()
+    url = f"/api/encounters/{made['id']}/decisions"
+    obrien = page.post(url, json={"kind": "new", "version": 1, "name": "Zoë O'Brien"}).json()["encounter"]["individual"]
+    for q in ("zoe", "Zoë", "ZOE O’BRIEN", "obrien", "o'b"):
+        found = page.get("/api/individuals", params={"q": q}).json()["individuals"]
+        assert obrien["id"] in {each["id"] for each in found}, q
+    again = upload(page, ("c.jpg", jpeg(3))).json()
+    body = {"kind": "new", "version": 1, "name": "zoë o’brien"}
+    asked = page.post(f"/api/encounters/{again['id']}/decisions", json=body)
+    assert asked.status_code == 409 and asked.json()["individual"]["id"] == obrien["id"], "asked before the species"
+    assert asked.json()["species"] is None
+
+
 def test_an_individual_of_an_unknown_species_gets_one_and_loses_it_again(page):
     made = upload(page, ("a.jpg", jpeg(1))).json()
     url = f"/api/encounters/{made['id']}"

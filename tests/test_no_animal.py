@@ -310,7 +310,8 @@ def test_server_that_runs_while_the_catalogue_is_built_again_answers_as_a_fresh_
     fresh = Matcher(untold)
     assert running.model.calibration.as_dict() == fresh.model.calibration.as_dict()
     dates = dict(zip(running.photos.facts["encounter"], running.photos.facts["date"], strict=True))
-    assert dates[number] == "2026-07-31" and running.photos.facts["date"].tolist() == fresh.photos.facts["date"].tolist()
+    assert dates[number] == "2026-07-31"
+    assert running.photos.facts["date"].tolist() == fresh.photos.facts["date"].tolist()
 
 
 def test_candidates_are_the_same_with_and_without_the_flag(learnt, untold):

@@ -24,7 +24,7 @@ from .store import NotFound
 from .validation import clean_date
 from ..core.errors import UserError
 from ..core.renamed import ANSWERS, with_new_keys
-from ..data.names import name_key
+from ..data.names import search_key
 from ..imaging.crops import crop_aspect
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-05
@@ -455,11 +455,11 @@ def list_individuals(session: Session, q: str = "", species: str = "", after: st
 def _called(session, q):
     """The condition that an individual's name, or one that it had before, contains a text."""
     before = Individual.id.in_(former_names(session, q))
-    if q.isascii():
-        return or_(Individual.name.icontains(q, autoescape=True), before)
-    # databases compare small and capital letters of ASCII alone
-    names, key = session.execute(select(Individual.id, Individual.name)), name_key(q)
-    return or_(Individual.id.in_([number for number, name in names if key in name_key(name)]), before)
+    names, key = session.execute(select(Individual.id, Individual.name)), search_key(q)
+    # databases compare small and capital letters of ASCII alone, and know neither accents nor kinds of apostrophes
+    odd = [(number, name) for number, name in names if not (q + name).isascii() or "'" in name]
+    found = Individual.id.in_([number for number, name in odd if key in search_key(name)])
+    return or_(Individual.name.icontains(q, autoescape=True), found, before)
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-14a
 def individual_page(session: Session, settings: dict, number: int) -> dict:
