@@ -77,7 +77,10 @@ def test_is_nobody_of_a_name_is_false(text):
     assert not is_nobody(text)
 
 
-@given(st.text(st.characters(max_codepoint=0x24F, categories=("L", "N", "P", "Zs")) | st.sampled_from("’‘–"), max_size=30))
+LATIN = st.characters(max_codepoint=0x24F, categories=("L", "N", "P", "Zs")) | st.sampled_from("’‘–")
+
+
+@given(st.text(LATIN, max_size=30))
 def test_names_with_one_key_are_found_by_one_search_and_kinds_of_apostrophes_and_dashes_are_alike(name):
     assert search_key(name) == search_key(name_key(name)) == search_key(search_key(name))
     typed = name.replace("’", "'").replace("‘", "'").replace("–", "-")

@@ -77,7 +77,8 @@ def name_key(name: str) -> str:
         The name without differences of case, composition, width of characters, of blanks and underscores, and of the
         kinds of apostrophes and of dashes.
     """
-    text = unicodedata.normalize("NFKC", str(name).translate(ALIKE)).casefold()
+    # before and after: NFKC parts an acute accent from its place, and the letter ŉ into an apostrophe and n
+    text = unicodedata.normalize("NFKC", str(name).translate(ALIKE)).translate(ALIKE).casefold()
     return re.sub(r"[\s_]+", "_", text.strip())
 
 
