@@ -834,6 +834,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store.Catalogue.close': ( 'lib/catalogue/store.html#catalogue.close',
                                                                                                   'happywhale_nb/catalogue/store.py'),
+                                               'happywhale_nb.catalogue.store.Catalogue.follow_data': ( 'lib/catalogue/store.html#catalogue.follow_data',
+                                                                                                        'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store.Catalogue.model_path': ( 'lib/catalogue/store.html#catalogue.model_path',
                                                                                                        'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store.Catalogue.move_data': ( 'lib/catalogue/store.html#catalogue.move_data',

@@ -429,6 +429,16 @@ def test_missing_photos_are_counted_and_a_remedy_is_named(page, mine):
         assert lost.status_code == 404 and "photograph a.jpg is not where it was" in lost.json()["detail"]
 
 
+def test_running_server_finds_photographs_that_were_relinked_by_a_command(page, mine):
+    was = mine.data
+    mine.move_data(was / "moved")
+    assert page.get("/api/missing-photos").json()["missing"] > 10
+    other = Catalogue(mine.folder)
+    other.move_data(was)
+    other.close()
+    assert page.get("/api/missing-photos").json()["missing"] == 0 and mine.data == was
+
+
 def test_export_messages_of_every_kind_count_what_was_withdrawn(page):
     made = upload(page, ("a.jpg", jpeg(1)), ("b.jpg", jpeg(2))).json()
     page.post(f"/api/encounters/{made['id']}/withdraw", json={"version": 1, "reason": "boat"}).raise_for_status()

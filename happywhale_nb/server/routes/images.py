@@ -48,6 +48,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
         NotFound: if there is no such photo, or its file is gone.
         UserError: if the file is damaged; the message names the photo, not where it lies.
     """
+    catalogue.follow_data()
     with catalogue.reading() as session:
         photo, crop = listings.get_or_404(session, Photo, number, "photograph"), listings.photo_crop(session, number)
         path, digest, (box, frame) = catalogue.path(photo), photo.sha256, listings.crop_box(crop)
@@ -87,6 +88,7 @@ def photo_file(state: State, caller: Reader, number: Number) -> FileResponse:
     Raises:
         NotFound: if there is no such photo, or its file is gone.
     """
+    state.catalogue.follow_data()
     with state.catalogue.reading() as session:
         photo = listings.get_or_404(session, Photo, number, "photograph")
         path = state.catalogue.path(photo)

@@ -68,6 +68,7 @@ def missing_photos(state: State, caller: Reader) -> schemas.MissingPhotos:
     Returns:
         A dict as of `schemas.MissingPhotos`.
     """
+    state.catalogue.follow_data()  # `happywhale catalogue relink` may have found it while the server runs
     gone = find_missing(state.catalogue)
     with state.catalogue.reading() as session:
         names = [session.get(Photo, known.id).name for known in gone[:NAMED]]
