@@ -15,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import ANY
 
@@ -43,11 +44,13 @@ from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.formats import ENDINGS, heic_reader
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import ROLES, digest, make_token
 from happywhale_nb.server.state import AppState, Options
 
 HERE = "http://127.0.0.1:8000"
+HEIC = Path(__file__).parent / "fixtures" / "fin.heic"
 
 
 def client(catalogue, embedder, token="", **options):
@@ -321,6 +324,42 @@ def test_photo_picture_crop_and_file_have_their_sizes_and_types(page):
         assert shape == ((160, 160) if path == "crop" else (photo["width"], photo["height"]))
     file = page.get(f"/api/photos/{photo['id']}/file")
     assert file.headers["content-disposition"].startswith("attachment") and file.content[:2] == b"\xff\xd8"
+
+
+def fin_of(kind, seed):
+    """The bytes of a photograph of a kind, of two pages where it may have them."""
+    data, pixels = io.BytesIO(), np.random.default_rng(seed).integers(0, 255, (48, 64, 3), np.uint8)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2019:08:17 14:05:09"
+    how = {"exif": exif.tobytes()} if kind in ("TIFF", "WEBP", "AVIF", "PNG", "MPO") else {}
+    how |= {"save_all": True, "append_images": [Image.new("RGB", (64, 48))]} if kind in ("GIF", "TIFF", "MPO") else {}
+    Image.fromarray(pixels).save(data, kind, **how)
+    return data.getvalue()
+
+
+def test_every_kind_of_photograph_is_uploaded_asked_about_matched_and_shown(page):
+    sent = {f"{kind}.jpg": fin_of(kind, i) for i, kind in enumerate(ENDINGS) if kind != "HEIF"}
+    if heic_reader():
+        sent["IMG_1.HEIC"] = HEIC.read_bytes()
+    for field, url in (("photos", "/api/identify"), ("images", "/match")):
+        asked = [(field, (name, data)) for name, data in sent.items()]
+        assert page.post(url, files=asked).status_code == 200
+    made = upload(page, *sent.items())
+    assert made.status_code == 201 and len(made.json()["photos"]) == len(sent)
+    assert made.json()["date"].startswith("2019-07-13" if heic_reader() else "2019-08-17"), "the earliest camera's"
+    for photo in made.json()["photos"]:
+        for what in ("picture", "crop"):
+            got = page.get(f"/api/photos/{photo['id']}/{what}", params={"side": 160})
+            assert (got.status_code, got.headers["content-type"]) == (200, "image/jpeg"), photo["name"]
+            assert np.asarray(Image.open(io.BytesIO(got.content))).std() > 5
+        assert page.get(f"/api/photos/{photo['id']}/file").content == sent[photo["name"]], "as it was sent"
+    again = upload(page, ("IMG_9.TIF", sent["TIFF.jpg"]))
+    assert again.status_code == 409 and made.json()["name"] in again.json()["detail"]
+
+
+def test_the_interface_says_which_kinds_of_photographs_are_taken(still):
+    described = still.get("/openapi.json").text
+    assert described.count("JPEG, PNG, TIFF, WebP, HEIC, AVIF, GIF, BMP, JPEG 2000 and PPM") >= 4
 
 
 def test_photo_file_that_is_gone_is_404_with_its_name(page, mine):
@@ -829,7 +868,9 @@ def png(width, height, body=b""):
     [
         (b"", "empty"),
         (b"<html><script>alert(1)</script>", "not a picture"),
-        (b"GIF89a" + bytes(50), "GIF"),
+        (b"GIF89a" + bytes(50), "damaged"),
+        (b"\0\0\0\x18ftypisom" + bytes(50), "is a film: send single pictures"),
+        (b"FUJIFILMCCD-RAW " + bytes(50), "is a camera's RAW file: export it as JPEG"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
         (jpeg()[:700], "damaged"),
         (png(60000, 60000), "pixels"),

@@ -29,7 +29,7 @@ from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.retrieval.embeddings import UNKNOWN_PART, image_embeddings
-from happywhale_nb.retrieval.identifier import Calibration
+from happywhale_nb.retrieval.identifier import calibrate
 
 RNG = np.random.default_rng(7)
 
@@ -357,7 +357,7 @@ def test_calibration_takes_photographs_of_one_day_for_one_encounter_also_in_an_o
             met.name, photo.given, met.date = f"train_images/{photo.name}", None, "2019-07-13"
     monkeypatch.setattr(
         "happywhale_nb.catalogue.ingest.calibrate",
-        lambda vectors, names, units, queries: given.update(units=units) or Calibration(),
+        lambda vectors, names, units, queries: given.update(units=units) or calibrate(vectors, names, units, queries),
     )
     recalibrate(field.catalogue)
     assert len(set(given["units"])) == 3 and list(given["units"]) == sorted(given["units"])

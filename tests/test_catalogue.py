@@ -124,7 +124,7 @@ def test_upgrade_catalogue_copies_the_sqlite_file_before_it_changes_it(mine, nex
     with mine.reading() as session:
         count = session.scalar(select(func.count()).select_from(Photo))
     next_version("SELECT 1")
-    with pytest.raises(UserError, match="0003 is needed: `happywhale catalogue upgrade`"):
+    with pytest.raises(UserError, match=f"0003 is needed: `happywhale catalogue upgrade {mine.folder}`"):
         Catalogue(mine.folder)
     assert "of version 0003 now; they were of 0002" in upgrade_catalogue(mine.folder)
     opened = Catalogue(mine.folder)

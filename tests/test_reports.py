@@ -32,7 +32,6 @@ CASES = cases()
 
 @pytest.mark.real
 @pytest.mark.skipif(not ROWS, reason="no reports here: name the folder of real data in HAPPYWHALE_SHARED")
-@pytest.mark.xfail(reason="outcomes are being written, section by section")
 def test_each_row_of_the_reports_has_an_outcome():
     assert [key for key in KEYS if not CASES.get(key)] == []
     assert [key for key in CASES if key not in KEYS] == []

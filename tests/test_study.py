@@ -270,7 +270,7 @@ def test_study_jobs_of_the_given_studies_are_valid(tiny, name, trainings):
 # --- graphics cards
 
 
-@pytest.mark.parametrize(("cards", "expected"), [("7", {"7"}), ("3,5", {"3", "5"})])
+@pytest.mark.parametrize(("cards", "expected"), [("7", {"7"}), pytest.param("3,5", {"3", "5"}, marks=pytest.mark.slow)])
 def test_run_of_two_trainings_gives_each_a_graphics_card_of_its_own(checkout, tiny, cards, expected):
     models = {"first": {"preset": "basic_cnn"}, "second": {"preset": "basic_cnn", "overrides": "dropout=0"}}
     resources = {stage: {"cores": 1} for stage in ("eda", "train", "knn", "blend", "report")}

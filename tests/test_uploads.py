@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import unicodedata
+import warnings
 import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -17,19 +18,22 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin, TiffTags
 
 from happywhale_nb.catalogue.uploads import (
+    SUFFIX,
     Limits,
     check_photo,
     clean_name,
     count_chunks,
     count_scans,
+    count_strips,
     keep_photo,
     show_crop,
     show_photo,
 )
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.data.formats import ENDINGS, heic_reader
 from happywhale_nb.imaging.crops import crop_aspect
 
 
@@ -73,6 +77,37 @@ def many_passes(passes):
     return data[:-2] + data[at:-2] * passes + b"\xff\xd9"
 
 
+HEIC = Path(__file__).parent / "fixtures" / "fin.heic"
+KINDS = [kind for kind in ENDINGS if kind not in ("HEIF", "MPO")]  # those that Pillow writes; MPO is JPEG
+
+
+@lru_cache(maxsize=2)
+def every_kind(size=(120, 80)):
+    """A photograph of each of `KINDS`, by its kind."""
+    how = {"AVIF": {"speed": 10}, "WEBP": {"quality": 90}}
+    return {kind: saved(kind, size, **how.get(kind, {})) for kind in KINDS}
+
+
+def tiff(*entries, rest=b""):
+    """A TIFF of these entries, `(tag, count, value)` of LONG, and what follows its directory."""
+    directory = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + rest
+
+
+def bmp_of_runs(width, height, body):
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + header + bytes(1024) + body
+
+
+def of_size(kind, size):
+    """A photograph of a kind whose header tells another size, width and height alike."""
+    data = bytearray(every_kind()[kind])
+    old = {"GIF": "<HH", "BMP": "<II", "JPEG2000": ">II", "AVIF": ">II", "WEBP": "<HH"}[kind]
+    order = (80, 120) if kind == "JPEG2000" and struct.pack(old, 120, 80) not in data else (120, 80)
+    assert struct.pack(old, *order) in data, kind
+    return bytes(data).replace(struct.pack(old, *order), struct.pack(old, size, size))
+
+
 def refusal(data, name="fin.jpg", **limits):
     with pytest.raises(UserError) as refused:
         check_photo(data, name, Limits(**limits))
@@ -88,9 +123,9 @@ NOT_PICTURES = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture"),
     "pdf": (b"%PDF-1.7\n", "is PDF"),
     "archive": (b"PK\3\4" + bytes(99), "is an archive"),
-    "bmp": (saved("BMP"), "is BMP"),
-    "tiff": (saved("TIFF"), "is TIFF"),
-    "webp": (saved("WEBP"), "is WebP"),
+    "photoshop": (b"8BPS\0\1" + bytes(99), "not a picture"),
+    "raw": (b"FUJIFILMCCD-RAW " + bytes(99), "camera's RAW file"),
+    "canon's raw": (b"II*\0\x10\0\0\0CR\x02\0" + bytes(99), "camera's RAW file"),
     "film": (b"\0\0\0\x18ftypisom" + bytes(99), "is a film"),
 }
 
@@ -104,6 +139,92 @@ def test_check_photo_of_another_format_named_jpg_is_refused_by_what_it_is(kind):
 
 def test_check_photo_goes_by_the_bytes_and_not_by_the_name():
     assert check_photo(saved("PNG"), "fin.jpg").kind == "png" and check_photo(saved(), "page.html").kind == "jpeg"
+    for name in ("fin.jpg", "fin.mp4", "fin.heic", "fin"):
+        assert [check_photo(data, name).kind.upper() for data in every_kind().values()] == [*KINDS]
+
+
+@pytest.mark.parametrize("name", ["fin.NEF", "fin.dng", "fin.orf"])
+def test_check_photo_of_a_cameras_raw_file_is_refused_by_its_ending(name):
+    assert "camera's RAW file: export it as JPEG" in refusal(saved("TIFF"), name)
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1, 330: 8}])
+def test_check_photo_of_a_raw_file_named_tif_is_refused_by_its_tags(tags):
+    preview = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        preview.tagtype[tag] = TiffTags.BYTE if tag == 50706 else TiffTags.LONG
+        preview[tag] = value
+    assert "camera's RAW file" in refusal(saved("TIFF", tiffinfo=preview), "fin.tif")
+
+
+def test_check_photo_of_heic_without_the_extra_names_it(monkeypatch):
+    monkeypatch.setattr("happywhale_nb.catalogue.uploads.heic_reader", lambda: False)
+    told = refusal(HEIC.read_bytes(), "IMG_1.HEIC")
+    assert "happywhale_nb[heic]" in told and "send it as JPEG" in told
+
+
+def test_check_photo_gives_bytes_to_the_decoders_of_photographs_alone(monkeypatch):
+    """Others of Pillow's start programs, such as Ghostscript for EPS."""
+    asked, opened = set(), Image.open
+
+    def watched(file, mode="r", formats=None):
+        asked.update(formats)
+        return opened(file, mode, formats)
+
+    monkeypatch.setattr(Image, "open", watched)
+    for data in (*every_kind().values(), *(data for data, _ in NOT_PICTURES.values())):
+        outcome(data)
+    assert asked == set(KINDS) and not asked & {"EPS", "PDF", "FPX", "WMF", "MIC", "PSD"}
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_check_photo_and_show_photo_of_several_pages_take_the_first(kind, tmp_path):
+    first, second = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
+    path = tmp_path / f"a.{kind.lower()}"
+    first.save(path, kind, save_all=True, append_images=[second])
+    assert check_photo(path.read_bytes(), path.name).width == 40
+    assert Image.open(io.BytesIO(show_photo(path))).getpixel((20, 15))[0] > 200
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "AVIF"])
+def test_check_photo_of_each_kind_with_exif_reads_time_place_and_orientation(kind, orientation, tmp_path):
+    exif = with_exif(orientation).tobytes()
+    data = saved(kind, noise=False, exif=exif, **({"speed": 10} if kind == "AVIF" else {}))
+    seen = check_photo(data, "fin.jpg")
+    assert (seen.taken, seen.latitude, seen.longitude) == ("2019-08-17T14:05:09", -44.76, -66.5)
+    assert (seen.width, seen.height) == ((120, 80) if orientation < 5 else (80, 120))
+    kept = keep_photo(tmp_path, data, seen)
+    assert Image.open(io.BytesIO(show_photo(kept))).size == (seen.width, seen.height)
+
+
+@pytest.mark.skipif(not heic_reader(), reason="HEIC is read with an extra")
+def test_check_photo_of_a_heic_reads_its_date_and_of_half_a_heic_is_refused(tmp_path):
+    data = HEIC.read_bytes()
+    seen = check_photo(data, "IMG_1.jpg")
+    assert (seen.kind, seen.width, seen.taken[:10]) == ("heif", 96, "2019-07-13")
+    assert keep_photo(tmp_path, data, seen).suffix == ".heic"
+    for share in (0.1, 0.3, 0.7, 0.95):
+        assert "damaged or cut off" in refusal(data[: int(share * len(data))])
+
+
+@pytest.mark.skipif(not heic_reader(), reason="HEIC is read with an extra")
+def test_check_photo_of_a_heic_that_crashes_its_decoder_is_refused_and_nothing_crashes(monkeypatch):
+    data = bytearray(HEIC.read_bytes())
+    data[193] = 255  # the type of an item, which the decoder's wrapper takes for text
+    assert "damaged" in refusal(bytes(data))
+    monkeypatch.setattr("happywhale_nb.catalogue.uploads.ALONE", "import time; time.sleep(9)")
+    monkeypatch.setattr("happywhale_nb.catalogue.uploads.PATIENCE", 0.1)
+    assert "its decoder gives up" in refusal(HEIC.read_bytes())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENDINGS if kind not in ("HEIF", "MPO")])
+def test_keep_photo_of_each_kind_keeps_it_as_it_was_sent_and_shows_it(kind, tmp_path):
+    data = every_kind()[kind]
+    kept = keep_photo(tmp_path, data, check_photo(data, "fin.jpg"))
+    assert kept.suffix in ENDINGS[kind] and kept.read_bytes() == data
+    for shown in (show_photo(kept, 60), show_crop(kept, side=64)):
+        assert shown.startswith(b"\xff\xd8\xff") and np.asarray(Image.open(io.BytesIO(shown))).std() > 5
 
 
 @pytest.mark.parametrize("start", [b"\xff\xd8\xff", b"\xff\xd8\xff\xe0" + bytes(500), b"\x89PNG\r\n\x1a\n"])
@@ -112,11 +233,11 @@ def test_check_photo_of_first_bytes_alone_is_refused(start):
     assert "damaged or cut off" in refusal(start + b"<html><script>alert(1)</script></html>" * 9)
 
 
-@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"kind": "PNG"}])
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, *KINDS])
 def test_check_photo_of_a_file_cut_off_anywhere_is_refused(how):
-    data = saved(**how)
+    data = every_kind()[how] if isinstance(how, str) else saved(**how)
     check_photo(data)
-    for share in (0.01, 0.05, 0.3, 0.7, 0.95):
+    for share in (0.05, 0.3, 0.7, 0.95, 0.99):
         assert "damaged or cut off" in refusal(data[: int(share * len(data))])
 
 
@@ -129,11 +250,18 @@ def test_check_photo_of_a_png_with_a_changed_bit_is_refused():
 @lru_cache(maxsize=1)
 def wholes():
     """Small photographs to damage."""
-    return saved(size=(40, 30)), saved("PNG", size=(40, 30)), saved(size=(40, 30), exif=with_exif())
+    tagged = [saved(kind, size=(40, 30), exif=with_exif().tobytes()) for kind in ("JPEG", "TIFF")]
+    return *tagged, *every_kind((40, 30)).values()
 
 
 damage = st.lists(st.tuples(st.integers(2, 10**6), st.integers(0, 255)), max_size=4)
-starts = st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+starts = st.sampled_from(
+    [
+        *(b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"II*\0", b"MM\0+"),
+        *(b"RIFF\0\0\0\0WEBP", b"GIF89a", b"BM", b"P3 ", b"P6 ", b"\xffO\xffQ", b"\0\0\0\x0cjP  "),
+        b"\0\0\0\x18ftypavif",
+    ]
+)
 
 
 def outcome(data):
@@ -142,7 +270,7 @@ def outcome(data):
         seen = check_photo(data, "fin.jpg")
     except UserError as error:
         return str(error)
-    assert seen.kind in ("jpeg", "png") and 0 < seen.width <= 20_000 and 0 < seen.height <= 20_000
+    assert seen.kind in SUFFIX and 0 < seen.width <= 20_000 and 0 < seen.height <= 20_000
     assert seen.sha256 == hashlib.sha256(data).hexdigest()
     assert seen.latitude is None or (abs(seen.latitude) <= 90 and abs(seen.longitude) <= 180)
     return ""
@@ -158,7 +286,7 @@ def test_check_photo_of_a_damaged_photograph_is_taken_or_refused_in_a_sentence()
     told = []
 
     @settings(max_examples=300, deadline=None, derandomize=True)
-    @given(st.integers(0, 2), damage)
+    @given(st.integers(0, len(wholes()) - 1), damage)
     def some(which, changes):
         data = bytearray(wholes()[which])
         for at, value in changes:
@@ -177,6 +305,8 @@ AT_THE_LIMIT = {
     "side": (lambda data: 120, {}),
     "scans": (count_scans, {"progressive": True}),
     "chunks": (count_chunks, {"kind": "PNG"}),
+    "strips": (count_strips, {"kind": "TIFF", "strip_size": 1000}),
+    "copied": (lambda data: 120 * 80, {"kind": "WEBP"}),
 }
 
 
@@ -232,6 +362,11 @@ for path in sys.argv[2:]:
 """
 
 
+GREY = [(256, 1, 1000), (257, 1, 1000), (258, 1, 8), (259, 1, 1), (262, 1, 1), (277, 1, 1)]
+STRIP = [(278, 1, 2**31), (273, 1, 150), (279, 1, 10**6)]
+TILE = [(322, 1, 30_000), (323, 1, 30_000), (324, 1, 150), (325, 1, 10**6)]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read in Linux's way")
 def test_check_photo_of_little_that_unpacks_to_much_takes_no_memory(tmp_path):
     pixels, packed = chunk(b"IDAT", zlib.compress(bytes(4 * 13))), zeros(300, 1)
@@ -244,6 +379,16 @@ def test_check_photo_of_little_that_unpacks_to_much_takes_no_memory(tmp_path):
         "colour profile": png(4, 4, chunk(b"iCCP", b"a\0\0" + packed), pixels),
         "empty chunks": png(4, 4, chunk(b"tEXt", b"a\0b") * 500_000, pixels),
         "passes": many_passes(20_000),
+        "strips": tiff(*GREY, (273, 2_000_000, 200), (279, 2_000_000, 200), rest=bytes(8_000_000)),
+        "a tile": tiff(*GREY, *TILE, rest=packed),
+        "a strip": tiff(
+            *GREY[:3], (259, 1, 8), *GREY[4:], (278, 1, 2**31), (273, 1, 150), (279, 1, 10**6), rest=packed
+        ),
+        "TIFF of pixels": tiff((256, 1, 60_000), (257, 1, 60_000), *GREY[2:], (273, 1, 8), (279, 1, 8)),
+        "PPM": b"P6 60000 60000 255\n" + bytes(999),
+        "PPM of text": b"P3 3000 3000 255\n" + b"1 " * 10**6,
+        "BMP of runs": bmp_of_runs(9_000, 8_000, b"\1\1\0\0" * 9_000),
+        **{f"{kind} of pixels": of_size(kind, 16_000) for kind in ("GIF", "BMP", "JPEG2000", "AVIF", "WEBP")},
         "no bomb, 100 MB of pixels": png(7_000, 5_000, chunk(b"IDAT", zeros(101, 1))),
     }
     assert all(len(data) < 10e6 for data in bombs.values())
@@ -356,7 +501,10 @@ def test_check_photo_with_broken_exif_is_taken():
     for length in (4, 8, 40, 100):
         broken = bytearray(data)
         broken[at : at + length] = rng.integers(0, 256, length).astype(np.uint8).tobytes()
-        assert check_photo(bytes(broken)).kind == "jpeg"
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            assert check_photo(bytes(broken)).kind == "jpeg"
+        assert not heard, "nothing is printed"
 
 
 def test_show_photo_and_show_crop_have_no_metadata_and_their_size(tmp_path):

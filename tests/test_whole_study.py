@@ -257,6 +257,7 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
     assert sorted(data) == ["text/html", "text/plain"] and "Answer:" in "".join(data["text/plain"])
 
 
+@pytest.mark.slow
 def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
     monkeypatch.setattr(widgets, "shows_widgets", lambda: True)
     folder, opened = study, ModelResults(study, "small_resnet_arcface")

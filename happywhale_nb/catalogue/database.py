@@ -114,11 +114,12 @@ def migrate(engine: Engine) -> None:
         command.upgrade(config, "head")
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-10
-def check_schema(engine: Engine) -> None:
+def check_schema(engine: Engine, folder: Path | str = "FOLDER") -> None:
     """Check that a database has the current tables.
 
     Args:
         engine: of the database.
+        folder: the catalogue's, which the remedy names.
 
     Raises:
         UserError: if not, with the remedy.
@@ -131,16 +132,17 @@ def check_schema(engine: Engine) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_migrations_config()).walk_revisions()}
     if version in known:
         raise UserError(
-            f"the catalogue's tables are of version {version}, {newest} is needed: `happywhale catalogue upgrade`"
+            f"the catalogue's tables are of version {version}, {newest} is needed: "
+            f"`happywhale catalogue upgrade {folder}`"
         )
     newer = f"newer than this happywhale ({newest}): update it"
     raise UserError(f"the catalogue's tables are of version {version}, {newer}")
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-41
-def _require_usable(engine):
+def _require_usable(engine, folder):
     """Raise `UserError` unless a database can be reached and has the current tables."""
     try:
-        check_schema(engine)
+        check_schema(engine, folder)
     except (OperationalError, SQLAlchemyError) as error:
         address, cause = engine.url.render_as_string(), str(error.__cause__ or error).splitlines()[0]
         raise UserError(
@@ -155,18 +157,19 @@ class Store:
         engine: an SQLAlchemy engine.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, folder: Path | str = "FOLDER") -> None:
         """Open a database.
 
         Args:
             url: see `make_engine`.
+            folder: the catalogue's, which a remedy names.
 
         Raises:
             UserError: if it cannot be reached, or does not have the current tables.
         """
         self.engine = make_engine(url)
         self._lock, self._writing = Lock(), self.engine.execution_options(writes=True)
-        _require_usable(self.engine)
+        _require_usable(self.engine, folder)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -69,6 +69,7 @@ class KnownFile:
 
     Attributes:
         id: number of the photo.
+        name: to show.
         path: as in the table `photos`.
         kept: whether it lies in the catalogue's own folder.
         file: where it has to be.
@@ -77,6 +78,7 @@ class KnownFile:
     """
 
     id: int
+    name: str
     path: str
     kept: bool
     file: Path
@@ -99,11 +101,11 @@ def count_photos(catalogue: Catalogue) -> int:
 
 def _known_files(catalogue):
     """A `KnownFile` of each photo that is not withdrawn."""
-    columns = (Photo.id, Photo.path, Photo.kept, Photo.sha256, Photo.size)
+    columns = (Photo.id, Photo.name, Photo.path, Photo.kept, Photo.sha256, Photo.size)
     with catalogue.reading() as session:
         rows = session.execute(select(*columns).where(~Photo.withdrawn).order_by(Photo.id)).all()
     roots = {True: catalogue.folder, False: catalogue.data}
-    return [KnownFile(id, path, kept, roots[kept] / path, sha, size) for id, path, kept, sha, size in rows]
+    return [KnownFile(*row[:4], roots[row.kept] / row.path, *row[4:]) for row in rows]
 
 # %% ../../nbs/lib/catalogue/photo_files.ipynb #photo_files-09
 def _present(folder):

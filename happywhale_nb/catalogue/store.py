@@ -92,7 +92,7 @@ class Catalogue:
         card = Card.read(self.folder)
         self.name, self.data, self.fingerprint = card.name, Path(card.data), card.model
         self._placed = card.data
-        self.store = Store(database_url(self.folder, card.database))
+        self.store = Store(database_url(self.folder, card.database), self.folder)
         self.reading, self.writing = self.store.reading, self.store.writing
 
     @property

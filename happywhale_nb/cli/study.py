@@ -105,14 +105,16 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
 
     Exit status 0: all is done; 1: some jobs failed, and those that need them have not been run; 2: nothing could begin.
     """
-    from happywhale_nb.workflow.data_check import check_data
+    from happywhale_nb.workflow.data_check import check_data, keep_check
     from happywhale_nb.workflow.study import plan_states, run_jobs, study_folders, study_jobs
 
     began = time.time()
     content = _read_content(study, dict(parameters))
-    if note := check_data(*study_folders(content, str(study or "study"))):
-        click.echo(note, err=True)
+    check = check_data(*study_folders(content, str(study or "study")))
     folder, jobs = study_jobs(content, str(study or "study"))
+    keep_check(check, folder)
+    if check.note:
+        click.echo(check.note, err=True)
     if dry_run:
         return _show_plan(folder, jobs, ["asked to"] * len(jobs) if force else plan_states(content, jobs))
     words = shlex.split(more)

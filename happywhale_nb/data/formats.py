@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'PHOTO_ENDINGS', 'RAW_ENDINGS', 'FILM_ENDINGS', 'SIGNATURES', 'HEIC_REMEDY', 'DEPTHS', 'ORIENTATION',
-           'BROKEN', 'NO_PHOTOGRAPH', 'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'open_photo', 'eight_bits',
-           'to_rgb', 'orientation', 'upright_size', 'upright', 'jpeg_ends', 'is_hidden', 'unread_reason',
+           'BROKEN', 'NO_PHOTOGRAPH', 'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'quiet_pillow', 'open_photo',
+           'eight_bits', 'to_rgb', 'orientation', 'upright_size', 'upright', 'jpeg_ends', 'is_hidden', 'unread_reason',
            'left_out_files', 'photos_in']
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-02
 import os
 import re
-from collections.abc import Iterable
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -108,6 +111,29 @@ def heic_reader() -> bool:
     register_heif_opener()
     return True
 
+# %% ../../nbs/lib/data/formats.ipynb #formats-11c
+_QUIET, _READERS = threading.Lock(), []  # the filters as they were, once for each that reads now
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings about damaged metadata while a photograph is read; threads may overlap."""
+    with _QUIET:
+        if not _READERS:
+            _READERS.append(warnings.catch_warnings())
+            _READERS[0].__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        else:
+            _READERS.append(None)
+    try:
+        yield
+    finally:
+        with _QUIET:
+            outermost = _READERS[0]
+            _READERS.pop()
+            if not _READERS:
+                outermost.__exit__(None, None, None)
+
 # %% ../../nbs/lib/data/formats.ipynb #formats-13
 def open_photo(source: Path | str | BinaryIO) -> Image.Image:
     """Open a photograph, of any format of `ENDINGS`, by its content.
@@ -132,7 +158,8 @@ def open_photo(source: Path | str | BinaryIO) -> Image.Image:
     if fault := _why_unreadable(kind, head):
         raise Image.UnidentifiedImageError(fault)
     try:
-        return Image.open(source, formats=[kind])
+        with quiet_pillow():
+            return Image.open(source, formats=[kind])
     except Image.UnidentifiedImageError:
         raise Image.UnidentifiedImageError(f"it begins as {_NAMES.get(kind, kind)} and is damaged") from None
 
@@ -164,10 +191,14 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
         uint8, of the same shape.
     """
     whole = np.issubdtype(values.dtype, np.integer)
-    values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0, posinf=0.0, neginf=0.0).clip(0, None)
-    peak = float(values.max(initial=0))
+    parts = np.array_split(values, max(1, values.size // 2**22))  # some at a time: a float takes four bytes
+    peak = max(float(_light(part).max(initial=0)) for part in parts)
     top = next((depth for depth in (DEPTHS if whole else (1, *DEPTHS)) if peak <= depth), peak)
-    return np.round(values * (255 / top)).astype(np.uint8)
+    return np.concatenate([np.round(_light(part) * (255 / top)).astype(np.uint8) for part in parts])
+
+
+def _light(values):
+    return np.nan_to_num(np.asarray(values, np.float32), nan=0.0, posinf=0.0, neginf=0.0).clip(0, None)
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-20
 def to_rgb(photo: Image.Image) -> Image.Image:
@@ -221,7 +252,8 @@ def orientation(photo: Image.Image) -> int:
     if photo.format == "PNG" and "exif" not in photo.info:
         photo.load()  # Pillow would do so in search of EXIF, and what damage it meets must not be taken for broken EXIF
     try:
-        value = photo.getexif().get(ORIENTATION, 1)
+        with quiet_pillow():
+            value = photo.getexif().get(ORIENTATION, 1)
     except Exception:  # broken EXIF makes Pillow raise errors of any type
         return 1
     return int(value) if value in range(1, 9) else 1
@@ -255,12 +287,13 @@ def upright(photo: Image.Image) -> Image.Image:
     Raises:
         OSError: If the file is damaged; some kinds of damage raise other errors of Pillow.
     """
-    rgb = to_rgb(photo)
-    turn = orientation(photo)  # 1 for TIFF, which is turned by now
-    if turn == 1:
-        return rgb
-    rgb.getexif()[ORIENTATION] = turn
-    return ImageOps.exif_transpose(rgb)
+    with quiet_pillow():
+        rgb = to_rgb(photo)
+        turn = orientation(photo)  # 1 for TIFF, which is turned by now
+        if turn == 1:
+            return rgb
+        rgb.getexif()[ORIENTATION] = turn
+        return ImageOps.exif_transpose(rgb)
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-23
 _MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd7])", re.DOTALL)  # neither stuffed bytes nor restarts

@@ -20,7 +20,6 @@ from datetime import date, datetime, time
 from itertools import islice
 from pathlib import Path
 
-import openpyxl
 import pandas as pd
 
 from ..core.errors import UserError
@@ -200,12 +199,18 @@ def _sheet_records(sheet, file):
     return records, [f"{file} has {rows}: each of their rows is read as if it said the same"] if merged else []
 
 
+def _load_workbook(content, **options):
+    from openpyxl import load_workbook  # here: most tables are no workbooks, and hosts such as Kaggle's do without it
+
+    return load_workbook(io.BytesIO(content), **options)
+
+
 def _refuse_uncomputed(content, sheet, records, file):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
         if not any(re.search(rb"<f[ >/]", archive.read(name)) for name in sheets):
             return
-    formulas = openpyxl.load_workbook(io.BytesIO(content))[sheet]
+    formulas = _load_workbook(content)[sheet]
     empty = [
         cell.coordinate
         for row, texts in zip(formulas.iter_rows(), records, strict=False)
@@ -240,7 +245,7 @@ def _workbook_records(content, file, sheet, words):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # openpyxl warns of parts that it does not keep when it writes
         try:
-            book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
+            book = _load_workbook(content, data_only=True)
         except Exception as error:  # damaged files raise whatever the damage leads to
             raise UserError(f"{file} cannot be read as an Excel workbook ({error}): {SAVE_AS}") from None
         chosen, file, notes = _choose_sheet(book, sheet, file, words)
@@ -301,13 +306,17 @@ def _header(records, file, words):
     return place, [f"{file}: row {place + 1} is taken for the header"] if place > first else []
 
 # %% ../../nbs/lib/data/tables.ipynb #tables-24
+def _letters(number):
+    # a spreadsheet's letters of a column, counted from 0: A, B, … Z, AA
+    return (_letters(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
+
+
 def _column_names(header, width):
     # unique names; a second column of one name, and one without a name, are called by their letters
     names = []
     for i in range(width):
         name = re.sub(r"\s+", " ", clean_cell(header[i])) if i < len(header) else ""
-        letters = openpyxl.utils.get_column_letter(i + 1)
-        names.append(name if name and name not in names else f"{name} (column {letters})".strip())
+        names.append(name if name and name not in names else f"{name} (column {_letters(i)})".strip())
     return names
 
 

@@ -43,8 +43,11 @@ TABLE_FIELDS = {
     "left_out": " ".join(LEFT_OUT),
 }
 MEDIA_TYPES = {  # by suffix
-    "jpg": "jpeg", "jpeg": "jpeg", "jfif": "jpeg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp",
-    "tif": "tiff", "tiff": "tiff", "heic": "heic", "heif": "heif", "avif": "avif",
+    "jpg": "jpeg", "jpeg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "jif": "jpeg", "mpo": "jpeg",
+    "png": "png", "apng": "png", "webp": "webp", "gif": "gif", "bmp": "bmp", "dib": "bmp",
+    "tif": "tiff", "tiff": "tiff", "avif": "avif", "heic": "heic", "heif": "heif", "hif": "heif",
+    "jp2": "jp2", "j2k": "jp2", "jpx": "jpx",
+    "ppm": "x-portable-pixmap", "pgm": "x-portable-graymap", "pnm": "x-portable-anymap",
 }  # fmt: skip
 
 # %% ../../../nbs/lib/catalogue/exports/camtrap_dp.ipynb #camtrap-dp-06

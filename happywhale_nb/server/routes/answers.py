@@ -21,7 +21,16 @@ from ...catalogue.schema import Photo
 from ...catalogue.store import NotFound
 from ...catalogue.upload_photos import BadPhoto, check_uploads
 from .. import schemas
-from ..dependencies import Asking, Number, Reader, State, clean_query, read_files
+from happywhale_nb.server.dependencies import (
+    PHOTOGRAPHS,
+    Asking,
+    Number,
+    Photographs,
+    Reader,
+    State,
+    clean_query,
+    read_files,
+)
 from .images import CACHED
 from ..state import AppState
 
@@ -96,7 +105,7 @@ def answer(state: State, caller: Reader, number: Number) -> schemas.AnswerView:
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-13
 @router.post("/identify")
 def identify(
-    state: State, caller: Asking, photos: Annotated[list[UploadFile], File()], k: Annotated[int, Form(ge=1, le=50)] = 10
+    state: State, caller: Asking, photos: Photographs, k: Annotated[int, Form(ge=1, le=50)] = 10
 ) -> schemas.AnswerView:
     """Rank individuals for photographs of one animal. Nothing is stored.
     \f
@@ -186,7 +195,7 @@ def heat(
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-13a
 MAX_MATCHES = 50
-Uploads = Annotated[list[UploadFile] | None, File()]
+Uploads = Annotated[list[UploadFile] | None, File(description=PHOTOGRAPHS)]
 BracketUploads = Annotated[list[UploadFile] | None, File(alias="images[]", description="Another name of `images`.")]
 
 

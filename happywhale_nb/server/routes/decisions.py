@@ -10,7 +10,7 @@ __all__ = ['router', 'FormText', 'EncounterForm', 'add_encounter', 'add_photos',
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, File, Form, UploadFile
+from fastapi import APIRouter, Depends, Form
 
 from ...catalogue import decisions, listings
 from ...catalogue.edits import edit_encounter, set_crop, undo_decision
@@ -18,7 +18,7 @@ from ...catalogue.schema import Decision, Photo
 from ...catalogue.upload_photos import Metadata, ingest_uploads
 from ...core.errors import UserError
 from .. import schemas
-from ..dependencies import Number, Reviewer, State, read_files
+from ..dependencies import Number, Photographs, Reviewer, State, read_files
 from ..state import AppState
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-03
@@ -51,7 +51,7 @@ class EncounterForm:
 def add_encounter(
     state: State,
     caller: Reviewer,
-    photos: Annotated[list[UploadFile], File()],
+    photos: Photographs,
     form: Annotated[EncounterForm, Depends()],
     side: FormText = "",
 ) -> schemas.EncounterView:
@@ -81,7 +81,7 @@ def add_photos(
     state: State,
     caller: Reviewer,
     number: Number,
-    photos: Annotated[list[UploadFile], File()],
+    photos: Photographs,
     side: FormText = "",
 ) -> schemas.EncounterView:
     """Add photographs to an encounter; those that it already has are skipped.

@@ -70,8 +70,7 @@ def missing_photos(state: State, caller: Reader) -> schemas.MissingPhotos:
     """
     state.catalogue.follow_data()  # `happywhale catalogue relink` may have found it while the server runs
     gone = find_missing(state.catalogue)
-    with state.catalogue.reading() as session:
-        names = [session.get(Photo, known.id).name for known in gone[:NAMED]]
+    names = [known.name for known in gone[:NAMED]]
     return {"missing": len(gone), "names": names, "text": missing_line(state.catalogue, len(gone))}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-05

@@ -2,7 +2,7 @@
 
 import { button, el, field, fill } from "./dom.js";
 import { encounterFields } from "./editing.js";
-import { folderOf, grouped, isPhoto, thumbnails, walk } from "./files.js";
+import { folderOf, grouped, isPhoto, offered, thumbnails, walk } from "./files.js";
 import { fail, say } from "./messages.js";
 import { loadFacets, may } from "./session.js";
 import { sender } from "./sending.js";
@@ -91,11 +91,12 @@ export async function showAdd(main, route, signal) {
     if (sent.length === 1 && list.length === 1 && !by && !signal.aborted) location.hash = `#/encounter/${sent[0].id}`;
   }
 
-  const pick = el("input", { type: "file", id: "files", multiple: true, accept: "image/*", class: "hidden", onChange: () => { take(pick.files); pick.value = ""; } });
+  const pick = el("input", { type: "file", id: "files", multiple: true, accept: offered(), class: "hidden", onChange: () => { take(pick.files); pick.value = ""; } });
   const folder = el("input", { type: "file", id: "folder", webkitdirectory: true, multiple: true, class: "hidden", onChange: () => { take(folder.files); folder.value = ""; } });
   const drop = el("div", { class: "drop", id: "drop", onDragover: (event) => { event.preventDefault(); drop.classList.add("over"); }, onDragleave: () => drop.classList.remove("over"),
     onDrop: (event) => { event.preventDefault(); drop.classList.remove("over"); walk(event.dataTransfer).then(take, fail); } },
-  el("p", { text: "Drop photographs or a folder here" }), el("div", { class: "buttons" },
+  el("p", { text: "Drop photographs or a folder here" }),
+  el("p", { class: "soft", text: "JPEG, PNG, TIFF, WebP, HEIC, AVIF, GIF, BMP, JPEG 2000 or PPM; of several pages the first. RAW files: export them as JPEG." }), el("div", { class: "buttons" },
     el("label", { class: "button primary" }, pick, "Choose photographs"), el("label", { class: "button" }, folder, "Choose a folder")));
   const form = el("section", { class: "adding", "aria-label": "What is known about them" }, groups, why, apart, el("div", { class: "fields" }, field("Name", name), nodes),
     el("p", { class: "soft", text: "All of these may stay empty; they hold for every encounter sent now and can be edited later." }), el("div", { class: "buttons" }, send, clear, summary), shots);

@@ -2,10 +2,15 @@
 
 import { el } from "./dom.js";
 
-const ENDINGS = /\.(jpe?g|jpe|jfif|mpo|png|webp|tiff?|bmp|gif|heic|heif|avif|dng|nef|cr2|cr3|arw|raf|orf|rw2)$/i;
+const READ = ["jpg", "jpeg", "jpe", "jfif", "jif", "mpo", "png", "apng", "tif", "tiff", "webp", "bmp", "dib", "gif", "avif", "heic", "heif", "hif", "jp2", "j2k", "jpx", "ppm", "pgm", "pnm"];
+const RAW = /\.(3fr|arw|cr2|cr3|crw|dcr|dng|erf|iiq|kdc|mef|mos|mrw|nef|nrw|orf|pef|raf|raw|rw2|rwl|sr2|srf|srw|x3f)$/i; // sent, and refused with a remedy
+const ENDINGS = new RegExp(`\\.(${READ.join("|")})$`, "i");
 const WIDE = 320;
 
-export const isPhoto = (file) => file.type.startsWith("image/") || ENDINGS.test(file.name);
+export const isPhoto = (file) => file.type.startsWith("image/") || ENDINGS.test(file.name) || RAW.test(file.name);
+
+/** What a chooser of files offers. A phone that is asked for images alone makes JPEG of its HEIC. */
+export const offered = () => ["image/*", ...(matchMedia("(pointer: coarse)").matches ? [] : READ.map((ending) => `.${ending}`))].join(",");
 
 /** The folder of a file as it was chosen or dropped, "" without one. */
 export function folderOf(file) {
