@@ -24,7 +24,7 @@ from sqlalchemy.pool import StaticPool
 from test_catalogue import fill
 
 from happywhale_nb.catalogue import corrections
-from happywhale_nb.catalogue.decisions import Conflict, decide, merge, rename_individual, split
+from happywhale_nb.catalogue.decisions import Conflict, decide, give_species, merge, rename_individual, split
 from happywhale_nb.catalogue.edits import edit_encounter
 from happywhale_nb.catalogue.listings import list_encounters, rejections, sightings
 from happywhale_nb.catalogue.matching import Matcher, answer_content, rank_candidates
@@ -54,7 +54,7 @@ class Plain:
         self.kinds = {1: "humpback_whale", 2: "humpback_whale", 3: "humpback_whale", 4: "blue_whale"}
         self.places, self.photos, self.sides, self.withdrawn = dict(PLACES), dict(PHOTOS), dict(SIDES), set()
         for step in steps:
-            getattr(self, step.kind)(step)
+            getattr(self, {"species": "give_species"}.get(step.kind, step.kind))(step)
 
     def confirm(self, step):
         self.met[step.encounter] = ("confirmed", step.individual, step.who)
@@ -85,6 +85,10 @@ class Plain:
 
     def rename(self, step):
         self.names[step.individual] = step.name
+
+    def give_species(self, step):
+        self.kinds[step.individual] = step.name
+        self.species |= dict.fromkeys(step.moved, step.name)
 
     def edit(self, step):
         if step.places is not None:
@@ -204,8 +208,8 @@ class Reviewing(RuleBasedStateMachine):
         made = set(self.plain.met)
         met = [tuple(row) for row in session.execute(select(*fields).order_by(Encounter.id)) if row.id in made]
         shown = Individual.active | Individual.merged_into_id.is_not(None)
-        animals = select(Individual.id, Individual.name, Individual.active, Individual.merged_into_id)
-        animals = session.execute(animals.where(shown).order_by(Individual.id))
+        fields = [getattr(Individual, name) for name in ("id", "name", "active", "merged_into_id", "species")]
+        animals = session.execute(select(*fields).where(shown).order_by(Individual.id))
         photos = select(Photo.id, Photo.encounter_id, Photo.withdrawn, Annotation.side).order_by(Photo.id)
         photos = session.execute(photos.join(Annotation, Annotation.photo_id == Photo.id))
         return met, list(map(tuple, animals)), list(map(tuple, photos))
@@ -279,6 +283,14 @@ class Reviewing(RuleBasedStateMachine):
         wrong = wrong or name_key(name) in set(map(name_key, others.values()))
         row = self.act(rename_individual, who, individual, name, refused=wrong)
         self.more(row, name=name, before=plain.names[individual])
+
+    @rule(number=numbers, kind=st.sampled_from(["", "humpback_whale", "blue_whale"]), who=people)
+    def give_species(self, number, kind, who):
+        plain, individual = self.plain, self.some(number)
+        old = plain.kinds[individual]
+        moved = [each for each in plain.of(individual) if plain.species[each] in ("", old) and kind != old]
+        row = self.act(give_species, who, individual, kind, refused=individual not in plain.active or kind == old)
+        self.more(row, name=kind, moved=[each for each in moved if plain.species[each] != kind])
 
     @rule(number=numbers, place=st.sampled_from(["", "Ness", "Bight"]), who=people)
     def edit(self, number, place, who):
@@ -418,6 +430,7 @@ class Reviewing(RuleBasedStateMachine):
             }
             assert {row[0]: row[1] for row in animals if row[2]} == {n: plain.names[n] for n in plain.active}
             assert {row[0]: row[3] for row in animals if row[3]} == plain.merged
+            assert {row[0]: row[4] for row in animals} == {n: plain.kinds[n] for n in plain.active | set(plain.merged)}
             assert photos == [
                 (photo, encounter, photo in plain.withdrawn, plain.sides[photo])
                 for photo, encounter in sorted(plain.photos.items())

@@ -242,6 +242,40 @@ def test_merge_split_rename_and_undo_of_the_merge(page):
     assert (rename["text"], named["decision"]["id"]) == (text, rename["id"]), "Undo names what it undoes"
 
 
+def test_individuals_are_found_as_a_phone_types_them_and_its_apostrophe_makes_no_second_one(page):
+    made = upload(page, ("a.jpg", jpeg(1)), ("b.jpg", jpeg(2)), species="humpback_whale").json()
+    url = f"/api/encounters/{made['id']}/decisions"
+    obrien = page.post(url, json={"kind": "new", "version": 1, "name": "Zoë O'Brien"}).json()["encounter"]["individual"]
+    for q in ("zoe", "Zoë", "ZOE O’BRIEN", "obrien", "o'b"):
+        found = page.get("/api/individuals", params={"q": q}).json()["individuals"]
+        assert obrien["id"] in {each["id"] for each in found}, q
+    again = upload(page, ("c.jpg", jpeg(3))).json()
+    body = {"kind": "new", "version": 1, "name": "zoë o’brien"}
+    asked = page.post(f"/api/encounters/{again['id']}/decisions", json=body)
+    assert asked.status_code == 409 and asked.json()["individual"]["id"] == obrien["id"], "asked before the species"
+    assert asked.json()["species"] is None
+
+
+def test_an_individual_of_an_unknown_species_gets_one_and_loses_it_again(page):
+    made = upload(page, ("a.jpg", jpeg(1))).json()
+    url = f"/api/encounters/{made['id']}"
+    page.patch(url, json={"version": 1, "species": ""})
+    body = {"kind": "new", "version": page.get(url).json()["version"], "name": "Sky", "species": ""}
+    sky = page.post(f"{url}/decisions", json=body).json()["encounter"]["individual"]["id"]
+    assert page.get(f"/api/individuals/{sky}").json()["species"] == ""
+    given = page.patch(f"/api/individuals/{sky}", json={"species": "Humpback Whale"}).json()
+    assert given["species"] == "humpback_whale" and page.get(url).json()["species"] == "humpback_whale"
+    assert given["decision"]["text"] == "set the species of Sky nothing → humpback_whale"
+    assert sky in {each["id"] for each in page.get("/api/individuals?species=humpback_whale").json()["individuals"]}
+    again = page.patch(f"/api/individuals/{sky}", json={"species": "humpback_whale"})
+    assert again.status_code == 400 and "Sky is a humpback_whale already" in again.json()["detail"]
+    for body in ({}, {"name": "Sea", "species": "killer_whale"}):
+        assert "one at a time" in page.patch(f"/api/individuals/{sky}", json=body).json()["detail"]
+    undone = page.post(f"/api/decisions/{given['decision']['id']}/undo").json()
+    assert [each["species"] for each in undone["encounters"]] == [""]
+    assert page.get(f"/api/individuals/{sky}").json()["species"] == page.get(url).json()["species"] == ""
+
+
 def test_edit_and_crop_change_what_they_are_told_at_the_version_seen(page):
     made = upload(page, ("a.jpg", jpeg(1)), date="2026-08-01").json()
     url = f"/api/encounters/{made['id']}"
@@ -429,8 +463,28 @@ def test_missing_photos_are_counted_and_a_remedy_is_named(page, mine):
     told = page.get("/api/missing-photos").json()
     assert told["missing"] > 10 and len(told["names"]) == 5 and "where is the folder?" in told["text"]
     assert str(mine.folder.parent) not in told["text"]
-    lost = page.get(f"/api/photos/{made['photos'][0]['id']}/picture")
-    assert lost.status_code in (400, 404) and str(mine.folder.parent) not in lost.text
+    for what in ("picture", "crop", "file"):
+        lost = page.get(f"/api/photos/{made['photos'][0]['id']}/{what}")
+        assert lost.status_code == 404 and "photograph a.jpg is not where it was" in lost.json()["detail"]
+
+
+def test_running_server_finds_photographs_that_were_relinked_by_a_command(page, mine):
+    was = mine.data
+    mine.move_data(was / "moved")
+    assert page.get("/api/missing-photos").json()["missing"] > 10
+    other = Catalogue(mine.folder)
+    other.move_data(was)
+    other.close()
+    assert page.get("/api/missing-photos").json()["missing"] == 0 and mine.data == was
+
+
+def test_export_messages_of_every_kind_count_what_was_withdrawn(page):
+    made = upload(page, ("a.jpg", jpeg(1)), ("b.jpg", jpeg(2))).json()
+    page.post(f"/api/encounters/{made['id']}/withdraw", json={"version": 1, "reason": "boat"}).raise_for_status()
+    for kind in EXPORTS:
+        told = page.get(f"/api/exports/{kind}/messages").json()["notes"]
+        line = f"left out: 2 photographs of 1 encounter ({made['name']}), withdrawn on the page or by the command"
+        assert told.count(line) == 1, kind
 
 
 def test_export_messages_of_every_kind_say_what_is_left_out_or_refused(still):

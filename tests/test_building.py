@@ -13,7 +13,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from happywhale_nb.catalogue.corrections import withdraw_encounter
-from happywhale_nb.catalogue.decisions import decide, make_individual, merge, rename_individual
+from happywhale_nb.catalogue.decisions import decide, give_species, make_individual, merge, rename_individual
 from happywhale_nb.catalogue.edits import edit_encounter, set_crop
 from happywhale_nb.catalogue.example import ColourEmbedder
 from happywhale_nb.catalogue.ingest import folder_table, ingest_dataset, re_embed, recalibrate, update_metadata
@@ -519,3 +519,13 @@ def test_folder_table_reads_encounters_as_spreadsheets_save_them(tmp_path):
     (field.data / "encounters.csv").write_bytes(text.encode("cp1252"))
     (row,) = folder_table(read_dataset(field.data)).itertuples()
     assert (row.date, row.side, row.latitude, row.longitude) == ("2019-07-13", "left", "57.68", "-3.5")
+
+
+def test_species_that_people_gave_an_individual_stays_when_the_catalogue_is_built_again(field):
+    with field.catalogue.writing() as session:
+        met = session.scalars(select(Encounter).where(Encounter.individual_id.is_not(None))).first()
+        give_species(session, "Ann", met.individual_id, "" if met.species else "blue_whale")
+        number, species = met.id, met.species
+    field.build()
+    with field.catalogue.reading() as session:
+        assert session.get(Encounter, number).species == species

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dates import AmbiguousDate, parse_date
-from happywhale_nb.data.names import clean_name, find_twins, id_of, is_nobody, name_key
+from happywhale_nb.data.names import clean_name, find_twins, id_of, is_nobody, name_key, search_key
 
 DAYS = st.dates(date(1930, 1, 1), date(2025, 12, 31))
 NAMES = st.text(st.characters(categories=("L", "N", "P", "Zs")), max_size=30)
@@ -75,3 +75,14 @@ def test_is_nobody_of_a_placeholder_is_true(text):
 @pytest.mark.parametrize("text", ["Zoë 07", "Nº 12", "O'Brien", "unknown 3", "0", "N", "Nobody's Child"])
 def test_is_nobody_of_a_name_is_false(text):
     assert not is_nobody(text)
+
+
+LATIN = st.characters(max_codepoint=0x24F, categories=("L", "N", "P", "Zs")) | st.sampled_from("’‘–")
+
+
+@given(st.text(LATIN, max_size=30))
+def test_names_with_one_key_are_found_by_one_search_and_kinds_of_apostrophes_and_dashes_are_alike(name):
+    assert search_key(name) == search_key(name_key(name)) == search_key(search_key(name))
+    typed = name.replace("’", "'").replace("‘", "'").replace("–", "-")
+    assert name_key(typed) == name_key(name)
+    assert search_key(unicodedata.normalize("NFD", name)) == search_key(name)

@@ -16,13 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from happywhale_nb.catalogue.decisions import update_encounter
 from happywhale_nb.catalogue.example import ColourEmbedder, mean_colours
 from happywhale_nb.catalogue.identify import OpenedCatalogue, identify
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.matching import Matcher, encounters_without_animal
 from happywhale_nb.catalogue.no_animal import drawn_seas, learn_no_animal
-from happywhale_nb.catalogue.schema import Model
+from happywhale_nb.catalogue.schema import Encounter, Model
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
+from happywhale_nb.catalogue.upload_photos import ingest_uploads
+from happywhale_nb.cli.catalogue import tell_no_animal
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.imaging.empty_pictures import MARGIN, free_window
@@ -261,6 +264,12 @@ def test_blue_picture_is_flagged_in_queue_answer_and_match(learnt):
         assert page.get("/api/facets").json()["no_animal"] == before
 
 
+def test_catalogue_add_says_which_encounter_probably_shows_no_animal(learnt, capsys):
+    blue = ingest_uploads(learnt, Texture(), "Ann", [("blue.png", BLUE)])
+    tell_no_animal(learnt, {blue, 1})
+    assert capsys.readouterr().out.startswith(f"encounter {blue}: probably no animal")
+
+
 def test_photograph_of_an_animal_is_not_flagged_and_its_ratings_stay(learnt):
     photo = next(learnt.data.glob("train_images/*")).read_bytes()
     with page_of(learnt) as page:
@@ -287,6 +296,22 @@ def test_catalogue_of_an_earlier_version_flags_nothing_and_says_what_to_do(untol
         refused = page.get("/api/encounters", params={"no_animal": True})
         assert refused.status_code == 400 and "`happywhale catalogue build` again" in refused.json()["detail"]
         assert page.get("/api/encounters", params={"no_animal": False}).json()["total"] > 0
+
+
+def test_server_that_runs_while_the_catalogue_is_built_again_answers_as_a_fresh_one(untold):
+    running = Matcher(untold)
+    assert encounters_without_animal(running) is None
+    recalibrate(untold, learn_no_animal(untold, Texture()))
+    with untold.writing() as session:  # a date that the table tells by now: no line in the log
+        encounter = session.query(Encounter).first()
+        update_encounter(session, encounter, encounter.version, date="2026-07-31")
+        number = encounter.id
+    assert encounters_without_animal(running) == set(), "what was learnt is known without a restart"
+    fresh = Matcher(untold)
+    assert running.model.calibration.as_dict() == fresh.model.calibration.as_dict()
+    dates = dict(zip(running.photos.facts["encounter"], running.photos.facts["date"], strict=True))
+    assert dates[number] == "2026-07-31"
+    assert running.photos.facts["date"].tolist() == fresh.photos.facts["date"].tolist()
 
 
 def test_candidates_are_the_same_with_and_without_the_flag(learnt, untold):

@@ -34,7 +34,7 @@ from happywhale_nb.catalogue import build
 from happywhale_nb.catalogue import ingest as intake
 from happywhale_nb.catalogue.build import build_catalogue, change_over, demo_catalogue, keep_model, open_embedder
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
-from happywhale_nb.catalogue.schema import Annotation, Embedding, Encounter, Photo
+from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Photo
 from happywhale_nb.catalogue.store import Catalogue, pack_vector
 from happywhale_nb.catalogue.training_photos import TrainedOn
 from happywhale_nb.cli.main import main
@@ -390,6 +390,20 @@ def test_catalogue_add_command_takes_photographs_and_leaves_out_what_is_none(emb
         kept = session.scalar(select(Photo).where(Photo.encounter_id == number))
         assert opened.path(kept).read_bytes() == photo.read_bytes() and session.get(Encounter, number).place == "Ness"
     opened.close()
+
+
+def test_catalogue_add_command_keeps_folders_by_which_photographs_are_grouped_later(embedded, folder, tmp_path):
+    rng = np.random.default_rng(6)
+    for day in ("day1", "day2"):
+        (tmp_path / "trip" / day).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / "trip" / day / "IMG_0001.jpg")
+    done = happywhale("catalogue", "add", folder, tmp_path / "trip" / "day1", tmp_path / "trip" / "day2")
+    assert done.exit_code == 0 and "2 photographs" in done.stdout
+    opened = Catalogue(folder)
+    with opened.reading() as session:
+        (line,) = session.scalars(select(Decision).where(Decision.kind == "upload"))
+    opened.close()
+    assert sorted(line.after["folders"].values()) == ["trip/day1", "trip/day2"]
 
 
 def test_catalogue_upgrade_command_of_todays_tables_says_so(mine):

@@ -126,7 +126,14 @@ def _renamed(row, names):
     return f"renamed {old} to {new}"
 
 
-WORDS = {"rename": _renamed, "edit": _edited, "withdraw": _withdrew, "delete": _deleted}
+def _of_species(row, names):
+    individual = names.get((Individual, row.individual_id), "an individual")
+    old, new = (_value(part["animal_species"]) for part in (row.before, row.after))
+    met = len(row.before["met_species"])
+    return f"set the species of {individual} {old} → {new}" + (f", also of {met} encounters" if met > 1 else "")
+
+
+WORDS = {"rename": _renamed, "species": _of_species, "edit": _edited, "withdraw": _withdrew, "delete": _deleted}
 WORDS |= {"move": _moved, "regroup": _moved}
 
 # %% ../../nbs/lib/catalogue/audit.ipynb #audit-17
@@ -176,7 +183,8 @@ def told(session: Session, row: Decision) -> str:
     return f"{row.who} {describe_decisions(session, [row])[0]} ({short_time(row.at)})"
 
 # %% ../../nbs/lib/catalogue/audit.ipynb #audit-22
-UNDOABLE = ("confirm", "reject", "new", "unsure", "merge", "split", "rename", "edit", "withdraw", "move", "regroup")
+UNDOABLE = ("confirm", "reject", "new", "unsure", "merge", "split", "rename", "species", "edit")
+UNDOABLE += ("withdraw", "move", "regroup")
 
 
 def can_undo(row: Decision) -> bool:

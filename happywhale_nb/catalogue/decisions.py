@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECIDED', 'STATE_FIELDS', 'Conflict', 'NameTaken', 'SpeciesMissing', 'update_encounter', 'update_photo',
            'log_decision', 'decide', 'refuse_withdrawn', 'species_said', 'make_individual', 'free_name',
-           'active_individual', 'move_encounters', 'merge', 'split', 'rename_individual', 'give_name']
+           'active_individual', 'move_encounters', 'merge', 'split', 'rename_individual', 'give_name', 'give_species']
 
 # %% ../../nbs/lib/catalogue/decisions.ipynb #decisions-02
 from collections.abc import Collection
@@ -108,7 +108,7 @@ def log_decision(
     Args:
         session: of `Store.writing`.
         user: who decided.
-        kind: of `DECIDED`, or merge, split, rename, undo, upload, edit, withdraw, move, regroup, delete.
+        kind: of `DECIDED`, or merge, split, rename, species, undo, upload, edit, withdraw, move, regroup, delete.
         encounter_id: the encounter that it is about, or None.
         individual_id: the individual that it is about, or None.
         other_id: the second individual of a merge or split, or None.
@@ -453,3 +453,33 @@ def give_name(session: Session, individual: Individual, name: str) -> None:
         session.flush()
     individual.name = name
     session.flush()
+
+# %% ../../nbs/lib/catalogue/decisions.ipynb #decisions-15b
+def give_species(session: Session, user: str, number: int, species: str) -> tuple[Decision, Individual]:
+    """Give an individual a species, or another one; also its encounters that have none, or had the one it had.
+
+    Args:
+        session: of `Store.writing`.
+        user: who decides.
+        number: of the individual.
+        species: in any spelling; "": unknown.
+
+    Returns:
+        `(decision, individual)`, rows.
+
+    Raises:
+        NotFound: if there is no such individual.
+        UserError: if it is not active, or has this species already.
+    """
+    row = active_individual(session, number, "edit")
+    old, species = row.species, same_species(session, clean_text(species, "species"))
+    if species == old:
+        raise UserError(f"{row.name} is {f'a {old}' if old else 'of an unknown species'} already")
+    query = select(Encounter).where(Encounter.individual_id == number, Encounter.species.in_(("", old)))
+    met = {}
+    for encounter in session.scalars(query.where(Encounter.species != species).order_by(Encounter.id)).all():
+        met[str(encounter.id)] = encounter.species
+        update_encounter(session, encounter, encounter.version, species=species)
+    row.species = species
+    before, after = {"animal_species": old, "met_species": met}, {"animal_species": species}
+    return log_decision(session, user, "species", individual_id=number, before=before, after=after), row

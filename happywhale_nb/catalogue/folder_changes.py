@@ -77,6 +77,7 @@ def read_edited(session: Session) -> Edited:
         if kind in (*DECIDED, "withdraw"):
             found.decided.add(encounter)
         found.decided.update(before.get("encounters", ()))
+        found.fields.update((int(number), "species") for number in before.get("met_species", ()))
         for photo, values in before.get("photos", {}).items():
             if "side" in values:
                 found.sides.add(int(photo))
@@ -151,7 +152,9 @@ def read_changes(catalogue: Catalogue, rows: Mapping[str, dict], user: str) -> C
         for photos in by_encounter.values():
             _fill_in(session, user, photos, edited, whom, changes)
             for photo, annotation, encounter, known in photos:
-                annotation.side = annotation.side or ("" if photo.id in edited.sides else known["side"])
+                if known["side"] and not annotation.side and photo.id not in edited.sides:
+                    annotation.side = known["side"]
+                    update_encounter(session, encounter, encounter.version)  # a running server reads it then
                 agreed = _compare(photo, annotation, encounter, known, photos, edited, whom, changes)
                 photo.given = known if agreed is None else known | agreed
     return changes

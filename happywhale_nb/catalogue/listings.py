@@ -7,7 +7,7 @@ __all__ = ['ENCOUNTER_FIELDS', 'DECISION_FIELDS', 'SIGHTING_COLUMNS', 'id_and_na
            'photo_crop', 'photo_view', 'photo_views', 'rejections', 'encounter_views', 'encounter_view', 'has_photos',
            'is_shown_as', 'encounter_filters', 'list_encounters', 'facets', 'individual_views', 'list_individuals',
            'individual_page', 'individual_photos', 'answer_view', 'decision_views', 'decision_rows', 'list_decisions',
-           'sightings']
+           'sightings', 'withdrawn_sightings']
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-02
 from collections import defaultdict
@@ -24,7 +24,7 @@ from .store import NotFound
 from .validation import clean_date
 from ..core.errors import UserError
 from ..core.renamed import ANSWERS, with_new_keys
-from ..data.names import name_key
+from ..data.names import search_key
 from ..imaging.crops import crop_aspect
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-05
@@ -455,11 +455,11 @@ def list_individuals(session: Session, q: str = "", species: str = "", after: st
 def _called(session, q):
     """The condition that an individual's name, or one that it had before, contains a text."""
     before = Individual.id.in_(former_names(session, q))
-    if q.isascii():
-        return or_(Individual.name.icontains(q, autoescape=True), before)
-    # databases compare small and capital letters of ASCII alone
-    names, key = session.execute(select(Individual.id, Individual.name)), name_key(q)
-    return or_(Individual.id.in_([number for number, name in names if key in name_key(name)]), before)
+    names, key = session.execute(select(Individual.id, Individual.name)), search_key(q)
+    # databases compare small and capital letters of ASCII alone, and know neither accents nor kinds of apostrophes
+    odd = [(number, name) for number, name in names if not (q + name).isascii() or "'" in name]
+    found = Individual.id.in_([number for number, name in odd if key in search_key(name)])
+    return or_(Individual.name.icontains(q, autoescape=True), found, before)
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-14a
 def individual_page(session: Session, settings: dict, number: int) -> dict:
@@ -698,3 +698,17 @@ def _pixel_box(photo, crop):
         return box
     x, y = photo.width / frame[0], photo.height / frame[1]
     return [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
+
+# %% ../../nbs/lib/catalogue/listings.ipynb #listings-92
+def withdrawn_sightings(session: Session) -> pd.DataFrame:
+    """List the photos that `sightings` leaves out.
+
+    Args:
+        session: of the catalogue's database.
+
+    Returns:
+        A row for each photo that is withdrawn, alone or with its encounter: encounter_id, encounter, species.
+    """
+    query = select(Encounter.id, Encounter.name, Encounter.species).join(Photo, Photo.encounter_id == Encounter.id)
+    query = query.where(Photo.withdrawn | (Encounter.state == "withdrawn"), Photo.path != "").order_by(Photo.id)
+    return pd.DataFrame(session.execute(query).all(), columns=["encounter_id", "encounter", "species"])

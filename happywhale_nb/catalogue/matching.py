@@ -8,17 +8,28 @@ __all__ = ['FILTER_FIELDS', 'OUT', 'BLOCK', 'KnownPhotos', 'PhotoIndex', 'Galler
            'note_uncropped', 'note_no_animal', 'match_vectors', 'stored_answer']
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-02
+import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from threading import RLock
 
 import numpy as np
-from sqlalchemy import Integer, cast, func, literal_column, select
+from sqlalchemy import Integer, Text, cast, func, literal_column, select
 from sqlalchemy.orm import Session
 
 from .listings import annotated, answer_view, get_or_404, id_and_name, photo_view, rejections
 from .naming import next_name
-from .schema import Annotation, Answer, Crop, Decision, Embedding, Encounter, Individual, Photo
+from happywhale_nb.catalogue.schema import (
+    Annotation,
+    Answer,
+    Crop,
+    Decision,
+    Embedding,
+    Encounter,
+    Individual,
+    Model,
+    Photo,
+)
 from .store import Catalogue, model_row, now, unpack_vectors
 from .validation import clean_date
 from ..core.errors import UserError
@@ -150,8 +161,12 @@ def gallery_model(catalogue: Catalogue) -> GalleryModel:
                 f"the catalogue in {catalogue.folder} has not been built to the end: give `happywhale catalogue "
                 "build` or `re-embed` again, it goes on where it was"
             )
-        calibration = Calibration.from_dict(with_new_keys(model.calibration, CALIBRATIONS))
+        calibration = _read_calibration(model.calibration)
         return GalleryModel(model.id, model.name, model.width, model.settings, calibration)
+
+
+def _read_calibration(stored):
+    return Calibration.from_dict(with_new_keys(stored, CALIBRATIONS))
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-08a
 def _read_photos(session, model, photo_ids):
@@ -182,18 +197,24 @@ class GalleryState:
         last_decision: number of the last line of the audit log, 0 if it is empty.
         decisions: how many lines it has.
         photos: how many photos the model has embedded.
+        versions: those of all encounters, summed; a build changes them without a line in the log.
+        calibration: of the model, as JSON text.
     """
 
     last_decision: int
     decisions: int
     photos: int
+    versions: int
+    calibration: str | None
 
 
 def _gallery_state(session, model):
     """The present `GalleryState`."""
     last, decisions = session.execute(select(func.max(Decision.id), func.count(Decision.id))).one()
     embedded = select(func.count()).select_from(Embedding).where(Embedding.model_id == model.id)
-    return GalleryState(last or 0, decisions, session.scalar(embedded))
+    versions = session.scalar(select(func.sum(Encounter.version))) or 0
+    calibration = session.scalar(select(cast(Model.calibration, Text)).where(Model.id == model.id))
+    return GalleryState(last or 0, decisions, session.scalar(embedded), versions, calibration)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-08
 BLOCK = 256  # rows that are summed, and read again together
@@ -259,6 +280,8 @@ class Matcher:
             state = _gallery_state(session, self.model)
             if state == self.seen:
                 return
+            if self.seen is not None and state.calibration not in (None, self.seen.calibration):  # built again
+                self.model = replace(self.model, calibration=_read_calibration(json.loads(state.calibration)))
             sums = _block_sums(session, self.model)
             numbers, changed = _changed_photos(session, self.sums, sums)
             photos = _read_photos(session, self.model, numbers)

@@ -13,7 +13,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from .schema import Decision, Encounter, Individual
-from ..data.names import name_key
+from ..data.names import name_key, search_key
 from ..data.species import SPECIES
 
 # %% ../../nbs/lib/catalogue/naming.ipynb #naming-10
@@ -54,7 +54,7 @@ def former_names(session: Session, q: str = "") -> dict[int, list[str]]:
 
     Args:
         session: of the catalogue's database.
-        q: only names that contain this text, in any case; "": all.
+        q: only names that contain this text, in any case, with or without accents; "": all.
 
     Returns:
         The names by the number of the active individual, without its present name.
@@ -64,10 +64,10 @@ def former_names(session: Session, q: str = "") -> dict[int, list[str]]:
     had = [(row, row.name) for row in session.scalars(merged.order_by(Individual.id))]
     for row in session.scalars(renamed.order_by(Decision.id)):
         had.append((session.get(Individual, row.individual_id), row.before["name"]))
-    names, wanted = {}, name_key(q)
+    names, wanted = {}, search_key(q)
     for individual, name in had:
         stays = staying(session, individual)
-        if stays.active and name != stays.name and wanted in name_key(name):
+        if stays.active and name != stays.name and wanted in search_key(name):
             known = names.setdefault(stays.id, [])
             known.extend([name] if name not in known else [])
     return names

@@ -97,6 +97,7 @@ class Catalogue:
         card = Card.read(self.folder)
         self.name, self.data, self.fingerprint = card.name, Path(card.data), card.model
         self.encounters = card.encounters
+        self._placed = card.data
         self.store = Store(database_url(self.folder, card.database), self.folder)
         self.reading, self.writing = self.store.reading, self.store.writing
 
@@ -141,7 +142,13 @@ class Catalogue:
             folder: where the photos are now.
         """
         self.data = Path(folder).absolute()
-        replace(Card.read(self.folder), data=str(self.data)).write(self.folder)
+        self._placed = str(self.data)
+        replace(Card.read(self.folder), data=self._placed).write(self.folder)
+
+    def follow_data(self) -> None:
+        """Take over another place of the data folder, if another process has written one on the card."""
+        if (placed := Card.read(self.folder).data) != self._placed:
+            self._placed, self.data = placed, Path(placed)
 
     def keep_rule(self, rule: str) -> None:
         """Remember how photos are grouped, here and on the card.

@@ -42,6 +42,9 @@ def _own_changes(row):
         changed.add(("individual", row.other_id, "active"))
     if row.kind == "rename":
         changed.add(("individual", row.individual_id, "name"))
+    if row.kind == "species":
+        changed.add(("individual", row.individual_id, "species"))
+        changed |= {("encounter", int(number), "species") for number in row.before["met_species"]}
     return changed if row.kind != "reject" else set()
 
 # %% ../../nbs/lib/catalogue/undoing.ipynb #undoing-06
@@ -62,8 +65,11 @@ def _changes(session, row):
 # %% ../../nbs/lib/catalogue/undoing.ipynb #undoing-08
 def _needs(row):
     needed = set()
-    if row.kind in ("confirm", "merge", "split", "rename"):
+    if row.kind in ("confirm", "merge", "split", "rename", "species"):
         needed |= {("individual", number, "active") for number in (row.individual_id, row.other_id)}
+    if row.kind in ("merge", "split") or (row.kind == "confirm" and "species" in row.before):
+        needed |= {("individual", number, "species") for number in (row.individual_id, row.other_id)}
+    needed |= {("encounter", int(number), "state") for number in row.before.get("met_species", ())}
     if row.kind in ("confirm", "new", "unsure", "withdraw"):
         needed.add(("encounter", row.encounter_id, "made"))
     for values in (row.after or {}).get("photos", {}).values():
@@ -71,7 +77,8 @@ def _needs(row):
     return needed
 
 # %% ../../nbs/lib/catalogue/undoing.ipynb #undoing-10
-ABOUT_MANY = ("merge", "split", "move", "regroup")  # a row of these may be about encounters that it does not name
+# a row of these may be about encounters that it does not name
+ABOUT_MANY = ("merge", "split", "move", "regroup", "species")
 ABOUT_PHOTOS = ("edit", "withdraw", "delete")
 
 
@@ -175,6 +182,18 @@ def _restore_name(session, row):
         raise Conflict(f"{individual.name} cannot be called {name} again, {taken}")
     give_name(session, individual, name)
 
+# %% ../../nbs/lib/catalogue/undoing.ipynb #undoing-20a
+def _restore_species(session, row):
+    """Restore the species of an individual and of its encounters. Returns the numbers of these."""
+    session.get(Individual, row.individual_id).species = row.before["animal_species"]
+    encounters = []
+    for number, species in row.before["met_species"].items():
+        encounter = session.get(Encounter, int(number))
+        if encounter.species == row.after["animal_species"]:
+            update_encounter(session, encounter, encounter.version, species=species)
+            encounters.append(encounter.id)
+    return encounters
+
 # %% ../../nbs/lib/catalogue/undoing.ipynb #undoing-29
 def _restore_vectors(session, photo, vectors):
     """Write back the embeddings that a box had before another was drawn, `{model: base64}`."""
@@ -207,6 +226,8 @@ def _restore(session, row):
     encounters, merges = _restore_photos(session, row), []
     if row.kind == "rename":
         _restore_name(session, row)
+    elif row.kind == "species":
+        encounters.update(_restore_species(session, row))
     elif row.kind in ("merge", "split"):
         moved, merges = _restore_individuals(session, row)
         encounters.update(moved)

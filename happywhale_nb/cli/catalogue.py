@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['folder_argument', 'catalogue', 'open_chosen_catalogue', 'calibration_lines', 'build', 'photo_files', 'grouped_files',
-           'add', 're_embed', 'upgrade', 'status', 'relink', 'export', 'token']
+           'sent_names', 'tell_no_animal', 'add', 're_embed', 'upgrade', 'status', 'relink', 'export', 'token']
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-02
 import getpass
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,20 +170,47 @@ def grouped_files(files: Sequence[Path], rule: str) -> list[list[Path]]:
     return list(groups.values())
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-12a
-def _add_group(store, embedder, paths, side, metadata, skip):
-    """Add photographs as one encounter. Returns whether it was taken; a refusal is raised unless `skip`."""
+def sent_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Name files with the folders that tell them apart, so that they can be grouped by folder later.
+
+    Args:
+        files: the photographs.
+
+    Returns:
+        Name by file, such as "day1/IMG_0001.jpg"; folders above the common one are nobody's business.
+    """
+    common = Path(os.path.commonpath([path.absolute().parent for path in files])).parent
+    return {path: path.absolute().relative_to(common).as_posix() for path in files}
+
+
+def _add_group(store, embedder, paths, names, side, metadata, skip):
+    """Add photographs as one encounter. Returns its number, 0 for one refused; a refusal is raised unless `skip`."""
     from happywhale_nb.catalogue.upload_photos import ingest_uploads
 
-    files = [(path.name, path.read_bytes()) for path in paths]
+    files = [(names[path], path.read_bytes()) for path in paths]
     try:
         number = ingest_uploads(store, embedder, getpass.getuser(), files, side, metadata)
     except UserError as error:
         if not skip:
             raise
         click.echo(f"{paths[0]} left out: {error}", err=True)
-        return False
+        return 0
     click.echo(f"encounter {number}: {count_noun(len(paths), 'photograph')}")
-    return True
+    return number
+
+# %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-12b
+def tell_no_animal(store: "Catalogue", numbers: Collection[int]) -> None:
+    """Say which encounters that were added probably show no animal.
+
+    Args:
+        store: the catalogue.
+        numbers: of the encounters.
+    """
+    from happywhale_nb.catalogue.matching import Matcher, encounters_without_animal
+
+    flagged = encounters_without_animal(Matcher(store)) if numbers else None
+    for number in sorted({*numbers} & (flagged or set())):
+        click.echo(f"encounter {number}: probably no animal on it; look, and `happywhale catalogue withdraw` it if so")
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-12
 @catalogue.command()
@@ -209,12 +236,12 @@ def add(folder, photos, each, rule, side, date, place, species, name):
     embedder = open_embedder(store)
     metadata = Metadata(name, date, place, species)
     groups = [[path] for path in files] if each else grouped_files(files, rule)
-    skip = len(groups) > 1
-    refused = [group for group in groups if not _add_group(store, embedder, group, side, metadata, skip)]
+    skip, names = len(groups) > 1, sent_names(files)
+    added = [_add_group(store, embedder, group, names, side, metadata, skip) for group in groups]
     embedder.close()
-    if refused:
-        number = sum(map(len, refused))
-        raise UserError(f"{count_noun(number, 'photograph')} of {len(files)} left out")
+    tell_no_animal(store, set(added) - {0})
+    if left := sum(len(group) for group, number in zip(groups, added, strict=True) if not number):
+        raise UserError(f"{count_noun(left, 'photograph')} of {len(files)} left out")
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-14
 @catalogue.command("re-embed")
@@ -317,14 +344,14 @@ def export(folder, kind, output, species, occasions, submitter, photos, dry_run)
     """
     from happywhale_nb.catalogue.exports import with_photos
     from happywhale_nb.catalogue.exports.formats import describe_export, export_sightings, of_species
-    from happywhale_nb.catalogue.listings import sightings
+    from happywhale_nb.catalogue.listings import sightings, withdrawn_sightings
 
     if output:
         check_file_name(output.name, "an export")
     store = open_chosen_catalogue(folder)
     with store.reading() as session:
-        table = sightings(session)
-    if summary := describe_export(table, kind, species, occasions, submitter):
+        table, withdrawn = sightings(session), withdrawn_sightings(session)
+    if summary := describe_export(table, kind, species, occasions, submitter, withdrawn):
         click.echo(summary)
     if photos:
         pieces, name = with_photos.export_with_photos(store, table, kind, species, submitter)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Number', 'Text', 'Note', 'RequestBody', 'SignInRequest', 'AnswerRequest', 'DecisionRequest', 'EncounterEdit',
-           'PhotoEdit', 'CropEdit', 'MergeRequest', 'SplitRequest', 'RenameRequest', 'TokenRequest', 'WithdrawRequest',
+           'PhotoEdit', 'CropEdit', 'MergeRequest', 'SplitRequest', 'IndividualEdit', 'TokenRequest', 'WithdrawRequest',
            'MoveRequest', 'RegroupRequest', 'IdAndName', 'CropView', 'PhotoView', 'Withdrawal', 'EncounterView',
            'EncounterList', 'IndividualView', 'IndividualList', 'DecisionView', 'IndividualPage', 'AuditLog',
            'EncounterDecision', 'EditedEncounter', 'MovedPhotos', 'PhotoGroup', 'Regrouped', 'IndividualDecision',
-           'RenamedIndividual', 'CandidateIndividual', 'MatchedPhoto', 'PhotoList', 'Candidate', 'AnswerView', 'Facets',
+           'EditedIndividual', 'CandidateIndividual', 'MatchedPhoto', 'PhotoList', 'Candidate', 'AnswerView', 'Facets',
            'CatalogueView', 'SessionView', 'Health', 'MissingPhotos', 'TokenView', 'NewTokenView', 'ProposedName',
            'ExportMessages', 'Problem', 'ConflictProblem', 'Match', 'Matches']
 
@@ -106,10 +106,11 @@ class SplitRequest(RequestBody):
     note: Note = ""
 
 
-class RenameRequest(RequestBody):
-    """The new name of an individual."""
+class IndividualEdit(RequestBody):
+    """The new name of an individual, or its species ("": unknown); one of both."""
 
-    name: Text
+    name: Text | None = None
+    species: Text | None = None
 
 
 class TokenRequest(RequestBody):
@@ -338,8 +339,8 @@ class IndividualDecision(BaseModel):
     individual: IndividualView
 
 
-class RenamedIndividual(IndividualView):
-    """An individual after it was renamed, and the decision by which that is undone."""
+class EditedIndividual(IndividualView):
+    """An individual after it was renamed or got a species, and the decision by which that is undone."""
 
     decision: DecisionView
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMULA', 'CELL_ENDS', 'BLANKS', 'MAX_CELL_LENGTH', 'CUT', 'UNWRITABLE', 'PLAIN', 'ISO', 'LEFT_OUT', 'ZIP_TIME',
            'writable_text', 'safe_text', 'original_text', 'arranged', 'example_sightings', 'Moment', 'read_moment',
-           'is_species', 'first_known', 'earliest_moment', 'why_no_date', 'left_out_row', 'count_reasons', 'csv_bytes',
-           'zip_bytes']
+           'same_species', 'is_species', 'first_known', 'earliest_moment', 'why_no_date', 'left_out_row',
+           'count_reasons', 'csv_bytes', 'zip_bytes']
 
 # %% ../../../nbs/lib/catalogue/exports/common.ipynb #common-02
 import csv
@@ -203,6 +203,21 @@ def read_moment(text: str) -> Moment | None:
     return Moment(int(year), int(month or 0), int(day or 0), clock, zone)
 
 # %% ../../../nbs/lib/catalogue/exports/common.ipynb #common-20b
+def same_species(table: pd.DataFrame, species: str) -> pd.Series:
+    """Tell which rows are of a species.
+
+    Args:
+        table: with a column species.
+        species: its English or Latin name.
+
+    Returns:
+        `[n]` bool.
+    """
+    name = latin(species)
+    is_it = [other == species or (name[1] != "" and latin(other) == name) for other in table["species"]]
+    return pd.Series(is_it, index=table.index, dtype=bool)
+
+
 def is_species(table: pd.DataFrame, species: str) -> pd.Series:
     """Choose the photos of a species.
 
@@ -216,12 +231,11 @@ def is_species(table: pd.DataFrame, species: str) -> pd.Series:
     Raises:
         UserError: if no photo is of it.
     """
-    name = latin(species)
-    rows = table["species"].map(lambda other: other == species or (name[1] != "" and latin(other) == name))
+    rows = same_species(table, species)
     if species and not rows.any():
         known = ", ".join(sorted({*table["species"]} - {""})) or "none is known yet"
         raise UserError(f"no photograph is of {species!r}: choose one of {known}")
-    return rows.astype(bool) if species else pd.Series(True, index=table.index)
+    return rows if species else pd.Series(True, index=table.index)
 
 # %% ../../../nbs/lib/catalogue/exports/common.ipynb #common-22
 def first_known(values: Iterable) -> object:

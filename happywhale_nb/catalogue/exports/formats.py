@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .camtrap_dp import camtrap_tables, to_camtrap_dp
-from .common import arranged, count_reasons, is_species
+from .common import arranged, count_reasons, is_species, same_species
 from .csv import to_csv
 from .mark import capture_histories, to_mark, to_rmark
 from .wildbook import check_wildbook, sheet_names, to_wildbook
@@ -107,6 +107,15 @@ def _notes_on_species(table, species):
     yield f"left out: {_encounters(nameless)} without a species{animals}: give it under Edit on the page"
 
 
+def _notes_on_withdrawn(withdrawn, species):
+    """A sentence about photographs that were withdrawn; of one species, also about those of which none is known."""
+    if withdrawn is not None and species:
+        withdrawn = withdrawn[(withdrawn["species"] == "") | same_species(withdrawn, species)]
+    if withdrawn is not None and (number := len(withdrawn)):
+        photos = "1 photograph" if number == 1 else f"{number} photographs"
+        yield f"left out: {photos} of {_encounters(withdrawn)}, withdrawn on the page or by the command"
+
+
 def _notes_on_undecided(table):
     """A sentence about encounters without an individual."""
     undecided = table[~table["decided"]]
@@ -181,8 +190,9 @@ def _wildbook_messages(table, submitter):
 
 # %% ../../../nbs/lib/catalogue/exports/formats.ipynb #formats-09i
 def export_messages(
-    sightings: pd.DataFrame, kind: str, species: str = "", occasions: str = "year", submitter: str = ""
-) -> ExportMessages:
+    sightings: pd.DataFrame, kind: str, species: str = "", occasions: str = "year", submitter: str = "",
+    withdrawn: pd.DataFrame | None = None,
+) -> ExportMessages:  # fmt: skip
     """List what an export leaves out, and what the other program will refuse of it.
 
     Args:
@@ -191,6 +201,7 @@ def export_messages(
         species: only this one; "": all.
         occasions: of capture histories: year, month or day.
         submitter: of a Wildbook sheet: your user name in Wildbook.
+        withdrawn: of `listings.withdrawn_sightings`; None: not told.
 
     Returns:
         Sentences, with reasons.
@@ -199,7 +210,8 @@ def export_messages(
         UserError: for a species that no photo is of.
     """
     if kind in ("mark", "rmark"):
-        return ExportMessages([], list(_history_notes(sightings, occasions, species)))
+        notes = [*_history_notes(sightings, occasions, species), *_notes_on_withdrawn(withdrawn, species)]
+        return ExportMessages([], notes)
     table = of_species(sightings, species)
     found = ExportMessages([], [])
     if kind == "camtrap-dp":
@@ -207,6 +219,7 @@ def export_messages(
     elif kind == "wildbook":
         found = _wildbook_messages(table, submitter)
     notes = [*_notes_on_undecided(table), *_notes_on_species(arranged(sightings), species)]
+    notes += _notes_on_withdrawn(withdrawn, species)
     return ExportMessages(found.refused, found.notes + notes)
 
 # %% ../../../nbs/lib/catalogue/exports/formats.ipynb #formats-09a
@@ -215,8 +228,9 @@ RECEIVERS = {"wildbook": "Wildbook will refuse this sheet:", "camtrap-dp": "This
 
 
 def describe_export(
-    sightings: pd.DataFrame, kind: str, species: str = "", occasions: str = "year", submitter: str = ""
-) -> str:
+    sightings: pd.DataFrame, kind: str, species: str = "", occasions: str = "year", submitter: str = "",
+    withdrawn: pd.DataFrame | None = None,
+) -> str:  # fmt: skip
     """Make one text of the messages about an export.
 
     Args:
@@ -225,11 +239,12 @@ def describe_export(
         species: only this one; "": all.
         occasions: of capture histories: year, month or day.
         submitter: of a Wildbook sheet: your user name in Wildbook.
+        withdrawn: of `listings.withdrawn_sightings`; None: not told.
 
     Returns:
         The notes and at most `SHOWN` refused rows, a line each; "" if there is nothing to say.
     """
-    refused, notes = export_messages(sightings, kind, species, occasions, submitter)
+    refused, notes = export_messages(sightings, kind, species, occasions, submitter, withdrawn)
     lines = list(notes)
     if refused:
         lines += [RECEIVERS[kind], *refused[:SHOWN]]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['router', 'FormText', 'EncounterForm', 'add_encounter', 'add_photos', 'decision_view', 'edit', 'edit_photo', 'crop',
-           'decide', 'undo', 'merge', 'split', 'rename']
+           'decide', 'undo', 'merge', 'split', 'edit_individual']
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-02
 from dataclasses import asdict, dataclass
@@ -16,6 +16,7 @@ from ...catalogue import decisions, listings
 from ...catalogue.edits import edit_encounter, set_crop, undo_decision
 from ...catalogue.schema import Decision, Photo
 from ...catalogue.upload_photos import Metadata, ingest_uploads
+from ...core.errors import UserError
 from .. import schemas
 from ..dependencies import Number, Photographs, Reviewer, State, read_files
 from ..state import AppState
@@ -299,22 +300,27 @@ def split(state: State, caller: Reviewer, number: Number, body: schemas.SplitReq
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-14
 @router.patch("/individuals/{number}")
-def rename(state: State, caller: Reviewer, number: Number, body: schemas.RenameRequest) -> schemas.RenamedIndividual:
-    """Rename an individual.
+def edit_individual(
+    state: State, caller: Reviewer, number: Number, body: schemas.IndividualEdit
+) -> schemas.EditedIndividual:
+    """Rename an individual, or give it a species. Its encounters without a species, or with the one it had, get it too.
     \f
     Args:
         state: the state of the app.
         caller: a reviewer or an admin.
         number: the individual's.
-        body: the new name.
+        body: the new name or species.
 
     Returns:
-        A dict as of `schemas.RenamedIndividual`.
+        A dict as of `schemas.EditedIndividual`.
 
     Raises:
         NotFound: if there is no such individual.
         NameTaken: if another individual has or had the name, or one like it.
-        UserError: if it is not active, or the name is not allowed.
+        UserError: if it is not active, the name is not allowed, it has the species, or both or none are given.
     """
-    done = _decide_about_individuals(state, decisions.rename_individual, caller.name, number, body.name)
+    if (body.name is None) == (body.species is None):
+        raise UserError("give the individual a name or a species, one at a time: each is a decision of its own")
+    act = decisions.rename_individual if body.species is None else decisions.give_species
+    done = _decide_about_individuals(state, act, caller.name, number, body.name or body.species or "")
     return done["individual"] | {"decision": done["decision"]}

@@ -82,8 +82,8 @@ def messages(
         UserError: for a species that no photograph shows.
     """
     with state.catalogue.reading() as session:
-        table = listings.sightings(session)
-    refused, notes = export_messages(table, kind, species, occasions, submitter)
+        table, withdrawn = listings.sightings(session), listings.withdrawn_sightings(session)
+    refused, notes = export_messages(table, kind, species, occasions, submitter, withdrawn)
     if kind in WITH_PHOTOS and (lost := lost_photos(state.catalogue, of_species(table, species))):
         notes.append(f"{len(lost)} photographs are not found where they were, such as {lost[0]}: they cannot go along")
     return {"refused": refused[:MAX_MESSAGES], "notes": notes, "total": len(refused) + len(notes)}

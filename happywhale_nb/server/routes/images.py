@@ -24,11 +24,11 @@ from ..dependencies import Number, Reader, State, attachment
 PICTURE_SIDES = (160, 320, 512, 1024, 1600, 2048)  # few, so that few files are made of each photograph
 
 
-def _told(error, path, place, kept):
+def _told(error, path, place):
     # the error about a photo's file with its place in the catalogue, not the server's folders
     if not path.is_file():
-        remedy = "" if kept else ": `happywhale data relink` finds it"
-        return NotFound(f"the file of photograph {place} is not where it was{remedy}")
+        remedy = "`happywhale catalogue relink` finds it by its content"
+        return NotFound(f"the file of photograph {place} is not where it was: {remedy}")
     return UserError(str(error).replace(str(path), place))
 
 
@@ -48,10 +48,11 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
         NotFound: if there is no such photo, or its file is gone.
         UserError: if the file is damaged; the message names the photo, not where it lies.
     """
+    catalogue.follow_data()
     with catalogue.reading() as session:
         photo, crop = listings.get_or_404(session, Photo, number, "photograph"), listings.photo_crop(session, number)
         path, digest, (box, frame) = catalogue.path(photo), photo.sha256, listings.crop_box(crop)
-        place, kept = photo.path, photo.kept
+        place = photo.name if photo.kept else photo.path  # an upload is kept under its checksum, which nobody knows
     side = next(each for each in PICTURE_SIDES if each >= side)
     options = (box, frame, side, settings["margin"], settings["keep_aspect"]) if settings else (side,)
     key = fingerprint(digest, *options)
@@ -60,7 +61,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
         try:
             data = show_crop(path, *options) if settings else show_photo(path, side)
         except UserError as error:  # the server's folders are nobody's business
-            raise _told(error, path, place, kept) from None
+            raise _told(error, path, place) from None
         with atomic(cached) as temporary:
             temporary.write_bytes(data)
     return cached.read_bytes()
@@ -87,6 +88,7 @@ def photo_file(state: State, caller: Reader, number: Number) -> FileResponse:
     Raises:
         NotFound: if there is no such photo, or its file is gone.
     """
+    state.catalogue.follow_data()
     with state.catalogue.reading() as session:
         photo = listings.get_or_404(session, Photo, number, "photograph")
         path = state.catalogue.path(photo)

@@ -69,6 +69,7 @@ def missing_photos(state: State, caller: Reader) -> schemas.MissingPhotos:
     Returns:
         A dict as of `schemas.MissingPhotos`.
     """
+    state.catalogue.follow_data()  # `happywhale catalogue relink` may have found it while the server runs
     gone = find_missing(state.catalogue)
     names = [known.name for known in gone[:NAMED]]
     return {"missing": len(gone), "names": names, "text": missing_line(state.catalogue, len(gone))}

@@ -15,6 +15,8 @@ const kept = { files: [], grouping: "", minutes: 0 };
 const WAYS = [["one", "One encounter"], ["each", "An encounter each"], ["folder", "An encounter a folder"], ["day", "An encounter a day"], ["burst", "An encounter a burst"]];
 const WHY = { one: "All show one animal, met once.", each: "Every photograph shows another animal, or another meeting.", folder: "The photographs of a folder show one animal, met once.",
   day: "The photographs of a folder that were taken on one day show one animal. The catalogue reads the dates when they arrive.", burst: "Photographs taken shortly after one another show one animal. The catalogue reads the times when they arrive." };
+const ORDER = new Intl.Collator("en", { numeric: true });
+const placeOf = (file) => `${folderOf(file)}/${file.name}`;
 const MANY = 12;  // photographs that are hardly one animal met once
 
 export async function showAdd(main, route, signal) {
@@ -41,6 +43,7 @@ export async function showAdd(main, route, signal) {
     for (const file of files) if (isPhoto(file) && ![...kept.files, ...fresh].some((one) => same(one, file))) fresh.push(file);
     const other = [...files].filter((file) => !isPhoto(file)).length;
     kept.files.push(...fresh);
+    kept.files.sort((one, other) => ORDER.compare(placeOf(one), placeOf(other)));  // a browser lists folders in no order
     const known = [...files].length - fresh.length - other;
     const left = [other && `${count(other, "file")} that ${other === 1 ? "is no photograph" : "are no photographs"} (${[...new Set([...files].filter((file) => !isPhoto(file)).map((file) => file.name))].slice(0, 3).join(", ")}${other > 3 ? ", …" : ""})`, known && `${count(known, "photograph")} chosen twice`].filter(Boolean);
     if (left.length) say(`Left out: ${left.join("; ")}.`);

@@ -1,8 +1,9 @@
 // Drawing the box of an animal on the whole photograph, by mouse, finger, or numbers.
 
 import { api } from "./api.js";
+import { remembered } from "./deciding.js";
 import { button, el, field, select } from "./dom.js";
-import { dialog, fail, say } from "./messages.js";
+import { dialog, fail } from "./messages.js";
 
 const SIDES = ["Left", "Top", "Right", "Bottom"];
 const SMALLEST = 8;  // pixels of the photograph
@@ -63,8 +64,9 @@ export async function drawBox(view) {
   }, { wide: true });
   if (!given) return;
   try {
-    view.accept(await api(`/photos/${given.photo.id}/crop`, { method: "PUT", body: { box: given.box, version } }));
-    say("The box is saved. Asking again …");
+    const result = await api(`/photos/${given.photo.id}/crop`, { method: "PUT", body: { box: given.box, version } });
+    view.accept(result);
+    remembered(result.decision, id, "The box is saved. Asking again …");
     if (view.id === id) await view.ask();
   } catch (error) {
     if (error.status === 409 && error.body.encounter) view.conflict(error);

@@ -7,12 +7,15 @@ import { asking } from "./messages.js";
 import { changed } from "./session.js";
 import { side, SIDES } from "./words.js";
 
+/** The day of a date that may have a time, "" for a month or a year alone: a browser's field cannot show these. */
+const dayOf = (date) => /^\d{4}-\d{2}-\d{2}/.exec(date ?? "")?.[0] ?? "";
+
 /** The fields of an encounter, shared with the page that adds photographs. prefix: of their ids. */
 export function encounterFields(prefix, facets, values = {}, { withSide = true } = {}) {
   const [place, places] = proposing(`${prefix}-place`, facets.places, { id: `${prefix}-place`, value: values.place ?? "", maxlength: 200 });
   const [species, kinds] = proposing(`${prefix}-species`, facets.species, { id: `${prefix}-species`, value: values.species ?? "", maxlength: 100, spellcheck: "false" });
   const inputs = {
-    date: el("input", { type: "date", id: `${prefix}-date`, value: values.date ?? "" }),
+    date: el("input", { type: "date", id: `${prefix}-date`, value: dayOf(values.date) }),
     place, species,
     ...(withSide && { side: select([["", "Not known"], ...Object.keys(SIDES).map((name) => [name, side(name)])], values.side ?? "", { id: `${prefix}-side` }) }),
     latitude: el("input", { type: "number", step: "any", min: -90, max: 90, id: `${prefix}-latitude`, value: values.latitude ?? "" }),
@@ -29,14 +32,14 @@ const PHOTO_SIDES = [["", "Not known"], ["left", "Left"], ["right", "Right"]];
 export async function edit(view) {
   const before = view.encounter;
   const { inputs, nodes } = encounterFields("edit", view.facets, before, { withSide: false });
-  const dated = inputs.date.value === (before.date ?? "");
+  const dated = dayOf(before.date) === (before.date ?? "");
   const sides = before.photos.map((photo) => [photo, select(PHOTO_SIDES, photo.side ?? "", { data: { side: photo.id }, "aria-label": `Side of ${photo.name}` })]);
   const changes = () => {
     const found = {};
     for (const [key, input] of Object.entries(inputs)) {
       const number = key === "latitude" || key === "longitude";
       const value = number ? (input.value === "" ? null : Number(input.value)) : input.value.trim();
-      if (key === "date" && !dated && !value) continue;  // a date that the browser's field cannot show stays as it is
+      if (key === "date" && value === dayOf(before.date)) continue;  // its time stays, and a month or a year alone
       if (value !== (before[key] ?? (number ? null : ""))) found[key] = value;
     }
     const turned = sides.filter(([photo, input]) => input.value !== (photo.side ?? ""));
@@ -44,7 +47,7 @@ export async function edit(view) {
     return found;
   };
   const result = await asking(`Edit ${before.name}`, [el("div", { class: "fields" }, nodes),
-    !dated && el("p", { class: "soft", text: `The date is ${before.date}; it stays unless another is given.` }),
+    !dated && el("p", { class: "soft", text: dayOf(before.date) ? `The time is ${before.date.slice(11)}; it stays with this day.` : `The date is ${before.date}; it stays unless another is given.` }),
     sides.length > 0 && el("fieldset", {}, el("legend", { class: "label", text: "Side of each photograph" }), el("ul", { class: "sides" }, sides.map(([photo, input]) =>
       el("li", {}, cropImage(photo, 160, ""), el("small", { class: "file", text: photo.name }), input))))], "Save", async () => {
     const change = changes();

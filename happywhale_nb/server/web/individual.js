@@ -3,11 +3,11 @@
 import { api } from "./api.js";
 import { chooseIndividual } from "./choosing.js";
 import { remembered } from "./deciding.js";
-import { button, cropImage, el, field, fill } from "./dom.js";
+import { button, cropImage, el, field, fill, proposing } from "./dom.js";
 import { decisions } from "./history.js";
-import { asking } from "./messages.js";
+import { asking, fail } from "./messages.js";
 import { cover } from "./individuals.js";
-import { changed, guard } from "./session.js";
+import { changed, guard, loadFacets } from "./session.js";
 import { count, day, side, species, state } from "./words.js";
 
 export async function showIndividual(main, route, signal) {
@@ -36,8 +36,9 @@ function page(individual, again) {
   return [
     el("div", { class: "encounter-head" },
       el("div", {}, el("h1", { text: individual.name }),
-        el("p", { class: "facts", text: [species(individual.species), count(encounters.length, "encounter"), count(photos, "photograph"), span].filter(Boolean).join(" · ") })),
+        el("p", { class: "facts", text: [species(individual.species) || "species not known", count(encounters.length, "encounter"), count(photos, "photograph"), span].filter(Boolean).join(" · ") })),
       individual.active !== false && el("div", { class: "buttons" }, guard(button("Rename", () => rename(individual, again), { id: "rename" })),
+        guard(button("Species", () => giveSpecies(individual, again).catch(fail), { id: "species", title: individual.species ? "Correct its species" : "Its species is not known: give it one" })),
         guard(button("Merge into …", () => merge(individual), { id: "merge" })))),
     individual.active === false && el("div", { class: "notice", id: "merged" }, el("p", {}, individual.merged_into ? ["It is no longer an individual of its own: it was merged into ",
       el("a", { href: `#/individual/${individual.merged_into.id}`, text: individual.merged_into.name }), ". Undo the merge in the history below to bring it back."] : "It is no longer an individual of its own: the history below says why.")),
@@ -76,6 +77,16 @@ async function rename(individual, again) {
     });
   if (result?.into) return void await mergeInto(individual, result.into);
   if (result?.id) await done(result, `${individual.name} is now ${result.name}.`, again);
+}
+
+/** Its species, and with it that of its encounters, by which exports choose. */
+async function giveSpecies(individual, again) {
+  const facets = await loadFacets();
+  const [kind, kinds] = proposing("individual-species", facets.species, { id: "individual-species", value: individual.species, maxlength: 100, autofocus: true, spellcheck: "false" });
+  const result = await asking(`Species of ${individual.name}`, [el("div", {}, field("Species", kind), kinds),
+    el("p", { class: "soft", text: `Its encounters ${individual.species ? `that are of a ${species(individual.species)}, or of no species yet,` : "without a species"} get it too. It can be undone.` })], "Save",
+  async () => (kind.value.trim() === individual.species ? {} : api(`/individuals/${individual.id}`, { method: "PATCH", body: { species: kind.value.trim() } })));
+  if (result?.id) await done(result, result.species ? `${individual.name} is a ${species(result.species)}.` : `The species of ${individual.name} is not known.`, again);
 }
 
 async function splitOff(individual, ids, again) {

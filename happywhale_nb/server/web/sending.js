@@ -83,7 +83,7 @@ export function sender(signal, { done, busy }) {
       const versions = Object.fromEntries(arrived.map((one) => [one.id, one.version]));
       const result = await api("/encounters/regroup", { method: "POST", body: { encounter_ids: arrived.map((one) => one.id), by, dry_run: false, versions, note: "" } });
       if (!result.decision) {
-        fill(failures, el("section", { class: "notice", id: "not-grouped" }, el("p", { text: `They stay as they were sent: no date or time of theirs parts them further. If they show several animals, open the encounter and move photographs to new ones (“Photographs …”).` })));
+        fill(failures, el("section", { class: "notice", id: "not-grouped" }, el("p", { text: `${arrived.length > 1 ? "Each folder is one encounter" : "They are one encounter"}: ${by === "day" ? "its photographs are of one day, or their dates are not known" : "no longer pause is between its photographs, or their times are not known"}. If it shows several animals, open it and move photographs to a new one (“Photographs …”).` })));
         return;
       }
       sent.splice(sent.length - arrived.length, arrived.length, ...result.encounters.filter((one) => one.photos.length));
