@@ -39,9 +39,9 @@ REST = {"browser", "postgres", "slurm", "hosts", "wheel", "nbdev3", "index", "be
 REST |= {"trains", "probe", "slow"}
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
-    """Mark the tests of `make test-all`, leave out what is run by hand, and begin with what shares the study and
-    with what takes long, so that no worker is left alone with it at the end."""
+    """Mark the tests of `make test-all`, leave out what is run by hand, and begin with what takes long."""
     for item in items:
         if "shared" in item.fixturenames:
             item.add_marker("real")
@@ -50,7 +50,40 @@ def pytest_collection_modifyitems(config, items):
     if "soak" not in config.option.markexpr:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
-    items.sort(key=lambda item: ("study" not in item.fixturenames, item.get_closest_marker("rest") is None))
+    result = yield  # pytest leaves out what -m and -k do not name
+    items[:] = in_two_halves(items)
+    return result
+
+
+# seconds that a test with a marker takes, roughly
+SECONDS = {"slurm": 90, "hosts": 50, "wheel": 40, "kill": 30, "slow": 20, "trains": 20, "bench": 15, "browser": 6}
+SECONDS |= {"server": 6, "postgres": 3, "real": 1}
+
+
+def in_two_halves(items):
+    """Order tests for two workers, of whom each begins with one half and takes over from the other in the end.
+
+    What takes long stands at the beginning of both halves, the tests of a module together; those of the one study that
+    all share are in the first half, so that nobody waits for it.
+    """
+    modules, halves = {}, ([], [])
+    for item in items:
+        long = "study" in item.fixturenames or item.get_closest_marker("rest")
+        modules.setdefault(item.path if long else "", []).append(item)
+    quick = modules.pop("", [])
+    on_study = {path for path, tests in modules.items() if any("study" in test.fixturenames for test in tests)}
+    seconds = {path: sum(_seconds(test) for test in tests) for path, tests in modules.items()}
+    taken = [70, 0]  # the study itself
+    for path in sorted(modules, key=lambda path: (path not in on_study, -seconds[path])):
+        half = 0 if path in on_study else taken.index(min(taken))
+        taken[half] += seconds[path]
+        halves[half].extend(modules[path])
+    first = max(len(items) // 2 - len(halves[0]), 0)
+    return [*halves[0], *quick[:first], *halves[1], *quick[first:]]
+
+
+def _seconds(item):
+    return max((SECONDS.get(marker.name, 0) for marker in item.iter_markers()), default=0) or 2
 
 
 def once(tmp_path_factory, name, make):

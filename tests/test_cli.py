@@ -254,6 +254,7 @@ BENCHES = {
     "serve.py": "50 clients, a photograph each",
     "train.py": "embedding one crop",
 }
+LONG = {"images.py", "serve.py", "train.py"}  # tried by `make soak`
 
 
 def test_every_benchmark_has_a_case_to_try():
@@ -263,7 +264,7 @@ def test_every_benchmark_has_a_case_to_try():
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("script", BENCHES)
+@pytest.mark.parametrize("script", [pytest.param(b, marks=pytest.mark.soak if b in LONG else ()) for b in BENCHES])
 def test_benchmark_quick_prints_its_table(script):
     case = BENCHES[script]
     command = [sys.executable, Path(__file__).parents[1] / "bench" / script, "--quick", "--case", case]

@@ -266,7 +266,7 @@ np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())
 """
 
 
-@pytest.mark.trains
+@pytest.mark.soak
 def test_train_on_jax_twice_gives_the_same_weights(tmp_path):
     env = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": ""}  # compiled as everywhere
     made = []

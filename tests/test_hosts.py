@@ -124,6 +124,7 @@ def test_train_stage_in_two_processes_that_do_not_agree_is_refused_in_both(tiny,
     assert all("UserError: the processes do not agree on the model" in text for text in said), said
 
 
+@pytest.mark.soak
 def test_train_command_in_two_processes_leaves_one_set_of_results_and_two_notebooks(project, tiny, tmp_path, compiled):
     words = ["train", "-p", "data_dir", tiny, "-p", "study", "hosts", "-p", "quick", "true", "-p", "folds", 2]
     words += ["-p", "overrides", "backbone=basic_cnn"]

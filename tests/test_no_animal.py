@@ -407,7 +407,7 @@ def test_demo_catalogue_flags_blue_pictures_and_empty_seas_and_no_animal_to_uplo
     assert met == [False] * len(uploads) and len(uploads) == 6
 
 
-@pytest.mark.bench
+@pytest.mark.soak
 def test_no_animal_benchmark_quick_prints_its_table():
     script = Path(__file__).parents[1] / "bench" / "no_animal.py"
     done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=280)
