@@ -17,6 +17,7 @@ import numpy as np
 from keras import layers, ops
 
 from ..core.errors import UserError, lookup
+from .efficientnet_lite import efficientnet_lite
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-05
 def _convolve(x, width, kernel, stride, momentum, name, activation="relu"):
@@ -401,6 +402,7 @@ BACKBONES: dict[str, Callable[..., list]] = {
     "small_efficientnet": small_efficientnet,
     "basic_cnn": basic_cnn,
     "tiny_resnet": partial(small_resnet, widths=(24, 48, 72, 96)),  # a quarter of a million parameters
+    **{f"efficientnet_lite{i}": partial(efficientnet_lite, number=i) for i in range(3)},
     "resnet50": partial(application, factory="ResNet50", caffe=True),
     **{f"efficientnet_b{i}": partial(application, factory=f"EfficientNetB{i}") for i in range(8)},
     **{f"efficientnet_v2_{size.lower()}": partial(application, factory=f"EfficientNetV2{size}") for size in _V2},
@@ -421,8 +423,8 @@ def feature_maps(
         name: of `BACKBONES`.
         pixels: `[b, s, s, 3]` in 0 … 255.
         momentum: of BatchNorm's running means, in [0, 1).
-        weights: "imagenet", or a file of the weights of a network of keras.applications; "" (default): random weights.
-            (For a `.keras` file of this project see `copy_weights`.)
+        weights: "imagenet", or a file of weights, for EfficientNet-Lite and the networks of keras.applications; ""
+            (default): random weights. (For a `.keras` file of this project see `copy_weights`.)
 
     Returns:
         The last two feature maps.
@@ -431,7 +433,7 @@ def feature_maps(
         UserError: for an unknown name, a size that does not suit the backbone, or weights that do not fit.
     """
     build = lookup(BACKBONES, name, "backbone")
-    if getattr(build, "func", None) is application:
+    if getattr(build, "func", None) in (application, efficientnet_lite):
         return build(pixels, momentum, weights)
     if weights and not str(weights).endswith(".keras"):
         raise UserError(f"there are no weights {weights!r} for {name}: give a .keras file of this project, or none")
