@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'small_resnet', 'basic_cnn', 'small_efficientnet', 'CaffeScaling', 'application', 'WindowAttention',
-           'swin', 'Position', 'vit', 'feature_maps', 'backbone_layers', 'copy_weights', 'cost']
+           'swin', 'Position', 'vit', 'feature_maps', 'backbone_layers', 'copy_weights', 'freeze_norms', 'cost']
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-02
 import math
@@ -475,6 +475,17 @@ def copy_weights(model: keras.Model, path: Path | str) -> None:
             raise UserError(f"{path} holds another backbone: its layer {layer.name!r} is {shapes or 'missing'}")
     for layer in own:
         layer.set_weights(stored[layer.name].get_weights())
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-60
+def freeze_norms(model: keras.Model) -> None:
+    """Keep the BatchNorm of a model's backbone as it is: means and variances, factors and offsets.
+
+    Args:
+        model: of `model.build_network`, changed in place.
+    """
+    for layer in backbone_layers(model):
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-42
 def _multiply_adds(layer, shape):

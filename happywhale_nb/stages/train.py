@@ -43,7 +43,7 @@ from happywhale_nb.networks.devices import (
     shutdown,
 )
 from ..networks.model import class_centres, embed, embed_views, embedding_averages, library_versions
-from ..networks.presets import PRESETS, Preset, configure
+from ..networks.presets import PRESETS, Preset, configure, epoch_costs
 from ..networks.training import DEFAULTS, Samples, TrainingOptions, train
 from ..retrieval.embeddings import Embeddings, image_embeddings, write_centres, write_embeddings
 from ..retrieval.knn import KNNHead, within_map5
@@ -470,7 +470,7 @@ def train_stage(
     Raises:
         UserError: for impossible parameters, an image that cannot be read, or processes that disagree.
     """
-    deadline = Deadline(options.max_hours) if options.max_hours else None
+    deadline = Deadline(options.max_hours, epoch_costs(config)) if options.max_hours else None
     crops = config.sources if crops == "auto" else crops
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "tta_sources": tta_sources}
     parameters |= {"seed": seed, "snapshots": options.snapshots, "patience": options.patience}
