@@ -88,7 +88,8 @@ class TwoRateAdamW(keras.optimizers.AdamW):
         **kwargs: object,
     ) -> None:
         super().__init__(learning_rate, **kwargs)
-        self.head_lr_multiplier, self.frozen_steps, self.head, self.rates = head_lr_multiplier, frozen_steps, set(), []
+        self.head_lr_multiplier, self.frozen_steps = head_lr_multiplier, frozen_steps
+        self.head, self.rates, self.waits = set(), [], []
 
     def set_head(self, variables: list[keras.Variable]) -> None:
         """Set which variables are the head's; call it before `build`.
@@ -101,6 +102,7 @@ class TwoRateAdamW(keras.optimizers.AdamW):
     def build(self, variables):
         """Create the moments of the variables, and choose their rates."""
         self.rates = [self.head_lr_multiplier if variable.path in self.head else 1.0 for variable in variables]
+        self.waits = [bool(self.frozen_steps) and variable.path not in self.head for variable in variables]
         super().build(variables)
 
     def update_step(self, gradient, variable, learning_rate):
@@ -117,7 +119,7 @@ class TwoRateAdamW(keras.optimizers.AdamW):
 
     def _thawed(self, variable, rate):
         """The variable's part of the rate: 0 while it waits; its weight decay at that rate."""
-        if variable.path not in self.head:
+        if self.waits[self._get_variable_index(variable)]:
             rate = rate * ops.cast(self.iterations >= self.frozen_steps, variable.dtype)
         if self.weight_decay and self._use_weight_decay(variable):
             self.assign_sub(variable, variable * self.weight_decay * rate)

@@ -178,10 +178,10 @@ def fit_network(
 # %% ../../nbs/lib/networks/training.ipynb #training-23
 @dataclass(frozen=True)
 class _Phase:
-    """Epochs on crops of one size: the compiled model, height and width of its crops, and the last epoch's number."""
+    """Epochs on crops of one size: the compiled model, the size (None: the crops' own) and the last epoch's number."""
 
     trainer: keras.Model
-    shape: tuple[int, int]
+    shape: tuple[int, int] | None
     last: int
 
 
@@ -189,9 +189,9 @@ def _phases(network, config, data, inside):
     """The phases of a training, which share weights and optimizer; `inside`: with the augmentation in the models."""
     optimizer = build_optimizer(config, network, data.steps, data.batch_size)
     recipe, phases = lookup(RECIPES, config.recipe, "recipe"), []
-    for shape, last in ((config.shape, config.epochs), (config.early_shape, config.early_epochs)):
+    for shape, last in ((None, config.epochs), (config.early_shape, config.early_epochs)):
         if last:
-            model = network if shape == config.shape else resized(network, shape)
+            model = resized(network, shape) if shape else network
             trainer = compile_trainer(augmented(model, recipe) if inside else model, config, optimizer)
             phases.append(_Phase(trainer, shape, last))
             optimizer = trainer.optimizer  # of float16, with the scale of its loss
