@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'MIN_COSINE', 'read_tensors', 'timm_network', 'gem_network', 'transformers_network', 'timm_pictures',
-           'transformers_pictures', 'original_embeddings', 'resized', 'write_onnx', 'FetchedEncoder', 'describe',
-           'build', 'accept_all', 'fetch_encoder']
+           'transformers_pictures', 'original_embeddings', 'write_onnx', 'FetchedEncoder', 'describe', 'build',
+           'accept_all', 'fetch_encoder']
 
 # %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-03
 import difflib
@@ -23,6 +23,8 @@ from PIL import Image
 
 from ..core.artifacts import atomic
 from ..core.errors import UserError
+from ..imaging.crops import load_crop
+from ..imaging.resize import resize_pixels
 from .checkpoints import read_checkpoint
 from .encoder_card import EncoderCard, files_digest, write_card
 from .encoders import open_encoder
@@ -58,8 +60,6 @@ def read_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
     Raises:
         UserError: if it cannot be read, or holds code.
     """
-    import torch
-
     if Path(path).suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -68,7 +68,10 @@ def read_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
         except Exception as error:  # the library's own, and the system's
             raise UserError(f"{path} cannot be read as safetensors ({error}): fetch it again") from None
     else:
-        tensors = {name: torch.from_numpy(values) for name, values in read_checkpoint(path).items()}
+        arrays = read_checkpoint(path)  # before PyTorch is imported: code is refused without it, too
+        import torch
+
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
@@ -101,6 +104,14 @@ def _known_architecture(name):
     raise UserError(f"timm {timm.__version__} knows no architecture {name!r}{hint}")
 
 # %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-09
+def _built_for(name, size):
+    """Arguments that build a network for another size, if it is not one that takes any."""
+    import timm
+
+    own = timm.get_pretrained_cfg(name)
+    return {"img_size": size} if size and own and own.fixed_input_size else {}
+
+
 def timm_network(config: Mapping, tensors: Mapping[str, "torch.Tensor"], size: int = 0) -> "torch.nn.Module":
     """Build a network of timm without its classifier.
 
@@ -122,7 +133,7 @@ def timm_network(config: Mapping, tensors: Mapping[str, "torch.Tensor"], size: i
     config = {"num_classes": 0, "pretrained_cfg": {"num_classes": 0}, **config}
     with _weights_folder(tensors, config) as folder:
         try:
-            network = timm.create_model(f"local-dir:{folder}", pretrained=True, **({"img_size": size} if size else {}))
+            network = timm.create_model(f"local-dir:{folder}", pretrained=True, **_built_for(name, size))
         except TypeError as error:
             asked = f"of {size} pixels" if size else "with its arguments"
             raise UserError(f"timm cannot build {name} {asked} ({_first_line(error)})") from None
@@ -203,9 +214,11 @@ def transformers_network(config: Mapping, tensors: Mapping[str, "torch.Tensor"])
     """
     try:
         from transformers import AutoModel
+        from transformers.utils.logging import disable_progress_bar
     except ImportError:
         raise UserError("transformers is not installed: pip install 'happywhale_nb[hub]'") from None
 
+    disable_progress_bar()
     with _weights_folder(tensors, config) as folder:
         options = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
         try:
@@ -287,13 +300,12 @@ def _original_input(picture, card):
     import torch
     from torchvision import transforms
 
-    bend = transforms.InterpolationMode.BICUBIC if card.resize.startswith("cubic") else None
-    steps = [
-        transforms.Resize((card.height, card.width), bend or transforms.InterpolationMode.BILINEAR),
-        transforms.ToTensor(),
-        transforms.Normalize(card.mean, card.std),
-    ]
-    pixels = transforms.Compose(steps)(Image.fromarray(picture))
+    size, last = (card.height, card.width), [transforms.ToTensor(), transforms.Normalize(card.mean, card.std)]
+    modes = transforms.InterpolationMode
+    mode = {"linear-antialias": modes.BILINEAR, "cubic-antialias": modes.BICUBIC}.get(card.resize)
+    if mode is None:  # torchvision has no such method
+        picture = resize_pixels(picture, *size, card.resize)
+    pixels = transforms.Compose([transforms.Resize(size, mode or modes.NEAREST), *last])(Image.fromarray(picture))
     return torch.stack([pixels, pixels.flip(2)])
 
 
@@ -312,20 +324,6 @@ def original_embeddings(network: "torch.nn.Module", picture: np.ndarray, card: E
 
     with torch.inference_mode():
         return unit_rows(network(_original_input(picture, card)).numpy(), "the original's embedding")
-
-
-def resized(picture: np.ndarray, card: EncoderCard) -> np.ndarray:
-    """Resize a picture as a card says, by Pillow.
-
-    Args:
-        picture: `[h, w, 3]` uint8, RGB.
-        card: an encoder's, with a resize that Pillow has.
-
-    Returns:
-        `[height, width, 3]` uint8.
-    """
-    bend = Image.Resampling.BICUBIC if card.resize.startswith("cubic") else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(picture).resize((card.width, card.height), bend))
 
 # %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-20
 OPSET = 20
@@ -348,12 +346,11 @@ def write_onnx(network: "torch.nn.Module", card: EncoderCard, path: Path | str) 
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     sample = torch.zeros(2, 3, card.height, card.width)
-    names = {"input_names": ["pixels"], "output_names": ["embedding"], "opset_version": OPSET}
+    names = {"input_names": ["pixels"], "output_names": ["vectors"], "opset_version": OPSET}
     shapes = ({0: torch.export.Dim("batch")},)
+    options = {"dynamo": True, "external_data": False, "dynamic_shapes": shapes, "verbose": False}
     try:
-        torch.onnx.export(
-            network, (sample,), str(path), dynamo=True, external_data=False, dynamic_shapes=shapes, verbose=False, **names
-        )
+        torch.onnx.export(network, (sample,), str(path), **options, **names)
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[hub]'") from None
     except Exception as error:  # exporters raise what they like
@@ -381,16 +378,16 @@ class FetchedEncoder:
 
 
 def _write_probe(folder, picture, card, expected):
-    """Write the probe and the card of an encoder whose file is in a folder; returns the smallest cosine and the card."""
+    """Write the probe and the card of an encoder whose file is in a folder: the smallest cosine, and the card."""
     Image.fromarray(picture).save(folder / "probe.png")
     card = replace(card, file=ENCODER_FILE, sha256=files_digest([folder / ENCODER_FILE]))
     write_card(folder, card)
-    small = resized(picture, card)
+    small = load_crop(folder / "probe.png", (card.height, card.width), resize=card.resize)
     found = open_encoder(folder).embed(np.stack([small, small[:, ::-1]]))
     expected = found if expected is None else expected
     cosine = float((found * expected).sum(1).min())
     if not cosine >= MIN_COSINE:
-        raise UserError(f"{card.name}: the ONNX file differs from the original (cosine {cosine:.6f}); nothing is written")
+        raise UserError(f"{card.name}: its ONNX file differs from the original (cosine {cosine:.6f}); not written")
     card = replace(card, probe="probe.png", probe_embedding=tuple(map(float, expected[0])))
     write_card(folder, card)
     return cosine, card
@@ -432,26 +429,24 @@ def _published_card(repository, config, pictures):
 
 
 def describe(repository: Repository) -> tuple[ReadyCard, dict]:
-    """Say how a repository's model is built, before its weights are fetched.
+    """Say how a repository's model without a ready card is built, before its weights are fetched.
 
     Args:
         repository: where it is.
 
     Returns:
-        Its card, a ready one if there is one, and its configuration.
+        Its card, of what is published with it, and its configuration.
 
     Raises:
         UserError: if it has no configuration, or needs code of its own.
     """
     source, config = repository.source, read_config(repository)
-    if ready := find_ready_card(source.place):
-        return ready, config
     if "architecture" in config:
         ready = _published_card(repository, config, timm_pictures(config))
         return replace(ready, network="timm", architecture=config["architecture"]), config
     if "auto_map" in config:
         raise UserError(
-            f"{source} comes with code of its own, which is never run: ask its authors for an ONNX file, and fetch that "
+            f"{source} comes with code of its own, which is never run: ask its authors for an ONNX file, and fetch it "
             "with --card; or write a card with the network timm-gem, if it is a backbone of timm with GeM and BatchNorm"
         )
     if "model_type" in config:
@@ -512,10 +507,24 @@ def _sized(card, size):
     return replace(card, width=size, height=size) if size else card
 
 
+def _with_tag(source):
+    """A source whose name in timm has its tag: `resnet18` is `resnet18.a1_in1k`."""
+    owner, name = source.place.split("/")
+    if owner != "timm" or "." in name:
+        return source
+    _, timm, *_ = _need_torch()
+    own = timm.get_pretrained_cfg(_known_architecture(name), allow_unregistered=True)
+    return replace(source, place=own.hf_hub_id) if own and own.hf_hub_id else source
+
+
 def _from_repository(source, hub, card, picture, target, accept, size, sha256):
+    source, known = _with_tag(source), card or find_ready_card(source.place)
+    if known:
+        accept(known.card)
     repository = local_repository(source, hub) if hub else remote_repository(source)
-    ready, config = (card, read_config(repository)) if card else describe(repository)
-    accept(ready.card)
+    ready, config = (known, read_config(repository)) if known else describe(repository)
+    if not known:
+        accept(ready.card)
     version = f"hf:{source.place}" + (f"@{repository.commit}" if repository.commit else "")
     if ready.network == "onnx":
         weights = repository.find("model.onnx") or repository.find("onnx/model.onnx")

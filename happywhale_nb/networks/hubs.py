@@ -83,8 +83,8 @@ def _repository(text, name):
     return name
 
 # %% ../../nbs/lib/networks/hubs.ipynb #hubs-09
-_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "TimeoutException"}
-_UNREACHABLE |= {"ConnectTimeout", "ReadTimeout", "TransportError", "TimeoutError"}
+_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"}
+_UNREACHABLE |= {"TimeoutException", "ConnectTimeout", "ReadTimeout", "TransportError", "TimeoutError"}
 
 
 def explain_hub_error(error: Exception, source: HubSource) -> UserError:
