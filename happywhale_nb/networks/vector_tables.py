@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import UserError
-from ..data.parts import split_path, with_parts
+from ..data.parts import with_parts
 from .card_encoder import card_fingerprint, card_record
 from .encoder_card import EncoderCard, check_digest, files_digest, read_card
 from ..retrieval.vectors import VectorError, unit_rows
