@@ -165,6 +165,7 @@ def read_record(path: Path | str) -> dict:
 # %% ../../nbs/lib/core/renamed.ipynb #renamed-15
 ADDED = {  # field or parameter → value that means what was done before there was one
     "aspect": 1.0,
+    "resize": "area",
     "freeze_bn": False,
     "frozen_epochs": 0.0,
     "early_size": 0,
