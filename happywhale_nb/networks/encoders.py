@@ -7,10 +7,9 @@ __all__ = ['BUILT_IN', 'Encoder', 'card_record', 'card_fingerprint', 'prepare', 
            'copy_encoder']
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-03
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
