@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from .embedders import check_model, copy_model, kept_detector, load_embedder, model_name, model_source
+from happywhale_nb.catalogue.embedders import (
+    check_model,
+    copy_model,
+    kept_detector,
+    load_embedder,
+    model_name,
+    model_source,
+)
 from happywhale_nb.catalogue.ingest import (
     PhotoEmbedder,
     check_fingerprint,

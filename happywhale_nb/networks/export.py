@@ -49,7 +49,7 @@ def export_encoder(
         model_path: a `.keras` file; the averages are those of the `config.json` beside it.
         target: the file for "onnx", the folder for "openvino" (`encoder.xml`, `encoder.bin`).
         file_format: one of `FORMATS`.
-        photos: `[n, s, s, 3]` crops for the check; None: noise.
+        photos: `[n, h, w, 3]` crops for the check; None: noise.
         min_cosine: smallest allowed cosine between an embedding from Keras and one from the file.
 
     Returns:
@@ -135,7 +135,7 @@ class Encoder:
         """Embed crops.
 
         Args:
-            crops: `[n, s, s, 3]`, 0 … 255.
+            crops: `[n, h, w, 3]`, 0 … 255.
             batch_size: crops in the encoder at a time.
 
         Returns:
