@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['keep_model', 'stored_embeddings', 'training_of', 'Built', 'build_catalogue', 'agreed_licence', 'change_over',
-           'open_embedder', 'demo_catalogue']
+           'change_model', 'open_embedder', 'demo_catalogue']
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-02
 import getpass
@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from .embedders import check_model, copy_model, kept_detector, load_embedder, model_name, model_source
+from happywhale_nb.catalogue.embedders import (
+    check_model,
+    copy_model,
+    kept_detector,
+    load_embedder,
+    model_name,
+    model_source,
+)
 from happywhale_nb.catalogue.ingest import (
     PhotoEmbedder,
     check_fingerprint,
@@ -243,6 +250,36 @@ def change_over(
         catalogue.choose_model(embedder.fingerprint, licence)
     write_trained(catalogue.folder / "model", trained)
     return recalibrate(catalogue, learn_no_animal(catalogue, embedder))
+
+# %% ../../nbs/lib/catalogue/build.ipynb #build-11b
+def change_model(
+    catalogue: Catalogue, model: Path | str, detector: Path | str = "", log: Callable[[str], None] = lambda line: None,
+    agree: Callable[[Licence], bool] = refuse_unasked,
+) -> tuple[int, Calibration]:  # fmt: skip
+    """Embed all photos by another encoder, and change over to it. Until all are embedded, the old one answers.
+
+    Args:
+        catalogue: the catalogue.
+        model: as for `embedders.load_embedder`.
+        detector: a detector's file; "": none.
+        log: as for `change_over`.
+        agree: as for `build_catalogue`.
+
+    Returns:
+        How many photos were embedded, and the calibration.
+
+    Raises:
+        UserError: if a file is missing or cannot be used, or the licence is not accepted; nothing is changed then.
+    """
+    source = model_source(model)
+    check_model(source, detector)
+    embedder = _load_embedder(source, detector)
+    try:
+        catalogue.keep_licence(agreed_licence(catalogue.folder, embedder, source, agree))
+        embedded = re_embed(catalogue, embedder, model_name(source))
+        return embedded, change_over(catalogue, embedder, source, detector, log)
+    finally:
+        embedder.close()
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-11a
 def open_embedder(catalogue: Catalogue) -> PhotoEmbedder:

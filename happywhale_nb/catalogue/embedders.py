@@ -71,7 +71,7 @@ def check_model(model: Path | str, detector: Path | str = "") -> None:
             f"{model} is no trained model, or has no config.json beside it: see outputs/<study>/<model>/fold<k>/"
         )
     if not model.exists() and not is_built_in(model):
-        raise UserError(f"there is no encoder {model}: name a model.keras, an encoder's file or folder, or a built-in one")
+        raise UserError(f"there is no encoder {model}: name a model.keras, an encoder's file or folder, or a built-in name")
     if detector and not Path(detector).is_file():
         raise UserError(f"there is no detector {detector}: train one with `happywhale detector train DATA_DIR`")
 
@@ -111,8 +111,12 @@ def load_embedder(model: Path | str, detector: Path | str = "") -> PhotoEmbedder
         UserError: if a file is missing, cannot be read, or is not what its card says.
     """
     from happywhale_nb.networks.embedder import Embedder  # here, because it needs TensorFlow
+    from happywhale_nb.networks.match_maps import heat_method
 
-    return Embedder(model, detector or None)
+    embedder = Embedder(model, detector or None)
+    if (method := heat_method(embedder)) != "grad-cam":
+        embedder.settings = embedder.settings | {"heat_maps": method}
+    return embedder
 
 # %% ../../nbs/lib/catalogue/embedders.ipynb #embedders-10
 def copy_model(model: Path | str, folder: Path, detector: Path | str = "") -> None:
