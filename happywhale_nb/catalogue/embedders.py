@@ -71,7 +71,7 @@ def check_model(model: Path | str, detector: Path | str = "") -> None:
             f"{model} is no trained model, or has no config.json beside it: see outputs/<study>/<model>/fold<k>/"
         )
     if not model.exists() and not is_built_in(model):
-        raise UserError(f"there is no encoder {model}: name a model.keras, an encoder's file or folder, or a built-in name")
+        raise UserError(f"there is no encoder {model}: name a model.keras, an encoder's folder or file, or efficientnet_lite0")
     if detector and not Path(detector).is_file():
         raise UserError(f"there is no detector {detector}: train one with `happywhale detector train DATA_DIR`")
 

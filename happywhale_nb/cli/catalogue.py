@@ -88,7 +88,7 @@ def _no_animal_line(no_animal):
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-41
 accept_option = click.option(
-    "--accept-licence", "accept", is_flag=True, help="Accept a licence that forbids commercial use, without being asked."
+    "--accept-licence", "accept", is_flag=True, help="Accept a licence that forbids commercial use, unasked."
 )
 
 
