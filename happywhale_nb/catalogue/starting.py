@@ -27,7 +27,7 @@ from ..core.errors import UserError
 from ..core.paths import find_checkout
 from ..data.boxes import read_boxes
 from ..data.check import check_folder, count_noun, write_skips
-from ..data.dataset import Dataset, read_dataset
+from ..data.dataset import Dataset, read_dataset, read_skips
 from ..data.extend import extension_lines, plan_extension, write_extension
 from ..data.importers import ImportOptions, import_lines, plan_source, write_import
 from ..data.sources import find_source, is_data_folder
@@ -311,7 +311,8 @@ def _build(start, place, dataset, log, model="", name="", **more):
     except UserError:
         if start.source == start.data or not (skipped := write_skips(check_folder(data, deep=True))):
             raise
-        log(f"left out: {count_noun(skipped, 'photograph')} that cannot be decoded, see {data / 'skip.csv'}")
+        names = ", ".join(read_skips(data)["image"].tail(skipped).head(3))
+        log(f"left out: {count_noun(skipped, 'photograph')} that cannot be decoded ({names}), see {data / 'skip.csv'}")
         return build_catalogue(place, data, model, name=name, log=log, **more)
 
 # %% ../../nbs/lib/catalogue/starting.ipynb #starting-19

@@ -19,6 +19,7 @@ from .server import check_address, serve_page
 from ..core.paths import project_root
 from ..core.platforms import clean_file_name
 from ..data.check import count_noun
+from ..data.dataset import read_dataset
 
 # %% ../../nbs/lib/cli/start.ipynb #start-04
 def start_places(source: Path, name: str = "", catalogue: Path | None = None) -> tuple[Path, Path]:
@@ -79,6 +80,7 @@ def start(folder, name, encoder, accept, catalogue, port, browser, serve, column
     agree = licence_question(accept)
     store, embedder, added, calibration = start_catalogue(plan, place, dataset, name, click.echo, agree)
     lines = [f"{os.path.relpath(place)}: {count_noun(added, 'photograph')} added", *calibration_lines(calibration)]
+    dataset = read_dataset(dataset.root)  # without what could not be decoded
     lines += [store.licence.sentence, boxes_line(dataset), training_line(dataset, training_pays_from())]
     click.echo("\n".join(filter(None, lines)))
     if not serve:
