@@ -129,11 +129,12 @@ def _refuse_other(source, place, data):
 FORGIVING = {"skip_missing": True, "skip_faulty": True}
 
 
-def take_in(start: Start, log: Callable[[str], None], copy: bool = False) -> Dataset:
+def take_in(start: Start, place: Path | str, log: Callable[[str], None], copy: bool = False) -> Dataset:
     """Import a folder of photographs, or what is new in it.
 
     Args:
-        start: of `plan_start`.
+        start: of `plan_start`; it is kept before anything is imported.
+        place: the catalogue's folder.
         log: receives sentences: what was understood, what is left out.
         copy: whether photographs are copied instead of linked to.
 
@@ -157,11 +158,13 @@ def take_in(start: Start, log: Callable[[str], None], copy: bool = False) -> Dat
         extension = plan_extension(found.path, data, options)
         for line in _news(extension):
             log(line)
+        start.write(place)
         write_extension(extension, copy)
     else:
         plan = plan_source(found.path, options)
         for line in import_lines(plan):
             log(line)
+        start.write(place)
         write_import(plan, data, copy)
     return read_dataset(data)
 

@@ -10,6 +10,7 @@ __all__ = ['folder_argument', 'accept_option', 'MODEL_HELP', 'catalogue', 'open_
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-02
 import getpass
 import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +108,7 @@ def licence_question(accept: bool) -> "Callable[[Licence], bool]":
 
         if accept:
             return True
-        if not click.get_text_stream("stdin").isatty():
+        if not sys.stdin.isatty():
             return refuse_unasked(licence)
         return click.confirm(f"{licence.sentence}. Do you keep to that?")
 

@@ -76,7 +76,7 @@ def start(folder, name, encoder, accept, catalogue, port, browser, serve, column
     place, data = start_places(folder, name, catalogue)
     options = {key: value for key, value in {**settings, "columns": column_names(columns)}.items() if value}
     plan = plan_start(folder, place, data, encoder, options)
-    dataset = take_in(plan, click.echo, copy)
+    dataset = take_in(plan, place, click.echo, copy)
     agree = licence_question(accept)
     store, embedder, added, calibration = start_catalogue(plan, place, dataset, name, click.echo, agree)
     lines = [f"{os.path.relpath(place)}: {count_noun(added, 'photograph')} added", *calibration_lines(calibration)]
