@@ -178,7 +178,7 @@ def ingest_dataset(
     new = new.assign(met=encounter_names(new, new["taken"]))
     twice = set(table["image"][table["image"].duplicated()])  # in both parts
     ready = _stored_vectors(vectors, new["path"], twice)
-    check_vectors(embedder, [dataset.root / path for path in new["path"]])
+    check_vectors(embedder, [dataset.root / path for path in table["path"]])
     _add_photos(catalogue, embedder, name, dataset.root, new, boxes, ready)
     return len(new)
 

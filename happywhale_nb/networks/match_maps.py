@@ -51,7 +51,8 @@ def occlusion_pair(
     maps = [cv2.resize(loss.reshape(cells, cells).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
             for loss in losses]  # fmt: skip
     peaks = [max(float(each.max()), 0.0) for each in maps]
-    return tuple(each.clip(min=0) / peak if peak > 0 else np.zeros_like(each) for each, peak in zip(maps, peaks, strict=True))
+    pairs = zip(maps, peaks, strict=True)
+    return tuple(each.clip(min=0) / peak if peak > 0 else np.zeros_like(each) for each, peak in pairs)
 
 # %% ../../nbs/lib/networks/match_maps.ipynb #match-maps-09
 def heat_method(embedder: object) -> str:
