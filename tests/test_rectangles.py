@@ -320,6 +320,20 @@ def test_a_study_of_wide_crops_runs_from_training_to_report(wide):
 
 
 @pytest.mark.trains
+def test_a_wide_network_is_exported_with_its_width_and_height(wide, tmp_path):
+    from happywhale_nb.networks.encoders import open_encoder
+    from happywhale_nb.networks.export import export_encoder
+
+    model = fold_dir(wide[1], "wide", 0) / "model.keras"
+    assert export_encoder(model, tmp_path / "wide.onnx", "onnx") > 0.9999
+    fold, exported = open_encoder(model), open_encoder(tmp_path / "wide.onnx")
+    assert (exported.card.width, exported.card.height) == (fold.card.width, fold.card.height) == (64, 32)
+    assert used_preset(exported.record["parameters"]).shape == (32, 64)
+    crops = np.random.default_rng(0).integers(0, 256, (3, 32, 64, 3)).astype(np.uint8)
+    assert ((fold.embed(crops) * exported.embed(crops)).sum(axis=1) > 0.9999).all()
+
+
+@pytest.mark.trains
 def test_a_catalogue_of_a_wide_network_shows_its_crops_and_heat_maps_in_their_shape(wide, tmp_path):
     from happywhale_nb.catalogue.build import build_catalogue
     from happywhale_nb.catalogue.identify import shaped_crop
