@@ -366,6 +366,6 @@ def test_choose_boxes_of_no_photographs_is_empty_with_or_without_boxes():
 
     boxes = pd.DataFrame({"image": ["a.jpg"], "source": "fullbody", "x0": 0, "y0": 0, "x1": 5, "y1": 5})
     record = {"parameters": asdict(configure("small_resnet_arcface")) | {"crops": "auto"}}
-    for given in (None, boxes.assign(W=9, H=9, confidence=1.0)):
-        ((share, table),) = choose_boxes([], given, record)
+    for table_of in (None, boxes.assign(W=9, H=9, confidence=1.0)):
+        ((share, table),) = choose_boxes([], table_of, record)
         assert share == 1 and len(table) == 0
