@@ -5,7 +5,7 @@ without the queries. "grown": a gallery of all individuals, the adapter fitted t
 to half of the individuals, the other half among themselves. Intervals are 95 % bootstraps over individuals. What was
 chosen by looking at folds 0 and 1 is also given for the other folds alone.
 
-    python bench/adapters.py [--quick] [--cache FOLDER] [--to docs/results/adapters.json]
+    python bench/adapters.py [--quick] [--set NAME] [--cache FOLDER] [--to docs/results/adapters.json]
 
 Without HAPPYWHALE_SHARED there are only drawn photographs. `--cache` keeps embeddings, which take most of the time.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from happywhale_nb.core.artifacts import versions, write_json
+from happywhale_nb.core.artifacts import read_json, versions, write_json
 from happywhale_nb.data.boxes import BOX, read_boxes
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.season import draw_season
@@ -131,11 +131,11 @@ def answers(adapter, vectors, data, fold):
 
 def fits(vectors, who, trained):
     """Kind → adapter, with the choice among those that are computed as "auto"."""
-    choice, began = choose_adapter(vectors, who), time.perf_counter()
+    choice = choose_adapter(vectors, who)
     adapters = fit_adapters(vectors, who, COMPUTED) | {"auto": choice.adapter}
     if trained:
         adapters["arcface"] = train_arcface(vectors, who)
-    return adapters, choice, time.perf_counter() - began
+    return adapters, choice
 
 
 def rounded(value):
@@ -147,9 +147,9 @@ def known_rows(vectors, data, trained):
     named, scores, owners, aurocs, choices = data.individuals != "", {}, [], {}, []
     for fold in range(data.fold.max() + 1):
         gallery = named & (data.fold != fold)
-        adapters, choice, _ = fits(vectors[gallery], data.individuals[gallery], trained)
-        choices.append({"kind": choice.kind, "gain": rounded(choice.gain), "low": rounded(choice.low),
-                        "high": rounded(choice.high), "p": rounded(choice.p), "seconds": rounded(choice.seconds)})  # fmt: skip
+        adapters, choice = fits(vectors[gallery], data.individuals[gallery], trained)
+        facts = {key: rounded(getattr(choice, key)) for key in ("gain", "low", "high", "p", "seconds")}
+        choices.append({"kind": choice.kind, **facts})
         for kind, adapter in adapters.items():
             values, who, auroc = answers(adapter, vectors, data, fold)
             scores.setdefault(kind, []).append(values)
@@ -160,9 +160,12 @@ def known_rows(vectors, data, trained):
         means = [rounded(each.mean()) for each in values]
         low, high = bootstrap_interval(np.concatenate(values), owner)
         gain = mean_gain(np.concatenate(values) - np.concatenate(scores["none"]), owner)
-        rows[kind] = {"map5": rounded(np.mean(means)), "low": rounded(low), "high": rounded(high), "folds": means,
-                      "other_folds": rounded(np.mean(means[CHOICE_FOLDS:])), "auroc_new": rounded(np.mean(aurocs[kind])),
-                      "gain": {name: rounded(value) for name, value in gain.items()}}  # fmt: skip
+        rows[kind] = {"map5": rounded(np.mean(means)), "low": rounded(low), "high": rounded(high), "folds": means}
+        rows[kind] |= {
+            "other_folds": rounded(np.mean(means[CHOICE_FOLDS:])),
+            "auroc_new": rounded(np.mean(aurocs[kind])),
+        }
+        rows[kind]["gain"] = {name: rounded(value) for name, value in gain.items()}
     return rows, choices
 
 
@@ -236,7 +239,7 @@ def print_rows(result):
 
 
 def side_by_side(name, blocks, data):
-    """Weights of the first fold's gallery, for all folds together: measured as one more encoder with equal weights."""
+    """Weights that are fitted to the gallery of fold 0."""
     named = (data.individuals != "") & (data.fold != 0)
     fitted = fit_weights([block[named] for block in blocks], data.individuals[named])
     print(f"\n{name}: {fitted.sentence}")
@@ -244,43 +247,51 @@ def side_by_side(name, blocks, data):
 
 
 SETS = {  # name: photographs, and (number, height, width, whether ArcFace is trained) of each encoder
-    "happywhale_photos": (happywhale_photos, [(0, 224, 224, True), (0, 288, 288, False), (1, 240, 240, False),
-                                              (2, 260, 260, False)]),
+    "happywhale_photos": (happywhale_photos, [(0, 224, 224, True), (1, 240, 240, False), (2, 260, 260, False)]),
     "humpback": (lambda: of_folds("humpback", "new"), [(0, 128, 256, True), (0, 192, 384, False)]),
-    "rightwhale80": (lambda: of_folds("rightwhale80", "rare"), [(0, 128, 128, False), (0, 224, 224, False)]),
-}  # fmt: skip
+    "rightwhale80": (lambda: of_folds("rightwhale80", "rare"), [(0, 128, 128, False)]),
+}
+
+
+def measure_set(name, cache, keep):
+    """Measure all encoders of a set; `keep` is called after each with what is new."""
+    make, encoders = SETS[name]
+    data, blocks, total = make(), [], 0
+    for number, height, width, trained in encoders:
+        vectors, seconds = embed(data, number, height, width, cache, name)
+        keep(measured(name, f"Lite{number} {width} × {height}", vectors, data, seconds, trained), None)
+        blocks.append(vectors)
+        total += seconds
+    if len({number for number, *_ in encoders}) == len(encoders) > 1:
+        weights = side_by_side(name, blocks, data)
+        joined = unit_rows(np.concatenate(blocks, axis=1))
+        keep(measured(name, "side by side", joined, data, total, False), weights)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few drawn photographs, small; nothing is written")
     parser.add_argument("--cache", type=Path, help="a folder in which embeddings are kept")
-    parser.add_argument("--set", choices=SETS, help="only this set; nothing is written")
+    parser.add_argument("--set", choices=SETS, action="append", help="only these sets; the file keeps what else it has")
     parser.add_argument("--to", type=Path, default=HERE / "docs" / "results" / "adapters.json")
     given = parser.parse_args()
-    results, weights = [], []
     if given.quick or not SHARED.is_dir():
         data = drawn(given.quick)
         vectors, seconds = embed(data, 0, 96, 96, given.cache, "drawn")
-        results.append(measured("drawn", "Lite0 96 × 96", vectors, data, seconds, given.quick))
+        measured("drawn", "Lite0 96 × 96", vectors, data, seconds, True)
         return
-    for name, (make, encoders) in SETS.items():
-        if given.set not in (None, name):
-            continue
-        data, blocks, total = make(), [], 0
-        for number, height, width, trained in encoders:
-            vectors, seconds = embed(data, number, height, width, given.cache, name)
-            results.append(measured(name, f"Lite{number} {width} × {height}", vectors, data, seconds, trained))
-            blocks.append(vectors)
-            total += seconds
-        if name == "happywhale_photos":
-            three = [blocks[0], *blocks[2:]]
-            weights.append(side_by_side(name, three, data))
-            joined = unit_rows(np.concatenate(three, axis=1))
-            results.append(measured(name, "Lite0 + Lite1 + Lite2", joined, data, total, False))
-    if not given.set:
-        facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions("numpy", "keras")}
-        write_json(given.to, {"name": "adapters", **facts, "results": results, "side_by_side": weights})
+    before = read_json(given.to) if given.set and given.to.is_file() else {"results": [], "side_by_side": []}
+    chosen = given.set or list(SETS)
+    kept = {key: [each for each in before[key] if each["set"] not in chosen] for key in ("results", "side_by_side")}
+    facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions("numpy", "keras")}
+
+    def keep(result, weights):
+        kept["results"].append(result)
+        kept["side_by_side"] += [weights] if weights else []
+        write_json(given.to, {"name": "adapters", **facts, **kept})
+
+    for name in chosen:
+        measure_set(name, given.cache, keep)
 
 
 if __name__ == "__main__":
