@@ -26,7 +26,7 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError, lookup
 from ..data.dataset import NEW
 from .knn import KNNHead
-from .metrics import average_precision, mean_gain
+from .metrics import auroc_new, average_precision, mean_gain
 from .vectors import VectorError, unit_rows
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-05
@@ -299,15 +299,30 @@ Fit = Callable[[np.ndarray, Sequence[str]], Adapter]  # vectors `[n, d]` and ind
 FitAll = Callable[[np.ndarray, np.ndarray], dict[str, Adapter]]  # the same for several kinds
 
 
-def _answers(adapter, vectors, names, is_gallery, is_query):
-    """Average precision `[q]` of the queries; -1 if a photograph becomes zero."""
+def _answers(adapter, vectors, names, is_gallery, is_query, old):
+    """Average precision and best cosine to the old gallery, `[q]` each of the queries; -1 if one becomes zero."""
     try:
         rows = adapter.transform(vectors[is_gallery | is_query])
     except VectorError:
-        return -1.0
-    gallery = is_gallery[is_gallery | is_query]
+        return -1.0, -1.0
+    gallery, old = is_gallery[is_gallery | is_query], old[is_gallery]
     ids, _ = KNNHead().fit(rows[gallery], names[is_gallery]).rank(rows[~gallery])
-    return average_precision(names[is_query], ids)
+    return average_precision(names[is_query], ids), (rows[~gallery] @ rows[gallery][old].T).max(axis=1)
+
+
+def _cross(vectors, names, part, fit, old):
+    """Two dicts kind → `[n]`, see `cross_scores`: average precision and best cosine."""
+    tables = {}, {}
+    for number in np.unique(part):
+        gallery = part != number
+        queries = ~gallery & np.isin(names, names[gallery])
+        if not queries.any() or not (gallery & old).any():
+            continue
+        for kind, adapter in fit(vectors[gallery & old], names[gallery & old]).items():
+            found = _answers(adapter, vectors, names, gallery, queries, old)
+            for table, values in zip(tables, found, strict=True):
+                table.setdefault(kind, np.full(len(names), -1.0))[queries] = values
+    return tables
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-29
 def cross_scores(
@@ -325,17 +340,8 @@ def cross_scores(
     Returns:
         kind → `[n]` average precision; -1 for a photograph whose individual is in no other part.
     """
-    names, scores = np.asarray(individuals, str), {}
-    old = np.ones(len(names), bool) if old is None else old
-    for number in np.unique(part):
-        gallery = part != number
-        queries = ~gallery & np.isin(names, names[gallery])
-        if not queries.any() or not (gallery & old).any():
-            continue
-        for kind, adapter in fit(vectors[gallery & old], names[gallery & old]).items():
-            scores.setdefault(kind, np.full(len(names), -1.0))
-            scores[kind][queries] = _answers(adapter, vectors, names, gallery, queries)
-    return scores
+    names = np.asarray(individuals, str)
+    return _cross(vectors, names, part, fit, np.ones(len(names), bool) if old is None else old)[0]
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-32
 @dataclass(frozen=True, eq=False)
@@ -354,7 +360,7 @@ class AdapterChoice:
         grown: gain, low and high of the best kind where half of the gallery's individuals came after it was fitted.
         queries: number of photographs that were asked.
         individuals: their number of individuals.
-        kinds: MAP@5 by kind, of known individuals and of a grown catalogue.
+        kinds: by kind, MAP@5 of known individuals and in a grown catalogue, and AUROC of new ones by best cosine.
         seconds: how long it took.
         note: why nothing was decided, else "".
     """
@@ -389,7 +395,9 @@ class AdapterChoice:
         later = f"{self.grown['gain']:+.3f} ({self.grown['low']:+.3f} to {self.grown['high']:+.3f})"
         facts = f"changes MAP@5 from {self.before:.3f} by {span} on {asked}, and by {later} once half of them are newer"
         if self.used:
-            return f"An adapter ({self.kind}) is used: it {facts}."
+            old, new = (self.kinds[kind]["auroc_new"] for kind in ("none", self.kind))
+            told = f"New animals are told with AUROC {new:.3f}, without it {old:.3f}."
+            return f"An adapter ({self.kind}) is used: it {facts}. {told}"
         return f"No adapter is used: the best ({self.best}) {facts}, which is not beyond chance or harms later."
 
     def as_dict(self) -> dict:
@@ -461,7 +469,7 @@ def _half(codes, seed):
     return np.isin(codes, order[: (len(order) + 1) // 2])
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-36
-def _decide(none, known, grown, names, part):
+def _decide(none, known, grown, aurocs, names, part):
     """The `AdapterChoice` of two dicts kind → scores `[n]`, with adapter `none` whatever comes out."""
     asked = known["none"] >= 0 if known else np.zeros(len(names), bool)
     kinds = [kind for kind in known if kind in grown and (known[kind][asked] >= 0).all() and kind != "none"]
@@ -486,7 +494,7 @@ def _decide(none, known, grown, names, part):
         grown=later[best],
         queries=int(asked.sum()),
         individuals=len(np.unique(owner)),
-        kinds={kind: {"known": float(known[kind].mean()), "grown": float(grown[kind].mean())} for kind in known},
+        kinds={k: {"known": known[k].mean(), "grown": grown[k].mean(), "auroc_new": aurocs[k]} for k in known},
     )
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-34a
@@ -501,13 +509,22 @@ def _mean_scores(tables):
 
 
 def _rounds(vectors, names, codes, encounters, fit, seed):
-    """Two dicts kind → scores `[n]`: of known animals, and in a grown catalogue."""
-    known, grown = [], []
+    """Dicts kind → scores `[n]` of known animals and in a grown catalogue, and kind → AUROC of new animals."""
+    known, grown, aurocs = [], [], []
     for number in range(ROUNDS if len(codes) <= FEW else 1):
         part = deal_photographs(codes, encounters, seed=seed + number)
+        old = _half(codes, seed + number)
+        scores, cosines = _cross(vectors, names, part, fit, old)
         known.append(cross_scores(vectors, names, part, fit))
-        grown.append(cross_scores(vectors, names, part, fit, _half(codes, seed + number)))
-    return _mean_scores(known), _mean_scores(grown)
+        grown.append(scores)
+        aurocs.append({kind: _auroc(best, old, scores[kind] >= 0) for kind, best in cosines.items()})
+    kinds = set.intersection(*map(set, aurocs))
+    return _mean_scores(known), _mean_scores(grown), {k: float(np.mean([each[k] for each in aurocs])) for k in kinds}
+
+
+def _auroc(cosines, old, asked):
+    """How well low cosines tell the animals that are not old."""
+    return auroc_new(np.where(old, "known", NEW)[asked], cosines[asked])
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-35
 def choose_adapter(
