@@ -158,7 +158,7 @@ def choose_output(path: Path | str, graph: Graph, card: EncoderCard) -> str:
     return found.name
 
 # %% ../../nbs/lib/networks/runtimes.ipynb #runtimes-12
-RUNTIMES = {"onnxruntime": onnx_graph, "openvino": openvino_graph}
+RUNTIMES = {"openvino": openvino_graph, "onnxruntime": onnx_graph}
 
 
 def load_graph(path: Path | str, runtime: str = "") -> Graph:
@@ -166,23 +166,27 @@ def load_graph(path: Path | str, runtime: str = "") -> Graph:
 
     Args:
         path: an `.onnx` or `.xml` file.
-        runtime: of `RUNTIMES`; "": what `$HAPPYWHALE_RUNTIME` says, else ONNX Runtime for `.onnx`, OpenVINO for `.xml`.
+        runtime: of `RUNTIMES`; "": what `$HAPPYWHALE_RUNTIME` says, else the first that can (`.xml`: OpenVINO).
 
     Returns:
         The graph.
 
     Raises:
-        UserError: if the runtime is not installed, or cannot read the file.
+        UserError: if no runtime is installed, or none can read the file.
     """
-    path = Path(path)
-    chosen = "openvino" if path.suffix == ".xml" else runtime or os.environ.get("HAPPYWHALE_RUNTIME") or "onnxruntime"
-    load = lookup(RUNTIMES, chosen, "runtime")
-    try:
-        return load(path)
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
-    except Exception as error:  # each runtime has exceptions of its own
-        raise UserError(f"{path} cannot be read as a graph ({_first_line(error)})") from None
+    path, said = Path(path), runtime or os.environ.get("HAPPYWHALE_RUNTIME", "")
+    names = ["openvino"] if path.suffix == ".xml" else [said] if said else list(RUNTIMES)
+    faults = []
+    for name in names:
+        try:
+            return lookup(RUNTIMES, name, "runtime")(path)
+        except ImportError as error:
+            faults.insert(0, UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'"))
+        except UserError:
+            raise
+        except Exception as error:  # each runtime has exceptions of its own
+            faults.append(UserError(f"{path} cannot be read as a graph ({_first_line(error)})"))
+    raise faults[-1] from None
 
 
 def _first_line(error):

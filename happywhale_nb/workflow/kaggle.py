@@ -272,7 +272,7 @@ def build_wheel(folder: Path | str) -> Path:
     if root is None or not (root / "setup.py").is_file():
         return pack_installed(folder)
     with tempfile.TemporaryDirectory() as tmp:
-        for name in ("setup.py", "pyproject.toml", "settings.ini", "README.md", "LICENSE"):
+        for name in ("setup.py", "pyproject.toml", "settings.ini", "README.md", "LICENSE", "NOTICE"):
             shutil.copy(root / name, tmp)
         unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "lib", "images")
         for name in ("happywhale_nb", "nbs", "studies"):
