@@ -43,10 +43,12 @@ class TrainedOn:
     Attributes:
         sha256: contents of their files.
         names: names in `train_images` of those whose files are no longer there.
+        every: whether it may be any photo of the data folder: nothing tells which.
     """
 
     sha256: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    every: bool = False
 
     @classmethod
     def of(cls, entries: Iterable[str]) -> "TrainedOn":
@@ -71,10 +73,12 @@ class TrainedOn:
             kept: whether it was uploaded.
 
         Returns:
-            True for a known content; for a name, only if the photo is in the data folder's part `train`.
+            True for a known content, and for all of the data folder if it may be any; for a name, only if the photo is in the data folder's part `train`.
         """
         if sha256 in self.sha256 or kept:
             return sha256 in self.sha256
+        if self.every:
+            return True
         key = photo_key(path)
         return key.part == "train" and key.path in self.names
 
@@ -86,18 +90,22 @@ def trained_on(model: Path | str, digests: Mapping[Path, str] = MappingProxyType
     """Find out which photos a model was trained on.
 
     Args:
-        model: a `model.keras`, in a study's or a catalogue's folder.
+        model: a `model.keras` in a study's or a catalogue's folder, or an encoder from elsewhere, such as a folder.
         digests: contents that are known already, by file; others are read.
 
     Returns:
-        The photos; None if neither its record nor the study's folds say so.
+        The photos, none of them for an encoder from elsewhere; None if neither its record nor the study's folds say so.
     """
-    stored, record = Path(model).with_name(TRAINED), read_record(Path(model).with_name("config.json"))
-    if stored.is_file():
-        return TrainedOn.of(read_json(stored))
-    if "trained_on" in record:
-        return TrainedOn.of(record["trained_on"])
-    study = Path(model).absolute().parents[2]
+    place = Path(model).absolute()
+    folder = place if place.is_dir() else place.parent
+    if (folder / TRAINED).is_file():
+        return TrainedOn.of(read_json(folder / TRAINED))
+    if not (folder / "config.json").is_file():  # from elsewhere; an adapter was fitted to photos like these
+        return TrainedOn(every=(folder / "adapter.npz").is_file())
+    record = read_record(folder / "config.json")
+    if "trained_on" in record or record["parameters"].get("backbone") == "encoder":
+        return TrainedOn.of(record.get("trained_on", ()))
+    study = folder.parents[1]
     if not (study / "folds.csv").is_file():
         return None
     table = read_table(study / "folds.csv", FOLD_COLUMNS).astype({"fold": int, "query_only": int})
@@ -112,7 +120,7 @@ def write_trained(folder: Path | str, trained: TrainedOn | None) -> None:
         folder: of the model.
         trained: the photos; None: unknown, and nothing is written.
     """
-    if trained is not None:
+    if trained is not None and not trained.every:
         write_json(Path(folder) / TRAINED, sorted(trained.sha256 | trained.names))
 
 # %% ../../nbs/lib/catalogue/training_photos.ipynb #training_photos-10

@@ -292,7 +292,8 @@ def _spread(row):
 def _over_folds(model, statistics):
     """The row of a model over the folds; statistics: of `fold_statistics`."""
     spreads = {name: _spread(row) for name, row in statistics.iterrows() if name != "map5_new"}
-    return {"backbone": model.preset["backbone"], "pixels": model.preset["image_size"]} | spreads
+    high, wide = used_preset(model.preset).shape
+    return {"backbone": model.preset["backbone"], "pixels": high if high == wide else f"{wide} × {high}"} | spreads
 
 
 def _all_together(model):
@@ -756,7 +757,7 @@ def gradcam_section(study: StudyResults) -> SectionResult:
 def _built_alike(preset, model):
     """Whether a model is built as a preset is."""
     one, other = configure(preset), used_preset(model.preset)
-    fields = ("backbone", "image_size", "pool", "embedding", "centres")
+    fields = ("backbone", "image_size", "aspect", "pool", "embedding", "centres")
     return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
