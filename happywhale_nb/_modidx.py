@@ -4103,6 +4103,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'happywhale_nb/networks/runtimes.py'),
                                                  'happywhale_nb.networks.runtimes._in_batches': ( 'lib/networks/runtimes.html#_in_batches',
                                                                                                   'happywhale_nb/networks/runtimes.py'),
+                                                 'happywhale_nb.networks.runtimes._in_streams': ( 'lib/networks/runtimes.html#_in_streams',
+                                                                                                  'happywhale_nb/networks/runtimes.py'),
                                                  'happywhale_nb.networks.runtimes._onnx_tensor': ( 'lib/networks/runtimes.html#_onnx_tensor',
                                                                                                    'happywhale_nb/networks/runtimes.py'),
                                                  'happywhale_nb.networks.runtimes._openvino_tensor': ( 'lib/networks/runtimes.html#_openvino_tensor',
