@@ -228,7 +228,10 @@ def print_rows(result):
     for kind, row in result["known"].items():
         gain, grown, others = row["gain"], result["grown"].get(kind), result["others"].get(kind)
         cells = [kind, f"{row['map5']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", f"{row['other_folds']:.3f}"]
-        cells += [f"{gain['gain']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})", f"{row['auroc_new']:.3f}"]
+        cells += [
+            f"{gain['gain']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})",
+            "" if np.isnan(row["auroc_new"]) else f"{row['auroc_new']:.3f}",
+        ]
         cells += [
             f"{grown['map5']:.3f} ({grown['old']:.3f})" if grown else "",
             f"{others['map5']:.3f}" if others else "",

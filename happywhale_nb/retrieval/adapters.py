@@ -85,7 +85,14 @@ class Spread:
     rest: float
 
     def power(self, exponent: float) -> np.ndarray:
-        """Raise the covariance to a power: `[d, d]`, scaled so that the middle of its eigenvalues is 1."""
+        """Raise the covariance to a power.
+
+        Args:
+            exponent: the power.
+
+        Returns:
+            `[d, d]`, scaled so that the middle one of the eigenvalues that have axes is 1.
+        """
         values, rest = self.variances**exponent, self.rest**exponent
         whole = (self.axes.T * (values - rest)) @ self.axes
         whole[np.diag_indices_from(whole)] += rest
