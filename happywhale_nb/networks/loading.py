@@ -198,13 +198,13 @@ def make_crop(path: Path | str, box: list[float] | None, frame: list[float] | No
         config: the model's preset, which says size and margin.
 
     Returns:
-        `[s, s, 3]` uint8, RGB.
+        `[h, w, 3]` uint8, RGB.
 
     Raises:
         UserError: if the photo cannot be decoded.
     """
-    crop = load_crop(path, config.image_size, box, frame, config.crop_margin, config.keep_aspect)
-    if len(crop) <= LOSSLESS:
+    crop = load_crop(path, config.shape, box, frame, config.crop_margin, config.keep_aspect)
+    if max(crop.shape[:2]) <= LOSSLESS:
         return crop
     key = "0" * 16  # `encode_crop` needs a checksum of 16 digits; nothing is looked up by it here
     return decode_crop(encode_crop(crop, key), key)
