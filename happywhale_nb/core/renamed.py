@@ -163,7 +163,7 @@ def read_record(path: Path | str) -> dict:
     return record
 
 # %% ../../nbs/lib/core/renamed.ipynb #renamed-15
-ADDED = {"aspect": 1.0}  # field or parameter → value that means what was done before there was one
+ADDED = {"aspect": 1.0, "resize": "area"}  # field or parameter → value that means what was done before there was one
 _OLD_NAMES = {new: old for names in (PARAMETERS, FIELDS, METRICS) for old, new in names.items()}
 
 

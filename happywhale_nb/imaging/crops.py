@@ -29,6 +29,7 @@ from ..data.boxes import BEYOND, BOX, LEAST, CropMix, read_boxes
 from ..data.dataset import Dataset
 from ..data.formats import open_photo
 from .photo import upright_pixels, upright_size
+from .resize import resize_pixels
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-61
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -129,20 +130,15 @@ def _pad_to_aspect(pixels, aspect):
     edges = (down // 2, down - down // 2, right // 2, right - right // 2)
     return cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_REFLECT)
 
-
-def _resize(pixels, height, width):
-    smaller = pixels.shape[0] * pixels.shape[1] > height * width
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05
-def _decode(path, high, wide, box, frame, margin, keep_aspect):
+def _decode(path, high, wide, box, frame, margin, keep_aspect, reducible):
     """Decode an image as small as the crop allows: pixels, full width, and the crop's region in full size."""
     try:
         with open_photo(path) as photo:
             width, height = upright_size(photo)
             _refuse_fault(path, box, frame, (width, height))
             x0, y0, x1, y1 = crop_region(box, frame, (width, height), margin, keep_aspect, wide / high)
-            reduce = max(1, int(min((x1 - x0) // wide, (y1 - y0) // high)))
+            reduce = max(1, int(min((x1 - x0) // wide, (y1 - y0) // high))) if reducible else 1
             pixels = upright_pixels(photo, (photo.size[0] // reduce, photo.size[1] // reduce))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
@@ -177,6 +173,7 @@ def load_crop(
     frame: Sequence[float] | None = None,
     margin: float = 0.05,
     keep_aspect: bool = False,
+    resize: str = "area",
 ) -> np.ndarray:
     """Decode one image, cut out `box` widened by `margin` on each side, and resize it.
 
@@ -188,6 +185,8 @@ def load_crop(
         margin: fraction of the box's width and height added on each side, inside the image.
         keep_aspect: grow the box to the aspect of `size` and mirror the edges where the image ends; otherwise
             stretch it.
+        resize: how, see `resize.resize_pixels`; with all but "area" (default) the image is decoded in full size, as
+            encoders made elsewhere expect it.
 
     Returns:
         `[height, width, 3]` uint8, RGB.
@@ -196,10 +195,10 @@ def load_crop(
         UserError: if the file cannot be decoded completely, or the box is none of this image; the message names it.
     """
     high, wide = height_and_width(size)
-    pixels, width, region = _decode(path, high, wide, box, frame, margin, keep_aspect)
+    pixels, width, region = _decode(path, high, wide, box, frame, margin, keep_aspect, resize == "area")
     pixels = _cut_out(pixels, region, pixels.shape[1] / width)
     with single_opencv_thread():
-        return _resize(_pad_to_aspect(pixels, wide / high) if keep_aspect else pixels, high, wide)
+        return resize_pixels(_pad_to_aspect(pixels, wide / high) if keep_aspect else pixels, high, wide, resize)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-15
 def crop_aspect(
@@ -370,16 +369,17 @@ def _crop_key(path, *options):
     return fingerprint(*options, *part, photos=[path])
 
 
-def _crops_of(paths, chosen, size, folder, margin, keep_aspect):
+def _crops_of(paths, chosen, size, folder, margin, keep_aspect, resize):
     regions = np.round(chosen[[*BOX, "W", "H"]].to_numpy(dtype=float), 1)
     high, wide = height_and_width(size)
     size = high if high == wide else (high, wide)  # squares keep the keys that they have always had
-    keys = [_crop_key(p, size, margin, keep_aspect, r) for p, r in zip(paths, regions, strict=True)]
+    method = () if resize == "area" else (resize,)  # keys of before name no method
+    keys = [_crop_key(p, size, margin, keep_aspect, r, *method) for p, r in zip(paths, regions, strict=True)]
 
     def make(i):
         box = None if np.isnan(regions[i, 0]) else regions[i, :4]
         frame = None if np.isnan(regions[i, 4]) else regions[i, 4:]
-        return load_crop(paths[i], size, box, frame, margin, keep_aspect)
+        return load_crop(paths[i], size, box, frame, margin, keep_aspect, resize)
 
     return Crops(folder, keys, make, size)
 
@@ -394,6 +394,7 @@ def load_crops(
     folder: Path | str,
     margin: float = 0.05,
     keep_aspect: bool = False,
+    resize: str = "area",
 ) -> np.ndarray | Crops:
     """Return crops of many images, decoded in parallel on first use and kept in `folder`; a bar shows the progress.
 
@@ -404,6 +405,7 @@ def load_crops(
         folder: where the files are kept.
         margin: fraction of the box's width and height added on each side.
         keep_aspect: whether boxes grow to the crops' aspect instead of being stretched, see `load_crop`.
+        resize: how, as for `load_crop`.
 
     Returns:
         `[n, height, width, 3]` uint8, RGB: an array if it fits into `IN_MEMORY` bytes, else `Crops`.
@@ -411,7 +413,7 @@ def load_crops(
     Raises:
         UserError: if an image cannot be decoded; the message names the first one. Crops already made are kept.
     """
-    crops = _crops_of(paths, chosen, size, folder, margin, keep_aspect)
+    crops = _crops_of(paths, chosen, size, folder, margin, keep_aspect, resize)
     return _read_all(crops, math.prod(crops.shape) <= IN_MEMORY)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-21
@@ -464,7 +466,8 @@ def cut_crops(
     paths = [images / name for name in chosen["image"]]
     if np.ndim(size) == 0:
         size = _at_aspect(config.shape, size) if size else config.shape
-    return load_crops(paths, chosen, size, Path(folder) / "crops", config.crop_margin, config.keep_aspect)
+    how = config.crop_margin, config.keep_aspect, getattr(config, "resize", "area")  # only presets have it
+    return load_crops(paths, chosen, size, Path(folder) / "crops", *how)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-51
 def choose_boxes(

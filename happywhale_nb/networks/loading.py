@@ -195,7 +195,7 @@ def make_crop(path: Path | str, box: list[float] | None, frame: list[float] | No
         path: the photo.
         box: x0, y0, x1, y1 in pixels of `frame`; None: the whole photo.
         frame: width and height of the photo in which the box was measured; None: the photo's own.
-        config: the model's preset, which says size and margin.
+        config: the model's preset, which says size, margin and how to resize.
 
     Returns:
         `[h, w, 3]` uint8, RGB.
@@ -203,7 +203,7 @@ def make_crop(path: Path | str, box: list[float] | None, frame: list[float] | No
     Raises:
         UserError: if the photo cannot be decoded.
     """
-    crop = load_crop(path, config.shape, box, frame, config.crop_margin, config.keep_aspect)
+    crop = load_crop(path, config.shape, box, frame, config.crop_margin, config.keep_aspect, config.resize)
     if max(crop.shape[:2]) <= LOSSLESS:
         return crop
     key = "0" * 16  # `encode_crop` needs a checksum of 16 digits; nothing is looked up by it here

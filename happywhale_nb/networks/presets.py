@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from ..core.errors import UserError, lookup
 from ..core.renamed import refuse_renamed
+from ..imaging.resize import RESIZES
 from .targets import DYNAMIC, ELASTIC
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-04
@@ -52,6 +53,7 @@ class Preset:
     only_species: str = ""  # train on this species only; "": on all
     crop_margin: float = 0.05  # of a crop, a fraction of the box, as `margin` of `crops.load_crop`
     keep_aspect: bool = False  # of a crop, as for `crops.load_crop`
+    resize: str = "area"  # of a crop, of `resize.RESIZES`; others than "area" are for encoders made elsewhere
     min_confidence: float = 0.1  # boxes below count as missing, in [0, 1)
     aspect: float = 1.0  # width over height of the crops, from 1/4 to 4; 2 for flukes
 
@@ -194,6 +196,7 @@ CHOICES = {
     "schedule": ("cosine", "paper"),
     "pool": ("gap", "gem", "gem2", "parts"),
     "balance": ("", "weights", "sampler"),
+    "resize": RESIZES,
 }
 POSITIVE = ("batch_size", "embedding", "centres", "parts", "arcface_scale", "epochs", "head_lr_multiplier")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup", "margin", "margin_spread", "margin_ramp", "sampled_classes")
