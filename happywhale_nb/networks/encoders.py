@@ -7,10 +7,9 @@ __all__ = ['BUILT_IN', 'Encoder', 'card_record', 'card_fingerprint', 'prepare', 
            'copy_encoder']
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-03
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -32,11 +31,13 @@ class Encoder(Protocol):
         fingerprint: 16 hex digits of everything that its embeddings depend on.
         record: as a fold's `config.json`: `parameters`, which `presets.used_preset` and `loading.choose_boxes`
             understand, and `result`.
+        batch_sizes: those that it prepares for at first use; a server runs each of them once when it starts.
     """
 
     card: EncoderCard
     fingerprint: str
     record: dict
+    batch_sizes: tuple[int, ...]
 
     def embed(self, crops: np.ndarray, batch_size: int = 64, quiet: bool = True) -> np.ndarray:
         """Embed crops.
@@ -120,15 +121,19 @@ class CardEncoder:
     Args:
         card: its card.
         run: function from the card's input (see `prepare`) to vectors `[n, d]`.
+        batch_sizes: those that it prepares for at first use.
 
     Attributes:
         card: its card.
         fingerprint: see `card_fingerprint`.
         record: see `card_record`.
+        batch_sizes: as given.
     """
 
-    def __init__(self, card: EncoderCard, run: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.card, self.run = card, run
+    def __init__(
+        self, card: EncoderCard, run: Callable[[np.ndarray], np.ndarray], batch_sizes: tuple[int, ...] = (1,)
+    ) -> None:
+        self.card, self.run, self.batch_sizes = card, run, batch_sizes
         self.fingerprint, self.record = card_fingerprint(card), card_record(card)
 
     def embed(self, crops: np.ndarray, batch_size: int = 64, quiet: bool = True) -> np.ndarray:
@@ -183,7 +188,7 @@ def open_encoder(path: Path | str) -> Encoder:
         raise UserError(f"there is no encoder {path}: name a file, a folder, or one of {', '.join(BUILT_IN)}")
     card, place = read_card(path), card_path(path)
     check_digest(place, card)
-    return CardEncoder(card, _card_function(place.parent / card.file, card))
+    return _card_encoder(place.parent / card.file, card)
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-14
 def _fold_model(path):
@@ -196,20 +201,19 @@ def _fold_model(path):
 
 def _open_built_in(name):
     from happywhale_nb.networks.efficientnet_lite import lite_checkpoint
-    from happywhale_nb.networks.keras_encoders import lite_card, lite_function
+    from happywhale_nb.networks.keras_encoders import lite_card
 
-    card = lite_card(name)
-    return CardEncoder(card, lite_function(lite_checkpoint(BUILT_IN.index(name)), card))
+    return _card_encoder(lite_checkpoint(BUILT_IN.index(name)), lite_card(name))
 
 
-def _card_function(file, card):
-    """The function that runs the file of a card."""
+def _card_encoder(file, card):
+    """The encoder of a file and its card."""
     if file.suffix == ".pth":
-        from happywhale_nb.networks.keras_encoders import lite_function
+        from happywhale_nb.networks.keras_encoders import BATCH_SIZES, lite_function
 
-        return lite_function(file, card)
+        return CardEncoder(card, lite_function(file, card), BATCH_SIZES)
     if file.suffix in _GRAPHS:
-        return graph_function(file, card)
+        return CardEncoder(card, graph_function(file, card))
     raise UserError(f"{file}: an encoder's file ends with .onnx, .xml (OpenVINO) or .keras")
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-16
