@@ -1,39 +1,90 @@
-"""Encoders that are used as they are as models of a study: what a fold's folder holds, what makes it stale, what reads it.
+"""Encoders that are used as they are, as models of a study: what a fold's folder holds, makes stale, and who reads it.
 
-The encoder is EfficientNet-Lite0 with ImageNet's weights on crops of 48 pixels, or a table of vectors.
+Most tests have an encoder that takes no time, `colours.onnx`: the pixels of a small crop. Those with the marker `slow`
+have EfficientNet-Lite0 with ImageNet's weights on crops of 48 pixels.
 """
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-import yaml
-from click.testing import CliRunner
 
-from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import read_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import gallery_and_queries
-from happywhale_nb.networks.encoder_card import read_card, write_card
+from happywhale_nb.networks.card_encoder import card_fingerprint, card_record
+from happywhale_nb.networks.encoder_card import EncoderCard, card_path, files_digest, read_card, write_card
+from happywhale_nb.networks.encoder_groups import AdaptedEncoder
 from happywhale_nb.networks.encoders import copy_encoder, open_encoder
-from happywhale_nb.retrieval.adapters import read_adapter
+from happywhale_nb.retrieval.adapters import fit_adapter, read_adapter
 from happywhale_nb.retrieval.embeddings import read_centres, read_embeddings
+from happywhale_nb.retrieval.vectors import unit_rows
+from happywhale_nb.stages import frozen
+from happywhale_nb.stages.encoder_input import find_encoder
+from happywhale_nb.stages.frozen import encode_stage
 from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.workflow import kaggle
 from happywhale_nb.workflow.kaggle import build_folder
+from happywhale_nb.workflow.notebooks import read_parameters
 from happywhale_nb.workflow.provenance import job_stamp
 from happywhale_nb.workflow.study import check_study, override, study_jobs, study_of_one
 
 
+class SmallCrops:
+    """An encoder whose embedding is a crop of 4 × 4 pixels."""
+
+    def __init__(self, place):
+        place = Path(place)
+        self.card = read_card(place)
+        self.fingerprint, self.record, self.batch_sizes = card_fingerprint(self.card), card_record(self.card), (1,)
+
+    def embed(self, crops, batch_size=64, quiet=True):
+        rows = np.asarray(crops, np.float32)[:, 6::12, 6::12].reshape(len(crops), -1)
+        return unit_rows(rows + 1) if len(rows) else rows
+
+
+def opened(place):
+    """`open_encoder`, but for the encoder that takes no time."""
+    if isinstance(place, str) or card_path(place).parent.name.startswith("lite") or not card_path(place).is_file():
+        return open_encoder(place)
+    if read_card(place).file.endswith("colours.onnx"):
+        stored = card_path(place).with_name("adapter.npz")
+        return AdaptedEncoder(SmallCrops(place), read_adapter(stored)) if stored.is_file() else SmallCrops(place)
+    return open_encoder(place)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_no_time():
+    """Stages open that encoder."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("frozen", "probes", "robustness"):
+            patch.setattr(f"happywhale_nb.stages.{module}.open_encoder", opened)
+        yield
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The folder of the encoder that takes no time."""
+    folder = tmp_path_factory.mktemp("encoders") / "small"
+    folder.mkdir()
+    (folder / "colours.onnx").write_bytes(b"no graph")
+    card = EncoderCard(
+        "small", "colours.onnx", files_digest([folder / "colours.onnx"]), 48, 48, "area", "rgb", "nhwc", 1.0,
+        (0.0,) * 3, (1.0,) * 3, 48, "CC BY-NC 4.0", False, source="drawn for tests",
+    )  # fmt: skip
+    write_card(folder, card)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def lite(tmp_path_factory):
-    """The folder of an encoder for crops of 48 pixels."""
+    """The folder of EfficientNet-Lite0 for crops of 48 pixels."""
     folder = copy_encoder("efficientnet_lite0", tmp_path_factory.mktemp("encoders") / "lite48")
-    write_card(folder, replace(read_card(folder), name="lite48", width=48, height=48))
+    card = replace(read_card(folder), name="lite48", width=48, height=48, probe="", probe_embedding=())
+    write_card(folder, card)
     return folder
 
 
@@ -45,13 +96,11 @@ def split(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def embedded(split, lite):
-    """The same with both folds of the model `lite`, without an adapter and with one."""
-    from happywhale_nb.stages.frozen import encode_stage
-
+def embedded(split, small):
+    """The same with both folds of the model `small`, without an adapter and with one."""
     dataset, folder, folds = split
-    encode_stage(dataset, folds, 0, "lite", str(lite), folder, adapter="none")
-    encode_stage(dataset, folds, 1, "lite", str(lite), folder, adapter="whiten")
+    encode_stage(dataset, folds, 0, "small", str(small), folder, adapter="none")
+    encode_stage(dataset, folds, 1, "small", str(small), folder, adapter="whiten")
     return split
 
 
@@ -60,15 +109,15 @@ def embedded(split, lite):
 
 def test_encode_stage_writes_a_fold_that_open_encoder_opens_and_embeds_to_its_vectors(embedded):
     dataset, folder, folds = embedded
-    crops = crops_of(dataset, folder, folds, folder / "lite" / "fold1")
+    crops = crops_of(dataset, folder, folds, folder / "small" / "fold1")
     for k in (0, 1):
-        place = folder / "lite" / f"fold{k}"
+        place = folder / "small" / f"fold{k}"
         stored = read_embeddings(place / "embeddings.parquet").of("train", folds["image"])
-        found = open_encoder(place).embed(crops)
+        found = opened(place).embed(crops)
         np.testing.assert_allclose(found, stored, atol=1e-4)
         assert not (place / "model.keras").exists() and (place / "adapter.npz").is_file() == (k == 1)
         assert read_embeddings(place / "empty.parquet").vectors.shape[1] == stored.shape[1]
-    assert len(list((folder / "lite" / "encoder").glob("*.pth"))) == 1 and not list(folder.glob("lite/fold*/*.pth"))
+    assert len(list((folder / "small" / "encoder").glob("*.onnx"))) == 1 and not list(folder.glob("small/fold*/*.onnx"))
 
 
 def crops_of(dataset, folder, folds, place):
@@ -80,16 +129,15 @@ def crops_of(dataset, folder, folds, place):
     return study_crops(dataset, folds["image"], used_preset(used), used["crops"], folder)[0]
 
 
-def test_adapter_of_a_fold_and_its_centres_know_nothing_of_its_queries(embedded, lite, tmp_path):
-    from happywhale_nb.retrieval.adapters import fit_adapter
-
-    dataset, folder, folds = embedded
+def test_adapter_of_a_fold_and_its_centres_know_nothing_of_its_queries(embedded, small, tmp_path):
+    _, folder, folds = embedded
     gallery, _ = gallery_and_queries(folds, 1)
     images, individuals = folds["image"].to_numpy(str)[gallery], folds["individual_id"].to_numpy(str)[gallery]
-    plain = read_embeddings(folder / "lite" / "encoder" / "embeddings.parquet").of("train", images)
-    expected, found = fit_adapter(plain, individuals, "whiten"), read_adapter(folder / "lite" / "fold1" / "adapter.npz")
+    plain = read_embeddings(folder / "small" / "encoder" / "embeddings.parquet").of("train", images)
+    expected, place = fit_adapter(plain, individuals, "whiten"), folder / "small" / "fold1"
+    found = read_adapter(place / "adapter.npz")
     np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-5)
-    centres = read_centres(folder / "lite" / "fold1" / "centres.parquet")
+    centres = read_centres(place / "centres.parquet")
     assert centres.individual_ids.tolist() == sorted(set(individuals))
     own = expected.transform(plain[individuals == centres.individual_ids[0]]).sum(axis=0)
     np.testing.assert_allclose(centres.vectors[0], own / np.linalg.norm(own), atol=1e-4)
@@ -97,36 +145,34 @@ def test_adapter_of_a_fold_and_its_centres_know_nothing_of_its_queries(embedded,
 
 def test_config_of_a_fold_says_that_nothing_was_trained_and_what_is_known_of_the_encoder(embedded):
     _, folder, _ = embedded
-    record = read_json(folder / "lite" / "fold1" / "config.json")
+    record = read_json(folder / "small" / "fold1" / "config.json")
     assert record["parameters"]["epochs"] == 0 and record["result"]["train_seconds"] == 0
-    assert record["encoder"]["licence"] == "Apache-2.0" and record["encoder"]["commercial"]
-    assert record["encoder"]["bytes"] > 10_000_000 and record["encoder"]["note"] == ""
+    assert record["encoder"]["licence"] == "CC BY-NC 4.0" and not record["encoder"]["commercial"]
+    assert record["encoder"]["bytes"] > 8 and record["encoder"]["note"] == ""
     assert record["adapter"]["kind"] == record["adapter"]["asked"] == "whiten" and record["adapter"]["used"]
     assert record["result"]["map5_known"] != record["result"]["without_adapter"]
     assert "/" not in record["parameters"]["encoder"]
 
 
 def test_photographs_are_embedded_once_for_all_folds_and_again_for_another_file_or_other_crops(
-    embedded, lite, tmp_path, monkeypatch
+    embedded, small, tmp_path, monkeypatch
 ):
-    from happywhale_nb.stages import frozen
-
     dataset, folder, folds = embedded
     place = Path(shutil.copytree(folder, tmp_path / "study"))
     calls = []
     monkeypatch.setattr(frozen, "embed_in_blocks", counting(frozen.embed_in_blocks, calls))
-    config = place / "lite" / "fold0" / "config.json"
+    config = place / "small" / "fold0" / "config.json"
     before = config.stat().st_mtime_ns
-    frozen.encode_stage(dataset, folds, 0, "lite", str(lite), place, adapter="none")
+    frozen.encode_stage(dataset, folds, 0, "small", str(small), place, adapter="none")
     assert config.stat().st_mtime_ns == before and not calls, "nothing to do"
-    frozen.encode_stage(dataset, folds, 0, "lite", str(lite), place, adapter="centre")
+    frozen.encode_stage(dataset, folds, 0, "small", str(small), place, adapter="centre")
     assert config.stat().st_mtime_ns != before and not calls, "another adapter, the same embeddings"
-    frozen.encode_stage(dataset, folds, 0, "lite", str(lite), place, adapter="centre", crops="whole")
-    assert len(calls) == 2 and read_card(place / "lite" / "fold0").crops == "whole"
-    other = Path(shutil.copytree(lite, tmp_path / "lite48"))
+    frozen.encode_stage(dataset, folds, 0, "small", str(small), place, adapter="centre", crops="whole")
+    assert len(calls) == 2 and read_card(place / "small" / "fold0").crops == "whole"
+    other = Path(shutil.copytree(small, tmp_path / "small"))
     write_card(other, replace(read_card(other), colours="bgr"))
-    frozen.encode_stage(dataset, folds, 0, "lite", str(other), place, adapter="centre", crops="whole")
-    assert len(calls) == 4 and read_card(place / "lite" / "encoder").colours == "bgr"
+    frozen.encode_stage(dataset, folds, 0, "small", str(other), place, adapter="centre", crops="whole")
+    assert len(calls) == 4 and read_card(place / "small" / "encoder").colours == "bgr"
 
 
 def counting(function, calls):
@@ -137,31 +183,29 @@ def counting(function, calls):
     return counted
 
 
-def test_embedding_that_was_killed_goes_on_with_the_next_block(split, lite, tmp_path, monkeypatch):
-    from happywhale_nb.stages import frozen
-
+def test_embedding_that_was_killed_goes_on_with_the_next_block(split, small, tmp_path, monkeypatch):
     dataset, _, folds = split
     monkeypatch.setattr(frozen, "BLOCK", 16)
-    opened, sizes = open_encoder(lite), []
-    embed = opened.embed
+    encoder, sizes = opened(small), []
+    embed = encoder.embed
 
     def killed(crops, *more, **how):
         sizes.append(len(crops))
-        if len(sizes) == 4:
+        if len(sizes) == 3:
             raise KeyboardInterrupt
         return embed(crops, *more, **how)
 
-    opened.embed = killed
-    monkeypatch.setattr(frozen, "open_encoder", lambda place: opened)
-    how = (dataset, folds, 0, "lite", str(lite), tmp_path / "study", "none")
+    encoder.embed = killed
+    monkeypatch.setattr(frozen, "open_encoder", lambda place: encoder)
+    how = (dataset, folds, 0, "small", str(small), tmp_path / "study", "none")
     with pytest.raises(KeyboardInterrupt):
         frozen.encode_stage(*how)
-    assert not list((tmp_path / "study").glob("lite/fold*/config.json"))
+    assert not list((tmp_path / "study").glob("small/fold*/config.json"))
     record = frozen.encode_stage(*how)
-    assert sizes[:4] == [0, 16, 16, 16] and sizes[4:7] == [0, 16, 0], "the two blocks that were done are not done again"
-    assert record["result"]["map5_known"] > 0 and not list((tmp_path / "study" / "lite" / "encoder").glob("blocks*"))
-    limited = frozen.encode_stage(*how[:-3], str(lite), tmp_path / "other", "none", max_hours=1e-9)
-    assert "lite, fold 0: stopped after 16 of 48 photographs" in limited["unfinished"]
+    assert sizes[:5] == [16, 16, 16, 16, 10], "the two blocks that were done are not done again"
+    assert record["result"]["map5_known"] > 0 and not list((tmp_path / "study" / "small" / "encoder").glob("blocks*"))
+    limited = frozen.encode_stage(*how[:-3], str(small), tmp_path / "other", "none", max_hours=1e-9)
+    assert "small, fold 0: stopped after 16 of 48 photographs" in limited["unfinished"]
 
 
 # --- mistakes
@@ -197,36 +241,35 @@ def test_override_changes_training_in_trained_models_alone():
     assert list(study_of_one({"encoder": "efficientnet_lite0"})["models"]) == ["efficientnet_lite0"]
 
 
-def test_encode_stage_does_not_replace_a_trained_network_unless_forced(embedded, lite, tmp_path):
-    from happywhale_nb.stages.frozen import encode_stage
-
+def test_encode_stage_does_not_replace_a_trained_network_unless_forced(embedded, small, tmp_path):
     dataset, folder, folds = embedded
     place = Path(shutil.copytree(folder, tmp_path / "study"))
-    fold = place / "lite" / "fold0"
+    fold = place / "small" / "fold0"
     (fold / "model.keras").write_bytes(b"weeks of work")
-    with pytest.raises(UserError, match="holds a network that was trained under the name 'lite'"):
-        encode_stage(dataset, folds, 0, "lite", str(lite), place, adapter="centre")
+    with pytest.raises(UserError, match="holds a network that was trained under the name 'small'"):
+        encode_stage(dataset, folds, 0, "small", str(small), place, adapter="centre")
     assert (fold / "model.keras").read_bytes() == b"weeks of work"
-    encode_stage(dataset, folds, 0, "lite", str(lite), place, adapter="centre", force=True)
+    encode_stage(dataset, folds, 0, "small", str(small), place, adapter="centre", force=True)
     assert not (fold / "model.keras").exists() and (fold / "adapter.npz").is_file()
 
 
 # --- plan, records, Kaggle
 
 
-def test_study_jobs_of_an_encoder_embed_in_the_first_fold_and_are_stale_by_another_file(tiny, lite, tmp_path):
-    own = Path(shutil.copytree(lite, tmp_path / "lite48"))
+def test_study_jobs_of_an_encoder_embed_in_the_first_fold_and_are_stale_by_another_file(tiny, small, tmp_path):
+    own = Path(shutil.copytree(small, tmp_path / "small"))
     content = {"study": "frozen", "data_dir": str(tiny), "folds": 2, "models": {"basic_cnn": {}}}
-    content["models"]["lite"] = {"encoder": str(own)}
+    content["models"]["small"] = {"encoder": str(own)}
     jobs = {job.title: job for job in study_jobs(content)[1]}
-    second = jobs["03_train lite fold 1"]
-    assert [need.title for need in second.needs] == ["03_train lite fold 0"] and jobs["03_train lite fold 0"].needs == ()
-    assert {"04_gradcam lite fold 0", "05_robustness lite", "06_knn lite"} <= set(jobs)
+    second = jobs["03_train small fold 1"]
+    assert [need.title for need in second.needs] == ["03_train small fold 0"]
+    assert jobs["03_train small fold 0"].needs == ()
+    assert {"04_gradcam small fold 0", "05_robustness small", "06_knn small"} <= set(jobs)
     assert second.parameters["encoder"] == str(own) and "preset" not in second.parameters
     write_card(own, replace(read_card(own), mirror="side"))
     again = {job.title: job for job in study_jobs(content)[1]}
     stale = {title for title in jobs if jobs[title].done_file != again[title].done_file}
-    assert stale == {"03_train lite fold 0", "03_train lite fold 1"}
+    assert stale == {"03_train small fold 0", "03_train small fold 1"}
     moved = str(shutil.copytree(own, tmp_path / "elsewhere"))
     values = {"encoder": moved, "adapter": "auto", "fold": 0}
     assert job_stamp("train", values, "d") == job_stamp("train", values | {"encoder": str(own)}, "d")
@@ -237,23 +280,19 @@ def test_job_stamp_without_an_encoder_is_that_of_a_version_that_knew_none():
     assert job_stamp("train", values | {"encoder": "", "adapter": "auto"}, "d") == job_stamp("train", values, "d")
 
 
-def test_kaggle_build_packs_the_encoder_whole_and_names_it_in_the_training(lite, tmp_path, monkeypatch):
-    from happywhale_nb.workflow import kaggle
-    from happywhale_nb.workflow.notebooks import read_parameters
-
-    monkeypatch.setattr(kaggle, "build_wheel", lambda folder: (Path(folder) / "happywhale_nb-1-py3-none-any.whl").touch())
-    cards = build_folder(tmp_path / "to", "jo", "whales", {"encoder": str(lite)}, machine="none")
+def test_kaggle_build_packs_the_encoder_whole_and_names_it_in_the_training(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(kaggle, "build_wheel", lambda folder: (Path(folder) / "happywhale_nb.whl").touch())
+    cards = build_folder(tmp_path / "to", "jo", "whales", {"encoder": str(small)}, machine="none")
     dataset = tmp_path / "to" / "dataset"
-    assert open_encoder(dataset / "encoders" / "lite48").card.name == "lite48"
+    assert opened(dataset / "encoders" / "small").card.name == "small"
     values = read_parameters(tmp_path / "to" / "03_train" / "03_train.ipynb")
-    assert (values["encoder"].default, values["name"].default) == ("encoders/lite48", "lite48")
-    assert read_parameters(tmp_path / "to" / "06_knn" / "06_knn.ipynb")["model"].default == "lite48"
+    assert (values["encoder"].default, values["name"].default) == ("encoders/small", "small")
+    assert read_parameters(tmp_path / "to" / "06_knn" / "06_knn.ipynb")["model"].default == "small"
     lines = "\n".join(kaggle.next_steps(tmp_path / "to", cards))
     assert "kaggle datasets create" in lines and "--dir-mode zip" in lines
     monkeypatch.setenv("HAPPYWHALE_KAGGLE", str(tmp_path / "kaggle"))
     shutil.copytree(dataset, tmp_path / "kaggle" / "input" / "happywhale-wheels")
-    from happywhale_nb.stages.encoder_input import find_encoder
-
-    assert find_encoder("encoders/lite48") == tmp_path / "kaggle" / "input" / "happywhale-wheels" / "encoders" / "lite48"
+    found = find_encoder("encoders/small")
+    assert found == tmp_path / "kaggle" / "input" / "happywhale-wheels" / "encoders" / "small"
     with pytest.raises(UserError, match="there is no encoder nothing"):
         build_folder(tmp_path / "to", "jo", "whales", {"encoder": "nothing"}, machine="none")
