@@ -51,6 +51,7 @@ WINGS = {
 }
 INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so that TensorFlow is loaded only when used
 NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
+NETWORKS_WITHOUT_KERAS |= {"networks.ready_cards", "networks.hubs", "networks.hub_models"}
 
 
 def module_name(path):
