@@ -5,63 +5,54 @@ have EfficientNet-Lite0 with ImageNet's weights on crops of 48 pixels.
 """
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from happywhale_nb.core.artifacts import read_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.splits import gallery_and_queries
-from happywhale_nb.networks.card_encoder import card_fingerprint, card_record
-from happywhale_nb.networks.encoder_card import EncoderCard, card_path, files_digest, read_card, write_card
-from happywhale_nb.networks.encoder_groups import AdaptedEncoder
+from happywhale_nb.evaluation.browser import browse_folds
+from happywhale_nb.imaging.crops import load_crop, study_crops
+from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, read_card, write_card
 from happywhale_nb.networks.encoders import copy_encoder, open_encoder
+from happywhale_nb.networks.presets import used_preset
 from happywhale_nb.retrieval.adapters import fit_adapter, read_adapter
 from happywhale_nb.retrieval.embeddings import read_centres, read_embeddings
-from happywhale_nb.retrieval.vectors import unit_rows
+from happywhale_nb.retrieval.knn import KNNHead
+from happywhale_nb.retrieval.metrics import average_precision
 from happywhale_nb.stages import frozen
 from happywhale_nb.stages.encoder_input import find_encoder
 from happywhale_nb.stages.frozen import encode_stage
+from happywhale_nb.stages.gradcam import GradcamOptions, gradcam_stage
+from happywhale_nb.stages.knn import knn_stage
+from happywhale_nb.stages.report import report_stage
+from happywhale_nb.stages.robustness import robustness_stage, sample_queries
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow import kaggle
+from happywhale_nb.workflow.compare import compare_runs
 from happywhale_nb.workflow.kaggle import build_folder
 from happywhale_nb.workflow.notebooks import read_parameters
 from happywhale_nb.workflow.provenance import job_stamp
 from happywhale_nb.workflow.study import check_study, override, study_jobs, study_of_one
 
 
-class SmallCrops:
-    """An encoder whose embedding is a crop of 4 × 4 pixels."""
-
-    def __init__(self, place):
-        place = Path(place)
-        self.card = read_card(place)
-        self.fingerprint, self.record, self.batch_sizes = card_fingerprint(self.card), card_record(self.card), (1,)
-
-    def embed(self, crops, batch_size=64, quiet=True):
-        rows = np.asarray(crops, np.float32)[:, 6::12, 6::12].reshape(len(crops), -1)
-        return unit_rows(rows + 1) if len(rows) else rows
-
-
-def opened(place):
-    """`open_encoder`, but for the encoder that takes no time."""
-    if isinstance(place, str) or card_path(place).parent.name.startswith("lite") or not card_path(place).is_file():
-        return open_encoder(place)
-    if read_card(place).file.endswith("colours.onnx"):
-        stored = card_path(place).with_name("adapter.npz")
-        return AdaptedEncoder(SmallCrops(place), read_adapter(stored)) if stored.is_file() else SmallCrops(place)
-    return open_encoder(place)
-
-
 @pytest.fixture(autouse=True, scope="module")
 def in_no_time():
-    """Stages open that encoder."""
+    """A graph called `colours.onnx` gives the pixels of a crop of 4 × 4; no other one is loaded."""
+
+    def load(path, card, runtime=""):
+        assert Path(path).name == "colours.onnx"
+        return lambda pixels: pixels[:, 6::12, 6::12].reshape(len(pixels), -1) + 1
+
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("frozen", "probes", "robustness"):
-            patch.setattr(f"happywhale_nb.stages.{module}.open_encoder", opened)
+        patch.setattr("happywhale_nb.networks.encoders.graph_function", load)
         yield
 
 
@@ -113,7 +104,7 @@ def test_encode_stage_writes_a_fold_that_open_encoder_opens_and_embeds_to_its_ve
     for k in (0, 1):
         place = folder / "small" / f"fold{k}"
         stored = read_embeddings(place / "embeddings.parquet").of("train", folds["image"])
-        found = opened(place).embed(crops)
+        found = open_encoder(place).embed(crops)
         np.testing.assert_allclose(found, stored, atol=1e-4)
         assert not (place / "model.keras").exists() and (place / "adapter.npz").is_file() == (k == 1)
         assert read_embeddings(place / "empty.parquet").vectors.shape[1] == stored.shape[1]
@@ -122,9 +113,6 @@ def test_encode_stage_writes_a_fold_that_open_encoder_opens_and_embeds_to_its_ve
 
 def crops_of(dataset, folder, folds, place):
     """The crops of the photographs of a table of folds, cut as a fold's model wants them."""
-    from happywhale_nb.imaging.crops import study_crops
-    from happywhale_nb.networks.presets import used_preset
-
     used = read_json(place / "config.json")["parameters"]
     return study_crops(dataset, folds["image"], used_preset(used), used["crops"], folder)[0]
 
@@ -154,6 +142,7 @@ def test_config_of_a_fold_says_that_nothing_was_trained_and_what_is_known_of_the
     assert "/" not in record["parameters"]["encoder"]
 
 
+@pytest.mark.slow
 def test_photographs_are_embedded_once_for_all_folds_and_again_for_another_file_or_other_crops(
     embedded, small, tmp_path, monkeypatch
 ):
@@ -183,10 +172,11 @@ def counting(function, calls):
     return counted
 
 
+@pytest.mark.slow
 def test_embedding_that_was_killed_goes_on_with_the_next_block(split, small, tmp_path, monkeypatch):
     dataset, _, folds = split
     monkeypatch.setattr(frozen, "BLOCK", 16)
-    encoder, sizes = opened(small), []
+    encoder, sizes = open_encoder(small), []
     embed = encoder.embed
 
     def killed(crops, *more, **how):
@@ -206,6 +196,147 @@ def test_embedding_that_was_killed_goes_on_with_the_next_block(split, small, tmp
     assert record["result"]["map5_known"] > 0 and not list((tmp_path / "study" / "small" / "encoder").glob("blocks*"))
     limited = frozen.encode_stage(*how[:-3], str(small), tmp_path / "other", "none", max_hours=1e-9)
     assert "small, fold 0: stopped after 16 of 48 photographs" in limited["unfinished"]
+
+
+# --- vectors made elsewhere, and several encoders
+
+
+def write_vectors(path, dataset, left_out=()):
+    """A table of vectors for all photographs of a data set: the pixels of tiny crops."""
+    paths = {f"train/{p.name}": p for p in dataset.train_paths()} | {f"test/{p.name}": p for p in dataset.test_paths()}
+    rows = {key: load_crop(p, 4).reshape(-1) + 1.0 for key, p in paths.items() if p.name not in left_out}
+    keys = pd.DataFrame([key.split("/") for key in rows], columns=["part", "image"])
+    pd.concat([keys, pd.DataFrame(rows.values())], axis=1).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.slow
+def test_vectors_made_elsewhere_are_a_model_without_robustness_and_maps(split, tiny, tmp_path):
+    dataset, _, folds = split
+    table = write_vectors(tmp_path / "vectors.csv", dataset)
+    folder = tmp_path / "study"
+    record = encode_stage(dataset, folds, 0, "elsewhere", str(table), folder)
+    assert record["result"]["map5_known"] > 0.2 and not record["encoder"]["embeds"]
+    assert sorted(p.name for p in (folder / "elsewhere" / "fold0").glob("e*")) == ["embeddings.parquet"]
+    assert knn_stage(dataset, folder, "elsewhere", folds, KNNHead())["no_animal"] == {"0": None}
+    with pytest.raises(UserError, match="vectors made elsewhere cannot embed new crops"):
+        robustness_stage(dataset, folder, "elsewhere", folds, 0, photos=3)
+    with pytest.raises(UserError, match="vectors made elsewhere cannot embed new crops"):
+        gradcam_stage(dataset, folder, "elsewhere", folds, 0)
+    content = {"study": "v", "data_dir": str(tiny), "folds": 2}
+    content |= {"models": {"elsewhere": {"encoder": str(table)}, "basic_cnn": {}}}
+    titles = {job.title for job in study_jobs(content)[1]}
+    assert {"06_knn elsewhere", "05_robustness basic_cnn"} <= titles and "05_robustness elsewhere" not in titles
+    with pytest.raises(UserError, match=r"gradcam\.models: 'elsewhere' is a table of vectors"):
+        check_study(content | {"gradcam": {"models": "elsewhere"}}, "mine.yaml")
+
+
+def test_vectors_that_lack_photographs_are_counted_and_the_first_is_named(split, tmp_path):
+    dataset, _, folds = split
+    lost = sorted(folds["image"])[:3]
+    table = write_vectors(tmp_path / "vectors.csv", dataset, lost)
+    with pytest.raises(UserError, match=rf"vectors\.csv has no vector of train/{lost[0]}, 3 of 58 missing"):
+        encode_stage(dataset, folds, 0, "elsewhere", str(table), tmp_path / "study")
+    assert not list((tmp_path / "study").rglob("config.json"))
+
+
+@pytest.mark.slow
+def test_encoders_side_by_side_are_one_whose_cosine_is_the_mean_of_theirs(split, small, tmp_path):
+    dataset, _, folds = split
+    other = Path(shutil.copytree(small, tmp_path / "other"))
+    write_card(other, replace(read_card(other), name="other", width=96, height=96, dimension=192))
+    folder, both = tmp_path / "study", f"{small} {other}"
+    record = encode_stage(dataset, folds, 0, "both", both, folder, "whiten")
+    place = folder / "both" / "fold0"
+    assert record["parameters"]["encoder"] == "small other" and record["encoder"]["dimension"] == 240
+    stored = read_embeddings(place / "embeddings.parquet").of("train", folds["image"])
+    np.testing.assert_allclose(open_encoder(place).embed(crops_of(dataset, folder, folds, place)), stored, atol=1e-4)
+    table = write_vectors(tmp_path / "vectors.csv", dataset)
+    encode_stage(dataset, folds, 0, "small", str(small), folder, "none")
+    encode_stage(dataset, folds, 0, "vectors", str(table), folder, "none")
+    encode_stage(dataset, folds, 0, "joined", f"{small} {table}", folder, "none")
+    one, two, joined = (
+        read_embeddings(folder / name / "fold0" / "embeddings.parquet").of("train", folds["image"])
+        for name in ("small", "vectors", "joined")
+    )
+    np.testing.assert_allclose(joined @ joined.T, (one @ one.T + two @ two.T) / 2, atol=1e-5)
+
+
+# --- the stages after it
+
+
+@pytest.mark.slow
+def test_stages_after_a_frozen_model_run_and_maps_are_of_occlusion(embedded, tmp_path):
+    dataset, folder, folds = embedded
+    folder = Path(shutil.copytree(folder, tmp_path / "study"))
+    knn_stage(dataset, folder, "small", folds, KNNHead())
+    robust = robustness_stage(dataset, folder, "small", folds, -1, photos=6)
+    assert robust["grid"][0]["map5"] == pytest.approx(stored_map5(folder, folds, robust), abs=1e-6)
+    for explain in ("similarity", "class"):
+        told = gradcam_stage(dataset, folder, "small", folds, 1, GradcamOptions(explain, examples=3, photos=4))
+        assert told["maps"] == "occlusion" and told["layer"] is None and "no Keras model" in told["why"]
+        assert set(told["faithfulness"]["curves"]) == {"map", "random", "centre"}
+        assert len(told["faithfulness"]["verdicts"]) == 4 and "occlusion is" in told["faithfulness"]["verdicts"][0]
+        assert set(told["pointing"]["maps"]) == {"occlusion"}
+    assert (folder / "small" / "fold1" / "gradcam.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="layer='top': this encoder is no Keras model"):
+        gradcam_stage(dataset, folder, "small", folds, 1, GradcamOptions(layer="top"))
+    report = report_stage(dataset, folder, folds, examples=2)
+    assert set(report["sections"]["encoders"]["small"]) == {"0", "1"} and "architectures" in report["missing"]
+    page = (folder / "report.html").read_text()
+    assert "Encoders that were not trained here" in page and "permits no commercial use" in page
+    assert "CC BY-NC 4.0" in page and "drawn for tests" in page and "says occlusion" in page
+    assert "Loss by epoch" not in page
+    view = browse_folds(folder, "small", 0, "all photographs")
+    assert view.crops.shape[1:] == (256, 256, 3)
+    assert not compare_runs(folder, shutil.copytree(folder, tmp_path / "again"))["differs"]
+
+
+def stored_map5(folder, folds, result):
+    """MAP@5 of the photographs that robustness has drawn, by their stored embeddings."""
+    rows, scores = sample_queries(folds, [0, 1], result["protocol"]["queries"]), []
+    for k in (0, 1):
+        gallery, own = folds[gallery_and_queries(folds, k)[0]], rows[rows["fold"] == k]
+        vectors = read_embeddings(folder / "small" / f"fold{k}" / "embeddings.parquet")
+        head = KNNHead().fit(vectors.of("train", gallery["image"]), gallery["individual_id"].to_numpy(str))
+        ranked, _ = head.rank(vectors.of("train", own["image"]))
+        scores.extend(average_precision(own["individual_id"].to_numpy(str), ranked))
+    return np.mean(scores)
+
+
+def command(project, *words):
+    """The command in a process of its own."""
+    how = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 400}
+    return subprocess.run([str(Path(sys.executable).with_name("happywhale")), *map(str, words)], cwd=project, **how)
+
+
+@pytest.mark.trains
+def test_run_of_a_trained_model_and_an_encoder_blends_them_and_is_stale_by_another_card(project, tiny, lite):
+    shutil.copytree(lite, project / "encoders" / "lite48")
+    content = {"study": "mixed", "data_dir": str(tiny), "folds": 2, "quick": True}
+    content["models"] = {"tiny": {"preset": "small_resnet_arcface", "overrides": "backbone=tiny_resnet embedding=32"}}
+    content["models"]["lite"] = {"encoder": "encoders/lite48", "adapter": "centre"}
+    content |= {"eda": False, "robustness": False, "gradcam": {"models": "lite"}, "blend": {"weighting": "fit"}}
+    content["resources"] = {stage: {"cores": 1} for stage in ("train", "knn", "gradcam", "blend", "report")}
+    (project / "mixed.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    done = command(project, "run", "mixed.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = project / "outputs" / "mixed-quick"
+    assert set(read_json(folder / "blend.json")["models"]) <= {"tiny", "lite"} and (folder / "submission.csv").is_file()
+    report = read_json(folder / "report.json")
+    assert set(report["models"]) == {"tiny", "lite"} and "encoders" not in report["models"]["tiny"]
+    told = read_json(folder / "lite" / "fold0" / "gradcam.json")
+    assert told["maps"] == "Grad-CAM" and len(told["faithfulness"]["verdicts"]) == 6
+    assert "Nothing to do" in command(project, "run", "mixed.yaml").stdout
+    own = project / "encoders" / "lite48"
+    write_card(own, replace(read_card(own), mirror="side"))
+    planned = command(project, "run", "mixed.yaml", "--dry-run").stdout
+    again = {line[6:57].strip() for line in planned.splitlines() if line.startswith("run ")}
+    assert "03_train lite fold 1" in again and "03_train tiny fold 0" not in again and "07_blending" in again
+    words = ("-p", "data_dir", tiny, "-p", "study", "alone", "-p", "folds", "2", "-p", "encoder", "encoders/lite48")
+    done = command(project, "train", *words, "-p", "fold", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "outputs/alone/lite48/fold1/03_train.ipynb" in done.stdout and "dapter" in done.stdout
 
 
 # --- mistakes
@@ -241,6 +372,7 @@ def test_override_changes_training_in_trained_models_alone():
     assert list(study_of_one({"encoder": "efficientnet_lite0"})["models"]) == ["efficientnet_lite0"]
 
 
+@pytest.mark.slow
 def test_encode_stage_does_not_replace_a_trained_network_unless_forced(embedded, small, tmp_path):
     dataset, folder, folds = embedded
     place = Path(shutil.copytree(folder, tmp_path / "study"))
@@ -284,7 +416,7 @@ def test_kaggle_build_packs_the_encoder_whole_and_names_it_in_the_training(small
     monkeypatch.setattr(kaggle, "build_wheel", lambda folder: (Path(folder) / "happywhale_nb.whl").touch())
     cards = build_folder(tmp_path / "to", "jo", "whales", {"encoder": str(small)}, machine="none")
     dataset = tmp_path / "to" / "dataset"
-    assert opened(dataset / "encoders" / "small").card.name == "small"
+    assert open_encoder(dataset / "encoders" / "small").card.name == "small"
     values = read_parameters(tmp_path / "to" / "03_train" / "03_train.ipynb")
     assert (values["encoder"].default, values["name"].default) == ("encoders/small", "small")
     assert read_parameters(tmp_path / "to" / "06_knn" / "06_knn.ipynb")["model"].default == "small"

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.artifacts import fingerprint
 from ..core.errors import UserError
 from ..core.paths import kaggle_root, project_root
-from ..networks.encoder_card import CARD, card_path, files_digest
+from ..networks.encoder_card import CARD, files_digest
 from ..networks.encoders import BUILT_IN, encoder_files
 
 # %% ../../nbs/lib/stages/encoder_input.ipynb #encoder_input-05
@@ -155,7 +155,8 @@ def files_of(place: Path | str) -> list[Path]:
     if isinstance(place, str):
         return []
     if is_table(place):
-        return [path for path in (place, card_path(place)) if path.is_file()]
+        beside = [place.with_suffix(".txt"), place.with_suffix(".csv")] if place.suffix == ".npy" else []  # names
+        return [path for path in dict.fromkeys([place, place.with_suffix(".json"), *beside]) if path.is_file()]
     return [path for path in encoder_files(place) if path.is_file()]
 
 # %% ../../nbs/lib/stages/encoder_input.ipynb #encoder_input-14

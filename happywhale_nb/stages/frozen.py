@@ -24,7 +24,7 @@ from ..core.paths import fold_dir
 from ..core.progress import bar
 from ..core.renamed import read_record, stamp_names
 from ..data.boxes import read_boxes
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, names_in_both
 from ..data.protocol import protocol_card
 from ..data.splits import gallery_and_queries
 from ..imaging.crops import Crops
@@ -36,6 +36,7 @@ from ..networks.encoder_groups import AdaptedEncoder, SideBySide
 from ..networks.encoders import ADAPTER, copy_encoder, open_encoder, write_side_by_side
 from ..networks.model import library_versions
 from ..networks.presets import used_preset
+from ..networks.vector_tables import VectorTable, open_vectors
 from ..retrieval.adapters import Adapter, choose_adapter, fit_adapter, write_adapter
 from happywhale_nb.retrieval.embeddings import (
     ClassCentres,
@@ -62,7 +63,7 @@ class FrozenModel:
 
     places: tuple[Path | str, ...]
     encoder: Encoder | None
-    tables: tuple
+    tables: tuple[VectorTable, ...]
 
     @property
     def sources(self) -> list:
@@ -81,8 +82,9 @@ class FrozenModel:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of everything that embeddings depend on."""
-        return fingerprint([source.fingerprint for source in self.sources])
+        """16 hex digits of everything that embeddings depend on, also of the names beside a table of vectors."""
+        files = [path for place in self.places if is_table(place) for path in files_of(place)]
+        return fingerprint([source.fingerprint for source in self.sources], files=files)
 
     @property
     def described(self) -> dict[str, object]:
@@ -112,7 +114,7 @@ def open_frozen(text: str) -> FrozenModel:
     """
     places = find_encoders(text)
     opened = [open_encoder(place) for place in places if not is_table(place)]
-    tables = ()
+    tables = tuple(open_vectors(place) for place in places if is_table(place))
     encoder = SideBySide(opened, [1.0] * len(opened)) if len(opened) > 1 else opened[0] if opened else None
     return FrozenModel(tuple(places), encoder, tables)
 
@@ -368,6 +370,19 @@ def embed_photos(
     return _read_vectors(folder, dataset, folds)
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-17a
+def _listed_vectors(table, dataset, folds):
+    """Vectors that a table has of the known photographs, then of the test photographs; all of them have to be there."""
+    tests = dataset.test["image"]
+    parts = np.repeat(["train", "test"], [len(folds), len(tests)])
+    return table.of(parts, np.r_[folds["image"], tests].astype(str), names_in_both(dataset.root))
+
+
+def _joined(vectors, weights):
+    """Embeddings side by side; the cosine of two is the mean of the parts' cosines with these weights."""
+    rows = [np.sqrt(weight) * part for part, weight in zip(vectors, weights, strict=True)]
+    return unit_length(np.concatenate(rows, axis=1))[0].astype(np.float32)
+
+
 def _embed_all(frozen, dataset, folds, parameters, study_folder, blocks, limit):
     """The `PhotoVectors` of a study, computed."""
     began, config, crops = time.perf_counter(), used_preset(parameters), None
@@ -376,9 +391,9 @@ def _embed_all(frozen, dataset, folds, parameters, study_folder, blocks, limit):
         crops = fold_crops(dataset, folds, config, parameters["crops"], parameters["tta_sources"], study_folder)
         shares, boxes = tuple(share for share, _ in crops.known), crops.boxes
         views = _embed_crops(frozen, crops, blocks, limit)
-    for table in frozen.tables:
-        listed = _listed_vectors(table, dataset, folds)
-        views = [side_by_side([view, listed]) for view in views] or [listed]
+    if listed := [_listed_vectors(table, dataset, folds) for table in frozen.tables]:
+        weights = [len(getattr(frozen.encoder, "parts", [0])) for _ in views[:1]] + [1] * len(listed)
+        views = [_joined([view, *listed], weights) for view in views] or [_joined(listed, weights)]
     if frozen.embeds:
         kinds, pictures = empty_crops(dataset, config.shape, config.keep_aspect)
         empty = frozen.encoder.embed(pictures)
@@ -574,7 +589,8 @@ def _account(fold):
     places = [kept] if fold.frozen.encoder else fold.frozen.places
     files = [path for place in places for path in files_of(place)]
     facts = {name: getattr(fold.frozen.card, name) for name in OF_THE_CARD}
-    return facts | {"bytes": sum(path.stat().st_size for path in files), "note": _seen_before(fold)}
+    facts |= {"embeds": fold.frozen.embeds, "bytes": sum(path.stat().st_size for path in files)}
+    return facts | {"note": _seen_before(fold)}
 
 
 def _seen_before(fold):

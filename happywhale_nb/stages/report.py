@@ -315,7 +315,9 @@ def _network_name(model):
 
 
 def _pixels(model):
-    """The side of a model's crops, or width × height if they are no squares."""
+    """The side of a model's crops, or width × height if they are no squares; not known of vectors made elsewhere."""
+    if not _first_encoder(model).get("embeds", True):
+        return "not known"
     width, height = (_first_encoder(model).get(name, model.preset["image_size"]) for name in ("width", "height"))
     return width if width == height else f"{width} × {height}"
 
