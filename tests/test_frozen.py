@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,12 +23,13 @@ from happywhale_nb.evaluation.browser import browse_folds
 from happywhale_nb.imaging.crops import load_crop, study_crops
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, read_card, write_card
 from happywhale_nb.networks.encoders import copy_encoder, open_encoder
-from happywhale_nb.networks.presets import used_preset
+from happywhale_nb.networks.presets import configure, used_preset
 from happywhale_nb.retrieval.adapters import fit_adapter, read_adapter
 from happywhale_nb.retrieval.embeddings import read_centres, read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import average_precision
 from happywhale_nb.stages import frozen
+from happywhale_nb.stages.blending import BlendOptions, blend_stage
 from happywhale_nb.stages.encoder_input import find_encoder
 from happywhale_nb.stages.frozen import encode_stage
 from happywhale_nb.stages.gradcam import GradcamOptions, gradcam_stage
@@ -35,6 +37,7 @@ from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.report import report_stage
 from happywhale_nb.stages.robustness import robustness_stage, sample_queries
 from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow import kaggle
 from happywhale_nb.workflow.compare import compare_runs
 from happywhale_nb.workflow.kaggle import build_folder
@@ -310,33 +313,47 @@ def command(project, *words):
     return subprocess.run([str(Path(sys.executable).with_name("happywhale")), *map(str, words)], cwd=project, **how)
 
 
-@pytest.mark.trains
-def test_run_of_a_trained_model_and_an_encoder_blends_them_and_is_stale_by_another_card(project, tiny, lite):
-    shutil.copytree(lite, project / "encoders" / "lite48")
-    content = {"study": "mixed", "data_dir": str(tiny), "folds": 2, "quick": True}
-    content["models"] = {"tiny": {"preset": "small_resnet_arcface", "overrides": "backbone=tiny_resnet embedding=32"}}
-    content["models"]["lite"] = {"encoder": "encoders/lite48", "adapter": "centre"}
-    content |= {"eda": False, "robustness": False, "gradcam": {"models": "lite"}, "blend": {"weighting": "fit"}}
-    content["resources"] = {stage: {"cores": 1} for stage in ("train", "knn", "gradcam", "blend", "report")}
-    (project / "mixed.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    done = command(project, "run", "mixed.yaml")
-    assert done.returncode == 0, done.stderr[-3000:]
-    folder = project / "outputs" / "mixed-quick"
-    assert set(read_json(folder / "blend.json")["models"]) <= {"tiny", "lite"} and (folder / "submission.csv").is_file()
-    report = read_json(folder / "report.json")
-    assert set(report["models"]) == {"tiny", "lite"} and "encoders" not in report["models"]["tiny"]
-    told = read_json(folder / "lite" / "fold0" / "gradcam.json")
+@pytest.mark.slow
+def test_trained_network_and_efficientnet_are_blended_and_grad_cam_goes_through_the_adapter(split, lite, tmp_path):
+    from happywhale_nb.networks.model import build_network, inference_model
+
+    def build(config, samples, *more):
+        keras.utils.set_random_seed(0)
+        return inference_model(build_network(config, samples.classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.1}]
+
+    (dataset, _, folds), folder = split, tmp_path / "study"
+    config = configure("small_resnet_arcface", epochs=1, image_size=32, overrides="backbone=tiny_resnet embedding=32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("happywhale_nb.stages.train.train", build)
+        for k in (0, 1):
+            train_stage(dataset, folds, k, "tiny", config, folder)
+            encode_stage(dataset, folds, k, "lite", str(lite), folder, "half-whiten")
+    results = {name: knn_stage(dataset, folder, name, folds, KNNHead())["oof"]["map5"] for name in ("tiny", "lite")}
+    assert results["lite"] > results["tiny"] + 0.1, "what ImageNet teaches is more than chance"
+    blend = blend_stage(dataset, folder, options=BlendOptions(weighting="fit"))
+    assert {row["model"] for row in blend["table"]} >= {"tiny", "lite"}
+    assert blend["fit"]["fitted"] >= results["lite"] - 0.05
+    told = gradcam_stage(dataset, folder, "lite", folds, 0, GradcamOptions(examples=3, photos=2))
     assert told["maps"] == "Grad-CAM" and len(told["faithfulness"]["verdicts"]) == 6
-    assert "Nothing to do" in command(project, "run", "mixed.yaml").stdout
-    own = project / "encoders" / "lite48"
-    write_card(own, replace(read_card(own), mirror="side"))
-    planned = command(project, "run", "mixed.yaml", "--dry-run").stdout
-    again = {line[6:57].strip() for line in planned.splitlines() if line.startswith("run ")}
-    assert "03_train lite fold 1" in again and "03_train tiny fold 0" not in again and "07_blending" in again
-    words = ("-p", "data_dir", tiny, "-p", "study", "alone", "-p", "folds", "2", "-p", "encoder", "encoders/lite48")
-    done = command(project, "train", *words, "-p", "fold", "1")
+    for case in told["examples"]:
+        assert case["score"] == pytest.approx(case["stored_cosine"], abs=1e-3), "the adapted embedding is explained"
+    report = report_stage(dataset, folder, folds, examples=2)
+    assert set(report["sections"]["encoders"]) == {"lite"} and "encoders" not in report["models"]["tiny"]
+    assert "Loss by epoch" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_train_command_takes_an_encoder_from_the_project_s_folder(project, tiny, lite):
+    shutil.copytree(lite, project / "encoders" / "lite48")
+    words = ["-p", "data_dir", tiny, "-p", "study", "alone", "-p", "folds", "2", "-p", "encoder", "encoders/lite48"]
+    command = [Path(sys.executable).with_name("happywhale"), "train", *words, "-p", "fold", "1"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "outputs/alone/lite48/fold1/03_train.ipynb" in done.stdout and "dapter" in done.stdout
+    assert "outputs/alone/lite48/fold1/03_train.ipynb" in done.stdout and "adapter" in done.stdout
+    place = project / "outputs" / "alone" / "lite48"
+    assert (place / "fold1" / "encoder.json").is_file() and (place / "encoder" / "encoder.json").is_file()
+    record = next((place / "fold1").glob("03_train-*.run.json"))
+    assert read_json(record)["parameters"]["encoder"] == "encoders/lite48"
 
 
 # --- mistakes
