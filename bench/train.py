@@ -10,9 +10,11 @@
 """
 
 import importlib.util
+import json
 import os
 import sys
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +227,8 @@ def stored(preset=PRESET):
     model = inference_model(build_network(config, classes=100))
     path = Path(tempfile.mkdtemp()) / "model.keras"
     model.save(path)
+    used = asdict(replace(config, recipe="none")) | {"crops": "auto", "tta_sources": ""}  # no mirror images
+    path.with_name("config.json").write_text(json.dumps({"parameters": used}))
     return model, path
 
 
@@ -251,14 +255,16 @@ def saved_model(n=256, preset=PRESET):
 
 def exported(kind, n=256, preset=PRESET):
     def prepare(quick):
-        from happywhale_nb.networks.export import Encoder, export_encoder
+        from happywhale_nb.networks.encoders import open_encoder
+        from happywhale_nb.networks.export import export_encoder
 
         model, path = stored(preset)
         photos = crops(quick, n, model.input_shape[1])
-        worst = export_encoder(path, path.parent / kind, kind)
-        run = Encoder(path.parent / kind)
-        run(photos[:BATCH])
-        return lambda: f"{len(run(photos))} crops, smallest cosine {worst:.6f}"
+        target = path.parent / ("encoder.onnx" if kind == "onnx" else "encoder")
+        worst = export_encoder(path, target, kind)
+        encoder = open_encoder(target)
+        encoder.embed(photos[:BATCH], BATCH)
+        return lambda: f"{len(encoder.embed(photos, BATCH))} crops, smallest cosine {worst:.6f}"
 
     return prepare
 

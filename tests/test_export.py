@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.networks.export import Encoder, export_encoder
+from happywhale_nb.networks.encoders import open_encoder
+from happywhale_nb.networks.export import export_encoder
 from happywhale_nb.networks.model import build_network, embed, inference_model
 from happywhale_nb.networks.presets import configure
 
@@ -27,39 +28,46 @@ def stored(tmp_path_factory):
     config = replace(config, image_size=24)
     keras.utils.set_random_seed(1)
     inference_model(build_network(config, classes=5)).save(folder / "model.keras")
-    (folder / "config.json").write_text(json.dumps({"parameters": asdict(config)}))
+    used = asdict(config) | {"crops": "fullbody", "tta_sources": ""}
+    (folder / "config.json").write_text(json.dumps({"parameters": used}))
     return folder, np.random.default_rng(1).integers(0, 256, (12, 24, 24, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["onnx", pytest.param("openvino", marks=pytest.mark.trains)])
 def test_export_command_gives_what_embed_gives_mirror_images_and_zooms_included(stored, tmp_path, kind):
     folder, crops = stored
-    words = ["model", "export", folder / "model.keras", "--to", tmp_path / kind, "--format", kind]
+    target = tmp_path / ("encoder.onnx" if kind == "onnx" else "encoder")
+    words = ["model", "export", folder / "model.keras", "--to", target, "--format", kind]
     done = CliRunner().invoke(main, list(map(str, words)))
     assert done.exit_code == 0 and "smallest cosine 1.0000" in done.stdout, done.output
     expected = embed(keras.saving.load_model(folder / "model.keras"), crops, mirror=2, zoom=0.1, quiet=True)
-    found = Encoder(tmp_path / kind)(crops, batch_size=8)
+    encoder = open_encoder(target)
+    found = encoder.embed(crops, batch_size=8)
     assert found.shape == expected.shape and (found * expected).sum(axis=1).min() > 0.9999
-    assert [p.name for p in tmp_path.iterdir()] == [kind]
+    files = ["encoder.json", "encoder.onnx", "encoder.probe.png"] if kind == "onnx" else ["encoder"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
+    assert encoder.card.mirror == "" and encoder.card.crops == "fullbody" and encoder.card.margin == 0.05
 
 
 def test_export_encoder_that_is_off_is_not_written(stored, tmp_path, monkeypatch):
     write, export = lambda source, to, kind: to.write_text("another network"), "happywhale_nb.networks.export"
     monkeypatch.setattr(f"{export}._write", write)
-    monkeypatch.setattr(f"{export}.Encoder", lambda path: lambda crops: np.full((len(crops), 32), 32**-0.5))
+    monkeypatch.setattr(f"{export}.graph_function", lambda path, card: lambda crops: np.full((len(crops), 32), 1.0))
     with pytest.raises(UserError, match=r"off: cosine .* with Keras, 0.9999 asked; not written"):
-        export_encoder(stored[0] / "model.keras", tmp_path / "encoder", "onnx")
+        export_encoder(stored[0] / "model.keras", tmp_path / "encoder.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_export_encoder_of_no_model_or_without_its_runtime_is_refused(stored, tmp_path, monkeypatch):
     (tmp_path / "model.keras").write_text("no model")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read as a model"):
         export_encoder(tmp_path / "model.keras", tmp_path / "encoder")
     with pytest.raises(UserError, match="openvino, onnx"):
         export_encoder(stored[0] / "model.keras", tmp_path / "encoder", "tflite")
-    with pytest.raises(UserError, match="cannot be read as an encoder"):
-        Encoder(tmp_path / "model.keras")
+    for target, kind in (("encoder", "onnx"), ("encoder.onnx", "openvino")):
+        with pytest.raises(UserError, match=r"a file that ends with \.onnx"):
+            export_encoder(stored[0] / "model.keras", tmp_path / target, kind)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"happywhale_nb\[export\]"):
         export_encoder(stored[0] / "model.keras", tmp_path / "encoder")

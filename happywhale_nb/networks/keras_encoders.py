@@ -66,7 +66,8 @@ def fold_card(path: Path | str, model: keras.Model, record: dict) -> EncoderCard
     return EncoderCard(
         name, Path(path).name, files_digest([path]), width, height, config.resize, "rgb", "nhwc",
         scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3, dimension=model.get_layer("embedding").output.shape[-1],
-        licence="", commercial=True, mirror=mirror, crops=used["crops"], tta_sources=used.get("tta_sources") or "",
+        licence="", commercial=True, mirror=mirror,
+        crops=used.get("crops", "auto"), tta_sources=used.get("tta_sources") or "",
         margin=config.crop_margin, keep_aspect=config.keep_aspect, min_confidence=config.min_confidence,
         boxed=settings["boxed"], source="trained by happywhale_nb",
     )  # fmt: skip

