@@ -72,13 +72,13 @@ def draw_crops(
     """Return crops of images, each from one of several variants, drawn by their weights.
 
     Args:
-        variants: `[(weight, crops [n, s, s, 3] uint8), …]`, weights above 0.
+        variants: `[(weight, crops [n, h, w, 3] uint8), …]`, weights above 0.
         rows: `[b]` indices of the images.
         seed: integers, of the draw.
         process: which `portion` of the rows is returned; default all of them.
 
     Returns:
-        `[b / n, s, s, 3]` uint8.
+        `[b / n, h, w, 3]` uint8.
     """
     if len(variants) == 1:
         return variants[0][1][portion(rows, process)]
@@ -97,10 +97,14 @@ def _flip(images, planned, step):
 
 
 def _geometry(images, planned, step):
-    """Move, turn and scale images by affine maps `[n, 6]`."""
-    side = images.shape[1]
-    linear, shift = ops.reshape(planned, (-1, 2, 3))[:, :, :2], ops.reshape(planned, (-1, 2, 3))[:, :, 2] * side
-    shift = shift + (side - 1) / 2 * (1 - ops.sum(linear, axis=2))
+    """Move, turn and scale images by affine maps `[n, 6]`, see `augmentation.maps_in_pixels`."""
+    high, wide = images.shape[1:3]
+    sides = np.array([wide, high], np.float32)
+    linear, shift = ops.reshape(planned, (-1, 2, 3))[:, :, :2], ops.reshape(planned, (-1, 2, 3))[:, :, 2] * sides
+    if wide != high:
+        linear = linear * (sides[:, None] / sides)
+        shift = shift + (wide - high) / 2 * (np.array([1, 0], np.float32) - linear[:, :, 0])
+    shift = shift + (high - 1) / 2 * (1 - ops.sum(linear, axis=2))
     rows = ops.reshape(ops.concatenate([linear, shift[:, :, None]], axis=2), (-1, 6))
     transform = ops.concatenate([rows, ops.zeros_like(rows[:, :2])], axis=1)
     return ops.image.affine_transform(images, transform, interpolation="bilinear", fill_mode="reflect")
@@ -136,7 +140,7 @@ class Augmenter(keras.layers.Layer):
         self.recipe = recipe_from_data(recipe) if as_data else tuple(recipe)
 
     def call(self, inputs, training=False):
-        """Augment images `[n, s, s, 3]` in 0 … 255 by `plan(recipe, n, seed)`, if `training`; float32."""
+        """Augment images `[n, h, w, 3]` in 0 … 255 by `plan(recipe, n, seed, w / h)`, if `training`; float32."""
         images, planned = ops.cast(inputs[0], "float32"), inputs[1]
         if training:
             for kind, steps, columns in recipe_passes(self.recipe):
@@ -173,7 +177,7 @@ class BatchReader:
     """Reads the batches of a training as NumPy arrays, one by one.
 
     Attributes:
-        variants: `[(weight, crops [n, s, s, 3] uint8), …]`.
+        variants: `[(weight, crops [n, h, w, 3] uint8), …]`.
         rows: `[m]` indices of the crops to train on.
         targets: of these m images.
         recipe: a tuple of augmentation steps.
@@ -196,9 +200,9 @@ class BatchReader:
         Returns:
             `{name: (dtype, *shape of one image's row)}`.
         """
-        side, width = self.variants[0][1].shape[1], plan(self.recipe, 1, 0).shape[1] if self.inside else 0
+        width = plan(self.recipe, 1, 0).shape[1] if self.inside else 0
         pairs = {"cosines": (np.float32, 2), "species": (np.float32, 2)}
-        inputs = {"pixels": (np.uint8, side, side, 3), "plan": (np.float32, width)}
+        inputs = {"pixels": (np.uint8, *self.variants[0][1].shape[1:]), "plan": (np.float32, width)}
         return {**inputs, **pairs, "weights": (np.float32,), "chosen": (np.int32,)}
 
     def read(self, batch: np.ndarray, number: int) -> list[np.ndarray]:
@@ -221,7 +225,8 @@ def _read_batch(reader, batch, number):
     if reader.targets.twins:
         mirrored = (np.random.default_rng([reader.seed, number, 31]).random(len(batch)) < 0.5).astype(int)
         images = np.where(portion(mirrored, reader.process)[:, None, None, None] > 0, images[:, ::-1], images)
-    planned = portion(plan(reader.recipe, len(batch), [reader.seed, number, 7]), reader.process)
+    aspect = images.shape[2] / images.shape[1]
+    planned = portion(plan(reader.recipe, len(batch), [reader.seed, number, 7], aspect), reader.process)
     if not reader.inside:
         images, planned = augment(images, reader.recipe, planned=planned), planned[:, :0]
     targets = reader.targets.batch(batch, mirrored, int(number))
@@ -266,7 +271,7 @@ def training_batches(
     """Return all batches of a training, in the form that Keras fits on.
 
     Args:
-        crops: `[n, s, s, 3]` uint8; or `[(weight, such crops), …]`, one drawn by weight for every image in every epoch.
+        crops: `[n, h, w, 3]` uint8; or `[(weight, such crops), …]`, one drawn by weight for every image in every epoch.
         rows: `[m]` indices of the crops to train on.
         targets: of these m images. If it has twins, half of the images, drawn anew every epoch, are mirrored top to
             bottom and get the class of the twin.
@@ -279,7 +284,7 @@ def training_batches(
         process: `(k, n)` of `devices.process_index`; only its `portion` of each batch is read.
 
     Returns:
-        `(inputs, labels, weights)`. Inputs: `pixels` `[b, s, s, 3]` uint8, `plan` with `inside`, `chosen` if classes
+        `(inputs, labels, weights)`. Inputs: `pixels` `[b, h, w, 3]` uint8, `plan` with `inside`, `chosen` if classes
         are sampled. Labels: `cosines` and, with species, `species` `[b, 2]`, see `Targets.batch`. Weights: `[b]`.
     """
     variants = crops if isinstance(crops, list) else [(1.0, crops)]

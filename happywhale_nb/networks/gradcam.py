@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..core.errors import UserError
+from ..imaging.crops import size_of_aspect
 from ..retrieval.adapters import Adapter
 
 if TYPE_CHECKING:
@@ -148,11 +149,11 @@ def crop_batches(crops: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, tf.
     """Split crops into batches.
 
     Args:
-        crops: `[n, s, s, 3]`.
+        crops: `[n, h, w, 3]`.
         size: crops in a batch, at most.
 
     Yields:
-        Rows `[b]` and pixels `[b, s, s, 3]` float32.
+        Rows `[b]` and pixels `[b, h, w, 3]` float32.
     """
     for start in range(0, len(crops), size):
         rows = np.arange(start, min(start + size, len(crops)))
@@ -163,7 +164,7 @@ class TracedModel:
     """A model's forward pass to the output that is explained, and Grad-CAM's coarse map, each traced once.
 
     Args:
-        model: any Keras model of pixels `[n, s, s, 3]` in 0 … 255.
+        model: any Keras model of pixels `[n, h, w, 3]` in 0 … 255.
         layer: the layer of the feature map.
         output: the layer or model whose output is explained.
         unit: scale that output to length 1, so that a score is a cosine.
@@ -209,7 +210,7 @@ class Probe:
     """A model opened at its feature map and at the output that is explained.
 
     Args:
-        model: any Keras model of pixels `[n, s, s, 3]` in 0 … 255, on the TensorFlow backend.
+        model: any Keras model of pixels `[n, h, w, 3]` in 0 … 255, on the TensorFlow backend.
         layer: name of the layer of the feature map (see `feature_layers`); "": the last.
         output: name of the layer whose output is explained; "": the model's own, `[n, d]`.
         unit: scale that output to length 1, so that a score is a cosine.
@@ -244,7 +245,7 @@ class Probe:
         """Compute the output that is explained.
 
         Args:
-            crops: `[n, s, s, 3]`, 0 … 255.
+            crops: `[n, h, w, 3]`, 0 … 255.
 
         Returns:
             `[n, d]` float32.
@@ -259,7 +260,7 @@ class Probe:
             weights: `[n, d]`, a vector for each photo.
 
         Returns:
-            A function of pixels `[b, s, s, 3]` and rows `[b]` to the scores Σ values · weights[rows], `[b]`.
+            A function of pixels `[b, h, w, 3]` and rows `[b]` to the scores Σ values · weights[rows], `[b]`.
         """
         return lambda pixels, rows: (self.values(pixels) * weights[rows]).sum(axis=1)
 
@@ -267,11 +268,11 @@ class Probe:
         """Compute Grad-CAM of the scores Σ values · weights.
 
         Args:
-            crops: `[n, s, s, 3]`, 0 … 255.
+            crops: `[n, h, w, 3]`, 0 … 255.
             weights: `[n, d]`.
 
         Returns:
-            `[n, s, s]` float32 in [0, 1], each map divided by its maximum; zero where nothing speaks for the score.
+            `[n, h, w]` float32 in [0, 1], each map divided by its maximum; zero where nothing speaks for the score.
         """
         weights, batches = tf.cast(weights, tf.float32), crop_batches(crops, self.batch_size)
         coarse = [self.traced.maps(pixels, tf.gather(weights, rows)).numpy() for rows, pixels in batches]
@@ -311,14 +312,14 @@ def grad_cam(
     """Compute Grad-CAM of a class's cosine, as in the paper.
 
     Args:
-        model: from pixels `[n, s, s, 3]` in 0 … 255 to cosines `[n, classes]`.
-        crops: `[n, s, s, 3]`.
+        model: from pixels `[n, h, w, 3]` in 0 … 255 to cosines `[n, classes]`.
+        crops: `[n, h, w, 3]`.
         classes: `[n]` int, the class explained for each crop; None: the best-scoring one.
         layer: name of the layer of the feature map; "": the last.
         batch_size: photos in the model at a time.
 
     Returns:
-        `[n, s, s]` float32 in [0, 1] (see `Probe.maps`).
+        `[n, h, w]` float32 in [0, 1] (see `Probe.maps`).
 
     Raises:
         UserError: for an unknown layer, or another backend of Keras.
@@ -339,15 +340,15 @@ def similarity_cam(
     """Compute Grad-CAM of the cosine between the embeddings of photos and of their matches, on both.
 
     Args:
-        model: any Keras model of pixels `[n, s, s, 3]` in 0 … 255, on the TensorFlow backend.
-        crops: `[n, s, s, 3]`.
-        matched: `[n, s, s, 3]`, the crop matched with each.
+        model: any Keras model of pixels `[n, h, w, 3]` in 0 … 255, on the TensorFlow backend.
+        crops: `[n, h, w, 3]`.
+        matched: `[n, h, w, 3]`, the crop matched with each.
         layer: name of the layer of the feature map; "": the last.
         embedding: name of the layer whose output is the embedding; "": the model's own output.
         batch_size: photos in the model at a time.
 
     Returns:
-        `(maps [n, s, s], maps of matched [n, s, s], cosines [n])`, float32; for the maps see `Probe.maps`.
+        `(maps [n, h, w], maps of matched [n, h, w], cosines [n])`, float32; for the maps see `Probe.maps`.
 
     Raises:
         UserError: for an unknown layer, or another backend of Keras.
@@ -364,13 +365,13 @@ def overlay(crops: np.ndarray, maps: np.ndarray, alpha: float = 0.4, colours: st
     """Lay maps over crops.
 
     Args:
-        crops: `[n, s, s, 3]` uint8.
-        maps: `[n, s, s]` in [0, 1].
+        crops: `[n, h, w, 3]` uint8.
+        maps: `[n, h, w]` in [0, 1].
         alpha: opacity of the maps, 0 to 1.
         colours: a colour map of `COLOURS`.
 
     Returns:
-        `[n, s, s, 3]` uint8.
+        `[n, h, w, 3]` uint8.
     """
     heat = 255 * COLOURS[colours](maps)[..., :3]
     return ((1 - alpha) * crops + alpha * heat).round().astype(np.uint8)
@@ -384,11 +385,11 @@ def match_heat(embedder: "Embedder", crop: np.ndarray, matched: np.ndarray) -> t
 
     Args:
         embedder: on the TensorFlow backend.
-        crop: `[s, s, 3]` uint8, of `Embedder.crop`.
-        matched: `[s, s, 3]` uint8, the crop of the other photo.
+        crop: `[h, w, 3]` uint8, of `Embedder.crop`.
+        matched: `[h, w, 3]` uint8, the crop of the other photo.
 
     Returns:
-        The maps of both, each `[s, s]` float32 in [0, 1] with a maximum of 1; zero where nothing speaks for the match.
+        The maps of both, each `[h, w]` float32 in [0, 1] with a maximum of 1; zero where nothing speaks for the match.
 
     Raises:
         UserError: on another backend of Keras, or after the embedder's `close`.
@@ -412,13 +413,14 @@ def heat_png(heat: np.ndarray, side: int = 256) -> bytes:
     """Encode a heat map as a PNG with transparency.
 
     Args:
-        heat: `[s, s]` in [0, 1].
-        side: pixels of the square picture.
+        heat: `[h, w]` in [0, 1].
+        side: pixels of the picture's longer side; it has the aspect of the map.
 
     Returns:
         The bytes of the PNG.
     """
-    heat = cv2.resize(np.asarray(heat, np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
+    high, wide = size_of_aspect(side, heat.shape[1] / heat.shape[0])
+    heat = cv2.resize(np.asarray(heat, np.float32), (wide, high), interpolation=cv2.INTER_LINEAR)
     layer = COLOURS["inferno"](heat)
     layer[..., 3] = OPACITY * heat
     layer = (255 * layer).round().astype(np.uint8)

@@ -70,7 +70,7 @@ class Samples:
     """The images that a network is trained on.
 
     Attributes:
-        crops: `[n, s, s, 3]` uint8 in 0 … 255, or `[(weight, such crops), …]`: then one of the crops of an image is
+        crops: `[n, h, w, 3]` uint8 in 0 … 255, or `[(weight, such crops), …]`: then one of the crops of an image is
             drawn by these weights in each epoch.
         rows: `[m]` indices of the crops to train on.
         labels: `[m]` their integer classes, below `classes`.
@@ -119,7 +119,7 @@ class TrainingData:
     """The batches of all epochs of a training.
 
     Attributes:
-        crops: `[n, s, s, 3]` uint8 or `[(weight, such crops), …]`, see `Samples`.
+        crops: `[n, h, w, 3]` uint8 or `[(weight, such crops), …]`, see `Samples`.
         rows: `[m]` indices of the crops to train on.
         targets: `Targets` of these m images.
         orders: `[epochs, steps · batch_size]` of `batches.epoch_orders`.

@@ -96,11 +96,11 @@ class ShownExample:
     """One row of the picture: a query, its match and their maps.
 
     Attributes:
-        crop: `[s, s, 3]` uint8, the query.
-        map: `[s, s]` in [0, 1], its Grad-CAM; of an encoder without gradients its map of occlusion.
-        matched: `[s, s, 3]` uint8, the photo matched with it.
-        matched_map: `[s, s]` in [0, 1], that photo's map.
-        occlusion: `[s, s]` in [0, 1], the query's map of occlusion; None if `map` is one.
+        crop: `[h, w, 3]` uint8, the query.
+        map: `[h, w]` in [0, 1], its Grad-CAM; of an encoder without gradients its map of occlusion.
+        matched: `[h, w, 3]` uint8, the photo matched with it.
+        matched_map: `[h, w]` in [0, 1], that photo's map.
+        occlusion: `[h, w]` in [0, 1], the query's map of occlusion; None if `map` is one.
         text: label of the row.
     """
 
@@ -124,8 +124,9 @@ def plot_gradcam(examples: Sequence[ShownExample], explain: str = "similarity", 
         The figure.
     """
     by_gradient = examples[0].occlusion is not None
-    columns, rows = len(PANEL_TITLES) - (not by_gradient), len(examples)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.6), squeeze=False)
+    columns, rows, (high, wide) = len(PANEL_TITLES) - (not by_gradient), len(examples), examples[0].map.shape
+    figsize = (1.5 * columns + 1.5, 1.5 * rows * high / wide + 0.6)
+    figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False)
     for line, example in zip(axes, examples, strict=True):
         _plot_example(line, example, colours)
     for ax, title in zip(axes[0], PANEL_TITLES, strict=False):
@@ -163,7 +164,7 @@ def score_weights(
     Args:
         probe: the model, opened by `fold_probe`.
         explain: a key of `EXPLAINED`.
-        matched: `[n, s, s, 3]`, crops of the matched photos.
+        matched: `[n, h, w, 3]`, crops of the matched photos.
         classes: `[c]` individuals of the model's first classes, sorted.
         individuals: `[n]` individuals on the matched photos.
 
@@ -256,8 +257,8 @@ class ExplainedQueries:
     """Some queries, ready for `Probe.maps`.
 
     Attributes:
-        crops: `[k, s, s, 3]` uint8.
-        matched: `[k, s, s, 3]` uint8, crops of the photos they were matched with.
+        crops: `[k, h, w, 3]` uint8.
+        matched: `[k, h, w, 3]` uint8, crops of the photos they were matched with.
         weights: `[k, d]` of `score_weights`.
     """
 
@@ -301,7 +302,7 @@ class FoldExplainer:
             **overrides: fields of the preset that are changed.
 
         Returns:
-            `[k, s, s, 3]` uint8.
+            `[k, h, w, 3]` uint8.
         """
         config = replace(used_preset(self.parameters), **overrides)
         return study_crops(self.dataset, self.fold.images[rows], config, self.parameters["crops"], self.folder)[0]
@@ -431,8 +432,9 @@ def check_maps(explainer: FoldExplainer, rows: np.ndarray, pairs: ExplainedQueri
     """
     fold, probe = explainer.fold, explainer.probe
     maps, individuals = probe.maps(pairs.crops, pairs.weights), fold.individuals[fold.queries[rows]]
-    grain = (probe.layer.output.shape[1] or 7) if explainer.by_gradient else 6
-    others = tuple(name for name in BASELINES if name != probe.method)
+    others, grain = tuple(name for name in BASELINES if name != probe.method), 6
+    if explainer.by_gradient:
+        grain = tuple(side or 7 for side in probe.layer.output.shape[1:3])
     return compare_maps(probe.score(pairs.weights), pairs.crops, maps, grain, individuals, baselines=others)
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-41
@@ -448,13 +450,13 @@ def boxes_in_crops(dataset: Dataset, images: Sequence[str], config: Preset, sour
     Returns:
         `[n, 4]`, boxes of `faithfulness.box_in_crop`; not-a-number where no box is known.
     """
-    chosen = choose_boxes(dataset, images, config, sources)
+    chosen, (high, wide) = choose_boxes(dataset, images, config, sources), config.shape
     located = np.full((len(chosen), 4), np.nan)
     for i in np.flatnonzero(chosen["source"] != "whole"):
         row = chosen.iloc[i]
         size = photo_size(dataset.train_images / row["image"])
         box, frame = row[BOX].to_numpy(float), row[["W", "H"]].to_numpy(float)
-        located[i] = box_in_crop(box, frame, size, config.crop_margin, config.keep_aspect)
+        located[i] = box_in_crop(box, frame, size, config.crop_margin, config.keep_aspect, wide / high)
     return located
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-61

@@ -318,8 +318,8 @@ def _pixels(model):
     """The side of a model's crops, or width × height if they are no squares; not known of vectors made elsewhere."""
     if not _first_encoder(model).get("embeds", True):
         return "not known"
-    width, height = (_first_encoder(model).get(name, model.preset["image_size"]) for name in ("width", "height"))
-    return width if width == height else f"{width} × {height}"
+    high, wide = used_preset(model.preset).shape
+    return high if high == wide else f"{wide} × {high}"
 
 
 def _all_together(model):
@@ -857,7 +857,7 @@ def gradcam_section(study: StudyResults) -> SectionResult:
 def _built_alike(preset, model):
     """Whether a model is built as a preset is."""
     one, other = configure(preset), used_preset(model.preset)
-    fields = ("backbone", "image_size", "pool", "embedding", "centres")
+    fields = ("backbone", "image_size", "aspect", "pool", "embedding", "centres")
     return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 

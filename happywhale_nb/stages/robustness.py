@@ -31,7 +31,7 @@ from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, open_set_truth, require_catalogue
-from ..imaging.crops import load_crop, load_crops
+from ..imaging.crops import height_and_width, load_crop, load_crops
 from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
 from ..imaging.photo import read_upright
 from ..networks.encoders import open_encoder
@@ -90,20 +90,24 @@ class PhotoToDegrade(NamedTuple):
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-09a
 class DegradedCrops:
-    """Photos under every change, as an array `[photos · changes, size, size, 3]` uint8 that is computed when read.
+    """Photos under every change, as an array `[photos · changes, height, width, 3]` uint8 that is computed when read.
 
     Args:
         read: function of a photo's number to its `PhotoToDegrade`.
         seeds: for each photo, the seed of `degrade`.
         changes: of `all_changes`.
-        size: side of the crops in pixels.
+        size: of the crops in pixels: side of a square, or height and width.
     """
 
     def __init__(
-        self, read: Callable[[int], PhotoToDegrade], seeds: Sequence, changes: Sequence[Change], size: int
+        self,
+        read: Callable[[int], PhotoToDegrade],
+        seeds: Sequence,
+        changes: Sequence[Change],
+        size: int | tuple[int, int],
     ) -> None:
         self.read, self.seeds, self.changes, self.last = read, seeds, changes, (-1, None)
-        self.shape, self.dtype = (len(seeds) * len(changes), size, size, 3), np.dtype(np.uint8)
+        self.shape, self.dtype = (len(seeds) * len(changes), *height_and_width(size), 3), np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -158,7 +162,8 @@ def _reduced_photo(path):
 
 def _crop_pixels(pixels, box, frame, config):
     coded = cv2.imencode(".bmp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]
-    return load_crop(io.BytesIO(coded), config.image_size, box, frame, config.crop_margin, config.keep_aspect)
+    how = config.crop_margin, config.keep_aspect, config.resize
+    return load_crop(io.BytesIO(coded), config.shape, box, frame, *how)
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-17
 def trained_folds(folder: Path, model: str, folds: pd.DataFrame, fold: int) -> list[int]:
@@ -261,7 +266,8 @@ def _crop_reader(folder):
     """A function like `photo_reader`, for crops (kept in `folder`) that are degraded themselves."""
 
     def make_reader(paths, chosen, config):
-        crops = load_crops(paths, chosen, config.image_size, folder, config.crop_margin, config.keep_aspect)
+        how = config.crop_margin, config.keep_aspect, config.resize
+        crops = load_crops(paths, chosen, config.shape, folder, *how)
         return lambda i: PhotoToDegrade(crops[i], None, lambda pixels: pixels)
 
     return make_reader
@@ -288,7 +294,7 @@ def degraded_views(
     seeds = [[queries.seed, zlib.crc32(name.encode())] for name in images]
     make_reader = photo_reader if queries.degrade_before_crop else _crop_reader(queries.folder / "crops")
     return [
-        (share, DegradedCrops(make_reader(paths, chosen, config), seeds, queries.changes, config.image_size))
+        (share, DegradedCrops(make_reader(paths, chosen, config), seeds, queries.changes, config.shape))
         for share, chosen in tables
     ]
 
@@ -418,7 +424,8 @@ def robustness_stage(
 def _protocol(queries, fold):
     """What a record says of its `DegradedQueries`; fold: its parameter of `robustness_stage`."""
     configs = [read_record(folder / "config.json") for folder in queries.fold_dirs.values()]
-    sides = ", ".join(map(str, sorted({config["parameters"]["image_size"] for config in configs})))
+    shapes = sorted({used_preset(config["parameters"]).shape for config in configs})
+    sides = ", ".join(f"{high} a side" if high == wide else f"{wide} × {high}" for high, wide in shapes)
     of_photo = f"of the photograph, at most {LONGER_SIDE} on its longer side"
     return {
         "fold": fold,
@@ -427,7 +434,7 @@ def _protocol(queries, fold):
         "query_individuals": queries.rows["individual_id"].nunique(),
         "sample_seed": queries.seed,
         "degrade_before_crop": queries.degrade_before_crop,
-        "pixels": of_photo if queries.degrade_before_crop else f"of the crop, {sides} a side",
+        "pixels": of_photo if queries.degrade_before_crop else f"of the crop, {sides}",
     }
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-46

@@ -124,7 +124,7 @@ def crop_variants(
         part: "train" (default) or "test".
 
     Returns:
-        `[(weight, crops [n, s, s, 3] uint8), …]`, one for each source; empty if `sources` has no weights.
+        `[(weight, crops [n, h, w, 3] uint8), …]`, one for each source; empty if `sources` has no weights.
     """
     mix = CropMix.parse(sources, boxes["source"], config.min_confidence)
     variants = mix.variants(images, boxes, part)
