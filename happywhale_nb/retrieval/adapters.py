@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'CHOSEN_FROM', 'POWERS', 'PARTS', 'MOST', 'LEAST_QUERIES', 'ROUNDS', 'FEW', 'Fit', 'FitAll', 'Adapter',
            'Spread', 'shrunk_spread', 'fit_adapters', 'fit_adapter', 'write_adapter', 'read_adapter',
-           'deal_photographs', 'cross_scores', 'AdapterChoice', 'choose_adapter']
+           'deal_photographs', 'cross_scores', 'AdapterChoice', 'choose_adapter', 'BlockWeights', 'fit_weights']
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-02
 import hashlib
@@ -547,3 +547,129 @@ def choose_adapter(
     if decided.used:
         decided = replace(decided, adapter=fit(rows, names)[decided.kind])
     return replace(decided, seconds=time.perf_counter() - began)
+
+# %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-41
+@dataclass(frozen=True)
+class BlockWeights:
+    """How much several encoders count side by side.
+
+    Attributes:
+        weights: from 0, one for each encoder, adding up to 1: of their cosines. 1 for the best single one alone where
+            others do not pay.
+        used: whether several pay.
+        single: the best single encoder, from 0.
+        alone: MAP@5 of each encoder alone.
+        together: MAP@5 with fitted weights, each photograph by weights fitted without it.
+        gain: of several over the best single one.
+        low: lower end of the gain's 95 % interval.
+        high: its upper end.
+        p: of a two-sided permutation test over individuals.
+        queries: number of photographs that were asked.
+    """
+
+    weights: tuple[float, ...]
+    used: bool
+    single: int
+    alone: tuple[float, ...]
+    together: float
+    gain: float
+    low: float
+    high: float
+    p: float
+    queries: int
+
+    @property
+    def sentence(self) -> str:
+        """What a person should know."""
+        span = f"{self.gain:+.3f} ({self.low:+.3f} to {self.high:+.3f}; p = {self.p:.2g})"
+        best = f"the best of {len(self.alone)} alone ({max(self.alone):.3f})"
+        facts = f"{span} over {best} on {self.queries:,} photographs"
+        shown = ", ".join(f"{weight:.2f}" for weight in self.weights)
+        if self.used:
+            return f"Encoders side by side, weights {shown}: {facts}."
+        return f"Encoder {self.single + 1} is used alone: several bring {facts}, which is not beyond chance."
+
+# %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-42
+def _weight_grid(count):
+    """Weights `[w, count]` from 0, adding up to 1: equal ones first, then by their distance from them."""
+    steps = {2: 10, 3: 6, 4: 5}.get(count, 4)
+    grid = [(steps,)] if count == 1 else _compositions(steps, count)
+    weights = np.unique(np.concatenate([np.full((1, count), 1 / count), np.array(grid) / steps]), axis=0)
+    return weights[np.argsort(((weights - 1 / count) ** 2).sum(axis=1), kind="stable")]
+
+
+def _compositions(total, count):
+    """All ways to write `total` as a sum of `count` numbers from 0."""
+    if count == 1:
+        return [(total,)]
+    return [(first, *rest) for first in range(total + 1) for rest in _compositions(total - first, count - 1)]
+
+
+def _precision(cosines, gallery, queries):
+    """Average precision `[q]`; cosines `[q, g]`, codes of both, those of the gallery sorted."""
+    starts = np.flatnonzero(np.r_[True, np.diff(gallery) != 0])
+    best = np.maximum.reduceat(cosines, starts, axis=1)
+    own = best[np.arange(len(queries)), np.searchsorted(gallery[starts], queries)]
+    rank = (best >= own[:, None]).sum(axis=1)
+    return np.where(rank <= 5, 1 / rank, 0.0)
+
+# %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-43
+def _grid_scores(blocks, codes, part, grid):
+    """`[w, n]` average precision by weights; NaN for a photograph whose individual is in no other part."""
+    scores = np.full((len(grid), len(codes)), np.nan)
+    for number in np.unique(part):
+        gallery = np.flatnonzero(part != number)
+        gallery = gallery[np.argsort(codes[gallery], kind="stable")]
+        queries = np.flatnonzero((part == number) & np.isin(codes, codes[gallery]))
+        if len(queries):
+            cosines = [block[queries] @ block[gallery].T for block in blocks]
+            for row, weights in enumerate(grid):
+                mixed = sum(weight * each for weight, each in zip(weights, cosines, strict=True))
+                scores[row, queries] = _precision(mixed, codes[gallery], codes[queries])
+    return scores
+
+
+def fit_weights(
+    blocks: Sequence[np.ndarray], individuals: Sequence[str], seed: int = 0, encounters: Sequence | None = None
+) -> BlockWeights:
+    """Fit the weights of several encoders side by side.
+
+    Args:
+        blocks: for each encoder its embeddings `[n, d]` of the same photographs, of any length.
+        individuals: `[n]` whom they show; `new_individual` is none.
+        seed: of the deal.
+        encounters: `[n]` of the photographs, which stay together; None: each photograph is one of its own.
+
+    Returns:
+        the weights, for `networks.encoder_groups.SideBySide`.
+
+    Raises:
+        UserError: if embeddings cannot be compared, differ in number, or too few photographs can be asked.
+    """
+    blocks = [unit_rows(block, "embedding") for block in blocks]
+    if not blocks or len({len(block) for block in blocks}) > 1:
+        raise UserError(f"encoders side by side embed the same photographs, not {[len(block) for block in blocks]}")
+    codes, names = _codes(individuals, len(blocks[0])), np.asarray(individuals, str)
+    rows = _drawn_rows(codes, seed)
+    apart = None if encounters is None else np.asarray(encounters)[rows]
+    part, grid = deal_photographs(codes[rows], apart, seed=seed), _weight_grid(len(blocks))
+    scores = _grid_scores([block[rows] for block in blocks], codes[rows], part, grid)
+    asked = np.isfinite(scores[0])
+    if asked.sum() < LEAST_QUERIES:
+        raise UserError(f"{asked.sum()} photographs can be asked for known animals: weights take {LEAST_QUERIES}")
+    return _weigh(grid, scores[:, asked], part[asked], names[rows][asked])
+
+# %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-44
+def _weigh(grid, scores, part, owner):
+    """The `BlockWeights` of scores `[w, q]`."""
+    table = dict(enumerate(scores))
+    best, crosswise = _chosen_crosswise(table, table, part)
+    alone = {int(weights.argmax()): row for row, weights in enumerate(grid) if weights.max() == 1}
+    means = tuple(float(scores[alone[k]].mean()) for k in range(grid.shape[1]))
+    single = int(np.argmax(means))
+    gains = crosswise - scores[alone[single]]
+    gain, pays = mean_gain(gains, owner), np.count_nonzero(grid[best]) > 1
+    used = bool(pays and gain["low"] > 0)
+    weights = grid[best] if used else np.eye(grid.shape[1])[single]
+    facts = {"alone": means, "together": float(crosswise.mean()), **gain, "p": _sign_test(gains, owner)}
+    return BlockWeights(tuple(map(float, weights)), used, single, queries=len(owner), **facts)
