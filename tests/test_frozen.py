@@ -244,8 +244,9 @@ def test_vectors_that_lack_photographs_are_counted_and_the_first_is_named(split,
 
 
 @pytest.mark.slow
-def test_encoders_side_by_side_are_one_whose_cosine_is_the_mean_of_theirs(split, small, tmp_path):
+def test_encoders_side_by_side_are_one_whose_cosine_is_the_mean_of_theirs(split, small, tmp_path, monkeypatch):
     dataset, _, folds = split
+    monkeypatch.setattr(frozen, "fold_weights", lambda parts, *rest: ((0.5, 0.5), "equal"))
     other = Path(shutil.copytree(small, tmp_path / "other"))
     write_card(other, replace(read_card(other), name="other", width=96, height=96, dimension=192))
     folder, both = tmp_path / "study", f"{small} {other}"
@@ -254,6 +255,14 @@ def test_encoders_side_by_side_are_one_whose_cosine_is_the_mean_of_theirs(split,
     assert record["parameters"]["encoder"] == "small other" and record["encoder"]["dimension"] == 240
     stored = read_embeddings(place / "embeddings.parquet").of("train", folds["image"])
     np.testing.assert_allclose(open_encoder(place).embed(crops_of(dataset, folder, folds, place)), stored, atol=1e-4)
+    monkeypatch.setattr(frozen, "fold_weights", lambda parts, *rest: ((0.0, 1.0), "the second alone"))
+    record = encode_stage(dataset, folds, 1, "both", both, folder, "none")
+    place = folder / "both" / "fold1"
+    assert record["adapter"]["weights_say"] == "the second alone" and read_card(place).parts == ("../encoder/part2",)
+    stored = read_embeddings(place / "embeddings.parquet").of("train", folds["image"])
+    assert stored.shape[1] == 192
+    np.testing.assert_allclose(open_encoder(place).embed(crops_of(dataset, folder, folds, place)), stored, atol=1e-4)
+    monkeypatch.setattr(frozen, "fold_weights", lambda parts, *rest: ((0.5, 0.5), "equal"))
     table = write_vectors(tmp_path / "vectors.csv", dataset)
     encode_stage(dataset, folds, 0, "small", str(small), folder, "none")
     encode_stage(dataset, folds, 0, "vectors", str(table), folder, "none")

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'ENCODER', 'EMBEDDED', 'EMPTY', 'OF_A_FOLD', 'OF_THE_CARD', 'SEEN', 'FrozenModel', 'open_frozen',
-           'own_sources', 'frozen_parameters', 'TimeLimit', 'embed_in_blocks', 'PhotoVectors', 'keep_encoder',
-           'embed_photos', 'fold_adapter', 'brought_adapter', 'gallery_centres', 'fold_card', 'refuse_trained',
-           'FrozenFold', 'encode_stage']
+           'own_sources', 'frozen_parameters', 'TimeLimit', 'embed_in_blocks', 'split_parts', 'PhotoVectors',
+           'keep_encoder', 'embed_photos', 'fold_adapter', 'brought_adapter', 'fold_weights', 'gallery_centres',
+           'fold_card', 'refuse_trained', 'FrozenFold', 'encode_stage']
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-02
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from ..data.protocol import protocol_card
 from ..data.splits import gallery_and_queries
 from ..imaging.crops import Crops
 from ..imaging.empty_pictures import empty_crops
+from ..networks.adapter_training import train_arcface
 from ..networks.callbacks import Unfinished
 from ..networks.card_encoder import Encoder, card_record
 from ..networks.encoder_card import CARD, EncoderCard, read_card, write_card
@@ -37,7 +38,7 @@ from ..networks.encoders import ADAPTER, copy_encoder, open_encoder, write_side_
 from ..networks.model import library_versions
 from ..networks.presets import used_preset
 from ..networks.vector_tables import VectorTable, open_vectors
-from ..retrieval.adapters import Adapter, choose_adapter, fit_adapter, write_adapter
+from ..retrieval.adapters import Adapter, choose_adapter, fit_adapter, fit_weights, write_adapter
 from happywhale_nb.retrieval.embeddings import (
     ClassCentres,
     image_embeddings,
@@ -93,6 +94,13 @@ class FrozenModel:
         facts = {"encoder": card.name, "pixels": f"{card.width} x {card.height}", "numbers": card.dimension}
         licence = {"licence": card.licence or "not stated", "commercial use": card.commercial, "source": card.source}
         return facts | licence
+
+    @property
+    def widths(self) -> list[int]:
+        """Dimensions of the embeddings that are named side by side, encoders before tables; one if one is named."""
+        named = sum(not is_table(place) for place in self.places)
+        parts = self.encoder.parts if named > 1 else [self.encoder] * named
+        return [part.card.dimension for part in parts] + [table.width for table in self.tables]
 
     @property
     def embeds(self) -> bool:
@@ -227,6 +235,25 @@ def embed_in_blocks(
         vectors.append(np.load(path, allow_pickle=False))
     return np.concatenate(vectors)
 
+# %% ../../nbs/lib/stages/frozen.ipynb #frozen-14b
+def split_parts(vectors: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+    """Take embeddings of encoders side by side apart.
+
+    Args:
+        vectors: `[n, d]`, rows of length 1.
+        widths: of the parts, together d.
+
+    Returns:
+        For each part `[n, width]`, rows of length 1.
+    """
+    return [unit_length(part)[0] for part in np.split(vectors, np.cumsum(widths)[:-1], axis=1)]
+
+
+def _joined(vectors, weights):
+    """Embeddings side by side, without those of weight 0; cosines are the means of the parts' with these weights."""
+    rows = [np.sqrt(weight) * part for part, weight in zip(vectors, weights, strict=True) if weight]
+    return unit_length(np.concatenate(rows, axis=1))[0].astype(np.float32)
+
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-14
 @dataclass(frozen=True, eq=False)
 class PhotoVectors:
@@ -235,6 +262,7 @@ class PhotoVectors:
     Attributes:
         shares: of the views that an embedding averages, together 1.
         views: for each, `[n + t, d]` float32: the photographs of the table of folds, then the test photographs.
+        widths: of the encoders and tables side by side, in the order of their numbers; together d.
         empty: `[e, d]` of pictures without an animal; None if nothing embeds them.
         kinds: `[e]` of these pictures.
         boxes: number of photographs by the source of their box.
@@ -243,6 +271,7 @@ class PhotoVectors:
 
     shares: tuple[float, ...]
     views: tuple[np.ndarray, ...]
+    widths: tuple[int, ...]
     empty: np.ndarray | None
     kinds: tuple[str, ...]
     boxes: dict[str, int]
@@ -259,6 +288,22 @@ class PhotoVectors:
         """
         total = sum(share * function(view) for share, view in zip(self.shares, self.views, strict=True))
         return unit_length(total, 1e-12)[0]
+
+    def weighted(self, weights: Sequence[float]) -> "PhotoVectors":
+        """Weigh encoders and tables that stand side by side.
+
+        Args:
+            weights: from 0, one for each; those of 0 are left out.
+
+        Returns:
+            The vectors whose cosines are the means of the parts' with these weights.
+        """
+        def weigh(vectors):
+            return _joined(split_parts(vectors, self.widths), weights)
+
+        views, empty = tuple(map(weigh, self.views)), self.empty if self.empty is None else weigh(self.empty)
+        widths = tuple(width for width, weight in zip(self.widths, weights, strict=True) if weight)
+        return replace(self, views=views, widths=widths, empty=empty)
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-15
 ENCODER, EMBEDDED, EMPTY = "encoder", "embedded.json", "empty.parquet"  # below a model's folder
@@ -277,7 +322,8 @@ def _write_vectors(folder, dataset, folds, found, stamp):
     if found.empty is not None:
         keys = [str(i) for i in range(len(found.kinds))]
         write_embeddings(folder / EMPTY, image_embeddings(list(found.kinds), keys, found.empty))
-    facts = {"stamp": stamp, "shares": found.shares, "boxes": found.boxes, "seconds": round(found.seconds, 1)}
+    facts = {"stamp": stamp, "shares": found.shares, "widths": found.widths, "boxes": found.boxes}
+    facts["seconds"] = round(found.seconds, 1)
     write_json(folder / EMBEDDED, facts)
 
 
@@ -290,7 +336,8 @@ def _read_vectors(folder, dataset, folds):
     empty = read_embeddings(folder / EMPTY) if (folder / EMPTY).is_file() else None
     kinds = () if empty is None else tuple(empty.parts.tolist())
     vectors = None if empty is None else empty.vectors
-    return PhotoVectors(tuple(facts["shares"]), tuple(views), vectors, kinds, facts["boxes"], facts["seconds"])
+    told = (tuple(facts["shares"]), tuple(views), tuple(facts["widths"]), vectors, kinds)
+    return PhotoVectors(*told, facts["boxes"], facts["seconds"])
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-16
 def keep_encoder(frozen: FrozenModel, folder: Path) -> None:
@@ -377,12 +424,6 @@ def _listed_vectors(table, dataset, folds):
     return table.of(parts, np.r_[folds["image"], tests].astype(str), names_in_both(dataset.root))
 
 
-def _joined(vectors, weights):
-    """Embeddings side by side; the cosine of two is the mean of the parts' cosines with these weights."""
-    rows = [np.sqrt(weight) * part for part, weight in zip(vectors, weights, strict=True)]
-    return unit_length(np.concatenate(rows, axis=1))[0].astype(np.float32)
-
-
 def _embed_all(frozen, dataset, folds, parameters, study_folder, blocks, limit):
     """The `PhotoVectors` of a study, computed."""
     began, config, crops = time.perf_counter(), used_preset(parameters), None
@@ -391,13 +432,15 @@ def _embed_all(frozen, dataset, folds, parameters, study_folder, blocks, limit):
         crops = fold_crops(dataset, folds, config, parameters["crops"], parameters["tta_sources"], study_folder)
         shares, boxes = tuple(share for share, _ in crops.known), crops.boxes
         views = _embed_crops(frozen, crops, blocks, limit)
+    widths = frozen.widths
     if listed := [_listed_vectors(table, dataset, folds) for table in frozen.tables]:
-        weights = [len(getattr(frozen.encoder, "parts", [0])) for _ in views[:1]] + [1] * len(listed)
+        weights = [len(widths) - len(listed)] * len(views[:1]) + [1] * len(listed)
         views = [_joined([view, *listed], weights) for view in views] or [_joined(listed, weights)]
     if frozen.embeds:
         kinds, pictures = empty_crops(dataset, config.shape, config.keep_aspect)
         empty = frozen.encoder.embed(pictures)
-    return PhotoVectors(shares, tuple(views), empty, tuple(kinds), boxes, time.perf_counter() - began)
+    told = (shares, tuple(views), tuple(widths), empty, tuple(kinds))
+    return PhotoVectors(*told, boxes, time.perf_counter() - began)
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-19
 def fold_adapter(
@@ -425,12 +468,18 @@ def fold_adapter(
     if kind == "auto":
         choice = choose_adapter(vectors, individuals, seed, encounters=encounters)
         return choice.adapter, choice.as_dict() | {"asked": kind}
-    choice = choose_adapter(vectors, individuals, seed, (kind,), encounters)
-    adapter = choice.adapter if choice.used else fit_adapter(vectors, individuals, kind)
+    trained = {"arcface": train_arcface} if kind == "arcface" else {}
+    choice = choose_adapter(vectors, individuals, seed, () if trained else (kind,), encounters, trained)
+    adapter = choice.adapter if choice.used else _fitted(vectors, individuals, kind)
     asked = f"An adapter ({kind}) is used, as asked for. Left to choose: {choice.sentence}"
     said = choice.sentence if choice.used else asked
     own = {"kind": kind, "used": True, "asked": kind, "sentence": said, "fingerprint": adapter.fingerprint}
     return adapter, choice.as_dict() | own
+
+# %% ../../nbs/lib/stages/frozen.ipynb #frozen-19c
+def _fitted(vectors, individuals, kind):
+    """An adapter of a kind, whether or not it pays."""
+    return train_arcface(vectors, individuals) if kind == "arcface" else fit_adapter(vectors, individuals, kind)
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-19a
 def brought_adapter(adapter: Adapter, kind: str) -> dict:
@@ -454,6 +503,28 @@ def brought_adapter(adapter: Adapter, kind: str) -> dict:
     said = f"The encoder brings an adapter ({adapter.name}), which was fitted elsewhere."
     return {"kind": adapter.name, "used": True, "asked": kind, "sentence": said, "fingerprint": adapter.fingerprint}
 
+# %% ../../nbs/lib/stages/frozen.ipynb #frozen-19b
+def fold_weights(
+    parts: Sequence[np.ndarray], individuals: np.ndarray, seed: int = 0, encounters: np.ndarray | None = None
+) -> tuple[tuple[float, ...], str]:
+    """Weigh encoders and tables side by side on a fold's gallery.
+
+    Args:
+        parts: for each its embeddings `[n, d]` of the gallery.
+        individuals: `[n]` whom they show.
+        seed: of what is drawn.
+        encounters: `[n]` of the photographs; None: each is one of its own.
+
+    Returns:
+        Weights from 0, together 1: those of the best one alone where several do not gain beyond chance, equal ones if
+        there are too few photographs to tell; and a sentence.
+    """
+    try:
+        fitted = fit_weights(parts, individuals, seed, encounters)
+    except UserError as error:
+        return (1 / len(parts),) * len(parts), f"Encoders side by side have equal weights: {error}."
+    return fitted.weights, fitted.sentence
+
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-23
 def gallery_centres(vectors: np.ndarray, individuals: np.ndarray) -> ClassCentres:
     """Average the gallery's embeddings by individual.
@@ -471,7 +542,9 @@ def gallery_centres(vectors: np.ndarray, individuals: np.ndarray) -> ClassCentre
     return ClassCentres(names, unit_length(sums)[0].astype(np.float32))
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-26
-def fold_card(frozen: FrozenModel, folder: Path, parameters: dict, boxes: dict) -> EncoderCard:
+def fold_card(
+    frozen: FrozenModel, folder: Path, parameters: dict, boxes: dict, weights: Sequence[float] = ()
+) -> EncoderCard:
     """Make the card of a fold's folder.
 
     Args:
@@ -479,9 +552,10 @@ def fold_card(frozen: FrozenModel, folder: Path, parameters: dict, boxes: dict) 
         folder: the model's folder `encoder`.
         parameters: of `frozen_parameters`.
         boxes: number of photographs by the source of their box.
+        weights: of encoders side by side, from 0.
 
     Returns:
-        A card whose files lie in `folder`, with the fold's boxes.
+        A card whose files lie in `folder`, with the fold's boxes and the parts that have a weight.
     """
     card = read_card(folder) if (folder / CARD).is_file() else frozen.card
 
@@ -493,11 +567,23 @@ def fold_card(frozen: FrozenModel, folder: Path, parameters: dict, boxes: dict) 
         file=beside(card.file),
         data=tuple(map(beside, card.data)),
         probe=beside(card.probe),
-        parts=tuple(map(beside, card.parts)),
+        **_weighed_parts(frozen, card, beside, weights),
         crops=parameters["crops"],
         tta_sources=parameters["tta_sources"],
         boxed=set(boxes) != {"whole"},
     )
+
+# %% ../../nbs/lib/stages/frozen.ipynb #frozen-26a
+def _weighed_parts(frozen, card, beside, weights):
+    """Fields of a card that say of which parts an encoder is made; those of weight 0 are left out."""
+    if not weights:
+        return {"parts": tuple(map(beside, card.parts))}
+    kept = [number for number, weight in enumerate(weights) if weight]
+    return {
+        "parts": tuple(beside(card.parts[number]) for number in kept),
+        "weights": tuple(weights[number] for number in kept),
+        "dimension": sum(frozen.widths[number] for number in kept),
+    }
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-27
 OF_A_FOLD = (CARD, ADAPTER, EMPTY)  # beside config.json, embeddings and centres
@@ -555,8 +641,8 @@ class FrozenFold:
         return gallery_and_queries(self.folds, self.fold)[0]
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-29
-def _write_fold(fold, found, adapter, told, vectors):
-    """Write a fold's folder, `config.json` last; vectors: `[n + t, k]`, adapted."""
+def _write_fold(fold, found, adapter, told, vectors, weights=()):
+    """Write a fold's folder, `config.json` last; vectors: `[n + t, k]`, adapted; weights: of parts side by side."""
     place, folds, tests = fold.folder, fold.folds, fold.dataset.test["image"]
     for name in ("config.json", *OF_A_FOLD, "model.keras", "history.csv"):
         (place / name).unlink(missing_ok=True)
@@ -571,7 +657,8 @@ def _write_fold(fold, found, adapter, told, vectors):
     if told["used"]:
         write_adapter(place / ADAPTER, adapter)
     if fold.frozen.embeds:
-        write_card(place, fold_card(fold.frozen, place.parent / ENCODER, fold.record["parameters"], found.boxes))
+        parameters, kept = fold.record["parameters"], place.parent / ENCODER
+        write_card(place, fold_card(fold.frozen, kept, parameters, found.boxes, weights))
     facts = {"encoder": _account(fold), "adapter": told, "result": _result(fold, found, vectors)}
     write_json(place / "config.json", fold.record | facts | {"versions": library_versions()})
 
@@ -608,7 +695,7 @@ def _records_of(places):
 def _result(fold, found, vectors):
     """What `config.json` records of the scores, with and without the adapter, and of the embedding."""
     known, individuals = len(fold.folds), fold.folds["individual_id"].to_numpy(dtype=str)[fold.gallery]
-    plain = found.mapped(lambda view: view)
+    plain = found.mapped(_as_it_is)
     return {
         score_name(fold.folds): fold_map5(fold.folds, fold.fold, vectors[:known]),
         "without_adapter": fold_map5(fold.folds, fold.fold, plain[:known]),
@@ -690,9 +777,18 @@ def _encode_fold(fold, kind, limit):
     gallery, known = fold.gallery, len(fold.folds)
     individuals = fold.folds["individual_id"].to_numpy(dtype=str)[gallery]
     encounters = study_encounters(fold.dataset, fold.study_folder, fold.folds)[gallery]
-    plain = found.mapped(lambda view: view)
+    seed, weights, plain = fold.record["parameters"]["seed"], (), found.mapped(_as_it_is)
     if own := fold.frozen.own_adapter:
         return _write_fold(fold, found, own, brought_adapter(own, kind), plain)
-    seed = fold.record["parameters"]["seed"]
+    if len(found.widths) > 1:
+        parts = split_parts(plain[:known][gallery], found.widths)
+        weights, said = fold_weights(parts, individuals, seed, encounters)
+        found = found.weighted(weights)
+        plain = found.mapped(_as_it_is)
     adapter, told = fold_adapter(plain[:known][gallery], individuals, kind, seed, encounters)
-    return _write_fold(fold, found, adapter, told, found.mapped(adapter.transform))
+    told |= {"weights": weights, "weights_say": said} if weights else {}
+    return _write_fold(fold, found, adapter, told, found.mapped(adapter.transform), weights)
+
+
+def _as_it_is(vectors):
+    return vectors

@@ -450,6 +450,8 @@ def _encoder_notes(models):
             )
         if facts["note"]:
             notes.append(f"{name}: {facts['note']}.")
+        said = {k: fold["adapter"].get("weights_say") for k, fold in model.encoders.items()}
+        notes += [f"{name}, fold {k}: {sentence}" for k, sentence in said.items() if sentence]
     return notes
 
 

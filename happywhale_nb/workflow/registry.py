@@ -213,7 +213,7 @@ def _training_lines(stage, record, folder):
     scores = {name: value for name, value in record["result"].items() if name in _SCORES and value is not None}
     told = "".join(f"{_SCORES[name]} {value:.3f}; " for name, value in scores.items())
     adapter = record.get("adapter") or {}
-    lines = [adapter["sentence"]] if "sentence" in adapter else []
+    lines = [adapter[name] for name in ("weights_say", "sentence") if name in adapter]
     return [*lines, f"{told}next: happywhale knn, or run"]
 
 
