@@ -193,7 +193,7 @@ def _gains(curves, individual_ids):
     """The gain of the map over each baseline, with its interval; curves: map → test → `[n, steps + 1]`."""
     areas = {name: {test: area_under_curve(curve) for test, curve in pair.items()} for name, pair in curves.items()}
     gains = {}
-    for name in BASELINES:
+    for name in (baseline for baseline in BASELINES if baseline in areas):
         differences = {
             "deletion": areas[name]["deletion"] - areas["map"]["deletion"],
             "insertion": areas["map"]["insertion"] - areas[name]["insertion"],
@@ -212,6 +212,7 @@ def compare_maps(
     seeds: int = 3,
     batch_size: int = 32,
     cells: int = 6,
+    baselines: Sequence[str] = BASELINES,
 ) -> dict[str, object]:
     """Compare the curves of heat maps with those of random, centre and occlusion maps.
 
@@ -225,23 +226,24 @@ def compare_maps(
         seeds: number of random maps of each crop; their curves are averaged.
         batch_size: crops in memory at a time.
         cells: as of `occlusion_maps`.
+        baselines: those of `BASELINES` to compare with; maps of occlusion are not compared with themselves.
 
     Returns:
         A dict for a JSON file: shares, the fractions `[steps + 1]`; empty, how many maps are zero everywhere; curves
         and areas, map → test → mean over the crops; gains of the map, baseline → test → gain, low, high (95 %, of
-        `metrics.mean_gain`). Maps are map, random, centre, occlusion; tests are deletion and insertion.
+        `metrics.mean_gain`). Maps are map and the baselines; tests are deletion and insertion.
     """
     n, *size = np.shape(maps)
 
     def curves_of(order, seed=0):
         return np.stack(perturbation_curves(score, crops, order, steps, batch_size, seed))
 
-    both = {
-        "map": curves_of(maps),
-        "random": np.mean([curves_of(random_maps(n, size, grain, seed), seed) for seed in range(seeds)], axis=0),
-        "centre": curves_of(centre_maps(n, size)),
-        "occlusion": curves_of(occlusion_maps(score, crops, cells, batch_size)),
+    orders = {
+        "random": lambda: [curves_of(random_maps(n, size, grain, seed), seed) for seed in range(seeds)],
+        "centre": lambda: [curves_of(centre_maps(n, size))],
+        "occlusion": lambda: [curves_of(occlusion_maps(score, crops, cells, batch_size))],
     }
+    both = {"map": curves_of(maps)} | {name: np.mean(orders[name](), axis=0) for name in baselines}
     return _comparison({name: dict(zip(TESTS, pair, strict=True)) for name, pair in both.items()}, maps, individual_ids)
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-38
@@ -270,12 +272,12 @@ def verdicts(compared: Mapping[str, object], name: str = "Grad-CAM") -> list[str
         name: what the map is called.
 
     Returns:
-        Six sentences, one for each baseline and test.
+        A sentence for each baseline and test.
     """
     sentences = []
     words = {"random": "a random map", "centre": "the middle of the crop", "occlusion": "occlusion"}
     for baseline, against in words.items():
-        for test, gain in compared["gains"][baseline].items():
+        for test, gain in compared["gains"].get(baseline, {}).items():
             better = "better than" if gain["low"] > 0 else "worse than" if gain["high"] < 0 else "no different from"
             numbers = f"{gain['gain']:+.3f}, 95 % {gain['low']:+.3f} to {gain['high']:+.3f}"
             sentences.append(f"{test}: {name} is {better} {against} ({numbers})")
@@ -289,7 +291,7 @@ PANELS = {"deletion": ("share of pixels blurred", "lower"), "insertion": ("share
 def _plot_test(ax, compared, test, labels):
     """The curves of one test on axes, the areas in the legend."""
     xlabel, better = PANELS[test]
-    for order, (colour, style) in LINES.items():
+    for order, (colour, style) in ((order, line) for order, line in LINES.items() if order in compared["curves"]):
         label = f"{labels[order]}, area {compared['areas'][order][test]:.3f}"
         ax.plot(compared["shares"], compared["curves"][order][test], style, color=colour, lw=2, label=label)
     gain = compared["gains"]["random"][test]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'PROBES', 'OPACITY', 'feature_layers', 'last_feature_layer', 'find_layer', 'captured_output',
-           'weighted_sum', 'enlarge_maps', 'crop_batches', 'TracedModel', 'Probe', 'grad_cam', 'similarity_cam',
-           'overlay', 'match_heat', 'heat_png']
+           'weighted_sum', 'enlarge_maps', 'crop_batches', 'TracedModel', 'Probe', 'after_adapter', 'grad_cam',
+           'similarity_cam', 'overlay', 'match_heat', 'heat_png']
 
 # %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-02
 import difflib
@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from ..core.errors import UserError
 from ..imaging.crops import size_of_aspect
+from ..retrieval.adapters import Adapter
 
 if TYPE_CHECKING:
     from happywhale_nb.networks.embedder import Embedder
@@ -167,10 +168,18 @@ class TracedModel:
         layer: the layer of the feature map.
         output: the layer or model whose output is explained.
         unit: scale that output to length 1, so that a score is a cosine.
+        after: a function of that output that is explained with it, such as an adapter; None: nothing follows.
     """
 
-    def __init__(self, model: keras.Model, layer: keras.layers.Layer, output: keras.layers.Layer, unit: bool) -> None:
-        self.model, self.layer, self.output, self.unit = model, layer, output, unit
+    def __init__(
+        self,
+        model: keras.Model,
+        layer: keras.layers.Layer,
+        output: keras.layers.Layer,
+        unit: bool,
+        after: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    ) -> None:
+        self.model, self.layer, self.output, self.unit, self.after = model, layer, output, unit, after
         self.values = tf.function(self._forward, reduce_retracing=True, autograph=False)
         self.maps = tf.function(self._backward, reduce_retracing=True, autograph=False)
 
@@ -179,7 +188,8 @@ class TracedModel:
         with captured_output(self.layer, watch), captured_output(self.output, outputs.append):
             self.model(pixels, training=False)
         values = tf.cast(outputs[-1], tf.float32)
-        return tf.math.l2_normalize(values, axis=-1) if self.unit else values
+        values = tf.math.l2_normalize(values, axis=-1) if self.unit else values
+        return self.after(values) if self.after else values
 
     def _backward(self, pixels, weights):
         features = []
@@ -205,19 +215,31 @@ class Probe:
         output: name of the layer whose output is explained; "": the model's own, `[n, d]`.
         unit: scale that output to length 1, so that a score is a cosine.
         batch_size: photos in the model at a time.
+        after: as for `TracedModel`.
 
     Raises:
         UserError: for an unknown layer, one on which the output does not depend, or another backend of Keras.
+
+    Attributes:
+        method: what its maps are called.
     """
 
+    method = "Grad-CAM"
+
     def __init__(
-        self, model: keras.Model, layer: str = "", output: str = "", unit: bool = False, batch_size: int = 32
+        self,
+        model: keras.Model,
+        layer: str = "",
+        output: str = "",
+        unit: bool = False,
+        batch_size: int = 32,
+        after: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         _require_tensorflow()
         self.batch_size = batch_size
         self.layer = find_layer(feature_layers(model), layer or last_feature_layer(model))
         explained = find_layer({each.name: each for each in model.layers}, output) if output else model
-        self.traced = TracedModel(model, self.layer, explained, unit)
+        self.traced = TracedModel(model, self.layer, explained, unit, after)
 
     def values(self, crops: np.ndarray) -> np.ndarray:
         """Compute the output that is explained.
@@ -255,6 +277,29 @@ class Probe:
         weights, batches = tf.cast(weights, tf.float32), crop_batches(crops, self.batch_size)
         coarse = [self.traced.maps(pixels, tf.gather(weights, rows)).numpy() for rows, pixels in batches]
         return enlarge_maps(np.concatenate(coarse), crops.shape[1:3])
+
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-41
+def after_adapter(
+    adapter: Adapter | None, centres: np.ndarray | None = None
+) -> Callable[[tf.Tensor], tf.Tensor] | None:
+    """Make the function of a network's embedding that a `Probe` explains.
+
+    Args:
+        adapter: of the encoder; None: none.
+        centres: `[c, k]` of classes whose cosines are explained; None: the embedding is.
+
+    Returns:
+        A function of vectors `[n, d]` of length 1; None if nothing follows the embedding.
+    """
+    if adapter is None and centres is None:
+        return None
+
+    def after(vectors):
+        if adapter is not None:
+            vectors = tf.math.l2_normalize((vectors - adapter.mean) @ adapter.matrix, axis=-1)
+        return vectors if centres is None else vectors @ centres.T
+
+    return after
 
 # %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-22
 def grad_cam(

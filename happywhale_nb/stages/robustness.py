@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIGMAS', 'BRIGHTNESS', 'Change', 'LONGER_SIDE', 'grid_change', 'all_changes', 'PhotoToDegrade', 'DegradedCrops',
-           'photo_reader', 'trained_folds', 'sample_queries', 'DegradedQueries', 'degraded_views', 'fold_scores',
-           'degradation_costs', 'change_costs', 'robustness_stage', 'result_path', 'plot_grid', 'plot_losses',
-           'loss_table']
+           'photo_reader', 'trained_folds', 'sample_queries', 'DegradedQueries', 'degraded_views', 'embed_degraded',
+           'fold_scores', 'degradation_costs', 'change_costs', 'robustness_stage', 'result_path', 'plot_grid',
+           'plot_losses', 'loss_table']
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-02
 import io
@@ -25,6 +25,7 @@ import seaborn as sns
 from ..core.artifacts import atomic, fingerprint, is_done, versions, write_json
 from ..core.errors import UserError
 from ..core.paths import fold_dir, study_dir
+from ..core.progress import bar
 from ..core.renamed import read_record
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
@@ -33,11 +34,14 @@ from ..data.splits import gallery_and_queries, open_set_truth, require_catalogue
 from ..imaging.crops import height_and_width, load_crop, load_crops
 from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
 from ..imaging.photo import read_upright
+from ..networks.encoders import open_encoder
 from ..networks.model import embed_views, embedding_averages, load_trained
 from ..networks.presets import Preset, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.knn import KNNHead
 from ..retrieval.metrics import average_precision, bootstrap_interval
+from ..retrieval.vectors import unit_length
+from .probes import require_encoder
 from .study_split import finished_folds, study_card, study_folds
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-06
@@ -175,13 +179,16 @@ def trained_folds(folder: Path, model: str, folds: pd.DataFrame, fold: int) -> l
         Numbers of folds.
 
     Raises:
-        UserError: for a fold that does not exist or is not trained.
+        UserError: for a fold that does not exist or is not trained, or a model of vectors made elsewhere.
     """
     if fold != -1:
         gallery_and_queries(folds, fold)
     numbers = finished_folds(folder, model, folds) if fold == -1 else [fold]
     for k in numbers:
-        if not (fold_dir(folder, model, k) / "model.keras").is_file():
+        place = fold_dir(folder, model, k)
+        if (place / "config.json").is_file():
+            require_encoder(place)
+        else:
             raise UserError(
                 f"fold {k} of {model!r} is not trained in {folder}: `happywhale train -p fold {k}`, or choose a fold "
                 "that is (-1: all of them)"
@@ -291,6 +298,26 @@ def degraded_views(
         for share, chosen in tables
     ]
 
+# %% ../../nbs/05_robustness.ipynb #05-robustness-48
+def embed_degraded(folder: Path, views: Sequence[tuple[float, DegradedCrops]], used: Mapping) -> np.ndarray:
+    """Embed degraded photos with the model of a fold, whatever kind it is.
+
+    Args:
+        folder: the fold's.
+        views: of `degraded_views`.
+        used: the parameters in its `config.json`.
+
+    Returns:
+        `[photos · changes, d]` float32, rows of length 1.
+    """
+    if (folder / "model.keras").is_file():
+        return embed_views(load_trained(folder), views, **embedding_averages(used_preset(used)))
+    encoder, total = open_encoder(folder), 0
+    for share, crops in views:
+        starts = bar(range(0, len(crops), 64), "embedding", unit="batch")
+        total = total + share * np.concatenate([encoder.embed(crops[start : start + 64]) for start in starts])
+    return unit_length(total, 1e-12)[0]
+
 # %% ../../nbs/05_robustness.ipynb #05-robustness-20
 def fold_scores(queries: DegradedQueries, fold: int) -> np.ndarray:
     """Score one fold's photos under every change.
@@ -308,7 +335,7 @@ def fold_scores(queries: DegradedQueries, fold: int) -> np.ndarray:
     embeddings = read_embeddings(folder / "embeddings.parquet").of("train", known["image"])
     head = KNNHead().fit(embeddings, known["individual_id"].to_numpy(dtype=str))
     views = degraded_views(queries, rows["image"].tolist(), used)
-    vectors = embed_views(load_trained(folder), views, **embedding_averages(used_preset(used)))
+    vectors = embed_degraded(folder, views, used)
     truth = np.repeat(rows["individual_id"].to_numpy(dtype=str), len(queries.changes))
     return average_precision(truth, head.rank(vectors)[0]).reshape(len(rows), len(queries.changes))
 
