@@ -1,5 +1,5 @@
-"""The first hour of a lab: a folder of photographs becomes a catalogue at once, goes on where it was stopped, and keeps to
-an encoder's licence. By an embedder that needs no network."""
+"""The first hour of a lab: a folder of photographs becomes a catalogue at once, goes on where it was stopped, and keeps
+to an encoder's licence. By an embedder that needs no network."""
 
 import io
 import json
@@ -52,7 +52,7 @@ NAMES = []  # of the photographs that the stand-in has embedded
 
 
 class StandIn(ColourEmbedder):
-    """Stands in for `networks.embedder.Embedder`: mean colours, with the card and the adapter of an encoder's folder."""
+    """Stands in for `networks.embedder.Embedder`: mean colours, with card and adapter of an encoder's folder."""
 
     def __init__(self, folder, detector=None):
         self.card, adapter = read_card(folder), Path(folder) / "adapter.npz"
@@ -109,7 +109,7 @@ def lab(tiny, tmp_path):
 def start(lab, place, encoder, log=lambda line: None, **more):
     """What `happywhale start` does but for the page."""
     plan = plan_start(lab, place, place / "data" / "lab", str(encoder or ""), more.pop("options", None))
-    return start_catalogue(plan, place, take_in(plan, log), log=log, **more)
+    return start_catalogue(plan, place, take_in(plan, place, log), log=log, **more)
 
 
 def ended(built):
@@ -148,7 +148,7 @@ def test_start_of_another_folder_or_encoder_is_refused_with_the_remedy(lab, tiny
     ended(start(lab, place, encoder))
     with pytest.raises(UserError, match="--name or --catalogue"):
         start(tiny_copy, place, encoder)
-    with pytest.raises(UserError, match="catalogue re-embed .*efficientnet_lite1"):
+    with pytest.raises(UserError, match=r"catalogue re-embed .*efficientnet_lite1"):
         start(lab, place, "efficientnet_lite1")
     with pytest.raises(UserError, match="there is no folder"):
         start(tmp_path / "gone", tmp_path / "other", encoder)

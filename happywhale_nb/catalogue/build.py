@@ -250,8 +250,8 @@ def change_over(
             "name only, and by another name they are taken for new ones"
         )
     mark_trained(catalogue, embedder.fingerprint, trained)
-    licence = agreed_licence(catalogue.folder, embedder, source)
-    if catalogue.fingerprint != embedder.fingerprint and Path(source).resolve() != catalogue.model_path.resolve():
+    licence, kept = agreed_licence(catalogue.folder, embedder, source), model_source(catalogue.folder / "model")
+    if catalogue.fingerprint != embedder.fingerprint and Path(source).resolve() != kept.resolve():
         keep_model(catalogue.folder, source, detector)
     if (catalogue.fingerprint, catalogue.licence) != (embedder.fingerprint, licence):
         catalogue.choose_model(embedder.fingerprint, licence)
@@ -303,10 +303,11 @@ def open_embedder(catalogue: Catalogue) -> PhotoEmbedder:
     Raises:
         UserError: if the catalogue's embeddings are by another model.
     """
-    embedder = _load_embedder(catalogue.model_path, kept_detector(catalogue.folder / "model"))
+    source = model_source(catalogue.folder / "model")
+    embedder = _load_embedder(source, kept_detector(source.parent if source.is_file() else source))
     check_fingerprint(catalogue, embedder.fingerprint)
-    re_embed(catalogue, embedder, model_name(catalogue.model_path))
-    trained = training_of(catalogue, catalogue.model_path)
+    re_embed(catalogue, embedder, model_name(source))
+    trained = training_of(catalogue, source)
     write_trained(catalogue.folder / "model", trained)
     mark_trained(catalogue, embedder.fingerprint, trained)
     return embedder

@@ -155,14 +155,31 @@ class TableEmbedder:
         return self.table.of(parts, names) if keys else np.empty((0, self.width), np.float32)
 
     def crop_boxes(self, images: Sequence[str], boxes: pd.DataFrame | None = None) -> list[tuple]:
-        """Choose the box of each photo, to show: see `networks.embedder.Embedder`."""
+        """Choose the box of each photo, to show.
+
+        Args:
+            images: paths of n photos; of one in a data folder, its folder is the part.
+            boxes: a table of `data.boxes`, or None.
+
+        Returns:
+            n times `(source, box, frame)`, see `ingest.crop_row`.
+        """
         from happywhale_nb.networks.loading import boxes_and_frames, choose_boxes
 
         table = choose_boxes(images, boxes, self.table.record)[0][1]
         return [(source, *region) for source, region in zip(table["source"], boxes_and_frames(table), strict=True)]
 
     def crop(self, path: Path, box: Sequence[float] | None = None, frame: Sequence[float] | None = None) -> np.ndarray:
-        """Cut out the part that is shown: see `networks.embedder.Embedder`."""
+        """Cut out the part that is shown.
+
+        Args:
+            path: the photo's file.
+            box: x0, y0, x1, y1; None: the whole photo.
+            frame: width and height in which the box was measured, or None.
+
+        Returns:
+            `[h, w, 3]` uint8, RGB, of the card's height and width.
+        """
         size = self.card.height, self.card.width
         return load_crop(path, size, box, frame, self.card.margin, self.card.keep_aspect)
 

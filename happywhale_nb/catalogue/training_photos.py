@@ -73,7 +73,8 @@ class TrainedOn:
             kept: whether it was uploaded.
 
         Returns:
-            True for a known content, and for all of the data folder if it may be any; for a name, only if the photo is in the data folder's part `train`.
+            True for a known content, and for all of the data folder if it may be any; for a name, only if the photo is
+            in the data folder's part `train`.
         """
         if sha256 in self.sha256 or kept:
             return sha256 in self.sha256
