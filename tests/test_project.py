@@ -50,7 +50,8 @@ WINGS = {
     "cli": "core data demo imaging retrieval ensemble networks evaluation catalogue stages workflow server",
 }
 INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so that TensorFlow is loaded only when used
-NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
+NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets", "networks.detector_card", "networks.detector_heads"}
+NETWORKS_WITHOUT_KERAS |= {"networks.detectors"}
 
 
 def module_name(path):

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['SIDE', 'STORED_SIDE', 'Tensor', 'BoxFromCells', 'build_detector', 'box_loss', 'random_windows', 'detector_batches',
            'train_detector', 'mirror_averaged', 'detector_input', 'box_table', 'detect_boxes', 'whole_photos',
-           'boxed_photos', 'evaluate_detector', 'read_detector', 'write_own_boxes', 'learn_detector']
+           'boxed_photos', 'evaluate_detector', 'read_detector', 'own_card', 'OwnDetector', 'write_own_boxes',
+           'learn_detector']
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-02
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -22,11 +25,13 @@ from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.dataset import Dataset
-from ..data.parts import of_part
+from ..data.parts import of_part, split_path
 from ..data.splits import make_folds
 from ..imaging.augmentation import RECIPES, affine, augment, warp
-from ..imaging.crops import load_crops
+from ..imaging.crops import load_crop, load_crops
 from ..imaging.photo import photo_size
+from .detector_card import DetectorCard
+from .detectors import DETECTED, detector_fingerprint, file_sha256
 from .devices import compiled
 from .schedules import WarmupCosine
 
@@ -360,6 +365,59 @@ def read_detector(path: Path | str) -> keras.Model:
     if model.name != "detector":
         raise UserError(f"{path} is a model called {model.name!r}, not a detector")
     return model
+
+# %% ../../nbs/lib/networks/detector.ipynb #detector-22b
+def own_card(path: Path | str, name: str = "own") -> DetectorCard:
+    """Write down what is known of a stored detector.
+
+    Args:
+        path: a `.keras` file of `happywhale detector train`.
+        name: of the detector.
+
+    Returns:
+        Its card; the detector and its boxes are the user's own.
+    """
+    return DetectorCard(
+        name, Path(path).name, file_sha256(path), STORED_SIDE, STORED_SIDE, "ours", ("animal",), ("animal",),
+        "fractions", "probabilities", "stretch", "area", "nhwc", "rgb", 1.0, 0.0, 1.0, "own", True,
+        source="happywhale detector train",
+    )  # fmt: skip
+
+
+class OwnDetector:
+    """A stored detector; it is a `detectors.Detector` that finds one box on every photo.
+
+    Args:
+        path: a `.keras` file of `happywhale detector train`.
+
+    Attributes:
+        model: the network.
+        card: see `own_card`.
+        fingerprint: see `detectors.detector_fingerprint`.
+
+    Raises:
+        UserError: if the file cannot be read, or is another model.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.model, self.card = read_detector(path), own_card(path)
+        self.fingerprint = detector_fingerprint(self.card)
+
+    def detect(self, paths: Sequence[Path | str], quiet: bool = True) -> pd.DataFrame:
+        """Find the box of each photo: see `detectors.Detector.detect`."""
+        tables = [pd.DataFrame(columns=DETECTED)]
+        with ThreadPoolExecutor(os.cpu_count()) as readers:
+            for start in bar(range(0, len(paths), 128), "detecting", unit="batch", disable=quiet):
+                batch = paths[start : start + 128]
+                photos = list(readers.map(lambda path: load_crop(path, STORED_SIDE), batch))
+                tables.append(self._table(batch, detect_boxes(self.model, np.stack(photos))))
+        return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+    def _table(self, paths, found):
+        sizes, parts = _photo_sizes(paths), [split_path(str(path)) for path in paths]
+        found[BOX] = np.round(found[BOX].to_numpy(float) * np.tile(sizes, 2), 1)
+        found = found.assign(W=sizes[:, 0], H=sizes[:, 1], source=self.card.name, part=[part for part, _ in parts])
+        return found.assign(**{"image": [Path(name).name for _, name in parts], "class": "animal"})[DETECTED]
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-23
 def _unboxed_paths(dataset):
