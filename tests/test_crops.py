@@ -272,7 +272,7 @@ def test_cut_takes_a_parts_photographs_by_the_preset_or_by_the_size_given(grid, 
     folders = {"train_images": grid.parent, "test_images": tmp_path / "test"}
     folders["test_images"].mkdir()
     save(tmp_path / "test" / "grid.png", places(90, 120)[::-1])
-    dataset, preset = SimpleNamespace(**folders), SimpleNamespace(crop_margin=0.2, keep_aspect=True, image_size=24)
+    dataset, preset = SimpleNamespace(**folders), SimpleNamespace(crop_margin=0.2, keep_aspect=True, shape=(24, 24))
     chosen = pd.DataFrame([["grid.png", 30.0, 30.0, 60.0, 40.0, np.nan, np.nan]], columns=["image", *NO_BOX])
     for part, size in (("train", 0), ("test", 0), ("train", 16)):
         path = folders[f"{part}_images"] / "grid.png"
@@ -331,7 +331,7 @@ def test_study_crops_of_one_name_in_both_parts_cuts_each_by_its_own_box(tmp_path
         save(tmp_path / f"{part}_images" / "a.png", pixels)
     (tmp_path / "train.csv").write_text("image,species,individual_id\na.png,beluga,Ann\n")
     (tmp_path / "boxes.csv").write_text("image,bbox\ntrain_images/a.png,5 5 35 55\ntest_images/a.png,45 5 75 55\n")
-    config = SimpleNamespace(image_size=16, crop_margin=0.0, keep_aspect=False, min_confidence=0.0)
+    config = SimpleNamespace(shape=(16, 16), crop_margin=0.0, keep_aspect=False, min_confidence=0.0)
     dataset = read_dataset(tmp_path)
     crops = {p: study_crops(dataset, ["a.png"], config, "auto", tmp_path / "s", p)[0][0] for p in ("train", "test")}
     assert (crops["train"] == [255, 0, 0]).all() and (crops["test"] == [0, 0, 255]).all()

@@ -419,6 +419,7 @@ def answer_content(
     content = {"created_at": now(), "alpha": matcher.model.calibration.alpha, "set_size": int(ranked.set_size)}
     content |= _promise(ranked.measured)
     other_probability = round(float(ranked.other), 6)
+    content |= {"heat_maps": matcher.model.settings.get("heat_maps", "grad-cam")}
     return content | {"other_probability": other_probability, "note": note, "candidates": candidates}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-12a

@@ -11,7 +11,7 @@ __all__ = ['CARD', 'CHANGED', 'WHOLE', 'BOX_FIELDS', 'Card', 'NotFound', 'Catalo
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .database import Store, make_engine, migrate, schema_version
+from .licences import Licence, stored_licence
 from .naming import next_encounter_name
 from .schema import Annotation, Crop, Embedding, Encounter, Individual, Model, Photo
 from ..core.artifacts import atomic, read_json, write_json
@@ -41,6 +42,8 @@ class Card:
         model: fingerprint of its model; "" before it has one.
         encounters: the rule by which the data folder's photos are grouped, as for `data.encounters.parse_rule`; "":
             none was chosen.
+        encoder: the licence of its model, as of `licences.stored_licence`; {}: unknown.
+        accepted: day by key of the licences that a person has accepted, see `licences.accept_licence`.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Card:
     database: str
     model: str = ""
     encounters: str = ""
+    encoder: dict = field(default_factory=dict)
+    accepted: dict = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path | str) -> "Card":
@@ -103,8 +108,24 @@ class Catalogue:
 
     @property
     def model_path(self) -> Path:
-        """The catalogue's own copy of its network."""
-        return self.folder / "model" / "model.keras"
+        """The catalogue's own copy of its encoder: a network's file, else the folder of an encoder."""
+        network = self.folder / "model" / "model.keras"
+        return network if network.is_file() else network.parent
+
+    @property
+    def licence(self) -> Licence:
+        """Licence of its encoder; without a name in catalogues of earlier versions."""
+        return stored_licence(Card.read(self.folder).encoder)
+
+    def keep_licence(self, licence: Licence) -> None:
+        """Remember on the card that a person has accepted a licence.
+
+        Args:
+            licence: of an encoder; one that was not accepted is passed over.
+        """
+        card = Card.read(self.folder)
+        if licence.accepted and licence.key not in card.accepted:
+            replace(card, accepted=card.accepted | {licence.key: licence.accepted}).write(self.folder)
 
     def path(self, photo: Photo) -> Path:
         """Locate the file of a photo.
@@ -126,13 +147,14 @@ class Catalogue:
         if Card.read(self.folder).model != self.fingerprint:
             raise UserError(f"the catalogue in {self.folder} {CHANGED}")
 
-    def choose_model(self, fingerprint: str) -> None:
+    def choose_model(self, fingerprint: str, licence: Licence = Licence()) -> None:
         """Make a model the catalogue's, here and on the card.
 
         Args:
             fingerprint: of a row of `models`.
+            licence: of its encoder.
         """
-        replace(Card.read(self.folder), model=fingerprint).write(self.folder)
+        replace(Card.read(self.folder), model=fingerprint, encoder=asdict(licence)).write(self.folder)
         self.fingerprint = fingerprint
 
     def move_data(self, folder: Path | str) -> None:

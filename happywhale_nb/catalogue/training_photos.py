@@ -86,18 +86,22 @@ def trained_on(model: Path | str, digests: Mapping[Path, str] = MappingProxyType
     """Find out which photos a model was trained on.
 
     Args:
-        model: a `model.keras`, in a study's or a catalogue's folder.
+        model: a `model.keras` in a study's or a catalogue's folder, or an encoder from elsewhere, such as a folder.
         digests: contents that are known already, by file; others are read.
 
     Returns:
-        The photos; None if neither its record nor the study's folds say so.
+        The photos, none of them for an encoder from elsewhere; None if neither its record nor the study's folds say so.
     """
-    stored, record = Path(model).with_name(TRAINED), read_record(Path(model).with_name("config.json"))
-    if stored.is_file():
-        return TrainedOn.of(read_json(stored))
-    if "trained_on" in record:
-        return TrainedOn.of(record["trained_on"])
-    study = Path(model).absolute().parents[2]
+    place = Path(model).absolute()
+    folder = place if place.is_dir() else place.parent
+    if (folder / TRAINED).is_file():
+        return TrainedOn.of(read_json(folder / TRAINED))
+    if not (folder / "config.json").is_file():
+        return TrainedOn()
+    record = read_record(folder / "config.json")
+    if "trained_on" in record or record["parameters"].get("backbone") == "encoder":
+        return TrainedOn.of(record.get("trained_on", ()))
+    study = folder.parents[1]
     if not (study / "folds.csv").is_file():
         return None
     table = read_table(study / "folds.csv", FOLD_COLUMNS).astype({"fold": int, "query_only": int})

@@ -20,8 +20,8 @@ from ..data.columns import SYNONYMS
 from ..data.download import COMPETITION, download
 from ..data.extend import extension_lines, plan_extension, write_extension
 from ..data.folder_rules import write_rules
-from ..data.importers import ImportOptions, plan_source, write_import
-from ..data.left_out import left_out_lines, left_out_table
+from ..data.importers import ImportOptions, import_lines, plan_source, write_import
+from ..data.left_out import left_out_table
 from ..data.relink import plan_relink, relink_lines, write_relink
 
 # %% ../../nbs/lib/cli/data.ipynb #data-04
@@ -67,17 +67,6 @@ def _columns(pairs):
             raise UserError(f"-c {pair}: write OURS=THEIRS, such as -c individual_id=WhaleName")
     return dict(pair.split("=", 1) for pair in pairs)
 
-
-def _plan_lines(plan, examples=3):
-    individuals, species = plan.train["individual_id"].nunique(), plan.train["species"].nunique()
-    return [
-        *plan.tree,
-        f"{count_noun(len(plan.train), 'photograph')} of {count_noun(individuals, 'individual')}, "
-        f"{species} species; {len(plan.test):,} to be identified; {len(plan.boxes):,} boxes",
-        *(f"note: {note}" for note in plan.notes),
-        *left_out_lines(plan.left_out, plan.lost, examples),
-    ]
-
 # %% ../../nbs/lib/cli/data.ipynb #data-09
 @data.command("import")
 @click.argument("source", type=PATH)
@@ -116,7 +105,7 @@ def import_(source, target, photos, columns, dates, clocks, add, copy, dry_run, 
     options = ImportOptions(photos or "", _columns(columns), dates=dates or "", clocks=clocks, **settings)
     plan = plan_extension(source, target, options) if add else plan_source(source, options)
     new = plan.plan if add else plan
-    click.echo("\n".join([*_plan_lines(new, 20 if dry_run else 3), *(extension_lines(plan) if add else [])]))
+    click.echo("\n".join([*import_lines(new, 20 if dry_run else 3), *(extension_lines(plan) if add else [])]))
     if dry_run:
         shown = new.train.drop(columns="path").head(8)
         click.echo(f"train.csv would {'get' if add else 'begin'}\n{shown.to_string(index=False)}")

@@ -112,14 +112,30 @@ def same_content(new: Iterable[Path], there: Iterable[Path]) -> dict[Path, list[
     Returns:
         From each file of `new` that is among `there` to all that have its bytes.
     """
-    sizes = {path: path.stat().st_size for path in dict.fromkeys(new)}
-    wanted, by_content = set(sizes.values()), defaultdict(list)
+    new, by_content = {path: path.stat().st_size for path in dict.fromkeys(new)}, defaultdict(list)
+    wanted = set(new.values())
+    there = {path: size for path in there if (size := path.stat().st_size) in wanted}
+    known, content = set(there.values()), _contents([*new, *there])
     for path in there:
-        if (size := path.stat().st_size) in wanted:
-            by_content[size, _digest(path)].append(path)
-    known = {size for size, _ in by_content}
-    same = {path: by_content.get((size, _digest(path)), []) for path, size in sizes.items() if size in known}
-    return {path: others for path, others in same.items() if others}
+        by_content[content(path)].append(path)
+    found = {path: content(path) for path, size in new.items() if size in known}
+    return {path: by_content[same] for path, same in found.items() if same in by_content}
+
+
+def _contents(paths):
+    """Function from a file to what stands for its content; one that only links lead to is not read."""
+    files = {path: (status.st_size, status.st_dev, status.st_ino) for path in paths for status in [path.stat()]}
+    of_size, read = Counter(size for size, *_ in set(files.values())), {}
+
+    def content(path):
+        size, _, number = file = files[path]
+        if of_size[size] == 1 and number:  # no other file has its size
+            return file
+        if file not in read:
+            read[file] = _digest(path)
+        return size, read[file]
+
+    return content
 
 
 def _digest(path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MERGED', 'ImportOptions', 'ImportPlan', 'Known', 'group_encounters', 'note_on_files', 'plan_import', 'read_source',
-           'read_rows', 'plan_source', 'put_photos', 'write_csv', 'plan_tables', 'write_import']
+           'read_rows', 'plan_source', 'import_lines', 'put_photos', 'write_csv', 'plan_tables', 'write_import']
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-02
 import shutil
@@ -30,7 +30,7 @@ from .file_names import name_files
 from .folder_rules import write_rules
 from .formats import PHOTO_ENDINGS, RAW_ENDINGS
 from .layouts import read_folders
-from .left_out import LeftOut, left_out_table, lost_individuals
+from .left_out import LeftOut, left_out_lines, left_out_table, lost_individuals
 from .lookup import PhotoLookup
 from .names import clean_name, doubtful_names, find_twins, is_nobody, name_key
 from .reading import find_photographs, read_values
@@ -433,6 +433,26 @@ def plan_source(source: Path | str, options: ImportOptions | None = None, **sett
     options = replace(options or ImportOptions(), **settings)
     rows, root, faults = read_rows(source, options)
     return plan_import(rows, root, options, faults=faults)
+
+# %% ../../nbs/lib/data/importers.ipynb #importers-24b
+def import_lines(plan: ImportPlan, examples: int = 3) -> list[str]:
+    """Describe what an import writes.
+
+    Args:
+        plan: the plan.
+        examples: how many of each kind of what is left out are named.
+
+    Returns:
+        Lines of text: levels of folders, counts, notes, what is left out.
+    """
+    individuals, species = plan.train["individual_id"].nunique(), plan.train["species"].nunique()
+    return [
+        *plan.tree,
+        f"{count_noun(len(plan.train), 'photograph')} of {count_noun(individuals, 'individual')}, "
+        f"{species} species; {len(plan.test):,} to be identified; {len(plan.boxes):,} boxes",
+        *(f"note: {note}" for note in plan.notes),
+        *left_out_lines(plan.left_out, plan.lost, examples),
+    ]
 
 # %% ../../nbs/lib/data/importers.ipynb #importers-26
 def put_photos(table: pd.DataFrame, folder: Path, copy: bool, progress: bool = True) -> Counter[str]:

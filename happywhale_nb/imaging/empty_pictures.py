@@ -136,17 +136,19 @@ def plain_pictures(n: int, seed: int = 0, size: tuple[int, int] = (240, 320)) ->
 PIECES, PLAIN = 100, 21  # pictures of each kind, at most
 
 
-def empty_crops(dataset: Dataset, size: int, keep_aspect: bool = False, seed: int = 0) -> tuple[list[str], np.ndarray]:
+def empty_crops(
+    dataset: Dataset, size: int | tuple[int, int], keep_aspect: bool = False, seed: int = 0
+) -> tuple[list[str], np.ndarray]:
     """Make pictures without an animal of a data set's training photographs, as a network sees them.
 
     Args:
         dataset: the data set.
-        size: side of the squares in pixels.
+        size: side of squares, or height and width, in pixels.
         keep_aspect: as for `crops.load_crop`.
         seed: of the random draws.
 
     Returns:
-        `(kinds, crops)`: "piece" or "plain", and `[n, size, size, 3]` uint8, RGB.
+        `(kinds, crops)`: "piece" or "plain", and `[n, height, width, 3]` uint8, RGB.
     """
     rows = np.random.default_rng(seed).permutation(len(dataset.train))[: 4 * PIECES]
     paths = [dataset.train_images / dataset.train["image"].iloc[i] for i in rows]

@@ -42,14 +42,14 @@ def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model
         species: number of classes of the species head; 0 (default): no species head.
 
     Returns:
-        Keras model from `{"pixels": [b, s, s, 3]}` in 0 … 255 (and `"chosen"` `[sample]` int32, classes to score, if
+        Keras model from `{"pixels": [b, h, w, 3]}` in 0 … 255 (and `"chosen"` `[sample]` int32, classes to score, if
         the preset samples them) to `{"cosines": [b, classes]}` (`[b, parts², classes]` with parts) and `"species"`
         `[b, species]`. Its layer `embedding` gives `[b, config.embedding]`.
 
     Raises:
         UserError: for an unknown backbone, a size that does not suit it, or weights that cannot be read.
     """
-    inputs = {"pixels": keras.Input((config.image_size, config.image_size, 3), name="pixels")}
+    inputs = {"pixels": keras.Input((*config.shape, 3), name="pixels")}
     embedding = _embedding(config, inputs["pixels"])
     if config.sampled_classes:
         inputs["chosen"] = keras.Input(batch_shape=(config.sampled_classes,), dtype="int32", name="chosen")
@@ -61,7 +61,7 @@ def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model
 
 # %% ../../nbs/lib/networks/model.ipynb #model-31
 def _embedding(config, pixels):
-    """Embedding `[b, dim]` of pixels `[b, s, s, 3]`: backbone and neck. The maps are float32 under any precision."""
+    """Embedding `[b, dim]` of pixels `[b, h, w, 3]`: backbone and neck. The maps are float32 under any precision."""
     weights = "" if config.weights.endswith(".keras") else config.weights
     before, last = feature_maps(config.backbone, pixels, config.bn_momentum, weights)
     if config.pool == "gem2":
@@ -86,7 +86,7 @@ def inference_model(network: keras.Model) -> keras.Model:
         network: model of `build_network`.
 
     Returns:
-        Keras model from pixels `[b, s, s, 3]` in 0 … 255 to cosines `[b, classes]` float32 in [-1, 1]; it shares the
+        Keras model from pixels `[b, h, w, 3]` in 0 … 255 to cosines `[b, classes]` float32 in [-1, 1]; it shares the
         network's layers.
     """
     pixels, embedding = network.input["pixels"], network.get_layer("embedding").output
@@ -185,11 +185,13 @@ def embedding_averages(config: Preset) -> dict[str, int | float | None]:
 
 # %% ../../nbs/lib/networks/model.ipynb #model-19
 def _views(pixels, mirror, zoom):
-    """The crops that an embedding averages, tensors `[n, s, s, 3]`: plain, narrowed, widened, and all mirrored."""
-    views, edge = [pixels], round(zoom * pixels.shape[1])
-    if edge:
-        widened = ops.pad(pixels, ((0, 0), (edge, edge), (edge, edge), (0, 0)), mode="reflect")
-        views += [ops.image.resize(view, pixels.shape[1:3]) for view in (pixels[:, edge:-edge, edge:-edge], widened)]
+    """The crops that an embedding averages, tensors `[n, h, w, 3]`: plain, narrowed, widened, and all mirrored."""
+    views, (high, wide) = [pixels], pixels.shape[1:3]
+    down, across = round(zoom * high), round(zoom * wide)
+    if max(down, across):
+        widened = ops.pad(pixels, ((0, 0), (down, down), (across, across), (0, 0)), mode="reflect")
+        narrowed = pixels[:, down : high - down, across : wide - across]
+        views += [ops.image.resize(view, (high, wide)) for view in (narrowed, widened)]
     if mirror is not None:
         views += [ops.flip(view, axis=mirror) for view in views]
     return views
@@ -206,7 +208,7 @@ def build_encoder(model: keras.Model, mirror: int | None = None, zoom: float = 0
             of both are averaged with the crop's. 0 (default): no zoom.
 
     Returns:
-        Model from pixels `[n, s, s, 3]` float32 in 0 … 255 to embeddings `[n, d]` float32 of length 1.
+        Model from pixels `[n, h, w, 3]` float32 in 0 … 255 to embeddings `[n, d]` float32 of length 1.
     """
     single = keras.Model(model.input, model.get_layer("embedding").output)
     pixels = keras.Input(model.input_shape[1:], dtype="float32", name="pixels")
@@ -227,7 +229,7 @@ def embed(
 
     Args:
         model: of `inference_model`.
-        crops: `[n, s, s, 3]` uint8 in 0 … 255.
+        crops: `[n, h, w, 3]` uint8 in 0 … 255.
         mirror: axis of `mirror_axis` to average over, or None (default), see `build_encoder`.
         zoom: fraction of the side to average over, in [0, 0.5), see `build_encoder`.
         batch_size: number of crops in the network at a time, from 1.
@@ -271,7 +273,7 @@ def embed_views(
 
     Args:
         model: of `inference_model`.
-        views: `[(weight, crops), …]`, weights above 0, crops `[n, s, s, 3]` uint8 in 0 … 255.
+        views: `[(weight, crops), …]`, weights above 0, crops `[n, h, w, 3]` uint8 in 0 … 255.
         mirror: axis of `mirror_axis` to average over, or None (default), see `build_encoder`.
         zoom: fraction of the side to average over, in [0, 0.5), see `build_encoder`.
         batch_size: number of crops in the network at a time, from 1.

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from ..core.errors import UserError, lookup
 from ..core.renamed import refuse_renamed
+from ..imaging.resize import RESIZES
 from .targets import DYNAMIC, ELASTIC
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-04
@@ -21,7 +22,7 @@ class Preset:
 
     backbone: str  # name in `backbones.BACKBONES`
     recipe: str  # name in `augmentation.RECIPES`
-    image_size: int  # side of the crops in pixels, from 32
+    image_size: int  # longer side of the crops in pixels; the shorter one has at least 32, see `aspect`
     epochs: int  # passes over the training images, from 1
     batch_size: int = 32  # images of a batch on each device, from 1
     learning_rate: float = 2e-3  # peak; 0: 5e-6 for each image of a batch
@@ -52,7 +53,14 @@ class Preset:
     only_species: str = ""  # train on this species only; "": on all
     crop_margin: float = 0.05  # of a crop, a fraction of the box, as `margin` of `crops.load_crop`
     keep_aspect: bool = False  # of a crop, as for `crops.load_crop`
+    resize: str = "area"  # of a crop, of `resize.RESIZES`; others than "area" are for encoders made elsewhere
     min_confidence: float = 0.1  # boxes below count as missing, in [0, 1)
+    aspect: float = 1.0  # width over height of the crops, from 1/4 to 4; 2 for flukes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the crops in pixels; `image_size` is the longer side."""
+        return round(self.image_size / max(self.aspect, 1)), round(self.image_size * min(self.aspect, 1))
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-06
 PAPER = {
@@ -135,8 +143,9 @@ def configure(
     Args:
         preset: name, of `PRESETS`.
         epochs: passes over the training images, from 1; 0 (default): the preset's.
-        image_size: side of the crops in pixels, from 32; 0 (default): the preset's.
-        quick: whether to train for two epochs on crops of 48 pixels, unless the two above say otherwise.
+        image_size: longer side of the crops in pixels, from 32; 0 (default): the preset's.
+        quick: whether to train for two epochs on crops whose shorter side has 48 pixels, unless the two above say
+            otherwise.
         size: of `SIZES`, for `recommended`; "" (default): its own.
         overrides: `field=value …`; "" (default): none.
 
@@ -152,7 +161,7 @@ def configure(
             f"epochs={epochs}, image_size={image_size}: at least 1 epoch and crops of 32 pixels (0: the preset's)"
         )
     if quick:
-        config = replace(config, epochs=2, image_size=48)
+        config = replace(config, epochs=2, image_size=_quick_size(config.aspect))
     return check_preset(replace(config, epochs=epochs or config.epochs, image_size=image_size or config.image_size))
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-14
@@ -162,6 +171,11 @@ def _sized(preset, size):
     if size and preset != "recommended":
         raise UserError(f"size={size!r} is for the preset recommended, not for {preset}")
     return recommended(size) if size else config
+
+
+def _quick_size(aspect):
+    # the longer side of crops whose shorter side has 48 pixels; what is impossible is refused later
+    return round(48 * max(aspect, 1 / aspect)) if 0.25 <= aspect <= 4 else 48
 
 
 def _parse_override(text):
@@ -182,6 +196,7 @@ CHOICES = {
     "schedule": ("cosine", "paper"),
     "pool": ("gap", "gem", "gem2", "parts"),
     "balance": ("", "weights", "sampler"),
+    "resize": RESIZES,
 }
 POSITIVE = ("batch_size", "embedding", "centres", "parts", "arcface_scale", "epochs", "head_lr_multiplier")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup", "margin", "margin_spread", "margin_ramp", "sampled_classes")
@@ -218,6 +233,12 @@ def check_preset(config: Preset) -> Preset:
         UserError: that names the first impossible value.
     """
     _check_fields(config)
+    if not 0.25 <= config.aspect <= 4:
+        raise UserError(f"aspect={config.aspect}: width over height of the crops, from 0.25 to 4")
+    if min(config.shape) < 32:
+        high, wide = config.shape
+        sizes = f"image_size={config.image_size}, aspect={config.aspect:g}"
+        raise UserError(f"{sizes}: crops {wide} pixels wide and {high} high, but both sides need at least 32")
     if not 0 <= config.tta_zoom < 0.5:
         raise UserError(f"tta_zoom={config.tta_zoom}: a fraction of the side at each edge, in [0, 0.5)")
     if config.pool == "parts" and config.embedding % config.parts**2:

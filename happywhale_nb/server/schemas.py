@@ -9,8 +9,8 @@ __all__ = ['Number', 'Text', 'Note', 'RequestBody', 'SignInRequest', 'AnswerRequ
            'EncounterList', 'IndividualView', 'IndividualList', 'DecisionView', 'IndividualPage', 'AuditLog',
            'EncounterDecision', 'EditedEncounter', 'MovedPhotos', 'PhotoGroup', 'Regrouped', 'IndividualDecision',
            'EditedIndividual', 'CandidateIndividual', 'MatchedPhoto', 'PhotoList', 'Candidate', 'AnswerView', 'Facets',
-           'CatalogueView', 'SessionView', 'Health', 'MissingPhotos', 'TokenView', 'NewTokenView', 'ProposedName',
-           'ExportMessages', 'Problem', 'ConflictProblem', 'Match', 'Matches']
+           'EncoderView', 'CatalogueView', 'SessionView', 'Health', 'MissingPhotos', 'TokenView', 'NewTokenView',
+           'ProposedName', 'ExportMessages', 'Problem', 'ConflictProblem', 'Match', 'Matches']
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-02
 from typing import Annotated, Literal
@@ -397,7 +397,8 @@ class AnswerView(BaseModel):
     not measured, nothing is `promised`, and `set_size` is 0. `other_probability` is that of all individuals that are
     not listed; all probabilities are among all known individuals, whatever the filters hide. `id` and `encounter_id`
     are null for an answer that is not stored. `no_animal`: the photographs of the query probably show no animal; null
-    where that is not known.
+    where that is not known. `heat_maps`: how maps of where two photographs resemble each other are made: "grad-cam",
+    "occlusion" (parts are hidden one at a time), or "" if there are none.
     """
 
     id: int | None
@@ -413,6 +414,7 @@ class AnswerView(BaseModel):
     promise: str = ""
     other_probability: float
     no_animal: bool | None = None
+    heat_maps: Literal["grad-cam", "occlusion", ""] = "grad-cam"
     note: str
     candidates: list[Candidate]
 
@@ -432,10 +434,26 @@ class Facets(BaseModel):
     no_animal: int | None = None
 
 
+class EncoderView(BaseModel):
+    """Whose encoder the catalogue uses, and under which licence; "" where nothing is known.
+
+    `accepted` is the day on which a person accepted a licence that forbids commercial use. `text` says all of it, "" if
+    there is nothing to say.
+    """
+
+    name: str
+    licence: str
+    commercial: bool
+    source: str
+    accepted: str
+    text: str
+
+
 class CatalogueView(BaseModel):
     """The name of the catalogue, its numbers of rows, its model, and the rule by which its photos are grouped.
 
     `encounters_by`: `folder`, `day`, `burst:MINUTES`, or "" if none was chosen; the page proposes it for what is added.
+    `embeds`: whether new photographs can be added; not to a catalogue of vectors that were made elsewhere.
     """
 
     name: str
@@ -444,6 +462,8 @@ class CatalogueView(BaseModel):
     encounters: int
     undecided: int
     model: str
+    encoder: EncoderView
+    embeds: bool = True
     encounters_by: str = ""
 
 

@@ -267,7 +267,7 @@ PROJECT = {
 EMPTY = " No encounter has both a day and a position, which Camtrap DP requires: this is no valid package yet."
 
 # %% ../../../nbs/lib/catalogue/exports/camtrap_dp.ipynb #camtrap-dp-24
-def _description(tables, table, title, contributors, created):
+def _description(tables, table, title, contributors, created, origin):
     """The content of datapackage.json. Without deployments there is no `temporal`, and maybe no `created`."""
     days = tables["deployments"]
     ends = days["deploymentEnd"].tolist()
@@ -275,6 +275,7 @@ def _description(tables, table, title, contributors, created):
     names = contributors or sorted(set(table["decided_by"]) - {""}) or ["unknown"]
     present = set(tables["observations"]["scientificName"])
     about = f"{PACKAGE_DESCRIPTION} Encounters left out: {count_reasons(tables['left_out'])}.{'' if ends else EMPTY}"
+    about += f" Candidates were ranked by the {origin}." if origin else ""
     description = {
         "resources": _resources(tables),
         "profile": f"{CAMTRAP}/camtrap-dp-profile.json",
@@ -296,7 +297,7 @@ def _description(tables, table, title, contributors, created):
 # %% ../../../nbs/lib/catalogue/exports/camtrap_dp.ipynb #camtrap-dp-25
 def to_camtrap_dp(
     sightings: pd.DataFrame, title: str = "Photo-identification catalogue", contributors: Sequence[str] = (),
-    created: str = "", zone: str = "", address: str = ADDRESS, public: bool = False,
+    created: str = "", zone: str = "", address: str = ADDRESS, public: bool = False, origin: str = "",
 ) -> bytes:  # fmt: skip
     """Write a Camtrap DP 1.0.2 package.
 
@@ -308,6 +309,7 @@ def to_camtrap_dp(
         zone: of times without one, "+02:00" or "Z"; "": unknown.
         address: path or URL of a photo, see `camtrap_tables`.
         public: whether everybody can fetch the photos there.
+        origin: whose encoder ranked the candidates, which the package's description says; "": none.
 
     Returns:
         A zip of datapackage.json and its tables. If no encounter has both a day and a position the tables are empty,
@@ -319,7 +321,7 @@ def to_camtrap_dp(
     if created and not ((at := read_moment(created)) and at.clock and at.zone):
         raise UserError(f"{created!r} is no time of creation: write 2026-01-31T12:00:00Z")
     tables = camtrap_tables(sightings, zone, address, public)
-    description = _description(tables, arranged(sightings), title, list(contributors), created)
+    description = _description(tables, arranged(sightings), title, list(contributors), created, origin)
     files = {"datapackage.json": json.dumps(description, indent=1, ensure_ascii=False).encode()}
     resources = description["resources"]
     return zip_bytes(files | {each["path"]: csv_bytes(tables[each["name"]]) for each in resources})

@@ -15,11 +15,12 @@ from .common import arranged, csv_bytes, latin
 EXPORTED_BOX = ["box_x0", "box_y0", "box_x1", "box_y1"]
 
 
-def to_csv(sightings: pd.DataFrame) -> bytes:
+def to_csv(sightings: pd.DataFrame, origin: str = "") -> bytes:
     """Write all sightings as CSV in UTF-8 with a byte-order mark.
 
     Args:
         sightings: see `common.arranged`.
+        origin: whose encoder ranked the candidates, as of `licences.Licence`; it is the column `encoder`. "": none.
 
     Returns:
         The file. `box` is four columns in pixels, and `scientific_name` is added. `original_text` removes the
@@ -28,6 +29,8 @@ def to_csv(sightings: pd.DataFrame) -> bytes:
     table = arranged(sightings)
     table[EXPORTED_BOX] = np.array([_corners(box) for box in table["box"]], dtype=float).reshape(-1, 4)
     table["scientific_name"] = [" ".join(latin(name)).strip() for name in table["species"]]
+    if origin:
+        table["encoder"] = origin
     return b"\xef\xbb\xbf" + csv_bytes(table.drop(columns=["box", "decided"]))
 
 # %% ../../../nbs/lib/catalogue/exports/csv.ipynb #csv-05a

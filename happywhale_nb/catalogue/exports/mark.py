@@ -176,14 +176,16 @@ def _records(histories):
 
 # %% ../../../nbs/lib/catalogue/exports/mark.ipynb #mark-16a
 def to_mark(
-    sightings: pd.DataFrame, occasions: str | Sequence[tuple[str, str, str]] = "year", species: str = ""
-) -> bytes:
+    sightings: pd.DataFrame, occasions: str | Sequence[tuple[str, str, str]] = "year", species: str = "",
+    origin: str = "",
+) -> bytes:  # fmt: skip
     """Write MARK's encounter histories (.inp), a line for each individual: `/* id */ 1101 1;`.
 
     Args:
         sightings: see `common.arranged`.
         occasions: see `capture_histories`.
         species: only this one, by its English or Latin name; "": all.
+        origin: whose encoder ranked the candidates, which a comment says; "": none.
 
     Returns:
         The file, in ASCII. If no individual is left, it has comments alone.
@@ -198,6 +200,9 @@ def to_mark(
         f"time intervals in {histories.unit}: {' '.join(f'{interval:g}' for interval in histories.intervals)}",
         f"encounters left out: {count_reasons(histories.left_out)}",
     ]
+    if origin:
+        plain = unicodedata.normalize("NFKD", origin).encode("ascii", "ignore").decode()
+        comments.append(f"candidates were ranked by the {plain.replace('*', '')}")
     if histories.table.empty:
         comments.append("no decided animal has a date on these occasions: decide some, give dates, or choose others")
     lines = [f"/* {line} */" for comment in comments for line in textwrap.wrap(comment, 100)]

@@ -120,9 +120,10 @@ def _set_cell(cell, value):
         cell.value = value
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-10a
-def _xlsx(table, title):
-    """A table of objects as the bytes of a workbook with one sheet."""
+def _xlsx(table, title, about=""):
+    """A table of objects as the bytes of a workbook with one sheet; `about` is its description, among its properties."""
     book = openpyxl.Workbook()
+    book.properties.description = writable_text(about) or None
     sheet = book.active
     sheet.title = title
     for i, row in enumerate([list(table.columns), *table.to_numpy().tolist()], start=1):
@@ -137,18 +138,21 @@ def _xlsx(table, title):
     return zip_bytes(files)
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-10b
-def to_wildbook(sightings: pd.DataFrame, submitter: str = "", locations: dict[str, str] | None = None) -> bytes:
+def to_wildbook(
+    sightings: pd.DataFrame, submitter: str = "", locations: dict[str, str] | None = None, origin: str = ""
+) -> bytes:
     """Write the sheet of Wildbook's bulk import; `check_wildbook` says what Wildbook will refuse of it.
 
     Args:
         sightings: see `common.arranged`.
         submitter: your user name in Wildbook; "": the column is left out.
         locations: Wildbook's location ID by name of the place, or None.
+        origin: whose encoder ranked the candidates; it is the workbook's description, among its properties. "": none.
 
     Returns:
         An .xlsx workbook.
     """
-    return _xlsx(wildbook_table(sightings, submitter, locations), "bulk import")
+    return _xlsx(wildbook_table(sightings, submitter, locations), "bulk import", origin)
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-13
 MOST_ENCOUNTERS = 200  # in one sheet, by the documentation

@@ -139,17 +139,21 @@ def export_with_photos(
         submitter: of a Wildbook sheet: your user name in Wildbook.
 
     Returns:
-        The bytes of a zip archive, piece by piece, and its name. `lost_photos` are not in it.
+        The bytes of a zip archive, piece by piece, and its name. `lost_photos` are not in it; `LICENCE.txt` is, if
+        the catalogue's encoder has one.
 
     Raises:
         UserError: for another format, and for a species that no photo is of.
     """
     names = photo_names(of_species(sightings, species), kind)
-    data, name, _ = export_sightings(sightings, kind, species, submitter=submitter)
+    origin = catalogue.licence.sentence
+    data, name, _ = export_sightings(sightings, kind, species, submitter=submitter, origin=origin)
     paths = photo_paths(catalogue, list(names))
     photos = [(names[number], path) for number, path in sorted(paths.items())]
     files = [(name, data)]
     if kind == "camtrap-dp":  # it is an archive itself: its files and the photos in one
         with zipfile.ZipFile(io.BytesIO(data)) as package:
             files = [(each, package.read(each)) for each in package.namelist()]
+    if origin:
+        files.append(("LICENCE.txt", f"Candidates were ranked by the {origin}.\n".encode()))
     return zip_pieces([*files, *dict(photos).items()]), f"{kind}.zip"

@@ -7,6 +7,7 @@ __all__ = ['router', 'ExportFormat', 'Occasions', 'TABLE', 'MAX_MESSAGES', 'expo
 
 # %% ../../../nbs/lib/server/routes/exports.ipynb #routes-exports-02
 from typing import Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
@@ -30,6 +31,8 @@ def export(
     submitter: Words = "", photos: bool = False,
 ) -> Response:  # fmt: skip
     """Export the catalogue as a file: csv, wildbook, camtrap-dp, mark or rmark.
+
+    The file says whose encoder ranked the candidates where its format can; the header x-encoder-licence always does.
     \f
     Args:
         state: the state of the app.
@@ -49,12 +52,14 @@ def export(
     """
     with state.catalogue.reading() as session:
         table = listings.sightings(session)
+    origin = state.catalogue.licence.sentence
+    headers = {"x-encoder-licence": quote(origin, safe=" :;,()/")} if origin else {}
     if photos:
         pieces, name = export_with_photos(state.catalogue, table, kind, species, submitter)
-        headers = {"content-disposition": attachment(name)}
+        headers |= {"content-disposition": attachment(name)}
         return StreamingResponse(pieces, media_type="application/zip", headers=headers)
-    data, name, media_type = export_sightings(table, kind, species, occasions, submitter)
-    return Response(data, media_type=media_type, headers={"content-disposition": attachment(name)})
+    data, name, media_type = export_sightings(table, kind, species, occasions, submitter, origin)
+    return Response(data, media_type=media_type, headers=headers | {"content-disposition": attachment(name)})
 
 # %% ../../../nbs/lib/server/routes/exports.ipynb #routes-exports-05
 MAX_MESSAGES = 200  # of one export; all are counted
@@ -83,7 +88,8 @@ def messages(
     """
     with state.catalogue.reading() as session:
         table, withdrawn = listings.sightings(session), listings.withdrawn_sightings(session)
-    refused, notes = export_messages(table, kind, species, occasions, submitter, withdrawn)
+    origin = state.catalogue.licence.sentence
+    refused, notes = export_messages(table, kind, species, occasions, submitter, withdrawn, origin)
     if kind in WITH_PHOTOS and (lost := lost_photos(state.catalogue, of_species(table, species))):
         notes.append(f"{len(lost)} photographs are not found where they were, such as {lost[0]}: they cannot go along")
     return {"refused": refused[:MAX_MESSAGES], "notes": notes, "total": len(refused) + len(notes)}

@@ -7,6 +7,8 @@ __all__ = ['router', 'COUNTED', 'NAMED', 'health', 'missing_photos', 'session', 
            'end_token']
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-02
+from dataclasses import asdict
+
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import func, select
 
@@ -50,7 +52,9 @@ def _session_view(state, caller):
             name: session.scalar(select(func.count()).select_from(table).where(*conditions))
             for name, (table, *conditions) in COUNTED.items()
         }
-    counts |= {"name": state.catalogue.name, "model": state.matcher.model.name}
+    model, licence = state.matcher.model, state.catalogue.licence
+    counts |= {"name": state.catalogue.name, "model": model.name, "embeds": model.settings.get("embeds", True)}
+    counts["encoder"] = asdict(licence) | {"name": licence.name or model.name, "text": licence.sentence}
     counts |= {"encounters_by": state.catalogue.encounters}
     return {"user": caller.name, "role": caller.role, "tokens": state.options.tokens, "catalogue": counts}
 

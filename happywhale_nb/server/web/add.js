@@ -21,6 +21,7 @@ const MANY = 12;  // photographs that are hardly one animal met once
 
 export async function showAdd(main, route, signal) {
   if (!may("review")) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Add" }), el("p", { text: "Your token may look, not add: ask for one with the role review." })));
+  if (session.catalogue.embeds === false) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Add" }), el("p", { text: "This catalogue cannot embed new photographs: its embeddings were made elsewhere. Who keeps it changes over to an encoder with “happywhale catalogue re-embed”." })));
   const facets = await loadFacets(signal);
   const [rule, gap] = (session.catalogue.encounters_by ?? "").split(":");  // of the data folder, proposed for what is added
   kept.minutes ||= Number(gap) || 10;

@@ -22,6 +22,7 @@
 //                 #rename #merge #merge-q [data-into=ID] #split [data-split=ID]; #history [data-decision=ID] [data-undo=ID]
 //   audit-log     #audit-log [data-decision=ID] [data-undo=ID]       exports  [data-export=csv|wildbook|camtrap-dp|mark], then [data-take], [data-photos]
 //   tokens        #token-name #token-role #token-make #token-made #token-copy [data-revoke=ID]
+//   footer        #about: encoder and licence, [data-commercial=no]
 //   dialogs       dialog[open], #dialog-yes, #zoom-view, #box-view, #keys
 
 import { showAdd } from "./add.js";
@@ -38,7 +39,7 @@ import { showQueue } from "./queue.js";
 import { loadSession, may, session } from "./session.js";
 import { showSignIn, signOut } from "./signin.js";
 import { showTokens } from "./tokens.js";
-import { role } from "./words.js";
+import { day, role } from "./words.js";
 
 const VIEWS = {
   queue: ["Queue", showQueue], encounter: ["Encounter", showEncounter], individuals: ["Individuals", showIndividuals],
@@ -96,7 +97,18 @@ function showHeader() {
   fill(document.getElementById("who"), el("span", { title: `The role of your token: ${session.role}` }, session.user, el("small", { text: role(session.role) })),
     button("?", showKeys, { class: "plain help", "aria-label": "Keys", title: "Keys (?)" }),
     session.tokens && button("Sign out", () => signOut().then(start, fail), { class: "plain", id: "sign-out" }));
+  showAbout(session.catalogue.encoder);
   showNav(route().view);
+}
+
+/** Whose encoder ranks the candidates, and what its licence allows; nothing for a network of the lab's own. */
+function showAbout(encoder) {
+  const node = document.getElementById("about");
+  const web = /^https?:\/\//.test(encoder?.source ?? "");
+  node.hidden = !encoder?.text;
+  fill(node, encoder?.text && [el("span", { text: `Encoder: ${encoder.name}` }), el("span", { text: `Licence: ${encoder.licence || "not named"}` }),
+    !encoder.commercial && el("b", { data: { commercial: "no" }, text: `Not for commercial use${encoder.accepted ? `, accepted on ${day(encoder.accepted)}` : ""}` }),
+    encoder.source && (web ? el("a", { href: encoder.source, rel: "noreferrer", text: encoder.source }) : el("span", { text: `From: ${encoder.source}` }))]);
 }
 
 async function start() {

@@ -66,12 +66,18 @@ export function makeStage(view) {
     if (held) pair.querySelector(`[data-flip="${held}"]`)?.focus({ preventScroll: true });
     showStrip(photo);
     const paired = match && view.picked.rank && match.id === view.picked.photo?.id;
-    heatBox.disabled = !(view.answer?.id && paired);
-    heatBox.parentElement.title = paired || !match ? "Where the two photographs resemble each other for the model" : "Heat maps are of the photograph that fits best.";
+    heatBox.disabled = !(view.answer?.id && paired && view.answer.heat_maps !== "");
+    heatBox.parentElement.title = paired || !match ? heatTitle(view.answer) : "Heat maps are of the photograph that fits best.";
     zoomButton.disabled = !photo;
     fit();
     showHeat();
     preload();
+  }
+
+  function heatTitle(answer) {
+    if (answer?.heat_maps === "") return "There are no heat maps: the embeddings of this catalogue were made elsewhere.";
+    const how = answer?.heat_maps === "occlusion" ? ", found by hiding parts one at a time" : "";
+    return `Where the two photographs resemble each other for the model${how}`;
   }
 
   function frame(photo, id, alt) {
