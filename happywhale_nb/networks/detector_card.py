@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..core.artifacts import read_json, write_json
 from ..core.errors import UserError
-from ..imaging.letterbox import FITS, RESIZES
+from ..imaging.letterbox import FITS
+from ..imaging.resize import RESIZES
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-05
 HEADS = {
@@ -46,7 +47,7 @@ class DetectorCard:
         coordinates: of boxes: "pixels" of the input, or "fractions" of it.
         scores: "probabilities", or "logits" that a sigmoid makes probabilities.
         fit: how a photo is fitted into the input: "centre", "corner" (letterboxes) or "stretch".
-        resize: "linear" or "area" (see `letterbox.letterbox`).
+        resize: of `resize.RESIZES`; YOLO's is "linear", our own "area".
         layout: "nchw" or "nhwc".
         colours: "rgb" or "bgr".
         scale: pixels are divided by it: 255 or 1.

@@ -27,8 +27,9 @@ from ..core.progress import bar
 from ..data.boxes import BOX, BOX_COLUMNS, LEAST, iou
 from ..data.parts import split_path
 from ..imaging.crops import load_crop
-from ..imaging.letterbox import FITS, RESIZES, Fit, fit_photo, letterbox, read_photo
+from ..imaging.letterbox import FITS, Fit, fit_photo, letterbox, read_photo
 from ..imaging.photo import photo_size
+from ..imaging.resize import RESIZES
 from .detector_card import HEADS, DetectorCard, detector_card_path, read_detector_card
 from happywhale_nb.networks.detector_heads import (
     check_head,
@@ -112,8 +113,10 @@ def detector_pixels(path: Path | str, card: DetectorCard) -> tuple[np.ndarray, F
         UserError: if the photo cannot be decoded.
     """
     size = (card.width, card.height)
-    if card.fit == "stretch" and card.resize == "area" and card.width == card.height:
-        pixels = load_crop(path, card.width)  # before the size is asked for: its message names what is wrong
+    if card.fit == "stretch" and card.resize == "area":
+        pixels = load_crop(
+            path, (card.height, card.width)
+        )  # before the size is asked for: its message names what is wrong
         return pixels, fit_photo(photo_size(path), size, "stretch")
     photo = read_photo(path)
     fit = fit_photo(photo.shape[1::-1], size, card.fit)
