@@ -1349,6 +1349,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._numbers': ( 'lib/data/boxes.html#_numbers',
                                                                                  'happywhale_nb/data/boxes.py'),
+                                          'happywhale_nb.data.boxes._other_classes': ( 'lib/data/boxes.html#_other_classes',
+                                                                                       'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._parse_crops': ( 'lib/data/boxes.html#_parse_crops',
                                                                                      'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._parse_probabilities': ( 'lib/data/boxes.html#_parse_probabilities',
