@@ -25,7 +25,7 @@ from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.dataset import Dataset
-from ..data.parts import of_part, split_path
+from ..data.parts import split_path
 from ..data.splits import make_folds
 from ..imaging.augmentation import RECIPES, affine, augment, warp
 from ..imaging.crops import load_crop, load_crops
@@ -33,6 +33,7 @@ from ..imaging.photo import photo_size
 from .detector_card import DetectorCard
 from .detectors import DETECTED, detector_fingerprint, file_sha256
 from .devices import compiled
+from .folder_boxes import unboxed_paths
 from .schedules import WarmupCosine
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-05
@@ -420,28 +421,19 @@ class OwnDetector:
         return found.assign(**{"image": [Path(name).name for _, name in parts], "class": "animal"})[DETECTED]
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-23
-def _unboxed_paths(dataset):
-    """The photos of both parts that have no box but perhaps one of the source `own`."""
-    boxes = read_boxes(dataset.root)
-    boxes, paths = boxes[boxes["source"] != "own"], []
-    for part, all_paths in (("train", dataset.train_paths()), ("test", dataset.test_paths())):
-        boxed = set(of_part(boxes, part)["image"])
-        paths += [path for path in all_paths if path.name not in boxed]
-    return paths
-
-
-def write_own_boxes(dataset: Dataset, model: keras.Model, folder: Path) -> int:
+def write_own_boxes(dataset: Dataset, model: keras.Model, folder: Path, everything: bool = False) -> int:
     """Detect a box for every photo without one, and write `<data>/boxes/own.csv`.
 
     Args:
         dataset: the data; training and test photos are boxed. Boxes of the source `own` do not count.
         model: a detector.
         folder: keeps the pixels, like all crops.
+        everything: also the photos that have a box of another source.
 
     Returns:
         Number of photos boxed; with 0 nothing is written.
     """
-    paths = _unboxed_paths(dataset)
+    paths = unboxed_paths(dataset, "own", everything)
     if not paths:
         return 0
     detections, sizes = detect_boxes(model, whole_photos(paths, folder)), _photo_sizes(paths)
