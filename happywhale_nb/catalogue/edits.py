@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .decisions import Conflict, log_decision, update_encounter, update_photo
-from .ingest import PhotoEmbedder, crop_boxes, crop_row
+from .ingest import PhotoEmbedder, crop_boxes, crop_row, refuse_made_elsewhere
 from .listings import get_or_404, photo_crop
 from .naming import same_species
 from .schema import Annotation, Crop, Decision, Embedding, Encounter, Model, Photo
@@ -133,6 +133,7 @@ def set_crop(
         photo = get_or_404(session, Photo, number, "photograph")
         if session.get(Encounter, photo.encounter_id).version != version:
             raise Conflict("the encounter was changed by somebody else: look at it again before you draw")
+    refuse_made_elsewhere(embedder, "a box changes nothing")
     crop = crop_row("person", _clip_box(box, photo), [float(photo.width), float(photo.height)])
     (vector,) = embedder.embed([catalogue.path(photo)], crop_boxes([(photo, Crop(**crop))]))
     with catalogue.writing() as session:

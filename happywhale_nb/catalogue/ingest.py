@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOT', 'READ', 'PhotoEmbedder', 'folder_table', 'ingest_dataset', 'check_fingerprint', 'register_model',
-           'add_detected_boxes', 'count_uncropped', 'embed_missing', 'crop_row', 'update_metadata', 'recalibrate',
-           're_embed', 'crop_boxes']
+           'refuse_made_elsewhere', 'check_vectors', 'add_detected_boxes', 'count_uncropped', 'embed_missing',
+           'crop_row', 'update_metadata', 'recalibrate', 're_embed', 'crop_boxes']
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-02
 from collections.abc import Callable, Iterable, Sequence
@@ -178,6 +178,7 @@ def ingest_dataset(
     new = new.assign(met=encounter_names(new, new["taken"]))
     twice = set(table["image"][table["image"].duplicated()])  # in both parts
     ready = _stored_vectors(vectors, new["path"], twice)
+    check_vectors(embedder, [dataset.root / path for path in table["path"]])
     _add_photos(catalogue, embedder, name, dataset.root, new, boxes, ready)
     return len(new)
 
@@ -306,6 +307,37 @@ def register_model(catalogue: Catalogue, embedder: PhotoEmbedder, name: str) -> 
             session.add(row)
             session.flush()
         return row.id
+
+# %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-10d
+def refuse_made_elsewhere(embedder: PhotoEmbedder, what: str = "new photographs cannot be embedded") -> None:
+    """Refuse what needs an encoder where there are only vectors.
+
+    Args:
+        embedder: of the catalogue.
+        what: what is refused, for the message.
+
+    Raises:
+        UserError: if the catalogue's vectors were made elsewhere.
+    """
+    if not embedder.settings.get("embeds", True):
+        remedy = "`happywhale catalogue re-embed FOLDER --model MODEL` changes over to an encoder"
+        raise UserError(f"the vectors of this catalogue were made elsewhere, so {what}: {remedy}")
+
+
+def check_vectors(embedder: PhotoEmbedder, paths: Sequence[Path]) -> None:
+    """Check that vectors that were made elsewhere are there for all photos; an encoder makes its own.
+
+    Args:
+        embedder: such as an `embedders.TableEmbedder`.
+        paths: files of photos.
+
+    Raises:
+        UserError: naming the first photos without a vector.
+    """
+    if not embedder.settings.get("embeds", True) and (missing := embedder.missing(paths)):
+        more = ", …" if len(missing) > 3 else ""
+        names = ", ".join(path.name for path in missing[:3])
+        raise UserError(f"{len(missing):,} photographs have no vector among {embedder.title}: {names}{more}")
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-11
 def add_detected_boxes(
@@ -526,9 +558,18 @@ def re_embed(catalogue: Catalogue, embedder: PhotoEmbedder, name: str) -> int:
     if left := _stale_photos(catalogue, model_id):
         gone = {known.id for known in missing_photos(catalogue)}
         left = [number for number in left if number not in gone]
+        _check_lot(catalogue, embedder, left)
     for start in bar(range(0, len(left), LOT), "embedding", unit="lot", disable=not left):
         _embed_lot(catalogue, embedder, model_id, left[start : start + LOT])
     return len(left)
+
+# %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-32a
+def _check_lot(catalogue, embedder, numbers):
+    """Check that there are vectors of these photos; they are not looked up for an encoder, which makes its own."""
+    if not embedder.settings.get("embeds", True):
+        with catalogue.reading() as session:
+            photos, wanted = session.scalars(select(Photo).order_by(Photo.id)).all(), set(numbers)
+            check_vectors(embedder, [catalogue.path(photo) for photo in photos if photo.id in wanted])
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-32
 def _stale_photos(catalogue, model_id):

@@ -181,6 +181,8 @@ def learn_no_animal(catalogue: Catalogue, embedder: PhotoEmbedder, seed: int = 0
         what was learnt, to be stored with the calibration; the limit holds for photographs with the boxes that the
         catalogue has (`boxed`) and for those that are sent to it (`sent`). With a note if nothing can be told.
     """
+    if not embedder.settings.get("embeds", True):
+        return NoAnimal(note=f"{UNTOLD}: the vectors of this catalogue were made elsewhere.")
     known = animal_photos(catalogue, seed)
     sent = known.take(_sent_rows(known, np.random.default_rng(seed)))
     if (n := len(sent.paths)) < (least := least_photographs()):  # nothing is drawn and embedded in vain

@@ -147,14 +147,15 @@ class Catalogue:
         if Card.read(self.folder).model != self.fingerprint:
             raise UserError(f"the catalogue in {self.folder} {CHANGED}")
 
-    def choose_model(self, fingerprint: str, licence: Licence = Licence()) -> None:
+    def choose_model(self, fingerprint: str, licence: Licence | None = None) -> None:
         """Make a model the catalogue's, here and on the card.
 
         Args:
             fingerprint: of a row of `models`.
-            licence: of its encoder.
+            licence: of its encoder; None: nothing is known.
         """
-        replace(Card.read(self.folder), model=fingerprint, encoder=asdict(licence)).write(self.folder)
+        encoder = asdict(licence or Licence())
+        replace(Card.read(self.folder), model=fingerprint, encoder=encoder).write(self.folder)
         self.fingerprint = fingerprint
 
     def move_data(self, folder: Path | str) -> None:

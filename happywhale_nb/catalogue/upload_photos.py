@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .decisions import Conflict, log_decision, refuse_withdrawn, update_encounter
-from .ingest import PhotoEmbedder, add_detected_boxes, crop_row
+from .ingest import PhotoEmbedder, add_detected_boxes, crop_row, refuse_made_elsewhere
 from .listings import get_or_404
 from .naming import same_species
 from .schema import Encounter, Photo
@@ -175,10 +175,12 @@ def ingest_uploads(
         BadPhoto: for a file that is not a photo.
         TooLarge: for a file with too many bytes.
         Duplicate: for a photo of another encounter.
-        UserError: for metadata that cannot be used. Nothing is added then.
+        UserError: for metadata that cannot be used, and for a catalogue of vectors that were made elsewhere. Nothing
+            is added then.
     """
     side, known = clean_side(side), (metadata or Metadata()).cleaned()
     catalogue.refuse_changed()
+    refuse_made_elsewhere(embedder)
     photos = check_uploads(files, limits or Limits())
     if number is None:
         with catalogue.reading() as session:

@@ -110,6 +110,7 @@ STUDY = {
 
 # %% ../../nbs/lib/cli/main.ipynb #main-11
 GROUPS = {
+    "start": Entry("start:start", "A catalogue from a folder of photographs, at once: nothing is trained."),
     "data": Entry("data:data", "A data folder: check, import, relink, download, draw."),
     "model": Entry("model:model", "A trained model: embed photographs, export, benchmark."),
     "detector": Entry("detector:detector", "Boxes around animals: train a detector, apply it."),

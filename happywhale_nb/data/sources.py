@@ -78,5 +78,5 @@ def find_source(folder: Path | str, options: ImportOptions | None = None) -> Sou
                 notes.append(f"{path.name} is not read: {str(error).splitlines()[0]}")
     if len(lists) > 1:
         names = ", ".join(path.name for path in lists)
-        raise UserError(f"{folder} has several tables that list its photographs ({names}): name one, such as {lists[0]}")
+        raise UserError(f"{folder} has several lists of its photographs ({names}): name one, such as {lists[0]}")
     return Source(lists[0], tuple(notes)) if lists else Source(folder, tuple(notes))

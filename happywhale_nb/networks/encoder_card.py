@@ -44,6 +44,7 @@ class EncoderCard:
         data: further files that belong to the file, names relative to the card.
         mirror: average with the mirror image: "" (no), "side" (left to right) or "top" (top to bottom).
         crops: sources of boxes, as in the parameter `crops` of a training.
+        tta_sources: sources whose crops are averaged, as in the parameter of that name; "": one crop.
         margin: of a crop, a fraction of the box on each side.
         keep_aspect: whether a box grows to the shape of the input, else it is stretched.
         min_confidence: boxes below count as missing, in [0, 1).
@@ -73,6 +74,7 @@ class EncoderCard:
     data: tuple[str, ...] = ()
     mirror: str = ""
     crops: str = "auto"
+    tta_sources: str = ""
     margin: float = 0.05
     keep_aspect: bool = False
     min_confidence: float = 0.1

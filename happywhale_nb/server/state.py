@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Event
 
 from ..catalogue import listings
-from ..catalogue.ingest import PhotoEmbedder
+from ..catalogue.ingest import PhotoEmbedder, refuse_made_elsewhere
 from ..catalogue.matching import Matcher, encounters_without_animal
 from ..catalogue.no_animal import marked
 from ..catalogue.store import Catalogue
@@ -128,7 +128,8 @@ class AppState:
         matcher: the gallery in memory.
         network: a `NetworkLoader`.
         limiter: counts requests.
-        heat_maps: function from two crops, each a path, a box and a frame, to the maps of both; it keeps the last 256.
+        heat_maps: function from two crops, each a path, a box and a frame, to the `match_maps.MatchMaps` of both; it
+            keeps the last 256.
     """
 
     def __init__(self, catalogue: Catalogue, options: Options, owner: str = "") -> None:
@@ -164,7 +165,8 @@ class AppState:
 # %% ../../nbs/lib/server/state.ipynb #state-08
 def _heat_maps(network, query, match):
     """Both heat maps of a pair of photographs, each given as a path, a box and a frame."""
-    from happywhale_nb.networks.gradcam import match_heat  # here: it needs TensorFlow
+    from happywhale_nb.networks.match_maps import match_maps
 
     embedder = network.ready()
-    return match_heat(embedder, embedder.crop(*query), embedder.crop(*match))
+    refuse_made_elsewhere(embedder, "there are no heat maps")
+    return match_maps(embedder, embedder.crop(*query), embedder.crop(*match))

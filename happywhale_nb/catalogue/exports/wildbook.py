@@ -121,7 +121,7 @@ def _set_cell(cell, value):
 
 # %% ../../../nbs/lib/catalogue/exports/wildbook.ipynb #wildbook-10a
 def _xlsx(table, title, about=""):
-    """A table of objects as the bytes of a workbook with one sheet; `about` is its description, among its properties."""
+    """A table of objects as the bytes of a workbook with one sheet; `about` is its description."""
     book = openpyxl.Workbook()
     book.properties.description = writable_text(about) or None
     sheet = book.active

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, File, Form, Query, Response, UploadFile
 
 from ...catalogue import listings
-from ...catalogue.ingest import add_detected_boxes, count_uncropped
+from ...catalogue.ingest import add_detected_boxes, count_uncropped, refuse_made_elsewhere
 from ...catalogue.matching import Filters, match_encounter, match_vectors, stored_answer
 from ...catalogue.schema import Photo
 from ...catalogue.store import NotFound
@@ -51,7 +51,9 @@ def match_photos(state: AppState, photos: Sequence[UploadFile], k: int) -> dict:
         TooLarge: for too many photos, or one with too many bytes.
         Busy: if the network is not loaded, or too many photos wait for it.
     """
-    embedder, uploads = state.network.ready(), check_uploads(read_files(state, photos), state.options.limits)
+    embedder = state.network.ready()
+    refuse_made_elsewhere(embedder)
+    uploads = check_uploads(read_files(state, photos), state.options.limits)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{upload.picture.sha256}.{upload.picture.kind}" for upload in uploads]
         for path, upload in zip(paths, uploads, strict=True):
@@ -126,7 +128,7 @@ def identify(
     return match_photos(state, photos, k)
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-06
-def heat_map_png(state: AppState, number: int, rank: int, of: Literal["query", "match"]) -> bytes:
+def heat_map_png(state: AppState, number: int, rank: int, of: Literal["query", "match"]) -> tuple[bytes, str]:
     """Draw one of the two heat maps of a candidate.
 
     Args:
@@ -136,17 +138,18 @@ def heat_map_png(state: AppState, number: int, rank: int, of: Literal["query", "
         of: the photo of the query, or the candidate's photo that it matches.
 
     Returns:
-        The bytes of a PNG.
+        The bytes of a PNG, and how it was made, as of `networks.match_maps.heat_method`.
 
     Raises:
         NotFound: if there is no such answer, or no pair of photos at this rank.
+        UserError: for a catalogue of vectors that were made elsewhere.
         Busy: if the network is not loaded, or too many photos wait for it.
     """
     pair = _photo_pair(state, number, rank)
     from happywhale_nb.networks.gradcam import heat_png  # here: it needs TensorFlow
 
-    query_map, match_map = state.heat_maps(*pair)
-    return heat_png(query_map if of == "query" else match_map)
+    maps = state.heat_maps(*pair)
+    return heat_png(maps.query if of == "query" else maps.match), maps.method
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-11
 def _photo_pair(state, number, rank):
@@ -176,6 +179,8 @@ def heat(
     of: Literal["query", "match"] = "query",
 ) -> Response:
     """Draw where the two photographs of a match resemble each other: a square to lay over the crop.
+
+    The header x-heat-maps says how it was made: "grad-cam", or "occlusion" where parts were hidden one at a time.
     \f
     Args:
         state: the state of the app.
@@ -191,7 +196,8 @@ def heat(
         NotFound: if there is no such answer, or no pair of photos at this rank.
         Busy: if the network is not loaded, or too many photos wait for it.
     """
-    return Response(heat_map_png(state, number, rank, of), media_type="image/png", headers=CACHED)
+    png, method = heat_map_png(state, number, rank, of)
+    return Response(png, media_type="image/png", headers=CACHED | {"x-heat-maps": method})
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-13a
 MAX_MATCHES = 50
