@@ -51,7 +51,7 @@ WINGS = {
 }
 INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so that TensorFlow is loaded only when used
 NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets", "networks.detector_card", "networks.detector_heads"}
-NETWORKS_WITHOUT_KERAS |= {"networks.detectors", "networks.folder_boxes"}
+NETWORKS_WITHOUT_KERAS |= {"networks.detectors", "networks.detector_draft", "networks.folder_boxes"}
 
 
 def module_name(path):

@@ -405,7 +405,15 @@ class OwnDetector:
         self.fingerprint = detector_fingerprint(self.card)
 
     def detect(self, paths: Sequence[Path | str], quiet: bool = True) -> pd.DataFrame:
-        """Find the box of each photo: see `detectors.Detector.detect`."""
+        """Find the box of each photo.
+
+        Args:
+            paths: the photos.
+            quiet: show no progress bar.
+
+        Returns:
+            The table of `detectors.Detector.detect`.
+        """
         tables = [pd.DataFrame(columns=DETECTED)]
         with ThreadPoolExecutor(os.cpu_count()) as readers:
             for start in bar(range(0, len(paths), 128), "detecting", unit="batch", disable=quiet):

@@ -34,7 +34,11 @@ from .detectors import OnnxDetector, file_sha256
 
 # %% ../../nbs/lib/networks/detector_export.ipynb #detector_export-04
 def reduction_matrix() -> np.ndarray:
-    """Return the matrix `[96, 128]` by which `detector.detector_input` reduces each axis of a photo."""
+    """Compute the matrix by which `detector.detector_input` reduces each axis of a photo.
+
+    Returns:
+        `[96, 128]` float32.
+    """
     unit = np.repeat(np.eye(STORED_SIDE, dtype=np.float32)[:, :, None, None], STORED_SIDE, axis=2)  # lines, one each
     return detector_input(unit)[:, :, 0, 0].T.copy()
 

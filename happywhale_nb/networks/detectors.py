@@ -274,7 +274,15 @@ class OnnxDetector:
         return [output[:count] for output in _head_outputs(outputs, self.names, self.card)]
 
     def detect(self, paths: Sequence[Path | str], quiet: bool = True) -> pd.DataFrame:
-        """Find the boxes of photos: see `Detector.detect`."""
+        """Find the boxes of photos.
+
+        Args:
+            paths: the photos.
+            quiet: show no progress bar.
+
+        Returns:
+            The table of `Detector.detect`.
+        """
         size, tables = self.fixed or BATCH, [pd.DataFrame(columns=DETECTED)]
         with ThreadPoolExecutor(os.cpu_count()) as readers:
             for start in bar(range(0, len(paths), size), "detecting", unit="batch", disable=quiet):
@@ -324,7 +332,14 @@ def file_sha256(path: Path | str) -> str:
 
 
 def weights_file(path: Path | str) -> Path:
-    """Return where an ONNX file keeps weights that are not in it: `x.onnx.data` beside `x.onnx`, if it is there."""
+    """Return where an ONNX file keeps weights that are not in it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Such as `x.onnx.data` beside `x.onnx`; it need not exist.
+    """
     return Path(path).with_name(Path(path).name + ".data")
 
 

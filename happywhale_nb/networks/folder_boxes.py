@@ -87,7 +87,14 @@ class FoundBoxes:
             self.lines[name] = (state, boxes)
 
     def get(self, path: Path) -> list | None:
-        """Return the boxes of a photo, or None if it was not looked at as it is now."""
+        """Look up what was found on a photo.
+
+        Args:
+            path: the photo.
+
+        Returns:
+            Its boxes; None if it was not looked at as it is now.
+        """
         name, state = _photo_key(path)
         known = self.lines.get(name)
         return known[1] if known and known[0] == state else None
