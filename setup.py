@@ -11,7 +11,7 @@ root = Path(__file__).parent
 settings = ConfigParser(delimiters=["="])
 settings.read(root / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-extras = "dev kaggle export search qdrant slurm postgres tensorboard heic docs gpu jax-gpu".split()  # noqa: SIM905
+extras = "dev kaggle export hub search qdrant slurm postgres tensorboard heic docs gpu jax-gpu".split()  # noqa: SIM905
 
 
 def without_outputs(text):
@@ -53,6 +53,7 @@ setup(
             "catalogue/migrations/**/*",
             "demo/assets/*",
             "evaluation/assets/*",
+            "networks/ready_cards.json",
             "server/web/*",
             "workflow/Snakefile",
             "workflow/profiles/**/*",

@@ -50,8 +50,10 @@ WINGS = {
     "cli": "core data demo imaging retrieval ensemble networks evaluation catalogue stages workflow server",
 }
 INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so that TensorFlow is loaded only when used
-NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets", "networks.detector_card", "networks.detector_heads"}
-NETWORKS_WITHOUT_KERAS |= {"networks.detectors", "networks.detector_draft", "networks.folder_boxes"}
+NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
+NETWORKS_WITHOUT_KERAS |= {"networks.ready_cards", "networks.hubs", "networks.hub_models"}
+NETWORKS_WITHOUT_KERAS |= {"networks.detector_card", "networks.detector_heads", "networks.detectors"}
+NETWORKS_WITHOUT_KERAS |= {"networks.detector_draft", "networks.folder_boxes"}
 
 
 def module_name(path):

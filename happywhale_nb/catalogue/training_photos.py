@@ -43,10 +43,12 @@ class TrainedOn:
     Attributes:
         sha256: contents of their files.
         names: names in `train_images` of those whose files are no longer there.
+        every: whether it may be any photo of the data folder: nothing tells which.
     """
 
     sha256: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    every: bool = False
 
     @classmethod
     def of(cls, entries: Iterable[str]) -> "TrainedOn":
@@ -71,10 +73,12 @@ class TrainedOn:
             kept: whether it was uploaded.
 
         Returns:
-            True for a known content; for a name, only if the photo is in the data folder's part `train`.
+            True for a known content, and for all of the data folder if it may be any; for a name, only if the photo is in the data folder's part `train`.
         """
         if sha256 in self.sha256 or kept:
             return sha256 in self.sha256
+        if self.every:
+            return True
         key = photo_key(path)
         return key.part == "train" and key.path in self.names
 
@@ -96,8 +100,8 @@ def trained_on(model: Path | str, digests: Mapping[Path, str] = MappingProxyType
     folder = place if place.is_dir() else place.parent
     if (folder / TRAINED).is_file():
         return TrainedOn.of(read_json(folder / TRAINED))
-    if not (folder / "config.json").is_file():
-        return TrainedOn()
+    if not (folder / "config.json").is_file():  # from elsewhere; an adapter was fitted to photos like these
+        return TrainedOn(every=(folder / "adapter.npz").is_file())
     record = read_record(folder / "config.json")
     if "trained_on" in record or record["parameters"].get("backbone") == "encoder":
         return TrainedOn.of(record.get("trained_on", ()))
@@ -116,7 +120,7 @@ def write_trained(folder: Path | str, trained: TrainedOn | None) -> None:
         folder: of the model.
         trained: the photos; None: unknown, and nothing is written.
     """
-    if trained is not None:
+    if trained is not None and not trained.every:
         write_json(Path(folder) / TRAINED, sorted(trained.sha256 | trained.names))
 
 # %% ../../nbs/lib/catalogue/training_photos.ipynb #training_photos-10

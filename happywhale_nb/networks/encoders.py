@@ -19,6 +19,7 @@ from .encoder_card import CARD, EncoderCard, card_path, check_digest, read_card,
 from .encoder_groups import AdaptedEncoder, SideBySide
 from .probe import check_probe
 from .runtimes import graph_function
+from .vector_tables import VectorTable, open_vectors  # noqa: F401 - beside `open_encoder`
 from ..retrieval.adapters import read_adapter
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-06

@@ -57,12 +57,11 @@ def _onnx_tensor(node):
     return Tensor(node.name, shape, _ONNX_TYPES.get(node.type, ""))
 
 
-def onnx_graph(path: Path, card: EncoderCard) -> Graph:
+def onnx_graph(path: Path) -> Graph:
     """Load an ONNX file into ONNX Runtime.
 
     Args:
         path: the file.
-        card: its card.
 
     Returns:
         The graph.
@@ -85,12 +84,11 @@ def _openvino_tensor(port):
     return Tensor(name, sizes and tuple(sizes), names.get(port.element_type.get_type_name(), ""))
 
 
-def openvino_graph(path: Path, card: EncoderCard) -> Graph:
+def openvino_graph(path: Path) -> Graph:
     """Load an ONNX file or OpenVINO's pair of files into OpenVINO.
 
     Args:
         path: the `.onnx` or `.xml` file.
-        card: its card.
 
     Returns:
         The graph; it computes in float32, also where the processor has shorter numbers.
@@ -163,12 +161,11 @@ def choose_output(path: Path | str, graph: Graph, card: EncoderCard) -> str:
 RUNTIMES = {"onnxruntime": onnx_graph, "openvino": openvino_graph}
 
 
-def load_graph(path: Path | str, card: EncoderCard, runtime: str = "") -> Graph:
+def load_graph(path: Path | str, runtime: str = "") -> Graph:
     """Load a graph.
 
     Args:
         path: an `.onnx` or `.xml` file.
-        card: its card.
         runtime: of `RUNTIMES`; "": what `$HAPPYWHALE_RUNTIME` says, else ONNX Runtime for `.onnx`, OpenVINO for `.xml`.
 
     Returns:
@@ -181,7 +178,7 @@ def load_graph(path: Path | str, card: EncoderCard, runtime: str = "") -> Graph:
     chosen = "openvino" if path.suffix == ".xml" else runtime or os.environ.get("HAPPYWHALE_RUNTIME") or "onnxruntime"
     load = lookup(RUNTIMES, chosen, "runtime")
     try:
-        return load(path, card)
+        return load(path)
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
     except Exception as error:  # each runtime has exceptions of its own
@@ -207,7 +204,7 @@ def graph_function(path: Path | str, card: EncoderCard, runtime: str = "") -> Ca
     Raises:
         UserError: if it cannot be loaded, or is not what its card says.
     """
-    graph = load_graph(path, card, runtime)
+    graph = load_graph(path, runtime)
     check_input(path, graph, card)
     output, given = choose_output(path, graph, card), graph.inputs[0]
 
