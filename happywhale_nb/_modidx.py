@@ -223,6 +223,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'happywhale_nb/catalogue/embedders.py'),
                                                    'happywhale_nb.catalogue.embedders.is_network': ( 'lib/catalogue/embedders.html#is_network',
                                                                                                      'happywhale_nb/catalogue/embedders.py'),
+                                                   'happywhale_nb.catalogue.embedders.keep_detector': ( 'lib/catalogue/embedders.html#keep_detector',
+                                                                                                        'happywhale_nb/catalogue/embedders.py'),
                                                    'happywhale_nb.catalogue.embedders.kept_detector': ( 'lib/catalogue/embedders.html#kept_detector',
                                                                                                         'happywhale_nb/catalogue/embedders.py'),
                                                    'happywhale_nb.catalogue.embedders.load_embedder': ( 'lib/catalogue/embedders.html#load_embedder',

@@ -380,7 +380,7 @@ def own_card(path: Path | str, name: str = "own") -> DetectorCard:
     """
     return DetectorCard(
         name, Path(path).name, file_sha256(path), STORED_SIDE, STORED_SIDE, "ours", ("animal",), ("animal",),
-        "fractions", "probabilities", "stretch", "area", "nhwc", "rgb", 1.0, 0.0, 1.0, "own", True,
+        "fractions", "probabilities", "stretch", "area", "nhwc", "rgb", 1.0, 0.0, 1.0, "", True,
         source="happywhale detector train",
     )  # fmt: skip
 

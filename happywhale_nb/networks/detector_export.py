@@ -97,6 +97,7 @@ def export_card(path: Path | str, exported: Path | str, target: Path | str, head
     return replace(
         own_card(path, name or Path(target).stem), file=Path(target).name, sha256=file_sha256(exported), head=head,
         coordinates="fractions" if fractions else "pixels", layout="nchw", scale=255.0,
+        licence="own",
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from ..core.artifacts import fingerprint
+from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, BOX_COLUMNS, LEAST, iou
@@ -517,7 +517,7 @@ def detector_files(path: Path | str) -> list[Path]:
 
 
 def copy_detector(path: Path | str, folder: Path | str) -> Path:
-    """Copy a detector whole into a folder, where `kept_detector` finds it.
+    """Copy a detector whole into a folder, where `kept_detector` finds it; another one there is replaced.
 
     Args:
         path: as for `open_detector`.
@@ -530,12 +530,18 @@ def copy_detector(path: Path | str, folder: Path | str) -> Path:
         UserError: if a file of it is missing.
     """
     files, folder = detector_files(path), Path(folder)
+    own, other = folder / "detector.keras", folder / "detector"
     if files[0].suffix == ".keras":
-        return Path(shutil.copy(files[0], folder / "detector.keras"))
-    (folder / "detector").mkdir()
-    for number, file in enumerate(files):
-        shutil.copy(file, folder / "detector" / (file.name if number else "detector.json"))
-    return folder / "detector"
+        with atomic(own) as temporary:
+            shutil.copy(files[0], temporary)
+        shutil.rmtree(other, ignore_errors=True)
+        return own
+    with atomic(other) as temporary:
+        temporary.mkdir()
+        for number, file in enumerate(files):
+            shutil.copy(file, temporary / (file.name if number else "detector.json"))
+    own.unlink(missing_ok=True)
+    return other
 
 
 def kept_detector(folder: Path | str) -> Path | None:
