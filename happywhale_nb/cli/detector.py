@@ -7,6 +7,7 @@ __all__ = ['DETECTOR', 'DetectorGroup', 'detector', 'train', 'name_some', 'ask_l
 
 # %% ../../nbs/lib/cli/detector.ipynb #detector-02
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +91,7 @@ def ask_licence(card: "DetectorCard", accept: bool) -> None:
     if card.commercial or accept:
         return
     sentence = f"detector {card.name}: licence {card.licence}, not for commercial use"
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise UserError(f"{sentence}: give --accept-licence if you keep to that")
     if not click.confirm(f"{sentence}. Do you keep to that?"):
         raise UserError(f"{sentence}: not accepted, and nothing was changed")

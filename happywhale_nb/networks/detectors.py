@@ -210,6 +210,28 @@ def _head_outputs(outputs, names, card):
     order = sorted(range(len(outputs)), key=lambda i: "box" not in names[i].lower())
     return [outputs[i] for i in order]
 
+# %% ../../nbs/lib/networks/detectors.ipynb #detectors-16a
+def _photo_rows(card, path, fit, outputs):
+    """The boxes of one photo, a table of `DETECTED`."""
+    found = keep_best(read_candidates(outputs, card), card)
+    corners = np.round(fit.to_photo(found.corners), 1)
+    there = (corners[:, 2:] - corners[:, :2] >= np.minimum(LEAST, fit.photo)).all(axis=1)
+    table = pd.DataFrame(corners[there], columns=BOX)
+    part, name = split_path(str(path))
+    table = table.assign(confidence=np.round(found.confidence[there], 4), W=fit.photo[0], H=fit.photo[1])
+    table = table.assign(image=Path(name).name, source=card.name, part=part)
+    classes = [card.classes[number] for number in found.classes[there]]
+    return table.assign(**{"class": pd.Series(classes, index=table.index, dtype=object)})[DETECTED]
+
+
+def _check_outputs(detector):
+    """Raise `UserError` if a detector's outputs for a grey picture are not what its card says."""
+    card = detector.card
+    outputs = [output[0] for output in detector.run(np.full((1, card.height, card.width, 3), 114, np.uint8))]
+    check_head([output.shape for output in outputs], card, detector.path)
+    if doubt := doubt_numbers(outputs, card):
+        raise UserError(f"{detector.path}: {doubt}")
+
 # %% ../../nbs/lib/networks/detectors.ipynb #detectors-17
 BATCH = 8  # photos in a detector at a time, where its file leaves it open
 
@@ -220,6 +242,7 @@ class OnnxDetector:
     Args:
         path: the file, its card, or a folder with a `detector.json`.
         card: used instead of the card beside the file, and the file's checksum and the probe are not checked.
+        session: of `open_session`, if the file is open already.
 
     Attributes:
         path: the ONNX file.
@@ -230,17 +253,17 @@ class OnnxDetector:
         UserError: if the file or its card is missing, one does not fit the other, or the probe's boxes are others.
     """
 
-    def __init__(self, path: Path | str, card: DetectorCard | None = None) -> None:
+    def __init__(self, path: Path | str, card: DetectorCard | None = None, session: object = None) -> None:
         self.card = card or read_detector_card(path)
         self.path = detector_card_path(path).with_name(self.card.file) if card is None else Path(path)
         if card is None:
             check_sum(self.path, self.card)
-        self.session = open_session(self.path)
+        self.session = session or open_session(self.path)
         _check_input(self.session, self.card, self.path)
         given = self.session.get_inputs()[0]
         self.fixed = given.shape[0] if isinstance(given.shape[0], int) else None
         self.fingerprint, self.names = detector_fingerprint(self.card), [o.name for o in self.session.get_outputs()]
-        self._check_outputs()
+        _check_outputs(self)
         if card is None:
             check_probe(self)
 
@@ -290,30 +313,10 @@ class OnnxDetector:
                 read = list(readers.map(lambda path: detector_pixels(path, self.card), batch))
                 outputs = self.run(np.stack([pixels for pixels, _ in read]))
                 tables += [
-                    self._table(path, fit, [output[i] for output in outputs])
+                    _photo_rows(self.card, path, fit, [output[i] for output in outputs])
                     for i, (path, (_, fit)) in enumerate(zip(batch, read, strict=True))
                 ]
         return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-
-    def _table(self, path, fit, outputs):
-        """The rows of one photo."""
-        found = keep_best(read_candidates(outputs, self.card), self.card)
-        corners = np.round(fit.to_photo(found.corners), 1)
-        there = (corners[:, 2:] - corners[:, :2] >= np.minimum(LEAST, fit.photo)).all(axis=1)
-        table = pd.DataFrame(corners[there], columns=BOX)
-        classes = [self.card.classes[number] for number in found.classes[there]]
-        part, name = split_path(str(path))
-        table = table.assign(confidence=np.round(found.confidence[there], 4), W=fit.photo[0], H=fit.photo[1])
-        table = table.assign(image=Path(name).name, source=self.card.name, part=part)
-        return table.assign(**{"class": pd.Series(classes, index=table.index, dtype=object)})[DETECTED]
-
-    def _check_outputs(self):
-        """Raise `UserError` if the outputs for a grey picture are not what the card says."""
-        blank = np.full((1, self.card.height, self.card.width, 3), 114, np.uint8)
-        outputs = [output[0] for output in self.run(blank)]
-        check_head([output.shape for output in outputs], self.card, self.path)
-        if doubt := doubt_numbers(outputs, self.card):
-            raise UserError(f"{self.path}: {doubt}")
 
 # %% ../../nbs/lib/networks/detectors.ipynb #detectors-18
 def file_sha256(path: Path | str) -> str:
@@ -431,10 +434,10 @@ def cards_that_agree(
     Returns:
         What is changed: see `other_cards`.
     """
-    agreeing = []
+    agreeing, session = [], open_session(path)
     for title, other in other_cards(card):
         try:
-            found = OnnxDetector(path, other).detect([probe])
+            found = OnnxDetector(path, other, session).detect([probe])
         except UserError:
             continue  # it cannot be that
         if not probe_fault(found, expected, least, near):
