@@ -55,6 +55,8 @@ NETWORKS_WITHOUT_KERAS |= {"networks.ready_cards", "networks.hubs", "networks.hu
 NETWORKS_WITHOUT_KERAS |= {"networks.encoder_card", "networks.card_encoder", "networks.runtimes", "networks.probe"}
 NETWORKS_WITHOUT_KERAS |= {"networks.encoder_groups", "networks.encoders", "networks.new_card"}
 NETWORKS_WITHOUT_KERAS |= {"networks.vector_tables"}
+NETWORKS_WITHOUT_KERAS |= {"networks.detector_card", "networks.detector_heads", "networks.detectors"}
+NETWORKS_WITHOUT_KERAS |= {"networks.detector_draft", "networks.folder_boxes"}
 
 
 def module_name(path):

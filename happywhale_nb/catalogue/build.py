@@ -9,6 +9,7 @@ __all__ = ['Refine', 'keep_model', 'stored_embeddings', 'training_of', 'Built', 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-02
 import getpass
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from sqlalchemy import select
 from happywhale_nb.catalogue.embedders import (
     check_model,
     copy_model,
+    keep_detector,
     kept_detector,
     load_embedder,
     model_name,
@@ -55,7 +57,7 @@ def keep_model(folder: Path | str, model: Path | str, detector: Path | str = "")
     Args:
         folder: the catalogue's.
         model: as for `embedders.load_embedder`.
-        detector: a detector's file; "": none.
+        detector: as for `networks.detectors.open_detector`; "": the one that is there, if any.
 
     Returns:
         The copy: a network's file, or the encoder's folder.
@@ -64,6 +66,7 @@ def keep_model(folder: Path | str, model: Path | str, detector: Path | str = "")
         UserError: if a file is missing.
     """
     check_model(model, detector)
+    detector = detector or kept_detector(Path(folder) / "model")
     with atomic(Path(folder) / "model") as temporary:
         copy_model(model, temporary, detector)
     return model_source(Path(folder) / "model")
@@ -136,7 +139,7 @@ def build_catalogue(
         data_dir: a folder in Happywhale's layout.
         model: as for `embedders.load_embedder`; "": the catalogue's own.
         database: of a new catalogue, see `create_catalogue`.
-        detector: a detector's file; it boxes photos without a box; "": none.
+        detector: as for `networks.detectors.open_detector`; it boxes photos without a box; "": the catalogue's own.
         name: of a new catalogue; "": the data folder's.
         log: receives sentences: what was filled in, what differs, what was not added and why, which files are gone.
         agree: asks a person to accept a licence that forbids commercial use, see `licences.accept_licence`.
@@ -160,6 +163,8 @@ def build_catalogue(
     catalogue.keep_rule(rule)
     if not (folder / "model").is_dir():
         keep_model(folder, source, detector)
+    elif detector:
+        keep_detector(detector, folder / "model")
     added = _ingest(catalogue, embedder, dataset, source, log)
     if line := missing_line(catalogue, len(missing_photos(catalogue))):
         log(line)
@@ -180,7 +185,7 @@ def _model_files(folder, model, detector):
 def agreed_licence(
     folder: Path | str, embedder: PhotoEmbedder, source: Path | str, agree: Callable[[Licence], bool] = refuse_unasked
 ) -> Licence:
-    """Have the licence of an encoder accepted for a catalogue, unless it was before.
+    """Have the licence of an encoder and its detector accepted for a catalogue, unless they were before.
 
     Args:
         folder: the catalogue's, perhaps not made yet.
@@ -196,7 +201,11 @@ def agreed_licence(
     """
     accepted = Card.read(folder).accepted if (Path(folder) / CARD).is_file() else {}
     card, name = getattr(embedder, "card", None), model_name(source)
-    return accept_licence(Licence(name) if card is None else licence_of(card, name), accepted, agree)
+    licence = accept_licence(Licence(name) if card is None else licence_of(card, name), accepted, agree)
+    boxes = getattr(getattr(embedder, "detector", None), "card", None)
+    if boxes is None or not boxes.licence:  # none, or the lab's own
+        return licence
+    return replace(licence, boxes=(accept_licence(licence_of(boxes, kind="detector"), accepted, agree),))
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-10a
 def _open_or_create(folder, dataset, name, database, log):
@@ -237,7 +246,7 @@ def change_over(
         catalogue: the catalogue.
         embedder: the loaded model.
         source: where it was loaded from; it is copied into the catalogue if it is another one.
-        detector: a detector's file, copied with it; "": none.
+        detector: copied with it; "": the catalogue's own stays.
         log: receives a sentence if training photos are known by name only.
 
     Returns:
@@ -268,7 +277,7 @@ def change_model(
     Args:
         catalogue: the catalogue.
         model: as for `embedders.load_embedder`.
-        detector: a detector's file; "": none.
+        detector: as for `networks.detectors.open_detector`; "": the catalogue's own.
         log: as for `change_over`.
         agree: as for `build_catalogue`.
 
@@ -280,7 +289,7 @@ def change_model(
     """
     source = model_source(model)
     check_model(source, detector)
-    embedder = _load_embedder(source, detector)
+    embedder = _load_embedder(source, detector or kept_detector(catalogue.folder / "model"))
     try:
         catalogue.keep_licence(agreed_licence(catalogue.folder, embedder, source, agree))
         embedded = re_embed(catalogue, embedder, model_name(source))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VECTORS', 'model_source', 'is_network', 'is_built_in', 'check_model', 'TableEmbedder', 'model_name', 'load_embedder',
-           'copy_model', 'kept_detector']
+           'copy_model', 'keep_detector', 'kept_detector']
 
 # %% ../../nbs/lib/catalogue/embedders.ipynb #embedders-02
 import shutil
@@ -75,7 +75,7 @@ def check_model(model: Path | str, detector: Path | str = "") -> None:
 
     Args:
         model: of `model_source`.
-        detector: a detector's file; "": none.
+        detector: as for `networks.detectors.open_detector`; "": none.
 
     Raises:
         UserError: naming the missing file.
@@ -88,7 +88,7 @@ def check_model(model: Path | str, detector: Path | str = "") -> None:
     if not model.exists() and not is_built_in(model):
         known = "a model.keras, an encoder's folder or file, vectors, or efficientnet_lite0"
         raise UserError(f"there is no encoder {model}: name {known}")
-    if detector and not Path(detector).is_file():
+    if detector and not Path(detector).exists():
         raise UserError(f"there is no detector {detector}: train one with `happywhale detector train DATA_DIR`")
 
 # %% ../../nbs/lib/catalogue/embedders.ipynb #embedders-21
@@ -216,7 +216,7 @@ def load_embedder(model: Path | str, detector: Path | str = "") -> PhotoEmbedder
 
     Args:
         model: of `model_source`.
-        detector: a detector's file; "": none.
+        detector: as for `networks.detectors.open_detector`; "": none.
 
     Returns:
         The embedder.
@@ -241,7 +241,7 @@ def copy_model(model: Path | str, folder: Path, detector: Path | str = "") -> No
     Args:
         model: of `model_source`.
         folder: it is made.
-        detector: a detector's file; "": none.
+        detector: as for `networks.detectors.open_detector`; "": none.
 
     Raises:
         UserError: if a file is missing, or the folder cannot be written.
@@ -258,7 +258,22 @@ def copy_model(model: Path | str, folder: Path, detector: Path | str = "") -> No
 
         copy_into(model, folder)
     if detector:
-        shutil.copy(detector, folder / "detector.keras")
+        keep_detector(detector, folder)
+
+
+def keep_detector(detector: Path | str, folder: Path) -> None:
+    """Copy a detector whole; it takes the place of another one that is there.
+
+    Args:
+        detector: as for `networks.detectors.open_detector`.
+        folder: of a catalogue's model.
+
+    Raises:
+        UserError: if a file is missing, or the folder cannot be written.
+    """
+    from happywhale_nb.networks.detectors import copy_detector
+
+    copy_detector(detector, folder)
 
 
 def _copy_beside(model, folder, *names):
@@ -290,7 +305,8 @@ def kept_detector(folder: Path | str) -> Path | str:
         folder: of its model.
 
     Returns:
-        The detector's file, "" if there is none.
+        The detector, as for `networks.detectors.open_detector`; "" if there is none.
     """
-    detector = Path(folder) / "detector.keras"
-    return detector if detector.is_file() else ""
+    from happywhale_nb.networks import detectors
+
+    return detectors.kept_detector(folder) or ""

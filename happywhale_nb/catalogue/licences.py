@@ -23,6 +23,8 @@ class Licence:
         commercial: whether commercial use is allowed.
         source: where the encoder comes from; "": unknown.
         accepted: the day on which a person accepted it, ISO 8601; "": nobody was asked.
+        kind: "encoder", or "detector" of one that boxes for it.
+        boxes: licences of the detectors that box for it.
     """
 
     name: str = ""
@@ -30,6 +32,8 @@ class Licence:
     commercial: bool = True
     source: str = ""
     accepted: str = ""
+    kind: str = "encoder"
+    boxes: tuple["Licence", ...] = ()
 
     @property
     def key(self) -> str:
@@ -39,25 +43,28 @@ class Licence:
     @property
     def sentence(self) -> str:
         """Name, licence, source and terms, for people; "" if there is nothing to say."""
+        boxes = [each.sentence for each in self.boxes if each.sentence]
         if not self.licence and self.commercial:
-            return ""
+            return "; ".join(boxes)
         terms = "" if self.commercial else ", not for commercial use"
         terms += f" (accepted on {self.accepted})" if self.accepted else ""
         source = f"; from {self.source}" if self.source else ""
-        return f"encoder {self.name}: licence {self.licence or 'not named'}{terms}{source}"
+        own = f"{self.kind} {self.name}: licence {self.licence or 'not named'}{terms}{source}"
+        return "; ".join([own, *boxes])
 
 # %% ../../nbs/lib/catalogue/licences.ipynb #licences-06
-def licence_of(card: object, name: str = "") -> Licence:
-    """Read the licence on an encoder's card.
+def licence_of(card: object, name: str = "", kind: str = "encoder") -> Licence:
+    """Read the licence on an encoder's or a detector's card.
 
     Args:
         card: such as a `networks.encoder_card.EncoderCard`, with name, licence, commercial and source.
         name: to show instead of the card's; "": the card's.
+        kind: "encoder" or "detector".
 
     Returns:
         The licence, not accepted yet.
     """
-    return Licence(name or card.name, card.licence.strip(), bool(card.commercial), card.source.strip())
+    return Licence(name or card.name, card.licence.strip(), bool(card.commercial), card.source.strip(), kind=kind)
 
 
 def stored_licence(record: Mapping[str, object]) -> Licence:
@@ -69,7 +76,8 @@ def stored_licence(record: Mapping[str, object]) -> Licence:
     Returns:
         The licence.
     """
-    return Licence(**{field.name: record[field.name] for field in fields(Licence) if field.name in record})
+    known = {field.name: record[field.name] for field in fields(Licence) if field.name in record}
+    return Licence(**known | {"boxes": tuple(stored_licence(each) for each in known.get("boxes", ()))})
 
 # %% ../../nbs/lib/catalogue/licences.ipynb #licences-09
 def refuse_unasked(licence: Licence) -> bool:

@@ -124,8 +124,9 @@ class Catalogue:
             licence: of an encoder; one that was not accepted is passed over.
         """
         card = Card.read(self.folder)
-        if licence.accepted and licence.key not in card.accepted:
-            replace(card, accepted=card.accepted | {licence.key: licence.accepted}).write(self.folder)
+        new = {each.key: each.accepted for each in (licence, *licence.boxes) if each.accepted}
+        if not set(new) <= set(card.accepted):
+            replace(card, accepted=new | card.accepted).write(self.folder)
 
     def path(self, photo: Photo) -> Path:
         """Locate the file of a photo.

@@ -123,7 +123,7 @@ MODEL_HELP = "A fold's model.keras, an encoder's folder or .onnx with its card, 
 @click.option("--model", type=PATH, help=f"{MODEL_HELP}; without it the catalogue's own.")
 @click.option("--to", "folder", type=PATH, help="The catalogue's folder [outputs/<DATA_DIR's name>/catalogue].")
 @click.option("--database", default="", metavar="URL", help="postgresql://USER@HOST/NAME; without it a SQLite file.")
-@click.option("--detector", type=PATH, help="Boxes photographs that have no box; see `happywhale detector train`.")
+@click.option("--detector", type=PATH, help="Boxes photographs without a box: .keras, or .onnx with its card.")
 @click.option("--name", default="", help="What the catalogue is called [DATA_DIR's name].")
 @accept_option
 def build(data_dir, model, folder, database, detector, name, accept):

@@ -497,6 +497,8 @@ def _summary_lines(check):
     ]
     if boxed := numbers.get("boxed", 0):
         lines.append(f"  {boxed:,} of {numbers['photos'] + numbers['test_photos']:,} photographs have a box")
+    for name, count in numbers.get("boxes_of_others", {}).items():
+        lines.append(f"  {count:,} with a box of the class {name}, which is no animal: it is never cropped")
     if elsewhere := numbers.get("boxes_elsewhere", 0):
         lines.append(f"  {elsewhere:,} boxes are of photographs that are not in the folder")
     if gone := [f.detail.removeprefix("was ") for f in check.findings if f.kind == "moved"]:

@@ -201,14 +201,15 @@ def check_boxes(check: Check, listed: pd.DataFrame, sizes: pd.DataFrame) -> None
         read_sizes(check.root)
         boxes = read_box_rows(check.root, faults)
     except UserError as error:
-        boxes = pd.DataFrame(columns=[*BOX_COLUMNS, "part", "file", "row"])
+        boxes = pd.DataFrame(columns=[*BOX_COLUMNS, "part", "file", "row", "other"])
         if not any(f.kind == "which-part" and f.file.startswith("image_sizes") for f in check.findings):
             check.add("sizes", "image_sizes*.csv", without_folder(error, check.root))
     unclear = {finding.file for finding in check.findings if finding.kind == "which-part"}
     for file, text in faults.items():
         if file not in unclear:
             check.add("boxes", file, without_folder(UserError(text), check.root).removeprefix(f"boxes/{file}, "))
-    boxes = boxes[boxes[BOX].notna().all(axis=1)]
+    check.summary["boxes_of_others"] = boxes.loc[boxes["other"] != "", "other"].value_counts().to_dict()
+    boxes = boxes[boxes[BOX].notna().all(axis=1) & (boxes["other"] == "")]
     pictures = pd.concat([_of_pictures(boxes, listed, sizes, part) for part in ("train", "test")], ignore_index=True)
     check.summary["boxed"] = len(pictures.drop_duplicates(["image", "part_of"]))
     _check_unlisted(check, boxes, listed)

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['SIDE', 'STORED_SIDE', 'Tensor', 'BoxFromCells', 'build_detector', 'box_loss', 'random_windows', 'detector_batches',
            'train_detector', 'mirror_averaged', 'detector_input', 'box_table', 'detect_boxes', 'whole_photos',
-           'boxed_photos', 'evaluate_detector', 'read_detector', 'write_own_boxes', 'learn_detector']
+           'boxed_photos', 'evaluate_detector', 'read_detector', 'own_card', 'OwnDetector', 'write_own_boxes',
+           'learn_detector']
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-02
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -22,12 +25,15 @@ from ..core.errors import UserError
 from ..core.progress import bar
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.dataset import Dataset
-from ..data.parts import of_part
+from ..data.parts import split_path
 from ..data.splits import make_folds
 from ..imaging.augmentation import RECIPES, affine, augment, warp
-from ..imaging.crops import load_crops
+from ..imaging.crops import load_crop, load_crops
 from ..imaging.photo import photo_size
+from .detector_card import DetectorCard
+from .detectors import DETECTED, detector_fingerprint, file_sha256
 from .devices import compiled
+from .folder_boxes import unboxed_paths
 from .schedules import WarmupCosine
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-05
@@ -361,29 +367,81 @@ def read_detector(path: Path | str) -> keras.Model:
         raise UserError(f"{path} is a model called {model.name!r}, not a detector")
     return model
 
+# %% ../../nbs/lib/networks/detector.ipynb #detector-22b
+def own_card(path: Path | str, name: str = "own") -> DetectorCard:
+    """Write down what is known of a stored detector.
+
+    Args:
+        path: a `.keras` file of `happywhale detector train`.
+        name: of the detector.
+
+    Returns:
+        Its card; the detector and its boxes are the user's own.
+    """
+    return DetectorCard(
+        name, Path(path).name, file_sha256(path), STORED_SIDE, STORED_SIDE, "ours", ("animal",), ("animal",),
+        "fractions", "probabilities", "stretch", "area", "nhwc", "rgb", 1.0, 0.0, 1.0, "", True,
+        source="happywhale detector train",
+    )  # fmt: skip
+
+
+class OwnDetector:
+    """A stored detector; it is a `detectors.Detector` that finds one box on every photo.
+
+    Args:
+        path: a `.keras` file of `happywhale detector train`.
+
+    Attributes:
+        model: the network.
+        card: see `own_card`.
+        fingerprint: see `detectors.detector_fingerprint`.
+
+    Raises:
+        UserError: if the file cannot be read, or is another model.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.model, self.card = read_detector(path), own_card(path)
+        self.fingerprint = detector_fingerprint(self.card)
+
+    def detect(self, paths: Sequence[Path | str], quiet: bool = True) -> pd.DataFrame:
+        """Find the box of each photo.
+
+        Args:
+            paths: the photos.
+            quiet: show no progress bar.
+
+        Returns:
+            The table of `detectors.Detector.detect`.
+        """
+        tables = [pd.DataFrame(columns=DETECTED)]
+        with ThreadPoolExecutor(os.cpu_count()) as readers:
+            for start in bar(range(0, len(paths), 128), "detecting", unit="batch", disable=quiet):
+                batch = paths[start : start + 128]
+                photos = list(readers.map(lambda path: load_crop(path, STORED_SIDE), batch))
+                tables.append(self._table(batch, detect_boxes(self.model, np.stack(photos))))
+        return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+    def _table(self, paths, found):
+        sizes, parts = _photo_sizes(paths), [split_path(str(path)) for path in paths]
+        found[BOX] = np.round(found[BOX].to_numpy(float) * np.tile(sizes, 2), 1)
+        found = found.assign(W=sizes[:, 0], H=sizes[:, 1], source=self.card.name, part=[part for part, _ in parts])
+        return found.assign(**{"image": [Path(name).name for _, name in parts], "class": "animal"})[DETECTED]
+
 # %% ../../nbs/lib/networks/detector.ipynb #detector-23
-def _unboxed_paths(dataset):
-    """The photos of both parts that have no box but perhaps one of the source `own`."""
-    boxes = read_boxes(dataset.root)
-    boxes, paths = boxes[boxes["source"] != "own"], []
-    for part, all_paths in (("train", dataset.train_paths()), ("test", dataset.test_paths())):
-        boxed = set(of_part(boxes, part)["image"])
-        paths += [path for path in all_paths if path.name not in boxed]
-    return paths
-
-
-def write_own_boxes(dataset: Dataset, model: keras.Model, folder: Path) -> int:
+def write_own_boxes(dataset: Dataset, model: keras.Model, folder: Path, everything: bool = False) -> int:
     """Detect a box for every photo without one, and write `<data>/boxes/own.csv`.
 
     Args:
         dataset: the data; training and test photos are boxed. Boxes of the source `own` do not count.
         model: a detector.
         folder: keeps the pixels, like all crops.
+        everything: also the photos that have a box of another source.
 
     Returns:
         Number of photos boxed; with 0 nothing is written.
     """
-    paths = _unboxed_paths(dataset)
+    paths = unboxed_paths(dataset, "own", everything)
     if not paths:
         return 0
     detections, sizes = detect_boxes(model, whole_photos(paths, folder)), _photo_sizes(paths)

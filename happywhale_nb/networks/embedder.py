@@ -28,7 +28,8 @@ from ..data.boxes import BOX, BOX_COLUMNS
 from ..data.parts import split_path
 from ..imaging.crops import load_crop
 from ..imaging.photo import photo_size
-from .detector import SIDE, STORED_SIDE, box_table, detector_input, mirror_averaged, read_detector
+from .detector import SIDE, STORED_SIDE, box_table, detector_input, mirror_averaged
+from .detectors import DETECTED, best_boxes, open_detector
 from .encoders import Encoder, open_encoder
 from .keras_encoders import BATCH_SIZES, run_padded
 from happywhale_nb.networks.loading import (
@@ -302,10 +303,12 @@ def _start_encoder(encoder, limit):
 
 
 def _start_detector(detector, limit):
-    """The thread that runs a detector, or None without one."""
+    """The thread that runs a detector, or None without one; an ONNX file's boxes are made by functions given to it."""
     if detector is None:
         return None
-    detect = detector_function(detector)
+    if not hasattr(detector, "model"):
+        return NetworkThread(lambda pixels: pixels, limit)
+    detect = detector_function(detector.model)
     detect(np.zeros((1, STORED_SIDE, STORED_SIDE, 3), np.float32))
     return NetworkThread(detect, limit)
 
@@ -318,11 +321,11 @@ class LoadedEncoder(CroppingEncoder):
 
     Args:
         encoder: an open one, or what `encoders.open_encoder` opens.
-        detector: a file of `detector.learn_detector`, for `detect`; None: no detector.
+        detector: what `detectors.open_detector` opens, for `detect`; None: no detector.
         limit: photos decoded or waiting, at most.
 
     Raises:
-        UserError: if a file cannot be loaded (see `encoders.open_encoder` and `detector.read_detector`).
+        UserError: if a file cannot be loaded (see `encoders.open_encoder` and `detectors.open_detector`).
     """
 
     def __init__(
@@ -330,7 +333,7 @@ class LoadedEncoder(CroppingEncoder):
     ) -> None:
         grow_gpu_memory()
         super().__init__(encoder)
-        self.detector = read_detector(detector) if detector else None
+        self.detector = open_detector(detector) if detector else None
         self._decoders = ThreadPoolExecutor(os.cpu_count(), "decode")
         self.thread, self.detector_thread = _start_encoder(self.encoder, limit), _start_detector(self.detector, limit)
 
@@ -397,6 +400,17 @@ def _detections(thread, decoders, paths):
             outputs.append(thread.do(photos))
     return np.concatenate(outputs)
 
+# %% ../../nbs/lib/networks/embedder.ipynb #embedder-19b
+def _best_of(detector, thread, paths):
+    """The best wanted box of each photo by an ONNX file's detector, found in its thread."""
+    tables = [pd.DataFrame(columns=DETECTED)]
+    for start in range(0, len(paths), BATCH_SIZES[-1]):
+        batch = paths[start : start + BATCH_SIZES[-1]]
+        with thread.room(len(batch)):
+            tables.append(thread.do(lambda batch=batch: detector.detect(batch)))
+    table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    return best_boxes(table, detector.card).assign(source=DETECTOR)
+
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-20
 class Embedder(LoadedEncoder):
     """An encoder, ready for single photos from many threads at once; its arguments are those of `LoadedEncoder`."""
@@ -436,7 +450,8 @@ class Embedder(LoadedEncoder):
             paths: photos.
 
         Returns:
-            Table of `boxes.BOX_COLUMNS` with the source `DETECTOR`, in pixels of the upright photos.
+            Table of `boxes.BOX_COLUMNS` with the source `DETECTOR`, in pixels of the upright photos: of each the best
+            box of a wanted class, none where there is none.
 
         Raises:
             UserError: without a detector, for a photo that cannot be decoded, or after `close`.
@@ -444,6 +459,8 @@ class Embedder(LoadedEncoder):
         """
         if self.detector is None:
             raise UserError("there is no detector: train one with `happywhale detector train`, and name its file")
+        if not hasattr(self.detector, "model"):
+            return _best_of(self.detector, self.detector_thread, paths)
         return photo_boxes(paths, _detections(self.detector_thread, self._decoders, paths))
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-22

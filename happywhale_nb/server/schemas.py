@@ -438,7 +438,7 @@ class EncoderView(BaseModel):
     """Whose encoder the catalogue uses, and under which licence; "" where nothing is known.
 
     `accepted` is the day on which a person accepted a licence that forbids commercial use. `text` says all of it, "" if
-    there is nothing to say.
+    there is nothing to say. `boxes` says the same of a detector from elsewhere; `commercial` is false if either's is.
     """
 
     name: str
@@ -447,6 +447,7 @@ class EncoderView(BaseModel):
     source: str
     accepted: str
     text: str
+    boxes: list[str] = []
 
 
 class CatalogueView(BaseModel):

@@ -55,6 +55,8 @@ def _session_view(state, caller):
     model, licence = state.matcher.model, state.catalogue.licence
     counts |= {"name": state.catalogue.name, "model": model.name, "embeds": model.settings.get("embeds", True)}
     counts["encoder"] = asdict(licence) | {"name": licence.name or model.name, "text": licence.sentence}
+    counts["encoder"]["boxes"] = [each.sentence for each in licence.boxes if each.sentence]
+    counts["encoder"]["commercial"] = all(each.commercial for each in (licence, *licence.boxes))
     counts |= {"encounters_by": state.catalogue.encounters}
     return {"user": caller.name, "role": caller.role, "tokens": state.options.tokens, "catalogue": counts}
 

@@ -108,7 +108,8 @@ function showAbout(encoder) {
   node.hidden = !encoder?.text;
   fill(node, encoder?.text && [el("span", { text: `Encoder: ${encoder.name}` }), el("span", { text: `Licence: ${encoder.licence || "not named"}` }),
     !encoder.commercial && el("b", { data: { commercial: "no" }, text: `Not for commercial use${encoder.accepted ? `, accepted on ${day(encoder.accepted)}` : ""}` }),
-    encoder.source && (web ? el("a", { href: encoder.source, rel: "noreferrer", text: encoder.source }) : el("span", { text: `From: ${encoder.source}` }))]);
+    encoder.source && (web ? el("a", { href: encoder.source, rel: "noreferrer", text: encoder.source }) : el("span", { text: `From: ${encoder.source}` })),
+    ...encoder.boxes.map((text) => el("span", { text }))]);
 }
 
 async function start() {
