@@ -44,6 +44,7 @@ setup(
     keywords=cfg["keywords"].split(),
     author=cfg["author"],
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     classifiers=["Programming Language :: Python :: 3", f"Intended Audience :: {cfg['audience']}"],
     python_requires=f">={cfg['min_python']}",
     cmdclass={"build_py": BuildWithCopies},

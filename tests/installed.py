@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = ("PYTHONPATH", "HAPPYWHALE_DATA", "HAPPYWHALE_KAGGLE", "VIRTUAL_ENV")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
 ENVIRONMENT |= {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-BUILT_FROM = ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "happywhale_nb", "nbs", "studies")
+BUILT_FROM = ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+BUILT_FROM += ("happywhale_nb", "nbs", "studies")
 
 
 def run(*words, cwd, minutes=30):

@@ -25,6 +25,7 @@ from happywhale_nb.core.paths import fold_dir, study_dir
 from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries
+from happywhale_nb.stages.encoder_input import model_name
 from happywhale_nb.stages.study_split import study_folds
 
 dataset, folder = read_dataset(data_dir, need_photos=False), study_dir(study, data_dir, quick)
@@ -36,7 +37,8 @@ def drawn(images, names, *seed):
 """
 
 TRAIN = """
-table, model = study_folds(dataset, folder, folds, seed, split), name or preset
+table = study_folds(dataset, folder, folds, seed, split)
+model = model_name({"name": name, "preset": preset, "encoder": encoder})
 place = fold_dir(folder, model, fold)
 gallery_and_queries(table, fold)
 if force or not (place / "config.json").is_file():

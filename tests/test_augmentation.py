@@ -18,14 +18,15 @@ CASES = RECIPES | {name: (step(EXTREME.get(name, 0.8), 1.0),) for name, step in 
 
 
 def give_all(photos):
-    """What the layer gives for each recipe and for each step alone."""
+    """What the layer gives for each recipe, and for each step alone on photographs nearly twice as wide as high."""
     from keras import ops
 
     from happywhale_nb.networks.batches import Augmenter
 
-    drawn = {name: plan(recipe, len(photos), [1, 2]) for name, recipe in CASES.items()}
+    given = {name: photos if name in RECIPES else photos[:, 8:28] for name in CASES}
+    drawn = {name: plan(CASES[name], 6, [1, 2], each.shape[2] / each.shape[1]) for name, each in given.items()}
     return {
-        name: ops.convert_to_numpy(Augmenter(recipe)([photos, drawn[name]], training=True))
+        name: ops.convert_to_numpy(Augmenter(recipe)([given[name], drawn[name]], training=True))
         for name, recipe in CASES.items()
     }
 

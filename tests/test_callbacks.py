@@ -275,6 +275,19 @@ def test_Deadline_stops_where_no_other_epoch_as_long_as_the_longest_would_fit(ne
         limit.finish()
 
 
+def test_Deadline_of_crops_that_grow_leaves_time_for_the_larger_ones(network, clock):
+    limit = Deadline(1.0, [0.25, 0.25, 0.25, 1.0])
+    limit.set_model(network)
+    limit.set_params({"epochs": 4})
+    limit.on_train_begin()
+    stopped = []
+    for epoch in range(3):
+        clock.now += 700  # 2100 seconds are over, and one of 2800 would not fit into the rest of the hour
+        limit.on_epoch_end(epoch)
+        stopped.append(network.stop_training)
+    assert stopped == [False, False, True]
+
+
 def test_Deadline_after_the_last_epoch_has_nothing_to_stop_and_before_the_first_is_refused(network, clock):
     limit = Deadline(1e-9)
     limit.set_model(network)
@@ -301,3 +314,8 @@ def test_ProgressBar_where_nobody_looks_writes_a_line_an_epoch(network, clock, c
         "epoch 3/5, loss 1.23, top-5 0.50, MAP@5 0.250, 0.5 steps/s, 2 min left",
         "epoch 4/5, loss 1.23, top-5 0.50, MAP@5 0.250, 0.5 steps/s, 1 min left",
     ]
+    shown = ProgressBar(epochs=5, steps=30, costs=[0.25, 0.25, 0.25, 1, 1])
+    shown.set_model(network)
+    clock.now += 60
+    shown.on_epoch_end(0, {"loss": 1.234, "cosines_top5": 0.5})
+    assert capsys.readouterr().err.endswith("0.5 steps/s, 10 min left\n")

@@ -249,12 +249,13 @@ def test_architectures_measured_twice_keeps_the_last_row_of_each_preset(tmp_path
 BENCHES = {
     "blend.py": "search",
     "data.py": "read the table",
+    "encoders.py": "alone",
     "images.py": "memory",
     "knn.py": "one query, 51,033 known",
     "serve.py": "50 clients, a photograph each",
     "train.py": "embedding one crop",
 }
-LONG = {"images.py", "serve.py", "train.py"}  # tried by `make soak`
+LONG = {"encoders.py", "images.py", "serve.py", "train.py"}  # tried by `make soak`
 
 
 def test_every_benchmark_has_a_case_to_try():

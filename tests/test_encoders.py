@@ -26,7 +26,7 @@ from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.imaging.resize import RESIZES, resize_pixels
 from happywhale_nb.networks.card_encoder import CardEncoder, prepare
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, parse_card, read_card, write_card
-from happywhale_nb.networks.encoders import copy_encoder, encoder_files, open_encoder, write_side_by_side
+from happywhale_nb.networks.encoders import BUILT_IN, copy_encoder, encoder_files, open_encoder, write_side_by_side
 from happywhale_nb.networks.new_card import make_card, write_new_card
 from happywhale_nb.networks.probe import doubt, embed_probe, other_readings, probe_picture
 from happywhale_nb.networks.vector_tables import open_vectors
@@ -285,7 +285,7 @@ def test_a_photograph_has_the_same_vector_by_every_runtime_copy_and_batch(networ
     copied = open_encoder(copy_encoder(network, tmp_path / "copy"))
     assert copied.fingerprint == encoder.fingerprint and np.array_equal(copied.embed(crops), expected)
     assert np.allclose(open_encoder(fixed).embed(crops, batch_size=30), expected, atol=1e-5)
-    monkeypatch.setenv("HAPPYWHALE_RUNTIME", "openvino")
+    monkeypatch.setenv("HAPPYWHALE_RUNTIME", "onnxruntime")
     assert np.allclose(open_encoder(network).embed(crops), expected, atol=1e-5)
 
 
@@ -417,6 +417,14 @@ def test_vectors_of_a_bare_name_are_refused_where_it_may_be_of_two_photographs(t
 
 
 # --- the networks that come with the installation
+
+
+def test_notice_names_every_weight_that_is_shipped_or_installed():
+    root = Path(__file__).parents[1]
+    kinds, notice = (".keras", ".onnx", ".npz", ".h5", ".pth", ".xml", ".safetensors"), (root / "NOTICE").read_text()
+    shipped = [path.relative_to(root) for path in (root / "happywhale_nb").rglob("*") if path.suffix in kinds]
+    assert len(shipped) >= 2 and not [path for path in shipped if path.as_posix() not in notice]
+    assert not [name for name in BUILT_IN if encoder_files(name)[0].name not in notice]
 
 
 REFERENCE = """

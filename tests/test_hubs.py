@@ -96,8 +96,8 @@ def card(tmp_path):
 
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
-    """No time is spent on drawing the probe; the lesson of the command does."""
-    monkeypatch.setattr(command, "draw_probe", lambda: PICTURE)
+    """No time is spent on drawing the probe."""
+    monkeypatch.setattr(command, "_draw_probe", lambda: PICTURE)
 
 
 def fetch(*words):

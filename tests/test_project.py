@@ -52,6 +52,9 @@ WINGS = {
 INSIDE_FUNCTIONS = {"catalogue": {"networks"}, "server": {"networks"}}  # so that TensorFlow is loaded only when used
 NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
 NETWORKS_WITHOUT_KERAS |= {"networks.ready_cards", "networks.hubs", "networks.hub_models"}
+NETWORKS_WITHOUT_KERAS |= {"networks.encoder_card", "networks.card_encoder", "networks.runtimes", "networks.probe"}
+NETWORKS_WITHOUT_KERAS |= {"networks.encoder_groups", "networks.encoders", "networks.new_card"}
+NETWORKS_WITHOUT_KERAS |= {"networks.vector_tables"}
 
 
 def module_name(path):

@@ -14,7 +14,8 @@ from happywhale_nb.core.paths import fold_dir
 from happywhale_nb.data.dataset import TABLES, read_dataset
 from happywhale_nb.imaging.crops import Crops
 from happywhale_nb.networks.backbones import BACKBONES
-from happywhale_nb.networks.callbacks import Deadline
+from happywhale_nb.networks.batches import BatchReader
+from happywhale_nb.networks.callbacks import Deadline, TrainingCallback, Unfinished
 from happywhale_nb.networks.embedder import embed_folder
 from happywhale_nb.networks.heads import CosineClassifier
 from happywhale_nb.networks.model import (
@@ -26,6 +27,7 @@ from happywhale_nb.networks.model import (
     embed,
     inference_model,
     mirror_axis,
+    resized,
 )
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.networks.schedules import RATE_PER_PHOTO, WarmupCosine, WarmupExponential
@@ -49,11 +51,18 @@ def two_layers(pixels, momentum=0.9):
 def small_backbone(monkeypatch):
     """Presets find `two_layers` by its name."""
     monkeypatch.setitem(BACKBONES, "two_layers", two_layers)
+    monkeypatch.setitem(BACKBONES, "with_norms", with_norms)
 
 
 def small(overrides="", epochs=3):
     """A preset whose training takes a second."""
     return replace(configure("small_resnet_arcface", epochs=epochs, overrides=f"{SMALL} {overrides}"), image_size=16)
+
+
+def with_norms(pixels, momentum=0.9):
+    """`two_layers` and a BatchNorm."""
+    first, second = two_layers(pixels, momentum)
+    return [first, keras.layers.BatchNormalization(momentum=momentum, name="norm")(second)]
 
 
 def photographs(n=48, animals=8):
@@ -112,6 +121,93 @@ def test_train_of_a_photograph_that_vanishes_names_it(tmp_path):
     vanished = Crops(tmp_path / "crops", [f"{i:016d}" for i in range(48)], make, 16)
     with pytest.raises(UserError, match=r"^photograph \d+ is missing$"):
         fit(vanished, tmp_path, small(epochs=1))
+
+
+# --- fine-tuning
+
+
+class Sizes(TrainingCallback):
+    """Notes the height of the crops of each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Note that of this epoch."""
+        self.seen.append(self.model.input["pixels"].shape[1])
+
+
+def growing():
+    """A preset with two epochs on crops of 8 pixels and one on 16; its BatchNorm stays, its backbone waits."""
+    config = small("backbone=with_norms recipe=small frozen_epochs=.5")
+    return replace(config, early_size=8, late_epochs=1, freeze_bn=True)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("inside", [False, True])
+def test_train_on_growing_crops_stopped_after_each_epoch_ends_with_the_weights_of_a_whole_training(
+    crops, tmp_path, inside
+):
+    options, sizes, stopped = TrainingOptions(save_every=0, inside=inside), Sizes(), Sizes()
+    whole, history = fit(crops, tmp_path / "whole", growing(), callbacks=[lambda model: sizes], options=options)
+    for epoch in (1, 2):
+        with pytest.raises(Unfinished, match=f"after epoch {epoch} of 3"):
+            made = [lambda model: Deadline(1e-9), lambda model: stopped]
+            fit(crops, tmp_path / "parts", growing(), callbacks=made, options=options)
+        assert (tmp_path / "parts" / f"resume{epoch}.weights.h5").is_file()
+    model, again = fit(crops, tmp_path / "parts", growing(), callbacks=[lambda model: stopped], options=options)
+    assert sizes.seen == stopped.seen == [8, 8, 16]
+    assert [row["epoch"] for row in again] == [1, 2, 3]
+    np.testing.assert_allclose([row["loss"] for row in again], [row["loss"] for row in history], rtol=1e-4)
+    for one, two in zip(whole.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_train_in_its_frozen_epochs_changes_nothing_before_the_embedding(crops, tmp_path):
+    config = small("frozen_epochs=1 weight_decay=.1", epochs=2)
+    keras.utils.set_random_seed(0)
+    start = build_network(config, classes=8)
+    model, _ = fit(crops, tmp_path / "one", replace(config, epochs=1))
+    for name, same in (("first", True), ("second", True), ("embedding", False), ("cosines", False)):
+        before, after = start.get_layer(name).get_weights()[0], model.get_layer(name).get_weights()[0]
+        assert (before == after).all() == same, name
+    model, _ = fit(crops, tmp_path / "two", config)
+    assert not (start.get_layer("first").get_weights()[0] == model.get_layer("first").get_weights()[0]).any()
+
+
+@pytest.mark.trains
+def test_train_with_frozen_norms_changes_none_of_their_numbers_and_stores_them_frozen(crops, tmp_path):
+    config = small("backbone=with_norms", epochs=1)
+    learnt, _ = fit(crops, tmp_path / "free", config)
+    frozen, _ = fit(crops, tmp_path / "frozen", replace(config, freeze_bn=True))
+    norms = [model.get_layer("norm").get_weights() for model in (learnt, frozen)]
+    assert [np.unique(numbers).tolist() for numbers in norms[1]] == [[1], [0], [0], [1]]
+    assert not any(np.allclose(*pair, atol=1e-4) for pair in zip(*norms, strict=True))
+    assert frozen.get_layer("neck_bn").trainable and frozen.get_layer("neck_bn").get_weights()[2].any()
+    frozen.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert not again.get_layer("norm").trainable
+    np.testing.assert_allclose(again.predict(crops, verbose=0), frozen.predict(crops, verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(("word", "axis"), [("top", 1), ("side", 2)])
+def test_mirror_as_classes_makes_the_images_mirrored_along_its_axis_another_class(word, axis):
+    crops, rows = np.random.default_rng(0).integers(0, 256, (10, 6, 8, 3)).astype(np.uint8), np.arange(10)
+    config = small(f"recipe=none mirror_as_classes={word}")
+    targets = build_targets(config, rows, 10)
+    reader = BatchReader([(1.0, crops)], rows, targets, (), seed=5)
+    batch = dict(zip(reader.arrays(), reader.read(rows, 0), strict=True))
+    mirrored = batch["cosines"][:, 0] >= 10
+    assert 0 < mirrored.sum() < 10 and mirror_axis(config) == axis
+    np.testing.assert_array_equal(batch["pixels"][mirrored], np.flip(crops, axis)[mirrored])
+    np.testing.assert_array_equal(batch["pixels"][~mirrored], crops[~mirrored])
+
+
+def test_resized_of_a_network_for_one_size_says_so():
+    network = build_network(configure("small_resnet_arcface", overrides="backbone=vit_s"), classes=3)
+    with pytest.raises(UserError, match=r"vit_s takes crops of one size only, \(64, 64\): give early_size=0"):
+        resized(network, (32, 32))
 
 
 # --- what a preset's fields become

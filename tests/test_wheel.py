@@ -85,6 +85,9 @@ def test_wheel_has_the_notebooks_without_outputs_the_studies_and_the_workflow(wh
         assert [(c.source, c.metadata) for c in notebook.cells] == [(c.source, c.metadata) for c in original.cells]
     for name in ("Snakefile", "profiles/default/config.yaml", "copies/studies/demo.yaml", "copies/studies/paper.yaml"):
         assert f"happywhale_nb/workflow/{name}" in found
+    notices = [data for name, data in found.items() if name.endswith("dist-info/licenses/NOTICE")]
+    assert notices == [(ROOT / "NOTICE").read_bytes()]
+    assert "happywhale_nb/demo/assets/probe.png" in found
 
 
 def test_import_and_run_of_a_folder_leave_data_and_outputs_in_the_current_folder(happywhale, source):

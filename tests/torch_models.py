@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from happywhale_nb.cli.fetch import draw_probe
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.demo.probe import draw_probe
 from happywhale_nb.networks import hub_models
 from happywhale_nb.networks.encoders import open_encoder
 from happywhale_nb.networks.hub_models import fetch_encoder

@@ -110,21 +110,21 @@ def open_catalogue(folder: str) -> OpenedCatalogue:
 def shaped_crop(
     path: Path, box: Sequence[float] | None, frame: Sequence[float] | None, settings: dict, side: int = 256
 ) -> np.ndarray:
-    """Cut out what a network sees of a photo, in its shape there and not as a square.
+    """Cut out what a network sees of a photo, in its shape there and not stretched.
 
     Args:
         path: the photo's file.
         box: x0, y0, x1, y1; None: the whole photo.
         frame: width and height in which the box was measured, or None.
-        settings: of the model: `margin` and `keep_aspect`.
+        settings: of the model: `margin`, `keep_aspect` and, of crops that are no squares, `aspect`.
         side: height in pixels.
 
     Returns:
         `[side, w, 3]` uint8, RGB.
     """
-    options = (box, frame, settings["margin"], settings["keep_aspect"])
-    width = round(side * crop_aspect(*photo_size(path), *options))
-    return cv2.resize(load_crop(path, side, *options), (width, side))
+    options, aspect = (box, frame, settings["margin"], settings["keep_aspect"]), settings.get("aspect", 1.0)
+    width = round(side * crop_aspect(*photo_size(path), *options, aspect))
+    return cv2.resize(load_crop(path, (side, max(1, round(side * aspect))), *options), (width, side))
 
 # %% ../../nbs/09_identify.ipynb #09-identify-09
 def listed_individual(answer: dict, individual: int | str) -> int:

@@ -119,7 +119,8 @@ def photo_view(photo: Photo, annotation: Annotation, crop: Crop, settings: dict)
         The view.
     """
     box, frame = crop_box(crop)
-    aspect = crop_aspect(photo.width, photo.height, box, frame, settings["margin"], settings["keep_aspect"])
+    options = settings["margin"], settings["keep_aspect"], settings.get("aspect", 1.0)
+    aspect = crop_aspect(photo.width, photo.height, box, frame, *options)
     part = {"source": crop.source, "box": box, "aspect": round(aspect, 4)}
     fields = ("id", "name", "width", "height", "taken", "encounter_id")
     view = {name: getattr(photo, name) for name in fields} | {"side": annotation.side, "crop": part}

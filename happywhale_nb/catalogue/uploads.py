@@ -29,7 +29,7 @@ from ..core.errors import UserError
 from ..core.platforms import sync_folder
 from ..data.dates import exif_date
 from ..data.formats import ENDINGS, HEIC_REMEDY, heic_reader, kind_of, open_photo, quiet_pillow, upright
-from ..imaging.crops import load_crop
+from ..imaging.crops import load_crop, size_of_aspect
 from ..imaging.photo import jpeg_bytes, upright_pixels, upright_size
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-05
@@ -412,17 +412,18 @@ def show_photo(path: Path | str, side: int = 1600) -> bytes:
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-28a
 def show_crop(
     path: Path | str, box: Sequence[float] | None = None, frame: Sequence[float] | None = None, side: int = 512,
-    margin: float = 0.05, keep_aspect: bool = False,
+    margin: float = 0.05, keep_aspect: bool = False, aspect: float = 1.0,
 ) -> bytes:  # fmt: skip
-    """Make the square that a network sees of a photo.
+    """Make the crop that a network sees of a photo.
 
     Args:
         path: its file.
         box: x0, y0, x1, y1; None: the whole photo.
         frame: width and height in which the box was measured, or None.
-        side: pixels of the square.
+        side: pixels of the longer side.
         margin: fraction of the box that is added on each side.
-        keep_aspect: whether the box is made square instead of being stretched.
+        keep_aspect: whether the box grows to the aspect of the crop instead of being stretched.
+        aspect: of the crop, width over height; 1 (default): a square.
 
     Returns:
         A JPEG without metadata.
@@ -430,4 +431,4 @@ def show_crop(
     Raises:
         UserError: if the file is missing or cannot be decoded.
     """
-    return jpeg_bytes(load_crop(path, side, box, frame, margin, keep_aspect))
+    return jpeg_bytes(load_crop(path, size_of_aspect(side, aspect), box, frame, margin, keep_aspect))

@@ -40,7 +40,17 @@ def stage_help(stage: str) -> str:
         words.append("-p fold 2")
     example = " ".join(word for word in words if word)
     lines = "\n".join(f"  {p.name:<11} {p.help} [{p.default!r}]" for p in parameters)
-    return f"{STAGES[stage].summary}\n\n\b\nExample: {example}\n\n\b\nParameters, given as -p NAME VALUE:\n{lines}"
+    advice = _advice() if stage == "train" else ""
+    text = f"{STAGES[stage].summary}\n\n\b\nExample: {example}\n\n\b\nParameters, given as -p NAME VALUE:\n{lines}"
+    return text + advice
+
+
+def _advice():
+    """Which preset to take, for the help of a training."""
+    from happywhale_nb.networks.presets import preset_rule
+
+    lines = "\n".join(f"  {line}" for line in preset_rule())
+    return f"\n\n\b\nWhich preset (all of them: happywhale model presets):\n{lines}"
 
 
 class StageCommand(click.Command):

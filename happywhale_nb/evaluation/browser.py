@@ -57,7 +57,8 @@ def _plot_neighbours(crops, neighbours):
     """A photo, left, and its neighbours, nearest first, up to five in a row: the figure."""
     columns = min(5, len(neighbours))
     rows = -(-len(neighbours) // columns)
-    figure = Figure(figsize=(1.75 * (1 + columns), 2.4 * rows), layout="constrained")
+    panel = 0.65 + 1.75 * crops.shape[1] / crops.shape[2]  # inches of the text and of the photo
+    figure = Figure(figsize=(1.75 * (1 + columns), panel * rows), layout="constrained")
     axes = figure.subplots(rows, 1 + columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -78,7 +79,7 @@ class QueryView:
         predictions: by rank: prediction, score (not-a-number for `new_individual`), right (yes, no; ? if the truth
             is not known).
         neighbours: the nearest known photos: image, individual_id, cosine, same (yes, no; ? if the truth is not known).
-        crops: `[1 + n, s, s, 3]` uint8, the photo and its neighbours.
+        crops: `[1 + n, h, w, 3]` uint8, the photo and its neighbours.
     """
 
     image: str
@@ -139,7 +140,7 @@ SELECTIONS = {
 }
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-14
-CROP_SIDE = 256
+CROP_SIDE = 256  # pixels of the longer side
 
 
 class ModelResults:
@@ -247,7 +248,7 @@ def _title(fold_folder, fold, image, outcome, first):
 
 # %% ../../nbs/lib/evaluation/browser.ipynb #widgets-35
 def _crops(results, fold_folder, image, neighbours, tested):
-    """Crops of a photo and of its neighbours, `[1 + n, CROP_SIDE, CROP_SIDE, 3]` uint8."""
+    """Crops of a photo and of its neighbours, `[1 + n, h, w, 3]` uint8."""
     used = read_record(fold_folder / "config.json")["parameters"]
     config, sources = used_preset(used), used["crops"]
 

@@ -22,7 +22,7 @@ from scipy import stats
 from ..core.progress import bar
 from ..data.boxes import BOX
 from ..data.dataset import NEW, Dataset
-from ..imaging.crops import study_crops
+from ..imaging.crops import size_of_aspect, study_crops
 from ..imaging.photo import photo_size
 from ..networks.presets import Preset
 from ..retrieval.metrics import bootstrap_interval
@@ -190,7 +190,7 @@ def worst_individuals(outcomes: pd.DataFrame, min_photos: int = 2, n: int = 6) -
     return worst.sort_values(["map5", "photos"], ascending=[True, False], kind="stable").head(n) if failures else worst
 
 # %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-15
-MEASURED_SIDE = 128  # pixels, at which crops are measured
+MEASURED_SIDE = 128  # pixels of the longer side, at which crops are measured
 MEASURES = {
     "sharpness": "log of the variance of the Laplacian, of the crop at 128 pixels",
     "exposure": "mean grey value of the crop, 0 … 1",
@@ -204,16 +204,16 @@ def measure_crop(crop: np.ndarray, pixels: float) -> dict[str, float]:
     """Measure one crop.
 
     Args:
-        crop: `[s, s, 3]` uint8, RGB.
+        crop: `[h, w, 3]` uint8, RGB.
         pixels: shorter side of the box it was cut from, in pixels of the photo.
 
     Returns:
         The `MEASURES` by name.
     """
-    side = MEASURED_SIDE
-    grey = cv2.resize(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), (side, side), interpolation=cv2.INTER_AREA)
-    grey, middle = grey.astype(np.float32) / 255, np.zeros((side, side), bool)
-    middle[side // 6 : -side // 6, side // 6 : -side // 6] = True
+    high, wide = size_of_aspect(MEASURED_SIDE, crop.shape[1] / crop.shape[0])
+    grey = cv2.resize(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), (wide, high), interpolation=cv2.INTER_AREA)
+    grey, middle = grey.astype(np.float32) / 255, np.zeros((high, wide), bool)
+    middle[high // 6 : -high // 6, wide // 6 : -wide // 6] = True
     return {
         "sharpness": float(np.log(cv2.Laplacian(grey, cv2.CV_32F).var() + 1e-8)),
         "exposure": float(grey.mean()),

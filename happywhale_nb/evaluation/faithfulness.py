@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..imaging.crops import Crops
+from ..imaging.crops import Crops, height_and_width
 from ..retrieval.metrics import mean_gain
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-05
@@ -37,50 +37,53 @@ def removal_order(maps: np.ndarray, seed: int = 0) -> np.ndarray:
     return (rank / flat.shape[1]).reshape(np.shape(maps)).astype(np.float32)
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-08
-def centre_maps(n: int, side: int) -> np.ndarray:
-    """Make maps of the middle: a Gaussian whose σ is a quarter of the side.
+def centre_maps(n: int, size: int | tuple[int, int]) -> np.ndarray:
+    """Make maps of the middle: a Gaussian whose σ is a quarter of each side.
 
     Args:
         n: number of maps, all alike.
-        side: pixels a side.
+        size: side of a square, or height and width, in pixels.
 
     Returns:
-        `[n, side, side]` float32, 1 at the peak.
+        `[n, height, width]` float32, 1 at the peak.
     """
-    line = np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 4)) ** 2)
-    return np.tile(np.outer(line, line).astype(np.float32), (n, 1, 1))
+    down, across = (
+        np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 4)) ** 2) for side in height_and_width(size)
+    )
+    return np.tile(np.outer(down, across).astype(np.float32), (n, 1, 1))
 
 
-def random_maps(n: int, side: int, grain: int, seed: int = 0) -> np.ndarray:
+def random_maps(n: int, size: int | tuple[int, int], grain: int | tuple[int, int], seed: int = 0) -> np.ndarray:
     """Make random maps: coarse uniform noise, enlarged as Grad-CAM's maps are.
 
     Args:
         n: number of maps.
-        side: pixels a side.
-        grain: cells a side before they are enlarged.
+        size: side of a square, or height and width, in pixels.
+        grain: cells before they are enlarged: a side, or rows and columns.
         seed: of the noise.
 
     Returns:
-        `[n, side, side]` float32, about 0 to 1.
+        `[n, height, width]` float32, about 0 to 1.
     """
-    return _enlarge(np.random.default_rng(seed).random((n, grain, grain), dtype=np.float32), side)
+    cells = np.random.default_rng(seed).random((n, *height_and_width(grain)), dtype=np.float32)
+    return _enlarge(cells, height_and_width(size))
 
 
-def _enlarge(coarse, side):
-    """Maps `[n, h, w]` at `side` × `side` pixels, cubic."""
-    return np.stack([cv2.resize(m, (side, side), interpolation=cv2.INTER_CUBIC) for m in coarse])
+def _enlarge(coarse, size):
+    """Maps `[n, h, w]` at a height and width in pixels, cubic."""
+    return np.stack([cv2.resize(m, size[::-1], interpolation=cv2.INTER_CUBIC) for m in coarse])
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-11
 def blur_crops(crops: np.ndarray) -> np.ndarray:
-    """Blur crops until their detail is gone, by a Gaussian of σ = s / 8.
+    """Blur crops until their detail is gone, by a Gaussian whose σ is an eighth of the longer side.
 
     Args:
-        crops: `[n, s, s, 3]` uint8.
+        crops: `[n, h, w, 3]` uint8.
 
     Returns:
         The same shape, uint8.
     """
-    return np.stack([cv2.GaussianBlur(crop, (0, 0), crop.shape[1] / 8) for crop in crops])
+    return np.stack([cv2.GaussianBlur(crop, (0, 0), max(crop.shape[:2]) / 8) for crop in crops])
 
 
 def _batches(n, size):
@@ -102,9 +105,9 @@ def perturbation_curves(
     Source: Petsiuk et al. 2018, section 3.4.
 
     Args:
-        score: function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
-        crops: `[n, s, s, 3]` uint8.
-        maps: `[n, s, s]`.
+        score: function of pixels `[b, h, w, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
+        crops: `[n, h, w, 3]` uint8.
+        maps: `[n, h, w]`.
         steps: number of equal steps from no pixel to all.
         batch_size: crops in memory at a time.
         seed: of the order among equal pixels.
@@ -136,15 +139,23 @@ def area_under_curve(curve: np.ndarray) -> np.ndarray:
     return np.trapezoid(curve, dx=1 / (curve.shape[-1] - 1), axis=-1)
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-36
+def _grid(cells, height, width):
+    """Rows and columns of a grid of about cells² squares."""
+    return max(1, round(cells * (height / width) ** 0.5)), max(1, round(cells * (width / height) ** 0.5))
+
+
 def _occlusion_losses(score, crops, cells, batch_size):
-    """What the score loses when one square is blurred, `[n, cells, cells]` float32."""
-    edges = np.linspace(0, crops.shape[1], cells + 1).round().astype(int)
-    losses = np.empty((len(crops), cells, cells), np.float32)
+    """What the score loses when one square is blurred, `[n, rows, columns]` float32."""
+    grid = _grid(cells, *crops.shape[1:3])
+    down, across = (
+        np.linspace(0, side, n + 1).round().astype(int) for side, n in zip(crops.shape[1:3], grid, strict=True)
+    )
+    losses = np.empty((len(crops), *grid), np.float32)
     for rows in _batches(len(crops), batch_size):
         whole = np.asarray(crops[rows])
         blurred, full = blur_crops(whole), score(whole.astype(np.float32), rows)
-        for i, j in np.ndindex(cells, cells):
-            square = np.s_[:, edges[i] : edges[i + 1], edges[j] : edges[j + 1]]
+        for i, j in np.ndindex(*grid):
+            square = np.s_[:, down[i] : down[i + 1], across[j] : across[j + 1]]
             hidden = whole.astype(np.float32)
             hidden[square] = blurred[square]
             losses[rows, i, j] = full - score(hidden, rows)
@@ -157,19 +168,19 @@ def occlusion_maps(
     cells: int = 6,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Map what a score loses when one of `cells` × `cells` squares is blurred (Zeiler & Fergus 2014).
+    """Map what a score loses when one of about `cells`² squares is blurred (Zeiler & Fergus 2014).
 
     Args:
-        score: function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
-        crops: `[n, s, s, 3]` uint8.
-        cells: squares a side.
+        score: function of pixels `[b, h, w, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
+        crops: `[n, h, w, 3]` uint8.
+        cells: squares a side; in a crop that is no square more along its longer side and fewer along the other.
         batch_size: crops in memory at a time.
 
     Returns:
-        `[n, s, s]` float32, gains clipped at 0, each map divided by its maximum; zero where nothing is lost.
+        `[n, h, w]` float32, gains clipped at 0, each map divided by its maximum; zero where nothing is lost.
     """
     losses = _occlusion_losses(score, crops, cells, batch_size)
-    maps = _enlarge(losses, crops.shape[1]).clip(min=0)
+    maps = _enlarge(losses, crops.shape[1:3]).clip(min=0)
     peak = maps.max(axis=(1, 2), keepdims=True)
     return np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
 
@@ -182,7 +193,7 @@ def _gains(curves, individual_ids):
     """The gain of the map over each baseline, with its interval; curves: map → test → `[n, steps + 1]`."""
     areas = {name: {test: area_under_curve(curve) for test, curve in pair.items()} for name, pair in curves.items()}
     gains = {}
-    for name in BASELINES:
+    for name in (baseline for baseline in BASELINES if baseline in areas):
         differences = {
             "deletion": areas[name]["deletion"] - areas["map"]["deletion"],
             "insertion": areas["map"]["insertion"] - areas[name]["insertion"],
@@ -195,42 +206,44 @@ def compare_maps(
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
     crops: np.ndarray | Crops,
     maps: np.ndarray,
-    grain: int,
+    grain: int | tuple[int, int],
     individual_ids: Sequence[str],
     steps: int = 12,
     seeds: int = 3,
     batch_size: int = 32,
     cells: int = 6,
+    baselines: Sequence[str] = BASELINES,
 ) -> dict[str, object]:
     """Compare the curves of heat maps with those of random, centre and occlusion maps.
 
     Args:
-        score: function of pixels `[b, s, s, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
-        crops: `[n, s, s, 3]` uint8.
-        maps: the heat maps, `[n, s, s]`.
-        grain: cells a side of the random maps.
+        score: function of pixels `[b, h, w, 3]` float32 and of rows `[b]` of `crops`, that returns scores `[b]`.
+        crops: `[n, h, w, 3]` uint8.
+        maps: the heat maps, `[n, h, w]`.
+        grain: cells a side of the random maps, or rows and columns.
         individual_ids: the individual on each crop, `[n]`.
         steps: number of steps of the curves.
         seeds: number of random maps of each crop; their curves are averaged.
         batch_size: crops in memory at a time.
-        cells: squares a side of the occlusion maps.
+        cells: as of `occlusion_maps`.
+        baselines: those of `BASELINES` to compare with; maps of occlusion are not compared with themselves.
 
     Returns:
         A dict for a JSON file: shares, the fractions `[steps + 1]`; empty, how many maps are zero everywhere; curves
         and areas, map → test → mean over the crops; gains of the map, baseline → test → gain, low, high (95 %, of
-        `metrics.mean_gain`). Maps are map, random, centre, occlusion; tests are deletion and insertion.
+        `metrics.mean_gain`). Maps are map and the baselines; tests are deletion and insertion.
     """
-    n, side = np.shape(maps)[:2]
+    n, *size = np.shape(maps)
 
     def curves_of(order, seed=0):
         return np.stack(perturbation_curves(score, crops, order, steps, batch_size, seed))
 
-    both = {
-        "map": curves_of(maps),
-        "random": np.mean([curves_of(random_maps(n, side, grain, seed), seed) for seed in range(seeds)], axis=0),
-        "centre": curves_of(centre_maps(n, side)),
-        "occlusion": curves_of(occlusion_maps(score, crops, cells, batch_size)),
+    orders = {
+        "random": lambda: [curves_of(random_maps(n, size, grain, seed), seed) for seed in range(seeds)],
+        "centre": lambda: [curves_of(centre_maps(n, size))],
+        "occlusion": lambda: [curves_of(occlusion_maps(score, crops, cells, batch_size))],
     }
+    both = {"map": curves_of(maps)} | {name: np.mean(orders[name](), axis=0) for name in baselines}
     return _comparison({name: dict(zip(TESTS, pair, strict=True)) for name, pair in both.items()}, maps, individual_ids)
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-38
@@ -259,12 +272,12 @@ def verdicts(compared: Mapping[str, object], name: str = "Grad-CAM") -> list[str
         name: what the map is called.
 
     Returns:
-        Six sentences, one for each baseline and test.
+        A sentence for each baseline and test.
     """
     sentences = []
     words = {"random": "a random map", "centre": "the middle of the crop", "occlusion": "occlusion"}
     for baseline, against in words.items():
-        for test, gain in compared["gains"][baseline].items():
+        for test, gain in compared["gains"].get(baseline, {}).items():
             better = "better than" if gain["low"] > 0 else "worse than" if gain["high"] < 0 else "no different from"
             numbers = f"{gain['gain']:+.3f}, 95 % {gain['low']:+.3f} to {gain['high']:+.3f}"
             sentences.append(f"{test}: {name} is {better} {against} ({numbers})")
@@ -278,7 +291,7 @@ PANELS = {"deletion": ("share of pixels blurred", "lower"), "insertion": ("share
 def _plot_test(ax, compared, test, labels):
     """The curves of one test on axes, the areas in the legend."""
     xlabel, better = PANELS[test]
-    for order, (colour, style) in LINES.items():
+    for order, (colour, style) in ((order, line) for order, line in LINES.items() if order in compared["curves"]):
         label = f"{labels[order]}, area {compared['areas'][order][test]:.3f}"
         ax.plot(compared["shares"], compared["curves"][order][test], style, color=colour, lw=2, label=label)
     gain = compared["gains"]["random"][test]
@@ -314,6 +327,7 @@ def box_in_crop(
     size: tuple[int, int],
     margin: float = 0.05,
     keep_aspect: bool = False,
+    aspect: float = 1.0,
 ) -> np.ndarray:
     """Find where a box lies in the crop that `crops.load_crop` cuts around it.
 
@@ -322,24 +336,31 @@ def box_in_crop(
         frame: width and height of the image that the box was measured in, in pixels; not-a-number for the photo itself.
         size: width and height of the upright photo, in pixels.
         margin: width added on each side before cutting, as a fraction of the box.
-        keep_aspect: whether the crop is filled up to a square instead of stretched.
+        keep_aspect: whether the crop is filled up to its aspect instead of stretched.
+        aspect: of the crop, width over height; 1 (default): a square.
 
     Returns:
-        x0, y0, x1, y1 as fractions of the crop's side, `[4]` float64 in [0, 1].
+        x0, y0, x1, y1 as fractions of the crop's width and height, `[4]` float64 in [0, 1].
     """
     size = np.asarray(size, float)
     scale = np.where(np.isnan(frame), 1.0, size / np.asarray(frame, float))
     corners = np.asarray(box, float).reshape(2, 2) * scale
     extent = (corners[1] - corners[0]) * (1 + 2 * margin)
-    around = extent.max() if keep_aspect else extent
+    around = _grown(extent, aspect) if keep_aspect else extent
     low = (corners.mean(axis=0) - around / 2).clip(0)
     high = np.minimum(corners.mean(axis=0) + around / 2, size)
-    side = (high - low).max() if keep_aspect else high - low  # a square is filled up by mirrored edges, half each side
-    return ((corners - (low + high) / 2) / side + 0.5).clip(0, 1).ravel()
+    sides = _grown(high - low, aspect) if keep_aspect else high - low  # filled up by mirrored edges, half each side
+    return ((corners - (low + high) / 2) / sides + 0.5).clip(0, 1).ravel()
+
+
+def _grown(sides, aspect):
+    # the smallest rectangle of an aspect around one of this width and height
+    height = max(sides[0] / aspect, sides[1])
+    return np.array([height * aspect, height])
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-30
 def _inside(boxes, height, width):
-    """Which pixels lie inside boxes `[n, 4]` (fractions of the side), `[n, height, width]` bool."""
+    """Which pixels lie inside boxes `[n, 4]` (fractions of the sides), `[n, height, width]` bool."""
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     boxes = np.asarray(boxes, float)[:, :, None]
     across, down = (x >= boxes[:, 0]) & (x < boxes[:, 2]), (y >= boxes[:, 1]) & (y < boxes[:, 3])
@@ -351,7 +372,7 @@ def pointing(maps: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
 
     Args:
         maps: `[n, h, w]`, not negative.
-        boxes: `[n, 4]`, fractions of the side, as of `box_in_crop`.
+        boxes: `[n, 4]`, fractions of the sides, as of `box_in_crop`.
 
     Returns:
         Arrays `[n]`: mass, the fraction of the map's sum that is inside, not-a-number for an empty map (Wang et al.
@@ -371,7 +392,7 @@ def pointing_metrics(maps: np.ndarray, boxes: np.ndarray, individual_ids: Sequen
 
     Args:
         maps: `[n, h, w]`, not negative.
-        boxes: `[n, 4]`, fractions of the side.
+        boxes: `[n, 4]`, fractions of the sides.
         individual_ids: the individual on each photo, `[n]`.
 
     Returns:
@@ -381,7 +402,7 @@ def pointing_metrics(maps: np.ndarray, boxes: np.ndarray, individual_ids: Sequen
     """
     shares = pointing(maps, boxes)
     full = np.isfinite(shares["mass"])
-    centre_mass = pointing(centre_maps(len(maps), np.shape(maps)[1]), boxes)["mass"]
+    centre_mass = pointing(centre_maps(len(maps), np.shape(maps)[1:]), boxes)["mass"]
     ids = np.asarray(individual_ids)[full]
     return {
         "photos": int(full.sum()),

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.threads import image_pool, single_opencv_thread
+from .crops import height_and_width
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-06
 @dataclass(frozen=True)
@@ -91,16 +92,23 @@ class Geometry(Step):
 
     kind = "geometry"
 
-    def matrix(self, u: np.ndarray) -> np.ndarray:
+    def matrix(self, u: np.ndarray, aspect: float = 1.0) -> np.ndarray:
         """Compute the map of each image.
 
         Args:
             u: `[n, draws]` uniform numbers in [0, 1).
+            aspect: width over height of the images.
 
         Returns:
-            `[n, 3, 3]`: from a position in the result to the position in the image, in fractions of the side.
+            `[n, 3, 3]`: from a position in the result to the position in the image, in fractions of width and height.
         """
-        return self._matrix(u)
+        return self._matrix(u, aspect)
+
+
+def _turn(angle, aspect, scale=1.0):
+    # a rotation in pixels, and a zoom
+    sine, cosine = scale * np.sin(angle), scale * np.cos(angle)
+    return affine(cosine, -sine / aspect, 0, sine * aspect, cosine, 0)
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-09
 @dataclass(frozen=True)
@@ -110,31 +118,30 @@ class Flip(Geometry):
     probability: float = 0.5
     draws = 0
 
-    def _matrix(self, u):
+    def _matrix(self, u, aspect):
         return np.tile(affine(a=-1.0), (len(u), 1, 1))
 
 
 class Rotation(Geometry):
     """Rotate by up to `strength` degrees in either direction."""
 
-    def _matrix(self, u):
-        angle = np.radians(symmetric(u[:, 0], self.strength))
-        return affine(np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle), 0)
+    def _matrix(self, u, aspect):
+        return _turn(np.radians(symmetric(u[:, 0], self.strength)), aspect)
 
 
 class Shift(Geometry):
-    """Move by up to `strength` of the side, horizontally and vertically."""
+    """Move by up to `strength` of the width horizontally, and of the height vertically."""
 
     draws = 2
 
-    def _matrix(self, u):
+    def _matrix(self, u, aspect):
         return affine(x=symmetric(u[:, 0], self.strength), y=symmetric(u[:, 1], self.strength))
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-10
 class Zoom(Geometry):
     """Show up to `strength` more or less of each side."""
 
-    def _matrix(self, u):
+    def _matrix(self, u, aspect):
         scale = 1 + symmetric(u[:, 0], self.strength)
         return affine(a=scale, d=scale)
 
@@ -142,7 +149,7 @@ class Zoom(Geometry):
 class Stretch(Geometry):
     """Widen and flatten, or narrow and heighten, by up to `strength`."""
 
-    def _matrix(self, u):
+    def _matrix(self, u, aspect):
         scale = 1 + symmetric(u[:, 0], self.strength)
         return affine(a=scale, d=1 / scale)
 
@@ -156,21 +163,21 @@ class Affine(Geometry):
 
     draws = 5
 
-    def _matrix(self, u):
+    def _matrix(self, u, aspect):
         angle, shear = np.radians(symmetric(u[:, :2].T, [[self.strength], [self.strength / 2]]))
-        rotation = affine(np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle), 0)
         zoom, shift = 1 + symmetric(u[:, 2], self.strength / 100), symmetric(u[:, 3:5], self.strength / 150)
-        return rotation @ affine(a=zoom, b=zoom * np.tan(shear), x=shift[:, 0], d=zoom, y=shift[:, 1])
+        sheared = affine(a=zoom, b=zoom * np.tan(shear) / aspect, x=shift[:, 0], d=zoom, y=shift[:, 1])
+        return _turn(angle, aspect) @ sheared
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-12
 class RandomResizedCrop(Geometry):
-    """Show a part: at least 1 − `strength` of the area, with an aspect between 3:4 and 4:3, anywhere."""
+    """Show a part: at least 1 − `strength` of the area, at 3:4 to 4:3 of the image's aspect, anywhere."""
 
     draws = 4
 
-    def _matrix(self, u):
-        area, aspect = 1 - self.strength * u[:, 0], np.exp(symmetric(u[:, 1], np.log(4 / 3)))
-        width, height = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
+    def _matrix(self, u, aspect):
+        area, stretch = 1 - self.strength * u[:, 0], np.exp(symmetric(u[:, 1], np.log(4 / 3)))
+        width, height = np.minimum(np.sqrt(area * stretch), 1), np.minimum(np.sqrt(area / stretch), 1)
         return affine(a=width, x=(1 - width) * (u[:, 2] - 0.5), d=height, y=(1 - height) * (u[:, 3] - 0.5))
 
 
@@ -179,10 +186,10 @@ class HorizonTilt(Geometry):
 
     draws = 2
 
-    def _matrix(self, u):
+    def _matrix(self, u, aspect):
         angle = np.radians(self.strength * (u[:, 0] + u[:, 1] - 1))
-        scale = 1 / (np.cos(angle) + np.sin(np.abs(angle)))
-        return affine(scale * np.cos(angle), -scale * np.sin(angle), 0, scale * np.sin(angle), scale * np.cos(angle), 0)
+        scale = 1 / (np.cos(angle) + np.sin(np.abs(angle)) * max(aspect, 1 / aspect))
+        return _turn(angle, aspect, scale)
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-14
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -280,26 +287,26 @@ class Paint(Step):
 
         Args:
             xp: `numpy` or `keras.ops`.
-            images: `[n, s, s, 3]` float32 in 0 … 255, an array of `xp`.
+            images: `[n, h, w, 3]` float32 in 0 … 255, an array of `xp`.
             u: `[n, draws]` float32, uniform numbers in [0, 1).
 
         Returns:
-            `[n, s, s, 3]` float32; values may lie outside 0 … 255.
+            `[n, h, w, 3]` float32; values may lie outside 0 … 255.
         """
         return self._paint(xp, images, u)
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-78
-def pixel_grid(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the positions of pixel centres, as fractions of the side.
+def pixel_grid(size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the positions of pixel centres, as fractions of height and width.
 
     Args:
-        side: pixels of a side.
+        size: side of a square, or height and width, in pixels.
 
     Returns:
-        y `[1, side, 1, 1]` and x `[1, 1, side, 1]`, float32 in 0 … 1.
+        y `[1, height, 1, 1]` and x `[1, 1, width, 1]`, float32 in 0 … 1.
     """
-    centres = ((np.arange(side) + 0.5) / side).astype(np.float32)
-    return centres[None, :, None, None], centres[None, None, :, None]
+    y, x = (((np.arange(side) + 0.5) / side).astype(np.float32) for side in height_and_width(size))
+    return y[None, :, None, None], x[None, None, :, None]
 
 
 def split_columns(u: np.ndarray) -> list[np.ndarray]:
@@ -320,23 +327,29 @@ class CutOut(Paint):
     draws = 4
 
     def _paint(self, xp, images, u):
-        (y, x), (centre_y, centre_x, height, width) = pixel_grid(images.shape[1]), split_columns(u)
+        (y, x), (centre_y, centre_x, height, width) = pixel_grid(images.shape[1:3]), split_columns(u)
         inside = (abs(y - centre_y) < height * self.strength / 2) & (abs(x - centre_x) < width * self.strength / 2)
         return xp.where(inside, xp.mean(images, axis=(1, 2), keepdims=True), images)
 
 
+def _gaussian(xp, side, sigma):
+    # weights of the pixels of a row or column in each blurred one, `[n, side, side]`
+    squared_distance = (np.arange(side)[:, None] - np.arange(side)).astype(np.float32) ** 2
+    weights = xp.exp(-squared_distance[None] / (2 * sigma * sigma))
+    return weights / xp.sum(weights, axis=2, keepdims=True)
+
+
 class Blur(Paint):
-    """Gaussian blur with a standard deviation of up to `strength` of the side."""
+    """Gaussian blur with a standard deviation of up to `strength` of the longer side."""
 
     def _paint(self, xp, images, u):
-        side = images.shape[1]
-        squared_distance = (np.arange(side)[:, None] - np.arange(side)).astype(np.float32) ** 2
-        sigma = xp.maximum(u[:, :1, None] * (self.strength * side), 0.05)
-        weights = xp.exp(-squared_distance[None] / (2 * sigma * sigma))
-        weights = weights / xp.sum(weights, axis=2, keepdims=True)
-        for _ in range(2):  # vertically, then horizontally
-            rows = xp.matmul(weights, xp.reshape(images, (-1, side, side * 3)))
-            images = xp.transpose(xp.reshape(rows, (-1, side, side, 3)), (0, 2, 1, 3))
+        high, wide = images.shape[1:3]
+        sigma = xp.maximum(u[:, :1, None] * (self.strength * max(high, wide)), 0.05)
+        down = _gaussian(xp, high, sigma)
+        across = down if wide == high else _gaussian(xp, wide, sigma)
+        for weights, rows, columns in ((down, high, wide), (across, wide, high)):
+            blurred = xp.matmul(weights, xp.reshape(images, (-1, rows, columns * 3)))
+            images = xp.transpose(xp.reshape(blurred, (-1, rows, columns, 3)), (0, 2, 1, 3))
         return images
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-20
@@ -347,9 +360,9 @@ class Noise(Paint):
     sheet: ClassVar = np.random.default_rng(0).normal(size=(256 * 256, 3)).clip(-3, 3).astype(np.float32)
 
     def _paint(self, xp, images, u):
-        offsets = np.arange(images.shape[1], dtype=np.int32)
-        rows = (xp.array(u[:, 1:2] * 256, dtype="int32") + offsets) % 256
-        columns = (xp.array(u[:, 2:3] * 256, dtype="int32") + offsets) % 256
+        down, across = (np.arange(side, dtype=np.int32) for side in images.shape[1:3])
+        rows = (xp.array(u[:, 1:2] * 256, dtype="int32") + down) % 256
+        columns = (xp.array(u[:, 2:3] * 256, dtype="int32") + across) % 256
         grain = xp.take(self.sheet, rows[:, :, None] * 256 + columns[:, None, :], axis=0)
         return images + grain * (u[:, :1, None, None] * self.strength)
 
@@ -369,31 +382,30 @@ TO_YCC = np.array([LUMA, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312
 FROM_YCC = np.linalg.inv(TO_YCC).astype(np.float32)
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-82
-def _to_blocks(xp, images, blocks):
-    side = images.shape[1]
-    missing = blocks * 8 - side
-    padded = xp.pad(images, ((0, 0), (0, missing), (0, missing), (0, 0)), mode="symmetric")
+def _to_blocks(xp, images, rows, columns):
+    down, across = rows * 8 - images.shape[1], columns * 8 - images.shape[2]
+    padded = xp.pad(images, ((0, 0), (0, down), (0, across), (0, 0)), mode="symmetric")
     ycc = xp.matmul(padded, TO_YCC.T) - np.array([128, 0, 0], np.float32)
-    cells = xp.transpose(xp.reshape(ycc, (-1, blocks, 8, blocks, 8, 3)), (0, 1, 3, 5, 2, 4))
-    return xp.reshape(cells, (-1, blocks, blocks, 3, 64))
+    cells = xp.transpose(xp.reshape(ycc, (-1, rows, 8, columns, 8, 3)), (0, 1, 3, 5, 2, 4))
+    return xp.reshape(cells, (-1, rows, columns, 3, 64))
 
 
-def _from_blocks(xp, cells, blocks, side):
-    cells = xp.reshape(cells, (-1, blocks, blocks, 3, 8, 8))
-    ycc = xp.reshape(xp.transpose(cells, (0, 1, 4, 2, 5, 3)), (-1, blocks * 8, blocks * 8, 3))
-    return xp.matmul(ycc + np.array([128, 0, 0], np.float32), FROM_YCC.T)[:, :side, :side]
+def _from_blocks(xp, cells, high, wide):
+    rows, columns = cells.shape[1:3]
+    cells = xp.reshape(cells, (-1, rows, columns, 3, 8, 8))
+    ycc = xp.reshape(xp.transpose(cells, (0, 1, 4, 2, 5, 3)), (-1, rows * 8, columns * 8, 3))
+    return xp.matmul(ycc + np.array([128, 0, 0], np.float32), FROM_YCC.T)[:, :high, :wide]
 
 
 class Jpeg(Paint):
     """Lose what JPEG loses at a quality of 100 down to 100 − `strength`."""
 
     def _paint(self, xp, images, u):
-        side, quality = images.shape[1], xp.maximum(100 - self.strength * u[:, 0], 1.0)
+        (high, wide), quality = images.shape[1:3], xp.maximum(100 - self.strength * u[:, 0], 1.0)
         scale = xp.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None]
         table = xp.clip(xp.floor((JPEG_TABLES[None] * scale + 50) / 100), 1, 255)[:, None, None]
-        blocks = -(-side // 8)
-        waves = xp.matmul(_to_blocks(xp, images, blocks), WAVES.T)
-        return _from_blocks(xp, xp.matmul(xp.round(waves / table) * table, WAVES), blocks, side)
+        waves = xp.matmul(_to_blocks(xp, images, -(-high // 8), -(-wide // 8)), WAVES.T)
+        return _from_blocks(xp, xp.matmul(xp.round(waves / table) * table, WAVES), high, wide)
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-24
 class Glare(Paint):
@@ -402,10 +414,11 @@ class Glare(Paint):
     draws = 8
 
     def _paint(self, xp, images, u):
-        y, x = pixel_grid(images.shape[1])
+        (high, wide), (y, x) = images.shape[1:3], pixel_grid(images.shape[1:3])
         centre_y, centre_x, height, width, fineness, p, q, brightness = split_columns(u)
         patch = ((y - centre_y) / (0.1 + 0.3 * height)) ** 2 + ((x - centre_x) / (0.2 + 0.6 * width)) ** 2
         waves = [(5, 17, p), (-8, 29, q), (13, 47, p + q), (-21, 11, 2 * p), (3, 71, 3 * q)]
+        y, x = y * np.float32(high / max(high, wide)), x * np.float32(wide / max(high, wide))  # even in pixels
         ripple = sum(xp.sin(2 * np.pi * ((0.7 + 0.6 * fineness) * (a * x + b * y) + phase)) for a, b, phase in waves)
         ripple = xp.clip(0.15 + 0.4 * ripple, 0, 1)
         light = self.strength * (0.5 + 0.5 * brightness) * xp.exp(-patch) * (0.3 + 0.7 * ripple)
@@ -413,15 +426,16 @@ class Glare(Paint):
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-25
 class Spray(Paint):
-    """Add up to 16 drops with a radius of up to `strength` of the side, each veiling what is behind it."""
+    """Add up to 16 drops with a radius of up to `strength` of the longer side, each veiling what is behind it."""
 
     draws = 16 * 4
 
     def _paint(self, xp, images, u):
-        positions, drops = pixel_grid(images.shape[1])[0][0, :, :, 0], xp.reshape(u, (-1, 4, 1, 16))
+        (high, wide), (y, x) = images.shape[1:3], pixel_grid(images.shape[1:3])
+        y, x, drops = y[0, :, :, 0], x[0, 0, :, :], xp.reshape(u, (-1, 4, 1, 16))
         radius = self.strength * (0.15 + 0.85 * drops[:, 2] ** 3)
-        down = xp.exp(-(((positions - drops[:, 0]) / radius) ** 2))
-        across = xp.exp(-(((positions - drops[:, 1]) / radius) ** 2)) * (0.3 + 0.7 * drops[:, 3])
+        down = xp.exp(-(((y - drops[:, 0]) / (radius * (max(high, wide) / high))) ** 2))
+        across = xp.exp(-(((x - drops[:, 1]) / (radius * (max(high, wide) / wide))) ** 2)) * (0.3 + 0.7 * drops[:, 3])
         veil = xp.clip(1.6 * xp.matmul(down, xp.transpose(across, (0, 2, 1))), 0, 0.9)[..., None]
         return images + (245 - images) * veil
 
@@ -501,18 +515,18 @@ def recipe_passes(recipe: Sequence[Step]) -> list[tuple[str, tuple[Step, ...], s
     return passes
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-34
-def _combine_flips(n, draws):
+def _combine_flips(n, draws, aspect):
     return sum(applied for _, applied, _ in draws)[:, None] % 2
 
 
-def _combine_maps(n, draws):
+def _combine_maps(n, draws, aspect):
     total = affine() + np.zeros((n, 1, 1))
     for step, applied, u in draws:
-        total = total @ np.where(applied[:, None, None], step.matrix(u), np.eye(3))
+        total = total @ np.where(applied[:, None, None], step.matrix(u, aspect), np.eye(3))
     return total[:, :2].reshape(n, 6)
 
 
-def _combine_colours(n, draws):
+def _combine_colours(n, draws, aspect):
     """A, B and r, flat, such that all steps together make A·pixel + B·mean + r."""
     a, b, r = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3, 3)), np.zeros((n, 3))
     for step, applied, u in draws:
@@ -526,13 +540,14 @@ def _combine_colours(n, draws):
 _COMBINE = {"flip": _combine_flips, "geometry": _combine_maps, "colour": _combine_colours}
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-33
-def plan(recipe: Sequence[Step], n: int, seed: int | Sequence[int]) -> np.ndarray:
+def plan(recipe: Sequence[Step], n: int, seed: int | Sequence[int], aspect: float = 1.0) -> np.ndarray:
     """Draw what happens to each of `n` images.
 
     Args:
         recipe: steps in order.
         n: number of images.
         seed: a whole number ≥ 0, or several; the same seed gives the same plan.
+        aspect: width over height of the images.
 
     Returns:
         `[n, columns]` float32; `recipe_passes` says which columns belong to which pass.
@@ -545,53 +560,57 @@ def plan(recipe: Sequence[Step], n: int, seed: int | Sequence[int]) -> np.ndarra
             _, applied, u = draws[0]
             columns.append(np.column_stack([applied, u]))
         else:
-            columns.append(_COMBINE[kind](n, draws))
+            columns.append(_COMBINE[kind](n, draws, aspect))
     return np.hstack(columns).astype(np.float32)
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-39
-def maps_in_pixels(maps: np.ndarray, side: int, size: int | None = None) -> np.ndarray:
-    """Convert affine maps from fractions of the side to pixels.
+def maps_in_pixels(
+    maps: np.ndarray, image_size: int | tuple[int, int], size: int | tuple[int, int] | None = None
+) -> np.ndarray:
+    """Convert affine maps from fractions of width and height to pixels.
 
     Args:
         maps: `[n, 6]`, or `[6]` for one.
-        side: pixels of a side of the image.
-        size: pixels of a side of the result; None: `side`.
+        image_size: of the image: side of a square, or height and width, in pixels.
+        size: of the result, likewise; None (default): `image_size`.
 
     Returns:
         `[n, 2, 3]`: from pixels of the result to pixels of the image.
     """
-    maps, size = np.reshape(maps, (-1, 2, 3)), size or side
-    linear = maps[:, :, :2] * (side / size)
-    shift = maps[:, :, 2] * side + (side - 1) / 2 - linear.sum(2) * (size - 1) / 2
+    maps, (high, wide) = np.reshape(maps, (-1, 2, 3)), height_and_width(size or image_size)
+    sides = np.array(height_and_width(image_size)[::-1], np.result_type(maps, np.float32))
+    linear = maps[:, :, :2] * (sides[:, None] / np.array([wide, high], sides.dtype))
+    shift = maps[:, :, 2] * sides + (sides - 1) / 2 - linear.sum(2) * (high - 1) / 2
+    shift = shift - linear[:, :, 0] * ((wide - high) / 2)
     return np.concatenate([linear, shift[:, :, None]], axis=2)
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-88
-def warp(pixels: np.ndarray, numbers: np.ndarray, size: int | None = None) -> np.ndarray:
+def warp(pixels: np.ndarray, numbers: np.ndarray, size: int | tuple[int, int] | None = None) -> np.ndarray:
     """Resample an image by an affine map; edges are mirrored.
 
     Args:
-        pixels: `[s, s, 3]` uint8.
-        numbers: `[6]`, the map in fractions of the side.
-        size: side of the result in pixels; None: s.
+        pixels: `[h, w, 3]` uint8.
+        numbers: `[6]`, the map in fractions of width and height.
+        size: of the result: side of a square, or height and width, in pixels; None (default): the image's.
 
     Returns:
-        `[size, size, 3]` uint8.
+        `[height, width, 3]` uint8.
     """
-    size = size or len(pixels)
-    matrix = maps_in_pixels(numbers, len(pixels), size)[0]
+    high, wide = height_and_width(size or pixels.shape[:2])
+    matrix = maps_in_pixels(numbers, pixels.shape[:2], (high, wide))[0]
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(pixels, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
+    return cv2.warpAffine(pixels, matrix, (wide, high), flags=flags, borderMode=cv2.BORDER_REFLECT)
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-60
 def recolour(pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Change the colours of an image linearly.
 
     Args:
-        pixels: `[s, s, 3]` uint8.
+        pixels: `[h, w, 3]` uint8.
         numbers: `[21]`: A, B and r of A·pixel + B·mean + r.
 
     Returns:
-        `[s, s, 3]` uint8.
+        `[h, w, 3]` uint8.
     """
     a, b, offset = numbers[:9].reshape(3, 3), numbers[9:18].reshape(3, 3), numbers[18:]
     if b.any():
@@ -603,12 +622,12 @@ def repaint(pixels: np.ndarray, numbers: np.ndarray, step: Paint) -> np.ndarray:
     """Apply a paint step to an image, if the plan says so.
 
     Args:
-        pixels: `[s, s, 3]` uint8.
+        pixels: `[h, w, 3]` uint8.
         numbers: `[1 + draws]`: 1 if the step is applied, else 0; then its uniform numbers.
         step: the step.
 
     Returns:
-        `[s, s, 3]` uint8.
+        `[h, w, 3]` uint8.
     """
     if not numbers[0]:
         return pixels
@@ -630,16 +649,17 @@ def augment(
     """Augment a batch for training.
 
     Args:
-        images: `[n, s, s, 3]` uint8, squares.
+        images: `[n, h, w, 3]` uint8.
         recipe: steps in order, such as `RECIPES["paper"]`.
         seed: a whole number ≥ 0, or several; the result depends on nothing else, whatever runs at the same time.
-        planned: `[n, columns]` float32, what happens to each image; None: `plan` with the seed.
+        planned: `[n, columns]` float32, what happens to each image; None: `plan` with the seed and the images' aspect.
 
     Returns:
-        `[n, s, s, 3]` uint8.
+        `[n, h, w, 3]` uint8.
     """
     images, passes = np.asarray(images), recipe_passes(recipe)
-    planned = plan(recipe, len(images), seed) if planned is None else planned
+    if planned is None:
+        planned = plan(recipe, len(images), seed, images.shape[2] / images.shape[1])
     out = np.empty_like(images)
 
     def augment_one(i):

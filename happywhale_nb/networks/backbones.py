@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'small_resnet', 'basic_cnn', 'small_efficientnet', 'CaffeScaling', 'application', 'WindowAttention',
-           'swin', 'Position', 'vit', 'feature_maps', 'backbone_layers', 'copy_weights', 'cost']
+           'swin', 'Position', 'vit', 'feature_maps', 'backbone_layers', 'copy_weights', 'freeze_norms', 'cost']
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-02
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,12 +44,12 @@ def small_resnet(
     """Build a residual network of one block a stage (after He et al. 2016).
 
     Args:
-        pixels: `[b, s, s, 3]` in 0 … 255.
+        pixels: `[b, h, w, 3]` in 0 … 255.
         momentum: of BatchNorm's running means, in [0, 1).
         widths: channels of each stage.
 
     Returns:
-        Feature maps `[b, s/8, s/8, 128]` and `[b, s/16, s/16, 256]`, for four stages of the default widths.
+        Feature maps `[b, h/8, w/8, 128]` and `[b, h/16, w/16, 256]`, for four stages of the default widths.
     """
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(pixels)
     maps = [_convolve(x, widths[0], 3, 2, momentum, "stem")]
@@ -67,13 +67,13 @@ def basic_cnn(
     """Build the basic CNN of Katre & Jasapara 2024: convolution and pooling, repeated, then dropout.
 
     Args:
-        pixels: `[b, s, s, 3]` in 0 … 255.
+        pixels: `[b, h, w, 3]` in 0 … 255.
         momentum: not used: there is no BatchNorm.
         widths: channels of each convolution.
         dropout: rate, in [0, 1).
 
     Returns:
-        Feature maps `[b, s/8, s/8, 128]` and `[b, s/16, s/16, 256]`, for the default widths.
+        Feature maps `[b, h/8, w/8, 128]` and `[b, h/16, w/16, 256]`, for the default widths.
     """
     maps = [layers.Rescaling(1 / 255, name="rescale")(pixels)]
     for i, width in enumerate(widths):
@@ -105,13 +105,13 @@ def small_efficientnet(
     """Build EfficientNet's blocks at the size of a CPU (after Tan & Le 2019).
 
     Args:
-        pixels: `[b, s, s, 3]` in 0 … 255.
+        pixels: `[b, h, w, 3]` in 0 … 255.
         momentum: of BatchNorm's running means, in [0, 1).
         widths: channels of each stage.
         depths: blocks of each stage, at most three.
 
     Returns:
-        Feature maps `[b, s/8, s/8, 96]` and `[b, s/16, s/16, 160]`, for the default widths.
+        Feature maps `[b, h/8, w/8, 96]` and `[b, h/16, w/16, 160]`, for the default widths.
     """
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(pixels)
     maps = [_convolve(x, widths[0], 3, 2, momentum, "stem", "silu")]
@@ -128,7 +128,7 @@ class CaffeScaling(layers.Layer):
     """Red, green, blue in 0 … 255 to blue, green, red minus ImageNet's means: the input of the first ResNets."""
 
     def call(self, pixels):
-        """Scale pixels `[b, s, s, 3]`."""
+        """Scale pixels `[b, h, w, 3]`."""
         return ops.flip(pixels, axis=-1) - ops.convert_to_tensor([103.939, 116.779, 123.68], dtype=pixels.dtype)
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-11
@@ -138,7 +138,7 @@ def application(
     """Build a network of `keras.applications` without its classifier.
 
     Args:
-        pixels: `[b, s, s, 3]` in 0 … 255.
+        pixels: `[b, h, w, 3]` in 0 … 255.
         momentum: of BatchNorm's running means, in [0, 1).
         weights: "imagenet", or a file of the network's weights; "" (default) or a `.keras` file: random weights.
         factory: name of the function in `keras.applications`.
@@ -161,15 +161,15 @@ def application(
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-36
 def _last_maps(base):
     """The last output of a network, after the last one of twice its side."""
-    side = base.output.shape[1]
+    side = max(base.output.shape[1:3])
     larger = [layer.output for layer in base.layers if _side(layer) == 2 * side or _side(layer) == 2 * side - 1]
     return [larger[-1] if larger else base.output, base.output]
 
 
 def _side(layer):
-    """Side of a layer's feature map; None if its output is none."""
+    """Longer side of a layer's feature map; None if its output is none."""
     shape = getattr(layer.output, "shape", ())
-    return shape[1] if len(shape) == 4 else None
+    return max(shape[1:3]) if len(shape) == 4 else None
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-12
 def _with_weights(build, weights):
@@ -195,44 +195,50 @@ def _regions(size, window, shift):
     return np.where(positions < size - window, 0, np.where(positions < size - shift, 1, 2))
 
 
+def _pair(sides):
+    """Rows and columns: of one number both are that."""
+    return (sides, sides) if isinstance(sides, int) else tuple(sides)
+
+
 def _cut_windows(maps, window, xp):
-    """`[b, h, w, c]` → `[b · windows, window², c]`; xp: `numpy` or `keras.ops`."""
-    height, width, c = maps.shape[1:]
-    maps = xp.reshape(maps, (-1, height // window, window, width // window, window, c))
-    return xp.reshape(xp.transpose(maps, (0, 1, 3, 2, 4, 5)), (-1, window * window, c))
+    """`[b, h, w, c]` → `[b · windows, places, c]`; xp: `numpy` or `keras.ops`."""
+    (height, width, c), (rows, columns) = maps.shape[1:], _pair(window)
+    maps = xp.reshape(maps, (-1, height // rows, rows, width // columns, columns, c))
+    return xp.reshape(xp.transpose(maps, (0, 1, 3, 2, 4, 5)), (-1, rows * columns, c))
 
 
 def _join_windows(windows, height, width, window):
-    """`[b · windows, window², c]` → `[b, h, w, c]`: the inverse of `_cut_windows`."""
-    c = windows.shape[-1]
-    maps = ops.reshape(windows, (-1, height // window, width // window, window, window, c))
+    """`[b · windows, places, c]` → `[b, h, w, c]`: the inverse of `_cut_windows`."""
+    (rows, columns), c = _pair(window), windows.shape[-1]
+    maps = ops.reshape(windows, (-1, height // rows, width // columns, rows, columns, c))
     return ops.reshape(ops.transpose(maps, (0, 1, 3, 2, 4, 5)), (-1, height, width, c))
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-37
 def _distances(window):
-    """Index of the learned bias for any two places of a window, by their distance: `[window⁴]`."""
-    places = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij"), -1).reshape(-1, 2)
-    apart = places[:, None] - places[None] + window - 1
-    return (apart[..., 0] * (2 * window - 1) + apart[..., 1]).ravel()
+    """Index of the learned bias for any two places of a window, by their distance: `[places²]`."""
+    rows, columns = _pair(window)
+    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+    apart = places[:, None] - places[None] + np.array([rows, columns]) - 1
+    return (apart[..., 0] * (2 * columns - 1) + apart[..., 1]).ravel()
 
 
 def _hidden(height, width, window, shift):
-    """Mask that is added to scores after a shift, `[windows, window², window²]`: -100 between regions, else 0."""
-    y, x = (_regions(size, window, shift) for size in (height, width))
+    """Mask that is added to scores after a shift, `[windows, places, places]`: -100 between regions, else 0."""
+    y, x = (_regions(*axis) for axis in zip((height, width), _pair(window), _pair(shift), strict=True))
     region = _cut_windows((3 * y[:, None] + x)[None, :, :, None], window, np)[..., 0]
     return np.where(region[:, :, None] == region[:, None, :], 0.0, -100.0).astype("float32")
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-51
 def _heads_first(mixed, heads):
-    """Queries, keys and values, each `[b · windows, heads, window², c / heads]`, of `[b · windows, window², 3c]`."""
+    """Queries, keys and values, each `[b · windows, heads, places, c / heads]`, of `[b · windows, places, 3c]`."""
     places, width = mixed.shape[1:]
     split = ops.reshape(mixed, (-1, places, 3, heads, width // (3 * heads)))
     return ops.unstack(ops.transpose(split, (2, 0, 3, 1, 4)), 3)
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-38
 def _scores(layer, query, key):
-    """Scores of a `WindowAttention` before the softmax, `[b · windows, heads, window², window²]`."""
-    k, h = layer.window**2, layer.heads
+    """Scores of a `WindowAttention` before the softmax, `[b · windows, heads, places, places]`."""
+    k, h = layer.places, layer.heads
     scores = ops.matmul(query * (layer.dim // h) ** -0.5, ops.transpose(key, (0, 1, 3, 2)))
     bias = ops.reshape(ops.take(layer.bias, layer.distance, axis=0), (k, k, h))
     scores = scores + ops.cast(ops.transpose(bias, (2, 0, 1)), scores.dtype)
@@ -251,14 +257,17 @@ class WindowAttention(layers.Layer):
 
     Args:
         heads: number of heads; it divides c.
-        window: side of a window in places; it divides h and w.
-        shift: places by which the windows are shifted, from 0.
+        window: places of a window: of a side, or its rows and columns; they divide h and w.
+        shift: places by which the windows are shifted, from 0, likewise.
         **kwargs: of `keras.layers.Layer`.
     """
 
-    def __init__(self, heads: int, window: int, shift: int = 0, **kwargs: object) -> None:
+    def __init__(
+        self, heads: int, window: int | Sequence[int], shift: int | Sequence[int] = 0, **kwargs: object
+    ) -> None:
         super().__init__(**kwargs)
-        self.heads, self.window, self.shift = heads, window, shift
+        self.window, self.shift = (x if isinstance(x, int) else tuple(x) for x in (window, shift))
+        self.heads, self.places = heads, math.prod(_pair(window))
 
     def build(self, shape):
         """Create the two dense layers, the bias, and the constants of the windows."""
@@ -266,20 +275,21 @@ class WindowAttention(layers.Layer):
         self.mix, self.out = layers.Dense(3 * self.dim, name="mix"), layers.Dense(self.dim, name="out")
         self.mix.build((None, self.dim))
         self.out.build((None, self.dim))
-        span = 2 * self.window - 1
-        self.bias = self.add_weight(name="bias", shape=(span * span, self.heads), initializer="zeros")
+        rows, columns = _pair(self.window)
+        distances = (2 * rows - 1) * (2 * columns - 1)
+        self.bias = self.add_weight(name="bias", shape=(distances, self.heads), initializer="zeros")
         self.distance = _distances(self.window)
         self.apart = _hidden(self.height, self.width, self.window, self.shift)
 
     def call(self, maps):
         """Attend within the windows."""
-        k = self.window
-        rolled = ops.roll(maps, (-self.shift, -self.shift), axis=(1, 2)) if self.shift else maps
-        query, key, value = _heads_first(self.mix(_cut_windows(rolled, k, ops)), self.heads)
+        down, across = _pair(self.shift)
+        rolled = ops.roll(maps, (-down, -across), axis=(1, 2)) if self.shift else maps
+        query, key, value = _heads_first(self.mix(_cut_windows(rolled, self.window, ops)), self.heads)
         mixed = ops.transpose(ops.matmul(ops.softmax(_scores(self, query, key)), value), (0, 2, 1, 3))
-        mixed = self.out(ops.reshape(mixed, (-1, k * k, self.dim)))
-        mixed = _join_windows(mixed, self.height, self.width, k)
-        return ops.roll(mixed, (self.shift, self.shift), axis=(1, 2)) if self.shift else mixed
+        mixed = self.out(ops.reshape(mixed, (-1, self.places, self.dim)))
+        mixed = _join_windows(mixed, self.height, self.width, self.window)
+        return ops.roll(mixed, (down, across), axis=(1, 2)) if self.shift else mixed
 
     def get_config(self):
         """Return what the layer is built from."""
@@ -312,13 +322,25 @@ def _patches(pixels, width, patch):
     return layers.Conv2D(width, patch, patch, name="patches")(x)
 
 
+def _window(pixels, step, name):
+    """Places of the map of 1/`step` of the pixels: a number, or rows and columns if they are not the same."""
+    high, wide = pixels.shape[1:3]
+    if high % step or wide % step:
+        sides = f"a side that is a multiple of {step}, not {high}"
+        if high != wide:
+            sides = f"width and height that are multiples of {step}, not {wide} and {high}"
+        raise UserError(f"{name} needs {sides}")
+    return high // step if high == wide else (high // step, wide // step)
+
+
 def _swin_stages(x, window, depths, heads):
     """The feature maps of Swin's patches and stages; every other block's windows are shifted by half."""
     maps = [layers.LayerNormalization(epsilon=1e-5, name="patch_norm")(x)]
+    half = window // 2 if isinstance(window, int) else tuple(side // 2 for side in window)
     for i, depth in enumerate(depths):
         x = _merge(maps[-1], f"merge{i}") if i else maps[-1]
         for j in range(depth):
-            name, shift = f"stage{i + 1}_{j + 1}", window // 2 if j % 2 and x.shape[1] > window else 0
+            name, shift = f"stage{i + 1}_{j + 1}", half if j % 2 and x.shape[1] > _pair(window)[0] else 0
             x = _block(x, WindowAttention(heads[i], window, shift, name=f"{name}_attention"), name)
         maps.append(x)
     return maps
@@ -334,22 +356,19 @@ def swin(
     """Build Swin (Liu et al. 2021, section 3.1); the default sizes are Swin-L's.
 
     Args:
-        pixels: `[b, s, s, 3]` in 0 … 255; s is a multiple of 32.
+        pixels: `[b, h, w, 3]` in 0 … 255; h and w are multiples of 32. A window has 1/32 of the rows and columns.
         momentum: not used: there is no BatchNorm.
         width: channels of the first stage; each stage doubles them.
         depths: blocks of each stage.
         heads: attention heads of each stage.
 
     Returns:
-        The feature maps of the last two stages, for four stages of 1/16 and 1/32 of the side.
+        The feature maps of the last two stages, for four stages of 1/16 and 1/32 of the sides.
 
     Raises:
         UserError: for a side that is no multiple of 32.
     """
-    side = pixels.shape[1]
-    if side % 32:
-        raise UserError(f"Swin needs a side that is a multiple of 32, not {side}")
-    maps = _swin_stages(_patches(pixels, width, 4), side // 32, depths, heads)
+    maps = _swin_stages(_patches(pixels, width, 4), _window(pixels, 32, "Swin"), depths, heads)
     return [maps[-2], layers.LayerNormalization(epsilon=1e-5, name="last_norm")(maps[-1])]
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-19
@@ -373,7 +392,7 @@ def vit(
     """Build ViT (Dosovitskiy et al. 2021, section 3.1), without class token; the default sizes are ViT-S's.
 
     Args:
-        pixels: `[b, s, s, 3]` in 0 … 255; s is a multiple of `patch`.
+        pixels: `[b, h, w, 3]` in 0 … 255; h and w are multiples of `patch`.
         momentum: not used: there is no BatchNorm.
         width: channels.
         depth: number of blocks, from 2.
@@ -381,17 +400,15 @@ def vit(
         patch: side of a patch in pixels.
 
     Returns:
-        The feature maps of the last two blocks, both of 1/`patch` of the side.
+        The feature maps of the last two blocks, both of 1/`patch` of the sides.
 
     Raises:
         UserError: for a side that is no multiple of `patch`.
     """
-    side = pixels.shape[1]
-    if side % patch:
-        raise UserError(f"this ViT needs a side that is a multiple of {patch}, not {side}")
+    window = _window(pixels, patch, "this ViT")
     maps = [Position(name="position")(_patches(pixels, width, patch))]
     for i in range(depth):
-        attention = WindowAttention(heads, side // patch, name=f"block{i + 1}_attention")
+        attention = WindowAttention(heads, window, name=f"block{i + 1}_attention")
         maps.append(_block(maps[-1], attention, f"block{i + 1}"))
     return [maps[-2], layers.LayerNormalization(epsilon=1e-5, name="last_norm")(maps[-1])]
 
@@ -421,7 +438,7 @@ def feature_maps(
 
     Args:
         name: of `BACKBONES`.
-        pixels: `[b, s, s, 3]` in 0 … 255.
+        pixels: `[b, h, w, 3]` in 0 … 255.
         momentum: of BatchNorm's running means, in [0, 1).
         weights: "imagenet", or a file of weights, for EfficientNet-Lite and the networks of keras.applications; ""
             (default): random weights. (For a `.keras` file of this project see `copy_weights`.)
@@ -476,6 +493,17 @@ def copy_weights(model: keras.Model, path: Path | str) -> None:
     for layer in own:
         layer.set_weights(stored[layer.name].get_weights())
 
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-60
+def freeze_norms(model: keras.Model) -> None:
+    """Keep the BatchNorm of a model's backbone as it is: means and variances, factors and offsets.
+
+    Args:
+        model: of `model.build_network`, changed in place.
+    """
+    for layer in backbone_layers(model):
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
+
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-42
 def _multiply_adds(layer, shape):
     """Multiply-adds of a layer with outputs of `shape`, for one image; those of cheap layers are not counted."""
@@ -487,7 +515,7 @@ def _multiply_adds(layer, shape):
     if isinstance(layer, layers.Dense):
         return outputs * layer.input.shape[-1]
     if isinstance(layer, WindowAttention):
-        return outputs * (4 * shape[-1] + 2 * layer.window**2)
+        return outputs * (4 * shape[-1] + 2 * layer.places)
     return math.prod(layer.table.shape) if hasattr(layer, "table") else 0  # a classifier's centres
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-29

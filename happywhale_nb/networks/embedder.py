@@ -48,7 +48,7 @@ def next_batch(jobs: queue.SimpleQueue, first: tuple) -> tuple[list[tuple], list
     """Take the jobs from a queue that fit into one batch with the first.
 
     Args:
-        jobs: queue of `(crops [n, s, s, 3], future)` and `(function, future)`; None marks its end.
+        jobs: queue of `(crops [n, h, w, 3], future)` and `(function, future)`; None marks its end.
         first: a job with crops, already taken from the queue.
 
     Returns:
@@ -149,7 +149,7 @@ def serve_jobs(jobs: queue.SimpleQueue, run_batch: Callable[[list[np.ndarray]], 
     """Run jobs of a queue until it gives None; what fits together is one batch.
 
     Args:
-        jobs: queue of `(crops [n, s, s, 3], future)` and `(function, future)`; None ends it.
+        jobs: queue of `(crops [n, h, w, 3], future)` and `(function, future)`; None ends it.
         run_batch: function from the crops of several jobs to the vectors `[n, d]` of each, such as `run_joined`.
     """
     left = []
@@ -189,7 +189,7 @@ class NetworkThread:
         """Run one job in the thread and wait for its result; call it inside `room`.
 
         Args:
-            work: crops `[n, s, s, 3]` uint8, n ≤ 64, or a function without arguments.
+            work: crops `[n, h, w, 3]` uint8, n ≤ 64, or a function without arguments.
 
         Returns:
             Vectors `[n, d]` of the crops, or what the function returns.

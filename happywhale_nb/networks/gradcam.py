@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'PROBES', 'OPACITY', 'feature_layers', 'last_feature_layer', 'find_layer', 'captured_output',
-           'weighted_sum', 'enlarge_maps', 'crop_batches', 'TracedModel', 'Probe', 'grad_cam', 'similarity_cam',
-           'overlay', 'match_heat', 'heat_png']
+           'weighted_sum', 'enlarge_maps', 'crop_batches', 'TracedModel', 'Probe', 'after_adapter', 'grad_cam',
+           'similarity_cam', 'overlay', 'match_heat', 'heat_png']
 
 # %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-02
 import difflib
@@ -21,6 +21,8 @@ import numpy as np
 import tensorflow as tf
 
 from ..core.errors import UserError
+from ..imaging.crops import size_of_aspect
+from ..retrieval.adapters import Adapter
 
 if TYPE_CHECKING:
     from happywhale_nb.networks.embedder import Embedder
@@ -147,11 +149,11 @@ def crop_batches(crops: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, tf.
     """Split crops into batches.
 
     Args:
-        crops: `[n, s, s, 3]`.
+        crops: `[n, h, w, 3]`.
         size: crops in a batch, at most.
 
     Yields:
-        Rows `[b]` and pixels `[b, s, s, 3]` float32.
+        Rows `[b]` and pixels `[b, h, w, 3]` float32.
     """
     for start in range(0, len(crops), size):
         rows = np.arange(start, min(start + size, len(crops)))
@@ -162,14 +164,22 @@ class TracedModel:
     """A model's forward pass to the output that is explained, and Grad-CAM's coarse map, each traced once.
 
     Args:
-        model: any Keras model of pixels `[n, s, s, 3]` in 0 … 255.
+        model: any Keras model of pixels `[n, h, w, 3]` in 0 … 255.
         layer: the layer of the feature map.
         output: the layer or model whose output is explained.
         unit: scale that output to length 1, so that a score is a cosine.
+        after: a function of that output that is explained with it, such as an adapter; None: nothing follows.
     """
 
-    def __init__(self, model: keras.Model, layer: keras.layers.Layer, output: keras.layers.Layer, unit: bool) -> None:
-        self.model, self.layer, self.output, self.unit = model, layer, output, unit
+    def __init__(
+        self,
+        model: keras.Model,
+        layer: keras.layers.Layer,
+        output: keras.layers.Layer,
+        unit: bool,
+        after: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    ) -> None:
+        self.model, self.layer, self.output, self.unit, self.after = model, layer, output, unit, after
         self.values = tf.function(self._forward, reduce_retracing=True, autograph=False)
         self.maps = tf.function(self._backward, reduce_retracing=True, autograph=False)
 
@@ -178,7 +188,8 @@ class TracedModel:
         with captured_output(self.layer, watch), captured_output(self.output, outputs.append):
             self.model(pixels, training=False)
         values = tf.cast(outputs[-1], tf.float32)
-        return tf.math.l2_normalize(values, axis=-1) if self.unit else values
+        values = tf.math.l2_normalize(values, axis=-1) if self.unit else values
+        return self.after(values) if self.after else values
 
     def _backward(self, pixels, weights):
         features = []
@@ -199,30 +210,42 @@ class Probe:
     """A model opened at its feature map and at the output that is explained.
 
     Args:
-        model: any Keras model of pixels `[n, s, s, 3]` in 0 … 255, on the TensorFlow backend.
+        model: any Keras model of pixels `[n, h, w, 3]` in 0 … 255, on the TensorFlow backend.
         layer: name of the layer of the feature map (see `feature_layers`); "": the last.
         output: name of the layer whose output is explained; "": the model's own, `[n, d]`.
         unit: scale that output to length 1, so that a score is a cosine.
         batch_size: photos in the model at a time.
+        after: as for `TracedModel`.
 
     Raises:
         UserError: for an unknown layer, one on which the output does not depend, or another backend of Keras.
+
+    Attributes:
+        method: what its maps are called.
     """
 
+    method = "Grad-CAM"
+
     def __init__(
-        self, model: keras.Model, layer: str = "", output: str = "", unit: bool = False, batch_size: int = 32
+        self,
+        model: keras.Model,
+        layer: str = "",
+        output: str = "",
+        unit: bool = False,
+        batch_size: int = 32,
+        after: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         _require_tensorflow()
         self.batch_size = batch_size
         self.layer = find_layer(feature_layers(model), layer or last_feature_layer(model))
         explained = find_layer({each.name: each for each in model.layers}, output) if output else model
-        self.traced = TracedModel(model, self.layer, explained, unit)
+        self.traced = TracedModel(model, self.layer, explained, unit, after)
 
     def values(self, crops: np.ndarray) -> np.ndarray:
         """Compute the output that is explained.
 
         Args:
-            crops: `[n, s, s, 3]`, 0 … 255.
+            crops: `[n, h, w, 3]`, 0 … 255.
 
         Returns:
             `[n, d]` float32.
@@ -237,7 +260,7 @@ class Probe:
             weights: `[n, d]`, a vector for each photo.
 
         Returns:
-            A function of pixels `[b, s, s, 3]` and rows `[b]` to the scores Σ values · weights[rows], `[b]`.
+            A function of pixels `[b, h, w, 3]` and rows `[b]` to the scores Σ values · weights[rows], `[b]`.
         """
         return lambda pixels, rows: (self.values(pixels) * weights[rows]).sum(axis=1)
 
@@ -245,15 +268,38 @@ class Probe:
         """Compute Grad-CAM of the scores Σ values · weights.
 
         Args:
-            crops: `[n, s, s, 3]`, 0 … 255.
+            crops: `[n, h, w, 3]`, 0 … 255.
             weights: `[n, d]`.
 
         Returns:
-            `[n, s, s]` float32 in [0, 1], each map divided by its maximum; zero where nothing speaks for the score.
+            `[n, h, w]` float32 in [0, 1], each map divided by its maximum; zero where nothing speaks for the score.
         """
         weights, batches = tf.cast(weights, tf.float32), crop_batches(crops, self.batch_size)
         coarse = [self.traced.maps(pixels, tf.gather(weights, rows)).numpy() for rows, pixels in batches]
         return enlarge_maps(np.concatenate(coarse), crops.shape[1:3])
+
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-41
+def after_adapter(
+    adapter: Adapter | None, centres: np.ndarray | None = None
+) -> Callable[[tf.Tensor], tf.Tensor] | None:
+    """Make the function of a network's embedding that a `Probe` explains.
+
+    Args:
+        adapter: of the encoder; None: none.
+        centres: `[c, k]` of classes whose cosines are explained; None: the embedding is.
+
+    Returns:
+        A function of vectors `[n, d]` of length 1; None if nothing follows the embedding.
+    """
+    if adapter is None and centres is None:
+        return None
+
+    def after(vectors):
+        if adapter is not None:
+            vectors = tf.math.l2_normalize((vectors - adapter.mean) @ adapter.matrix, axis=-1)
+        return vectors if centres is None else vectors @ centres.T
+
+    return after
 
 # %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-22
 def grad_cam(
@@ -266,14 +312,14 @@ def grad_cam(
     """Compute Grad-CAM of a class's cosine, as in the paper.
 
     Args:
-        model: from pixels `[n, s, s, 3]` in 0 … 255 to cosines `[n, classes]`.
-        crops: `[n, s, s, 3]`.
+        model: from pixels `[n, h, w, 3]` in 0 … 255 to cosines `[n, classes]`.
+        crops: `[n, h, w, 3]`.
         classes: `[n]` int, the class explained for each crop; None: the best-scoring one.
         layer: name of the layer of the feature map; "": the last.
         batch_size: photos in the model at a time.
 
     Returns:
-        `[n, s, s]` float32 in [0, 1] (see `Probe.maps`).
+        `[n, h, w]` float32 in [0, 1] (see `Probe.maps`).
 
     Raises:
         UserError: for an unknown layer, or another backend of Keras.
@@ -294,15 +340,15 @@ def similarity_cam(
     """Compute Grad-CAM of the cosine between the embeddings of photos and of their matches, on both.
 
     Args:
-        model: any Keras model of pixels `[n, s, s, 3]` in 0 … 255, on the TensorFlow backend.
-        crops: `[n, s, s, 3]`.
-        matched: `[n, s, s, 3]`, the crop matched with each.
+        model: any Keras model of pixels `[n, h, w, 3]` in 0 … 255, on the TensorFlow backend.
+        crops: `[n, h, w, 3]`.
+        matched: `[n, h, w, 3]`, the crop matched with each.
         layer: name of the layer of the feature map; "": the last.
         embedding: name of the layer whose output is the embedding; "": the model's own output.
         batch_size: photos in the model at a time.
 
     Returns:
-        `(maps [n, s, s], maps of matched [n, s, s], cosines [n])`, float32; for the maps see `Probe.maps`.
+        `(maps [n, h, w], maps of matched [n, h, w], cosines [n])`, float32; for the maps see `Probe.maps`.
 
     Raises:
         UserError: for an unknown layer, or another backend of Keras.
@@ -319,13 +365,13 @@ def overlay(crops: np.ndarray, maps: np.ndarray, alpha: float = 0.4, colours: st
     """Lay maps over crops.
 
     Args:
-        crops: `[n, s, s, 3]` uint8.
-        maps: `[n, s, s]` in [0, 1].
+        crops: `[n, h, w, 3]` uint8.
+        maps: `[n, h, w]` in [0, 1].
         alpha: opacity of the maps, 0 to 1.
         colours: a colour map of `COLOURS`.
 
     Returns:
-        `[n, s, s, 3]` uint8.
+        `[n, h, w, 3]` uint8.
     """
     heat = 255 * COLOURS[colours](maps)[..., :3]
     return ((1 - alpha) * crops + alpha * heat).round().astype(np.uint8)
@@ -339,11 +385,11 @@ def match_heat(embedder: "Embedder", crop: np.ndarray, matched: np.ndarray) -> t
 
     Args:
         embedder: on the TensorFlow backend.
-        crop: `[s, s, 3]` uint8, of `Embedder.crop`.
-        matched: `[s, s, 3]` uint8, the crop of the other photo.
+        crop: `[h, w, 3]` uint8, of `Embedder.crop`.
+        matched: `[h, w, 3]` uint8, the crop of the other photo.
 
     Returns:
-        The maps of both, each `[s, s]` float32 in [0, 1] with a maximum of 1; zero where nothing speaks for the match.
+        The maps of both, each `[h, w]` float32 in [0, 1] with a maximum of 1; zero where nothing speaks for the match.
 
     Raises:
         UserError: on another backend of Keras, or after the embedder's `close`.
@@ -367,13 +413,14 @@ def heat_png(heat: np.ndarray, side: int = 256) -> bytes:
     """Encode a heat map as a PNG with transparency.
 
     Args:
-        heat: `[s, s]` in [0, 1].
-        side: pixels of the square picture.
+        heat: `[h, w]` in [0, 1].
+        side: pixels of the picture's longer side; it has the aspect of the map.
 
     Returns:
         The bytes of the PNG.
     """
-    heat = cv2.resize(np.asarray(heat, np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
+    high, wide = size_of_aspect(side, heat.shape[1] / heat.shape[0])
+    heat = cv2.resize(np.asarray(heat, np.float32), (wide, high), interpolation=cv2.INTER_LINEAR)
     layer = COLOURS["inferno"](heat)
     layer[..., 3] = OPACITY * heat
     layer = (255 * layer).round().astype(np.uint8)

@@ -107,7 +107,7 @@ def choose_boxes(
         Pairs of a share (0 to 1, together 1) and a table of `CropMix.prefer`: one pair, or one for each source if
         the model's parameter `tta_sources` names several.
     """
-    if boxes is None or not len(boxes):  # the whole of each: one view, however many the model knows
+    if boxes is None or not len(boxes) or not len(images):  # the whole of each: one view, however many the model knows
         return [(1.0, pd.DataFrame({"image": list(images), "source": "whole"}).reindex(columns=BOX_COLUMNS))]
     known, boxes = boxes["source"], _numbered_boxes(images, boxes)
     tables = _choose_numbered(range(len(images)), boxes, set(known) - {PERSON, DETECTOR}, record)

@@ -100,6 +100,7 @@ class Targets:
         ramp: steps over which margins rise from 0; 0: they are constant.
         sample: number of classes to score a batch against; 0: all.
         seed: of elastic margins and sampled classes.
+        axis: of `[n, h, w, 3]` along which images are mirrored for twins: 1 (top to bottom) or 2 (side to side).
     """
 
     labels: np.ndarray
@@ -112,6 +113,7 @@ class Targets:
     ramp: int = 0
     sample: int = 0
     seed: int = 0
+    axis: int = 1
 
     def batch(self, rows: np.ndarray, mirrored: np.ndarray, number: int) -> dict[str, np.ndarray]:
         """Return the targets of a batch.

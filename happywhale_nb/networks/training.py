@@ -18,7 +18,14 @@ from ..core.errors import UserError, lookup
 from ..imaging.augmentation import RECIPES
 from ..imaging.crops import Crops
 from .batches import augmented, epoch_orders, training_batches
-from .callbacks import Checkpoint, DropoutSeeds, ProgressBar, TrainingCallback, TrainingState
+from happywhale_nb.networks.callbacks import (
+    Checkpoint,
+    DropoutSeeds,
+    PhaseEnd,
+    ProgressBar,
+    TrainingCallback,
+    TrainingState,
+)
 from happywhale_nb.networks.devices import (
     accelerated,
     assert_same,
@@ -30,8 +37,8 @@ from happywhale_nb.networks.devices import (
     process_index,
     replicas,
 )
-from .model import build_network, build_optimizer, compile_trainer, inference_model
-from .presets import Preset
+from .model import build_network, build_optimizer, compile_trainer, inference_model, resized
+from .presets import MIRROR_AXES, Preset, epoch_costs
 from .targets import SPECIES_MARGIN, Targets, class_margins, effective_weights
 
 # %% ../../nbs/lib/networks/training.ipynb #training-05
@@ -70,7 +77,7 @@ class Samples:
     """The images that a network is trained on.
 
     Attributes:
-        crops: `[n, s, s, 3]` uint8 in 0 … 255, or `[(weight, such crops), …]`: then one of the crops of an image is
+        crops: `[n, h, w, 3]` uint8 in 0 … 255, or `[(weight, such crops), …]`: then one of the crops of an image is
             drawn by these weights in each epoch.
         rows: `[m]` indices of the crops to train on.
         labels: `[m]` their integer classes, below `classes`.
@@ -110,8 +117,8 @@ def build_targets(
     species_margins = None if species is None else class_margins(np.bincount(species), **SPECIES_MARGIN)
     weights = effective_weights(labels) if config.balance == "weights" else None
     twins, ramp = classes if config.mirror_as_classes else 0, int(config.margin_ramp * steps)
-    spread, sample = config.margin_spread, config.sampled_classes
-    return Targets(labels, margins, spread, species, species_margins, weights, twins, ramp, sample, seed)
+    spread, sample, axis = config.margin_spread, config.sampled_classes, MIRROR_AXES.get(config.mirror_as_classes, 1)
+    return Targets(labels, margins, spread, species, species_margins, weights, twins, ramp, sample, seed, axis)
 
 # %% ../../nbs/lib/networks/training.ipynb #training-10
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ class TrainingData:
     """The batches of all epochs of a training.
 
     Attributes:
-        crops: `[n, s, s, 3]` uint8 or `[(weight, such crops), …]`, see `Samples`.
+        crops: `[n, h, w, 3]` uint8 or `[(weight, such crops), …]`, see `Samples`.
         rows: `[m]` indices of the crops to train on.
         targets: `Targets` of these m images.
         orders: `[epochs, steps · batch_size]` of `batches.epoch_orders`.
@@ -166,50 +173,70 @@ def fit_network(
             cannot be read; also what a callback raises.
     """
     inside = accelerated() if options.inside is None else options.inside
-    return _fit_resumably(_compiled(network, config, data, inside), config, data, state, callbacks, options, inside)
+    return _fit_resumably(_phases(network, config, data, inside), config, data, state, callbacks, options, inside)
 
 # %% ../../nbs/lib/networks/training.ipynb #training-23
-def _compiled(network, config, data, inside):
-    """The network, compiled for training; `inside`: with the augmentation before it."""
+@dataclass(frozen=True)
+class _Phase:
+    """Epochs on crops of one size: the compiled model, the size (None: the crops' own) and the last epoch's number."""
+
+    trainer: keras.Model
+    shape: tuple[int, int] | None
+    last: int
+
+
+def _phases(network, config, data, inside):
+    """The phases of a training, which share weights and optimizer; `inside`: with the augmentation in the models."""
     optimizer = build_optimizer(config, network, data.steps, data.batch_size)
-    recipe = lookup(RECIPES, config.recipe, "recipe")
-    return compile_trainer(augmented(network, recipe) if inside else network, config, optimizer)
+    recipe, phases = lookup(RECIPES, config.recipe, "recipe"), []
+    for shape, last in ((None, config.epochs), (config.early_shape, config.early_epochs)):
+        if last:
+            model = resized(network, shape) if shape else network
+            trainer = compile_trainer(augmented(model, recipe) if inside else model, config, optimizer)
+            phases.append(_Phase(trainer, shape, last))
+            optimizer = trainer.optimizer  # of float16, with the scale of its loss
+    return phases[::-1]
 
 
-def _fit_resumably(trainer, config, data, state, callbacks, options, inside):
+def _fit_resumably(phases, config, data, state, callbacks, options, inside):
     """Train the epochs that are left, finish the callbacks and return the history."""
     checkpoint = Checkpoint(state, options.save_every if is_main() else np.inf)
-    checkpoint.history = state.load(trainer)
-    done = len(checkpoint.history)
-    assert_same("how many epochs are behind them: is the folder of outputs one for all?", done)
-    if done < config.epochs and not any(callback.should_stop(checkpoint.history) for callback in callbacks):
-        inner = [*callbacks, DropoutSeeds(data.seed), checkpoint]
-        _fit_epochs(trainer, config, data, inner, done, inside)
+    history = checkpoint.history = state.load(phases[-1].trainer)
+    assert_same("how many epochs are behind them: is the folder of outputs one for all?", len(history))
+    if not any(callback.should_stop(history) for callback in callbacks):
+        for phase in phases:
+            end = PhaseEnd(phase.last)
+            inner = [*callbacks, end, DropoutSeeds(data.seed), checkpoint]
+            if len(history) < phase.last:
+                _fit_epochs(phase, config, data, inner, len(history), inside)
+                if not end.reached:
+                    break
     for callback in callbacks:
         callback.finish()
     return checkpoint.history
 
 # %% ../../nbs/lib/networks/training.ipynb #training-14
-def _fit_epochs(trainer, config, data, callbacks, done, inside):
-    """Train the epochs after the first `done`."""
+def _fit_epochs(phase, config, data, callbacks, done, inside):
+    """Train the epochs of a phase after the first `done` of the training."""
     recipe, size = lookup(RECIPES, config.recipe, "recipe"), data.batch_size
     batches = training_batches(
         data.crops,
         data.rows,
         data.targets,
         recipe,
-        data.orders,
+        data.orders[: phase.last],
         size,
         data.seed,
         done,
         inside,
         (process_index(), process_count()),
+        phase.shape,
     )
     if is_main():
-        callbacks = [*callbacks, ProgressBar(config.epochs, data.steps, done)]
+        callbacks = [*callbacks, ProgressBar(config.epochs, data.steps, done, epoch_costs(config))]
     epochs = {"epochs": config.epochs, "initial_epoch": done, "steps_per_epoch": data.steps}
     with readable_errors():
-        trainer.fit(batches, callbacks=callbacks, shuffle=False, verbose=0, **epochs)
+        phase.trainer.fit(batches, callbacks=callbacks, shuffle=False, verbose=0, **epochs)
 
 # %% ../../nbs/lib/networks/training.ipynb #training-25
 @contextlib.contextmanager

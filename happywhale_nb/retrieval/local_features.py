@@ -23,8 +23,8 @@ class Features:
     """The keypoints of an image, strongest first.
 
     Attributes:
-        positions: float32 `[n, 2]`, x and y in [0, 1], fractions of the image's side.
-        sizes: float32 `[n]`, diameters, fractions of the image's side.
+        positions: float32 `[n, 2]`, x and y in [0, 1], fractions of the image's longer side.
+        sizes: float32 `[n]`, diameters, fractions of the image's longer side.
         angles: float32 `[n]`, directions in [0, 360).
         descriptors: float32 `[n, 128]`, rows of length 1.
     """
@@ -42,8 +42,8 @@ def extract_features(image: np.ndarray, side: int = 128, max_keypoints: int = 20
     """Find the keypoints of a crop; the result is deterministic.
 
     Args:
-        image: uint8 `[h, w, 3]` RGB; it is stretched to a square, as crops for the network are.
-        side: pixels of that square; SIFT itself doubles it.
+        image: uint8 `[h, w, 3]` RGB.
+        side: pixels of the longer side, to which it is resized; SIFT itself doubles it.
         max_keypoints: number of keypoints kept, the strongest.
         contrast: SIFT's contrast threshold; a lower one finds more and weaker keypoints.
 
@@ -56,7 +56,8 @@ def extract_features(image: np.ndarray, side: int = 128, max_keypoints: int = 20
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise UserError(f"a picture is {image.dtype} {list(image.shape)}: give RGB, uint8 [h, w, 3]")
-    grey = cv2.cvtColor(cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2GRAY)
+    size = tuple(max(1, round(side * each / max(image.shape[:2]))) for each in image.shape[1::-1])  # width, height
+    grey = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2GRAY)
     keypoints, descriptors = cv2.SIFT_create(contrastThreshold=contrast).detectAndCompute(grey, None)
     if not keypoints:
         return Features(*(np.zeros(shape, np.float32) for shape in [(0, 2), 0, 0, (0, 128)]))
@@ -123,11 +124,11 @@ def match_features(
     Args:
         one: keypoints of the first image.
         two: keypoints of the second; the score is nearly but not exactly symmetric.
-        max_shift: largest displacement, as a fraction of the image's side.
+        max_shift: largest displacement, as a fraction of the image's longer side.
         max_turn: largest difference of direction, in degrees.
         slack: a match has weight 1 where the best keypoint elsewhere is as similar, 1 more for each `slack` (a
             difference of cosines) above that, and 0 from one `slack` below.
-        vote_width: width of a vote, as a fraction of the image's side; matches within twice of it are inliers.
+        vote_width: width of a vote, as a fraction of the longer side; matches within twice of it are inliers.
 
     Returns:
         the match; of score 0 and without inliers if either image has no keypoints.

@@ -158,7 +158,7 @@ class IdAndName(BaseModel):
 
 
 class CropView(BaseModel):
-    """The part of a photograph that the network sees. `aspect` is width over height of what the square crop shows."""
+    """The part of a photograph that the network sees. `aspect` is width over height of what the crop shows."""
 
     source: str
     box: list[float] | None

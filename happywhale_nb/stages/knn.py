@@ -112,7 +112,7 @@ from happywhale_nb.retrieval.local_features import (
 from ..retrieval.metrics import map_at_5, paired_gain
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26
-LOCAL_SIDE = 128  # pixels of the crops that local features are taken from
+LOCAL_SIDE = 128  # pixels of the crops that local features are taken from; others have as many as such a square
 
 
 def crop_features(
@@ -131,8 +131,9 @@ def crop_features(
         n `Features`.
     """
     config, sources = used_preset(parameters), parameters["crops"]
-    crops, _ = study_crops(dataset, images, config, sources, folder, part, size=LOCAL_SIDE)
-    return [extract_features(crops[i]) for i in bar(range(len(crops)), "local features")]
+    side = round(LOCAL_SIDE * max(config.aspect, 1 / config.aspect) ** 0.5)
+    crops, _ = study_crops(dataset, images, config, sources, folder, part, size=side)
+    return [extract_features(crops[i], side) for i in bar(range(len(crops)), "local features")]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-26p
 def local_evidence(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIGMAS', 'BRIGHTNESS', 'Change', 'LONGER_SIDE', 'grid_change', 'all_changes', 'PhotoToDegrade', 'DegradedCrops',
-           'photo_reader', 'trained_folds', 'sample_queries', 'DegradedQueries', 'degraded_views', 'fold_scores',
-           'degradation_costs', 'change_costs', 'robustness_stage', 'result_path', 'plot_grid', 'plot_losses',
-           'loss_table']
+           'photo_reader', 'trained_folds', 'sample_queries', 'DegradedQueries', 'degraded_views', 'embed_degraded',
+           'fold_scores', 'degradation_costs', 'change_costs', 'robustness_stage', 'result_path', 'plot_grid',
+           'plot_losses', 'loss_table']
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-02
 import io
@@ -25,19 +25,23 @@ import seaborn as sns
 from ..core.artifacts import atomic, fingerprint, is_done, versions, write_json
 from ..core.errors import UserError
 from ..core.paths import fold_dir, study_dir
+from ..core.progress import bar
 from ..core.renamed import read_record
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import add_protocol_footer
 from ..data.splits import gallery_and_queries, open_set_truth, require_catalogue
-from ..imaging.crops import load_crop, load_crops
+from ..imaging.crops import height_and_width, load_crop, load_crops
 from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
 from ..imaging.photo import read_upright
+from ..networks.encoders import open_encoder
 from ..networks.model import embed_views, embedding_averages, load_trained
 from ..networks.presets import Preset, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.knn import KNNHead
 from ..retrieval.metrics import average_precision, bootstrap_interval
+from ..retrieval.vectors import unit_length
+from .probes import require_encoder
 from .study_split import finished_folds, study_card, study_folds
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-06
@@ -86,20 +90,24 @@ class PhotoToDegrade(NamedTuple):
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-09a
 class DegradedCrops:
-    """Photos under every change, as an array `[photos · changes, size, size, 3]` uint8 that is computed when read.
+    """Photos under every change, as an array `[photos · changes, height, width, 3]` uint8 that is computed when read.
 
     Args:
         read: function of a photo's number to its `PhotoToDegrade`.
         seeds: for each photo, the seed of `degrade`.
         changes: of `all_changes`.
-        size: side of the crops in pixels.
+        size: of the crops in pixels: side of a square, or height and width.
     """
 
     def __init__(
-        self, read: Callable[[int], PhotoToDegrade], seeds: Sequence, changes: Sequence[Change], size: int
+        self,
+        read: Callable[[int], PhotoToDegrade],
+        seeds: Sequence,
+        changes: Sequence[Change],
+        size: int | tuple[int, int],
     ) -> None:
         self.read, self.seeds, self.changes, self.last = read, seeds, changes, (-1, None)
-        self.shape, self.dtype = (len(seeds) * len(changes), size, size, 3), np.dtype(np.uint8)
+        self.shape, self.dtype = (len(seeds) * len(changes), *height_and_width(size), 3), np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -154,7 +162,8 @@ def _reduced_photo(path):
 
 def _crop_pixels(pixels, box, frame, config):
     coded = cv2.imencode(".bmp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]
-    return load_crop(io.BytesIO(coded), config.image_size, box, frame, config.crop_margin, config.keep_aspect)
+    how = config.crop_margin, config.keep_aspect, config.resize
+    return load_crop(io.BytesIO(coded), config.shape, box, frame, *how)
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-17
 def trained_folds(folder: Path, model: str, folds: pd.DataFrame, fold: int) -> list[int]:
@@ -170,13 +179,16 @@ def trained_folds(folder: Path, model: str, folds: pd.DataFrame, fold: int) -> l
         Numbers of folds.
 
     Raises:
-        UserError: for a fold that does not exist or is not trained.
+        UserError: for a fold that does not exist or is not trained, or a model of vectors made elsewhere.
     """
     if fold != -1:
         gallery_and_queries(folds, fold)
     numbers = finished_folds(folder, model, folds) if fold == -1 else [fold]
     for k in numbers:
-        if not (fold_dir(folder, model, k) / "model.keras").is_file():
+        place = fold_dir(folder, model, k)
+        if (place / "config.json").is_file():
+            require_encoder(place)
+        else:
             raise UserError(
                 f"fold {k} of {model!r} is not trained in {folder}: `happywhale train -p fold {k}`, or choose a fold "
                 "that is (-1: all of them)"
@@ -254,7 +266,8 @@ def _crop_reader(folder):
     """A function like `photo_reader`, for crops (kept in `folder`) that are degraded themselves."""
 
     def make_reader(paths, chosen, config):
-        crops = load_crops(paths, chosen, config.image_size, folder, config.crop_margin, config.keep_aspect)
+        how = config.crop_margin, config.keep_aspect, config.resize
+        crops = load_crops(paths, chosen, config.shape, folder, *how)
         return lambda i: PhotoToDegrade(crops[i], None, lambda pixels: pixels)
 
     return make_reader
@@ -281,9 +294,29 @@ def degraded_views(
     seeds = [[queries.seed, zlib.crc32(name.encode())] for name in images]
     make_reader = photo_reader if queries.degrade_before_crop else _crop_reader(queries.folder / "crops")
     return [
-        (share, DegradedCrops(make_reader(paths, chosen, config), seeds, queries.changes, config.image_size))
+        (share, DegradedCrops(make_reader(paths, chosen, config), seeds, queries.changes, config.shape))
         for share, chosen in tables
     ]
+
+# %% ../../nbs/05_robustness.ipynb #05-robustness-48
+def embed_degraded(folder: Path, views: Sequence[tuple[float, DegradedCrops]], used: Mapping) -> np.ndarray:
+    """Embed degraded photos with the model of a fold, whatever kind it is.
+
+    Args:
+        folder: the fold's.
+        views: of `degraded_views`.
+        used: the parameters in its `config.json`.
+
+    Returns:
+        `[photos · changes, d]` float32, rows of length 1.
+    """
+    if (folder / "model.keras").is_file():
+        return embed_views(load_trained(folder), views, **embedding_averages(used_preset(used)))
+    encoder, total = open_encoder(folder), 0
+    for share, crops in views:
+        starts = bar(range(0, len(crops), 64), "embedding", unit="batch")
+        total = total + share * np.concatenate([encoder.embed(crops[start : start + 64]) for start in starts])
+    return unit_length(total, 1e-12)[0]
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-20
 def fold_scores(queries: DegradedQueries, fold: int) -> np.ndarray:
@@ -302,7 +335,7 @@ def fold_scores(queries: DegradedQueries, fold: int) -> np.ndarray:
     embeddings = read_embeddings(folder / "embeddings.parquet").of("train", known["image"])
     head = KNNHead().fit(embeddings, known["individual_id"].to_numpy(dtype=str))
     views = degraded_views(queries, rows["image"].tolist(), used)
-    vectors = embed_views(load_trained(folder), views, **embedding_averages(used_preset(used)))
+    vectors = embed_degraded(folder, views, used)
     truth = np.repeat(rows["individual_id"].to_numpy(dtype=str), len(queries.changes))
     return average_precision(truth, head.rank(vectors)[0]).reshape(len(rows), len(queries.changes))
 
@@ -391,7 +424,8 @@ def robustness_stage(
 def _protocol(queries, fold):
     """What a record says of its `DegradedQueries`; fold: its parameter of `robustness_stage`."""
     configs = [read_record(folder / "config.json") for folder in queries.fold_dirs.values()]
-    sides = ", ".join(map(str, sorted({config["parameters"]["image_size"] for config in configs})))
+    shapes = sorted({used_preset(config["parameters"]).shape for config in configs})
+    sides = ", ".join(f"{high} a side" if high == wide else f"{wide} × {high}" for high, wide in shapes)
     of_photo = f"of the photograph, at most {LONGER_SIDE} on its longer side"
     return {
         "fold": fold,
@@ -400,7 +434,7 @@ def _protocol(queries, fold):
         "query_individuals": queries.rows["individual_id"].nunique(),
         "sample_seed": queries.seed,
         "degrade_before_crop": queries.degrade_before_crop,
-        "pixels": of_photo if queries.degrade_before_crop else f"of the crop, {sides} a side",
+        "pixels": of_photo if queries.degrade_before_crop else f"of the crop, {sides}",
     }
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-46

@@ -43,7 +43,7 @@ from happywhale_nb.networks.devices import (
     shutdown,
 )
 from ..networks.model import class_centres, embed, embed_views, embedding_averages, library_versions
-from ..networks.presets import PRESETS, Preset, configure
+from ..networks.presets import PRESETS, Preset, configure, epoch_costs
 from ..networks.training import DEFAULTS, Samples, TrainingOptions, train
 from ..retrieval.embeddings import Embeddings, image_embeddings, write_centres, write_embeddings
 from ..retrieval.knn import KNNHead, within_map5
@@ -124,7 +124,7 @@ def crop_variants(
         part: "train" (default) or "test".
 
     Returns:
-        `[(weight, crops [n, s, s, 3] uint8), …]`, one for each source; empty if `sources` has no weights.
+        `[(weight, crops [n, h, w, 3] uint8), …]`, one for each source; empty if `sources` has no weights.
     """
     mix = CropMix.parse(sources, boxes["source"], config.min_confidence)
     variants = mix.variants(images, boxes, part)
@@ -299,6 +299,8 @@ def write_fold(
     Raises:
         UserError: if a file cannot be written.
     """
+    for name in ("encoder.json", "adapter.npz"):  # of an encoder that was here under the same name
+        (folder / name).unlink(missing_ok=True)
     with atomic(folder / "model.keras") as temporary:
         model.save(temporary)
     write_embeddings(folder / "embeddings.parquet", embeddings)
@@ -373,7 +375,7 @@ def _rows(training):
 # %% ../../nbs/03_train.ipynb #03-train-58
 def _embed_empty(training, model):
     """Embeddings of pictures without an animal; the part of a key is the picture's kind."""
-    kinds, crops = empty_crops(training.dataset, training.config.shape, training.config.keep_aspect)
+    kinds, crops = empty_crops(training.dataset, training.config.image_size, training.config.keep_aspect)
     vectors = embed(model, crops, **embedding_averages(training.config), quiet=True)
     return image_embeddings(kinds, [str(i) for i in range(len(kinds))], vectors)
 
@@ -470,7 +472,7 @@ def train_stage(
     Raises:
         UserError: for impossible parameters, an image that cannot be read, or processes that disagree.
     """
-    deadline = Deadline(options.max_hours) if options.max_hours else None
+    deadline = Deadline(options.max_hours, epoch_costs(config)) if options.max_hours else None
     crops = config.sources if crops == "auto" else crops
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "tta_sources": tta_sources}
     parameters |= {"seed": seed, "snapshots": options.snapshots, "patience": options.patience}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COUNTED_ACROSS', 'PROVENANCE_KINDS', 'NOT_METRICS', 'PREDICTION_FILES', 'COMPARED_BY', 'MAX_LINES', 'RunResults',
            'collect_results', 'compare_provenance', 'flatten_metrics', 'compare_metrics', 'compare_predictions',
-           'compare_embeddings', 'compare_centres', 'model_weights', 'compare_weights', 'compare_tables',
-           'compare_file', 'compare_runs', 'describe_comparison']
+           'compare_embeddings', 'compare_centres', 'model_weights', 'compare_weights', 'compare_adapters',
+           'compare_tables', 'compare_file', 'compare_runs', 'describe_comparison']
 
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-02
 import io
@@ -22,6 +22,7 @@ from pyarrow import ArrowException, parquet
 from ..core.errors import UserError
 from ..core.renamed import read_record
 from ..data.dataset import parse_csv
+from ..retrieval.adapters import read_adapter
 from ..retrieval.embeddings import match_keys, read_centres, read_embeddings
 from ..retrieval.predictions import read_predictions
 from .provenance import IGNORED_PARAMETERS, read_records
@@ -343,7 +344,28 @@ def compare_weights(a: Path, b: Path) -> dict[str, int | float | None]:
     Raises:
         UserError: If one of them is no saved model.
     """
-    a, b = model_weights(a), model_weights(b)
+    return _compare_arrays(model_weights(a), model_weights(b))
+
+
+def compare_adapters(a: Path, b: Path) -> dict[str, int | float | None]:
+    """Compare the numbers of two encoders' adapters.
+
+    Args:
+        a: one `adapter.npz`.
+        b: the other.
+
+    Returns:
+        As of `compare_weights`.
+
+    Raises:
+        UserError: If one of them is no adapter.
+    """
+    arrays = ({"mean": each.mean, "matrix": each.matrix} for each in (read_adapter(a), read_adapter(b)))
+    return _compare_arrays(*arrays)
+
+
+def _compare_arrays(a, b):
+    """What `compare_weights` returns of two dicts of arrays."""
     names = sorted({*a, *b})
     different = [name for name in names if name not in a or name not in b or not np.array_equal(a[name], b[name])]
     same_shapes = all(name in a and name in b and a[name].shape == b[name].shape for name in different)
@@ -389,6 +411,7 @@ COMPARED_BY = {
     "embeddings.parquet": compare_embeddings,
     "centres.parquet": compare_centres,
     "model.keras": compare_weights,
+    "adapter.npz": compare_adapters,
 }
 
 

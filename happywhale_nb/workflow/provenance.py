@@ -21,6 +21,7 @@ from ..core.artifacts import fingerprint, versions, write_json
 from ..core.hardware import nvidia_driver
 from ..core.paths import find_checkout
 from ..core.renamed import read_record, stamp_names
+from ..stages.encoder_input import encoder_stamp
 from .registry import STAGES
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-05
@@ -39,7 +40,15 @@ def job_stamp(stage: str, values: Mapping[str, object], data: str) -> str:
         Sixteen hexadecimal digits.
     """
     counted = {name: value for name, value in values.items() if name not in IGNORED_PARAMETERS}
+    counted = _with_encoder_files(counted)
     return fingerprint(stage, stamp_names(counted), data)
+
+
+def _with_encoder_files(counted):
+    """Parameters in which an encoder counts by its files; without one they are those of a version that knew none."""
+    if counted.get("encoder"):
+        return counted | {"encoder": encoder_stamp(counted["encoder"])}
+    return {name: value for name, value in counted.items() if name not in ("encoder", "adapter")}
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-08
 def record_path(output: Path | str, stamp: str) -> Path:
@@ -153,7 +162,7 @@ def _own_checkout():
 PACKAGES = (
     *("numpy", "pandas", "scipy", "scikit-learn", "pillow", "pyarrow", "imagehash", "faiss-cpu", "h5py"),
     *("opencv-python", "opencv-python-headless"),
-    *("tensorflow", "tensorflow-cpu", "keras", "ml-dtypes", "jax", "jaxlib"),
+    *("tensorflow", "tensorflow-cpu", "keras", "ml-dtypes", "jax", "jaxlib", "onnxruntime", "openvino"),
 )
 VARIABLES = (
     *("KERAS_BACKEND", "TF_DETERMINISTIC_OPS", "TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS"),

@@ -81,6 +81,7 @@ class InStudy:
     Attributes:
         optional: whether a study may leave it out.
         chosen: whether its section in a study file may name some of the models.
+        embeds: whether it embeds new crops, which a model of vectors made elsewhere cannot; it is left out then.
         snapshots: whether each snapshot of a model counts as a model of its own.
         first_fold: for scope `"fold"`: whether it runs on the first fold only.
         naming: for scope `"study"`: parameters that name the models which it reads; if they are empty, it reads all.
@@ -90,6 +91,7 @@ class InStudy:
 
     optional: bool = True
     chosen: bool = False
+    embeds: bool = False
     snapshots: bool = False
     first_fold: bool = False
     naming: tuple[str, ...] = ()
@@ -210,7 +212,9 @@ register(Stage("augmentation", "02_augmentation", "Show what augmentation does t
 def _training_lines(stage, record, folder):
     scores = {name: value for name, value in record["result"].items() if name in _SCORES and value is not None}
     told = "".join(f"{_SCORES[name]} {value:.3f}; " for name, value in scores.items())
-    return [f"{told}next: happywhale knn, or run"]
+    adapter = record.get("adapter") or {}
+    lines = [adapter[name] for name in ("weights_say", "sentence") if name in adapter]
+    return [*lines, f"{told}next: happywhale knn, or run"]
 
 
 _SCORES = {
@@ -225,9 +229,15 @@ register(
         notebook="03_train",
         summary="Train one model on one fold.",
         scope="fold",
-        outputs=("config.json", "history.csv", "model.keras", "embeddings.parquet", "centres.parquet"),
+        outputs=(
+            *("config.json", "history.csv", "model.keras", "embeddings.parquet", "centres.parquet"),
+            *("encoder.json", "adapter.npz"),  # of an encoder, instead of history.csv and model.keras
+        ),
         headline=("result.map5_known", "result.map5_within"),
         describe=_training_lines,
+        choices={
+            "adapter": ("auto", "none", "centre", "half-whiten", "whiten", "half-within", "within", "lda", "arcface")
+        },
         study=InStudy(optional=False, resources=Resources(gpus=1, hours=24)),
         accelerators=("tpu", "gpu"),
     )
@@ -290,6 +300,7 @@ register(
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-28
 _ANSWERS = ("fold*/metrics.json", "fold*/oof.csv", "fold*/oof_scores.parquet", "fold*/oof_lists.csv")  # of all queries
+_NETWORK = ("config.json", "model.keras", "encoder.json", "adapter.npz")  # what embeds: of the last three one or two
 
 register(
     Stage(
@@ -298,13 +309,13 @@ register(
         summary="Show where a trained model looked.",
         scope="fold",
         inputs=(
-            Input("train", ("config.json", "model.keras", "embeddings.parquet")),
+            Input("train", (*_NETWORK, "embeddings.parquet", "centres.parquet")),
             Input("knn", _ANSWERS),
         ),
         outputs=("gradcam.json",),
         not_compared=("gradcam.png", "faithfulness.png"),
         ranges={"examples": Range(1, 1000), "photos": Range(1, 1e9)},
-        study=InStudy(chosen=True, first_fold=True, resources=Resources(gpus=1)),
+        study=InStudy(chosen=True, embeds=True, first_fold=True, resources=Resources(gpus=1)),
         accelerators=("gpu",),
     )
 )
@@ -314,11 +325,11 @@ register(
         notebook="05_robustness",
         summary="Measure what blur, dusk, glare, spray and more cost a trained model.",
         scope="model",
-        inputs=(Input("train", ("config.json", "model.keras", "embeddings.parquet")),),
+        inputs=(Input("train", (*_NETWORK, "embeddings.parquet")),),
         outputs=("robustness.json", "robustness_before.json"),
         not_compared=("robustness.png", "degradations.png", "robustness_before.png", "degradations_before.png"),
         ranges={"photos": Range(1, 1e9)},
-        study=InStudy(chosen=True, resources=Resources(gpus=1, hours=8)),
+        study=InStudy(chosen=True, embeds=True, resources=Resources(gpus=1, hours=8)),
         accelerators=("tpu", "gpu"),
     )
 )
@@ -366,7 +377,7 @@ def _no_lines(stage, record, folder):
 
 _REPORT_INPUTS = (
     Input("eda", ("duplicates-*.csv",)),
-    Input("train", ("history.csv", "embeddings.parquet")),
+    Input("train", ("config.json", "history.csv", "embeddings.parquet")),
     Input("knn", ("knn.json", *_ANSWERS)),
     Input("gradcam", ("gradcam.json", "gradcam.png", "faithfulness.png")),
     Input("robustness", ("robustness.json", "robustness.png", "degradations.png")),
@@ -397,7 +408,7 @@ register(
         notebook="09_identify",
         summary="Name the animals on photographs of one's own.",
         scope="catalogue",
-        inputs=(Input("train", ("config.json", "model.keras")),),
+        inputs=(Input("train", _NETWORK),),
     )
 )
 

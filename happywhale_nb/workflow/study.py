@@ -34,12 +34,14 @@ from ..core.paths import project_root, study_dir
 from ..data.dataset import read_dataset
 from ..data.splits import fold_numbers, require_catalogue
 from ..networks.presets import PRESETS
+from ..stages.encoder_input import OF_TRAINING, can_embed, encoder_name
 from ..stages.study_split import study_folds
 from .assets import find_snakefile
 from .locks import locked, visible_gpus
 from .notebooks import WORDS, read_parameters
 from .registry import STAGES, reads_from, study_stages
 from happywhale_nb.workflow.runner import (
+    check_encoder,
     check_ranges,
     check_training,
     stage_done_file,
@@ -209,6 +211,8 @@ def _check_model(name, values, shared, where):
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"{where}: a model's name is one folder name")
     texts = _texts(values, where, "train", "name")
+    if texts.get("encoder"):
+        return _check_encoder_model(name, texts, where)
     if "preset" not in texts and name not in PRESETS:
         raise UserError(f"{where}: {name!r} is no preset: name one, as in `preset: small_resnet_arcface`")
     texts = {"preset": name, "name": name} | texts
@@ -218,6 +222,16 @@ def _check_model(name, values, shared, where):
         if not epoch.isdigit() or not 0 < int(epoch) <= config.epochs:
             raise UserError(f"{where}.snapshots: {epoch!r} is no epoch from 1 to {config.epochs}, this model's last")
     return texts
+
+# %% ../../nbs/lib/workflow/study.ipynb #study-08b
+def _check_encoder_model(name, texts, where):
+    """The parameters of a model whose encoder is used as it is."""
+    with _named(where):
+        if "preset" in texts:
+            both = f"preset {texts['preset']!r} and encoder {texts['encoder']!r}"
+            raise UserError(f"{both}: a model has one or the other")
+        check_encoder(_values("train", texts))
+    return {"name": name} | texts
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-09
 def _variants(models):
@@ -242,10 +256,11 @@ def _check_section(name, values, models, where):
             raise UserError(f"{section}: this stage cannot be left out")
         return None
     values = dict(_mapping({} if values is True else values or {}, section))
-    chosen = list(models)
+    chosen = [model for model in models if not stage.study.embeds or can_embed(models[model].get("encoder", ""))]
     if stage.study.chosen and "models" in values:
-        chosen = _text(values.pop("models"), f"{section}.models").split()
+        able, chosen = chosen, _text(values.pop("models"), f"{section}.models").split()
         _check_names(chosen, models, f"{section}.models")
+        _check_able(chosen, able, f"{section}.models")
     texts = _texts(values, section, name, "model")
     for parameter in stage.study.naming:
         _check_names(texts.get(parameter, "").split(), _variants(models), f"{section}.{parameter}")
@@ -257,6 +272,12 @@ def _check_section(name, values, models, where):
 def _check_names(names, known, where):
     if strange := [name for name in names if name not in known]:
         raise UserError(f"{where}: {strange[0]!r} is not among the models ({', '.join(known)})")
+
+
+def _check_able(names, able, where):
+    """Raise `UserError` if a stage that embeds new crops is asked for a model of vectors made elsewhere."""
+    if unable := [name for name in names if name not in able]:
+        raise UserError(f"{where}: {unable[0]!r} is a table of vectors, and there is nothing to embed new crops with")
 
 
 def _check_resources(values, where):
@@ -292,13 +313,13 @@ def override(content: Mapping, parameters: Mapping[str, str]) -> dict:
         The new content.
 
     Raises:
-        UserError: for an unknown name, or one of `fold`, `name`, `model`, `models`.
+        UserError: for an unknown name, one of `fold`, `name`, `encoder`, `model`, `models`, or one that no model takes.
     """
     content = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
     known = {stage: read_parameters(stage_notebook(stage)) for stage in study_stages()}
     for name, text in parameters.items():
         stages = [stage for stage in known if name in known[stage]]
-        if name in ("fold", "name", "model", "models"):
+        if name in ("fold", "name", "encoder", "model", "models"):
             raise UserError(f"-p {name} is not for a study with a file: the file names models and folds")
         if not stages:
             lookup(dict.fromkeys(each for of_stage in known.values() for each in of_stage), name, "parameter")
@@ -315,10 +336,21 @@ def _section_of(content, stage):
     return section if isinstance(section, dict) else {}
 
 
+def _takes(values, name):
+    """Whether a model, by its section, has a use for a parameter of training."""
+    if not isinstance(values, dict):
+        return True  # the check will say what is wrong with it
+    return name != "adapter" if not values.get("encoder") else name not in OF_TRAINING
+
+
 def _override_section(content, stage, name, text):
-    if stage == "train":
-        models = content.get("models") or {}
-        content["models"] = {model: (values or {}) | {name: text} for model, values in models.items()}
+    models = content.get("models") or {}
+    if stage == "train" and isinstance(models, dict):
+        takes = {model: _takes(values or {}, name) for model, values in models.items()}
+        if models and not any(takes.values()):
+            kind = "an encoder" if name == "adapter" else "trained"
+            raise UserError(f"-p {name}: no model of this study is {kind}")
+        content["models"] = {m: (values or {}) | ({name: text} if takes[m] else {}) for m, values in models.items()}
     elif _switch(content.get(stage)) is not False:
         content[stage] = dict(_section_of(content, stage)) | {name: text}
 
@@ -327,7 +359,7 @@ def study_of_one(parameters: Mapping[str, str]) -> dict:
     """Make the content of a study with a single model.
 
     Args:
-        parameters: of all stages, name → text; `preset` and `name` say which model.
+        parameters: of all stages, name → text; `preset` or `encoder`, and `name`, say which model.
 
     Returns:
         Content as of `read_study`.
@@ -335,7 +367,10 @@ def study_of_one(parameters: Mapping[str, str]) -> dict:
     Raises:
         UserError: for an unknown preset or parameter.
     """
-    others = {name: text for name, text in parameters.items() if name not in ("preset", "name")}
+    others = {name: text for name, text in parameters.items() if name not in ("preset", "encoder", "name")}
+    if encoder := parameters.get("encoder"):
+        own = {name: text for name, text in parameters.items() if name in ("encoder", "preset")}
+        return override({"models": {parameters.get("name") or encoder_name(encoder): own}}, others)
     preset = parameters.get("preset", "small_resnet_arcface")
     lookup(PRESETS, preset, "preset")
     return override({"models": {parameters.get("name") or preset: {"preset": preset}}}, others)
@@ -413,7 +448,8 @@ def _job_needs(key, texts, jobs):
     """Of the jobs made so far (key → `Job`), those that a job reads."""
     read = {other: job for other, job in jobs.items() if reads_from(key, other)}
     words = [word for name in STAGES[key[0]].study.naming for word in texts.get(name, "").split()]
-    return tuple(job for other, job in read.items() if not words or other[1] in words)
+    first = [job for other, job in jobs.items() if texts.get("encoder") and other[:2] == key[:2]][:1]  # it embeds
+    return (*first, *(job for other, job in read.items() if not words or other[1] in words))
 
 
 def _make_job(key, study, shared, data_fingerprint, jobs):

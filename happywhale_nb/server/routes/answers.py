@@ -178,7 +178,7 @@ def heat(
     rank: Annotated[int, Query(ge=1, le=51)] = 1,
     of: Literal["query", "match"] = "query",
 ) -> Response:
-    """Draw where the two photographs of a match resemble each other: a square to lay over the crop.
+    """Draw where the two photographs of a match resemble each other: a picture to lay over the crop.
 
     The header x-heat-maps says how it was made: "grad-cam", or "occlusion" where parts were hidden one at a time.
     \f

@@ -39,7 +39,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
         catalogue: the catalogue.
         number: the photo's.
         side: pixels of the longer side, at most 2048; the next larger one of `PICTURE_SIDES` is used.
-        settings: of the model, for the square that it sees; None: the whole photo.
+        settings: of the model, for the crop that it sees; None: the whole photo.
 
     Returns:
         The bytes of a JPEG.
@@ -55,6 +55,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
         place = photo.name if photo.kept else photo.path  # an upload is kept under its checksum, which nobody knows
     side = next(each for each in PICTURE_SIDES if each >= side)
     options = (box, frame, side, settings["margin"], settings["keep_aspect"]) if settings else (side,)
+    options += (settings["aspect"],) if settings and settings.get("aspect", 1) != 1 else ()
     key = fingerprint(digest, *options)
     cached = catalogue.folder / "shown" / key[:2] / f"{key}.jpg"
     if not cached.is_file():
@@ -121,13 +122,13 @@ def photo_picture(state: State, caller: Reader, number: Number, side: Side = 160
 # %% ../../../nbs/lib/server/routes/images.ipynb #routes-images-07
 @router.get("/photos/{number}/crop", response_class=Response, responses=JPEG_RESPONSE)
 def photo_crop(state: State, caller: Reader, number: Number, side: Side = 512) -> Response:
-    """Get the crop that the network sees: a square; stretch it to the crop's `aspect` to undo the distortion.
+    """Get the crop that the network sees, of its shape; stretch it to the crop's `aspect` to undo the distortion.
     \f
     Args:
         state: the state of the app.
         caller: the user or program; any role.
         number: the photo's.
-        side: pixels of a side.
+        side: pixels of the longer side.
 
     Returns:
         A JPEG.

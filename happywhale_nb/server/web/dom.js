@@ -61,7 +61,7 @@ export function proposing(name, values, props = {}) {
   return [el("input", { type: "text", list: list.id, autocomplete: "off", ...props }), list];
 }
 
-/** The square that the network sees, drawn in the shape of what was photographed, within a frame of CSS. */
+/** The crop that the network sees, drawn in the shape of what was photographed, within a frame of CSS. */
 export function cropImage(photo, side, alt, props = {}) {
   const aspect = photo.crop?.aspect || 1;
   return el("img", { src: cropAddress(photo.id, side, photo.crop), alt, loading: "lazy", decoding: "async",
