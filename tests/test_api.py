@@ -373,8 +373,10 @@ def test_photo_file_that_is_gone_is_404_with_its_name(page, mine):
 @pytest.fixture
 def heat(monkeypatch):
     """Stands in for Grad-CAM, which needs TensorFlow: its picture is the map it was given."""
-    module = SimpleNamespace(heat_png=lambda heat: heat, match_heat=lambda embedder, one, two: (b"query", b"match"))
-    monkeypatch.setitem(sys.modules, "happywhale_nb.networks.gradcam", module)
+    maps = SimpleNamespace(query=b"query", match=b"match", method="grad-cam")
+    modules = {"gradcam": {"heat_png": lambda heat: heat}, "match_maps": {"match_maps": lambda *given: maps}}
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, f"happywhale_nb.networks.{name}", SimpleNamespace(**content))
 
 
 def test_heat_of_each_photograph_of_a_match_is_made_once(page, heat, monkeypatch):
@@ -386,6 +388,7 @@ def test_heat_of_each_photograph_of_a_match_is_made_once(page, heat, monkeypatch
     for of in ("query", "match"):
         got = page.get(f"/api/answers/{answer['id']}/heat", params={"rank": found["rank"], "of": of})
         assert (got.status_code, got.headers["content-type"], got.content) == (200, "image/png", of.encode())
+        assert got.headers["x-heat-maps"] == "grad-cam"
     asked, match = (undecided(page)[0]["photos"][0], found["photo"])
     assert [path.name for path, *_ in calls] == [asked["name"], match["name"]]
     assert [box and list(box) for _, box, _ in calls] == [asked["crop"]["box"], match["crop"]["box"]]
