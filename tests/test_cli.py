@@ -260,7 +260,7 @@ LONG = {"encoders.py", "images.py", "serve.py", "train.py"}  # tried by `make so
 
 def test_every_benchmark_has_a_case_to_try():
     bench = Path(__file__).parents[1] / "bench"
-    others = {"baselines.py", "harness.py", "coverage.py", "no_animal.py", "detectors.py"}  # tested elsewhere
+    others = {"adapters.py", "baselines.py", "coverage.py", "detectors.py", "harness.py", "no_animal.py"}  # elsewhere
     assert {p.name for p in bench.glob("*.py")} == others | {*BENCHES}
 
 

@@ -35,7 +35,7 @@ from happywhale_nb.retrieval.embeddings import read_embeddings
 onnx = pytest.importorskip("onnx", reason="no ONNX here: pip install 'happywhale_nb[export]'")
 pytest.importorskip("onnxruntime", reason="no ONNX Runtime here: pip install 'happywhale_nb[export]'")
 
-FIXTURES = Path(__file__).parent / "fixtures" / "encoders"
+FIXTURES = Path(__file__).parent / "encoders"
 SAID = {"resize": "linear-antialias", "colours": "rgb", "scale": 255.0, "licence": "CC BY-NC 4.0", "commercial": False}
 SAID |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -168,8 +168,9 @@ def test_reads_from_of_scopes_is_the_same_model_and_the_same_fold():
 
 def test_gradcam_and_report_read_the_training_themselves():
     read = {name: {source.stage: source.files for source in STAGES[name].inputs} for name in ("gradcam", "report")}
-    assert read["gradcam"]["train"] == ("config.json", "model.keras", "embeddings.parquet")
-    assert read["report"]["train"] == ("history.csv", "embeddings.parquet")
+    network = ("config.json", "model.keras", "encoder.json", "adapter.npz")
+    assert read["gradcam"]["train"] == (*network, "embeddings.parquet", "centres.parquet")
+    assert read["report"]["train"] == ("config.json", "history.csv", "embeddings.parquet")
     assert reads_from(("gradcam", "a", "0"), ("train", "a", "0"))
     assert not reads_from(("gradcam", "a", "0"), ("train", "a", "1"))
     assert attached_stages("gradcam") == ["knn"], "Kaggle attaches no file twice"

@@ -87,7 +87,7 @@ def _weights_folder(tensors, config):
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8", newline="\n")
         whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
         save_file(whole, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         yield folder

@@ -148,7 +148,7 @@ def local_repository(source: HubSource, hub: Path | str) -> Repository:
     folder, commit = plain, source.revision
     if cached.is_dir():
         reference = cached / "refs" / (source.revision or "main")
-        commit = reference.read_text().strip() if reference.is_file() else source.revision
+        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else source.revision
         folder = cached / "snapshots" / commit
     if not folder.is_dir() or (cached.is_dir() and not commit):
         wanted = f" in revision {source.revision}" if source.revision else ""
