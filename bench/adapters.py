@@ -30,8 +30,8 @@ from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.networks.adapter_training import train_arcface
 from happywhale_nb.networks.card_encoder import CardEncoder
 from happywhale_nb.networks.keras_encoders import BATCH_SIZES, lite_card, lite_file, lite_function
+from happywhale_nb.retrieval.adapter import KINDS
 from happywhale_nb.retrieval.adapters import (
-    KINDS,
     choose_adapter,
     cross_scores,
     deal_photographs,

@@ -16,19 +16,16 @@ from sklearn.covariance import ledoit_wolf
 
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.retrieval.adapter import KINDS, Adapter, read_adapter, write_adapter
 from happywhale_nb.retrieval.adapters import (
     CHOSEN_FROM,
-    KINDS,
-    Adapter,
     choose_adapter,
     cross_scores,
     deal_photographs,
     fit_adapter,
     fit_adapters,
     fit_weights,
-    read_adapter,
     shrunk_spread,
-    write_adapter,
 )
 
 COMPUTED = [kind for kind in KINDS if kind != "arcface"]

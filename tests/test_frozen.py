@@ -24,7 +24,8 @@ from happywhale_nb.imaging.crops import load_crop, study_crops
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, read_card, write_card
 from happywhale_nb.networks.encoders import copy_encoder, open_encoder
 from happywhale_nb.networks.presets import configure, used_preset
-from happywhale_nb.retrieval.adapters import fit_adapter, read_adapter
+from happywhale_nb.retrieval.adapter import read_adapter
+from happywhale_nb.retrieval.adapters import fit_adapter
 from happywhale_nb.retrieval.embeddings import read_centres, read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import average_precision

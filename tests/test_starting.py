@@ -44,7 +44,8 @@ from happywhale_nb.core.paths import find_checkout
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, read_card, write_card
 from happywhale_nb.retrieval import identifier
-from happywhale_nb.retrieval.adapters import AdapterChoice, fit_adapter, read_adapter
+from happywhale_nb.retrieval.adapter import read_adapter
+from happywhale_nb.retrieval.adapters import AdapterChoice, fit_adapter
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.state import AppState, Options
 

@@ -33,7 +33,8 @@ from ..data.dataset import Dataset, read_dataset, read_skips
 from ..data.extend import extension_lines, plan_extension, write_extension
 from ..data.importers import ImportOptions, import_lines, plan_source, write_import
 from ..data.sources import find_source, is_data_folder
-from ..retrieval.adapters import choose_adapter, deal_photographs, fit_adapter, write_adapter
+from ..retrieval.adapter import write_adapter
+from ..retrieval.adapters import choose_adapter, deal_photographs, fit_adapter
 from ..retrieval.identifier import MIN_HELD_OUT
 
 # %% ../../nbs/lib/catalogue/starting.ipynb #starting-05

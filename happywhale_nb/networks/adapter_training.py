@@ -14,7 +14,8 @@ import numpy as np
 from ..core.errors import UserError
 from .devices import compiled, undistributed
 from .heads import ArcFaceLoss, CosineClassifier
-from ..retrieval.adapters import PARTS, Adapter, deal_photographs, fit_adapter
+from ..retrieval.adapter import Adapter
+from ..retrieval.adapters import PARTS, deal_photographs, fit_adapter
 from ..retrieval.knn import KNNHead
 from ..retrieval.metrics import map_at_5
 from ..retrieval.vectors import unit_rows

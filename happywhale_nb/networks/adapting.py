@@ -19,7 +19,8 @@ from ..data.encounters import encounter_facts, encounter_units
 from .embedder import Embedder
 from .encoder_card import CARD
 from .encoders import ADAPTER, copy_encoder, copy_into
-from ..retrieval.adapters import CHOSEN_FROM, AdapterChoice, choose_adapter, write_adapter
+from ..retrieval.adapter import write_adapter
+from ..retrieval.adapters import CHOSEN_FROM, AdapterChoice, choose_adapter
 
 # %% ../../nbs/lib/networks/adapting.ipynb #adapting-04
 def _named_photographs(dataset: Dataset):

@@ -17,7 +17,7 @@ from ..core.errors import UserError
 from ..imaging.resize import resize_pixels
 from .card_encoder import Encoder, card_record
 from .encoder_card import EncoderCard
-from ..retrieval.adapters import Adapter
+from ..retrieval.adapter import Adapter
 from ..retrieval.vectors import unit_rows
 
 # %% ../../nbs/lib/networks/encoder_groups.ipynb #encoder_groups-06

@@ -20,7 +20,7 @@ from .encoder_groups import AdaptedEncoder, SideBySide
 from .probe import check_probe
 from .runtimes import graph_function
 from .vector_tables import VectorTable, open_vectors  # noqa: F401 - beside `open_encoder`
-from ..retrieval.adapters import read_adapter
+from ..retrieval.adapter import read_adapter
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-06
 BUILT_IN = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")

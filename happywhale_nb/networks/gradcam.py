@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from ..core.errors import UserError
 from ..imaging.crops import size_of_aspect
-from ..retrieval.adapters import Adapter
+from ..retrieval.adapter import Adapter
 
 if TYPE_CHECKING:
     from happywhale_nb.networks.embedder import Embedder

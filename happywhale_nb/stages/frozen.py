@@ -38,7 +38,8 @@ from ..networks.encoders import ADAPTER, copy_encoder, open_encoder, write_side_
 from ..networks.model import library_versions
 from ..networks.presets import used_preset
 from ..networks.vector_tables import VectorTable, open_vectors
-from ..retrieval.adapters import Adapter, choose_adapter, fit_adapter, fit_weights, write_adapter
+from ..retrieval.adapter import Adapter, write_adapter
+from ..retrieval.adapters import choose_adapter, fit_adapter, fit_weights
 from happywhale_nb.retrieval.embeddings import (
     ClassCentres,
     image_embeddings,

@@ -20,7 +20,7 @@ from ..networks.gradcam import Probe, after_adapter
 from ..networks.keras_encoders import lite_network
 from ..networks.loading import read_model
 from ..networks.model import load_trained
-from ..retrieval.adapters import read_adapter
+from ..retrieval.adapter import read_adapter
 from ..retrieval.embeddings import read_centres
 
 # %% ../../nbs/lib/stages/probes.ipynb #probes-05

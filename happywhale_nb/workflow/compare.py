@@ -22,7 +22,7 @@ from pyarrow import ArrowException, parquet
 from ..core.errors import UserError
 from ..core.renamed import read_record
 from ..data.dataset import parse_csv
-from ..retrieval.adapters import read_adapter
+from ..retrieval.adapter import read_adapter
 from ..retrieval.embeddings import match_keys, read_centres, read_embeddings
 from ..retrieval.predictions import read_predictions
 from .provenance import IGNORED_PARAMETERS, read_records
