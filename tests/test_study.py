@@ -410,7 +410,7 @@ def test_run_of_data_that_a_stage_would_refuse_names_all_of_it_and_runs_nothing(
         assert words in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_run_of_a_folder_with_braces_under_another_name_runs(checkout, tiny):
     data = checkout / "data" / "a{b}c"
     shutil.copytree(tiny, data)

@@ -1,0 +1,264 @@
+"""What pretrained weights bring: zero training, adapter, fine-tuned and from scratch, on real photographs, same folds.
+
+Each set becomes a data folder, and each model is trained or used by the study's own stage, so this is what users get.
+Photographs of individuals that are nowhere else in a set are its test photographs: how well the best cosine tells them
+from known animals is the AUROC of new. "others" trains on half of the individuals and asks among the other half.
+Intervals are 95 % bootstraps over individuals, of all folds together. Configurations were chosen on folds 0 and 1; the
+mean of the other folds alone is given as well.
+
+    python bench/recognition.py [--quick] [--set NAME ...] [--model NAME ...] [--fold K ...] [--work FOLDER]
+
+It goes on where it was stopped; seconds are of a machine that does nothing else.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedKFold
+
+from happywhale_nb.core.artifacts import read_json, versions, write_json
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.splits import gallery_and_queries, open_set_truth
+from happywhale_nb.demo.dataset import draw_demo
+from happywhale_nb.networks.presets import configure
+from happywhale_nb.retrieval.embeddings import read_embeddings
+from happywhale_nb.retrieval.knn import KNNHead
+from happywhale_nb.retrieval.metrics import auroc_new, average_precision, bootstrap_interval
+from happywhale_nb.stages.frozen import encode_stage
+from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.stages.train import train_stage
+
+HERE = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("HAPPYWHALE_SHARED", HERE.parent / "shared" / "data"))
+CHOICE_FOLDS = (0, 1)
+
+
+# Data folders
+
+
+def _folder(root, rows, photos):
+    """A data folder of `rows` (image, individual_id, species, fold, rare) and their files; "" as individual: a test."""
+    named = rows["individual_id"] != ""
+    for part, part_rows in (("train", rows[named]), ("test", rows[~named])):
+        (root / f"{part}_images").mkdir(parents=True)
+        for name in part_rows["image"]:
+            shutil.copyfile(photos / name, root / f"{part}_images" / name)
+    rows.loc[named, ["image", "species", "individual_id"]].to_csv(root / "train.csv", index=False)
+    rows.loc[named, ["image", "fold"]].to_csv(root / "folds.csv", index=False)
+    rows[["image", "fold"]].to_csv(root / "all_folds.csv", index=False)
+    return root
+
+
+def happywhale_photos(root):
+    source = SHARED / "happywhale_photos"
+    rows = pd.read_csv(source / "train.csv", dtype=str).assign(fold=0)
+    for k, (_, queries) in enumerate(
+        StratifiedKFold(3, shuffle=True, random_state=0).split(rows, rows["individual_id"])
+    ):
+        rows.loc[queries, "fold"] = k
+    return _folder(root, rows, source / "crops224")
+
+
+def of_folds(name, apart, species):
+    """A function that makes the data folder of a set with a table of folds; `apart`: its column of test photographs."""
+
+    def make(root):
+        rows = pd.read_csv(SHARED / name / "folds.csv", dtype={"individual_id": str}).fillna({"individual_id": ""})
+        rows.loc[rows[apart] == 1, "individual_id"] = ""
+        return _folder(root, rows.assign(species=species), SHARED / name / "images")
+
+    return make
+
+
+def drawn(root):
+    draw_demo(root, progress=False)
+    rows = pd.read_csv(root / "train.csv", dtype=str)
+    codes = rows.groupby("individual_id").cumcount() % 3
+    rows.assign(fold=codes)[["image", "fold"]].to_csv(root / "folds.csv", index=False)
+    return root
+
+
+# Models
+
+
+SETS = {  # name: how its folder is made, and its models: name → preset and overrides, or encoder and adapter
+    "demo": (
+        drawn,
+        {
+            "from scratch": {"preset": "small_resnet_arcface"},
+            "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
+            "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+            "fine-tuned": {"preset": "efficientnet_lite0_arcface"},
+        },
+    ),
+    "happywhale_photos": (
+        happywhale_photos,
+        {
+            "from scratch": {"preset": "small_resnet_arcface", "overrides": "image_size=96 epochs=60"},
+            "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
+            "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+            "fine-tuned": {"preset": "efficientnet_lite0_arcface"},
+        },
+    ),
+    "humpback": (
+        of_folds("humpback", "new", "humpback_whale"),
+        {
+            "from scratch": {"preset": "small_resnet_arcface", "overrides": "image_size=96 epochs=40"},
+            "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
+            "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+            "fine-tuned": {"preset": "efficientnet_lite0_flukes"},
+        },
+    ),
+    "rightwhale80": (
+        of_folds("rightwhale80", "rare", "right_whale"),
+        {
+            "from scratch": {"preset": "small_resnet_aligned"},
+            "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
+            "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+            "fine-tuned": {"preset": "efficientnet_lite0_aligned"},
+        },
+    ),
+}
+
+
+def run_fold(dataset, folds, fold, name, model, study):
+    """The folder of a model on a fold, trained or embedded now unless it is there, and the seconds that took."""
+    began = time.perf_counter()
+    if "encoder" in model:
+        encode_stage(dataset, folds, fold, name, model["encoder"], study, adapter=model["adapter"])
+    else:
+        config = configure(model["preset"], overrides=model.get("overrides", ""))
+        train_stage(dataset, folds, fold, name, config, study)
+    return study / name / f"fold{fold}", time.perf_counter() - began
+
+
+def measure_fold(dataset, folds, fold, place):
+    """Average precision of a fold's known queries and their individuals, and the AUROC of new animals, if there are."""
+    gallery, query = gallery_and_queries(folds, fold)
+    who, stored = folds["individual_id"].to_numpy(str), read_embeddings(place / "embeddings.parquet")
+    vectors = stored.of("train", folds["image"])
+    truth = open_set_truth(who[query], who[gallery])
+    known = truth != "new_individual"
+    head = KNNHead().fit(vectors[gallery], who[gallery])
+    ids, scores = head.rank(vectors[query][known])
+    result = {"precision": average_precision(truth[known], ids), "individuals": truth[known]}
+    fold_of = pd.read_csv(dataset.root / "all_folds.csv").set_index("image")["fold"] if len(dataset.test) else None
+    new = [] if fold_of is None else [image for image in dataset.test["image"] if fold_of.get(image, -1) == fold]
+    if new:
+        asked = head.rank(stored.of("test", new))[1][:, 0]
+        labels = np.r_[np.full(len(scores), "known"), np.full(len(asked), "new_individual")]
+        result["auroc_new"] = auroc_new(labels, np.r_[np.asarray(scores)[:, 0], asked])
+    return result
+
+
+def measure_others(dataset, name, model, study):
+    """MAP@5 among half of the individuals, by a model trained on, or fitted to, the other half; both halves."""
+    folds, rows = study_folds(dataset, study, 2, 0, "disjoint"), []
+    for fold in (0, 1):
+        place, seconds = run_fold(dataset, folds, fold, name, model, study)
+        rows.append(
+            {"fold": fold, "map5": read_json(place / "config.json")["result"]["map5_within"], "seconds": seconds}
+        )
+    return rows
+
+
+# The table
+
+
+def summary(folds, scores):
+    """Mean and interval of all folds, and the mean of those on which nothing was chosen."""
+    means = [row["map5"] for row in folds]
+    precision = np.concatenate([each["precision"] for each in scores])
+    low, high = bootstrap_interval(precision, np.concatenate([each["individuals"] for each in scores]))
+    result = {"map5": float(np.mean(means)), "low": low, "high": high, "queries": len(precision)}
+    held = [row["map5"] for row in folds if row["fold"] not in CHOICE_FOLDS]
+    news = [row["auroc_new"] for row in folds if "auroc_new" in row]
+    return (
+        result
+        | ({"other_folds": float(np.mean(held))} if held else {})
+        | ({"auroc_new": float(np.mean(news))} if news else {})
+    )
+
+
+def measure(name, model_name, model, dataset, work, chosen, others):
+    """All that is known of a model on a set, a dict for the file."""
+    study, rows, scores = work / f"{name}-study", [], []
+    slug = model_name.replace(" ", "_")
+    folds = study_folds(dataset, study)
+    for fold in sorted(set(folds["fold"])):
+        if chosen and fold not in chosen:
+            continue
+        place, seconds = run_fold(dataset, folds, fold, slug, model, study)
+        score = measure_fold(dataset, folds, fold, place)
+        trained = read_json(place / "config.json")["result"].get("train_seconds", seconds)
+        row = {"fold": int(fold), "map5": float(np.mean(score["precision"])), "seconds": round(float(trained), 1)}
+        rows.append(row | ({"auroc_new": float(score["auroc_new"])} if "auroc_new" in score else {}))
+        scores.append(score)
+        print(f"| {name} | {model_name} | fold {fold} | {row['map5']:.3f} | {trained:.0f} s |", flush=True)
+    result = {"set": name, "model": model_name, **model, "folds": rows, **summary(rows, scores)}
+    if others:
+        result["others"] = measure_others(dataset, slug, model, work / f"{name}-others")
+    return result
+
+
+def line(result):
+    """A row of the table."""
+    spread = f"{result['map5']:.3f} ({result['low']:.3f} to {result['high']:.3f})"
+    new = f"{result['auroc_new']:.3f}" if "auroc_new" in result else "–"
+    others = "–"
+    if "others" in result:
+        others = f"{np.mean([row['map5'] for row in result['others']]):.3f}"
+    held = f"{result['other_folds']:.3f}" if "other_folds" in result else "–"
+    seconds = np.median([row["seconds"] for row in result["folds"]])
+    return f"| {result['set']} | {result['model']} | {spread} | {held} | {new} | {others} | {seconds:.0f} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few drawn photographs, two epochs; nothing is written")
+    parser.add_argument("--set", choices=SETS, action="append", help="only these; the file keeps what else it has")
+    parser.add_argument("--model", action="append", help="only these models of the sets")
+    parser.add_argument("--fold", type=int, action="append", help="only these folds")
+    parser.add_argument("--others", action="store_true", help="also among individuals that were not trained on")
+    parser.add_argument("--overrides", default="", help="of the presets, for a try; nothing is written")
+    parser.add_argument("--work", type=Path, help="a folder in which data folders and studies are kept")
+    parser.add_argument("--to", type=Path, default=HERE / "docs" / "results" / "recognition.json")
+    given = parser.parse_args()
+    work = (given.work or Path(tempfile.mkdtemp())).absolute()
+    file = {} if not given.to.is_file() else read_json(given.to)
+    kept = file.get("results", [])
+    facts = {"versions": versions("numpy", "keras", "tensorflow")}
+    head = "| set | model | MAP@5 of known | other folds | AUROC of new | others | seconds a fold |"
+    shown = []
+    for name in given.set or (["demo"] if given.quick or not SHARED.is_dir() else SETS):
+        make, models = SETS[name]
+        if given.quick:
+            make = lambda root: draw_demo(root, individuals=8, train_photos=40, test_photos=8, progress=False)  # noqa: E731
+        root = work / name
+        if not (root / "train.csv").is_file():
+            make(root)
+        dataset = read_dataset(root)
+        for model_name, model in models.items():
+            if given.model and model_name not in given.model:
+                continue
+            if "preset" in model and (given.quick or given.overrides):
+                words = f"{model.get('overrides', '')} {given.overrides}" + " epochs=2 image_size=48" * given.quick
+                model = model | {"overrides": words.strip()}
+            result = measure(name, model_name, model, dataset, work, given.fold, given.others)
+            result["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+            shown.append(line(result))
+            if not (given.quick or given.overrides or given.fold):
+                kept = [each for each in kept if (each["set"], each["model"]) != (name, model_name)] + [result]
+                write_json(given.to, {"name": "recognition", **facts, "results": kept})
+    print(f"\n{head}\n|---|---|--:|--:|--:|--:|--:|\n" + "\n".join(shown))
+
+
+if __name__ == "__main__":
+    main()
