@@ -149,8 +149,9 @@ def measure_fold(dataset, folds, fold, place):
     head = KNNHead().fit(vectors[gallery], who[gallery])
     ids, scores = head.rank(vectors[query][known])
     result = {"precision": average_precision(truth[known], ids), "individuals": truth[known]}
-    fold_of = pd.read_csv(dataset.root / "all_folds.csv").set_index("image")["fold"] if len(dataset.test) else None
-    new = [] if fold_of is None else [image for image in dataset.test["image"] if fold_of.get(image, -1) == fold]
+    table = dataset.root / "all_folds.csv"  # with the new animals among the test photographs
+    fold_of = pd.read_csv(table).set_index("image")["fold"] if table.is_file() else {}
+    new = [image for image in dataset.test["image"] if fold_of.get(image, -1) == fold]
     if new:
         asked = head.rank(stored.of("test", new))[1][:, 0]
         labels = np.r_[np.full(len(scores), "known"), np.full(len(asked), "new_individual")]

@@ -255,7 +255,7 @@ def test_start_cut_off_between_photographs_goes_on(lab, encoder, tmp_path, monke
 
 def choose_centre(vectors, individuals, seed=0, encounters=None):
     told = {"gain": 0.1, "low": 0.05, "high": 0.15}
-    kinds = dict.fromkeys(("none", "centre"), {"known": 0.8, "grown": 0.8, "auroc_new": 0.7})
+    kinds = {kind: {"known": 0.8, "grown": 0.8, "auroc_new": 0.7} for kind in ("none", "centre")}
     adapter = fit_adapter(vectors, individuals, "centre")
     return AdapterChoice(adapter, kind="centre", best="centre", grown=told, kinds=kinds)
 
