@@ -223,8 +223,7 @@ RULE = (  # what there is to learn from, and the preset to take; "": none
     ("one or two photographs of most animals, or no time to train", ""),
     ("animals from either side, crops that are not aligned", "efficientnet_lite0_arcface"),
     ("flukes", "efficientnet_lite0_flukes"),
-    ("crops that are all turned alike, such as heads from above", "efficientnet_lite0_aligned"),
-    ("the same, and ImageNet's weights are not installed", "small_resnet_aligned"),
+    ("crops that are all turned alike, such as heads from above", "small_resnet_aligned"),
     ("thousands of animals, and a graphics card", "recommended"),
 )
 UNTRAINED = "no training, ImageNet knows enough to begin (happywhale start FOLDER)"
