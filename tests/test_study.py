@@ -51,7 +51,7 @@ def write_study(checkout, tiny, name, **more):
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(checkout, tiny):
     """A study of two folds, run whole: its file, its folder and what the command said."""
     path = write_study(checkout, tiny, "finished")
