@@ -153,6 +153,7 @@ def test_study_jobs_after_a_fold_was_added_wait_for_every_fold(finished):
     assert all_needs(jobs[-1]) == set(jobs[:-1])
 
 
+@pytest.mark.slow
 def test_run_notices_results_made_by_hand_with_other_parameters(finished, checkout, tiny):
     _, folder, _ = finished
     place = folder.with_name("byhand-quick")
@@ -167,6 +168,7 @@ def test_run_notices_results_made_by_hand_with_other_parameters(finished, checko
     assert {title for title, state in states.items() if state != "done"} == REST - {"03_train basic_cnn fold 1"}
 
 
+@pytest.mark.slow
 def test_run_of_work_found_done_keeps_its_record(half, checkout, tiny):
     path, folder = half
     blend = record_paths(folder / "07_blending.ipynb")[0]
@@ -270,7 +272,8 @@ def test_study_jobs_of_the_given_studies_are_valid(tiny, name, trainings):
 # --- graphics cards
 
 
-@pytest.mark.parametrize(("cards", "expected"), [("7", {"7"}), pytest.param("3,5", {"3", "5"}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("cards", "expected"), [("7", {"7"}), ("3,5", {"3", "5"})])
 def test_run_of_two_trainings_gives_each_a_graphics_card_of_its_own(checkout, tiny, cards, expected):
     models = {"first": {"preset": "basic_cnn"}, "second": {"preset": "basic_cnn", "overrides": "dropout=0"}}
     resources = {stage: {"cores": 1} for stage in ("eda", "train", "knn", "blend", "report")}

@@ -336,6 +336,7 @@ def again(whole, study, tmp_path_factory):
     return whole / "outputs" / "again-quick"
 
 
+@pytest.mark.slow
 def test_train_with_the_same_seed_gives_the_same_files_byte_for_byte(study, again):
     names = ["submission.csv", "folds.csv"]
     names += [f"small_resnet_arcface/fold0/{name}.csv" for name in ("oof", "test", "oof_lists")]
