@@ -66,6 +66,7 @@ def inside(photos, tmp_path_factory):
     return {"tensorflow": here, "jax": dict(np.load(folder / "jax.npz"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*RECIPES, *STEPS])
 def test_augmenter_on_both_backends_agrees_and_stays_in_0_to_255(inside, name):
     one, other = inside["tensorflow"][name], inside["jax"][name]

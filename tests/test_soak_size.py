@@ -388,6 +388,7 @@ def test_size_of_a_million_rows_is_exact_and_fits(name, table, tmp_path):
     assert table[-1]["peak MB"] < MEMORY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_size_of_some_thousand_rows_is_exact(name, tmp_path):
     measure(name, FEW, tmp_path)
