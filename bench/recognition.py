@@ -88,13 +88,16 @@ def drawn(root):
 # Models
 
 
+UNTRAINED = {
+    "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
+    "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+}
 SETS = {  # name: how its folder is made, and its models: name → preset and overrides, or encoder and adapter
     "demo": (
         drawn,
         {
             "from scratch": {"preset": "small_resnet_arcface"},
-            "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
-            "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+            **UNTRAINED,
             "fine-tuned": {"preset": "efficientnet_lite0_arcface"},
         },
     ),
@@ -102,8 +105,7 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
         happywhale_photos,
         {
             "from scratch": {"preset": "small_resnet_arcface", "overrides": "image_size=96 epochs=60"},
-            "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
-            "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+            **UNTRAINED,
             "fine-tuned": {"preset": "efficientnet_lite0_arcface"},
         },
     ),
@@ -111,8 +113,7 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
         of_folds("humpback", "new", "humpback_whale"),
         {
             "from scratch": {"preset": "small_resnet_arcface", "overrides": "image_size=96 epochs=40"},
-            "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
-            "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+            **UNTRAINED,
             "fine-tuned": {"preset": "efficientnet_lite0_flukes"},
         },
     ),
@@ -120,8 +121,7 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
         of_folds("rightwhale80", "rare", "right_whale"),
         {
             "from scratch": {"preset": "small_resnet_aligned"},
-            "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
-            "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
+            **UNTRAINED,
             "fine-tuned": {"preset": "efficientnet_lite0_aligned"},
         },
     ),
