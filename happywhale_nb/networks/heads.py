@@ -6,6 +6,9 @@
 __all__ = ['GeM', 'Parts', 'neck', 'unit_parts', 'CosineClassifier', 'add_angular_margin', 'ArcFaceLoss', 'accuracy', 'top5']
 
 # %% ../../nbs/lib/networks/heads.ipynb #heads-02
+from collections.abc import Collection
+from functools import partial
+
 import keras
 import numpy as np
 from keras import ops
@@ -82,7 +85,13 @@ class Parts(keras.layers.Layer):
 
 # %% ../../nbs/lib/networks/heads.ipynb #heads-10
 def neck(
-    maps: list, pool: str = "gap", dim: int = 512, dropout: float = 0.2, momentum: float = 0.9, parts: int = 4
+    maps: list,
+    pool: str = "gap",
+    dim: int = 512,
+    dropout: float = 0.2,
+    momentum: float = 0.9,
+    parts: int = 4,
+    taken: Collection[str] = (),
 ) -> keras.KerasTensor:
     """Build the neck: pooling, batch normalisation, dropout, dense (Katre & Jasapara 2024, figure 3).
 
@@ -94,37 +103,47 @@ def neck(
         dropout: rate, in [0, 1).
         momentum: of BatchNorm's running means, in [0, 1).
         parts: side of the grid of "parts", from 1.
+        taken: names of the backbone's layers; a layer of the neck that would have one of them is called `neck_…`.
 
     Returns:
         Keras tensor `[b, dim]` float32 of the layer `embedding`, not of length 1; with "parts" each part has length 1.
     """
+    free = partial(_free, taken=taken)
     if pool == "parts":
-        return _neck_of_parts(maps[-1], dim, dropout, momentum, parts)
-    x = _pool(maps, pool)
-    x = keras.layers.BatchNormalization(momentum=momentum, name="neck_bn", dtype="float32")(x)
-    x = keras.layers.Dropout(dropout, name="neck_dropout")(x)
+        return _neck_of_parts(maps[-1], dim, dropout, momentum, parts, free)
+    x = _pool(maps, pool, free)
+    x = keras.layers.BatchNormalization(momentum=momentum, name=free("neck_bn"), dtype="float32")(x)
+    x = keras.layers.Dropout(dropout, name=free("neck_dropout"))(x)
     return keras.layers.Dense(dim, name="embedding", dtype="float32")(x)
 
 # %% ../../nbs/lib/networks/heads.ipynb #heads-25
-def _pool(maps, pool):
-    """One vector of the feature maps: `[b, c]`."""
+def _free(name, taken):
+    """A layer's name; `neck_…` if it is taken, for Keras wants each name once in a network."""
+    while name in taken:
+        name = f"neck_{name}"
+    return name
+
+
+def _pool(maps, pool, free):
+    """One vector of the feature maps: `[b, c]`; free: from a layer's name to one that is not taken."""
     if pool == "gap":
-        return keras.layers.GlobalAveragePooling2D(name="pool", dtype="float32")(maps[-1])
+        return keras.layers.GlobalAveragePooling2D(name=free("pool"), dtype="float32")(maps[-1])
     if pool == "gem":
-        return GeM(name="pool")(maps[-1])
-    return keras.layers.Concatenate(name="pool")([GeM(name=f"pool{i}")(m) for i, m in enumerate(maps[-2:])])
+        return GeM(name=free("pool"))(maps[-1])
+    pooled = [GeM(name=free(f"pool{i}"))(features) for i, features in enumerate(maps[-2:])]
+    return keras.layers.Concatenate(name=free("pool"))(pooled)
 
 
-def _neck_of_parts(features, dim, dropout, momentum, side):
+def _neck_of_parts(features, dim, dropout, momentum, side, free):
     """The neck of `pool="parts"`: a dense layer for each of side² cells."""
     parts, wide = side * side, features.shape[-1]
-    x = keras.layers.Flatten(name="flat")(Parts(side, name="pool")(features))
-    x = keras.layers.BatchNormalization(momentum=momentum, name="neck_bn", dtype="float32")(x)
-    x = keras.layers.Dropout(dropout, name="neck_dropout")(x)
-    x = keras.layers.Reshape((parts, wide), name="places")(x)
+    x = keras.layers.Flatten(name=free("flat"))(Parts(side, name=free("pool"))(features))
+    x = keras.layers.BatchNormalization(momentum=momentum, name=free("neck_bn"), dtype="float32")(x)
+    x = keras.layers.Dropout(dropout, name=free("neck_dropout"))(x)
+    x = keras.layers.Reshape((parts, wide), name=free("places"))(x)
     shape = (parts, dim // parts)
-    x = keras.layers.EinsumDense("bpc,pcd->bpd", shape, bias_axes="pd", name="neck_dense", dtype="float32")(x)
-    x = keras.layers.UnitNormalization(name="unit", dtype="float32")(x)
+    dense = keras.layers.EinsumDense("bpc,pcd->bpd", shape, bias_axes="pd", name=free("neck_dense"), dtype="float32")
+    x = keras.layers.UnitNormalization(name=free("unit"), dtype="float32")(dense(x))
     return keras.layers.Flatten(name="embedding")(x)
 
 # %% ../../nbs/lib/networks/heads.ipynb #heads-41
