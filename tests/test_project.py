@@ -346,9 +346,25 @@ def sections(text):
     return dict(zip(found[1::2], found[2::2], strict=True))
 
 
+@cache
+def protocol_methods():
+    """Class and name of each method of a `typing.Protocol` of the package."""
+    classes = [node for path in MODULES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    protocols = [node for node in classes if "Protocol" in map(ast.unparse, node.bases)]
+    return {(node.name, f.name) for node in protocols for f in node.body if isinstance(f, ast.FunctionDef)}
+
+
+def of_a_protocol(text):
+    """Whether a docstring, "as `Encoder.embed`", leaves parameters and result to the protocol of its class."""
+    named = re.search(r": as `(\w+)\.(\w+)`\.$", text)
+    return named is not None and named.groups() in protocol_methods()
+
+
 def lacks(node):
     """What the docstring of a public function or method lacks: names of parameters and of sections."""
     text = ast.get_docstring(node) or ""
+    if of_a_protocol(text):
+        return []
     found = sections(text)
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     names = [a.arg for a in arguments if a.arg not in ("self", "cls")]

@@ -46,9 +46,10 @@ from happywhale_nb.demo.season import demo_model, draw_season
 from happywhale_nb.retrieval.embeddings import image_embeddings, write_embeddings
 from happywhale_nb.retrieval.no_animal import NoAnimal
 from happywhale_nb.server import run as serving
+from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import find_token, list_tokens, make_token
 from happywhale_nb.server.run import check_server
-from happywhale_nb.server.state import Options
+from happywhale_nb.server.state import AppState, Options
 
 # --- building and changing over, by an embedder that needs no TensorFlow
 
@@ -416,12 +417,12 @@ COMMAND = [sys.executable, "-c", "from happywhale_nb.cli.main import main; main(
 
 
 @contextmanager
-def server(folder, *words):
+def server(folder):
     """`happywhale serve --demo` in a folder: its address, and its process."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [*COMMAND, "serve", str(folder), "--demo", "--no-browser", "--rate", "0", "--port", str(port), *words]
+    command = [*COMMAND, "serve", str(folder), "--demo", "--no-browser", "--rate", "0", "--port", str(port)]
     with tempfile.TemporaryFile("w+") as told:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True)
         late = threading.Timer(240, process.kill)  # then its output ends, and so does the wait for it
@@ -442,25 +443,75 @@ def server(folder, *words):
 
 
 @pytest.fixture(scope="module")
-def season(tmp_path_factory):
-    """The folder of a demo catalogue."""
+def demo(tmp_path_factory):
+    """The folder of a demo catalogue, and its network, loaded."""
     folder = tmp_path_factory.mktemp("season") / "demo"
-    with server(folder):
-        pass
-    return folder
+    catalogue, network = demo_catalogue(folder)
+    catalogue.close()
+    close, network.close = network.close, lambda: None  # a server closes its network at the end: this one is shared
+    yield folder, network
+    close()
 
 
-@pytest.fixture
-def own(season, tmp_path):
-    """A copy of it to change."""
-    folder = Path(shutil.copytree(season, tmp_path / "demo"))
+def copied(season, folder):
+    """A copy of a demo catalogue."""
+    shutil.copytree(season, folder)
     card = json.loads((folder / "catalogue.json").read_text())
     (folder / "catalogue.json").write_text(json.dumps(card | {"data": str(folder / "season")}))
     return folder
 
 
+@pytest.fixture(scope="module")
+def season(demo):
+    """The folder of the demo catalogue."""
+    return demo[0]
+
+
 @pytest.fixture
+def own(season, tmp_path):
+    """A copy of it to change."""
+    return copied(season, tmp_path / "demo")
+
+
+@contextmanager
+def served(folder, network, tokens=False):
+    """A server of a copy in this process, which has loaded everything that one needs: its address."""
+    catalogue, rates = Catalogue(folder), Options().rates | {"question": 0}
+    app = make_app(AppState(catalogue, Options(tokens=tokens, rates=rates)), lambda: network)
+    running = uvicorn.Server(uvicorn.Config(app, port=0, **serving.UVICORN_OPTIONS))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 30
+    while not running.started:
+        assert thread.is_alive() and time.monotonic() < until, "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://localhost:{running.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        running.should_exit = True
+        thread.join(30)
+        catalogue.close()
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def page_of_own(own, demo):
+    """The address of a server of the copy."""
+    with served(own, demo[1]) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def desk(demo, tmp_path_factory):
+    """The address of a server of one copy, for tests that leave it as it was or take encounters of their own."""
+    folder, network = demo
+    with served(copied(folder, tmp_path_factory.mktemp("desk") / "demo"), network) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def browser():
+    """Chromium, started once: each test has a context of its own."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if not program:
         pytest.skip("no Chromium here: apt-get install chromium")
@@ -500,10 +551,11 @@ def sightings_of(address):
 
 @pytest.mark.server
 @pytest.mark.browser
-def test_page_uploads_confirms_still_has_it_after_a_reload_and_exports(own, browser, tmp_path):
+def test_page_uploads_confirms_still_has_it_after_a_reload_and_exports(own, page_of_own, browser, tmp_path):
+    address = page_of_own
     dropped = sorted((own / "season" / "to_drop").iterdir())
     photo = shutil.copy(dropped[0], tmp_path / "=1+1 <img src=x onerror=alert(1)>.jpg")
-    with server(own) as (address, _), watched(browser, address) as (page, faults):
+    with watched(browser, address) as (page, faults):
         page.goto(f"{address}/#/add")
         page.set_input_files("#files", [str(photo)])
         page.fill("#add-place", "<script>alert(2)</script>")
@@ -564,10 +616,11 @@ DROP = """async (files) => {
 
 @pytest.mark.server
 @pytest.mark.browser
-def test_page_takes_many_dropped_photographs_and_a_bad_one_costs_no_other(own, browser):
+def test_page_takes_many_dropped_photographs_and_a_bad_one_costs_no_other(own, page_of_own, browser):
+    address = page_of_own
     files = [(path.name, path.read_bytes()) for path in sorted((own / "season" / "to_drop").iterdir())]
     files.insert(2, ("notes.jpg", b"these are notes and no photograph"))
-    with server(own) as (address, _), watched(browser, address) as (page, faults):
+    with watched(browser, address) as (page, faults):
         before = httpx.get(f"{address}/api/encounters?limit=1").json()["total"]
         page.goto(f"{address}/#/add")
         page.wait_for_selector("#drop")
@@ -587,21 +640,21 @@ def test_page_takes_many_dropped_photographs_and_a_bad_one_costs_no_other(own, b
 
 @pytest.mark.server
 @pytest.mark.browser
-def test_page_shows_and_keeps_the_filters_of_the_queue(own, browser):
-    with server(own) as (address, _), watched(browser, address) as (page, faults):
-        page.goto(f"{address}/#/queue")
+def test_page_shows_and_keeps_the_filters_of_the_queue(desk, browser):
+    with watched(browser, desk) as (page, faults):
+        page.goto(f"{desk}/#/queue")
         page.wait_for_selector("#queue [data-encounter]")
-        place = httpx.get(f"{address}/api/facets").json()["places"][0]
+        place = httpx.get(f"{desk}/api/facets").json()["places"][0]
         total, fits = (
-            httpx.get(f"{address}/api/encounters", params={"state": "undecided"} | part).json()["total"]
+            httpx.get(f"{desk}/api/encounters", params={"state": "undecided"} | part).json()["total"]
             for part in ({}, {"place": place})
         )
         assert 0 < fits < total
         page.select_option("#queue-place", place)
         holds(page, "#queue [data-encounter]", fits)
-        page.goto(f"{address}/#/individuals")
+        page.goto(f"{desk}/#/individuals")
         page.wait_for_selector("#individuals li")
-        page.goto(f"{address}/#/queue")
+        page.goto(f"{desk}/#/queue")
         page.reload()
         holds(page, "#queue [data-encounter]", fits)
         assert page.input_value("#queue-place") == place and place in page.inner_text("[data-chips='queue']")
@@ -612,57 +665,47 @@ def test_page_shows_and_keeps_the_filters_of_the_queue(own, browser):
 
 @pytest.mark.server
 @pytest.mark.browser
-def test_page_tells_of_a_conflict_and_can_undo(own, browser):
-    with server(own) as (address, _), watched(browser, address) as (page, faults):
-        first = httpx.get(f"{address}/api/encounters?state=undecided&limit=1").json()["encounters"][0]
-        url = f"{address}/api/encounters/{first['id']}/decisions"
-        page.goto(f"{address}/#/encounter/{first['id']}")
+def test_page_tells_of_a_conflict_and_can_undo(desk, browser):
+    with watched(browser, desk) as (page, faults):
+        first = httpx.get(f"{desk}/api/encounters?state=undecided&limit=1").json()["encounters"][0]
+        url = f"{desk}/api/encounters/{first['id']}/decisions"
+        page.goto(f"{desk}/#/encounter/{first['id']}")
         page.wait_for_selector("#candidates [data-candidate='1']")
         page.wait_for_selector("#unsure:not([disabled])")
         assert httpx.post(url, json={"kind": "unsure", "version": 1, "note": "too dark"}).status_code == 200
         page.keyboard.press("u")
         page.wait_for_selector("#conflict:not([hidden])")
-        assert httpx.get(f"{address}/api/encounters/{first['id']}").json()["version"] == 2, "nothing was overwritten"
-        page.goto(f"{address}/#/audit-log")
+        assert httpx.get(f"{desk}/api/encounters/{first['id']}").json()["version"] == 2, "nothing was overwritten"
+        page.goto(f"{desk}/#/audit-log")
         with page.expect_response(lambda answer: answer.url.endswith("/undo") and answer.ok):
             page.click("[data-undo]")
-        assert httpx.get(f"{address}/api/encounters/{first['id']}").json()["state"] == "undecided"
+        assert httpx.get(f"{desk}/api/encounters/{first['id']}").json()["state"] == "undecided"
         assert [fault for fault in faults if "409" not in fault] == [], "the browser reports the status itself"
 
 
 @pytest.mark.server
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 360])
-def test_page_fits_in_every_view_and_loads_nothing_from_elsewhere(own, browser, width):
-    with server(own) as (address, _), watched(browser, address) as (page, faults):
+def test_page_fits_in_every_view_and_loads_nothing_from_elsewhere(desk, browser, width):
+    with watched(browser, desk) as (page, faults):
         page.set_viewport_size({"width": width, "height": 740})
         for view in ("queue", "encounter/82", "individuals", "individual/1", "add", "audit-log", "exports", "tokens"):
-            page.goto(f"{address}/#/{view}")
+            page.goto(f"{desk}/#/{view}")
             page.wait_for_load_state("networkidle")
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), view
-        page.goto(f"{address}/#/encounter/82")
+        page.goto(f"{desk}/#/encounter/82")
         for opens, saves in (("Edit", "#edit-save"), ("Draw a box", "dialog .primary")):
             page.click(f"text={opens}")
             page.wait_for_selector(saves)
             body = "document.querySelector('dialog .dialog-body')"
             assert page.evaluate(f"{body}.scrollWidth <= {body}.clientWidth"), opens
             page.keyboard.press("Escape")
-        page.goto(f"{address}/docs")
+        page.goto(f"{desk}/docs")
         page.wait_for_selector("section.operation")
         assert faults == []
 
 
-# --- corrections on the page, on one server that these tests share; each takes encounters of its own
-
-
-@pytest.fixture(scope="module")
-def desk(season, tmp_path_factory):
-    """The address of a server of a copy of the demo catalogue."""
-    folder = Path(shutil.copytree(season, tmp_path_factory.mktemp("desk") / "demo"))
-    card = json.loads((folder / "catalogue.json").read_text())
-    (folder / "catalogue.json").write_text(json.dumps(card | {"data": str(folder / "season")}))
-    with server(folder) as (address, _):
-        yield address
+# --- corrections on the page
 
 
 def open_encounters(address, photos=1):
@@ -809,7 +852,8 @@ def test_page_takes_any_individual_and_a_known_name_and_undoes_what_the_message_
         says(page, f"{met['name']} is KW-0003.")
         show(page, desk, other["id"])
         assert httpx.get(f"{desk}/api/encounters/{met['id']}").json()["individual"]["name"] == "KW-0003"
-        httpx.post(f"{desk}/api/encounters/{other['id']}/decisions", json={"kind": "unsure", "version": 1})
+        seen = httpx.get(f"{desk}/api/encounters/{other['id']}").json()["version"]
+        httpx.post(f"{desk}/api/encounters/{other['id']}/decisions", json={"kind": "unsure", "version": seen})
         page.click("[data-action='message']")
         says(page, f"Undid: confirmed KW-0003 for {met['name']}")
         states = [httpx.get(f"{desk}/api/encounters/{each['id']}").json()["state"] for each in (met, other)]
@@ -907,9 +951,9 @@ def test_page_with_nothing_to_show_says_what_to_do_next(desk, browser):
 
 @pytest.mark.server
 @pytest.mark.browser
-def test_page_of_a_server_with_tokens_asks_for_one(own, browser):
+def test_page_of_a_server_with_tokens_asks_for_one(own, demo, browser):
     token = happywhale("catalogue", "token", own, "Ann", "--role", "read").stdout.strip()
-    with server(own, "--tokens") as (address, _), watched(browser, address) as (page, faults):
+    with served(own, demo[1], tokens=True) as address, watched(browser, address) as (page, faults):
         page.goto(address)
         page.fill("#token", token)
         page.click("#sign-in")
@@ -951,7 +995,7 @@ def hammer(address, number, told, stop):
 @pytest.mark.server
 @pytest.mark.kill
 @pytest.mark.timeout(900)
-def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own):
+def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own, demo):
     told, stop = {"photos": [], "decisions": []}, threading.Event()
     with server(own) as (address, process):
         workers = [threading.Thread(target=hammer, args=(address, n, told, stop)) for n in range(6)]
@@ -976,7 +1020,7 @@ def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own):
         assert database.execute(half).fetchone() == (0,)
     for (path,) in paths:
         assert sha256((own / path).read_bytes()).hexdigest() == Path(path).stem
-    with server(own) as (address, _):
+    with served(own, demo[1]) as address:
         for met, decision, name in told["decisions"]:
             now = httpx.get(f"{address}/api/encounters/{met}").json()
             assert (now["state"], now["individual"]["name"]) == ("new", name)

@@ -19,7 +19,6 @@ from typing import BinaryIO, Protocol
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
@@ -28,7 +27,7 @@ from ..core.threads import single_opencv_thread
 from ..data.boxes import BEYOND, BOX, LEAST, CropMix, read_boxes
 from ..data.dataset import Dataset
 from ..data.formats import open_photo
-from .photo import upright_pixels, upright_size
+from .photo import decoding, photo_title, upright_pixels, upright_size
 from .resize import resize_pixels
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-61
@@ -146,37 +145,19 @@ def _pad_to_aspect(pixels, aspect):
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05
 def _decode(path, high, wide, box, frame, margin, keep_aspect, reducible):
     """Decode an image as small as the crop allows: pixels, full width, and the crop's region in full size."""
-    try:
-        with open_photo(path) as photo:
-            width, height = upright_size(photo)
-            _refuse_fault(path, box, frame, (width, height))
-            x0, y0, x1, y1 = crop_region(box, frame, (width, height), margin, keep_aspect, wide / high)
-            reduce = max(1, int(min((x1 - x0) // wide, (y1 - y0) // high))) if reducible else 1
-            pixels = upright_pixels(photo, (photo.size[0] // reduce, photo.size[1] // reduce))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{_title(path)} cannot be decoded ({_reason(error)}): replace the file, remove its row, or leave "
-            "such photographs out (`happywhale data check --deep --skip`)"
-        ) from None
+    with decoding(path), open_photo(path) as photo:
+        width, height = upright_size(photo)
+        _refuse_fault(path, box, frame, (width, height))
+        x0, y0, x1, y1 = crop_region(box, frame, (width, height), margin, keep_aspect, wide / high)
+        reduce = max(1, int(min((x1 - x0) // wide, (y1 - y0) // high))) if reducible else 1
+        pixels = upright_pixels(photo, (photo.size[0] // reduce, photo.size[1] // reduce))
     return pixels, width, (x0, y0, x1, y1)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05a
-def _title(path):
-    # how a message names a photograph; one that is in memory has no name
-    name = path if isinstance(path, str | Path) else getattr(path, "name", "")
-    return str(name or "the photograph")
-
-
-def _reason(error):
-    return str(error).replace(" file <_io.", " photograph <_io.").split(" <_io.")[0]
-
-
 def _refuse_fault(path, box, frame, image_size):
     if fault := misplaced_box(box, frame, image_size):
         remedy = "correct its row in the table of boxes, or give the size of the larger pictures in columns W and H"
-        raise UserError(f"{_title(path)}: {fault}: {remedy} (`happywhale data check` names all such boxes)")
+        raise UserError(f"{photo_title(path)}: {fault}: {remedy} (`happywhale data check` names all such boxes)")
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-23
 def load_crop(

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
-from ..core.errors import UserError
 from ..data.formats import open_photo
-from .photo import upright_pixels
+from .photo import decoding, upright_pixels
 from .resize import resize_pixels
 
 # %% ../../nbs/lib/imaging/letterbox.ipynb #letterbox-04
@@ -117,13 +115,5 @@ def read_photo(path: Path | str | BinaryIO) -> np.ndarray:
     Raises:
         UserError: if the file is missing or cannot be decoded; the message names it.
     """
-    try:
-        with open_photo(path) as photo:
-            return upright_pixels(photo)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} cannot be decoded ({error}): replace the file, remove its row, or leave such photographs out "
-            "(`happywhale data check --deep --skip`)"
-        ) from None
+    with decoding(path), open_photo(path) as photo:
+        return upright_pixels(photo)

@@ -131,16 +131,7 @@ class CardEncoder:
         self.fingerprint, self.record = card_fingerprint(card), card_record(card)
 
     def embed(self, crops: np.ndarray, batch_size: int = 64, quiet: bool = True) -> np.ndarray:
-        """Embed crops: see `Encoder.embed`.
-
-        Args:
-            crops: `[n, h, w, 3]` uint8, RGB, of the card's height and width.
-            batch_size: crops at a time, 64 at most.
-            quiet: show no progress bar.
-
-        Returns:
-            `[n, d]` float32 with rows of length 1.
-        """
+        """Embed crops: as `Encoder.embed`."""
         size, vectors = min(batch_size, 64), [np.empty((0, self.card.dimension), np.float32)]
         for start in bar(range(0, len(crops), size), "embedding", unit="batch", disable=quiet or not len(crops)):
             vectors.append(self._embed_batch(np.asarray(crops[start : start + size])))

@@ -50,16 +50,7 @@ class AdaptedEncoder:
         self.batch_sizes, self.fingerprint = encoder.batch_sizes, fingerprint(encoder.fingerprint, adapter.fingerprint)
 
     def embed(self, crops: np.ndarray, batch_size: int = 64, quiet: bool = True) -> np.ndarray:
-        """Embed crops: see `Encoder.embed`.
-
-        Args:
-            crops: `[n, h, w, 3]` uint8, RGB, of the card's height and width.
-            batch_size: crops at a time, 64 at most.
-            quiet: show no progress bar.
-
-        Returns:
-            `[n, k]` float32 with rows of length 1.
-        """
+        """Embed crops and adapt the vectors: as `Encoder.embed`."""
         return self.adapter.transform(self.plain.embed(crops, batch_size, quiet))
 
 # %% ../../nbs/lib/networks/encoder_groups.ipynb #encoder_groups-08
@@ -127,16 +118,7 @@ class SideBySide:
         self.batch_sizes = max((encoder.batch_sizes for encoder in encoders), key=len)
 
     def embed(self, crops: np.ndarray, batch_size: int = 64, quiet: bool = True) -> np.ndarray:
-        """Embed crops: see `Encoder.embed`.
-
-        Args:
-            crops: `[n, h, w, 3]` uint8, RGB, of the card's height and width.
-            batch_size: crops at a time, 64 at most.
-            quiet: show no progress bar.
-
-        Returns:
-            `[n, d]` float32 with rows of length 1, d the sum of the parts' dimensions.
-        """
+        """Embed crops by each part; d is the sum of their dimensions: as `Encoder.embed`."""
         vectors = [each.embed(_resized(crops, each.card), batch_size, quiet) for each in self.parts]
         joined = [math.sqrt(weight) * rows for weight, rows in zip(self.weights, vectors, strict=True)]
         return unit_rows(np.concatenate(joined, axis=1)) if len(crops) else np.concatenate(joined, axis=1)

@@ -253,17 +253,6 @@ class Probe:
         batches = crop_batches(crops, self.batch_size)
         return np.concatenate([self.traced.values(pixels).numpy() for _, pixels in batches])
 
-    def score(self, weights: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """Make the function that scores crops.
-
-        Args:
-            weights: `[n, d]`, a vector for each photo.
-
-        Returns:
-            A function of pixels `[b, h, w, 3]` and rows `[b]` to the scores Σ values · weights[rows], `[b]`.
-        """
-        return lambda pixels, rows: (self.values(pixels) * weights[rows]).sum(axis=1)
-
     def maps(self, crops: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Compute Grad-CAM of the scores Σ values · weights.
 

@@ -104,16 +104,7 @@ class KerasEncoder:
         self.network.jit_compile = compiled()
 
     def embed(self, crops: np.ndarray, batch_size: int = 64, quiet: bool = True) -> np.ndarray:
-        """Embed crops.
-
-        Args:
-            crops: `[n, h, w, 3]` uint8, RGB.
-            batch_size: crops in the network at a time, 64 at most.
-            quiet: show no progress bar.
-
-        Returns:
-            `[n, d]` float32 with rows of length 1.
-        """
+        """Embed crops: as `Encoder.embed`."""
         size = min(batch_size, BATCH_SIZES[-1])
         vectors = [np.empty((0, self.card.dimension), np.float32)]
         for start in bar(range(0, len(crops), size), "embedding", unit="batch", disable=quiet or not len(crops)):

@@ -20,7 +20,6 @@ import pandas as pd
 
 from ..core.artifacts import atomic, fingerprint, is_done, read_json, write_json
 from ..core.errors import UserError
-from ..core.paths import fold_dir
 from ..core.progress import bar
 from ..core.renamed import read_record, stamp_names
 from ..data.boxes import read_boxes
@@ -49,7 +48,7 @@ from happywhale_nb.retrieval.embeddings import (
 )
 from ..retrieval.vectors import unit_length
 from .encoder_input import files_of, find_encoders, is_table
-from .study_split import study_card, study_encounters
+from .study_split import ModelFold, study_card, study_encounters
 from .train import fold_crops, fold_map5, score_name
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-05
@@ -609,37 +608,14 @@ def refuse_trained(folder: Path, name: str, force: bool) -> None:
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-28
 @dataclass(frozen=True, eq=False)
-class FrozenFold:
+class FrozenFold(ModelFold):
     """An encoder as the model of one fold.
 
     Attributes:
         frozen: the opened encoder.
-        dataset: of the photographs.
-        folds: table of `study_folds`.
-        study_folder: the study's.
-        record: stamp, protocol and parameters, as in `config.json`.
     """
 
     frozen: FrozenModel
-    dataset: Dataset
-    folds: pd.DataFrame
-    study_folder: Path
-    record: dict
-
-    @property
-    def fold(self) -> int:
-        """Number of the fold held out."""
-        return self.record["parameters"]["fold"]
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the model on this fold."""
-        return fold_dir(self.study_folder, self.record["parameters"]["model"], self.fold)
-
-    @property
-    def gallery(self) -> np.ndarray:
-        """`[n]` bool, the rows of the table of folds that are the gallery."""
-        return gallery_and_queries(self.folds, self.fold)[0]
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-29
 def _write_fold(fold, found, adapter, told, vectors, weights=()):
@@ -755,7 +731,7 @@ def encode_stage(
     facts = [getattr(frozen.card, fact) for fact in OF_THE_CARD]  # a licence is corrected in the record, too
     stamp = fingerprint(stamp_names(parameters), stamp_names(protocol_card(folds, dataset.fingerprint)), facts)
     record = {"stamp": stamp, "protocol": study_card(dataset, study_folder, folds), "parameters": parameters}
-    this = FrozenFold(frozen, dataset, folds, Path(study_folder), record)
+    this = FrozenFold(dataset, folds, Path(study_folder), record, frozen)
     if not force and is_done(this.folder / "config.json", stamp, [this.folder / each for each in _outputs(frozen)]):
         return read_record(this.folder / "config.json")
     refuse_trained(this.folder, name, force)

@@ -33,6 +33,7 @@ from happywhale_nb.evaluation.faithfulness import (
     plot_curves,
     pointing_metrics,
     verdicts,
+    weighted_score,
 )
 from ..imaging.crops import choose_boxes, study_crops
 from ..imaging.photo import photo_size
@@ -376,7 +377,8 @@ def explain_examples(explainer: FoldExplainer, number: int, examples: int) -> tu
     pairs = explainer.explained(rows)
     own = probe.values(pairs.crops) if explainer.explain == "similarity" else pairs.weights
     maps, back = probe.maps(pairs.crops, pairs.weights), probe.maps(pairs.matched, own)
-    hidden = occlusion_maps(probe.score(pairs.weights), pairs.crops) if explainer.by_gradient else [None] * len(rows)
+    score = weighted_score(probe.values, pairs.weights)
+    hidden = occlusion_maps(score, pairs.crops) if explainer.by_gradient else [None] * len(rows)
     scores = (probe.values(pairs.crops) * pairs.weights).sum(axis=1)
     listed = [
         _example_record(fold, kind, row, score) for kind, row, score in zip(chosen["kind"], rows, scores, strict=True)
@@ -435,7 +437,8 @@ def check_maps(explainer: FoldExplainer, rows: np.ndarray, pairs: ExplainedQueri
     others, grain = tuple(name for name in BASELINES if name != probe.method), 6
     if explainer.by_gradient:
         grain = tuple(side or 7 for side in probe.layer.output.shape[1:3])
-    return compare_maps(probe.score(pairs.weights), pairs.crops, maps, grain, individuals, baselines=others)
+    score = weighted_score(probe.values, pairs.weights)
+    return compare_maps(score, pairs.crops, maps, grain, individuals, baselines=others)
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-41
 def boxes_in_crops(dataset: Dataset, images: Sequence[str], config: Preset, sources: str) -> np.ndarray:
@@ -482,7 +485,7 @@ def point_at_boxes(
         return None
     crops, weights = explainer.cut(queries[boxed], crop_margin=box_margin), pairs.weights[boxed]
     maps = {"Grad-CAM": probe.maps(crops, weights)} if explainer.by_gradient else {}
-    maps["occlusion"] = occlusion_maps(probe.score(weights), crops)
+    maps["occlusion"] = occlusion_maps(weighted_score(probe.values, weights), crops)
     individuals = fold.individuals[queries[boxed]]
     return {name: pointing_metrics(part, boxes[boxed], individuals) for name, part in maps.items()}
 

@@ -6,13 +6,12 @@
 __all__ = ['EXPLAINED', 'PLAIN', 'OcclusionProbe', 'fold_probe', 'keras_model', 'require_encoder']
 
 # %% ../../nbs/lib/stages/probes.ipynb #probes-02
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import UserError
-from ..evaluation.faithfulness import occlusion_maps
+from ..evaluation.faithfulness import occlusion_maps, weighted_score
 from ..networks.card_encoder import Encoder
 from ..networks.encoder_card import CARD, read_card
 from ..networks.encoders import open_encoder
@@ -52,17 +51,6 @@ class OcclusionProbe:
         vectors = self.encoder.embed(np.rint(crops).astype(np.uint8))
         return vectors if self.centres is None else vectors @ self.centres.T
 
-    def score(self, weights: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """Make the function that scores crops.
-
-        Args:
-            weights: `[n, d]`, a vector for each photo.
-
-        Returns:
-            A function of pixels `[b, h, w, 3]` and rows `[b]` to the scores Σ values · weights[rows], `[b]`.
-        """
-        return lambda pixels, rows: (self.values(pixels) * weights[rows]).sum(axis=1)
-
     def maps(self, crops: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Compute maps of occlusion of the scores Σ values · weights.
 
@@ -73,7 +61,7 @@ class OcclusionProbe:
         Returns:
             `[n, h, w]` float32 in [0, 1], see `occlusion_maps`.
         """
-        return occlusion_maps(self.score(weights), crops)
+        return occlusion_maps(weighted_score(self.values, weights), crops)
 
 # %% ../../nbs/lib/stages/probes.ipynb #probes-11
 EXPLAINED = {"similarity": {"output": "embedding", "unit": True}, "class": {}}

@@ -48,7 +48,7 @@ from ..networks.training import DEFAULTS, Samples, TrainingOptions, train
 from ..retrieval.embeddings import Embeddings, image_embeddings, write_centres, write_embeddings
 from ..retrieval.knn import KNNHead, within_map5
 from ..retrieval.metrics import map_at_5
-from .study_split import study_card, study_folds
+from .study_split import ModelFold, study_card, study_folds
 
 # %% ../../nbs/03_train.ipynb #03-train-08
 def known_map5(vectors: np.ndarray, individuals: np.ndarray, gallery: np.ndarray, query: np.ndarray) -> float:
@@ -328,33 +328,15 @@ def stopped_record(folder: Path, record: dict, error: Unfinished) -> dict:
     return record | {"result": result, "history": history, "unfinished": sentence}
 
 # %% ../../nbs/03_train.ipynb #03-train-54
-@dataclass(frozen=True)
-class FoldTraining:
+@dataclass(frozen=True, eq=False)
+class FoldTraining(ModelFold):
     """The training of one model on one fold.
 
     Attributes:
-        dataset: of the images.
-        folds: table of `study_folds`.
         config: preset.
-        study_folder: the study's.
-        record: stamp, protocol and parameters, as in `config.json`.
     """
 
-    dataset: Dataset
-    folds: pd.DataFrame
     config: Preset
-    study_folder: Path
-    record: dict
-
-    @property
-    def fold(self) -> int:
-        """Number of the fold held out."""
-        return self.record["parameters"]["fold"]
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the model on this fold."""
-        return fold_dir(self.study_folder, self.record["parameters"]["model"], self.fold)
 
 # %% ../../nbs/03_train.ipynb #03-train-55
 def _embed_known(training, model, crops, quiet=False):
@@ -369,8 +351,7 @@ def _score(training, vectors):
 
 def _rows(training):
     """The images that the network is trained on, as of `training_rows`."""
-    gallery, _ = gallery_and_queries(training.folds, training.fold)
-    return training_rows(training.folds, gallery, training.config)
+    return training_rows(training.folds, training.gallery, training.config)
 
 # %% ../../nbs/03_train.ipynb #03-train-58
 def _embed_empty(training, model):
@@ -487,7 +468,7 @@ def _train_once(dataset, folds, config, study_folder, parameters, force, options
         return read_record(folder / "config.json")
     record = {"stamp": stamp, "protocol": study_card(dataset, study_folder, folds), "parameters": parameters}
     try:
-        _train_fold(FoldTraining(dataset, folds, config, study_folder, record), options, deadline)
+        _train_fold(FoldTraining(dataset, folds, study_folder, record, config), options, deadline)
     except Unfinished as error:
         return stopped_record(folder, record, error)
     if is_main():
