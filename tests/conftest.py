@@ -1,5 +1,6 @@
 """What the tests share: a checkout to run in, a small drawn data set, and the real data where it is present."""
 
+import gc
 import os
 import random
 import shutil
@@ -53,6 +54,12 @@ def pytest_collection_modifyitems(config, items):
     result = yield  # pytest leaves out what -m and -k do not name
     items[:] = in_two_halves(items)
     return result
+
+
+def pytest_collection_finish():
+    """What is imported by now stays to the end: the garbage collector need not look at a million objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 # seconds that a test with a marker takes, roughly

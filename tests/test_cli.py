@@ -4,6 +4,7 @@ The notebooks are stand-ins (`standins.py`); test_whole_study.py runs the real o
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -190,25 +191,26 @@ def test_papermill_with_a_fold_runs_that_fold(checkout, tiny):
     assert len(injected) == 1 and "fold = 2" in injected[0].source
 
 
-TRAIN = """
-import sys, numpy as np
-from happywhale_nb.networks.training import Samples, TrainingOptions, train
-from happywhale_nb.networks.presets import configure
-config = configure("small_resnet_arcface", epochs=4, image_size=32, overrides="batch_size=8 backbone=basic_cnn")
-crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
-kept = TrainingOptions(save_every=0)
-samples = Samples(crops, np.arange(64), np.arange(64) % 8, 8)
-model, history = train(config, samples, sys.argv[1], "stamp", options=kept)
-np.savez(sys.argv[1] + "/weights.npz", *model.get_weights())
-"""
+def train_in(folder):
+    """A training that keeps its state after every epoch; its weights go to the folder as well."""
+    from happywhale_nb.networks.training import Samples, TrainingOptions, train  # here: it needs TensorFlow
+
+    config = configure("small_resnet_arcface", epochs=4, image_size=32, overrides="batch_size=8 backbone=basic_cnn")
+    crops = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3)).astype("uint8")
+    kept = TrainingOptions(save_every=0)
+    samples = Samples(crops, np.arange(64), np.arange(64) % 8, 8)
+    model, _ = train(config, samples, folder, "stamp", options=kept)
+    np.savez(Path(folder) / "weights.npz", *model.get_weights())
 
 
 @pytest.mark.kill
 def test_train_after_a_kill_resumes_and_ends_with_the_same_weights(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
-    subprocess.run([sys.executable, "-c", TRAIN, whole], check=True, capture_output=True, timeout=200)
-    process = subprocess.Popen([sys.executable, "-c", TRAIN, broken], stderr=subprocess.DEVNULL)
+    train_in(whole)
+    here, code = {"PYTHONPATH": str(Path(__file__).parent)}, "import sys, test_cli; test_cli.train_in(sys.argv[1])"
+    here["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
+    process = subprocess.Popen([sys.executable, "-c", code, broken], stderr=subprocess.DEVNULL, env=os.environ | here)
     end = time.monotonic() + 100
     while not (broken / "resume.json").exists():
         assert time.monotonic() < end and process.poll() is None, "no state was saved before the training ended"
@@ -217,7 +219,7 @@ def test_train_after_a_kill_resumes_and_ends_with_the_same_weights(tmp_path):
     process.wait(20)
     done = len(json.loads((broken / "resume.json").read_text())["history"])
     assert 1 <= done < 4 and not (broken / "weights.npz").exists()
-    subprocess.run([sys.executable, "-c", TRAIN, broken], check=True, capture_output=True, timeout=200)
+    train_in(broken)
     with np.load(whole / "weights.npz") as a, np.load(broken / "weights.npz") as b:
         assert a.files == b.files
         for name in a.files:

@@ -1,5 +1,6 @@
 """The lessons of every notebook, one test a notebook: run as `nbdev_test` runs them, in this process."""
 
+import atexit
 import builtins
 import os
 import subprocess
@@ -30,14 +31,16 @@ def alone(monkeypatch, notebook):
     os.chdir(folder)
     sys.path[:] = path
     sys.modules["__main__"] = main
+    if shell := InteractiveShell._instance:  # at the end it would look for garbage: a second for each notebook
+        atexit.unregister(shell.atexit_operations)
     InteractiveShell._instance = None
     for name in ("get_ipython", "display"):
         vars(builtins).pop(name, None)
     os.environ.clear()
     os.environ.update(variables)
-    if (keras := sys.modules.get("keras")) and "networks" in notebook.read_text():  # it takes a second: none for others
+    if (keras := sys.modules.get("keras")) and "networks" in notebook.read_text():
         keras.config.set_dtype_policy("float32")
-        keras.utils.clear_session()
+        keras.utils.clear_session(free_memory=False)  # Python frees it in time; to ask for it takes a second each time
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(NBS).with_suffix("").as_posix())

@@ -102,19 +102,13 @@ def test_check_without_posix_finds_the_imported_folder_whole(told):
 
 
 @pytest.mark.trains
-def test_quick_training_without_posix_leaves_its_fold(tiny, project):
+def test_all_modules_without_posix_are_imported_and_a_quick_training_leaves_its_fold(tiny, project):
+    names = [f"happywhale_nb.{module_name(path)}" for path in MODULES]
     asked = ["train", "-p", "data_dir", str(tiny), "-p", "quick", "true", "-p", "folds", "2", "-p", "epochs", "1"]
-    done = subprocess.run([*COMMAND, *asked], capture_output=True, env=windows(), cwd=project, timeout=280)
+    command = [sys.executable, "-c", SCRIPT, json.dumps(names), json.dumps([asked])]
+    done = subprocess.run(command, capture_output=True, env=windows(), cwd=project, timeout=280)
     assert done.returncode == 0, done.stderr.decode("cp1252", "replace")[-3000:]
     assert len(list(project.glob("outputs/*/*/fold0/model.keras"))) == 1
-
-
-@pytest.mark.trains
-def test_modules_of_training_without_posix_are_imported(tmp_path):
-    names = [f"happywhale_nb.{module_name(path)}" for path in MODULES]
-    command = [sys.executable, "-c", SCRIPT, json.dumps(names), "[]"]
-    done = subprocess.run(command, capture_output=True, env=windows(), cwd=tmp_path, timeout=200)
-    assert done.returncode == 0, done.stderr.decode("cp1252", "replace")[-3000:]
 
 
 @pytest.mark.server
