@@ -285,7 +285,7 @@ def test_open_detector_of_what_is_none_says_what_it_is(tmp_path):
     flat = graph(tmp_path / "flat.onnx", outputs_of("yolov8"), kind=TensorProto.INT64)
     stored(flat)
     assert "is no picture" in refusal(open_detector, flat)
-    assert "has no card none.json beside it" in refusal(
+    assert "has no card (none.json)" in refusal(
         open_detector, graph(tmp_path / "none.onnx", outputs_of("yolov8"))
     )
     assert "there is no detector" in refusal(open_detector, tmp_path / "gone.onnx")
@@ -351,13 +351,13 @@ def test_card_without_a_field_or_with_an_impossible_one_is_refused_by_it(tmp_pat
     whole = json.loads(json.dumps(asdict(CARD)))
     for name in ("licence", "commercial", "fit", "colours", "min_confidence"):
         values = {key: value for key, value in whole.items() if key != name}
-        assert f"x.json has no field '{name}'" in refusal(make_detector_card, values, "x.json")
+        assert f"x.json lacks {name}:" in refusal(make_detector_card, values, "x.json")
     for name, value in {
         "width": 640.5, "height": True, "file": "../x.onnx", "name": "own", "classes": ["a", "a"], "std": [1, 1, 0],
         "min_confidence": 1.5, "probe_boxes": [[1, 2, 3]], "wanted": ["whale"], "scale": float("nan"), "pad": -1,
     }.items():  # fmt: skip
         assert f"x.json: {name}" in refusal(make_detector_card, whole | {name: value}, "x.json")
-    assert "no field 'letterbox'" in refusal(make_detector_card, whole | {"letterbox": True}, "x.json")
+    assert "unknown field of the detector card x.json 'letterbox'" in refusal(make_detector_card, whole | {"letterbox": True}, "x.json")
     assert "is no detector card" in refusal(make_detector_card, [1], "x.json")
     (tmp_path / "x.json").write_text("{")
     assert "is no JSON" in refusal(read_detector_card, tmp_path / "x.onnx")

@@ -262,7 +262,7 @@ def test_any_value_in_a_card_is_read_as_it_is_or_refused_in_one_line(network, da
         read = getattr(parse_card(changed, "c.json"), name)
         assert (list(read) if isinstance(read, tuple) else read) == changed[name]
     except UserError as error:
-        assert str(error).startswith(("c.json", "unknown field of the card c.json")) and "\n" not in str(error)
+        assert str(error).startswith(("c.json", "unknown field of the encoder card c.json")) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize("name", ["../../x.onnx", "/x.onnx", "a/../../x.onnx", "..\\x.onnx", "C:x.onnx"])

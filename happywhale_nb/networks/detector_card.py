@@ -8,14 +8,25 @@ __all__ = ['HEADS', 'Box', 'TAKEN', 'RULES', 'DetectorCard', 'make_detector_card
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-02
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..core.artifacts import read_json, write_json
+from ..core.artifacts import write_json
 from ..core.errors import UserError
 from ..imaging.letterbox import FITS
 from ..imaging.resize import RESIZES
+from happywhale_nb.networks.card_fields import (
+    YES_OR_NO,
+    Rule,
+    is_number,
+    list_of,
+    make_card,
+    one_of,
+    read_fields,
+    text,
+    whole,
+)
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-05
 HEADS = {
@@ -103,71 +114,48 @@ def _is_file(value):
     return re.fullmatch(r'[^/\\:*?"<>|\x00-\x1f]{1,200}', value) is not None and value.strip(". ") == value
 
 
-def _is_number(value, low=float("-inf"), high=float("inf")):
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _are_numbers(value, low=-1e6):
-    return isinstance(value, list | tuple) and len(value) == 3 and all(_is_number(v, low, 1e6) for v in value)
-
-
 def _are_classes(value):
     texts = isinstance(value, list | tuple) and all(isinstance(v, str) and v.strip() and v.isprintable() for v in value)
     return texts and 0 < len(value) == len(set(value))
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-10
 def _is_box(value):
-    numbers = isinstance(value, list | tuple) and len(value) == 6 and all(_is_number(v, -1e6, 1e6) for v in value[:5])
-    return numbers and value[0] < value[2] and value[1] < value[3] and 0 <= value[4] <= 1 and isinstance(value[5], str)
+    listed = isinstance(value, list | tuple) and len(value) == 6 and isinstance(value[5], str)
+    numbers = listed and all(is_number(v, -1e6, 1e6) for v in value[:5])
+    return numbers and value[0] < value[2] and value[1] < value[3] and 0 <= value[4] <= 1
 
 
-def _one_of(*words):
-    return (lambda value: value in words), "is one of " + ", ".join(map(str, words))
-
-
-def _text(test, rule):
-    return (lambda value: isinstance(value, str) and test(value)), rule
-
-
-def _whole(low, high):
-    def test(value):
-        return isinstance(value, int) and _is_number(value, low, high)
-
-    return test, f"is a whole number, {low} to {high}"
-
-
-_SHARE = (lambda value: _is_number(value, 0, 1)), "is a number from 0 to 1"
+_SHARE = (lambda value: is_number(value, 0, 1)), "a number from 0 to 1"
+_CLASSES = _are_classes, "a list of names, each once"
+_PICTURE = "the name of a picture beside the card, without folders"
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-11
-RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "name": _text(_is_name, f"is letters, digits, - and _, at most 60, and none of {', '.join(TAKEN)}"),
-    "file": _text(_is_file, "is the name of a file beside the card, without folders"),
-    "sha256": _text(lambda v: re.fullmatch("[0-9a-f]{64}", v), "is 64 hex digits"),
-    "width": _whole(8, 8192),
-    "height": _whole(8, 8192),
-    "head": _one_of(*HEADS),
-    "classes": (_are_classes, "is a list of names, each once"),
-    "wanted": (_are_classes, "is a list of names, each once"),
-    "coordinates": _one_of("pixels", "fractions"),
-    "scores": _one_of("probabilities", "logits"),
-    "fit": _one_of(*FITS),
-    "resize": _one_of(*RESIZES),
-    "layout": _one_of("nchw", "nhwc"),
-    "colours": _one_of("rgb", "bgr"),
-    "scale": ((lambda v: _is_number(v, 1e-6, 1e6)), "is a number above 0, such as 255"),
+RULES: dict[str, Rule] = {
+    "name": text(f"letters, digits, - and _, at most 60, and none of {', '.join(TAKEN)}", _is_name),
+    "file": text("the name of a file beside the card, without folders", _is_file),
+    "sha256": text("64 hex digits", lambda value: re.fullmatch("[0-9a-f]{64}", value)),
+    "width": whole(8, 8192),
+    "height": whole(8, 8192),
+    "head": one_of(*HEADS),
+    "classes": _CLASSES,
+    "wanted": _CLASSES,
+    "coordinates": one_of("pixels", "fractions"),
+    "scores": one_of("probabilities", "logits"),
+    "fit": one_of(*FITS),
+    "resize": one_of(*RESIZES),
+    "layout": one_of("nchw", "nhwc"),
+    "colours": one_of("rgb", "bgr"),
+    "scale": ((lambda value: is_number(value, 1e-6, 1e6)), "a number above 0, such as 255"),
     "min_confidence": _SHARE,
     "max_overlap": _SHARE,
-    "licence": _text(str.strip, "is the licence's name, as it is published"),
-    "commercial": ((lambda v: isinstance(v, bool)), "is true or false"),
-    "pad": _whole(0, 255),
-    "mean": (_are_numbers, "is three numbers"),
-    "std": ((lambda v: _are_numbers(v, 1e-9)), "is three numbers above 0"),
-    "source": _text(lambda v: True, "is text"),
-    "probe": _text(lambda v: not v or _is_file(v), "is the name of a picture beside the card, without folders"),
-    "probe_boxes": (
-        (lambda v: isinstance(v, list | tuple) and all(map(_is_box, v))),
-        "is a list of boxes, each [x0, y0, x1, y1, confidence, class]",
-    ),
+    "licence": text("the licence's name, as it is published", str.strip),
+    "commercial": YES_OR_NO,
+    "pad": whole(0, 255),
+    "mean": list_of(lambda value: is_number(value, -1e6, 1e6), "three numbers", 3),
+    "std": list_of(lambda value: is_number(value, 1e-9, 1e6), "three numbers above 0", 3),
+    "source": text(),
+    "probe": text(_PICTURE, lambda value: not value or _is_file(value)),
+    "probe_boxes": list_of(_is_box, "a list of boxes, each [x0, y0, x1, y1, confidence, class]"),
 }
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-13
@@ -184,24 +172,9 @@ def make_detector_card(values: Mapping[str, object], where: Path | str) -> Detec
     Raises:
         UserError: for a field that is unknown, missing or impossible; one line says which and what it must be.
     """
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where} is no detector card: it is one object with the fields {', '.join(RULES)}")
-    if unknown := [name for name in values if name not in RULES]:
-        raise UserError(f"{where}: a detector card has no field {unknown[0]!r} (fields: {', '.join(RULES)})")
-    needed = [field.name for field in fields(DetectorCard) if field.default is MISSING]
-    if missing := [name for name in needed if name not in values]:
-        raise UserError(f"{where} has no field {missing[0]!r}: it {RULES[missing[0]][1]}")
-    for name, value in values.items():
-        test, rule = RULES[name]
-        if not test(value):
-            raise UserError(f"{where}: {name} {value!r}: it {rule}")
-    card = DetectorCard(**{name: _frozen(value) for name, value in values.items()})
+    card = make_card(DetectorCard, RULES, values, where, "detector card")
     _check_together(card, where)
     return card
-
-
-def _frozen(value):
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-14
 def _check_together(card, where):
@@ -243,13 +216,7 @@ def read_detector_card(path: Path | str) -> DetectorCard:
         UserError: if it is missing, no JSON, or has a fault (see `make_detector_card`).
     """
     place = detector_card_path(path)
-    if not place.is_file():
-        raise UserError(f"{path} has no card {place.name} beside it: `happywhale detector card {path}` writes one")
-    try:
-        values = read_json(place)
-    except (UserError, OSError, RecursionError):
-        raise UserError(f"{place} is no JSON that can be read: `happywhale detector card` writes a card anew") from None
-    return make_detector_card(values, place)
+    return make_detector_card(read_fields(place, path, "happywhale detector card"), place)
 
 
 def write_detector_card(path: Path | str, card: DetectorCard) -> Path:
