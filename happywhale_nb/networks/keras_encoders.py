@@ -184,7 +184,7 @@ def lite_network(path: Path | str, card: EncoderCard) -> keras.Model:
     return keras.Model(pixels, GeM(name="embedding")(features), name="encoder")
 
 # %% ../../nbs/lib/networks/keras_encoders.ipynb #keras_encoders-15
-LITE_RUNTIMES = {"openvino": "openvino", "onnxruntime": "keras", "keras": "keras"}  # $HAPPYWHALE_RUNTIME → who computes
+LITE_RUNTIMES = {"openvino": "openvino", "onnxruntime": "keras"}  # $HAPPYWHALE_RUNTIME → who computes
 
 
 def lite_runtime() -> str:
