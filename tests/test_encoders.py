@@ -524,5 +524,5 @@ def test_who_computes_imagenets_features(monkeypatch):
         keras_encoders.lite_runtime()
     monkeypatch.delenv("HAPPYWHALE_RUNTIME")
     monkeypatch.setattr(keras_encoders, "accelerated", lambda: False)
-    monkeypatch.setattr(keras_encoders.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     assert keras_encoders.lite_runtime() == "keras", "without OpenVINO"

@@ -7,7 +7,6 @@ __all__ = ['BATCH_SIZES', 'LITE_NAMES', 'LITE_RUNTIMES', 'run_padded', 'fold_car
            'lite_network', 'lite_runtime', 'lite_function']
 
 # %% ../../nbs/lib/networks/keras_encoders.ipynb #keras_encoders-03
-import importlib.util
 import os
 import re
 from collections.abc import Callable
@@ -191,15 +190,21 @@ def lite_runtime() -> str:
     """Choose who computes ImageNet's features.
 
     Returns:
-        What `$HAPPYWHALE_RUNTIME` says; else "openvino" where it is installed, unless Keras has an accelerator: then,
-        and without it, "keras".
+        What `$HAPPYWHALE_RUNTIME` says; else "openvino" where it can be imported and Keras has no accelerator, else
+        "keras".
 
     Raises:
         UserError: if the variable names no runtime.
     """
     if said := os.environ.get("HAPPYWHALE_RUNTIME", ""):
         return lookup(LITE_RUNTIMES, said, "runtime in HAPPYWHALE_RUNTIME")
-    return "keras" if accelerated() or importlib.util.find_spec("openvino") is None else "openvino"
+    if accelerated():
+        return "keras"
+    try:
+        import openvino  # noqa: F401 - installed is not enough: it may be of another system
+    except ImportError:
+        return "keras"
+    return "openvino"
 
 # %% ../../nbs/lib/networks/keras_encoders.ipynb #keras_encoders-16
 def lite_function(path: Path | str, card: EncoderCard, runtime: str = "") -> Callable[[np.ndarray], np.ndarray]:
