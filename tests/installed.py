@@ -7,6 +7,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = ("PYTHONPATH", "HAPPYWHALE_DATA", "HAPPYWHALE_KAGGLE", "VIRTUAL_ENV")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
@@ -42,10 +44,28 @@ def build_wheel(source, made):
     return path
 
 
+def make_venv(venv):
+    """A new environment, and the words of pip for it: ours, for to unpack another takes seconds."""
+    run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=venv.parent)
+    return (sys.executable, "-m", "pip", "--python", bin_of(venv) / "python")
+
+
+def find_uv(folder):
+    """The program uv: one that is here, else from a package index; the test is skipped if there is neither."""
+    known = [Path(sys.executable).with_name("uv"), ROOT / ".venv" / "lock" / "bin" / "uv", shutil.which("uv")]
+    for path in filter(None, known):
+        if Path(path).is_file():
+            return path
+    install = [*make_venv(folder / "venv"), "install", "--quiet", "uv"]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=200)
+    if done.returncode:
+        pytest.skip("no uv here, and no package index that has it: pip install uv")
+    return folder / "venv" / "bin" / "uv"
+
+
 def install_beside(wheel, venv):
     """A new environment with the wheel alone, which sees the packages that are installed here: nothing is fetched."""
-    run(sys.executable, "-m", "venv", venv, cwd=venv.parent)
-    pip = (bin_of(venv) / "python", "-m", "pip")
+    pip = make_venv(venv)
     run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=venv.parent)
     own = sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)})
     Path(own, "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")  # after the environment's own packages

@@ -92,7 +92,7 @@ def test_draw_boxes_of_mirror_images_are_mirrored(untrained, bright):
     assert detect_boxes(untrained, photos[:0]).empty and plain["confidence"].between(0, 1).all()
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # the command below learns more from more
 def test_train_detector_brings_the_boxes_nearer_to_the_truth(bright, monkeypatch):
     import keras
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from installed import find_uv, make_venv
 from packaging.requirements import Requirement
 from packaging.version import Version
 from standins import nvidia_smi
@@ -69,11 +70,8 @@ def test_requirements_gpu_lock_satisfies_the_extra_of_the_pinned_package(package
 @pytest.mark.index
 @pytest.mark.timeout(400)
 def test_extras_gpu_and_jax_gpu_resolve_to_the_locked_versions(tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
-    done = subprocess.run([tmp_path / "venv/bin/pip", "install", "--quiet", "uv"], capture_output=True, timeout=120)
-    if done.returncode:
-        pytest.skip("uv cannot be installed here, pip needs a package index")
-    command = [tmp_path / "venv/bin/uv", "pip", "install", "--dry-run", "--python", tmp_path / "venv/bin/python"]
+    make_venv(tmp_path / "empty")
+    command = [find_uv(tmp_path), "pip", "install", "--dry-run", "--python", tmp_path / "empty/bin/python"]
     locks = ["-c", "requirements.lock", "-c", "requirements-gpu.lock"]
     done = subprocess.run([*command, *locks, ".[gpu,jax-gpu]"], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
+from installed import find_uv
 from PIL import Image
 from test_project import MODULES, WITHOUT_TENSORFLOW, module_name
 
@@ -318,20 +318,6 @@ def test_command_on_an_intel_mac_is_refused_in_one_sentence(monkeypatch):
 
 
 # --- what is installed
-
-
-def find_uv(folder):
-    """The program uv: beside this Python, of `make lock`, else from a package index in an environment of its own."""
-    known = [Path(sys.executable).with_name("uv"), ROOT / ".venv" / "lock" / "bin" / "uv", shutil.which("uv")]
-    for path in filter(None, known):
-        if Path(path).is_file():
-            return path
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
-    install = [folder / "venv" / "bin" / "pip", "install", "--quiet", "uv"]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=200)
-    if done.returncode:
-        pytest.skip("no uv here, and no package index that has it: pip install uv")
-    return folder / "venv" / "bin" / "uv"
 
 
 def resolve(uv, folder, system):

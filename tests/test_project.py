@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from installed import make_venv
 
 import happywhale_nb
 from happywhale_nb.core.errors import UserError
@@ -236,8 +237,7 @@ def test_nbdev_3_export_of_the_notebooks_has_the_same_statements(tmp_path):
     tree, venv = tmp_path / "tree", tmp_path / "venv"
     tree.mkdir()
     copy_notebooks(tree)
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=120)
-    install = [venv / "bin" / "pip", "install", "--quiet", "nbdev>=3,<4"]
+    install = [*make_venv(venv), "install", "--quiet", "nbdev>=3,<4"]
     done = subprocess.run(install, capture_output=True, text=True, timeout=280)
     if done.returncode:
         pytest.skip(f"nbdev 3 cannot be installed here, pip needs a package index: {done.stderr.splitlines()[-1]}")
