@@ -3285,6 +3285,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'happywhale_nb/networks/backbones.py'),
                                                   'happywhale_nb.networks.backbones.feature_maps': ( 'lib/networks/backbones.html#feature_maps',
                                                                                                      'happywhale_nb/networks/backbones.py'),
+                                                  'happywhale_nb.networks.backbones.freeze_early': ( 'lib/networks/backbones.html#freeze_early',
+                                                                                                     'happywhale_nb/networks/backbones.py'),
                                                   'happywhale_nb.networks.backbones.freeze_norms': ( 'lib/networks/backbones.html#freeze_norms',
                                                                                                      'happywhale_nb/networks/backbones.py'),
                                                   'happywhale_nb.networks.backbones.small_efficientnet': ( 'lib/networks/backbones.html#small_efficientnet',

@@ -23,7 +23,7 @@ from ..core.progress import bar
 from ..core.threads import read_ahead
 from ..imaging.augmentation import RECIPES, Flip
 from ..imaging.crops import Crops
-from .backbones import backbone_layers, copy_weights, feature_maps, freeze_norms
+from .backbones import backbone_layers, copy_weights, feature_maps, freeze_early, freeze_norms
 from .devices import compiled
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5, unit_parts
 from .presets import MIRROR_AXES, Preset
@@ -61,6 +61,7 @@ def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model
         copy_weights(network, config.weights)
     if config.freeze_bn:
         freeze_norms(network)
+    freeze_early(network, config.frozen_stride)
     return network
 
 # %% ../../nbs/lib/networks/model.ipynb #model-42
