@@ -146,7 +146,7 @@ def pays_from(rows):
     if not largest["low"] > 0:
         return None
     worse = max((row["known"] for row in rows if row["gain"] <= 0), default=0)
-    return min(row["known"] for row in rows if row["known"] > worse)
+    return min((row["known"] for row in rows if row["known"] > worse), default=None)
 
 
 def line(row):
