@@ -1,6 +1,7 @@
 """An exported encoder gives what Keras gives, mirror images and zooms included, or is not written."""
 
 import json
+import shutil
 import sys
 from dataclasses import asdict, replace
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from happywhale_nb.catalogue.training_photos import trained_on
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.networks.encoders import open_encoder
+from happywhale_nb.networks.encoders import copy_encoder, open_encoder
 from happywhale_nb.networks.export import export_encoder
 from happywhale_nb.networks.model import build_network, embed, inference_model
 from happywhale_nb.networks.presets import configure
@@ -29,7 +31,7 @@ def stored(tmp_path_factory):
     keras.utils.set_random_seed(1)
     inference_model(build_network(config, classes=5)).save(folder / "model.keras")
     used = asdict(config) | {"crops": "fullbody", "tta_sources": ""}
-    (folder / "config.json").write_text(json.dumps({"parameters": used}))
+    (folder / "config.json").write_text(json.dumps({"parameters": used, "trained_on": ["f" * 64]}))
     return folder, np.random.default_rng(1).integers(0, 256, (12, 24, 24, 3)).astype(np.uint8)
 
 
@@ -44,9 +46,20 @@ def test_export_command_gives_what_embed_gives_mirror_images_and_zooms_included(
     encoder = open_encoder(target)
     found = encoder.embed(crops, batch_size=8)
     assert found.shape == expected.shape and (found * expected).sum(axis=1).min() > 0.9999
-    files = ["encoder.json", "encoder.onnx", "encoder.probe.png"] if kind == "onnx" else ["encoder"]
+    files = ["encoder.json", "encoder.onnx", "encoder.probe.png", "trained_on.json"]
+    files = files if kind == "onnx" else ["encoder"]
     assert sorted(p.name for p in tmp_path.iterdir()) == files
     assert encoder.card.mirror == "" and encoder.card.crops == "fullbody" and encoder.card.margin == 0.05
+    for place in (target, copy_encoder(target, tmp_path / "copy")):
+        assert trained_on(place).sha256 == {"f" * 64}
+
+
+def test_export_of_an_adapted_encoder_is_refused(stored, tmp_path):
+    for name in ("model.keras", "config.json"):
+        shutil.copy(stored[0] / name, tmp_path)
+    (tmp_path / "adapter.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="has an adapter, which is no part of"):
+        export_encoder(tmp_path / "model.keras", tmp_path / "encoder.onnx", "onnx")
 
 
 def test_export_encoder_that_is_off_is_not_written(stored, tmp_path, monkeypatch):

@@ -7,17 +7,18 @@ __all__ = ['FORMATS', 'exportable', 'export_encoder']
 
 # %% ../../nbs/lib/networks/export.ipynb #export-02
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from ..core.artifacts import atomic
+from ..core.artifacts import atomic, write_json
 from ..core.errors import UserError
 from .card_encoder import CardEncoder
-from .encoder_card import EncoderCard, read_card
-from .encoders import copied_card, encoder_files, fold_model, is_built_in
+from .encoder_card import TRAINED, EncoderCard, read_card, trained_path
+from .encoders import ADAPTER, copied_card, encoder_files, fold_model, is_built_in
 from .keras_encoders import fold_card, lite_network, run_padded
 from .loading import read_model
 from .model import build_encoder, embedding_averages
@@ -41,9 +42,12 @@ def exportable(path: Path | str) -> tuple[keras.Model, EncoderCard]:
         Model from pixels `[n, h, w, 3]` in 0 … 255 to embeddings, and the card of what it computes.
 
     Raises:
-        UserError: if it cannot be read, or is no network of Keras.
+        UserError: if it cannot be read, is no network of Keras, or has an adapter.
     """
-    file = encoder_files(path)[0]
+    file, *others = encoder_files(path)
+    if ADAPTER in {other.name for other in others}:
+        advice = "export the encoder without it, and adapt the exported one by `happywhale model adapt`"
+        raise UserError(f"{path} has an adapter, which is no part of an exported graph: {advice}")
     if file.suffix == ".pth":
         card = copied_card(path) if is_built_in(path) else read_card(path)
         return lite_network(file, card), card
@@ -82,6 +86,7 @@ def export_encoder(
     file_format: str = "openvino",
     photos: np.ndarray | None = None,
     min_cosine: float = 0.9999,
+    trained: Sequence[str] = (),
 ) -> float:
     """Write an encoder and its card for another runtime, and check it.
 
@@ -91,6 +96,7 @@ def export_encoder(
         file_format: one of `FORMATS`.
         photos: `[n, h, w, 3]` crops for the check; None: noise.
         min_cosine: smallest allowed cosine between an embedding from Keras and one from the file.
+        trained: what the encoder was trained on, to be listed beside its card: contents, as SHA-256, or names.
 
     Returns:
         The smallest cosine of the check.
@@ -119,9 +125,19 @@ def export_encoder(
         made = _exported_card(source, card, graph)
         if temporary.is_dir():
             write_new_card(graph, made)
+            _list_trained(temporary / TRAINED, trained)
     if target.suffix == ".onnx":
+        _list_trained(trained_path(target.with_suffix(".json")), trained)
         write_new_card(target, made)
     return worst
+
+
+def _list_trained(path, trained):
+    """Write a list of photographs, or take away that of the file that was there before."""
+    if trained:
+        write_json(path, sorted(trained))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _exported_card(source, card, graph):
