@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH
+from .options import PATH, choose_tensorflow
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import project_root, study_dir
@@ -251,6 +251,7 @@ def export(path, target, head, probe, name):
     path = (path or project_root() / DETECTOR).absolute()
     if not path.is_file():
         raise UserError(f"there is no detector at {path}: train one with `happywhale detector train DATA_DIR`")
+    choose_tensorflow()
     from happywhale_nb.networks.detector_export import export_detector
 
     made = export_detector(path, target, head, probe, name)

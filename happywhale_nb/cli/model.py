@@ -13,7 +13,7 @@ import click
 from .adapt import adapt
 from .card import card
 from .fetch import fetch
-from .options import PATH
+from .options import PATH, choose_tensorflow
 from .presets import presets
 from ..core.artifacts import read_json, write_json
 from ..core.paths import project_root
@@ -71,6 +71,7 @@ def export(model, target, format_):
     \b
     Example: happywhale model export outputs/demo/small_resnet_arcface/fold0/model.keras --to outputs/encoder
     """
+    choose_tensorflow()
     from happywhale_nb.catalogue.training_photos import trained_on
     from happywhale_nb.networks.export import export_encoder
 

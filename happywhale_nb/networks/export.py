@@ -17,6 +17,7 @@ import numpy as np
 from ..core.artifacts import atomic, write_json
 from ..core.errors import UserError
 from .card_encoder import CardEncoder
+from .devices import require_tensorflow
 from .encoder_card import TRAINED, EncoderCard, read_card, trained_path
 from .encoders import ADAPTER, copied_card, encoder_files, fold_model, is_built_in
 from .keras_encoders import fold_card, lite_network, run_padded
@@ -67,7 +68,8 @@ def _write(source, target, file_format):
             return
         import openvino
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
+        missing = f"{error.name} is not installed" if error.name else str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{missing}: pip install 'happywhale_nb[export]'") from None
     target.mkdir()
     source.export(target / "saved", format="tf_saved_model", verbose=False)
     openvino.save_model(openvino.convert_model(target / "saved"), target / "encoder.xml", compress_to_fp16=False)
@@ -102,14 +104,15 @@ def export_encoder(
         The smallest cosine of the check.
 
     Raises:
-        UserError: if the runtime is not installed, the encoder cannot be read, `target` has another ending, or a cosine
-            is below `min_cosine`; nothing is written then.
+        UserError: if the runtime is not installed, Keras computes with JAX, the encoder cannot be read, `target` has
+            another ending, or a cosine is below `min_cosine`; nothing is written then.
     """
     target = Path(target)
     if file_format not in FORMATS:
         raise UserError(f"format {file_format!r}: one of {', '.join(FORMATS)}")
     if (target.suffix == ".onnx") != (file_format == "onnx"):
         raise UserError(f"{target}: the format onnx is a file that ends with .onnx, the format openvino a folder")
+    require_tensorflow("an export")
     source, card = exportable(path)
     if photos is None:
         photos = np.random.default_rng(0).integers(0, 256, (8, *source.input_shape[1:])).astype(np.uint8)
