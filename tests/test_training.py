@@ -176,6 +176,17 @@ def test_train_in_its_frozen_epochs_changes_nothing_before_the_embedding(crops, 
     assert not (start.get_layer("first").get_weights()[0] == model.get_layer("first").get_weights()[0]).any()
 
 
+@pytest.mark.parametrize(("stride", "moved"), [(0, ["first", "second"]), (4, ["second"])])
+def test_train_with_a_frozen_stride_changes_the_layers_behind_it_only(crops, tmp_path, stride, moved):
+    config = small(f"weight_decay=.1 frozen_stride={stride} weights=mine.keras", epochs=1)
+    config = replace(config, weights="")  # from the same random weights
+    keras.utils.set_random_seed(0)
+    start = build_network(config, classes=8)
+    model, _ = fit(crops, tmp_path, config)
+    kernels = {name: [each.get_layer(name).get_weights()[0] for each in (start, model)] for name in ("first", "second")}
+    assert [name for name, (before, after) in kernels.items() if not (before == after).all()] == moved
+
+
 @pytest.mark.trains
 def test_train_with_frozen_norms_changes_none_of_their_numbers_and_stores_them_frozen(crops, tmp_path):
     config = small("backbone=with_norms", epochs=1)

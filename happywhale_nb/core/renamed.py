@@ -167,6 +167,7 @@ ADDED = {  # field or parameter → value that means what was done before there 
     "aspect": 1.0,
     "resize": "area",
     "freeze_bn": False,
+    "frozen_stride": 0,
     "frozen_epochs": 0.0,
     "early_size": 0,
     "late_epochs": 5,  # without early_size it changes nothing

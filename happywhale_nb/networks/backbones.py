@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'small_resnet', 'basic_cnn', 'small_efficientnet', 'CaffeScaling', 'application', 'WindowAttention',
-           'swin', 'Position', 'vit', 'feature_maps', 'backbone_layers', 'copy_weights', 'freeze_norms', 'cost']
+           'swin', 'Position', 'vit', 'feature_maps', 'backbone_layers', 'copy_weights', 'freeze_norms', 'freeze_early',
+           'cost']
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-02
 import math
@@ -502,6 +503,20 @@ def freeze_norms(model: keras.Model) -> None:
     """
     for layer in backbone_layers(model):
         if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
+
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-63
+def freeze_early(model: keras.Model, stride: int) -> None:
+    """Keep the weights of the first layers of a model's backbone as they are.
+
+    Args:
+        model: of `model.build_network`, changed in place.
+        stride: layers whose maps have this stride at most stay; 0: none.
+    """
+    high = model.inputs[0].shape[1]
+    for layer in backbone_layers(model):
+        shape = getattr(layer.output, "shape", ())
+        if len(shape) == 4 and high <= stride * shape[1]:
             layer.trainable = False
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-42

@@ -102,7 +102,8 @@ def prepare(crops: np.ndarray, card: EncoderCard) -> np.ndarray:
     pixels = np.asarray(crops, np.float32)
     pixels = pixels[..., ::-1] if card.colours == "bgr" else pixels
     gain = 1 / (card.scale * np.asarray(card.std))
-    pixels = pixels * gain.astype(np.float32) - (card.scale * np.asarray(card.mean) * gain).astype(np.float32)
+    if (gain != 1).any() or any(card.mean):
+        pixels = pixels * gain.astype(np.float32) - (card.scale * np.asarray(card.mean) * gain).astype(np.float32)
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 1) if card.layout == "nchw" else pixels)
 
 # %% ../../nbs/lib/networks/card_encoder.ipynb #card_encoder-11

@@ -12,6 +12,8 @@ __all__ = ['SIDE', 'STORED_SIDE', 'Tensor', 'BoxFromCells', 'build_detector', 'b
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import keras
@@ -23,6 +25,7 @@ from keras import layers, ops
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
+from ..core.threads import read_ahead
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.dataset import Dataset
 from ..data.parts import split_path
@@ -415,11 +418,13 @@ class OwnDetector:
             The table of `detectors.Detector.detect`.
         """
         tables = [pd.DataFrame(columns=DETECTED)]
-        with ThreadPoolExecutor(os.cpu_count()) as readers:
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as readers,
+            closing(read_ahead(lambda path: load_crop(path, STORED_SIDE), paths, 128, readers)) as photos,
+        ):
             for start in bar(range(0, len(paths), 128), "detecting", unit="batch", disable=quiet):
                 batch = paths[start : start + 128]
-                photos = list(readers.map(lambda path: load_crop(path, STORED_SIDE), batch))
-                tables.append(self._table(batch, detect_boxes(self.model, np.stack(photos))))
+                tables.append(self._table(batch, detect_boxes(self.model, np.stack(list(islice(photos, len(batch)))))))
         return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
     def _table(self, paths, found):

@@ -14,7 +14,9 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +26,7 @@ import pandas as pd
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
+from ..core.threads import read_ahead
 from ..data.boxes import BOX, BOX_COLUMNS, LEAST, iou
 from ..data.parts import split_path
 from ..imaging.crops import load_crop
@@ -307,14 +310,17 @@ class OnnxDetector:
             The table of `Detector.detect`.
         """
         size, tables = self.fixed or BATCH, [pd.DataFrame(columns=DETECTED)]
-        with ThreadPoolExecutor(os.cpu_count()) as readers:
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as readers,
+            closing(read_ahead(lambda path: detector_pixels(path, self.card), paths, size, readers)) as read,
+        ):
             for start in bar(range(0, len(paths), size), "detecting", unit="batch", disable=quiet):
                 batch = paths[start : start + size]
-                read = list(readers.map(lambda path: detector_pixels(path, self.card), batch))
-                outputs = self.run(np.stack([pixels for pixels, _ in read]))
+                pixels, fits = zip(*islice(read, len(batch)), strict=True)
+                outputs = self.run(np.stack(pixels))
                 tables += [
                     _photo_rows(self.card, path, fit, [output[i] for output in outputs])
-                    for i, (path, (_, fit)) in enumerate(zip(batch, read, strict=True))
+                    for i, (path, fit) in enumerate(zip(batch, fits, strict=True))
                 ]
         return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 

@@ -13,7 +13,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ import tensorflow as tf
 
 from ..core.errors import Busy, UserError
 from ..core.progress import bar
+from ..core.threads import read_ahead
 from ..data.boxes import BOX, BOX_COLUMNS
 from ..data.parts import split_path
 from ..imaging.crops import load_crop
@@ -322,7 +324,8 @@ class LoadedEncoder(CroppingEncoder):
     Args:
         encoder: an open one, or what `encoders.open_encoder` opens.
         detector: what `detectors.open_detector` opens, for `detect`; None: no detector.
-        limit: photos decoded or waiting, at most.
+        limit: photos decoded or waiting, at most; a request for more than a batch has as many again of its next batch
+            decoded ahead.
 
     Raises:
         UserError: if a file cannot be loaded (see `encoders.open_encoder` and `detectors.open_detector`).
@@ -392,12 +395,12 @@ def photo_boxes(paths: Sequence[Path | str], detections: np.ndarray) -> pd.DataF
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-19a
 def _detections(thread, decoders, paths):
     """Run a detector's thread on photos: `[n, 5]` as of `detector_function`; `decoders` is an executor."""
-    outputs = [np.empty((0, 5), np.float32)]
-    for start in range(0, len(paths), BATCH_SIZES[-1]):
-        batch = paths[start : start + BATCH_SIZES[-1]]
-        with thread.room(len(batch)):
-            photos = np.stack(list(decoders.map(lambda path: load_crop(path, STORED_SIDE), batch)))
-            outputs.append(thread.do(photos))
+    outputs, decode = [np.empty((0, 5), np.float32)], lambda path: load_crop(path, STORED_SIDE)
+    with closing(read_ahead(decode, paths, BATCH_SIZES[-1], decoders)) as photos:
+        for start in range(0, len(paths), BATCH_SIZES[-1]):
+            count = min(BATCH_SIZES[-1], len(paths) - start)
+            with thread.room(count):
+                outputs.append(thread.do(np.stack(list(islice(photos, count)))))
     return np.concatenate(outputs)
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-19b
@@ -410,6 +413,15 @@ def _best_of(detector, thread, paths):
             tables.append(thread.do(lambda batch=batch: detector.detect(batch)))
     table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return best_boxes(table, detector.card).assign(source=DETECTOR)
+
+# %% ../../nbs/lib/networks/embedder.ipynb #embedder-20b
+def _cuts(paths, views):
+    """What `crop` takes, in the order of the batches, of the views of a batch, and of its photos."""
+    for start in range(0, len(paths), BATCH_SIZES[-1]):
+        rows = slice(start, start + BATCH_SIZES[-1])
+        for _, table in views:
+            regions = boxes_and_frames(table.iloc[rows])
+            yield from ((path, *region) for path, region in zip(paths[rows], regions, strict=True))
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-20
 class Embedder(LoadedEncoder):
@@ -431,17 +443,15 @@ class Embedder(LoadedEncoder):
             Busy: if too many photos wait.
         """
         paths = [Path(path) for path in paths]
-        views = choose_boxes(paths, boxes, self.record)
+        views, size = choose_boxes(paths, boxes, self.record), BATCH_SIZES[-1]
         vectors = np.zeros((len(paths), self.width), np.float32)
-        for start in bar(range(0, len(paths), BATCH_SIZES[-1]), "embedding", unit="batch", disable=quiet):
-            rows = slice(start, start + BATCH_SIZES[-1])
-            with self.thread.room(len(paths[rows])):
-                for share, table in views:
-                    vectors[rows] += share * self.thread.do(self._crops(paths[rows], table.iloc[rows]))
+        with closing(read_ahead(lambda cut: self.crop(*cut), _cuts(paths, views), size, self._decoders)) as crops:
+            for start in bar(range(0, len(paths), size), "embedding", unit="batch", disable=quiet):
+                rows = slice(start, start + size)
+                with self.thread.room(len(paths[rows])):
+                    for share, _ in views:
+                        vectors[rows] += share * self.thread.do(np.stack(list(islice(crops, len(paths[rows])))))
         return unit_length(vectors, 1e-12)[0]
-
-    def _crops(self, paths, table):
-        return np.stack(list(self._decoders.map(self.crop, paths, *zip(*boxes_and_frames(table), strict=True))))
 
     def detect(self, paths: Sequence[Path | str]) -> pd.DataFrame:
         """Detect the animal in photos.

@@ -130,9 +130,10 @@ def _card_encoder(file, card):
     if file.suffix == ".keras":
         return _as_card(_fold_encoder(file), card)
     if file.suffix == ".pth":
-        from happywhale_nb.networks.keras_encoders import BATCH_SIZES, lite_function
+        from happywhale_nb.networks.keras_encoders import BATCH_SIZES, lite_function, lite_runtime
 
-        run, batch_sizes = lite_function(file, card), BATCH_SIZES
+        run = lite_function(file, card, runtime := lite_runtime())
+        batch_sizes = BATCH_SIZES if runtime == "keras" else batch_sizes
     elif file.suffix in (".onnx", ".xml"):
         run = graph_function(file, card)
     else:

@@ -10,6 +10,7 @@ __all__ = ['SPECIES_SCALE', 'build_network', 'inference_model', 'resized', 'buil
 # %% ../../nbs/lib/networks/model.ipynb #model-02
 import weakref
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import keras
@@ -19,9 +20,10 @@ from keras import layers, ops
 from ..core.artifacts import versions
 from ..core.errors import UserError, lookup
 from ..core.progress import bar
+from ..core.threads import read_ahead
 from ..imaging.augmentation import RECIPES, Flip
 from ..imaging.crops import Crops
-from .backbones import backbone_layers, copy_weights, feature_maps, freeze_norms
+from .backbones import backbone_layers, copy_weights, feature_maps, freeze_early, freeze_norms
 from .devices import compiled
 from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5, unit_parts
 from .presets import MIRROR_AXES, Preset
@@ -59,6 +61,7 @@ def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model
         copy_weights(network, config.weights)
     if config.freeze_bn:
         freeze_norms(network)
+    freeze_early(network, config.frozen_stride)
     return network
 
 # %% ../../nbs/lib/networks/model.ipynb #model-31
@@ -268,12 +271,12 @@ def embed(
     """
     _check_size(model, crops)
     network = _encoder(model, mirror, zoom)
-    vectors = [np.empty((0, network.output.shape[-1]), np.float32)]
-    for start in bar(range(0, len(crops), batch_size), "embedding", unit="batch", disable=quiet or not len(crops)):
-        batch = np.zeros((batch_size, *crops.shape[1:]), np.float32)
-        rows = crops[start : start + batch_size]
-        batch[: len(rows)] = rows
-        vectors.append(network.predict_on_batch(batch)[: len(rows)])
+    vectors, starts = [np.empty((0, network.output.shape[-1]), np.float32)], range(0, len(crops), batch_size)
+    with closing(read_ahead(lambda start: crops[start : start + batch_size], starts)) as parts:
+        for rows in bar(parts, "embedding", len(starts), unit="batch", disable=quiet or not len(crops)):
+            batch = np.zeros((batch_size, *crops.shape[1:]), np.float32)
+            batch[: len(rows)] = rows
+            vectors.append(network.predict_on_batch(batch)[: len(rows)])
     return np.concatenate(vectors)
 
 # %% ../../nbs/lib/networks/model.ipynb #model-24

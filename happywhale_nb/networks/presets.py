@@ -64,6 +64,7 @@ class Preset:
     min_confidence: float = 0.1  # boxes below count as missing, in [0, 1)
     aspect: float = 1.0  # width over height of the crops, from 1/4 to 4; 2 for flukes
     freeze_bn: bool = False  # whether the backbone's BatchNorm stays as `weights` have it, factors and offsets too
+    frozen_stride: int = 0  # the backbone's layers of this stride at most stay as `weights` have them; 0: all learn
     frozen_epochs: float = 0.0  # first epochs, from 0, in which neck and head learn and the backbone does not
     early_size: int = 0  # longer side of the crops in the first epochs, if smaller than image_size; 0: image_size
     late_epochs: int = 5  # last epochs, from 1, that early_size leaves to image_size
@@ -312,7 +313,7 @@ CHOICES = {
 POSITIVE = ("batch_size", "embedding", "centres", "parts", "arcface_scale", "epochs", "head_lr_multiplier")
 POSITIVE += ("late_epochs",)
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup", "margin", "margin_spread", "margin_ramp", "sampled_classes")
-NOT_NEGATIVE += ("frozen_epochs", "early_size")
+NOT_NEGATIVE += ("frozen_epochs", "frozen_stride", "early_size")
 FRACTIONS = ("dropout", "bn_momentum", "label_smoothing", "species_loss_weight", "min_confidence")
 
 
@@ -336,6 +337,8 @@ def _check_fine_tuning(config):
     """Raise `UserError` for fields of fine-tuning that contradict others."""
     if config.freeze_bn and not config.weights:
         raise UserError("freeze_bn keeps what weights know, and random weights know nothing: give freeze_bn=false")
+    if config.frozen_stride and not config.weights:
+        raise UserError("frozen_stride keeps what weights know, and random weights know nothing: give frozen_stride=0")
     if config.early_epochs and min(config.early_shape) < 32:
         high, wide = config.early_shape
         sizes = f"early_size={config.early_size}, aspect={config.aspect:g}"

