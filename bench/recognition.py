@@ -43,7 +43,7 @@ CHOICE_FOLDS = (0, 1)
 # Data folders
 
 
-def _folder(root, rows, photos):
+def data_folder(root, rows, photos):
     """A data folder of `rows` (image, individual_id, species, fold, rare) and their files; "" as individual: a test."""
     named = rows["individual_id"] != ""
     for part, part_rows in (("train", rows[named]), ("test", rows[~named])):
@@ -63,7 +63,7 @@ def happywhale_photos(root):
         StratifiedKFold(3, shuffle=True, random_state=0).split(rows, rows["individual_id"])
     ):
         rows.loc[queries, "fold"] = k
-    return _folder(root, rows, source / "crops224")
+    return data_folder(root, rows, source / "crops224")
 
 
 def of_folds(name, apart, species):
@@ -72,7 +72,7 @@ def of_folds(name, apart, species):
     def make(root):
         rows = pd.read_csv(SHARED / name / "folds.csv", dtype={"individual_id": str}).fillna({"individual_id": ""})
         rows.loc[rows[apart] == 1, "individual_id"] = ""
-        return _folder(root, rows.assign(species=species), SHARED / name / "images")
+        return data_folder(root, rows.assign(species=species), SHARED / name / "images")
 
     return make
 

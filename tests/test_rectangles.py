@@ -1,9 +1,10 @@
 """Crops and networks that are not square: squares are as they always were, and nothing else is squeezed or cut off."""
 
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from happywhale_nb.catalogue.embedders import TableEmbedder
+from happywhale_nb.catalogue.identify import shaped_crop
 from happywhale_nb.core.artifacts import fingerprint, read_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import fold_dir
@@ -23,6 +26,8 @@ from happywhale_nb.evaluation.faithfulness import box_in_crop, compare_maps, occ
 from happywhale_nb.imaging.augmentation import STEPS, augment, maps_in_pixels, plan
 from happywhale_nb.imaging.crops import crop_aspect, crop_region, load_crop, load_crops
 from happywhale_nb.imaging.empty_pictures import empty_crops
+from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, write_card
+from happywhale_nb.networks.encoder_groups import group_card
 from happywhale_nb.networks.presets import PRESETS, configure, used_preset
 from happywhale_nb.retrieval.local_features import extract_features
 from happywhale_nb.stages.study_split import study_folds
@@ -107,6 +112,76 @@ def test_load_crop_of_an_impossible_size_is_refused(size, noise):
 def test_empty_crops_have_the_size_that_is_asked_for(tiny):
     kinds, crops = empty_crops(read_dataset(tiny), (16, 32), keep_aspect=True)
     assert crops.shape == (len(kinds), 16, 32, 3) and set(kinds) == {"piece", "plain"}
+
+
+def test_pictures_without_an_animal_have_the_shape_of_the_training(tiny, monkeypatch):
+    from happywhale_nb.stages import train
+
+    seen = []
+    monkeypatch.setattr(
+        train, "embed", lambda model, crops, **more: seen.append(crops.shape) or np.ones((len(crops), 4))
+    )
+    config = configure("small_resnet_arcface", image_size=64, overrides="aspect=2")
+    train._embed_empty(SimpleNamespace(dataset=read_dataset(tiny), config=config), None)
+    assert seen[0][1:] == (32, 64, 3)
+
+
+def test_embed_refuses_crops_of_another_size_before_and_after_the_first():
+    from happywhale_nb.networks.model import build_network, embed, inference_model
+
+    model = inference_model(build_network(configure("basic_cnn", image_size=64, overrides="aspect=2"), 3))
+    for _ in range(2):
+        with pytest.raises(UserError, match="crops of 64 x 64 pixels, but basic_cnn takes 64 x 32"):
+            embed(model, np.zeros((2, 64, 64, 3), np.uint8), batch_size=2, quiet=True)
+        assert embed(model, np.zeros((2, 32, 64, 3), np.uint8), batch_size=2, quiet=True).shape == (2, 512)
+
+
+def test_vectors_of_an_encoder_of_wide_crops_are_shown_with_wide_crops(noise, tmp_path):
+    vectors = pd.DataFrame(np.eye(3, dtype=np.float32)).assign(image=["wide.png", "a.png", "b.png"])
+    vectors.to_csv(tmp_path / "theirs.csv", index=False)
+    digest = files_digest([tmp_path / "theirs.csv"])
+    card = EncoderCard(
+        *(
+            "theirs",
+            "theirs.csv",
+            digest,
+            64,
+            32,
+            "linear",
+            "rgb",
+            "nhwc",
+            255.0,
+            (0.0,) * 3,
+            (1.0,) * 3,
+            3,
+            "MIT",
+            True,
+        ),
+        keep_aspect=True,
+    )
+    write_card(tmp_path / "theirs.json", card)
+    embedder = TableEmbedder(tmp_path / "theirs.csv")
+    box, settings = (40, 30, 60, 50), embedder.settings
+    assert settings["aspect"] == 2 and settings["image_size"] == 64
+    crop = embedder.crop(noise / "wide.png", box)
+    assert np.array_equal(crop, load_crop(noise / "wide.png", (32, 64), box, None, 0.05, True, "linear"))
+    shown = shaped_crop(noise / "wide.png", box, None, settings, 32)
+    assert shown.shape == (32, 64, 3), "what the page shows has the shape of what the encoder saw"
+    write_card(tmp_path / "theirs.json", replace(card, width=32))
+    assert "aspect" not in TableEmbedder(tmp_path / "theirs.csv").settings
+
+
+def test_encoders_side_by_side_of_several_shapes_are_refused_if_boxes_keep_theirs():
+    cards = [SimpleNamespace(card=card_of(64, 32)), SimpleNamespace(card=card_of(32, 32))]
+    with pytest.raises(UserError, match=r"keep_aspect asks for several.*64 x 32; 32 wide"):
+        group_card(cards, [1, 1])
+    cards[1].card = card_of(128, 64)
+    assert group_card(cards, [1, 1]).width == 128
+
+
+def card_of(width, height):
+    nothing = ("area", "rgb", "nhwc", 255.0, (0.0,) * 3, (1.0,) * 3, 3, "MIT", True)
+    return EncoderCard(f"{width} wide", "net.onnx", "0" * 64, width, height, *nothing, keep_aspect=True)
 
 
 # --- augmentation

@@ -1,14 +1,18 @@
 """Tiny networks of timm and transformers, fetched and converted in an environment of their own with PyTorch.
 
-The environment takes 5.5 GB and some minutes; `HAPPYWHALE_TORCH_PYTHON` names the Python of one that exists.
+The environment takes 5.5 GB and some minutes; `HAPPYWHALE_TORCH_PYTHON` names the Python of one that exists. Where no
+package index answers, or the disk is full, the tests are skipped and say so.
 """
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from installed import ROOT, bin_of, run
@@ -17,18 +21,41 @@ from installed import ROOT, bin_of, run
 BESIDES = "opencv-python-headless pandas pyarrow pillow pyyaml tqdm click filelock imagehash threadpoolctl scikit-learn"
 
 
+GIGABYTES = 8  # what the environment takes, with what pip unpacks meanwhile
+NO_INDEX = re.compile(
+    r"\(from versions: none\)|Failed to establish a new connection|Temporary failure in name resolution|ProxyError"
+    r"|Network is unreachable|NewConnectionError|ConnectTimeout|ReadTimeout|Connection (refused|reset)"
+)
+NAME_ONE = "or let HAPPYWHALE_TORCH_PYTHON name the Python of an environment with the extra `hub`"
+
+
+def make_environment(folder):
+    """The Python of a new environment with the extra `hub`: skips where none can be had, fails if pip finds a fault."""
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < GIGABYTES:
+        pytest.skip(
+            f"PyTorch's environment needs {GIGABYTES} GB, {free:.1f} are free in {folder}: free some, {NAME_ONE}"
+        )
+    settings = ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    wanted, venv = [*settings["DEFAULT"]["hub_requirements"].split(), *BESIDES.split()], folder / "venv"
+    run(sys.executable, "-m", "venv", venv, cwd=folder)
+    pip = (bin_of(venv) / "python", "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "30")
+    try:
+        run(*pip, *wanted, cwd=folder)
+    except (AssertionError, subprocess.TimeoutExpired) as error:
+        if not (isinstance(error, subprocess.TimeoutExpired) or NO_INDEX.search(str(error))):
+            raise
+        pytest.skip(f"no package index answers, or too slowly, and PyTorch has to be installed: try again, {NAME_ONE}")
+    return bin_of(venv) / "python"
+
+
 @pytest.fixture(scope="module")
 def torch_python(tmp_path_factory):
     """The Python of an environment with the extra `hub`."""
     if given := os.environ.get("HAPPYWHALE_TORCH_PYTHON"):
         return Path(given)
-    settings = ConfigParser(delimiters=["="])
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    venv = tmp_path_factory.mktemp("torch") / "venv"
-    run(sys.executable, "-m", "venv", venv, cwd=venv.parent)
-    wanted = [*settings["DEFAULT"]["hub_requirements"].split(), *BESIDES.split()]
-    run(bin_of(venv) / "python", "-m", "pip", "install", "--quiet", *wanted, cwd=venv.parent)
-    return bin_of(venv) / "python"
+    return make_environment(tmp_path_factory.mktemp("torch"))
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +114,28 @@ def test_miewids_kind_equals_its_parts_one_after_the_other(cases):
 @pytest.mark.soak
 def test_code_in_weights_is_not_run_although_it_would(cases):
     assert cases["code would run"] and not cases["code ran"]
+
+
+# --- where the environment cannot be made
+
+NOTHING_FOUND = "ERROR: Could not find a version that satisfies the requirement torch>=2.6 (from versions: none)"
+CONFLICT = "ERROR: Cannot install timm and torch==1 because these package versions have conflicting dependencies."
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"), [(NOTHING_FOUND, pytest.skip.Exception), (CONFLICT, AssertionError)], ids=["offline", "fault"]
+)
+def test_environment_that_pip_cannot_make_is_skipped_only_without_an_index(said, outcome, tmp_path, monkeypatch):
+    def failing(*words, cwd):
+        assert "pip" not in words, said
+
+    monkeypatch.setattr(sys.modules[__name__], "run", failing)
+    with pytest.raises(outcome) as caught:
+        make_environment(tmp_path)
+    assert outcome is AssertionError or "HAPPYWHALE_TORCH_PYTHON" in str(caught.value)
+
+
+def test_environment_without_room_is_skipped_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3e9))
+    with pytest.raises(pytest.skip.Exception, match=r"needs 8 GB, 3\.0 are free"):
+        make_environment(tmp_path)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +44,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import find_checkout
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, read_card, write_card
+from happywhale_nb.networks.encoders import copy_encoder
 from happywhale_nb.retrieval import identifier
 from happywhale_nb.retrieval.adapter import read_adapter
 from happywhale_nb.retrieval.adapters import AdapterChoice, fit_adapter
@@ -289,6 +291,21 @@ def test_trained_on_of_an_adapter_of_unknown_photographs_takes_all_for_known(enc
     assert trained.has("0" * 64, "train_images/a.jpg", kept=False) and not trained.has(
         "0" * 64, "photos/a.jpg", kept=True
     )
+
+
+def test_trained_on_goes_with_a_copy_and_of_encoders_side_by_side_is_that_of_all(encoder, tmp_path, monkeypatch):
+    write_json(encoder / "trained_on.json", ["a" * 64])
+    write_card(bare := tmp_path / "fins.json", replace(read_card(encoder), file="fins.onnx"))
+    shutil.copy(encoder / "net.onnx", tmp_path / "fins.onnx")
+    write_json(tmp_path / "fins.trained_on.json", ["b" * 64, "c.jpg"])
+    (both := tmp_path / "both").mkdir()
+    for part, path in {"part1": encoder, "part2": bare.with_suffix(".onnx")}.items():
+        copy_encoder(path, both / part)
+    write_card(both, replace(read_card(encoder), file="", sha256="", parts=("part1", "part2"), weights=(1.0, 1.0)))
+    assert trained_on(both) == TrainedOn(frozenset(["a" * 64, "b" * 64]), frozenset(["c.jpg"]))
+    assert trained_on(copy_encoder(both, tmp_path / "copy")) == trained_on(both)
+    monkeypatch.chdir(encoder)
+    assert trained_on("efficientnet_lite0") == TrainedOn(), "the folder in which the command is given does not count"
 
 
 # --- licences

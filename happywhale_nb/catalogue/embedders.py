@@ -112,6 +112,8 @@ class TableEmbedder:
         self.card, self.fingerprint, self.width = self.table.card, self.table.fingerprint, self.table.width
         shown = {"image_size": max(self.card.width, self.card.height), "sources": self.card.crops}
         shown |= {"margin": self.card.margin, "keep_aspect": self.card.keep_aspect}
+        if self.card.width != self.card.height:
+            shown["aspect"] = self.card.width / self.card.height
         self.settings = shown | {"boxed": False, "embeds": False, "heat_maps": ""}
 
     @cached_property
@@ -181,7 +183,7 @@ class TableEmbedder:
             `[h, w, 3]` uint8, RGB, of the card's height and width.
         """
         size = self.card.height, self.card.width
-        return load_crop(path, size, box, frame, self.card.margin, self.card.keep_aspect)
+        return load_crop(path, size, box, frame, self.card.margin, self.card.keep_aspect, self.card.resize)
 
     def close(self) -> None:
         """Do nothing; a network ends its threads here."""

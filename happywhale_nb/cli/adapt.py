@@ -26,13 +26,17 @@ def adapt(encoder, data_folder, target, train, seed):
     Example: happywhale model adapt efficientnet_lite0 my_photos --to outputs/encoders/adapted
 
     ENCODER is whatever `model embed` takes, DATA_FOLDER has a train.csv with named photographs. The gain is measured on
-    photographs that the adapter has not seen. The folder that is written is an encoder like any other.
+    photographs that the adapter has not seen. The folder that is written is an encoder like any other; it lists by
+    content which photographs were used, so that a catalogue calibrates its probabilities on others.
     """
+    from happywhale_nb.catalogue.training_photos import trained_on
     from happywhale_nb.networks.adapting import adapt_encoder
     from happywhale_nb.networks.encoders import is_built_in
 
     place = encoder if is_built_in(encoder) else encoder.absolute()
-    choice = adapt_encoder(place, data_folder.absolute(), target.absolute(), train, seed, quiet=False)
+    seen = trained_on(place)
+    known = () if seen is None else seen.sha256 | seen.names
+    choice = adapt_encoder(place, data_folder.absolute(), target.absolute(), train, seed, quiet=False, trained=known)
     click.echo(choice.sentence)
     written = f"{os.path.relpath(target)}: {encoder.name} with its adapter" if choice.used else "nothing was written"
     click.echo(f"{written} ({choice.seconds:.0f} s to choose)")

@@ -13,7 +13,7 @@ import click
 from .adapt import adapt
 from .card import card
 from .fetch import fetch
-from .options import PATH
+from .options import PATH, choose_tensorflow
 from .presets import presets
 from ..core.artifacts import read_json, write_json
 from ..core.paths import project_root
@@ -65,12 +65,19 @@ def embed(encoder, photos, target):
 def export(model, target, format_):
     """Write a trained model's encoder for OpenVINO or ONNX Runtime, with its card, checked against Keras.
 
+    The photographs that it was trained on are listed beside the card, by content, as far as the study's data folder is
+    there: a catalogue calibrates its probabilities on others.
+
     \b
     Example: happywhale model export outputs/demo/small_resnet_arcface/fold0/model.keras --to outputs/encoder
     """
+    choose_tensorflow()
+    from happywhale_nb.catalogue.training_photos import trained_on
     from happywhale_nb.networks.export import export_encoder
 
-    worst = export_encoder(_place(model), target.absolute(), format_)
+    seen = trained_on(_place(model))
+    entries = () if seen is None else seen.sha256 | seen.names
+    worst = export_encoder(_place(model), target.absolute(), format_, trained=entries)
     click.echo(f"{os.path.relpath(target)}: embeddings as Keras makes them, smallest cosine {worst:.6f}")
 
 # %% ../../nbs/lib/cli/model.ipynb #model-08

@@ -7,17 +7,18 @@ __all__ = ['adapt_encoder']
 
 # %% ../../nbs/lib/networks/adapting.ipynb #adapting-02
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..core.artifacts import atomic
+from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import UserError
 from ..data.boxes import read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.encounters import encounter_facts, encounter_units
 from .embedder import Embedder
-from .encoder_card import CARD
+from .encoder_card import CARD, TRAINED, files_digest
 from .encoders import ADAPTER, copy_encoder, copy_into
 from ..retrieval.adapter import write_adapter
 from ..retrieval.adapters import CHOSEN_FROM, AdapterChoice, choose_adapter
@@ -59,6 +60,7 @@ def adapt_encoder(
     train: bool = False,
     seed: int = 0,
     quiet: bool = True,
+    trained: Sequence[str] = (),
 ) -> AdapterChoice:
     """Write an encoder with the adapter that pays for a data folder; write nothing if none does.
 
@@ -69,6 +71,7 @@ def adapt_encoder(
         train: also try an adapter trained with ArcFace, which takes minutes.
         seed: of the choice.
         quiet: show no progress bar.
+        trained: what the encoder itself was trained on, to be listed too: contents, as SHA-256, or names.
 
     Returns:
         the choice.
@@ -90,7 +93,14 @@ def adapt_encoder(
                 temporary.mkdir()
                 copy_into(plain, temporary)
                 write_adapter(temporary / ADAPTER, choice.adapter)
+                _note_photographs(temporary / TRAINED, trained, [dataset.train_paths()[row] for row in rows])
     return choice
+
+
+def _note_photographs(path, trained, photographs):
+    """List photographs by content, besides those that the encoder itself was trained on."""
+    before = read_json(path) if path.is_file() else []
+    write_json(path, sorted({*before, *trained, *(files_digest([photograph]) for photograph in photographs)}))
 
 
 def _trained(train):

@@ -31,6 +31,7 @@ from happywhale_nb.networks.detector import (
 from .detector_card import HEADS, DetectorCard, write_detector_card
 from .detector_heads import keep_best, read_candidates
 from .detectors import OnnxDetector, file_sha256
+from .devices import require_tensorflow
 
 # %% ../../nbs/lib/networks/detector_export.ipynb #detector_export-04
 def reduction_matrix() -> np.ndarray:
@@ -117,10 +118,11 @@ def export_detector(
         The card.
 
     Raises:
-        UserError: if ONNX's packages are not installed, the detector cannot be read, the name is none for boxes, or a
-            box of the file differs from the model's; nothing is written then.
+        UserError: if ONNX's packages are not installed, Keras computes with JAX, the detector cannot be read, the name
+            is none for boxes, or a box of the file differs from the model's; nothing is written then.
     """
     lookup(HEADS, head, "head")
+    require_tensorflow("an export")
     target, model = Path(target), read_detector(path)
     if target.suffix != ".onnx":
         raise UserError(f"{target}: a detector is exported as ONNX, name a file that ends with .onnx")
@@ -133,7 +135,8 @@ def export_detector(
             card = with_probe(made, card, made.with_name(f"{target.stem}-probe{Path(probe).suffix}"))
         write_detector_card(made, card)
         _compare(model, OnnxDetector(made))
-        for file in [made, *[made.with_name(card.probe)] * bool(card.probe), made.with_suffix(".json")]:
+        pictures = [made.with_name(card.probe)] if card.probe else []
+        for file in [made, *pictures, made.with_suffix(".json")]:
             with atomic(target.with_name(file.name)) as temporary:
                 shutil.copy(file, temporary)
     return card
@@ -166,7 +169,8 @@ def _write_onnx(model, path, head):
     try:
         network.export(path, format="onnx", verbose=False)
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
+        missing = f"{error.name} is not installed" if error.name else str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{missing}: pip install 'happywhale_nb[export]'") from None
 
 
 def _compare(model, detector):

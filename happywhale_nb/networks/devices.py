@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'Device', 'hide_gpus_from_tensorflow', 'detect_device', 'best_precision', 'process_count',
            'init_processes', 'process_index', 'is_main', 'barrier', 'assert_same', 'shutdown', 'undistributed',
-           'local_copy', 'replicas', 'prepare', 'device_line', 'compiled', 'accelerated', 'first_line']
+           'local_copy', 'replicas', 'prepare', 'device_line', 'compiled', 'accelerated', 'first_line',
+           'require_tensorflow']
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-02
 import contextlib
@@ -319,3 +320,17 @@ def first_line(devices: int = 0) -> str:
     if driver is None or not driver.cards:
         return line
     return f"{line}; {driver.cards[0]} is not used: {gpu_remedy(device.backend, driver)}"
+
+# %% ../../nbs/lib/networks/devices.ipynb #devices-32
+def require_tensorflow(what: str) -> None:
+    """Refuse what Keras does on TensorFlow only.
+
+    Args:
+        what: what is asked for, to begin a sentence with.
+
+    Raises:
+        UserError: Under another backend.
+    """
+    if (backend := keras.backend.backend()) != "tensorflow":
+        remedy = "set KERAS_BACKEND=tensorflow for this command; stored networks are the same for both"
+        raise UserError(f"{what} needs TensorFlow, and Keras computes with {backend} here: {remedy}")

@@ -15,7 +15,16 @@ from pathlib import Path
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from .card_encoder import CardEncoder, Encoder
-from .encoder_card import CARD, EncoderCard, card_path, check_digest, read_card, write_card
+from happywhale_nb.networks.encoder_card import (
+    CARD,
+    TRAINED,
+    EncoderCard,
+    card_path,
+    check_digest,
+    read_card,
+    trained_path,
+    write_card,
+)
 from .encoder_groups import AdaptedEncoder, SideBySide
 from .probe import check_probe
 from .runtimes import graph_function
@@ -195,7 +204,9 @@ def copy_encoder(path: Path | str, folder: Path | str) -> Path:
 
 
 def copy_into(path: Path | str, folder: Path) -> None:
-    """Copy the files of an encoder into a folder; whoever calls it sees to it that the folder is whole.
+    """Copy the files of an encoder into a folder, with the list of what it was fitted to, if there is one.
+
+    Whoever calls it sees to it that the folder is whole.
 
     Args:
         path: as for `open_encoder`.
@@ -204,13 +215,15 @@ def copy_into(path: Path | str, folder: Path) -> None:
     Raises:
         UserError: if a file is missing.
     """
-    card = copied_card(path)
+    card, trained = copied_card(path), trained_path(path)
     if card is not None and card.parts:
         _copy_parts(card_path(path), read_card(path), folder)
     else:
         _copy_files(encoder_files(path), folder)
     if card is not None:
         write_card(folder, card)
+    if not is_built_in(path) and trained.is_file():
+        shutil.copyfile(trained, folder / TRAINED)
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-15
 def _copy_files(files, folder):

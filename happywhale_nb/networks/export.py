@@ -7,17 +7,19 @@ __all__ = ['FORMATS', 'exportable', 'export_encoder']
 
 # %% ../../nbs/lib/networks/export.ipynb #export-02
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from ..core.artifacts import atomic
+from ..core.artifacts import atomic, write_json
 from ..core.errors import UserError
 from .card_encoder import CardEncoder
-from .encoder_card import EncoderCard, read_card
-from .encoders import copied_card, encoder_files, fold_model, is_built_in
+from .devices import require_tensorflow
+from .encoder_card import TRAINED, EncoderCard, read_card, trained_path
+from .encoders import ADAPTER, copied_card, encoder_files, fold_model, is_built_in
 from .keras_encoders import fold_card, lite_network, run_padded
 from .loading import read_model
 from .model import build_encoder, embedding_averages
@@ -41,9 +43,12 @@ def exportable(path: Path | str) -> tuple[keras.Model, EncoderCard]:
         Model from pixels `[n, h, w, 3]` in 0 … 255 to embeddings, and the card of what it computes.
 
     Raises:
-        UserError: if it cannot be read, or is no network of Keras.
+        UserError: if it cannot be read, is no network of Keras, or has an adapter.
     """
-    file = encoder_files(path)[0]
+    file, *others = encoder_files(path)
+    if ADAPTER in {other.name for other in others}:
+        advice = "export the encoder without it, and adapt the exported one by `happywhale model adapt`"
+        raise UserError(f"{path} has an adapter, which is no part of an exported graph: {advice}")
     if file.suffix == ".pth":
         card = copied_card(path) if is_built_in(path) else read_card(path)
         return lite_network(file, card), card
@@ -63,7 +68,8 @@ def _write(source, target, file_format):
             return
         import openvino
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
+        missing = f"{error.name} is not installed" if error.name else str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{missing}: pip install 'happywhale_nb[export]'") from None
     target.mkdir()
     source.export(target / "saved", format="tf_saved_model", verbose=False)
     openvino.save_model(openvino.convert_model(target / "saved"), target / "encoder.xml", compress_to_fp16=False)
@@ -82,6 +88,7 @@ def export_encoder(
     file_format: str = "openvino",
     photos: np.ndarray | None = None,
     min_cosine: float = 0.9999,
+    trained: Sequence[str] = (),
 ) -> float:
     """Write an encoder and its card for another runtime, and check it.
 
@@ -91,19 +98,21 @@ def export_encoder(
         file_format: one of `FORMATS`.
         photos: `[n, h, w, 3]` crops for the check; None: noise.
         min_cosine: smallest allowed cosine between an embedding from Keras and one from the file.
+        trained: what the encoder was trained on, to be listed beside its card: contents, as SHA-256, or names.
 
     Returns:
         The smallest cosine of the check.
 
     Raises:
-        UserError: if the runtime is not installed, the encoder cannot be read, `target` has another ending, or a cosine
-            is below `min_cosine`; nothing is written then.
+        UserError: if the runtime is not installed, Keras computes with JAX, the encoder cannot be read, `target` has
+            another ending, or a cosine is below `min_cosine`; nothing is written then.
     """
     target = Path(target)
     if file_format not in FORMATS:
         raise UserError(f"format {file_format!r}: one of {', '.join(FORMATS)}")
     if (target.suffix == ".onnx") != (file_format == "onnx"):
         raise UserError(f"{target}: the format onnx is a file that ends with .onnx, the format openvino a folder")
+    require_tensorflow("an export")
     source, card = exportable(path)
     if photos is None:
         photos = np.random.default_rng(0).integers(0, 256, (8, *source.input_shape[1:])).astype(np.uint8)
@@ -119,9 +128,19 @@ def export_encoder(
         made = _exported_card(source, card, graph)
         if temporary.is_dir():
             write_new_card(graph, made)
+            _list_trained(temporary / TRAINED, trained)
     if target.suffix == ".onnx":
+        _list_trained(trained_path(target.with_suffix(".json")), trained)
         write_new_card(target, made)
     return worst
+
+
+def _list_trained(path, trained):
+    """Write a list of photographs, or take away that of the file that was there before."""
+    if trained:
+        write_json(path, sorted(trained))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _exported_card(source, card, graph):

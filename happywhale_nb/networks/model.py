@@ -278,7 +278,11 @@ def embed(
 
     Returns:
         `[n, d]` float32 with rows of length 1.
+
+    Raises:
+        UserError: for crops of another size than the network's.
     """
+    _check_size(model, crops)
     network = _encoder(model, mirror, zoom)
     vectors, starts = [np.empty((0, network.output.shape[-1]), np.float32)], range(0, len(crops), batch_size)
     with closing(read_ahead(lambda start: crops[start : start + batch_size], starts)) as parts:
@@ -289,6 +293,13 @@ def embed(
     return np.concatenate(vectors)
 
 # %% ../../nbs/lib/networks/model.ipynb #model-24
+def _check_size(model, crops):
+    """Raise `UserError` for crops of another size than the network's: TensorFlow does so in the first call only."""
+    (high, wide), (rows, columns) = crops.shape[1:3], model.input_shape[1:3]
+    if len(crops) and not (rows in (None, high) and columns in (None, wide)):
+        raise UserError(f"crops of {wide} x {high} pixels, but {model.name} takes {columns} x {rows}")
+
+
 _ENCODERS = weakref.WeakKeyDictionary()
 
 

@@ -356,7 +356,7 @@ def _rows(training):
 # %% ../../nbs/03_train.ipynb #03-train-58
 def _embed_empty(training, model):
     """Embeddings of pictures without an animal; the part of a key is the picture's kind."""
-    kinds, crops = empty_crops(training.dataset, training.config.image_size, training.config.keep_aspect)
+    kinds, crops = empty_crops(training.dataset, training.config.shape, training.config.keep_aspect)
     vectors = embed(model, crops, **embedding_averages(training.config), quiet=True)
     return image_embeddings(kinds, [str(i) for i in range(len(kinds))], vectors)
 
