@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH, choose_tensorflow
+from .options import COMMERCIAL, PATH, choose_tensorflow, three_numbers
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import project_root, study_dir
@@ -148,13 +148,6 @@ def _words(text):
     return [word.strip() for word in text.split(",") if word.strip()] if text else None
 
 
-def _numbers(text):
-    try:
-        return [float(word) for word in _words(text)] if text else None
-    except ValueError:
-        raise UserError(f"{text!r} is not three numbers: write them as .485,.456,.406") from None
-
-
 def read_size(text: str | None) -> tuple[int, int] | None:
     """Read the size of an input.
 
@@ -178,7 +171,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 @detector.command()
 @click.argument("path", type=PATH)
 @click.option("--licence", required=True, help="As it is published, such as MIT or AGPL-3.0.")
-@click.option("--commercial/--non-commercial", required=True, help="Whether it allows commercial use.")
+@click.option(*COMMERCIAL, required=True, help="Whether it allows commercial use.")
 @click.option("--probe", type=PATH, help="A photograph with an animal: by it a wrong card is noticed.")
 @click.option("--expect", multiple=True, help="A box on the probe, 'x0 y0 x1 y1 CLASS' in pixels; repeatable.")
 @click.option("--head", help="yolov5, yolov8 (also v9, v11, v12), rtdetr, yolov10 [the one that fits].")
@@ -208,7 +201,8 @@ def card(path, probe, expect, size, classes, wanted, mean, std, change, **given)
     """
     from happywhale_nb.networks.detector_draft import draft_detector_card, parse_expected, probe_card, store_card
 
-    given |= {"classes": _words(classes), "wanted": _words(wanted), "mean": _numbers(mean), "std": _numbers(std)}
+    given |= {"classes": _words(classes), "wanted": _words(wanted)}
+    given |= {"mean": three_numbers("mean", mean), "std": three_numbers("std", std)}
     made = draft_detector_card(path, given | {"size": read_size(size)})
     if expect and probe is None:
         raise UserError("--expect says what is on a probe: name the picture, --probe")
