@@ -6,9 +6,11 @@ from known animals is the AUROC of new. "others" trains on half of the individua
 Intervals are 95 % bootstraps over individuals, of all folds together. Configurations were chosen on folds 0 and 1; the
 mean of the other folds alone is given as well.
 
-    python bench/recognition.py [--quick] [--set NAME ...] [--model NAME ...] [--fold K ...] [--work FOLDER]
+    python bench/recognition.py [--quick] [--set NAME ...] [--model NAME ...] [--fold K ...] [--others] [--work FOLDER]
+    python bench/recognition.py --ablation [--work FOLDER]
 
-It goes on where it was stopped; seconds are of a machine that does nothing else.
+"--ablation" changes one thing of the fine-tuned preset at a time, on folds 0 and 1 of happywhale_photos. It goes on
+where it was stopped. Core-seconds are the time that cores worked: half of it passes where two of them are free.
 """
 
 import argparse
@@ -56,14 +58,14 @@ def data_folder(root, rows, photos):
     return root
 
 
-def happywhale_photos(root):
+def happywhale_photos(root, photos="crops224"):
     source = SHARED / "happywhale_photos"
     rows = pd.read_csv(source / "train.csv", dtype=str).assign(fold=0)
     for k, (_, queries) in enumerate(
         StratifiedKFold(3, shuffle=True, random_state=0).split(rows, rows["individual_id"])
     ):
         rows.loc[queries, "fold"] = k
-    return data_folder(root, rows, source / "crops224")
+    return data_folder(root, rows, source / photos)
 
 
 def of_folds(name, apart, species):
@@ -129,14 +131,17 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
 
 
 def run_fold(dataset, folds, fold, name, model, study):
-    """The folder of a model on a fold, trained or embedded now unless it is there, and the seconds that took."""
-    began = time.perf_counter()
+    """The folder of a model on a fold, trained or embedded now unless it is there, and the core-seconds that took."""
+    place, kept, began = study / name / f"fold{fold}", study / f"{name}-{fold}.json", time.process_time()
+    done = kept.is_file() and (place / "config.json").is_file()
     if "encoder" in model:
         encode_stage(dataset, folds, fold, name, model["encoder"], study, adapter=model["adapter"])
     else:
         config = configure(model["preset"], overrides=model.get("overrides", ""))
         train_stage(dataset, folds, fold, name, config, study)
-    return study / name / f"fold{fold}", time.perf_counter() - began
+    if not done:
+        write_json(kept, {"core_seconds": time.process_time() - began})
+    return place, read_json(kept)["core_seconds"]
 
 
 def measure_fold(dataset, folds, fold, place):
@@ -165,7 +170,7 @@ def measure_others(dataset, name, model, study):
     for fold in (0, 1):
         place, seconds = run_fold(dataset, folds, fold, name, model, study)
         rows.append(
-            {"fold": fold, "map5": read_json(place / "config.json")["result"]["map5_within"], "seconds": seconds}
+            {"fold": fold, "map5": read_json(place / "config.json")["result"]["map5_within"], "core_seconds": seconds}
         )
     return rows
 
@@ -198,15 +203,62 @@ def measure(name, model_name, model, dataset, work, chosen, others):
             continue
         place, seconds = run_fold(dataset, folds, fold, slug, model, study)
         score = measure_fold(dataset, folds, fold, place)
-        trained = read_json(place / "config.json")["result"].get("train_seconds", seconds)
-        row = {"fold": int(fold), "map5": float(np.mean(score["precision"])), "seconds": round(float(trained), 1)}
+        row = {"fold": int(fold), "map5": float(np.mean(score["precision"])), "core_seconds": round(seconds, 1)}
         rows.append(row | ({"auroc_new": float(score["auroc_new"])} if "auroc_new" in score else {}))
         scores.append(score)
-        print(f"| {name} | {model_name} | fold {fold} | {row['map5']:.3f} | {trained:.0f} s |", flush=True)
+        print(f"| {name} | {model_name} | fold {fold} | {row['map5']:.3f} | {seconds:.0f} s |", flush=True)
     result = {"set": name, "model": model_name, **model, "folds": rows, **summary(rows, scores)}
     if others:
         result["others"] = measure_others(dataset, slug, model, work / f"{name}-others")
     return result
+
+
+# What each choice brings
+
+
+ABLATION = {  # what is changed: the overrides, or the photographs
+    "the preset": "",
+    "crops of 224 pixels": "image_size=224",
+    "mean instead of GeM": "pool=gap",
+    "an embedding for each of 16 parts": "pool=parts embedding=1024",
+    "BatchNorm learns": "freeze_bn=false",
+    "the first layers learn": "frozen_stride=0",
+    "the head as slow as the backbone": "head_lr_multiplier=1",
+    "random weights": "weights= freeze_bn=false frozen_stride=0",
+    "whole photographs": "",
+}
+ABLATION_HEAD = "| changed | MAP@5 of folds 0 and 1 | difference | core-seconds a fold |\n|---|--:|--:|--:|"
+
+
+def ablation(work):
+    """Rows of the ablation: fold by fold on `happywhale_photos`, the whole photographs beside the crops."""
+    rows = []
+    for changed, overrides in ABLATION.items():
+        photos = "images" if changed == "whole photographs" else "crops224"
+        root = work / f"happywhale_photos-{photos}"
+        if not (root / "all_folds.csv").is_file():
+            shutil.rmtree(root, ignore_errors=True)
+            happywhale_photos(root, photos)
+        model = {"preset": "efficientnet_lite0_arcface", "overrides": overrides}
+        study = work / f"ablation-{photos}"
+        slug, dataset = changed.replace(" ", "_"), read_dataset(root)
+        folds, scores, seconds = study_folds(dataset, study), [], []
+        for fold in CHOICE_FOLDS:
+            place, spent = run_fold(dataset, folds, fold, slug, model, study)
+            scores.append(float(np.mean(measure_fold(dataset, folds, fold, place)["precision"])))
+            seconds.append(round(spent, 1))
+        row = {"changed": changed, "overrides": overrides, "photographs": photos, "map5": scores}
+        rows.append(
+            row | {"gain": float(np.mean(scores) - np.mean((rows or [row])[0]["map5"])), "core_seconds": seconds}
+        )
+        print(ablation_line(rows[-1]), flush=True)
+    return rows
+
+
+def ablation_line(row):
+    """A row of the ablation's table."""
+    scores = f"{np.mean(row['map5']):.3f} ({row['map5'][0]:.3f}, {row['map5'][1]:.3f})"
+    return f"| {row['changed']} | {scores} | {row['gain']:+.3f} | {np.median(row['core_seconds']):.0f} |"
 
 
 def line(result):
@@ -217,7 +269,7 @@ def line(result):
     if "others" in result:
         others = f"{np.mean([row['map5'] for row in result['others']]):.3f}"
     held = f"{result['other_folds']:.3f}" if "other_folds" in result else "–"
-    seconds = np.median([row["seconds"] for row in result["folds"]])
+    seconds = np.median([row["core_seconds"] for row in result["folds"]])
     return f"| {result['set']} | {result['model']} | {spread} | {held} | {new} | {others} | {seconds:.0f} |"
 
 
@@ -228,22 +280,29 @@ def main():
     parser.add_argument("--model", action="append", help="only these models of the sets")
     parser.add_argument("--fold", type=int, action="append", help="only these folds")
     parser.add_argument("--others", action="store_true", help="also among individuals that were not trained on")
+    parser.add_argument("--ablation", action="store_true", help="what each choice of the fine-tuned preset brings")
     parser.add_argument("--overrides", default="", help="of the presets, for a try; nothing is written")
     parser.add_argument("--work", type=Path, help="a folder in which data folders and studies are kept")
     parser.add_argument("--to", type=Path, default=HERE / "docs" / "results" / "recognition.json")
     given = parser.parse_args()
     work = (given.work or Path(tempfile.mkdtemp())).absolute()
     file = {} if not given.to.is_file() else read_json(given.to)
+    if given.ablation:
+        rows = ablation(work)
+        print(f"\n{ABLATION_HEAD}\n" + "\n".join(map(ablation_line, rows)))
+        write_json(given.to, {"name": "recognition", "results": [], **file, "ablation": rows})
+        return
     kept = file.get("results", [])
     facts = {"versions": versions("numpy", "keras", "tensorflow")}
-    head = "| set | model | MAP@5 of known | other folds | AUROC of new | others | seconds a fold |"
+    head = "| set | model | MAP@5 of known | other folds | AUROC of new | others | core-seconds a fold |"
     shown = []
     for name in given.set or (["demo"] if given.quick or not SHARED.is_dir() else SETS):
         make, models = SETS[name]
         if given.quick:
             make = lambda root: draw_demo(root, individuals=8, train_photos=40, test_photos=8, progress=False)  # noqa: E731
         root = work / name
-        if not (root / "train.csv").is_file():
+        if not (root / "folds.csv").is_file():  # drawn last
+            shutil.rmtree(root, ignore_errors=True)
             make(root)
         dataset = read_dataset(root)
         for model_name, model in models.items():
@@ -257,7 +316,7 @@ def main():
             shown.append(line(result))
             if not (given.quick or given.overrides or given.fold):
                 kept = [each for each in kept if (each["set"], each["model"]) != (name, model_name)] + [result]
-                write_json(given.to, {"name": "recognition", **facts, "results": kept})
+                write_json(given.to, file | {"name": "recognition", **facts, "results": kept})
     print(f"\n{head}\n|---|---|--:|--:|--:|--:|--:|\n" + "\n".join(shown))
 
 
