@@ -513,7 +513,7 @@ def freeze_early(model: keras.Model, stride: int) -> None:
         model: of `model.build_network`, changed in place.
         stride: layers whose maps have this stride at most stay; 0: none.
     """
-    high = model.inputs[0].shape[1]
+    high = next(tensor.shape[1] for tensor in model.inputs if len(tensor.shape) == 4)  # not the chosen classes
     for layer in backbone_layers(model):
         shape = getattr(layer.output, "shape", ())
         if len(shape) == 4 and high <= stride * shape[1]:
