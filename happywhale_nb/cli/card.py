@@ -66,7 +66,7 @@ def card(encoder, whole, probe_from, **values):
 
     \b
     Example: happywhale model card miewid.onnx --width 440 --height 440 --resize linear --colours rgb --scale 255
-      --mean "0.485 0.456 0.406" --std "0.229 0.224 0.225" --licence "CC BY-NC 4.0" --no-commercial
+      --mean "0.485 0.456 0.406" --std "0.229 0.224 0.225" --licence "as published" --no-commercial
 
     Without options, the card of any encoder is checked and shown. The probe picture lies beside the file afterwards:
     embed it with the program that the encoder comes from, and give the result (--probe-from), then a wrong card is

@@ -204,7 +204,7 @@ PURPOSES = {
     "efficientnet_b7_arcface": "the paper's network, larger",
     "swin_l_arcface": "the paper's transformer, from random weights",
     "efficientnet_lite0_arcface": "animals from either side, fine-tuned from ImageNet's weights",
-    "efficientnet_lite1_arcface": "the same, a deeper network on larger crops",
+    "efficientnet_lite1_arcface": "the same, a deeper network",
     "efficientnet_lite2_arcface": "the same, deeper and wider",
     "efficientnet_lite0_flukes": "flukes, twice as wide as high, fine-tuned",
     "efficientnet_lite0_aligned": "crops all turned alike, an embedding for each part, fine-tuned",
