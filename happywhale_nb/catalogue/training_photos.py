@@ -141,7 +141,9 @@ def _training_folder(study):
 
 def _from_elsewhere(place, folder):
     """Of an encoder without a list what its parts know; an adapter was fitted to photos like these."""
-    card = folder / "encoder.json"
+    from happywhale_nb.networks.encoder_card import CARD
+
+    card = folder / CARD
     parts = read_json(card).get("parts", ()) if place.is_dir() and card.is_file() else ()
     known = [each for part in parts if (each := trained_on(folder / part)) is not None]
     every = (folder / "adapter.npz").is_file() or any(each.every for each in known)
