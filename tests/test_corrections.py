@@ -408,7 +408,7 @@ def test_commands_withdraw_move_regroup_and_undo_as_the_page_does(mine, colours,
         (["regroup", "1", "--by", "day"], "is confirmed: undo that first"),
         (["delete", "--photo", "1", "--yes"], "withdraw it first"),
         (["log", "--animal", "Nessie"], "there is no animal Nessie"),
-        (["undo", "999"], "there is no decision of the number 999"),
+        (["undo", "999"], "there is no decision number 999"),
     ],
 )
 def test_command_with_a_mistake_says_what_to_do_and_changes_nothing(mine, words, told):

@@ -241,7 +241,7 @@ def test_undo_of_an_undo_an_edit_or_nothing_is_refused(filled):
     for number, kind, told in ((back.id, UserError, "cannot be undone"), (other.id, UserError, "cannot be undone")):
         with pytest.raises(kind, match=told), filled.writing() as session:
             undo(session, "Ann", number)
-    with pytest.raises(NotFound, match="no decision of the number 99"), filled.writing() as session:
+    with pytest.raises(NotFound, match="no decision number 99"), filled.writing() as session:
         undo(session, "Ann", 99)
 
 
@@ -273,7 +273,7 @@ def test_refused_decisions_change_nothing(filled):
     acts = [
         (lambda s: decide(s, "Ann", 7, "confirm", 1), "whom"),
         (lambda s: decide(s, "Ann", 7, "reject", 1), "whom"),
-        (lambda s: decide(s, "Ann", 7, "confirm", 1, 99), "no individual of the number"),
+        (lambda s: decide(s, "Ann", 7, "confirm", 1, 99), "no individual number"),
         (lambda s: decide(s, "Ann", 7, "confirm", 1, 3), "no longer in the catalogue"),
         (lambda s: decide(s, "Ann", 99, "unsure", 1), "no encounter"),
         (lambda s: decide(s, "Ann", 7, "maybe", 1), "one of confirm"),

@@ -342,7 +342,7 @@ def test_side_by_side_is_the_weighted_mean_of_cosines(network, tmp_path):
 
 def test_card_command_writes_a_card_that_the_original_has_confirmed(own):
     card, words = own.with_suffix(".json"), ["model", "card", str(own)]
-    assert "the embedding comes out" in CliRunner().invoke(main, words).stdout
+    assert "embedded as the card says" in CliRunner().invoke(main, words).stdout
     np.savetxt(own.with_name("original.txt"), read_card(own).probe_embedding)
     card.unlink()
     bare = CliRunner().invoke(main, [*words, "--mean", "0.5"])

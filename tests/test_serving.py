@@ -1046,7 +1046,7 @@ def test_serve_demo_as_a_process_decides_and_ends_on_ctrl_c_with_nothing_lost(ow
         body = {"kind": "confirm", "version": 1, "individual_id": first["individual"]["id"], "answer_id": answer["id"]}
         assert page.post(f"/api/encounters/{met['id']}/decisions", json=body).status_code == 200
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        assert process.wait(30) == 0
     opened = Catalogue(own)
     with opened.reading() as session:
         assert session.get(Encounter, met["id"]).individual_id == first["individual"]["id"]

@@ -57,7 +57,7 @@ def get_or_404(session: Session, table: type[Base], number: int, what: str) -> B
     """
     row = session.get(table, number)
     if row is None:
-        raise NotFound(f"there is no {what} of the number {number}")
+        raise NotFound(f"there is no {what} number {number}")
     if isinstance(row, Photo) and not row.path:
         raise NotFound(f"photograph {row.name} was deleted")
     return row

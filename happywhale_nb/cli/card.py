@@ -36,7 +36,7 @@ def card_lines(encoder: object) -> list[str]:
         f"{pixels}; scale {card.scale:g}, mean {mean}, std {std}",
         f"{crops}, mirror {card.mirror or 'none'}; for {'animals in boxes' if card.boxed else 'whole photographs'}",
         f"licence: {card.licence or 'none stated'}{use}; source: {card.source or 'none stated'}",
-        f"probe: {'the embedding comes out' if card.probe else 'none'}",
+        f"probe: {'embedded as the card says' if card.probe else 'none'}",
     ]
 
 # %% ../../nbs/lib/cli/card.ipynb #card-07

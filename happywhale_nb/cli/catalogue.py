@@ -58,7 +58,7 @@ def open_chosen_catalogue(folder: Path | None) -> "Catalogue":
 def _calibration_line(calibration, unit, number):
     values = dict(zip(("MAP@5", "calibration error"), (calibration.map5, calibration.ece), strict=True))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value == value)
-    head = f"calibrated on {number} {unit} ({calibration.new} of animals met once)"
+    head = f"calibrated on {number} {unit} ({calibration.new} of animals met once, asked as new ones)"
     return f"{head}: {shown}; {calibration.measured.sentence}" if shown else f"{head}: {calibration.measured.sentence}"
 
 

@@ -79,6 +79,7 @@ def serve_page(
             webbrowser.open(address)
 
     serving.serve(store, host, port, _server_options(host, names, tokens, rate), embedder, ready)
+    click.echo("\nstopped")
 
 # %% ../../nbs/lib/cli/server.ipynb #server-05
 @click.command()

@@ -22,6 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..core.errors import UserError
 from .left_out import LeftOut
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-05
@@ -397,19 +398,34 @@ def left_out_files(reasons: Iterable[tuple[str, str, str]]) -> list[LeftOut]:
     return records
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-31
-def photos_in(folder: Path | str, thorough: bool = False) -> tuple[list[Path], list[LeftOut]]:
-    """List the photographs of one folder, not of those below it.
+def photos_in(folder: Path | str, thorough: bool = False, below: bool = False) -> tuple[list[Path], list[LeftOut]]:
+    """List the photographs of a folder.
 
     Args:
         folder: the folder; one that does not exist has none.
         thorough: as for `unread_reason`.
+        below: whether those of the folders in it count as well, at any depth.
 
     Returns:
-        The photographs, sorted by name, and what is left out; hidden files are passed over.
+        The photographs, sorted by path, and what is left out; hidden files and folders are passed over.
+
+    Raises:
+        UserError: if a folder may not be looked into.
     """
     folder = Path(folder)
-    entries = sorted(p for p in folder.iterdir() if not is_hidden(p.name)) if folder.is_dir() else []
+    entries = sorted(_entries(folder, below)) if folder.is_dir() else []
     reasons = {path: unread_reason(path, thorough) for path in entries if path.is_file()}
     reasons |= {path: BROKEN for path in entries if path.is_symlink() and not path.exists()}
-    unread = [(reason, path.name, "") for path, reason in reasons.items() if reason]
+    unread = [(reason, path.relative_to(folder).as_posix(), "") for path, reason in reasons.items() if reason]
     return [path for path, reason in reasons.items() if not reason], left_out_files(unread)
+
+
+def _entries(folder, below):
+    """Paths in a folder, or below it, whose names are not hidden."""
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if below and not is_hidden(name)]
+        yield from (Path(parent, name) for name in names if not is_hidden(name))
+
+
+def _refuse(error):
+    raise UserError(f"{error.filename} cannot be looked into: {error.strerror}") from None

@@ -64,11 +64,11 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[str], list[Path], p
 
     Args:
         folder: in Happywhale's layout (the photos of `train.csv` and the test photos), or any folder with photos
-            (`data.formats`), which are taken by name; a line on standard error names each kind that is left out.
+            (`data.formats`) in it or below; a line on standard error names each kind that is left out.
 
     Returns:
-        `(parts, images, paths, boxes)`: "train" or "test" ("" outside Happywhale's layout), file names and paths, one
-        of each for a photo, and a table of `boxes.read_boxes`.
+        `(parts, images, paths, boxes)`: "train" or "test" ("" outside Happywhale's layout), file names (below the
+        folder) and paths, one of each for a photo, and a table of `boxes.read_boxes`.
 
     Raises:
         UserError: if the folder is missing or has no photos.
@@ -81,12 +81,12 @@ def find_photos(folder: Path | str) -> tuple[list[str], list[str], list[Path], p
         return parts, images, dataset.train_paths() + dataset.test_paths(), read_boxes(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    paths, left_out = photos_in(folder)
+    paths, left_out = photos_in(folder, below=True)
     for line in left_out_lines(left_out):
         print(line, file=sys.stderr)
     if not paths:
         raise UserError(f"{folder} has no photographs that can be read, and no train.csv")
-    return [""] * len(paths), [path.name for path in paths], paths, read_boxes(folder)
+    return [""] * len(paths), [path.relative_to(folder).as_posix() for path in paths], paths, read_boxes(folder)
 
 # %% ../../nbs/lib/networks/loading.ipynb #loading-11
 PERSON, DETECTOR = "person", "detector"  # sources of boxes that no data folder has

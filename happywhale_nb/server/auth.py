@@ -102,7 +102,7 @@ def revoke(session: Session, number: int) -> None:
     """
     row = session.get(Token, number)
     if row is None or row.revoked_at:
-        raise NotFound(f"there is no token of the number {number}")
+        raise NotFound(f"there is no token number {number}")
     row.revoked_at = now()
 
 # %% ../../nbs/lib/server/auth.ipynb #auth-15

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
@@ -104,8 +105,11 @@ def serve(
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, **UVICORN_OPTIONS))
     if ready is not None:
         threading.Thread(target=_when_started, args=(server, ready), daemon=True).start()
-    server.run()
-    catalogue.close()
+    try:
+        with suppress(KeyboardInterrupt):  # which is how it is stopped
+            server.run()
+    finally:
+        catalogue.close()
 
 # %% ../../nbs/lib/server/run.ipynb #run-07
 def _when_started(server, ready):
