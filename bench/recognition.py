@@ -131,16 +131,16 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
 
 
 def run_fold(dataset, folds, fold, name, model, study):
-    """The folder of a model on a fold, trained or embedded now unless it is there, and the core-seconds that took."""
+    """The folder of a model on a fold, trained or embedded now unless it is there, and its core-seconds, if known."""
     place, kept, began = study / name / f"fold{fold}", study / f"{name}-{fold}.json", time.process_time()
-    done = kept.is_file() and (place / "config.json").is_file()
+    done, resumed = kept.is_file() and (place / "config.json").is_file(), place.is_dir()
     if "encoder" in model:
         encode_stage(dataset, folds, fold, name, model["encoder"], study, adapter=model["adapter"])
     else:
         config = configure(model["preset"], overrides=model.get("overrides", ""))
         train_stage(dataset, folds, fold, name, config, study)
-    if not done:
-        write_json(kept, {"core_seconds": time.process_time() - began})
+    if not done:  # of a training that was stopped meanwhile, only the rest was timed
+        write_json(kept, {"core_seconds": None if resumed else round(time.process_time() - began, 1)})
     return place, read_json(kept)["core_seconds"]
 
 
@@ -203,10 +203,10 @@ def measure(name, model_name, model, dataset, work, chosen, others):
             continue
         place, seconds = run_fold(dataset, folds, fold, slug, model, study)
         score = measure_fold(dataset, folds, fold, place)
-        row = {"fold": int(fold), "map5": float(np.mean(score["precision"])), "core_seconds": round(seconds, 1)}
+        row = {"fold": int(fold), "map5": float(np.mean(score["precision"])), "core_seconds": seconds}
         rows.append(row | ({"auroc_new": float(score["auroc_new"])} if "auroc_new" in score else {}))
         scores.append(score)
-        print(f"| {name} | {model_name} | fold {fold} | {row['map5']:.3f} | {seconds:.0f} s |", flush=True)
+        print(f"| {name} | {model_name} | fold {fold} | {row['map5']:.3f} | {shown_seconds([row])} s |", flush=True)
     result = {"set": name, "model": model_name, **model, "folds": rows, **summary(rows, scores)}
     if others:
         result["others"] = measure_others(dataset, slug, model, work / f"{name}-others")
@@ -246,7 +246,7 @@ def ablation(work):
         for fold in CHOICE_FOLDS:
             place, spent = run_fold(dataset, folds, fold, slug, model, study)
             scores.append(float(np.mean(measure_fold(dataset, folds, fold, place)["precision"])))
-            seconds.append(round(spent, 1))
+            seconds.append(spent)
         row = {"changed": changed, "overrides": overrides, "photographs": photos, "map5": scores}
         rows.append(
             row | {"gain": float(np.mean(scores) - np.mean((rows or [row])[0]["map5"])), "core_seconds": seconds}
@@ -258,7 +258,14 @@ def ablation(work):
 def ablation_line(row):
     """A row of the ablation's table."""
     scores = f"{np.mean(row['map5']):.3f} ({row['map5'][0]:.3f}, {row['map5'][1]:.3f})"
-    return f"| {row['changed']} | {scores} | {row['gain']:+.3f} | {np.median(row['core_seconds']):.0f} |"
+    seconds = shown_seconds([{"core_seconds": each} for each in row["core_seconds"]])
+    return f"| {row['changed']} | {scores} | {row['gain']:+.3f} | {seconds} |"
+
+
+def shown_seconds(rows):
+    """The median of the core-seconds that are known."""
+    known = [row["core_seconds"] for row in rows if row["core_seconds"] is not None]
+    return f"{np.median(known):.0f}" if known else "–"
 
 
 def line(result):
@@ -269,8 +276,8 @@ def line(result):
     if "others" in result:
         others = f"{np.mean([row['map5'] for row in result['others']]):.3f}"
     held = f"{result['other_folds']:.3f}" if "other_folds" in result else "–"
-    seconds = np.median([row["core_seconds"] for row in result["folds"]])
-    return f"| {result['set']} | {result['model']} | {spread} | {held} | {new} | {others} | {seconds:.0f} |"
+    seconds = shown_seconds(result["folds"])
+    return f"| {result['set']} | {result['model']} | {spread} | {held} | {new} | {others} | {seconds} |"
 
 
 def main():

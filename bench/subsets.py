@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from recognition import HERE, SHARED, UNTRAINED, data_folder, measure_fold, run_fold
+from recognition import HERE, SHARED, UNTRAINED, data_folder, measure_fold, run_fold, shown_seconds
 from sklearn.model_selection import StratifiedKFold
 
 from happywhale_nb.core.artifacts import versions, write_json
@@ -127,7 +127,7 @@ def measure(set_name, subset, rows, photos, tuned, work):
         for name, model in models.items():
             folder, took = run_fold(dataset, folds, fold, name.replace("-", "_"), model, place / "study")
             scores[name].append(measure_fold(dataset, folds, fold, folder))
-            if name == TUNED:
+            if name == TUNED and took is not None:
                 seconds.append(took)
         known.append(int((table["fold"] != fold).sum()))
     before, after = (np.concatenate([each["precision"] for each in scores[name]]) for name in (ADAPTER, TUNED))
@@ -136,7 +136,7 @@ def measure(set_name, subset, rows, photos, tuned, work):
         **{"set": set_name, "individuals": subset.individuals, "most": subset.most, "photographs": len(table)},
         **{"known": round(float(np.mean(known))), "queries": len(who), "folds": len(known), **tuned},
         **{"map5": {ADAPTER: float(before.mean()), TUNED: float(after.mean())}, **mean_gain(after - before, who)},
-        "core_seconds": round(float(np.median(seconds)), 1),
+        "core_seconds": round(float(np.median(seconds)), 1) if seconds else None,
     }
 
 
@@ -154,7 +154,7 @@ def line(row):
     gain = f"{row['gain']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
     scores = " | ".join(f"{row['map5'][name]:.3f}" for name in (ADAPTER, TUNED))
     counts = f"{row['individuals']} | {each} | {row['known']} | {row['queries']}"
-    return f"| {row['set']} | {counts} | {scores} | {gain} | {row['core_seconds']:.0f} |"
+    return f"| {row['set']} | {counts} | {scores} | {gain} | {shown_seconds([row])} |"
 
 
 def main():

@@ -54,7 +54,19 @@ def _column(values, number_format, digits):
 def _cell(value, number_format):
     if isinstance(value, str):  # also what is HTML already
         return value
+    if isinstance(value, int):  # among fractions
+        return f"{value:,}"
     return "–" if value is None or pd.isna(value) else number_format.format(value)
+
+
+def _mark(values):
+    """Of the cells of a column: words stand to the left, numbers (also numbers as HTML) to the right."""
+    words = [type(value) is str for value in values if value is not None and value == value]
+    return Markup(' class="words"') if words and all(words) else Markup("")
+
+
+def _row(tag, marks, cells):
+    return Markup("").join(Markup("<{0}{1}>{2}</{0}>").format(tag, *pair) for pair in zip(marks, cells, strict=True))
 
 # %% ../../nbs/lib/evaluation/html.ipynb #page-05
 def table_block(frame: pd.DataFrame, percent: Sequence[str] = (), digits: int = 3, index: bool = True) -> Markup:
@@ -76,9 +88,9 @@ def table_block(frame: pd.DataFrame, percent: Sequence[str] = (), digits: int = 
     if missing := set(percent).difference(shown.columns):
         raise ValueError(f"percent names no column of the table: {missing}")
     columns = [_column(shown[name], "{:.1%}" if name in percent else None, digits) for name in shown.columns]
-    names = [str(name).replace("_", " ") for name in shown.columns]
-    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in names)
-    rows = (Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row) for row in zip(*columns, strict=True))
+    marks = [_mark(shown[name]) for name in shown.columns]
+    head = _row("th", marks, [str(name).replace("_", " ") for name in shown.columns])
+    rows = (_row("td", marks, row) for row in zip(*columns, strict=True))
     body = Markup("").join(Markup("<tr>{}</tr>").format(row) for row in rows)
     return Markup('<div class="scroll"><table><tr>{}</tr>{}</table></div>').format(head, body)
 

@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from ..core.artifacts import atomic
-from ..core.errors import UserError, lookup
+from ..core.errors import UserError, lookup, not_installed
 from ..data.boxes import BOX
 from happywhale_nb.networks.detector import (
     SIDE,
@@ -169,8 +169,7 @@ def _write_onnx(model, path, head):
     try:
         network.export(path, format="onnx", verbose=False)
     except ImportError as error:
-        missing = f"{error.name} is not installed" if error.name else str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"{missing}: pip install 'happywhale_nb[export]'") from None
+        raise not_installed(error, "export") from None
 
 
 def _compare(model, detector):

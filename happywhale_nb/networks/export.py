@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from ..core.artifacts import atomic, write_json
-from ..core.errors import UserError
+from ..core.errors import UserError, not_installed
 from .card_encoder import CardEncoder
 from .devices import require_tensorflow
 from .encoder_card import TRAINED, EncoderCard, read_card, trained_path
@@ -68,8 +68,7 @@ def _write(source, target, file_format):
             return
         import openvino
     except ImportError as error:
-        missing = f"{error.name} is not installed" if error.name else str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"{missing}: pip install 'happywhale_nb[export]'") from None
+        raise not_installed(error, "export") from None
     target.mkdir()
     source.export(target / "saved", format="tf_saved_model", verbose=False)
     openvino.save_model(openvino.convert_model(target / "saved"), target / "encoder.xml", compress_to_fp16=False)

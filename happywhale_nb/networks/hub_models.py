@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.artifacts import atomic
-from ..core.errors import UserError
+from ..core.errors import UserError, not_installed
 from ..imaging.crops import load_crop
 from ..imaging.resize import resize_pixels
 from .checkpoints import read_checkpoint
@@ -215,8 +215,8 @@ def transformers_network(config: Mapping, tensors: Mapping[str, "torch.Tensor"])
     try:
         from transformers import AutoModel
         from transformers.utils.logging import disable_progress_bar
-    except ImportError:
-        raise UserError("transformers is not installed: pip install 'happywhale_nb[hub]'") from None
+    except ImportError as error:
+        raise not_installed(error, "hub") from None
 
     disable_progress_bar()
     with _weights_folder(tensors, config) as folder:
@@ -352,7 +352,7 @@ def write_onnx(network: "torch.nn.Module", card: EncoderCard, path: Path | str) 
     try:
         torch.onnx.export(network, (sample,), str(path), **options, **names)
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[hub]'") from None
+        raise not_installed(error, "hub") from None
     except Exception as error:  # exporters raise what they like
         raise UserError(f"{card.name} cannot be converted to ONNX ({_first_line(error)})") from None
 
@@ -499,7 +499,7 @@ def _need_torch():
         import torch
         import torchvision
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[hub]' (5.5 GB)") from None
+        raise UserError(f"{not_installed(error, 'hub')} (5.5 GB)") from None
     return torch, timm, torchvision, safetensors
 
 

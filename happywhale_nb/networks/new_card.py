@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.artifacts import atomic
-from ..core.errors import UserError
+from ..core.errors import UserError, not_installed
 from .encoder_card import EncoderCard, check_card, files_digest, write_card
 from .probe import doubt, embed_probe, probe_picture
 from .runtimes import Graph, choose_output, graph_function, load_graph
@@ -47,7 +47,7 @@ def _external_data(path):
         import onnx
         from onnx.external_data_helper import uses_external_data
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
+        raise not_installed(error, "export") from None
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf has exceptions of its own

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from ..core.errors import UserError
+from ..core.errors import UserError, not_installed
 from .heads import GeM
 from .runtimes import compiled_graph
 
@@ -78,7 +78,7 @@ def openvino_model(network: keras.Model) -> object:
         import openvino
         from openvino import opset13 as ops
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'") from None
+        raise not_installed(error, "export") from None
     pixels = ops.parameter([-1, *network.input_shape[1:]], np.float32)
     made = {id(network.input): ops.transpose(pixels, np.array([0, 3, 1, 2]))}
     for layer in network.layers[1:]:

@@ -15,7 +15,7 @@ from threading import Lock
 
 import numpy as np
 
-from ..core.errors import UserError, lookup
+from ..core.errors import UserError, lookup, not_installed
 from .encoder_card import EncoderCard
 
 # %% ../../nbs/lib/networks/runtimes.ipynb #runtimes-05
@@ -218,7 +218,7 @@ def load_graph(path: Path | str, runtime: str = "") -> Graph:
         try:
             return lookup(RUNTIMES, name, "runtime")(path)
         except ImportError as error:
-            faults.insert(0, UserError(f"{error.name} is not installed: pip install 'happywhale_nb[export]'"))
+            faults.insert(0, not_installed(error, "export"))
         except UserError:
             raise
         except Exception as error:  # each runtime has exceptions of its own

@@ -23,7 +23,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..core.artifacts import atomic, fingerprint, read_json, write_json
-from ..core.errors import UserError
+from ..core.errors import UserError, not_installed
 from .vectors import unit_rows
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-08
@@ -423,7 +423,7 @@ def import_optional(name: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'happywhale_nb[{extra}]'") from None
+        raise not_installed(error, extra) from None
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-26r
 def hit_rate(rows: np.ndarray, expected: np.ndarray) -> float:

@@ -417,10 +417,9 @@ def _encoder_row(model):
         "encoder": facts["name"],
         "pixels": _pixels(model),
         "numbers": facts["dimension"],
-        "file, MB": round(facts["bytes"] / 1e6, 1),
+        "file": f"{facts['bytes'] / 1e6:,.1f} MB",
         "licence": facts["licence"] or "not stated",
         "commercial use": "yes" if facts["commercial"] else "no",
-        "source": facts["source"],
     }
 
 
@@ -438,10 +437,11 @@ def _adapter_rows(name, model):
 
 # %% ../../nbs/08_report.ipynb #08-report-85
 def _encoder_notes(models):
-    """What has to be said of encoders: licences that forbid commercial use, and photographs seen before."""
+    """What has to be said of encoders: sources, licences that forbid commercial use, and photographs seen before."""
     notes = []
     for name, model in models.items():
         facts = _first_encoder(model)
+        notes.append(f"{name}: {facts['source'] or 'where it comes from is not stated'}.")
         if not facts["commercial"]:
             licence = facts["licence"] or "not stated"
             notes.append(
@@ -541,7 +541,7 @@ def _open_set_table(metrics):
         "names in a list": metrics["candidate_sets"]["mean_size"],
     }
     rows = {title: value for title, value in rows.items() if value is not None}
-    return pd.DataFrame({"value": rows}).rename_axis("figure")
+    return pd.DataFrame({"value": pd.Series(rows, dtype=object)}).rename_axis("figure")
 
 
 def _threshold_value(threshold):
