@@ -147,7 +147,7 @@ def _check_train(check, table):
     check.summary.update(
         photos=len(table),
         individuals=int(table["individual_id"].nunique()),
-        species=int(merged["species"].nunique()),
+        species=len(set(merged["species"].dropna()) - {"unknown"}),
         species_spellings=int(merged["species_raw"].nunique()),
         singletons=int((table["individual_id"].value_counts() == 1).sum()),
     )
@@ -492,7 +492,7 @@ def _summary_lines(check):
     lines = [
         f"{check.root}",
         f"  {numbers['photos']:,} known photographs of {numbers['individuals']:,} individuals, "
-        f"{numbers['species']} species; {numbers['test_photos']:,} to be identified",
+        f"{numbers['species'] or 'no'} species; {numbers['test_photos']:,} to be identified",
         f"  {count_noun(numbers['photos_seen'], 'file')} looked at, {numbers['bytes'] / 1e6:,.1f} MB",
     ]
     if boxed := numbers.get("boxed", 0):

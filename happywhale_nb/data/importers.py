@@ -445,11 +445,11 @@ def import_lines(plan: ImportPlan, examples: int = 3) -> list[str]:
     Returns:
         Lines of text: levels of folders, counts, notes, what is left out.
     """
-    individuals, species = plan.train["individual_id"].nunique(), plan.train["species"].nunique()
+    individuals, species = plan.train["individual_id"].nunique(), len(set(plan.train["species"]) - {"unknown"})
     return [
         *plan.tree,
         f"{count_noun(len(plan.train), 'photograph')} of {count_noun(individuals, 'individual')}, "
-        f"{species} species; {len(plan.test):,} to be identified; {len(plan.boxes):,} boxes",
+        f"{species or 'no'} species; {len(plan.test):,} to be identified; {len(plan.boxes):,} boxes",
         *(f"note: {note}" for note in plan.notes),
         *left_out_lines(plan.left_out, plan.lost, examples),
     ]
