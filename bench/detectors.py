@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from happywhale_nb.core.artifacts import versions, write_json
+from happywhale_nb.core.artifacts import read_json, versions, write_json
 from happywhale_nb.data.boxes import BOX, iou
 from happywhale_nb.data.splits import make_folds
 from happywhale_nb.demo.season import demo_model
@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("HAPPYWHALE_SHARED", HERE.parent / "shared" / "data"))
 SOURCES = ("yolo_fullbody_achilleess", "detic_full", "backfin_KingOF")
 ENCODERS = {"efficientnet_lite0, untrained": "efficientnet_lite0", "the demo's network": ""}
+FOLDS = 3
 
 
 # Photographs and boxes: `[n, 4]` in fractions of the photograph, rows of NaN where there is none
@@ -119,22 +120,26 @@ def embedded(embedder, paths, boxes):
 
 
 def precisions(vectors, individuals):
-    """Average precision at 5 of each photograph, by the best photograph of each individual of the other folds."""
-    found, names = np.zeros(len(vectors)), np.unique(individuals)
-    folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    for gallery, queries in folds.split(vectors, individuals):
-        cosine = vectors[queries] @ vectors[gallery].T
+    """Average precision at 5 of each photograph, by the best photograph of each individual of the other folds.
+
+    `vectors` has an array for each fold, by the encoder that answers its queries.
+    """
+    found, names = np.zeros(len(individuals)), np.unique(individuals)
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(individuals, individuals))
+    for (gallery, queries), rows in zip(folds, vectors, strict=True):
+        cosine = rows[queries] @ rows[gallery].T
         best = np.stack([cosine[:, individuals[gallery] == name].max(axis=1, initial=-2) for name in names], axis=1)
         order = np.argsort(-best, axis=1, kind="stable")[:, :5]
         found[queries] = average_precision(individuals[queries], names[order])
-    return found, [rows for _, rows in folds.split(vectors, individuals)]
+    return found, [rows for _, rows in folds]
 
 
-def identification(name, embedder, paths, sources, individuals):
-    """Rows of MAP@5 of one encoder on each kind of crop."""
+def identification(name, embedders, paths, sources, individuals):
+    """Rows of MAP@5 on each kind of crop, of one encoder or of one for each fold."""
     rows, whole = [], None
     for source, boxes in sources.items():
-        values, folds = precisions(embedded(embedder, paths, boxes), individuals)
+        vectors = [embedded(embedder, paths, boxes) for embedder in embedders]
+        values, folds = precisions(vectors * (FOLDS // len(vectors)), individuals)
         whole = values if whole is None else whole
         low, high = bootstrap_interval(values, individuals)
         rows.append(
@@ -157,9 +162,10 @@ def main():
     """Measure, print both tables, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few photographs and epochs; nothing is written")
-    parser.add_argument("--case", choices=["boxes", "identification"], help="only this table; nothing is written")
+    parser.add_argument("--case", choices=["boxes", "identification"], help="only this table; the file keeps the other")
     parser.add_argument("--detector", type=Path, action="append", default=[], help="another detector, repeatable")
     parser.add_argument("--encoder", action="append", default=[], help="another encoder's file or folder, repeatable")
+    parser.add_argument("--tuned", type=Path, help="a model trained on these folds: FOLDER/fold0, … of recognition.py")
     parser.add_argument("--to", type=Path, default=HERE / "docs" / "results" / "detectors.json")
     given = parser.parse_args()
     paths, train, truths = photographs(given.quick)
@@ -173,18 +179,25 @@ def main():
     if given.case != "identification":
         print(pd.DataFrame(agreed).round(3).to_string(index=False))
     whole, results = np.full((len(paths), 4), np.nan), []
-    encoders = ENCODERS | {Path(name).name: name for name in given.encoder}
-    for name, path in [] if given.case == "boxes" else list(encoders.items()):
-        embedder = Embedder(path or demo_model())
-        results += identification(name, embedder, paths, {"whole photographs": whole} | boxes, individuals)
-        embedder.close()
-    if not given.quick and given.case is None:
+    encoders = {name: [path or demo_model()] for name, path in ENCODERS.items()}
+    encoders |= {Path(name).name: [name] for name in given.encoder}
+    if given.tuned:
+        encoders["fine-tuned"] = [given.tuned / f"fold{k}" / "model.keras" for k in range(FOLDS)]
+    for name, places in [] if given.case == "boxes" else list(encoders.items()):
+        embedders = [Embedder(place) for place in places]
+        results += identification(name, embedders, paths, {"whole photographs": whole} | boxes, individuals)
+        for embedder in embedders:
+            embedder.close()
+    if not given.quick:
+        kept = read_json(given.to) if given.case and given.to.is_file() else {}
+        tables = {"boxes": agreed, "identification": results}
+        tables |= {name: kept[name] for name in tables if given.case not in (None, name) and name in kept}
         about = {"name": "detectors", "date": date.today().isoformat(), "photographs": len(paths)}
         about |= {
             "individuals": len(np.unique(individuals)),
             "versions": versions("tensorflow", "keras", "opencv-python"),
         }
-        write_json(given.to, about | {"boxes": agreed, "identification": results})
+        write_json(given.to, about | tables)
 
 
 if __name__ == "__main__":
