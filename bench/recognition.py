@@ -40,6 +40,7 @@ from happywhale_nb.stages.train import train_stage
 HERE = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("HAPPYWHALE_SHARED", HERE.parent / "shared" / "data"))
 CHOICE_FOLDS = (0, 1)
+CORNERS = ["xmin", "ymin", "xmax", "ymax"]
 
 
 # Data folders
@@ -68,6 +69,17 @@ def happywhale_photos(root, photos="crops224"):
     return data_folder(root, rows, source / photos)
 
 
+def happywhale_boxed(root):
+    """The same photographs and folds, not cut, with the boxes of two detectors."""
+    given = pd.read_csv(SHARED / "happywhale_photos" / "boxes.csv")
+    (root / "boxes").mkdir(parents=True)
+    for name, column in {"yolo": "yolo_fullbody_achilleess", "detic": "detic_full"}.items():
+        corners = given[column].str.split(expand=True).astype(float).set_axis(CORNERS, axis=1)
+        table = pd.concat([given[["image"]], corners, given[["W", "H"]]], axis=1).dropna()
+        table.to_csv(root / "boxes" / f"{name}.csv", index=False)
+    return happywhale_photos(root, "images")
+
+
 def of_folds(name, apart, species):
     """A function that makes the data folder of a set with a table of folds; `apart`: its column of test photographs."""
 
@@ -94,7 +106,8 @@ UNTRAINED = {
     "zero training": {"encoder": "efficientnet_lite0", "adapter": "none"},
     "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
 }
-SETS = {  # name: how its folder is made, and its models: name → preset and overrides, or encoder and adapter
+DRAWN = "detic:.34 yolo:.33 whole:.33"
+SETS = {  # name: how its folder is made, and its models: name → preset and overrides, or encoder and adapter; crops
     "demo": (
         drawn,
         {
@@ -109,6 +122,18 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
             "from scratch": {"preset": "small_resnet_arcface", "overrides": "image_size=96 epochs=60"},
             **UNTRAINED,
             "fine-tuned": {"preset": "efficientnet_lite0_arcface"},
+        },
+    ),
+    "happywhale_boxed": (
+        happywhale_boxed,
+        {
+            **{name: model | {"sources": "yolo"} for name, model in UNTRAINED.items()},
+            "one crop": {"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30", "sources": "yolo"},
+            "crops drawn": {"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30", "sources": DRAWN},
+            "crops drawn and averaged": {
+                **{"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30"},
+                **{"sources": DRAWN, "averaged": DRAWN},
+            },
         },
     ),
     "humpback": (
@@ -134,11 +159,12 @@ def run_fold(dataset, folds, fold, name, model, study):
     """The folder of a model on a fold, trained or embedded now unless it is there, and its core-seconds, if known."""
     place, kept, began = study / name / f"fold{fold}", study / f"{name}-{fold}.json", time.process_time()
     done, resumed = kept.is_file() and (place / "config.json").is_file(), place.is_dir()
+    crops, averaged = model.get("sources", "auto"), model.get("averaged", "")
     if "encoder" in model:
-        encode_stage(dataset, folds, fold, name, model["encoder"], study, adapter=model["adapter"])
+        encode_stage(dataset, folds, fold, name, model["encoder"], study, model["adapter"], crops, averaged)
     else:
         config = configure(model["preset"], overrides=model.get("overrides", ""))
-        train_stage(dataset, folds, fold, name, config, study)
+        train_stage(dataset, folds, fold, name, config, study, crops, averaged)
     if not done:  # of a training that was stopped meanwhile, only the rest was timed
         write_json(kept, {"core_seconds": None if resumed else round(time.process_time() - began, 1)})
     return place, read_json(kept)["core_seconds"]
