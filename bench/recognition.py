@@ -33,6 +33,7 @@ from happywhale_nb.networks.presets import configure
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import auroc_new, average_precision, bootstrap_interval
+from happywhale_nb.retrieval.vectors import unit_rows
 from happywhale_nb.stages.frozen import encode_stage
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
@@ -107,6 +108,10 @@ UNTRAINED = {
     "adapter": {"encoder": "efficientnet_lite0", "adapter": "auto"},
 }
 DRAWN = "detic:.34 yolo:.33 whole:.33"
+DRAWN_AND_AVERAGED = {
+    **{"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30"},
+    **{"sources": DRAWN, "averaged": DRAWN},
+}
 SETS = {  # name: how its folder is made, and its models: name → preset and overrides, or encoder and adapter; crops
     "demo": (
         drawn,
@@ -130,10 +135,8 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
             **{name: model | {"sources": "yolo"} for name, model in UNTRAINED.items()},
             "one crop": {"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30", "sources": "yolo"},
             "crops drawn": {"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30", "sources": DRAWN},
-            "crops drawn and averaged": {
-                **{"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30"},
-                **{"sources": DRAWN, "averaged": DRAWN},
-            },
+            "crops drawn and averaged": DRAWN_AND_AVERAGED,
+            "crops drawn and averaged, two trainings": DRAWN_AND_AVERAGED | {"seeds": [0, 1]},
         },
     ),
     "humpback": (
@@ -156,7 +159,17 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
 
 
 def run_fold(dataset, folds, fold, name, model, study):
-    """The folder of a model on a fold, trained or embedded now unless it is there, and its core-seconds, if known."""
+    """The folders of a model on a fold, trained or embedded now unless they are there, and core-seconds, if known.
+
+    With `seeds` there are several trainings, whose embeddings count side by side.
+    """
+    runs = [run_seed(dataset, folds, fold, name + f"-seed{k}" * (k > 0), model, study, k) for k in model.get("seeds", [0])]
+    places, seconds = zip(*runs, strict=True)
+    return places, None if None in seconds else round(sum(seconds), 1)
+
+
+def run_seed(dataset, folds, fold, name, model, study, seed):
+    """The folder of one training, or of an encoder, and its core-seconds."""
     place, kept, began = study / name / f"fold{fold}", study / f"{name}-{fold}.json", time.process_time()
     done, resumed = kept.is_file() and (place / "config.json").is_file(), place.is_dir()
     crops, averaged = model.get("sources", "auto"), model.get("averaged", "")
@@ -164,17 +177,18 @@ def run_fold(dataset, folds, fold, name, model, study):
         encode_stage(dataset, folds, fold, name, model["encoder"], study, model["adapter"], crops, averaged)
     else:
         config = configure(model["preset"], overrides=model.get("overrides", ""))
-        train_stage(dataset, folds, fold, name, config, study, crops, averaged)
+        train_stage(dataset, folds, fold, name, config, study, crops, averaged, seed)
     if not done:  # of a training that was stopped meanwhile, only the rest was timed
         write_json(kept, {"core_seconds": None if resumed else round(time.process_time() - began, 1)})
     return place, read_json(kept)["core_seconds"]
 
 
-def measure_fold(dataset, folds, fold, place):
+def measure_fold(dataset, folds, fold, places):
     """Average precision of a fold's known queries and their individuals, and the AUROC of new animals, if there are."""
     gallery, query = gallery_and_queries(folds, fold)
-    who, stored = folds["individual_id"].to_numpy(str), read_embeddings(place / "embeddings.parquet")
-    vectors = stored.of("train", folds["image"])
+    who, stored = folds["individual_id"].to_numpy(str), [read_embeddings(p / "embeddings.parquet") for p in places]
+    together = lambda part, images: unit_rows(np.hstack([each.of(part, images) for each in stored]))  # noqa: E731
+    vectors = together("train", folds["image"])
     truth = open_set_truth(who[query], who[gallery])
     known = truth != "new_individual"
     head = KNNHead().fit(vectors[gallery], who[gallery])
@@ -184,7 +198,7 @@ def measure_fold(dataset, folds, fold, place):
     fold_of = pd.read_csv(table).set_index("image")["fold"] if table.is_file() else {}
     new = [image for image in dataset.test["image"] if fold_of.get(image, -1) == fold]
     if new:
-        asked = head.rank(stored.of("test", new))[1][:, 0]
+        asked = head.rank(together("test", new))[1][:, 0]
         labels = np.r_[np.full(len(scores), "known"), np.full(len(asked), "new_individual")]
         result["auroc_new"] = auroc_new(labels, np.r_[np.asarray(scores)[:, 0], asked])
     return result
@@ -194,10 +208,9 @@ def measure_others(dataset, name, model, study):
     """MAP@5 among half of the individuals, by a model trained on, or fitted to, the other half; both halves."""
     folds, rows = study_folds(dataset, study, 2, 0, "disjoint"), []
     for fold in (0, 1):
-        place, seconds = run_fold(dataset, folds, fold, name, model, study)
-        rows.append(
-            {"fold": fold, "map5": read_json(place / "config.json")["result"]["map5_within"], "core_seconds": seconds}
-        )
+        (place, *_), seconds = run_fold(dataset, folds, fold, name, model, study)
+        score = read_json(place / "config.json")["result"]["map5_within"]
+        rows.append({"fold": fold, "map5": score, "core_seconds": seconds})
     return rows
 
 
@@ -222,19 +235,19 @@ def summary(folds, scores):
 def measure(name, model_name, model, dataset, work, chosen, others):
     """All that is known of a model on a set, a dict for the file."""
     study, rows, scores = work / f"{name}-study", [], []
-    slug = model_name.replace(" ", "_")
+    slug = model_name.partition(",")[0].replace(" ", "_")  # what stands behind a comma is made of the same trainings
     folds = study_folds(dataset, study)
     for fold in sorted(set(folds["fold"])):
         if chosen and fold not in chosen:
             continue
-        place, seconds = run_fold(dataset, folds, fold, slug, model, study)
-        score = measure_fold(dataset, folds, fold, place)
+        places, seconds = run_fold(dataset, folds, fold, slug, model, study)
+        score = measure_fold(dataset, folds, fold, places)
         row = {"fold": int(fold), "map5": float(np.mean(score["precision"])), "core_seconds": seconds}
         rows.append(row | ({"auroc_new": float(score["auroc_new"])} if "auroc_new" in score else {}))
         scores.append(score)
         print(f"| {name} | {model_name} | fold {fold} | {row['map5']:.3f} | {shown_seconds([row])} s |", flush=True)
     result = {"set": name, "model": model_name, **model, "folds": rows, **summary(rows, scores)}
-    if others:
+    if others and "seeds" not in model:
         result["others"] = measure_others(dataset, slug, model, work / f"{name}-others")
     return result
 
@@ -270,8 +283,8 @@ def ablation(work):
         slug, dataset = changed.replace(" ", "_"), read_dataset(root)
         folds, scores, seconds = study_folds(dataset, study), [], []
         for fold in CHOICE_FOLDS:
-            place, spent = run_fold(dataset, folds, fold, slug, model, study)
-            scores.append(float(np.mean(measure_fold(dataset, folds, fold, place)["precision"])))
+            places, spent = run_fold(dataset, folds, fold, slug, model, study)
+            scores.append(float(np.mean(measure_fold(dataset, folds, fold, places)["precision"])))
             seconds.append(spent)
         row = {"changed": changed, "overrides": overrides, "photographs": photos, "map5": scores}
         rows.append(

@@ -125,8 +125,8 @@ def measure(set_name, subset, rows, photos, tuned, work):
     scores, seconds, known = {name: [] for name in models}, [], []
     for fold in range(FOLDS if len(table) < BOTH_BELOW else 1):
         for name, model in models.items():
-            folder, took = run_fold(dataset, folds, fold, name.replace("-", "_"), model, place / "study")
-            scores[name].append(measure_fold(dataset, folds, fold, folder))
+            folders, took = run_fold(dataset, folds, fold, name.replace("-", "_"), model, place / "study")
+            scores[name].append(measure_fold(dataset, folds, fold, folders))
             if name == TUNED and took is not None:
                 seconds.append(took)
         known.append(int((table["fold"] != fold).sum()))
