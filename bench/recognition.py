@@ -163,7 +163,9 @@ def run_fold(dataset, folds, fold, name, model, study):
 
     With `seeds` there are several trainings, whose embeddings count side by side.
     """
-    runs = [run_seed(dataset, folds, fold, name + f"-seed{k}" * (k > 0), model, study, k) for k in model.get("seeds", [0])]
+    runs = [
+        run_seed(dataset, folds, fold, name + f"-seed{k}" * (k > 0), model, study, k) for k in model.get("seeds", [0])
+    ]
     places, seconds = zip(*runs, strict=True)
     return places, None if None in seconds else round(sum(seconds), 1)
 
