@@ -133,6 +133,7 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
         happywhale_boxed,
         {
             **{name: model | {"sources": "yolo"} for name, model in UNTRAINED.items()},
+            "adapter of averaged crops": UNTRAINED["adapter"] | {"sources": "yolo", "averaged": DRAWN},
             "one crop": {"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30", "sources": "yolo"},
             "crops drawn": {"preset": "efficientnet_lite0_arcface", "overrides": "epochs=30", "sources": DRAWN},
             "crops drawn and averaged": DRAWN_AND_AVERAGED,
@@ -144,7 +145,7 @@ SETS = {  # name: how its folder is made, and its models: name → preset and ov
         {
             "from scratch": {"preset": "small_resnet_arcface", "overrides": "image_size=96 epochs=40"},
             **UNTRAINED,
-            "fine-tuned": {"preset": "efficientnet_lite0_flukes"},
+            "fine-tuned": {"preset": "efficientnet_lite0_flukes", "overrides": "tta_zoom=0.05"},
         },
     ),
     "rightwhale80": (

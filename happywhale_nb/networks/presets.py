@@ -161,7 +161,7 @@ FINE_TUNING = {
     "freeze_bn": True,
     "frozen_stride": 4,
 }
-FLUKES = {"aspect": 2.0, "pool": "gem", "arcface_scale": 24.0, "mirror_as_classes": "side", "tta_zoom": 0.05}
+FLUKES = {"aspect": 2.0, "pool": "gem", "arcface_scale": 24.0, "mirror_as_classes": "side"}
 PRESETS |= {
     **{
         f"efficientnet_lite{number}_arcface": Preset(
