@@ -2,8 +2,8 @@
 
 The public part is 24 % of the photographs, drawn anew each time. Weights of a blend are equal, or fitted to the public
 part, which is what a competitor does who reads the leaderboard. A forecast knows the precisions of the public
-photographs and, in the last column, the optimism that five-fold cross-validation within the public part finds. It should
-hold the private score in 95 % of the draws.
+photographs and, in the last column, the optimism that five-fold cross-validation within the public part finds. It
+should hold the private score in 95 % of the draws.
 
 * the two real submissions, judged by the winning team's first answers, which stand in for the truth;
 * thirty simulated models of 27,956 photographs.
