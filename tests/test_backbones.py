@@ -39,6 +39,7 @@ OF_THE_NECK = {
     "gap": ["features", "pool", "neck_bn", "neck_dropout", "embedding"],
     "gem": ["features", "pool", "neck_bn", "neck_dropout", "embedding"],
     "gem2": ["features", "features_before", "pool0", "pool1", "pool", "neck_bn", "neck_dropout", "embedding"],
+    "flat": ["features", "flat", "embedding"],
     "parts": ["features", "pool", "flat", "neck_bn", "neck_dropout", "places", "neck_dense", "unit", "embedding"],
 }
 SMALLEST = {"small_resnet", "small_efficientnet", "basic_cnn", "efficientnet_lite0", "resnet50", "efficientnet_b0"}
@@ -54,7 +55,7 @@ def test_neck_of_every_pool_has_no_name_of_the_backbone_and_else_its_old_names(n
         taken = [layer.name for layer in keras.Model(pixels, maps).layers]
         monkeypatch.setattr(model, "feature_maps", lambda *how: maps)
         for pool, expected in OF_THE_NECK.items():
-            config = configure("basic_cnn", overrides=f"pool={pool} embedding=64 parts=2 backbone={name}")
+            config = configure("small_resnet_arcface", overrides=f"pool={pool} embedding=64 parts=2 backbone={name}")
             names = [layer.name for layer in keras.Model(pixels, model._embedding(config, pixels)).layers]
             assert len(set(names)) == len(names)
             found = set(names) - set(taken)

@@ -171,6 +171,9 @@ ADDED = {  # field or parameter → value that means what was done before there 
     "frozen_epochs": 0.0,
     "early_size": 0,
     "late_epochs": 5,  # without early_size it changes nothing
+    "epsilon": 1e-7,
+    "start": "glorot_uniform",
+    "loss": "arcface",
 }
 WORDS = {"mirror_as_classes": {False: "", True: "top"}}  # field → value of an earlier version → its word now
 _OLD_NAMES = {new: old for names in (PARAMETERS, FIELDS, METRICS) for old, new in names.items()}

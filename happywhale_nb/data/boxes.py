@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOUR_NUMBERS', 'BOX', 'FRACTION_FRAME', 'BEYOND', 'NO_ANIMALS', 'BOX_COLUMNS', 'LEAST', 'MANY', 'clean_boxes',
            'read_box_rows', 'box_paths', 'read_box_tables', 'ends_beyond', 'larger_reason', 'read_boxes', 'iou',
-           'CropMix']
+           'CropMix', 'named_sources']
 
 # %% ../../nbs/lib/data/boxes.ipynb #boxes-02
 from collections.abc import Iterable, Sequence
@@ -415,3 +415,35 @@ class CropMix:
         """
         pairs = zip(self.sources, self.probabilities, strict=False)
         return [(p, self.prefer(images, boxes, source, part)) for source, p in pairs if p > 0]
+
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-41
+def named_sources(crops: str, available: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """Write a preset's mix of kinds of boxes with the names of a data folder's sources.
+
+    A kind stands for the source of that name, else for those whose names contain it, which share its probability.
+    Kinds that are not there leave theirs to the others, in proportion.
+
+    Args:
+        crops: as for `CropMix.parse`; without probabilities it is returned as it is.
+        available: the sources there are; names may repeat.
+
+    Returns:
+        `(crops, missing)`: for `CropMix.parse`, "whole" if no kind is there; and the kinds that are not there.
+
+    Raises:
+        UserError: if the probabilities are none.
+    """
+    pairs = [word.partition(":")[::2] for word in crops.split()]
+    shares = _parse_probabilities(crops, [text for _, text in pairs])
+    if not shares:
+        return crops, ()
+    names, drawn, missing = sorted(set(available)), {}, []
+    for (kind, _), share in zip(pairs, shares, strict=True):
+        alike = [name for name in names if kind.lower() in name.lower()]
+        found = [kind] if kind in {*names, "whole"} else alike
+        missing += [] if found else [kind]
+        for name in found:
+            drawn[name] = drawn.get(name, 0) + share / len(found)
+    total = sum(drawn.values())
+    mix = " ".join(f"{name}:{share / total:.4g}" for name, share in drawn.items() if share)
+    return mix or "whole", tuple(missing)

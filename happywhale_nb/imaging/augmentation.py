@@ -444,11 +444,11 @@ _light = (Hue(0.02), Saturation(0.3), Contrast(0.3), Exposure(0.2), Grey(probabi
 _small = (Rotation(10), Zoom(0.12), Stretch(0.08), Shift(0.08), *_light, CutOut(1 / 3, 0.3))
 _camera = (Blur(0.005, 0.1), Noise(10, 0.1), Jpeg(70, 0.1))
 _sea = (Haze(0.5, 0.1), HorizonTilt(12, 0.2), Glare(0.9, 0.1), Spray(0.06, 0.1))
-_jitter = (Contrast(0.2), Brightness(0.2), Saturation(0.2))
+
 RECIPES = {
     "none": (),
-    "basic_cnn": (Flip(), Rotation(15), Shift(0.1), Zoom(0.1)),
-    "resnet_baseline": (Flip(), Affine(15), RandomResizedCrop(0.2), *_jitter, Blur(0.005, 0.1), CutOut(1 / 3, 0.2)),
+    "basic_cnn": (Rotation(15), Shift(0.1), Zoom(0.1)),
+    "resnet_baseline": (Flip(), Contrast(0.2), Brightness(0.2), Saturation(0.2)),
     "paper": (Flip(), Hue(0.01), Saturation(0.3), Contrast(0.2), Brightness(0.1), Grey(probability=0.1)),
     "recommended": (
         *(Flip(), HorizonTilt(12, 0.3), Affine(15, 0.8), RandomResizedCrop(0.3, 0.5)),

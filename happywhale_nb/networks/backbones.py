@@ -60,18 +60,14 @@ def small_resnet(
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-06
 def basic_cnn(
-    pixels: keras.KerasTensor,
-    momentum: float = 0.9,
-    widths: tuple[int, ...] = (32, 64, 128, 256),
-    dropout: float = 0.45,
+    pixels: keras.KerasTensor, momentum: float = 0.9, widths: tuple[int, ...] = (32, 64, 128, 256)
 ) -> list[keras.KerasTensor]:
-    """Build the basic CNN of Katre & Jasapara 2024: convolution and pooling, repeated, then dropout.
+    """Build the basic CNN of Katre & Jasapara 2024: convolution and pooling, repeated.
 
     Args:
         pixels: `[b, h, w, 3]` in 0 … 255.
         momentum: not used: there is no BatchNorm.
         widths: channels of each convolution.
-        dropout: rate, in [0, 1).
 
     Returns:
         Feature maps `[b, h/8, w/8, 128]` and `[b, h/16, w/16, 256]`, for the default widths.
@@ -80,7 +76,7 @@ def basic_cnn(
     for i, width in enumerate(widths):
         x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"conv{i + 1}")(maps[-1])
         maps.append(layers.MaxPooling2D(name=f"pool{i + 1}")(x))
-    return [maps[-2], layers.Dropout(dropout, name="dropout")(maps[-1])]
+    return maps[-2:]
 
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-07
 def _bottleneck(x, width, stride, momentum, name, expand=4):

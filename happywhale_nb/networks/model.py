@@ -25,7 +25,16 @@ from ..imaging.augmentation import RECIPES, Flip
 from ..imaging.crops import Crops
 from .backbones import backbone_layers, copy_weights, feature_maps, freeze_early, freeze_norms
 from .devices import compiled
-from .heads import ArcFaceLoss, CosineClassifier, accuracy, neck, top5, unit_parts
+from happywhale_nb.networks.heads import (
+    ArcFaceLoss,
+    CosineClassifier,
+    SoftmaxClassifier,
+    SoftmaxLoss,
+    accuracy,
+    neck,
+    top5,
+    unit_parts,
+)
 from .presets import MIRROR_AXES, Preset
 from .schedules import RATE_PER_PHOTO, TwoRateAdamW, WarmupCosine, WarmupExponential
 from ..retrieval.embeddings import ClassCentres
@@ -65,7 +74,7 @@ def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model
     return network
 
 # %% ../../nbs/lib/networks/model.ipynb #model-42
-OWN = ("pixels", "chosen", "embedding", "cosines", "species", "mean_cosines")  # layers that are found by their names
+OWN = ("pixels", "chosen", "embedding", "head_dropout", "cosines", "species", "mean_cosines")  # found by their names
 
 
 def _layer_names(backbone, pixels, maps):
@@ -85,13 +94,19 @@ def _embedding(config, pixels):
     if config.pool == "gem2":
         before = layers.Activation("linear", dtype="float32", name="features_before")(before)
     last = layers.Activation("linear", dtype="float32", name="features")(last)
-    return neck([before, last], config.pool, config.embedding, config.dropout, config.bn_momentum, config.parts, names)
+    neck_of = {"pool": config.pool, "dim": config.embedding, "dropout": config.dropout, "parts": config.parts}
+    return neck([before, last], **neck_of, momentum=config.bn_momentum, taken=names, start=config.start)
 
 
 def _classify(config, embedding, chosen, classes, species):
     """The network's outputs, by name: cosines to the individuals and, if there are any, to the species."""
     parts = config.parts**2 if config.pool == "parts" else 1
-    cosines = CosineClassifier(classes, config.centres, parts, name="cosines")(embedding, chosen)
+    if config.loss == "softmax":
+        classifier = SoftmaxClassifier(classes, name="cosines")  # the name under which models are stored
+    else:
+        classifier = CosineClassifier(classes, config.centres, parts, name="cosines")
+    seen = layers.Dropout(config.dropout, name="head_dropout")(embedding) if config.pool == "flat" else embedding
+    cosines = classifier(seen, chosen)
     if not species:
         return {"cosines": cosines}
     return {"cosines": cosines, "species": CosineClassifier(species, name="species")(embedding)}
@@ -150,7 +165,8 @@ def build_optimizer(config: Preset, network: keras.Model, steps: int, size: int)
     """
     schedule = _schedule(config, steps, size)
     frozen = int(steps * config.frozen_epochs)
-    optimizer = TwoRateAdamW(schedule, config.head_lr_multiplier, frozen, weight_decay=config.weight_decay)
+    numbers = {"weight_decay": config.weight_decay, "epsilon": config.epsilon}
+    optimizer = TwoRateAdamW(schedule, config.head_lr_multiplier, frozen, **numbers)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     body = {variable.path for layer in backbone_layers(network) for variable in layer.trainable_variables}
     optimizer.set_head([variable for variable in network.trainable_variables if variable.path not in body])
@@ -163,7 +179,7 @@ def _schedule(config, steps, size):
     warmup, total = int(steps * min(config.warmup, config.epochs / 4)), steps * config.epochs
     if config.schedule == "paper":
         return WarmupExponential(peak, total, warmup, steps)
-    return WarmupCosine(peak, total, warmup)
+    return WarmupCosine(peak, total, warmup, floor=1.0 if config.schedule == "constant" else 0.01)
 
 # %% ../../nbs/lib/networks/model.ipynb #model-14
 def compile_trainer(trainer: keras.Model, config: Preset, optimizer: keras.optimizers.Optimizer) -> keras.Model:
@@ -177,7 +193,8 @@ def compile_trainer(trainer: keras.Model, config: Preset, optimizer: keras.optim
     Returns:
         The same model, compiled.
     """
-    losses = {"cosines": ArcFaceLoss(config.arcface_scale, config.label_smoothing)}
+    arcface = ArcFaceLoss(config.arcface_scale, config.label_smoothing)
+    losses = {"cosines": SoftmaxLoss(config.label_smoothing) if config.loss == "softmax" else arcface}
     loss_weights = {"cosines": 1.0}
     if "species" in trainer.output:
         losses["species"] = ArcFaceLoss(SPECIES_SCALE, config.label_smoothing)

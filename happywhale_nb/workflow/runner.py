@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.paths import find_data, fold_dir, study_dir
 from ..core.renamed import read_record
-from ..data.boxes import CropMix, read_boxes
+from ..data.boxes import CropMix, named_sources, read_boxes
 from ..data.dataset import Dataset, read_dataset
 from ..data.splits import gallery_and_queries, require_catalogue
 from ..networks.presets import Preset, configure
@@ -137,18 +137,18 @@ def check_stage(stage: str, values: Mapping) -> Dataset:
         folds = study_folds(dataset, folder, values["folds"], values["seed"], values.get("split", ""), save=False)
         _check_folds(record, values, folder, folds)
     if "preset" in values:
-        crops = _checked_sources(values)
-        CropMix.parse(crops, read_boxes(dataset.root)["source"])
+        sources = read_boxes(dataset.root)["source"]
+        CropMix.parse(_checked_sources(values, sources), sources)
     return dataset
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-09a
-def _checked_sources(values):
+def _checked_sources(values, sources):
     """The sources of a training's boxes, after its parameters have been checked; "auto" of an encoder is its card's."""
     if values.get("encoder"):
         check_encoder(values)
         return values["crops"]
     config = check_training(values)
-    return config.sources if values["crops"] == "auto" else values["crops"]
+    return named_sources(config.sources, sources)[0] if values["crops"] == "auto" else values["crops"]
 
 
 def _check_folds(stage, values, folder, folds):
