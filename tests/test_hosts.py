@@ -113,9 +113,19 @@ def test_train_stage_in_two_processes_one_killed_once_gives_the_results_of_one_p
     assert records[1]["device"].startswith("jax on 2 × cpu in 2 processes (")
     losses = [pd.read_csv(folder / "model/fold0/history.csv")["loss"] for folder in (one, two)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    for name in ("model", "model@2"):
-        pair = [read_embeddings(folder / name / "fold0/embeddings.parquet").vectors for folder in (one, two)]
-        np.testing.assert_allclose(*pair, atol=1e-3)
+    vectors = {
+        (folder, name): read_embeddings(folder / name / "fold0/embeddings.parquet").vectors
+        for folder in (one, two)
+        for name in ("model", "model@2")
+    }
+    alike = lambda a, b: (vectors[a] * vectors[b]).sum(axis=1).min()  # noqa: E731
+    learned = alike((one, "model"), (one, "model@2"))  # what two epochs change
+    for name in ("model", "model@2"):  # sums are taken in another order, and the difference grows with the steps
+        assert 1 - alike((one, name), (two, name)) < (1 - learned) / 20, (
+            learned,
+            name,
+            alike((one, name), (two, name)),
+        )
 
 
 def test_train_stage_in_two_processes_that_do_not_agree_is_refused_in_both(tiny, tmp_path, compiled):
