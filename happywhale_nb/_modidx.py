@@ -6253,8 +6253,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'happywhale_nb.stages.train._embed_known': ( 'train.html#_embed_known',
                                                                                          'happywhale_nb/stages/train.py'),
                                             'happywhale_nb.stages.train._facts': ('train.html#_facts', 'happywhale_nb/stages/train.py'),
-                                            'happywhale_nb.stages.train._missing_sources': ( 'train.html#_missing_sources',
-                                                                                             'happywhale_nb/stages/train.py'),
                                             'happywhale_nb.stages.train._rows': ('train.html#_rows', 'happywhale_nb/stages/train.py'),
                                             'happywhale_nb.stages.train._score': ('train.html#_score', 'happywhale_nb/stages/train.py'),
                                             'happywhale_nb.stages.train._sources': ('train.html#_sources', 'happywhale_nb/stages/train.py'),

@@ -431,7 +431,7 @@ def named_sources(crops: str, available: Iterable[str]) -> tuple[str, tuple[str,
         `(crops, missing)`: for `CropMix.parse`, "whole" if no kind is there; and the kinds that are not there.
 
     Raises:
-        UserError: if the probabilities are none.
+        UserError: if probabilities are no numbers from 0 to 1 that add up to 1 (±.01).
     """
     pairs = [word.partition(":")[::2] for word in crops.split()]
     shares = _parse_probabilities(crops, [text for _, text in pairs])

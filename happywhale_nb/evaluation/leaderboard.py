@@ -50,7 +50,7 @@ class PrivateForecast:
         """
         return (private - self.expected) / self.chance
 
-
+# %% ../../nbs/lib/evaluation/leaderboard.ipynb #leaderboard-15
 def forecast_private(
     public: float,
     precision: Sequence[float],

@@ -7,7 +7,7 @@ __all__ = ['MOST_PAIRS', 'MOST_QUERIES', 'PLANES', 'silhouettes', 'Separability'
            'plane', 'plot_plane']
 
 # %% ../../nbs/lib/evaluation/separability.ipynb #separability-02
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -87,14 +87,14 @@ def _auc(within, between):
 
 
 def measure_separability(
-    folds: Sequence[tuple[np.ndarray, Sequence[str], np.ndarray, Sequence[str]]], pairs: int = MOST_PAIRS, seed: int = 0
+    folds: Iterable[tuple[np.ndarray, Sequence[str], np.ndarray, Sequence[str]]], pairs: int = MOST_PAIRS, seed: int = 0
 ) -> Separability:
     """Measure how well held-out photographs are kept apart from other individuals'.
 
     Args:
         folds: for each fold `(queries [q, d], owners [q], gallery [g, d], individuals [g])`; rows of length 1. Of more
-            than `MOST_QUERIES` queries as many are drawn.
-        pairs: number of pairs of two individuals to keep.
+            than `MOST_QUERIES` queries as many are drawn. They may come one by one.
+        pairs: number of pairs of two individuals to draw; those of one individual among them are left out.
         seed: of the draws.
 
     Returns:
@@ -109,12 +109,13 @@ def measure_separability(
         cosines, owners = queries[drawn] @ gallery.T, np.asarray(owners, str)[drawn]
         same = owners[:, None] == np.asarray(individuals, str)
         within.append(cosines[same])
-        between.append(rng.permutation(cosines[~same])[: -(-pairs // len(folds))])
+        row, column = rng.integers(0, len(drawn), pairs), rng.integers(0, len(gallery), pairs)
+        between.append(cosines[row, column][~same[row, column]])
         scores.append(silhouettes(cosines, owners, individuals))
         asked.append(owners)
     within, between, scores, asked = (np.concatenate(part) for part in (within, between, scores, asked))
-    known = ~np.isnan(scores)
-    if not known.any():
+    between, known = rng.permutation(between)[:pairs], ~np.isnan(scores)
+    if not known.any() or not len(between):
         raise UserError("no photograph's individual is in its gallery, or the gallery has that one alone")
     low, high = bootstrap_interval(scores[known], asked[known])
     numbers = {"misplaced": float((scores[known] < 0).mean()), "queries": int(known.sum())}

@@ -625,7 +625,7 @@ def separability_section(study: StudyResults) -> SectionResult:
         Model → its numbers, and the section; missing if no held-out photograph is of an individual in its gallery.
     """
     try:
-        found = {name: measure_separability(list(_fold_vectors(study, name))) for name in study.ranked}
+        found = {name: measure_separability(_fold_vectors(study, name)) for name in study.ranked}
     except UserError as error:
         return SectionResult(missing=str(error))
     table = pd.DataFrame({name: each.as_dict() for name, each in found.items()}).T.rename_axis("model")

@@ -401,23 +401,15 @@ def _train_fold(training, options, deadline):
     callbacks, epochs = build_callbacks(training.folder, score, config.epochs, options, deadline)
     model, history = train(config, samples, training.folder, stamp, parameters["seed"], callbacks, options)
     if is_main():
-        missing = _missing_sources(training.dataset, config, sources)
-        result = _facts(crops, missing, samples, history, options)
+        result = _facts(crops, samples, history, options)
         _write_models(training, model, history, epochs, crops, samples, result)
 
 
-def _missing_sources(dataset, config, crops):
-    """The kinds of boxes of a preset that a data folder does not have; none if others were asked for."""
-    named, missing = named_sources(config.sources, read_boxes(dataset.root)["source"])
-    return list(missing) if crops == named else []
-
-
-def _facts(crops, missing, samples, history, options):
+def _facts(crops, samples, history, options):
     """What `config.json` records of a training beside its score."""
     facts = {
         "boxes": crops.boxes,
         "mix": crops.mix,
-        "missing_sources": missing,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         "train_photos": len(samples.rows),
         "classes": samples.classes,
@@ -462,27 +454,28 @@ def train_stage(
         UserError: for impossible parameters, an image that cannot be read, or processes that disagree.
     """
     deadline = Deadline(options.max_hours, epoch_costs(config)) if options.max_hours else None
-    crops = _sources(dataset, config) if crops == "auto" else crops
+    crops, missing = _sources(dataset, config) if crops == "auto" else (crops, ())
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "tta_sources": tta_sources}
     parameters |= {"seed": seed, "snapshots": options.snapshots, "patience": options.patience}
-    return _train_once(dataset, folds, config, study_folder, parameters, force, options, deadline)
+    return _train_once(dataset, folds, config, study_folder, parameters, missing, force, options, deadline)
 
 # %% ../../nbs/03_train.ipynb #03-train-56
 def _sources(dataset, config):
-    """The preset's sources of boxes by their names in a data folder; says which are not there."""
+    """The preset's sources of boxes by their names in a data folder, and which kinds are not there; says so."""
     crops, missing = named_sources(config.sources, read_boxes(dataset.root)["source"])
     if missing and is_main():
         print(f"no boxes called {', '.join(missing)}: crops are {crops}", flush=True)
-    return crops
+    return crops, missing
 
 
-def _train_once(dataset, folds, config, study_folder, parameters, force, options, deadline):
+def _train_once(dataset, folds, config, study_folder, parameters, missing, force, options, deadline):
     """Train the model of these parameters, unless its results exist; return the record."""
     folder = fold_dir(study_folder, parameters["model"], parameters["fold"])
     stamp = fingerprint(stamp_names(parameters), stamp_names(protocol_card(folds, dataset.fingerprint)))
     if _trained_before(folder, stamp, force):
         return read_record(folder / "config.json")
     record = {"stamp": stamp, "protocol": study_card(dataset, study_folder, folds), "parameters": parameters}
+    record |= {"missing_sources": list(missing)} if missing else {}
     try:
         _train_fold(FoldTraining(dataset, folds, study_folder, record, config), options, deadline)
     except Unfinished as error:
