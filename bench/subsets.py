@@ -97,7 +97,7 @@ SETS = {
     "humpback": (
         humpback,
         {"preset": "efficientnet_lite0_flukes"},
-        [Subset(15), Subset(60, 2), Subset(30), Subset(240, 2), Subset(60), Subset(120), Subset(240)],
+        [Subset(15), Subset(60, 2), Subset(30), Subset(240, 2), Subset(60), Subset(120)],
     ),
 }
 QUICK = {
