@@ -324,6 +324,19 @@ def line(result):
     return f"| {result['set']} | {result['model']} | {spread} | {held} | {new} | {others} | {seconds} |"
 
 
+def written(path):
+    """What a file of results holds; {} if there is none."""
+    return read_json(path) if path.is_file() else {}
+
+
+def keep(path, result):
+    """Write a result into the file, in place of that of the same set and model."""
+    file, of = written(path), lambda row: (row["set"], row["model"])
+    others = [row for row in file.get("results", []) if of(row) != of(result)]
+    facts = {"name": "recognition", "versions": versions("numpy", "keras", "tensorflow")}
+    write_json(path, file | facts | {"results": [*others, result]})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few drawn photographs, two epochs; nothing is written")
@@ -337,14 +350,11 @@ def main():
     parser.add_argument("--to", type=Path, default=HERE / "docs" / "results" / "recognition.json")
     given = parser.parse_args()
     work = (given.work or Path(tempfile.mkdtemp())).absolute()
-    file = {} if not given.to.is_file() else read_json(given.to)
     if given.ablation:
         rows = ablation(work)
         print(f"\n{ABLATION_HEAD}\n" + "\n".join(map(ablation_line, rows)))
-        write_json(given.to, {"name": "recognition", "results": [], **file, "ablation": rows})
+        write_json(given.to, {"name": "recognition", "results": [], **written(given.to), "ablation": rows})
         return
-    kept = file.get("results", [])
-    facts = {"versions": versions("numpy", "keras", "tensorflow")}
     head = "| set | model | MAP@5 of known | other folds | AUROC of new | others | core-seconds a fold |"
     shown = []
     for name in given.set or (["demo"] if given.quick or not SHARED.is_dir() else SETS):
@@ -366,8 +376,7 @@ def main():
             result["date"] = datetime.now(UTC).isoformat(timespec="seconds")
             shown.append(line(result))
             if not (given.quick or given.overrides or given.fold):
-                kept = [each for each in kept if (each["set"], each["model"]) != (name, model_name)] + [result]
-                write_json(given.to, file | {"name": "recognition", **facts, "results": kept})
+                keep(given.to, result)
     print(f"\n{head}\n|---|---|--:|--:|--:|--:|--:|\n" + "\n".join(shown))
 
 
