@@ -4,11 +4,13 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import CropMix, named_sources, read_boxes
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.imaging.augmentation import RECIPES
+from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.networks.model import (
     _schedule,
     build_network,
@@ -90,10 +92,21 @@ def test_resnet_is_table_four_left_and_efficientnet_right():
     left, right = PRESETS["resnet50_arcmargin"], PRESETS["efficientnet_b5_arcface"]
     assert (left.image_size, right.image_size) == (224, 380)
     assert (left.margin, left.margin_spread) == (0.3, 0.0) and right.margin_spread > 0
-    assert left.sources == "whole" and right.sources.count(":") == 4
+    assert (left.sources, left.resize) == ("whole", "area-centre") and right.sources.count(":") == 4
     assert (left.balance, right.balance) == ("", "weights")
     assert {type(step).__name__ for step in RECIPES[left.recipe]} == {"Flip", "Contrast", "Brightness", "Saturation"}
     assert (right.epsilon, right.start, right.arcface_scale) == (1e-5, "he_normal", 30.0)
+
+
+def test_a_centre_crop_is_the_middle_square(tmp_path):
+    pixels = np.repeat(np.arange(0, 200, dtype=np.uint8)[None, :, None], 100, axis=0).repeat(3, axis=2)  # 100 x 200
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.fromarray(pixels.transpose(1, 0, 2)).save(tmp_path / "high.png")
+    for name, across in (("wide.png", pixels), ("high.png", pixels.transpose(1, 0, 2))):
+        middle = across[:, 50:150] if name == "wide.png" else across[50:150]
+        assert (load_crop(tmp_path / name, 100, resize="area-centre") == middle).all()
+        reduced = load_crop(tmp_path / name, 20, resize="area-centre").astype(int)
+        assert np.abs(reduced - middle.reshape(20, 5, 20, 5, 3).mean(axis=(1, 3))).max() <= 1
 
 
 def test_class_weights_raise_rare_animals():

@@ -28,7 +28,7 @@ from ..data.boxes import BEYOND, BOX, LEAST, CropMix, read_boxes
 from ..data.dataset import Dataset
 from ..data.formats import open_photo
 from .photo import decoding, photo_title, upright_pixels, upright_size
-from .resize import resize_pixels
+from .resize import CENTRE, resize_pixels
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-61
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -179,8 +179,8 @@ def load_crop(
         margin: fraction of the box's width and height added on each side, inside the image.
         keep_aspect: grow the box to the aspect of `size` and mirror the edges where the image ends; otherwise
             stretch it.
-        resize: how, see `resize.resize_pixels`; with all but "area" (default) the image is decoded in full size, as
-            encoders made elsewhere expect it.
+        resize: how, see `resize.resize_pixels`; with all but "area" (default) and "area-centre" the image is decoded in
+            full size, as encoders made elsewhere expect it.
 
     Returns:
         `[height, width, 3]` uint8, RGB.
@@ -189,7 +189,7 @@ def load_crop(
         UserError: if the file cannot be decoded completely, or the box is none of this image; the message names it.
     """
     high, wide = height_and_width(size)
-    pixels, width, region = _decode(path, high, wide, box, frame, margin, keep_aspect, resize == "area")
+    pixels, width, region = _decode(path, high, wide, box, frame, margin, keep_aspect, resize in ("area", CENTRE))
     pixels = _cut_out(pixels, region, pixels.shape[1] / width)
     with single_opencv_thread():
         return resize_pixels(_pad_to_aspect(pixels, wide / high) if keep_aspect else pixels, high, wide, resize)

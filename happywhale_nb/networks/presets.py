@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from ..core.errors import UserError, lookup
 from ..core.renamed import WORDS, refuse_renamed
 from ..imaging.augmentation import RECIPES, Flip
-from ..imaging.resize import RESIZES
+from ..imaging.resize import CENTRE, RESIZES
 from .targets import DYNAMIC, ELASTIC
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-34
@@ -63,7 +63,7 @@ class Preset:
     only_species: str = ""  # train on this species only; "": on all
     crop_margin: float = 0.05  # of a crop, a fraction of the box, as `margin` of `crops.load_crop`
     keep_aspect: bool = False  # of a crop, as for `crops.load_crop`
-    resize: str = "area"  # of a crop, of `resize.RESIZES`; others than "area" are for encoders made elsewhere
+    resize: str = "area"  # of a crop, of `resize.RESIZES`; "area-centre": its middle; more for encoders made elsewhere
     min_confidence: float = 0.1  # boxes below count as missing, in [0, 1)
     aspect: float = 1.0  # width over height of the crops, from 1/4 to 4; 2 for flukes
     freeze_bn: bool = False  # whether the backbone's BatchNorm stays as `weights` have it, factors and offsets too
@@ -125,7 +125,7 @@ PRESETS = {
         *("basic_cnn", "basic_cnn", 128, 30, 32, 1e-3, "constant"),
         **({"warmup": 0.0, "weight_decay": 0.0, "pool": "flat", "dropout": 0.45} | SOFTMAX),
     ),
-    "resnet50_arcmargin": Preset("resnet50", "resnet_baseline", 224, sources="whole", **PAPER),
+    "resnet50_arcmargin": Preset("resnet50", "resnet_baseline", 224, sources="whole", resize=CENTRE, **PAPER),
     "efficientnet_b3_arcface": Preset("efficientnet_b3", "paper", 380, **PAPER, **ARCFACE),
     "efficientnet_b5_arcface": Preset("efficientnet_b5", "paper", 380, **PAPER, **ARCFACE),
     "efficientnet_b7_arcface": Preset("efficientnet_b7", "paper", 380, **PAPER, **ARCFACE),
