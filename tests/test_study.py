@@ -5,6 +5,7 @@ The notebooks are stand-ins (`standins.py`); test_whole_study.py runs the real o
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -26,7 +27,15 @@ from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.assets import find_snakefile
 from happywhale_nb.workflow.provenance import done_file, record_paths
-from happywhale_nb.workflow.study import all_needs, check_study, override, plan_states, read_study, study_jobs
+from happywhale_nb.workflow.study import (
+    all_needs,
+    check_study,
+    override,
+    plan_states,
+    read_study,
+    study_jobs,
+    study_notes,
+)
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
 SMALL = {"folds": 2, "seed": 3, "quick": True, "models": {"basic_cnn": {}}, "gradcam": False, "robustness": False}
@@ -208,6 +217,7 @@ MISTAKES = {
     "a blend": ({"blend": {"models": ["basic_cnn@3"]}}, ["blend.models: 'basic_cnn@3' is not among the models"]),
     "needed": ({"report": False}, ["report: this stage cannot be left out"]),
     "snapshots": ({"models": {"basic_cnn": {"snapshots": [20]}}}, ["models.basic_cnn.snapshots: '20'", "from 1 to 2"]),
+    "views": ({"blend": {"models": ["basic_cnn@whole"]}}, ["blend.models: 'basic_cnn@whole' is not among the models"]),
     "folds": ({"folds": "five"}, ["'folds' is a whole number, not 'five'"]),
     "a study's name": ({"study": "a/b"}, ["one folder name, not 'a/b'"]),
     "a list": ({"models": ["basic_cnn"]}, ["models: keys and values are wanted here"]),
@@ -251,22 +261,65 @@ def test_override_of_an_unknown_or_foreign_parameter_is_refused():
 # --- the studies that come with the project
 
 
-def test_study_jobs_of_the_papers_study_are_ten_folds_and_thirty_checkpoints(shared):
+def test_study_jobs_of_the_papers_study_are_three_networks_on_ten_folds(shared):
     content = read_study(ROOT / "studies" / "paper.yaml") | {"data_dir": str(shared / "happywhale")}
     _, jobs = study_jobs(content, "studies/paper.yaml")
     count = {stage: sum(job.stage == stage for job in jobs) for stage in {job.stage for job in jobs}}
-    assert count == {"eda": 1, "train": 30, "knn": 5, "gradcam": 1, "robustness": 1, "blend": 1, "report": 1}
+    assert count == {"eda": 1, "train": 30, "knn": 3, "gradcam": 1, "robustness": 1, "blend": 1, "report": 1}
+
+
+def test_study_jobs_of_the_papers_blend_are_thirty_checkpoints_on_five_folds(shared):
+    content = read_study(ROOT / "studies" / "paper_blend.yaml") | {"data_dir": str(shared / "happywhale")}
+    _, jobs = study_jobs(content)
     blend = next(job for job in jobs if job.stage == "blend")
-    assert len(blend.needs) * 10 == 30 and all("efficientnet_b5" in job.title for job in blend.needs)
-    trained = {need.title for job in blend.needs for need in job.needs if need.stage == "train"}
-    assert trained == {f"03_train efficientnet_b5_arcface fold {k}" for k in range(10)}
+    specialists = [job for job in blend.needs if "specialist" in job.title]
+    assert len(blend.needs) == 30 and len(specialists) == 5
+    trained = [job for job in jobs if job.stage == "train"]
+    assert len(trained) == 10 * 5 and blend.parameters["min_map5"] == "0.840"
+    (line,) = study_notes(content)
+    assert line.startswith("no boxes called vit: crops are ") and "(efficientnet_b5_arcface, b5_at_512" in line
 
 
-@pytest.mark.parametrize(("name", "trainings"), [("demo", 3), ("paper", 9)])
+def test_study_jobs_without_a_specialists_boxes_are_refused(tiny):
+    content = read_study(ROOT / "studies" / "paper_blend.yaml") | {"data_dir": str(tiny)}
+    with pytest.raises(UserError, match=r"models\.backfin_b5_specialist: crops: no boxes called 'backfin'"):
+        study_jobs(content)
+
+
+@pytest.mark.parametrize(("name", "trainings"), [("demo", 3), ("paper", 9), ("paper_small", 9)])
 def test_study_jobs_of_the_given_studies_are_valid(tiny, name, trainings):
     content = read_study(ROOT / "studies" / f"{name}.yaml") | {"data_dir": str(tiny), "study": "drawn", "folds": 3}
     jobs = study_jobs(content)[1]
     assert [job.stage for job in jobs].count("train") == trainings
+
+
+def test_study_jobs_of_views_and_snapshots_are_models_of_their_own_also_without_test_photographs(tiny_copy):
+    models = {"basic_cnn": {"epochs": 2, "snapshots": [1], "views": "detic whole"}}
+    content = {"data_dir": str(tiny_copy), "study": "views", "folds": 2, "models": models}
+    names = ["basic_cnn", "basic_cnn@1", "basic_cnn@detic", "basic_cnn@whole"]
+    for name in ("test.csv", "test_truth.csv", "sample_submission.csv"):
+        (tiny_copy / name).unlink(missing_ok=True)
+    shutil.rmtree(tiny_copy / "test_images")
+    jobs = study_jobs(content)[1]
+    blend = next(job for job in jobs if job.stage == "blend")
+    assert [job.title for job in blend.needs] == [f"06_knn {name}" for name in names]
+    alone = study_jobs(content | {"models": {"basic_cnn": {"epochs": 2}}})[1]
+    assert "blend" not in {job.stage for job in alone}, "nothing to submit, nothing to blend"
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"crops": "fin"}, "models.basic_cnn: crops: no boxes called 'fin'"),
+        ({"tta_sources": "fin:1"}, "models.basic_cnn: crops: no boxes called 'fin'"),
+        ({"views": "whole fin"}, "models.basic_cnn: crops: no boxes called 'fin'"),
+        ({"overrides": "weights=last/model.keras"}, "models.basic_cnn: weights=last/model.keras: no such file"),
+    ],
+)
+def test_study_jobs_of_sources_or_weights_that_are_not_there_are_refused(tiny, model, expected):
+    content = {"data_dir": str(tiny), "study": "drawn", "models": {"basic_cnn": model}}
+    with pytest.raises(UserError, match=re.escape(expected)):
+        study_jobs(content)
 
 
 # --- graphics cards

@@ -103,6 +103,9 @@ def test_blend_stage_of_two_models_fits_weights_or_averages_scores(study, tiny, 
     fit = blend_stage(dataset, folder, options=BlendOptions(weighting="fit", penalty=True))
     assert fit["fit"]["fitted"] >= fit["fit"]["equal"] and len(fit["table"]) == 3
     assert fit["table"][0]["map5"] == fit["table"][1]["map5"] > 0  # a model and its copy
+    printed = blend_stage(dataset, folder, options=BlendOptions(weighting="printed", penalty=True))
+    assert printed["models"] == {"other": 25, "small_resnet_arcface": 7, "frequency": 0.033}
+    assert set(printed["fit"]) == {"equal", "printed"} and sorted(set(printed["weights"])) == [7, 25]
     scores = blend_stage(dataset, folder, options=BlendOptions(voting="scores"))
     assert scores["fit"]["equal"] > 0 and scores["fit"]["threshold"] <= 1
     assert blend_stage(dataset, folder, options=BlendOptions(voting="scores")) == scores  # nothing is done twice
@@ -122,6 +125,7 @@ def test_blend_stage_of_two_models_fits_weights_or_averages_scores(study, tiny, 
         ({"min_map5": 0.999, "always_include": "none"}, "no model 'none'"),
         ({"weighting": "best"}, "equal, or fit"),
         ({"voting": "scores", "weighting": "fit"}, "count votes"),
+        ({"voting": "scores", "weighting": "printed"}, "count votes"),
     ):
         with pytest.raises(UserError, match=message):
             blend_stage(dataset, folder, options=BlendOptions(**how))

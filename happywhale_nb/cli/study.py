@@ -106,7 +106,7 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     Exit status 0: all is done; 1: some jobs failed, and those that need them have not been run; 2: nothing could begin.
     """
     from happywhale_nb.workflow.data_check import check_data, keep_check
-    from happywhale_nb.workflow.study import plan_states, run_jobs, study_folders, study_jobs
+    from happywhale_nb.workflow.study import plan_states, run_jobs, study_folders, study_jobs, study_notes
 
     began = time.time()
     content = _read_content(study, dict(parameters))
@@ -115,6 +115,8 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     keep_check(check, folder)
     if check.note:
         click.echo(check.note, err=True)
+    for line in study_notes(content, str(study or "study")):
+        click.echo(line, err=True)
     if dry_run:
         return _show_plan(folder, jobs, ["asked to"] * len(jobs) if force else plan_states(content, jobs))
     words = shlex.split(more)
@@ -129,21 +131,25 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
 
 # %% ../../nbs/lib/cli/study.ipynb #study-12
 @click.command()
+@click.argument("study", default="demo", metavar="[STUDY]")
 @parameters_option
 @renamed_option("--draw-only", "`happywhale data draw`", is_flag=True)
 @click.pass_context
-def demo(ctx, parameters):
+def demo(ctx, study, parameters):
     """Draw the demo photographs into data/demo, unless they are there, and run studies/demo.yaml on them.
 
     \b
-    Example: happywhale demo
+    Examples: happywhale demo
+              happywhale demo paper_small
+
+    STUDY is the name of another file of studies/: paper_small is the paper's study in small, in half an hour.
     """
     from happywhale_nb.demo.dataset import draw_demo
 
-    folder = project_root() / "data" / "demo"
+    file, folder = find_study(study), project_root() / "data" / "demo"
     if not (folder / "train.csv").is_file():
         draw_demo(folder)
-    ctx.invoke(run, study=find_study("demo"), parameters=parameters)
+    ctx.invoke(run, study=file, parameters=(("data_dir", str(folder)), *parameters))
 
 # %% ../../nbs/lib/cli/study.ipynb #study-13
 @click.command()

@@ -192,6 +192,11 @@ PRESETS |= {
         **(FINE_TUNING | PART_POOLING | {"mirror_as_classes": "top", "tta_zoom": 0.03}),
     ),
 }
+_lite0 = PRESETS["efficientnet_lite0_arcface"]
+PRESETS |= {
+    "small_paper_arcmargin": replace(_lite0, recipe="resnet_baseline", image_size=224, sources="whole", resize=CENTRE),
+    "small_paper_arcface": replace(_lite0, **ARCFACE),
+}
 
 # %% ../../nbs/lib/networks/presets.ipynb #presets-10
 _expert = replace(PRESETS["efficientnet_b5_arcface"], recipe="recommended", pool="gem2", head_lr_multiplier=10.0)
@@ -223,6 +228,8 @@ PURPOSES = {
     "efficientnet_lite2_arcface": "the same, deeper and wider",
     "efficientnet_lite0_flukes": "flukes, twice as wide as high, fine-tuned",
     "efficientnet_lite0_aligned": "crops all turned alike, an embedding for each part, fine-tuned",
+    "small_paper_arcmargin": "the paper's second system in small, fine-tuned: one crop, a fixed margin",
+    "small_paper_arcface": "the paper's third system in small, fine-tuned: crops and margins drawn, animals weighed",
     "recommended": "the competition winners' recipe, for thousands of animals",
     "beluga_specialist": "one species alone, for a blend",
     "backfin_b5_specialist": "dorsal fins, for a blend",

@@ -242,6 +242,7 @@ def _mean_out_of_fold(folder, models, folds):
 # %% ../../nbs/07_blending.ipynb #07-blending-16a
 from ..ensemble.blending import read_no_fin
 from ..ensemble.voting import count_votes
+from ..ensemble.weights import PRINTED_PENALTY, printed_weights
 from .study_split import study_folds
 
 # %% ../../nbs/07_blending.ipynb #07-blending-17
@@ -251,9 +252,10 @@ class BlendOptions:
 
     Attributes:
         voting: a key of `voting.VOTES`, or "scores" (`score_blend`).
-        weighting: "equal", or "fit" for `fit_model_weights` on the study's folds (a single model gets 1).
+        weighting: "equal"; "fit" for `fit_model_weights` on the study's folds (a single model gets 1); "printed" for
+            `printed_weights`, the best model out of fold first.
         min_gain: gain of MAP@5 that a step of the fit needs to be kept.
-        penalty: whether to fit, too, what each photo in the catalogue costs a name.
+        penalty: whether each photo in the catalogue costs a name votes: how many is fitted, too, or as printed.
         min_map5: lowest out-of-fold MAP@5 of a model, in [0, 1].
         always_include: names of models that are taken whatever they reach, with blanks between.
         no_fin_csv: a CSV file for `read_no_fin`; "": none.
@@ -271,9 +273,10 @@ class BlendOptions:
     no_fin_csv: str = ""
 
     def __post_init__(self):
-        if self.weighting not in ("equal", "fit") or (self.voting == "scores" and self.weighting == "fit"):
+        of_votes = self.weighting in ("fit", "printed") and self.voting != "scores"
+        if self.weighting != "equal" and not of_votes:
             choice = f"weighting={self.weighting!r} with voting={self.voting!r}"
-            raise UserError(f"{choice}: equal, or fit for rules that count votes")
+            raise UserError(f"{choice}: equal, or fit or printed for rules that count votes")
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18
 def blend_stage(
@@ -318,7 +321,7 @@ def _require_two(dataset, models):
 def _stamp(dataset, files, options):
     """A fingerprint of the options, and of all files that are read."""
     paths = [path for model_files in files.values() for path in model_files]
-    names = ["oof.csv"] if options.weighting == "fit" else []
+    names = ["oof.csv"] if options.weighting != "equal" else []
     if options.voting == "scores":
         names += ["oof_scores.parquet", "test_scores.parquet"]
     read = paths + [path.with_name(name) for path in paths for name in names if path.with_name(name).is_file()]
@@ -353,11 +356,15 @@ def _blend(dataset, folder, files, options):
     """Blend, write the submission, and return what is recorded."""
     images, folds = dataset.test["image"].to_numpy(dtype=str), study_folds(dataset, folder, save=False)
     counts, both = dataset.train["individual_id"].value_counts().to_dict(), names_in_both(dataset.root)
-    is_fitted, judged, worth = options.weighting == "fit" and len(files) > 1, None, None
-    if is_fitted or not len(images):
+    weighted, judged, worth = options.weighting != "equal" and len(files) > 1, None, None
+    models = pd.Series(1.0, list(files))
+    if weighted and options.weighting == "printed":
+        models = _printed(folder, list(files), options.penalty)
+    if weighted or not len(images):
         judged, queries = out_of_fold(folder, list(files), folds)
-        worth = _judge(judged, queries, options, counts, is_fitted, both)
-    models = worth.models["weight"] if is_fitted else pd.Series(1.0, list(files))
+        worth = _judge(judged, queries, options, counts, models, both)
+    if isinstance(worth, WeightReport):
+        models = worth.models["weight"]
     if len(images):
         lists, weights, repairs = _test_lists(folder, files, images, models)
     else:
@@ -373,15 +380,26 @@ def _blend(dataset, folder, files, options):
     return facts | _record_worth(worth) | {"agreement": _agreement(lists)}
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19b
-def _judge(lists, queries, options, counts, is_fitted, both):
-    """What models are worth out of fold: a `WeightReport`, or with equal weights their MAP@5 alone."""
+def _printed(folder, names, penalty):
+    """The printed weights of models, the best out of fold first, and if asked for, of what photographs cost."""
+    runs = select_runs(folder)["model"]
+    weights = pd.Series(printed_weights(len(names)), [name for name in runs if name in names])[names]
+    return pd.concat([weights, pd.Series({"frequency": PRINTED_PENALTY})]) if penalty else weights
+
+
+def _judge(lists, queries, options, counts, models, both):
+    """What models are worth out of fold: a `WeightReport` if weights are fitted, else their MAP@5 alone."""
     if options.voting == "scores":
         return None
     truth, folds, individuals = (queries[name].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id"))
-    votes = _count(lists, options, counts, is_fitted and options.penalty, ("train", both))
-    if is_fitted:
+    of_train = ("train", both)
+    if options.weighting == "fit" and len(lists.models) > 1:
+        votes = _count(lists, options, counts, options.penalty, of_train)
         return fit_model_weights(votes, truth, folds, individuals, options.min_gain)
-    return {"equal": float(average_precision(truth, votes.predict(np.ones(len(lists.models)))).mean())}
+    answers = {"equal": _count(lists, options, counts, False, of_train).predict(np.ones(len(lists.models)))}
+    if options.weighting == "printed":
+        answers["printed"] = _vote(lists, models[lists.models].tolist(), models, options, counts, of_train)
+    return {name: float(average_precision(truth, ids).mean()) for name, ids in answers.items()}
 
 
 def _count(lists, options, counts, penalised, of_part):

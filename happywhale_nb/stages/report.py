@@ -742,7 +742,7 @@ def learning_section(study: StudyResults) -> SectionResult:
 def _blend_blocks(study, blend):
     """Tables and figure of the blend; blend: its `blend.json`."""
     fit, blocks = blend["fit"] or {}, []
-    rows = {name: fit[name] for name in ("equal", "fitted", "expected", "optimism") if name in fit}
+    rows = {name: fit[name] for name in ("equal", "printed", "fitted", "expected", "optimism") if name in fit}
     if rows:
         weights = pd.DataFrame({"MAP@5 out of fold": rows}).rename_axis("weights")
         blocks.append(table_block(weights, digits=4))

@@ -336,7 +336,7 @@ register(
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-30
 def _blend_lines(stage, record, folder):
-    fit = {n: v for n, v in (record["fit"] or {}).items() if n in ("equal", "fitted", "expected")}
+    fit = {n: v for n, v in (record["fit"] or {}).items() if n in ("equal", "printed", "fitted", "expected")}
     lines = []
     if fit:
         lines.append("MAP@5 out of fold: " + ", ".join(f"{name} {value:.4f}" for name, value in fit.items()))
@@ -365,7 +365,7 @@ register(
         outputs=("blend.json", "submission.csv"),
         describe=_blend_lines,
         ranges={"min_map5": Range(0, 1), "min_gain": Range(0, 1)},
-        choices={"weighting": ("equal", "fit"), "voting": ("paper", "notebook", "borda", "scores")},
+        choices={"weighting": ("equal", "fit", "printed"), "voting": ("paper", "notebook", "borda", "scores")},
         study=InStudy(naming=("models", "always_include"), needs_test=True),
     )
 )
