@@ -187,6 +187,7 @@ def test_report_stage_without_some_stages_names_them_and_takes_kaggles_scores(st
     assert {"pairs", "robustness", "grad-cam", "architectures"} <= set(report["missing"])
     sent = report["sections"]["submission"]
     assert (sent["kaggle_public"], sent["kaggle_private"]) == (0.5, 0.4) and sent["test"]["n"] == 10
+    assert sent["forecast"]["expected"] == 0.5 and sent["forecast"]["low"] < 0.4  # ten photographs say little
     page = (folder / "report.html").read_text()
     assert "Not in this report" in page and "run happywhale gradcam" in page and "public less private" in page
     rows = report["sections"]["models"]["small_resnet_arcface"]["folds"]

@@ -14,7 +14,7 @@ __all__ = ['COLUMN_TITLES', 'TOGETHER', 'UNTRAINED', 'OPEN_SET', 'DEFINED', 'RUL
 
 # %% ../../nbs/08_report.ipynb #08-report-02
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from happywhale_nb.evaluation.html import (
     render_page,
     table_block,
 )
+from ..evaluation.leaderboard import PUBLIC, forecast_private
 from ..evaluation.per_query import fold_metrics, read_outcomes
 from ..evaluation.separability import measure_separability, plane, plot_plane, plot_similarities
 from ..evaluation.statistics import compare_models, fold_statistics, learning_curve, plot_learning_curve
@@ -780,6 +781,23 @@ def blend_section(study: StudyResults) -> SectionResult:
         sentences.append("The answers have changed since: run happywhale blend again.")
     return SectionResult(blend, Section("The blend", " ".join(sentences), _blend_blocks(study, blend)))
 
+# %% ../../nbs/08_report.ipynb #08-report-96
+def _forecast(study, public):
+    """The private score that a public one lets expect; precisions out of fold stand for the test photographs'."""
+    return forecast_private(public, study.outcomes[study.best]["score"], len(study.dataset.test))
+
+
+def _forecast_text(forecast, private):
+    """What a forecast says, and how far from it the private score was, if it is known."""
+    said = (
+        f"A public score on {PUBLIC:.0%} of the photographs lets expect a private one from {forecast.low:.3f} to "
+        f"{forecast.high:.3f}, if nothing was fitted to it: a part is drawn, and that is all that chance does. Weights "
+        "or thresholds that were chosen by the public score lose more."
+    )
+    if not private:
+        return said
+    return said + f" The private score is {abs(forecast.surprise(private)):.1f} standard deviations of the draw away."
+
 # %% ../../nbs/08_report.ipynb #08-report-69
 def submission_section(study: StudyResults, kaggle_public: float = 0.0, kaggle_private: float = 0.0) -> SectionResult:
     """Show the submission's scores, on the data folder's own truth and on Kaggle.
@@ -797,16 +815,21 @@ def submission_section(study: StudyResults, kaggle_public: float = 0.0, kaggle_p
     if test is None and not typed:
         words = "no truth of the test photographs (test_truth.csv), and no score from Kaggle (-p kaggle_public .88)"
         return SectionResult(missing=words)
-    expected = (blend.get("fit") or {}).get("expected")
+    fit, forecast, text = blend.get("fit") or {}, None, ""
+    expected = fit.get("expected")
     rows = {"out of fold, expected": expected, **{f"Kaggle, {name}": value for name, value in typed.items()}}
+    if kaggle_public and len(study.dataset.test) > 4:  # a public part needs a photograph
+        forecast = _forecast(study, kaggle_public)
+        rows["Kaggle, private, forecast"] = forecast.expected
+        text = _forecast_text(forecast, kaggle_private)
     if test:
         rows |= {"test photographs": test["map5"], "of known animals": test["map5_known"], "of new": test["map5_new"]}
     if len(typed) == 2:
         rows["public less private"] = kaggle_public - kaggle_private
     scores = pd.DataFrame({"MAP@5": rows}).rename_axis("").dropna()
     from_kaggle = {f"kaggle_{name}": typed.get(name) for name in ("public", "private")}
-    numbers = {"test": test, "expected": expected, **from_kaggle}
-    return SectionResult(numbers, Section("The submission", "", [table_block(scores)]))
+    numbers = {"test": test, "expected": expected, **from_kaggle, "forecast": asdict(forecast) if forecast else None}
+    return SectionResult(numbers, Section("The submission", text, [table_block(scores)]))
 
 # %% ../../nbs/08_report.ipynb #08-report-17
 def find_stage_results(study: StudyResults, record: str) -> tuple[dict, Path] | None:
