@@ -104,6 +104,7 @@ class MainGroup(LazyGroup):
 STUDY = {
     "demo": Entry("study:demo", "Draw the demo photographs, unless they are there, and run the study on them."),
     "run": Entry("study:run", "Run a whole study; only what is missing or out of date."),
+    "plan": Entry("study:plan", "Measure some steps, and say what a study will take."),
     **{name: Entry("stages:COMMANDS", stage.summary) for name, stage in command_stages().items()},
     "compare": Entry("study:compare", "Say what differs between two runs."),
 }
