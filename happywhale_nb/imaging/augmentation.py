@@ -457,6 +457,10 @@ RECIPES = {
     "small": (Flip(), *_small),
     "aligned": _small,
 }
+RECIPES |= {  # without grey pictures, to see what these bring
+    f"{name}_in_colour": tuple(step for step in RECIPES[name] if not isinstance(step, Grey))
+    for name in ("paper", "small", "aligned")
+}
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-29
 STEPS = {step.__name__: step for base in (Geometry, Colour, Paint) for step in base.__subclasses__()}

@@ -1,0 +1,123 @@
+"""What makes the gap between the paper's second and third network: a factorial of table 4's four factors, in small.
+
+The twelve runs are those of studies/gap.yaml, on fold 0 of each set. Eight are half of all combinations of the factors;
+the others take one thing away from the run with all of them: resolution, grey pictures, augmentation, pretraining.
+Effects and their intervals are those of `happywhale_nb.evaluation.factorial`. Flukes have no boxes, so crops cannot be
+told there, and the other three factors have all their combinations.
+
+    python bench/gap.py [--quick] [--set NAME ...] [--run NAME ...] [--work FOLDER]
+
+It takes about forty minutes of one core for the photographs, and goes on where it was stopped if `--work` names a
+folder. --run trains some of the runs alone, and writes nothing.
+"""
+
+import argparse
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from recognition import HERE, SETS, measure_fold, run_fold, shown_seconds
+
+from happywhale_nb.core.artifacts import read_json, versions, write_json
+from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.demo.dataset import draw_demo
+from happywhale_nb.evaluation.factorial import half_fraction, measure_effects, plot_effects
+from happywhale_nb.retrieval.metrics import mean_gain
+from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.workflow.study import read_study
+
+FACTORS = ["backbone", "loss", "crops", "weights"]
+MODELS = read_study(HERE / "studies" / "gap.yaml")["models"]
+LIKE = {  # set → overrides of every run, and the factors that it can tell
+    "demo": ("epochs=2 image_size=48 backbone=small_resnet weights= freeze_bn=false frozen_stride=0", FACTORS),
+    "happywhale_boxed": ("", FACTORS),
+    "humpback": ("aspect=2 epochs=12", ["backbone", "loss", "weights"]),
+}
+
+
+def name_of(levels):
+    """The run in which these factors are high."""
+    high = [name for name in FACTORS if levels[name] == 1]
+    return {0: "all_low", 4: "all_high"}.get(len(high), "_".join(high))
+
+
+def as_model(name, more):
+    """A run of the study file, as `recognition.run_fold` takes it; `more`: overrides of all runs."""
+    values = MODELS[name]
+    size = f"image_size={values['image_size']}"
+    words = f"{size} {values['overrides']} {more}".split()
+    return {"preset": values["preset"], "overrides": " ".join(dict((w.partition("=")[0], w) for w in words).values())}
+
+
+def measure(set_name, dataset, study, runs):
+    """Precisions and seconds of the runs on fold 0, and the individuals of its queries."""
+    folds, found = study_folds(dataset, study, 3, 0), {}
+    more, _ = LIKE[set_name]
+    for name in runs:
+        places, seconds = run_fold(dataset, folds, 0, name, as_model(name, more), study)
+        found[name] = measure_fold(dataset, folds, 0, places) | {"core_seconds": seconds}
+        told = shown_seconds([found[name]])
+        print(f"| {set_name} | {name} | {found[name]['precision'].mean():.3f} | {told} s |", flush=True)
+    return found
+
+
+def analyse(set_name, found):
+    """What a set's runs show: effects, the gap, and what each thing that was taken away costs."""
+    design = half_fraction(FACTORS)
+    precision = np.stack([found[name_of(row)]["precision"] for _, row in design.iterrows()])
+    individuals = found["all_high"]["individuals"]
+    effects = measure_effects(design[LIKE[set_name][1]], precision, individuals)
+    whole = found["all_high"]["precision"]
+    gone = {
+        name.removeprefix("all_high_but_"): mean_gain(whole - each["precision"], individuals)
+        for name, each in found.items()
+        if "_but_" in name
+    }
+    runs = {name: {"map5": float(each["precision"].mean())} for name, each in found.items()}
+    for name, each in found.items():
+        runs[name]["core_seconds"] = each["core_seconds"]
+    table = effects.table.reset_index().astype(object).where(lambda t: t.notna(), None)
+    facts = {"set": set_name, "queries": len(individuals), "runs": runs, "gap": effects.gap, "without": gone}
+    return effects, facts | {"effects": table.to_dict("records")}
+
+
+def show(set_name, effects, facts):
+    print(f"\n{set_name}, {facts['queries']} queries of fold 0\n{effects.table.round(3).to_string()}")
+    print(f"all together {facts['gap']['gain']:+.3f} ({facts['gap']['low']:+.3f} to {facts['gap']['high']:+.3f})")
+    print(pd.DataFrame(facts["without"]).T.rename_axis("what it gains").round(3).to_string())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few drawn photographs, two epochs; nothing is written")
+    parser.add_argument("--set", choices=["happywhale_boxed", "humpback"], action="append", help="only these")
+    parser.add_argument("--run", choices=MODELS, action="append", help="only these runs")
+    parser.add_argument("--work", type=Path, help="a folder in which data folders and studies are kept")
+    parser.add_argument("--to", type=Path, default=HERE / "docs" / "results" / "gap.json")
+    given = parser.parse_args()
+    work = (given.work or Path(tempfile.mkdtemp())).absolute()
+    for name in ["demo"] if given.quick else given.set or ["happywhale_boxed", "humpback"]:
+        root = work / name
+        if not (root / "folds.csv").is_file():
+            if given.quick:
+                draw_demo(root, individuals=8, train_photos=40, test_photos=4, progress=False)
+            else:
+                SETS[name][0](root)
+        found = measure(name, read_dataset(root), work / f"{name}-gap", given.run or MODELS)
+        if given.run:
+            continue
+        effects, facts = analyse(name, found)
+        show(name, effects, facts)
+        if given.quick:
+            continue
+        file = read_json(given.to) if given.to.is_file() else {}
+        others = [row for row in file.get("results", []) if row["set"] != name]
+        when = {"name": "gap", "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions("keras")}
+        write_json(given.to, when | {"results": [*others, facts]})
+        plot_effects(effects, f"{name}, fold 0").savefig(given.to.with_name(f"gap_{name}.svg"))
+
+
+if __name__ == "__main__":
+    main()
