@@ -261,12 +261,13 @@ class Identified:
         Args:
             name: of the new individual; "": the next free one.
             note: a remark.
-            species: of an encounter that has none; "": unknown; None: that of the likeliest known individual.
+            species: of an encounter that has none; "": unknown; None: the likeliest.
 
         Returns:
             The object itself.
         """
-        known = [each["individual"]["species"] for each in self.answer["candidates"] if each["individual"]]
+        known = [each["name"] for each in self.answer.get("species", ())]
+        known += [each["individual"]["species"] for each in self.answer["candidates"] if each["individual"]]
         species = known[0] if species is None and known else species
         return _decide(self, "new", name=name, note=note, species=species)
 

@@ -50,6 +50,7 @@ from ..data.values import Faults, parse_side
 from ..retrieval.embeddings import UNKNOWN_PART, Embeddings, find_rows
 from ..retrieval.identifier import Calibration, calibrate
 from ..retrieval.no_animal import NoAnimal
+from ..retrieval.species import fit_species
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-03n
 class PhotoEmbedder(Protocol):
@@ -523,19 +524,20 @@ def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None) -> Cali
     with catalogue.reading() as session:
         model = model_row(session, catalogue.fingerprint)
         stored = (model.calibration or {}).get("no_animal")
-        columns = (Embedding.vector, Embedding.trained, Photo.id, Encounter.individual_id)
+        columns = (Embedding.vector, Embedding.trained, Photo.id, Encounter.individual_id, Encounter.species)
         rows = select(*columns).join(Annotation, Annotation.id == Embedding.annotation_id)
         rows = rows.join(Photo, Photo.id == Annotation.photo_id).join(Encounter, Encounter.id == Photo.encounter_id)
         rows = rows.where(Embedding.model_id == model.id, ~Photo.withdrawn, Encounter.state != "withdrawn")
         known = session.execute(rows.where(Encounter.individual_id.is_not(None)).order_by(Photo.id)).all()
         width, number = model.width, model.id
-        vectors, trained, photos, individuals = zip(*known, strict=True) if known else [()] * 4
+        vectors, trained, photos, individuals, species = zip(*known, strict=True) if known else [()] * 5
         units, unchecked = known_units(catalogue, session, photos)
     queries = ~np.array(trained, bool)
     labels = np.array(individuals).astype(str)
-    calibration = calibrate(unpack_vectors(vectors, width), labels, units, queries)
-    calibration = say_unchecked(calibration, unchecked, len(photos))
-    calibration = replace(calibration, no_animal=no_animal or (stored and NoAnimal.from_dict(stored)))
+    vectors = unpack_vectors(vectors, width)
+    calibration = say_unchecked(calibrate(vectors, labels, units, queries), unchecked, len(photos))
+    learnt = {"no_animal": no_animal or (stored and NoAnimal.from_dict(stored))}
+    calibration = replace(calibration, **learnt, species=fit_species(vectors, labels, species, queries))
     with catalogue.writing() as session:
         session.get(Model, number).calibration = calibration.as_dict()
     return calibration

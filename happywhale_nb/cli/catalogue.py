@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['folder_argument', 'accept_option', 'MODEL_HELP', 'catalogue', 'open_chosen_catalogue', 'calibration_lines',
            'licence_question', 'build', 'photo_files', 'grouped_files', 'sent_names', 'tell_no_animal', 'add',
-           're_embed', 'upgrade', 'status', 'relink', 'export', 'token']
+           're_embed', 'upgrade', 'status', 'list_species', 'relink', 'export', 'token']
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-02
 import getpass
@@ -69,8 +69,8 @@ def calibration_lines(calibration: "Calibration") -> list[str]:
         calibration: a `retrieval.identifier.Calibration`.
 
     Returns:
-        A line for photographs, one for encounters of several if there are any, its note if it has one, and a line on
-        photographs without an animal if these were learnt.
+        A line for photographs, one for encounters of several if there are any, its note if it has one, and lines on
+        photographs without an animal and on species, if these were learnt.
     """
     lines = [_calibration_line(calibration, "photographs", calibration.photographs)]
     if several := calibration.several:
@@ -79,6 +79,8 @@ def calibration_lines(calibration: "Calibration") -> list[str]:
         lines.append(calibration.note)
     if no_animal := calibration.no_animal:
         lines.append(no_animal.note or _no_animal_line(no_animal))
+    if (species := calibration.species) and (species.told or species.alone):
+        lines.append(species.note or _species_line(species))
     return lines
 
 
@@ -86,6 +88,14 @@ def _no_animal_line(no_animal):
     hits = ", ".join(f"{fraction:.0%} of {kind} pictures" for kind, fraction in no_animal.hits.items())
     alarms = ", ".join(f"{fraction:.1%} ({way})" for way, fraction in no_animal.false_alarms.items())
     return f"photographs without an animal are flagged: {hits}; of photographs with one {alarms}"
+
+
+def _species_line(species):
+    alone = f"; of one animal alone, so not tested: {', '.join(species.alone)}" if species.alone else ""
+    return (
+        f"the species of a new animal is right on {species.accuracy:.0%} of {species.photographs} photographs, each "
+        f"without those of its own animal; calibration error {species.ece:.3f}{alone}"
+    )
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-41
 accept_option = click.option(
@@ -342,6 +352,31 @@ def _encoder_name(store):
     with store.reading() as session:
         row = model_row(session, store.fingerprint)
     return row.name if row is not None else "none yet"
+
+# %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-51
+@catalogue.command("species")
+@folder_argument
+def list_species(folder):
+    """List individuals of the catalogue in FOLDER whose recorded species is improbable: mistyped, perhaps.
+
+    \b
+    Example: happywhale catalogue species outputs/demo/catalogue
+
+    It goes by the photographs of other individuals, with the probabilities of the last build. Nothing is changed; the
+    page of an individual corrects its species.
+    """
+    from happywhale_nb.catalogue.matching import Matcher, mistyped_species
+
+    matcher = Matcher(open_chosen_catalogue(folder))
+    found = mistyped_species(matcher)
+    click.echo(_species_line(matcher.model.calibration.species))
+    for row in found:
+        photographs = count_noun(row["photographs"], "photograph")
+        click.echo(
+            f"{row['individual']}: recorded as {row['species']} ({row['probability']:.1%}), rather "
+            f"{row['likelier']} ({row['likelier_probability']:.0%}), by {photographs}"
+        )
+    click.echo(f"{count_noun(len(found), 'individual')} of improbable species")
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-23
 @catalogue.command()

@@ -20,6 +20,7 @@ from .knn import aggregate_neighbours, nearest_first, rank_sets, top_candidates
 from .metrics import average_precision, calibration_metrics, rank_of_truth
 from .no_animal import NoAnimal
 from .open_set import fit_threshold, insert_new
+from .species import SpeciesModel
 from .vectors import unit_rows
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-05
@@ -67,6 +68,7 @@ class Calibration:
             which counted photographs.
         coverage_unchecked: number of images of which neither encounter nor day is known.
         no_animal: how images without an animal are told; None if that was not learnt.
+        species: how the species of a new animal is told; None if that was not learnt.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -88,6 +90,7 @@ class Calibration:
     coverage_encounters: int = 0
     coverage_unchecked: int = 0
     no_animal: NoAnimal | None = None
+    species: SpeciesModel | None = None
 
     @property
     def measured(self) -> Coverage:
@@ -125,12 +128,14 @@ class Calibration:
         Returns:
             the calibration.
         """
-        nested = ("probabilities", "several", "no_animal")
+        nested = ("probabilities", "several", "no_animal", "species")
         plain = {name: _number(name, value) for name, value in values.items() if name not in nested}
         several = values.get("several") and cls.from_dict(values["several"])
         no_animal = values.get("no_animal") and NoAnimal.from_dict(values["no_animal"])
+        species = values.get("species") and SpeciesModel.from_dict(values["species"])
         probabilities = CandidateProbabilities(**values["probabilities"])
-        return cls(**plain, probabilities=probabilities, several=several, no_animal=no_animal)
+        learnt = {"several": several, "no_animal": no_animal, "species": species}
+        return cls(**plain, probabilities=probabilities, **learnt)
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-07
 def _query_rankings(vectors, codes, encounters, queries, block=256):

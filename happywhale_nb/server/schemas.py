@@ -8,9 +8,10 @@ __all__ = ['Number', 'Text', 'Note', 'RequestBody', 'SignInRequest', 'AnswerRequ
            'MoveRequest', 'RegroupRequest', 'IdAndName', 'CropView', 'PhotoView', 'Withdrawal', 'EncounterView',
            'EncounterList', 'IndividualView', 'IndividualList', 'DecisionView', 'IndividualPage', 'AuditLog',
            'EncounterDecision', 'EditedEncounter', 'MovedPhotos', 'PhotoGroup', 'Regrouped', 'IndividualDecision',
-           'EditedIndividual', 'CandidateIndividual', 'MatchedPhoto', 'PhotoList', 'Candidate', 'AnswerView', 'Facets',
-           'EncoderView', 'CatalogueView', 'SessionView', 'Health', 'MissingPhotos', 'TokenView', 'NewTokenView',
-           'ProposedName', 'ExportMessages', 'Problem', 'ConflictProblem', 'Match', 'Matches']
+           'EditedIndividual', 'CandidateIndividual', 'MatchedPhoto', 'PhotoList', 'SpeciesView', 'Candidate',
+           'AnswerView', 'Facets', 'EncoderView', 'CatalogueView', 'SessionView', 'Health', 'MissingPhotos',
+           'TokenView', 'NewTokenView', 'ProposedName', 'ExportMessages', 'Problem', 'ConflictProblem', 'Match',
+           'Matches']
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-02
 from typing import Annotated, Literal
@@ -367,12 +368,20 @@ class PhotoList(BaseModel):
     next: int | None
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-19
+class SpeciesView(BaseModel):
+    """A species, and the probability that the animal is one."""
+
+    name: str
+    probability: float
+
+
 class Candidate(BaseModel):
     """A candidate of an answer.
 
     `score` is a cosine, or the threshold for the new individual; `in_set`: whether it belongs to the candidate set;
     `proposed`: the name that a new individual would get; `photo`: its nearest photograph; `query_photo`: the number of
-    the query's photograph that it is nearest to; `photos`: how many photographs of it are known.
+    the query's photograph that it is nearest to; `photos`: how many photographs of it are known; `species`: of the new
+    individual, the likeliest if it is new, null where that is not told.
     """
 
     rank: int
@@ -386,6 +395,7 @@ class Candidate(BaseModel):
     photo: MatchedPhoto | None
     query_photo: int | None
     photos: int
+    species: SpeciesView | None = None
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-20
 class AnswerView(BaseModel):
@@ -398,7 +408,8 @@ class AnswerView(BaseModel):
     not listed; all probabilities are among all known individuals, whatever the filters hide. `id` and `encounter_id`
     are null for an answer that is not stored. `no_animal`: the photographs of the query probably show no animal; null
     where that is not known. `heat_maps`: how maps of where two photographs resemble each other are made: "grad-cam",
-    "occlusion" (parts are hidden one at a time), or "" if there are none.
+    "occlusion" (parts are hidden one at a time), or "" if there are none. `species`: which it probably is, also where
+    the animal is new, the likeliest first; empty where that is not told.
     """
 
     id: int | None
@@ -415,6 +426,7 @@ class AnswerView(BaseModel):
     other_probability: float
     no_animal: bool | None = None
     heat_maps: Literal["grad-cam", "occlusion", ""] = "grad-cam"
+    species: list[SpeciesView] = []
     note: str
     candidates: list[Candidate]
 

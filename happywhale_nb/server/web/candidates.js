@@ -2,7 +2,7 @@
 
 import { button, cropImage, el, fill } from "./dom.js";
 import { guard } from "./session.js";
-import { percent, count, day, promise } from "./words.js";
+import { percent, count, day, promise, species } from "./words.js";
 
 /** The list; `show` draws it, `mark` shows which candidate is compared, `step` and `rank` move to another. */
 export function candidateList(view) {
@@ -19,6 +19,7 @@ export function candidateList(view) {
       el("p", { class: `promise ${answer.promised ? "soft" : "filters-note"}`, text: promise(answer, inside.length) }),
       inside.length > 0 && group("In the list", inside, "inside"),
       outside.length > 0 && group(inside.length ? "Less likely" : "Candidates", outside, "outside"),
+      kinds(answer) && el("p", { class: "soft species", id: "answer-species", text: `Species, whoever it is: ${kinds(answer)}` }),
       answer.other_probability > 0 && el("p", { class: "soft other", text: `Probability of a known individual that is not listed: ${percent(answer.other_probability)}` }));
     mark();
   }
@@ -49,6 +50,9 @@ export function candidateList(view) {
   return { node, show, mark, rank, step };
 }
 
+/** The likeliest species, each with its probability: three at most. */
+const kinds = (answer) => (answer.species ?? []).slice(0, 3).map((one) => `${species(one.name)} ${percent(one.probability)}`).join(", ");
+
 const capital = (text) => text.replace(/^./, (letter) => letter.toUpperCase());
 
 /** What is said where the photographs probably show no animal; a person may see one all the same. */
@@ -67,7 +71,7 @@ function item(one, view) {
     el("span", { class: "line" }, el("span", { class: "rank", text: one.rank }), el("b", { text: name }),
       one.rejected && el("span", { class: "state rejected", text: "rejected" }), el("span", { class: "probability", text: percent(one.probability) })),
     el("span", { class: "bar", style: { "--probability": String(one.probability ?? 0) }, "aria-hidden": "true" }),
-    one.is_new ? el("small", { text: `would be ${one.proposed ?? "named by you"}` }) : [
+    one.is_new ? el("small", { text: [`would be ${one.proposed ?? "named by you"}`, one.species && `${species(one.species.name)} ${percent(one.species.probability)}`].filter(Boolean).join(" · ") }) : [
       from && el("small", { text: from }), one.photo && el("small", { class: "file", text: one.photo.name, title: one.photo.name }),
       el("small", { text: count(one.photos, "known photograph") })]));
 }

@@ -239,9 +239,9 @@ function asksBack(view) {
     kinds && el("label", { class: "field" }, el("span", { class: "label", text: "Species" }), whichSpecies(view, kinds)));
 }
 
-/** The species of the catalogue; that of the best candidate is chosen, else none, so that nobody takes the first by mistake. */
+/** The species of the catalogue; the likeliest, or that of the best candidate, is chosen, else none, so that nobody takes the first by mistake. */
 function whichSpecies(view, kinds) {
-  const likely = view.answer?.candidates.find((one) => one.individual)?.individual.species;
+  const likely = view.answer?.species?.[0]?.name ?? view.answer?.candidates.find((one) => one.individual)?.individual.species;
   const first = kinds.includes(likely) ? likely : "?";
   const node = select([...(first === "?" ? [["?", "Choose …"]] : []), ...kinds.map((value) => [value, species(value)]), ["", "Not known"]], first, { id: "new-species" });
   const check = () => node.setCustomValidity(node.value === "?" ? "Choose the species, or “Not known”." : "");
