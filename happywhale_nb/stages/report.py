@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COLUMN_TITLES', 'TOGETHER', 'UNTRAINED', 'OPEN_SET', 'DEFINED', 'RULES', 'MEASURED', 'SEPARATED', 'MAP_PHOTOS',
-           'MAP_PICTURES', 'ReportedModel', 'Submission', 'read_submission', 'StudyResults', 'score_submission',
-           'SectionResult', 'data_section', 'models_section', 'plot_folds', 'plot_history', 'encoders_section',
-           'pairs_section', 'open_set_section', 'separability_section', 'errors_section', 'claims_section',
-           'learning_section', 'blend_section', 'submission_section', 'find_stage_results', 'robustness_section',
-           'gradcam_section', 'architectures_section', 'plot_architectures', 'QuerySource', 'draw_queries',
-           'illustrate_queries', 'plot_predictions', 'queries_section', 'card_section', 'ReportContent',
-           'build_sections', 'headline_tiles', 'render_report', 'report_stage']
+           'MAP_PICTURES', 'SPECIES_SAID', 'ReportedModel', 'Submission', 'read_submission', 'StudyResults',
+           'score_submission', 'SectionResult', 'data_section', 'models_section', 'plot_folds', 'plot_history',
+           'encoders_section', 'pairs_section', 'open_set_section', 'separability_section', 'species_section',
+           'errors_section', 'claims_section', 'learning_section', 'blend_section', 'submission_section',
+           'find_stage_results', 'robustness_section', 'gradcam_section', 'architectures_section', 'plot_architectures',
+           'QuerySource', 'draw_queries', 'illustrate_queries', 'plot_predictions', 'queries_section', 'card_section',
+           'ReportContent', 'build_sections', 'headline_tiles', 'render_report', 'report_stage']
 
 # %% ../../nbs/08_report.ipynb #08-report-02
 from collections.abc import Mapping, Sequence
@@ -52,8 +52,10 @@ from ..imaging.display import figure_uri, image_block
 from ..imaging.photo import data_uri, photo_uri, read_upright, thumbnail
 from ..networks.presets import configure, used_preset
 from ..retrieval.embeddings import Embeddings, read_embeddings
-from ..retrieval.metrics import summary
+from ..retrieval.metrics import bootstrap_interval, calibration_metrics, summary
 from ..retrieval.predictions import read_predictions
+from ..retrieval.species import evidence_of_others, fit_species
+from ..retrieval.vectors import unit_rows
 from .blending import is_current, out_of_fold, plot_blend, weight_report
 from .knn import known_queries, plot_evaluation, read_folds, read_rule_tables
 from .study_split import study_card, study_folds
@@ -637,6 +639,63 @@ def separability_section(study: StudyResults) -> SectionResult:
         blocks += [_figure_block(study, _map_of(study, study.best), "A map of embeddings"), note]
     return SectionResult(table.to_dict("index"), Section("How far apart individuals are", SEPARATED, blocks))
 
+# %% ../../nbs/08_report.ipynb #08-report-98
+SPECIES_SAID = (
+    "{model}: the species of held-out photographs, told from the gallery's photographs of other animals, as for a new "
+    "one, but by a network that has seen other photographs of the animal (retrieval.species). Right: the likeliest "
+    "species is the recorded one; its mean probability would be as high if the probabilities were honest. {alone}The "
+    "interval is a 95 % bootstrap over individuals."
+)
+
+
+def _species_rows(study, name):
+    """A row a held-out photograph: individual, species, called, probability, right; empty where none are told."""
+    who, kinds = (study.split[column].to_numpy(str) for column in ("individual_id", "species"))
+    names, codes = np.unique(kinds, return_inverse=True)
+    owners, rows = np.unique(who, return_inverse=True)[1], []
+    for fold in study.models[name].search["folds"]:
+        stored = read_embeddings(study.folder / name / f"fold{fold}" / "embeddings.parquet")
+        vectors = unit_rows(stored.of("train", study.split["image"]))
+        gallery, query = gallery_and_queries(study.split, int(fold))
+        model = fit_species(vectors[gallery], who[gallery], kinds[gallery])
+        known = np.where(gallery, codes, -1)
+        evidence = evidence_of_others(vectors, owners, known, len(names), np.flatnonzero(query))
+        likely = model.probabilities(evidence)
+        told = {"individual": who[query], "species": kinds[query], "called": names[likely.argmax(axis=1)]}
+        rows.append(pd.DataFrame(told | {"probability": likely.max(axis=1)}).dropna())
+    table = pd.concat(rows) if rows else pd.DataFrame()
+    return table.assign(right=table["species"] == table["called"]) if len(table) else table
+
+# %% ../../nbs/08_report.ipynb #08-report-99
+def species_section(study: StudyResults) -> SectionResult:
+    """Show how well the species of a new animal is told.
+
+    Args:
+        study: the study's results.
+
+    Returns:
+        Accuracy, its interval, mean probability and calibration error of the best model, and the section; missing where
+        fewer than two species have several individuals.
+    """
+    animals = study.split.groupby("species")["individual_id"].nunique()
+    rows = _species_rows(study, study.best) if (animals > 1).sum() > 1 else pd.DataFrame()
+    if not len(rows):
+        return SectionResult(missing="two species with two individuals each")
+    asked = rows[rows["species"].map(animals) > 1]
+    low, high = bootstrap_interval(asked["right"], asked["individual"])
+    error = calibration_metrics(asked["right"], asked["probability"])["ece"]
+    numbers = {"accuracy": float(asked["right"].mean()), "low": low, "high": high, "photographs": len(asked)}
+    numbers |= {"confidence": float(asked["probability"].mean()), "ece": error}
+    by_species = rows.groupby("species").agg(
+        **{"photographs": ("right", "size"), "animals": ("individual", "nunique"), "right": ("right", "mean")},
+        **{"mean probability": ("probability", "mean"), "mostly called": ("called", lambda said: said.mode()[0])},
+    )
+    alone = ", ".join(animals.index[animals == 1])
+    alone = f"Of one animal, and not counted: {alone}. " if alone else ""
+    said = f"{numbers['accuracy']:.1%} of {len(asked)} photographs are right ({low:.1%} to {high:.1%}). "
+    text = said + SPECIES_SAID.format(model=study.best, alone=alone)
+    return SectionResult(numbers, Section("The species of a new animal", text, [table_block(by_species)]))
+
 # %% ../../nbs/08_report.ipynb #08-report-67
 def _look_alikes(study, worst):
     """For each of `worst`: its failed photo, and the photo of its look-alike that is nearest; as of `pairs_block`."""
@@ -1196,6 +1255,7 @@ def build_sections(study: StudyResults, kaggle_public: float = 0.0, kaggle_priva
         "pairs": pairs_section(study),
         "open set": open_set_section(study),
         "separability": separability_section(study),
+        "species": species_section(study),
         "errors": errors_section(study),
         "claims": claims_section(study),
         "learning curve": learning_section(study),
