@@ -6343,7 +6343,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'happywhale_nb/stages/train.py'),
                                             'happywhale_nb.stages.train._builders': ( 'train.html#_builders',
                                                                                       'happywhale_nb/stages/train.py'),
-                                            'happywhale_nb.stages.train._check_views': ( 'train.html#_check_views',
+                                            'happywhale_nb.stages.train._check_crops': ( 'train.html#_check_crops',
                                                                                          'happywhale_nb/stages/train.py'),
                                             'happywhale_nb.stages.train._embed_empty': ( 'train.html#_embed_empty',
                                                                                          'happywhale_nb/stages/train.py'),

@@ -24,7 +24,7 @@ def planned(tiny, project, monkeypatch):
     """Run `happywhale plan` on a study of one network, as if each step took half a second."""
     monkeypatch.chdir(project)
     monkeypatch.setattr(planning, "measure_together", lambda values, copies, threads: dict(TOLD))
-    model = {"epochs": 4, "snapshots": "2", "views": "whole", "crops": "fullbody"}
+    model = {"epochs": 4, "snapshots": "2", "other_crops": "whole", "crops": "fullbody"}
     content = {"study": "plan", "data_dir": str(tiny), "folds": 2, "models": {"small_resnet_arcface": model}}
     content |= {"gradcam": False, "robustness": {"photos": 10}, "resources": {"train": {"cores": 1}}}
     (project / "study.yaml").write_text(yaml.safe_dump(content))

@@ -217,7 +217,7 @@ MISTAKES = {
     "a blend": ({"blend": {"models": ["basic_cnn@3"]}}, ["blend.models: 'basic_cnn@3' is not among the models"]),
     "needed": ({"report": False}, ["report: this stage cannot be left out"]),
     "snapshots": ({"models": {"basic_cnn": {"snapshots": [20]}}}, ["models.basic_cnn.snapshots: '20'", "from 1 to 2"]),
-    "views": ({"blend": {"models": ["basic_cnn@whole"]}}, ["blend.models: 'basic_cnn@whole' is not among the models"]),
+    "other crops": ({"blend": {"models": ["basic_cnn@whole"]}}, ["blend.models: 'basic_cnn@whole' is not among"]),
     "folds": ({"folds": "five"}, ["'folds' is a whole number, not 'five'"]),
     "a study's name": ({"study": "a/b"}, ["one folder name, not 'a/b'"]),
     "a list": ({"models": ["basic_cnn"]}, ["models: keys and values are wanted here"]),
@@ -293,9 +293,9 @@ def test_study_jobs_of_the_given_studies_are_valid(tiny, name, trainings):
     assert [job.stage for job in jobs].count("train") == trainings
 
 
-def test_study_jobs_of_views_and_snapshots_are_models_of_their_own_also_without_test_photographs(tiny_copy):
-    models = {"basic_cnn": {"epochs": 2, "snapshots": [1], "views": "detic whole"}}
-    content = {"data_dir": str(tiny_copy), "study": "views", "folds": 2, "models": models}
+def test_study_jobs_of_other_crops_and_snapshots_are_models_of_their_own_also_without_test_photographs(tiny_copy):
+    models = {"basic_cnn": {"epochs": 2, "snapshots": [1], "other_crops": "detic whole"}}
+    content = {"data_dir": str(tiny_copy), "study": "crops", "folds": 2, "models": models}
     names = ["basic_cnn", "basic_cnn@1", "basic_cnn@detic", "basic_cnn@whole"]
     for name in ("test.csv", "test_truth.csv", "sample_submission.csv"):
         (tiny_copy / name).unlink(missing_ok=True)
@@ -312,7 +312,7 @@ def test_study_jobs_of_views_and_snapshots_are_models_of_their_own_also_without_
     [
         ({"crops": "fin"}, "models.basic_cnn: crops: no boxes called 'fin'"),
         ({"tta_sources": "fin:1"}, "models.basic_cnn: crops: no boxes called 'fin'"),
-        ({"views": "whole fin"}, "models.basic_cnn: crops: no boxes called 'fin'"),
+        ({"other_crops": "whole fin"}, "models.basic_cnn: crops: no boxes called 'fin'"),
         ({"overrides": "weights=last/model.keras"}, "models.basic_cnn: weights=last/model.keras: no such file"),
     ],
 )

@@ -389,7 +389,7 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
 
 def test_train_stage_keeps_the_last_weights_with_other_crops_as_models_of_their_own(tiny, tmp_path, asked):
     dataset, config, vectors = read_dataset(tiny), small(epochs=1), {}
-    folds, options = study_folds(dataset, tmp_path, 2, 0), TrainingOptions(views="fullbody whole")
+    folds, options = study_folds(dataset, tmp_path, 2, 0), TrainingOptions(other_crops="fullbody whole")
     training.train_stage(dataset, folds, 0, "one", config, tmp_path, options=options)
     training.train_stage(dataset, folds, 0, "whole", config, tmp_path, crops="whole")
     for name in ("one", "one@fullbody", "one@whole", "whole"):
@@ -399,12 +399,12 @@ def test_train_stage_keeps_the_last_weights_with_other_crops_as_models_of_their_
     np.testing.assert_allclose(vectors["one@fullbody"], vectors["one"], atol=1e-6)  # what "auto" prefers
     np.testing.assert_allclose(vectors["one@whole"], vectors["whole"], atol=1e-6)
     result = json.loads((fold_dir(tmp_path, "one@whole", 0) / "config.json").read_text())["result"]
-    assert (result["view"], result["boxes"]) == ("whole", {"whole": 48})
+    assert (result["crops"], result["boxes"]) == ("whole", {"whole": 48})
     asked.clear()
     training.train_stage(dataset, folds, 0, "one", config, tmp_path, options=options)
     assert not asked, "done before"
     with pytest.raises(UserError, match=r"no source of crops 'fin' \(there: auto, whole, "):
-        training.train_stage(dataset, folds, 0, "new", config, tmp_path, options=TrainingOptions(views="fin"))
+        training.train_stage(dataset, folds, 0, "new", config, tmp_path, options=TrainingOptions(other_crops="fin"))
 
 
 def test_train_stage_embeds_a_training_and_a_test_photograph_of_one_name_each(tiny_copy, tmp_path, asked):

@@ -144,7 +144,7 @@ def test_stored_answer_of_an_earlier_version_is_shown_with_the_keys_of_today(api
     assert now["other_probability"] == before["other"] and now["encounter_id"] and now["note"] == before["note"]
     for shown, left in zip(now["candidates"], before["candidates"], strict=True):
         assert (shown["probability"], shown["query_photo"]) == (left["chance"], left["asked"])
-        assert shown.keys() ^ left.keys() == {"probability", "chance", "query_photo", "asked"}
+        assert shown.keys() ^ left.keys() == {"probability", "chance", "query_photo", "asked", "species"} and shown["species"] is None
         left["photo"] = left["photo"] and left["photo"] | {"withdrawn": "", "uploaded": False}
         assert all(shown[key] == left[key] for key in shown.keys() & left.keys())
 
@@ -233,7 +233,7 @@ def test_report_of_an_earlier_version_s_results_is_whole(old):
     dataset, folder, folds = folder_of(old)
     assert "neighbour_grid" not in read_json(folder / "tiny" / "knn.json")
     report = report_stage(dataset, folder, folds, examples=2)
-    assert set(report["missing"]) == {"pairs", "architectures"}
+    assert set(report["missing"]) == {"pairs", "architectures", "species"}
     open_set = report["sections"]["open set"]
     assert [row["k"] for row in open_set["grid"]] == [1, 3, 5, 10]
     assert open_set["rules"][0]["lost"] == 0 and len(open_set["rules"]) == 4

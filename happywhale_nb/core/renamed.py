@@ -174,7 +174,7 @@ ADDED = {  # field or parameter → value that means what was done before there 
     "epsilon": 1e-7,
     "start": "glorot_uniform",
     "loss": "arcface",
-    "views": "",
+    "other_crops": "",
 }
 WORDS = {"mirror_as_classes": {False: "", True: "top"}}  # field → value of an earlier version → its word now
 _OLD_NAMES = {new: old for names in (PARAMETERS, FIELDS, METRICS) for old, new in names.items()}

@@ -49,8 +49,8 @@ class TrainingOptions:
     Attributes:
         snapshots: epochs, from 1 to the last, after which the weights are saved as a model of their own, separated by
             spaces, as in "20 25"; "" (default): none.
-        views: sources of crops, separated by spaces, with each of which the trained network embeds once more, as a
-            model of its own; "" (default): none.
+        other_crops: sources of crops, separated by spaces, with each of which the trained network embeds once more, as
+            a model of its own; "" (default): none.
         patience: number of epochs without a better MAP@5 on the fold after which training stops, from 1; 0 (default):
             no early stopping.
         max_hours: hours after which training stops with its state saved, above 0; 0 (default): no limit.
@@ -69,7 +69,7 @@ class TrainingOptions:
     devices: int = 0
     save_every: float = 30.0
     inside: bool | None = None
-    views: str = ""
+    other_crops: str = ""
 
 # %% ../../nbs/lib/networks/training.ipynb #training-21
 DEFAULTS = TrainingOptions()

@@ -193,7 +193,7 @@ OF_TRAINING = {  # parameters of stage `train` that a frozen encoder has no use 
     "epochs": 0,
     "image_size": 0,
     "snapshots": "",
-    "views": "",
+    "other_crops": "",
     "patience": 0,
     "precision": "auto",
     "devices": 0,

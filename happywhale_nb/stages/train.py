@@ -375,12 +375,12 @@ def _write_model(training, folder, model, history, crops, samples, result):
 
 
 def _variant_folder(training, variant):
-    """The folder of a snapshot or a view."""
+    """The folder of a snapshot, or of other crops."""
     return fold_dir(training.study_folder, f"{training.record['parameters']['model']}@{variant}", training.fold)
 
 
 def _write_models(training, model, history, epochs, crops, samples, result):
-    """Write the folders of the snapshots after `epochs` and of the views, and then the fold's own."""
+    """Write the folders of the snapshots after `epochs` and of the other crops, and then the fold's own."""
     last_weights = model.get_weights()
     for epoch in epochs:
         if epoch <= len(history):
@@ -390,10 +390,10 @@ def _write_models(training, model, history, epochs, crops, samples, result):
             _write_model(training, _variant_folder(training, epoch), model, history, crops, samples, told)
             weights.unlink(missing_ok=True)
     model.set_weights(last_weights)
-    for view in training.record["parameters"]["views"].split():
-        seen = fold_crops(training.dataset, training.folds, training.config, view, "", training.study_folder)
-        told = result | {"view": view, "boxes": seen.boxes}
-        _write_model(training, _variant_folder(training, view), model, history, seen, samples, told)
+    for source in training.record["parameters"]["other_crops"].split():
+        seen = fold_crops(training.dataset, training.folds, training.config, source, "", training.study_folder)
+        told = result | {"crops": source, "boxes": seen.boxes}
+        _write_model(training, _variant_folder(training, source), model, history, seen, samples, told)
     _write_model(training, training.folder, model, history, crops, samples, result)
 
 # %% ../../nbs/03_train.ipynb #03-train-42
@@ -465,8 +465,9 @@ def train_stage(
     deadline = Deadline(options.max_hours, epoch_costs(config)) if options.max_hours else None
     crops, missing = _sources(dataset, config) if crops == "auto" else (crops, ())
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "tta_sources": tta_sources}
-    parameters |= {"seed": seed, "snapshots": options.snapshots, "patience": options.patience, "views": options.views}
-    _check_views(dataset, options.views)
+    parameters |= {"seed": seed, "snapshots": options.snapshots, "patience": options.patience}
+    parameters |= {"other_crops": options.other_crops}
+    _check_crops(dataset, options.other_crops)
     return _train_once(dataset, folds, config, study_folder, parameters, missing, force, options, deadline)
 
 # %% ../../nbs/03_train.ipynb #03-train-56
@@ -478,11 +479,11 @@ def _sources(dataset, config):
     return crops, missing
 
 
-def _check_views(dataset, views):
-    """Raise `UserError` for a view that is no source of crops, before anything is trained."""
+def _check_crops(dataset, other_crops):
+    """Raise `UserError` for what is no source of crops, before anything is trained."""
     known = ["auto", "whole", *read_boxes(dataset.root)["source"].unique()]
-    if strange := [view for view in views.split() if view not in known]:
-        raise UserError(f"views={views!r}: there is no source of crops {strange[0]!r} (there: {', '.join(known)})")
+    if strange := [source for source in other_crops.split() if source not in known]:
+        raise UserError(f"other_crops: there is no source of crops {strange[0]!r} (there: {', '.join(known)})")
 
 
 def _train_once(dataset, folds, config, study_folder, parameters, missing, force, options, deadline):

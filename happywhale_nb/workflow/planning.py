@@ -194,7 +194,7 @@ def training_seconds(values: Mapping[str, object], found: Mapping[str, float], p
     Returns:
         Seconds, without cutting crops.
     """
-    variants = 1 + len(values["snapshots"].split()) + len(values["views"].split())
+    variants = 1 + len(values["snapshots"].split()) + len(values["other_crops"].split())
     averaged = max(len(values["tta_sources"].split()), 1)
     embedding = found["embed"] * photos * (averaged + variants - 1)
     if values["encoder"]:
@@ -211,7 +211,7 @@ def _planned(job, number, found, facts):
     seconds, disk = found["notebook"], 0.0
     if job.stage == "train":
         seconds = training_seconds(values, found, photos, trained) + cuts * photos * found["crop"]
-        variants = 1 + len(values["snapshots"].split()) + len(values["views"].split())
+        variants = 1 + len(values["snapshots"].split()) + len(values["other_crops"].split())
         vectors = photos * 512 * 4 / 1e6
         disk = variants * (found["model_mb"] + vectors) + cuts * photos * found["crop_bytes"] / 1e6
     if job.stage == "robustness":
@@ -367,7 +367,7 @@ def _photographs(values, cut):
             gallery = gallery & (folds["species"] == config.only_species).to_numpy()
         sources, shape = _training_sources(values, config, dataset), (config.shape, config.resize)
     known = read_boxes(dataset.root)["source"]
-    drawn = {text.partition(":")[0] for text in f"{sources} {values['tta_sources']} {values['views']}".split()}
+    drawn = {text.partition(":")[0] for text in f"{sources} {values['tta_sources']} {values['other_crops']}".split()}
     kinds = drawn if CropMix.parse(sources, known).probabilities else {sources, *drawn - set(sources.split())}
     new = {(shape, kind) for kind in kinds} - cut
     cut |= new

@@ -236,10 +236,10 @@ def _check_encoder_model(name, texts, where):
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-09
 def _variants(models):
-    """Models, their snapshots and their views, as names of folders."""
+    """Models, their snapshots and those of other crops, as names of folders."""
     variants = []
     for name, parameters in models.items():
-        words = [word for key in ("snapshots", "views") for word in parameters.get(key, "").split()]
+        words = [word for key in ("snapshots", "other_crops") for word in parameters.get(key, "").split()]
         variants += [name, *(f"{name}@{word}" for word in words)]
     return variants
 
@@ -328,7 +328,7 @@ def study_sources(study: CheckedStudy, dataset: Dataset, where: str = "study") -
 # %% ../../nbs/lib/workflow/study.ipynb #study-62
 def _missing_kinds(values, sources):
     """The mix of a model's preset and its kinds that are missing; None if all are there, or others are asked for."""
-    for text in (values["crops"], values["tta_sources"], *values["views"].split()):
+    for text in (values["crops"], values["tta_sources"], *values["other_crops"].split()):
         CropMix.parse(text or "auto", sources)
     if values["encoder"]:
         return None
