@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -10,8 +11,11 @@ import pytest
 from happywhale_nb.core.artifacts import read_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.encounters import encounter_facts
 from happywhale_nb.data.near_duplicates import PAIR_COLUMNS, read_near_duplicates
+from happywhale_nb.data.sampling import sampling_table
 from happywhale_nb.stages.eda import box_tables, eda_stage, imbalance_table, leakage, plot_most_alike
+from happywhale_nb.stages.report import _sampling_blocks
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -89,3 +93,16 @@ def test_most_alike_sheet_shows_the_pairs_of_the_highest_correlation_side_by_sid
     shown = [ax.get_title(loc="left") for ax in figure.axes if ax.images]
     assert shown == ["0.990", "0.990"]
     plt.close("all")
+
+
+def test_sampling_of_a_data_folder_is_in_the_page_and_in_the_report(tiny_copy):
+    table = pd.read_csv(tiny_copy / "train.csv", dtype=str)
+    days = pd.date_range("2019-01-05", periods=len(table), freq="9D").strftime("%Y-%m-%d")
+    table.assign(date=days, place=["Moray", "Skye"] * (len(table) // 2)).to_csv(tiny_copy / "train.csv", index=False)
+    dataset = read_dataset(tiny_copy)
+    counted = sampling_table(encounter_facts(dataset))
+    assert counted["photographs"].sum() == len(table)
+    assert set(counted.index.get_level_values("place")) == {"Moray", "Skye"}
+    assert counted["new"].between(0, 1).all() and counted["animals"].le(counted["photographs"]).all()
+    shown, note = _sampling_blocks(SimpleNamespace(dataset=dataset))
+    assert "Moray" in str(shown) and "January to March" in str(shown) and "Hardly sampled" not in str(note)

@@ -1,5 +1,7 @@
 """The species of new animals: evidence against plain loops, honest probabilities, and what a catalogue says of them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from test_api import client, jpeg, upload
 
 from happywhale_nb.catalogue.ingest import recalibrate
-from happywhale_nb.catalogue.matching import Matcher, match_encounter, mistyped_species
+from happywhale_nb.catalogue.matching import Matcher, match_encounter, mistyped_species, note_sampling
 from happywhale_nb.catalogue.schema import Annotation, Embedding, Encounter, Individual, Model, Photo
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
@@ -180,3 +182,18 @@ def test_catalogue_of_one_species_or_of_before_says_nothing_of_species(told, col
         number = page.get("/api/encounters").json()["encounters"][0]["id"]
         answer = page.post(f"/api/encounters/{number}/answers", json={}).json()
         assert answer["species"] == [] and all(each["species"] is None for each in answer["candidates"])
+
+
+def test_a_place_or_season_that_is_hardly_sampled_is_said(mine):
+    places, dates = np.array(["Skye"] * 3 + ["Moray"] * 1500), np.array(["2019-08-01"] * 3 + ["2019-02-01"] * 1500)
+    facts = {"place": places.astype(object), "date": dates.astype(object)}
+    many = SimpleNamespace(photos=SimpleNamespace(facts=facts, known=SimpleNamespace(codes_=np.zeros(1503, int))))
+    note = note_sampling(many, "so", "Skye", "2019-08-01")
+    assert note.startswith("so; 3 of 1,503 known photographs are from Skye: probabilities were learnt elsewhere; ")
+    assert "3 of 1,503 known photographs are of July to September" in note
+    assert note_sampling(many, "so", "Moray", "2019-02-01") == "so"
+    assert note_sampling(many, "", "", "") == "" == note_sampling(many, "", "", "2019")
+    with mine.writing() as session:
+        encounter = session.query(Encounter).first()
+        encounter.place, encounter.date, number = "Skye", "2019-08-01", encounter.id
+    assert "Skye" not in match_encounter(Matcher(mine), "Ann", number)["note"], "48 photographs tell nothing"

@@ -34,7 +34,7 @@ from happywhale_nb.data.splits import (
 from happywhale_nb.stages.eda import describe_leakage, leakage
 from happywhale_nb.stages.study_split import finished_folds, study_card, study_folds
 
-KINDS = ["stratified", "open:0.1", "open:0.5", "similar", "encounter", "time", "disjoint"]
+KINDS = ["stratified", "open:0.1", "open:0.5", "similar", "encounter", "time", "place", "disjoint"]
 laws = settings(max_examples=30, deadline=None, derandomize=True)
 
 
@@ -47,7 +47,8 @@ def made_table(sizes, seed):
     table = pd.DataFrame({"image": [f"{i:05}.jpg" for i in rng.permutation(n)]})
     table["individual_id"], table["species"] = [f"w{i:03}" for i in who], species[who]
     days = pd.Timestamp("2019-01-01") + pd.to_timedelta(rng.integers(0, 100, n), "D")
-    return table.assign(date=days.strftime("%Y-%m-%d"))
+    places = np.array(["Ness", "Skye", "Moray", "Mull", "Tiree", "Lewis", "Uist"])[rng.integers(0, 7, n)]
+    return table.assign(date=days.strftime("%Y-%m-%d"), place=places)
 
 
 def made_pairs(table, step):
@@ -71,7 +72,7 @@ def split(case, kind):
     try:
         return make_folds(table, k, seed, kind, made_pairs(table, 5))
     except UserError:
-        assume(kind not in ("time", "encounter"))  # too few days or encounters for so many folds
+        assume(kind not in ("time", "encounter", "place"))  # too few of them for so many folds
         raise
 
 
@@ -200,7 +201,7 @@ def table():
     made["individual_id"] = [f"w{i * 601 % 1297:04}" for i in who]
     made["species"] = np.array(["beluga", "dusky_dolphin", "minke_whale"])[who % 7 % 3]
     days = pd.Timestamp("2015-01-01") + pd.to_timedelta(np.arange(n) * 7919 % n % 2000, "D")
-    return made.assign(date=days.strftime("%Y-%m-%d"))
+    return made.assign(date=days.strftime("%Y-%m-%d"), place=[f"p{i * 31 % 40}" for i in range(n)])
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,7 @@ def table():
         ("open:0.5", "b516597eeeb2741f"),
         ("similar", "a12c69fae56fa1fc"),
         ("time", "3a9c43ce97ab411c"),
+        ("place", "7af2c7327bbaf48c"),
         ("disjoint", "2e90f78ff04eb236"),
     ],
 )
@@ -229,6 +231,24 @@ def test_make_folds_of_another_seed_gives_other_folds(kind, table):
 def test_make_folds_time_of_many_days_cuts_equal_stretches(table):
     folds = make_folds(table, 5, 0, "time")
     assert (folds["fold"].value_counts() / len(table)).between(0.15, 0.185).all()
+
+
+@laws
+@given(tables())
+def test_make_folds_place_keeps_places_together_and_uses_all_folds(case):
+    folds = split(case, "place")
+    place = case[0].set_index("image")["place"].loc[folds["image"]].to_numpy()
+    assert folds.groupby(place)["fold"].nunique().max() == 1
+    assert set(folds["fold"]) == set(range(case[1]))
+
+
+def test_make_folds_place_without_places_is_refused(table):
+    with pytest.raises(UserError, match="needs a column 'place'"):
+        make_folds(table.drop(columns="place"), 5, 0, "place")
+    with pytest.raises(UserError, match=r": no place \(2 such rows\)"):
+        make_folds(table.assign(place=["", None, *table["place"][2:]]), 5, 0, "place")
+    with pytest.raises(UserError, match="40 places cannot be cut into 41 folds"):
+        make_folds(table, 41, 0, "place")
 
 
 def test_make_folds_disjoint_of_many_animals_balances_folds(table):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FILTER_FIELDS', 'OUT', 'BLOCK', 'LEAST_SAID', 'DOUBTED', 'KnownPhotos', 'PhotoIndex', 'GalleryModel', 'gallery_model',
            'GalleryState', 'Matcher', 'encounters_without_animal', 'Filters', 'rank_candidates', 'answer_content',
-           'match_encounter', 'note_uncropped', 'note_no_animal', 'known_kinds', 'with_species', 'mistyped_species',
-           'match_vectors', 'stored_answer']
+           'match_encounter', 'note_uncropped', 'note_no_animal', 'note_sampling', 'known_kinds', 'with_species',
+           'mistyped_species', 'match_vectors', 'stored_answer']
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-02
 import json
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from threading import RLock
 
 import numpy as np
+import pandas as pd
 from sqlalchemy import Integer, Text, cast, func, literal_column, select
 from sqlalchemy.orm import Session
 
@@ -36,6 +37,7 @@ from .validation import clean_date
 from ..core.errors import UserError
 from ..core.renamed import CALIBRATIONS, with_new_keys
 from ..data.dataset import NEW
+from ..data.sampling import QUARTERS, sampling_remark
 from ..retrieval import identifier
 from ..retrieval.gallery import Gallery
 from ..retrieval.identifier import Calibration
@@ -513,6 +515,7 @@ def _encounter_content(matcher, session, encounter, k, filters):
     note = note_uncropped(note, session.scalar(whole) if matcher.model.settings["boxed"] else 0, len(ids))
     content = answer_content(matcher, session, ranked, note, ids, rejected) | {"no_animal": no_animal}
     content = with_species(matcher, content, vectors, encounter.id, encounter.species)
+    content["note"] = note_sampling(matcher, content["note"], encounter.place, encounter.date)
     return _with_proposed_name(matcher, session, content, encounter.species)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-15
@@ -564,6 +567,31 @@ def note_no_animal(matcher: Matcher, note: str, vectors: np.ndarray) -> tuple[st
     photos = "this photograph" if len(flags) == 1 else f"any of these {len(flags)} photographs"
     doubt = f"probably no animal on {photos}: the candidates mean nothing then, look before you choose one"
     return "; ".join(text for text in (doubt, note) if text), True
+
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-55
+def note_sampling(matcher: Matcher, note: str, place: str, date: str) -> str:
+    """Add to a note that few known photos are from a place, or from a season. The caller holds `matcher.lock`.
+
+    Args:
+        matcher: the gallery.
+        note: a remark, or "".
+        place: of the encounter; "": unknown.
+        date: of the encounter, as `2019-05-02` or a part of it; "": unknown.
+
+    Returns:
+        The note.
+    """
+    facts, named = matcher.photos.facts, matcher.photos.known.codes_ >= 0
+    remarks = [note]
+    if place:
+        known = facts["place"][named]
+        remarks.append(sampling_remark(int((known != "").sum()), int((known == place).sum()), f"from {place}"))
+    if date[5:7].isdigit():
+        months = pd.to_numeric(pd.Series(facts["date"][named]).str[5:7], errors="coerce").dropna()
+        quarter = (int(date[5:7]) - 1) // 3
+        here = int(((months - 1) // 3 == quarter).sum())
+        remarks.append(sampling_remark(len(months), here, f"of {QUARTERS[quarter]}"))
+    return "; ".join(text for text in remarks if text)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-52
 LEAST_SAID = 0.01  # probability from which a species is listed

@@ -287,7 +287,7 @@ def encounter_notes(assigned: pd.DataFrame, rule: str = "") -> list[str]:
     return notes
 
 # %% ../../nbs/lib/data/encounters.ipynb #encounters-28
-FACTS = ("encounter", "date")
+FACTS = ("encounter", "date", "place", "latitude", "longitude")
 
 
 def encounter_facts(dataset: Dataset) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from .encounters import encounter_facts, encounter_units
 from .near_duplicates import among_train, find_near_duplicates
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-04
-SPLIT_KINDS = ("stratified", "open", "similar", "encounter", "time", "disjoint")
+SPLIT_KINDS = ("stratified", "open", "similar", "encounter", "time", "place", "disjoint")
 
 
 def _new_fraction(split, text):
@@ -174,6 +174,21 @@ def _time(train, k):
         )
     return folds
 
+# %% ../../nbs/lib/data/splits.ipynb #splits-52
+def _places(train, k):
+    if "place" not in train:
+        raise UserError(f"the split by place needs a column 'place' in train.csv (found: {', '.join(train.columns)})")
+    place = train["place"].fillna("").astype(str).str.strip()
+    without = place.index[place == ""]
+    if len(without):
+        raise UserError(
+            f"train.csv, {train['image'][without[0]]}: no place ({len(without)} such rows): the split by place needs "
+            "one for each photograph; complete them, or leave them out with skip.csv"
+        )
+    if place.nunique() < k:
+        raise UserError(f"{place.nunique()} places cannot be cut into {k} folds: ask for fewer folds")
+    return place
+
 # %% ../../nbs/lib/data/splits.ipynb #splits-20
 def _assign_folds(train, k, seed, split, pairs):
     # fold numbers of a table sorted by image: a Series by its rows
@@ -188,6 +203,8 @@ def _assign_folds(train, k, seed, split, pairs):
         return _together(train, _encounters(train, pairs, k), k, seed)
     if kind == "time":
         return _time(train, k)
+    if kind == "place":
+        return _together(train, _places(train, k), k, seed)
     return _together(train, train["individual_id"], k, seed)
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-21
@@ -200,14 +217,14 @@ def make_folds(
     """Split a training table into folds.
 
     Args:
-        train: table with columns image, individual_id, species (and date, for `time`; what `assign_encounters` reads,
-            for `encounter`).
+        train: table with columns image, individual_id, species (and date, for `time`; place, for `place`; what
+            `assign_encounters` reads, for `encounter`).
         k: number of folds, from 2 to the number of photographs.
         seed: any integer; the same seed gives the same folds for any order of the rows, on any machine.
         split: `stratified` spreads an individual's photographs over the folds; `open:0.3` does so too, but 30 % of a
             fold's queries are of individuals that its gallery does not hold; `similar` keeps near-duplicates in one
-            fold, `encounter` encounters, `disjoint` individuals; `time` takes the photographs by date, each fold later
-            than the one before.
+            fold, `encounter` encounters, `place` places, `disjoint` individuals; `time` takes the photographs by date,
+            each fold later than the one before.
         pairs: near-duplicates, columns image_a and image_b, of `find_near_duplicates`; needed for `similar`, used for
             `encounter`.
 
@@ -216,7 +233,7 @@ def make_folds(
         sorted by image.
 
     Raises:
-        UserError: If the split is unknown, `k` is out of range, or dates are missing or too few.
+        UserError: If the split is unknown, `k` is out of range, or dates or places are missing or too few.
         ValueError: If `pairs` is missing for `similar`.
     """
     kind, _ = parse_split(split)
@@ -361,6 +378,6 @@ def dataset_folds(
     own_folds = dataset.root / "folds.csv"
     if own_folds.is_file() and not split:
         return _given_folds(own_folds, dataset.train)
-    train = encounter_facts(dataset) if split in ("encounter", "time") else dataset.train
+    train = encounter_facts(dataset) if split in ("encounter", "time", "place") else dataset.train
     pairs = among_train(find_near_duplicates(dataset, folder)) if split in ("similar", "encounter") else None
     return make_folds(train, k, seed, split or "stratified", pairs)

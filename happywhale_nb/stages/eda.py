@@ -32,9 +32,11 @@ from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import Dataset, read_dataset, read_sizes
 from ..data.dates import read_dates
 from ..data.encounter_table import clean_columns
+from ..data.encounters import encounter_facts
 from ..data.formats import open_photo
 from ..data.near_duplicates import COPY_CORRELATION, find_near_duplicates, read_near_duplicates
 from ..data.parts import of_part
+from ..data.sampling import sampling_table
 from ..data.values import Faults
 from ..imaging.photo import read_upright
 

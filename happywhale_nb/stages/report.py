@@ -31,7 +31,9 @@ from ..core.errors import UserError
 from ..core.paths import study_dir
 from ..core.renamed import read_record
 from ..data.dataset import NEW, Dataset, read_dataset, read_table
+from ..data.encounters import encounter_facts
 from ..data.protocol import add_protocol_footer, card_line, split_warnings
+from ..data.sampling import sampling_table
 from ..data.splits import gallery_and_queries, open_set_truth
 from ..ensemble.blending import error_correlation
 from ..evaluation import error_analysis as errors
@@ -272,7 +274,21 @@ def data_section(study: StudyResults) -> SectionResult:
         f"Split: {card_line(card)}.{leak}{flattering} New are photographs of individuals that the gallery of "
         "their fold does not hold; their right answer is new_individual."
     )
-    return SectionResult(_records(species), Section("Data and split", text, [table_block(species, ("fraction_new",))]))
+    blocks = [table_block(species, ("fraction_new",)), *_sampling_blocks(study)]
+    return SectionResult(_records(species), Section("Data and split", text, blocks))
+
+
+def _sampling_blocks(study):
+    """Where and when photographs were taken, and what is hardly sampled; nothing without dates and places."""
+    sampled = sampling_table(encounter_facts(study.dataset))
+    if not len(sampled):
+        return []
+    rare = [f"{place}, {quarter}" for place, quarter in sampled.index[sampled["hardly sampled"]]]
+    said = f"Hardly sampled, so that little of this report holds there: {'; '.join(rare[:10])}" if rare else ""
+    said += f"; and {len(rare) - 10} more" * (len(rare) > 10) + "." * bool(rare)
+    note = "New: the share of sightings of animals that had not been seen before, in the later half of all sightings."
+    shown = sampled.drop(columns="hardly sampled").head(12).reset_index("quarter")
+    return [table_block(shown, ("new",)), note_block(" ".join(text for text in (note, said) if text))]
 
 # %% ../../nbs/08_report.ipynb #08-report-63
 COLUMN_TITLES = {
