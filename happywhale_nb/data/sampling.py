@@ -75,7 +75,8 @@ def sampling_table(table: pd.DataFrame) -> pd.DataFrame:
     counts = groups.agg(photographs=("individual_id", "size"), animals=("individual_id", "nunique"))
     sightings = list_sightings(known)
     counts["sightings"] = sightings.groupby(["place", "quarter"]).size().reindex(counts.index, fill_value=0)
-    counts["new"] = new_share(sightings, ["place", "quarter"]).reindex(counts.index)
+    common = sightings.iloc[len(sightings) // 2 :]["first"].mean()
+    counts["new"] = new_share(sightings, ["place", "quarter"]).reindex(counts.index).fillna(common)
     counts["hardly sampled"] = (counts["photographs"] < FEW) & (counts["photographs"] < RARE * len(known))
     return counts.sort_values("photographs", ascending=False, kind="stable")
 
