@@ -66,7 +66,7 @@ def test_degrade_with_the_same_seed_is_the_same_and_only_what_is_drawn_changes_w
     once, again = (degrade(picture, [(name, strong)], [4, 5]) for _ in range(2))
     others = [degrade(picture, [(name, strong)], [4, seed]) for seed in range(6, 12)]
     assert (once == again).all()
-    drawn = name in {"glare", "spray", "occlusion", "tilt"}
+    drawn = name in {"glare", "spray", "occlusion", "tilt", "motion"}
     assert any((other != once).any() for other in others) == drawn
 
 
@@ -171,7 +171,7 @@ def test_robustness_stage_can_degrade_photographs_before_they_are_cropped(small)
     assert (fold_dir(folder, "small", 0) / "robustness_before.json").is_file()
     assert result["protocol"]["queries"] == 6 == on_crops["protocol"]["queries"]
     worst = [sum(row["loss"] for row in r["degradations"]["blur"]["rows"]) for r in (result, on_crops)]
-    assert len(all_changes()) == 55 and worst[0] != worst[1]
+    assert len(all_changes()) == 65 and worst[0] != worst[1]
 
 
 def test_robustness_stage_of_what_cannot_be_measured_is_refused(small):
