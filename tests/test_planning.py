@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.stages.costs import measure_model
 from happywhale_nb.workflow import planning
 from happywhale_nb.workflow.runner import stage_values
 from happywhale_nb.workflow.study import study_jobs
@@ -82,15 +83,14 @@ def test_plan_is_compared_with_what_the_run_took(planned):
     assert "ratio" in run("--taken").output
 
 
-def test_measure_model_of_a_network_and_of_an_encoder(tiny, monkeypatch):
-    monkeypatch.setattr(planning, "TIMED", 0.2)
+def test_measure_model_of_a_network_and_of_an_encoder(tiny):
     given = {"data_dir": str(tiny), "study": "plan", "folds": 2}
     network = {"preset": "small_resnet_arcface", "overrides": "image_size=48 batch_size=8"}
     network |= {"crops": "fullbody:.5 whole:.5"}
-    found = planning.measure_model(stage_values("train", given | network)[1])
+    found = measure_model(stage_values("train", given | network)[1], timed=0.2)
     assert 0 < found["embed"] < found["step"] < found["start"] and found["batch"] == 8
     assert 0 < found["crop"] < 1 and found["crop_bytes"] > 100 and 0.1 < found["memory_gb"] < 20
-    used = planning.measure_model(stage_values("train", given | {"encoder": "efficientnet_lite0"})[1])
+    used = measure_model(stage_values("train", given | {"encoder": "efficientnet_lite0"})[1])
     assert used["step"] == 0 and used["embed"] > 0 and used["crop_bytes"] > found["crop_bytes"]
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOUR_NUMBERS', 'BOX', 'FRACTION_FRAME', 'BEYOND', 'NO_ANIMALS', 'BOX_COLUMNS', 'LEAST', 'MANY', 'clean_boxes',
            'read_box_rows', 'box_paths', 'read_box_tables', 'ends_beyond', 'larger_reason', 'read_boxes', 'iou',
-           'CropMix', 'named_sources']
+           'CropMix', 'named_sources', 'wanted_sources']
 
 # %% ../../nbs/lib/data/boxes.ipynb #boxes-02
 from collections.abc import Iterable, Sequence
@@ -447,3 +447,20 @@ def named_sources(crops: str, available: Iterable[str]) -> tuple[str, tuple[str,
     total = sum(drawn.values())
     mix = " ".join(f"{name}:{share / total:.4g}" for name, share in drawn.items() if share)
     return mix or "whole", tuple(missing)
+
+
+def wanted_sources(crops: str, preset: str, available: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the sources of a training's crops: those that are asked for, else the preset's.
+
+    Args:
+        crops: of a training; "auto": the preset's.
+        preset: sources of the preset.
+        available: the sources there are; names may repeat.
+
+    Returns:
+        As of `named_sources`; nothing is missing of what was asked for.
+
+    Raises:
+        UserError: as of `named_sources`.
+    """
+    return named_sources(preset, available) if crops == "auto" else (crops, ())

@@ -7,7 +7,7 @@ __all__ = ['BENCHMARKED', 'WARM', 'images_per_second', 'compare_architectures', 
            'peak_memory_gb']
 
 # %% ../../nbs/lib/networks/benchmark.ipynb #benchmark-02
-import sys
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -194,11 +194,9 @@ def peak_memory_gb() -> float | None:
     """Return the most memory that this process has used.
 
     Returns:
-        GB; None where the system does not say.
+        GB; None where the system does not say, which is Linux alone.
     """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    status = Path("/proc/self/status")
+    text = status.read_text(encoding="utf-8") if status.is_file() else ""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 / 1e9 if found else None

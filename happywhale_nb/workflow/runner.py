@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.paths import find_data, fold_dir, study_dir
 from ..core.renamed import read_record
-from ..data.boxes import CropMix, named_sources, read_boxes
+from ..data.boxes import CropMix, read_boxes, wanted_sources
 from ..data.dataset import Dataset, read_dataset
 from ..data.splits import gallery_and_queries, require_catalogue
 from ..networks.presets import Preset, configure
@@ -147,8 +147,7 @@ def _checked_sources(values, sources):
     if values.get("encoder"):
         check_encoder(values)
         return values["crops"]
-    config = check_training(values)
-    return named_sources(config.sources, sources)[0] if values["crops"] == "auto" else values["crops"]
+    return wanted_sources(values["crops"], check_training(values).sources, sources)[0]
 
 
 def _check_folds(stage, values, folder, folds):

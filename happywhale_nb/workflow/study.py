@@ -31,7 +31,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from ..core.artifacts import atomic
 from ..core.errors import UserError, lookup
 from ..core.paths import project_root, study_dir
-from ..data.boxes import CropMix, named_sources, read_boxes
+from ..data.boxes import CropMix, read_boxes, wanted_sources
 from ..data.dataset import Dataset, read_dataset
 from ..data.splits import fold_numbers, require_catalogue
 from ..networks.presets import PRESETS
@@ -328,14 +328,15 @@ def study_sources(study: CheckedStudy, dataset: Dataset, where: str = "study") -
 # %% ../../nbs/lib/workflow/study.ipynb #study-62
 def _missing_kinds(values, sources):
     """The mix of a model's preset and its kinds that are missing; None if all are there, or others are asked for."""
-    for text in (values["crops"], values["tta_sources"], *values["other_crops"].split()):
+    for text in (values["tta_sources"], *values["other_crops"].split()):
         CropMix.parse(text or "auto", sources)
     if values["encoder"]:
+        CropMix.parse(values["crops"], sources)
         return None
     config = check_training(values)
     if config.weights not in ("", "imagenet") and not Path(config.weights).is_file():
         raise UserError(f"weights={config.weights}: no such file")
-    mix, missing = named_sources(config.sources, sources) if values["crops"] == "auto" else ("auto", ())
+    mix, missing = wanted_sources(values["crops"], config.sources, sources)
     CropMix.parse(mix, sources)
     return (mix, missing) if missing else None
 
