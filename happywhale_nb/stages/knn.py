@@ -7,7 +7,8 @@ __all__ = ['LOCAL_SIDE', 'EVIDENCE_FIELDS', 'EVIDENCE_PARTS', 'species_of_indivi
            'local_evidence', 'fuse_local', 'apart_from', 'PredictionOptions', 'OpenSetThresholds', 'add_new_individual',
            'calibrate_folds', 'held_by_others', 'evaluate', 'known_queries', 'study_grid', 'compare_rules',
            'RuleTables', 'compute_rule_tables', 'read_rule_tables', 'ModelPrediction', 'predict_folds', 'knn_stage',
-           'fold_no_animal', 'read_fold', 'read_folds', 'plot_evaluation', 'choose_examples', 'plot_examples']
+           'fold_no_animal', 'read_fold', 'read_folds', 'plot_evaluation', 'choose_examples', 'plot_examples',
+           'fold_embeddings']
 
 # %% ../../nbs/06_knn.ipynb #06-knn-02
 from collections.abc import Callable, Iterator, Sequence
@@ -1066,6 +1067,28 @@ def _nearest_photos(head, vectors, folds, fold, image):
     images, individuals = (folds[name].to_numpy(dtype=str)[gallery] for name in ("image", "individual_id"))
     cosine, index = head.fit(vectors.of("train", images), individuals).kneighbors(vectors.of("train", [image]))
     return [(images[i], f"{individuals[i]}\n{c:.2f}") for c, i in zip(cosine[0], index[0], strict=True)]
+
+# %% ../../nbs/06_knn.ipynb #06-knn-92
+def fold_embeddings(
+    folder: Path | str, model: str, folds: pd.DataFrame
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Read the embeddings of a model, fold by fold, as `separability.measure_separability` takes them.
+
+    Args:
+        folder: the study's folder.
+        model: name of the model.
+        folds: the table of its folds.
+
+    Yields:
+        For each trained fold the queries' vectors `[q, d]`, the individuals on them `[q]`, and the gallery's `[g, d]`
+        and `[g]`.
+    """
+    who = folds["individual_id"].to_numpy(str)
+    for fold in finished_folds(folder, model, folds):
+        stored = read_embeddings(fold_dir(folder, model, fold) / "embeddings.parquet")
+        vectors = stored.of("train", folds["image"])
+        gallery, query = gallery_and_queries(folds, fold)
+        yield vectors[query], who[query], vectors[gallery], who[gallery]
 
 # %% ../../nbs/06_knn.ipynb #06-knn-42a
 from ..data.dataset import read_table

@@ -65,7 +65,7 @@ from ..retrieval.predictions import read_predictions
 from ..retrieval.species import evidence_of_others, fit_species
 from ..retrieval.vectors import unit_rows
 from .blending import is_current, out_of_fold, plot_blend, weight_report
-from .knn import known_queries, plot_evaluation, read_folds, read_rule_tables
+from .knn import fold_embeddings, known_queries, plot_evaluation, read_folds, read_rule_tables
 from .study_split import study_card, study_folds
 
 # %% ../../nbs/08_report.ipynb #08-report-32
@@ -619,21 +619,11 @@ SEPARATED = (
 )
 MAP_PHOTOS, MAP_PICTURES = 1500, 40
 
-
-def _fold_vectors(study, name):
-    """For each fold of a model, queries, owners, gallery and individuals, as `measure_separability` takes them."""
-    who = study.split["individual_id"].to_numpy(str)
-    for fold in study.models[name].search["folds"]:
-        stored = read_embeddings(study.folder / name / f"fold{fold}" / "embeddings.parquet")
-        vectors = stored.of("train", study.split["image"])
-        gallery, query = gallery_and_queries(study.split, int(fold))
-        yield vectors[query], who[query], vectors[gallery], who[gallery]
-
 # %% ../../nbs/08_report.ipynb #08-report-89
 def _map_of(study, name):
     """A map of the held-out photographs of a model's first fold, some of them shown."""
     fold = int(next(iter(study.models[name].search["folds"])))
-    vectors, who, _, _ = next(_fold_vectors(study, name))
+    vectors, who, _, _ = next(fold_embeddings(study.folder, name, study.split))
     rows = np.random.default_rng(0).permutation(len(vectors))[:MAP_PHOTOS]
     images = study.split["image"][gallery_and_queries(study.split, fold)[1]].to_numpy(str)[rows]
     shown = {i: thumbnail(study.dataset.train_images / images[i], 64) for i in range(min(MAP_PICTURES, len(rows)))}
@@ -650,7 +640,8 @@ def separability_section(study: StudyResults) -> SectionResult:
         Model → its numbers, and the section; missing if no held-out photograph is of an individual in its gallery.
     """
     try:
-        found = {name: measure_separability(_fold_vectors(study, name)) for name in study.ranked}
+        embeddings = {name: fold_embeddings(study.folder, name, study.split) for name in study.ranked}
+        found = {name: measure_separability(each) for name, each in embeddings.items()}
     except UserError as error:
         return SectionResult(missing=str(error))
     table = pd.DataFrame({name: each.as_dict() for name, each in found.items()}).T.rename_axis("model")
