@@ -7,7 +7,7 @@ export PYTHONNOUSERSITE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak mutants bench check docs export hooks readme lock bundle
+.PHONY: help map demo test test-all soak mutants bench check docs export hooks readme lock bundle
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,7 +31,7 @@ mutants: .venv/.ready  ## by hand, an hour: break the project on purpose, and se
 	python tests/mutation/run.py table
 
 bench: .venv/.ready  ## time the project against named alternatives (QUICK=--quick to see that it works)
-	@for script in $(filter-out bench/harness.py bench/baselines.py bench/coverage.py bench/gap.py bench/leaderboard.py bench/neighbours.py bench/recognition.py bench/species.py bench/subsets.py,$(wildcard bench/*.py)); do echo "\n$$script"; python $$script $(QUICK) || exit 1; done
+	@for script in $(filter-out bench/harness.py bench/baselines.py bench/counts.py bench/coverage.py bench/gap.py bench/leaderboard.py bench/neighbours.py bench/recognition.py bench/species.py bench/subsets.py,$(wildcard bench/*.py)); do echo "\n$$script"; python $$script $(QUICK) || exit 1; done
 
 check: .venv/.ready  ## lint notebooks and package
 	@ruff check nbs happywhale_nb tests bench docs setup.py
@@ -48,6 +48,9 @@ export: .venv/.ready  ## after editing notebooks: clean them, write the package 
 
 hooks: .venv/.ready  ## once, for who edits: JupyterLab saves notebooks clean, git merges them cell by cell
 	@python -c 'from happywhale_nb.workflow.jupyter_hooks import install_hooks; print(install_hooks())'
+
+map: .venv/.ready  ## nbs/paper_map.ipynb, from docs/paper.yaml and the measured results
+	@python docs/paper_map.py
 
 readme: .venv/.ready
 	@jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \

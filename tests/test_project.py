@@ -441,6 +441,11 @@ def test_version_is_that_of_the_settings_alone():
     assert happywhale_nb.__version__ not in (ROOT / "setup.py").read_text()
 
 
+def test_paper_map_is_what_its_rows_and_the_measured_results_make():
+    done = subprocess.run([sys.executable, "docs/paper_map.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_paper_map_names_what_is_there():
     cells = json.loads((ROOT / "nbs" / "paper_map.ipynb").read_text())["cells"]
     rows = [line for cell in cells for line in "".join(cell["source"]).splitlines() if line.startswith("|")]

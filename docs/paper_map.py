@@ -1,0 +1,110 @@
+"""Writes nbs/paper_map.ipynb from docs/paper.yaml and the measured results in docs/results.
+
+python docs/paper_map.py [--check]     # --check: exit 1 if the notebook is not what this would write
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+NOTEBOOK, RESULTS = HERE.parent / "nbs" / "paper_map.ipynb", HERE / "results"
+HEAD = "| the paper | what it says | here | measured | on |\n|---|---|---|---|---|"
+READINGS = "| the paper | here | the reading taken |\n|---|---|---|"
+
+
+def find(value, path):
+    """The part of a result at a path such as `results[set=demo,model=adapter].folds[0]`; None if it is not there."""
+    for name, chosen in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path):
+        if name:
+            value = value.get(name) if isinstance(value, dict) else None
+        elif "=" in chosen:
+            wanted = dict(pair.split("=") for pair in chosen.split(","))
+            rows = [row for row in value or [] if all(str(row.get(key)) == text for key, text in wanted.items())]
+            value = rows[0] if rows else None
+        else:
+            value = value[int(chosen)] if value else None
+        if value is None:
+            return None
+    return value
+
+
+def read(place):
+    """What a text `FILE:PATH` names."""
+    name, _, path = place.partition(":")
+    file = RESULTS / f"{name}.json"
+    return find(json.loads(file.read_text(encoding="utf-8")), path) if file.is_file() else None
+
+
+def measured(row):
+    """The text of a row's measured value; "–" if it is not measured yet, "" if there is nothing to measure."""
+    if "ours" not in row:
+        return ""
+    places = row["from"]
+    values = {name: read(place) for name, place in places.items()} if isinstance(places, dict) else read(places)
+    if values is None or None in (values.values() if isinstance(places, dict) else ()):
+        return "–"
+    return re.sub(r"(?<![\d.])0\.(\d)", r".\1", row["ours"].format(**values))
+
+
+def reference(row):
+    """The notebook and the names of a row, and its words."""
+    notebook, *names = row["here"]
+    parts = [f"[{notebook}]({notebook}.ipynb)" + ": " * bool(names) + ", ".join(f"`{name}`" for name in names)]
+    return "; ".join(parts + ([row["words"]] if "words" in row else []))
+
+
+def table(part):
+    """The Markdown of a part's table."""
+    if not any(row["says"] for row in part["rows"]):
+        lines = [f"| {row['paper']} | {reference({'here': row['here']})} | {row['words']} |" for row in part["rows"]]
+        return f"## {part['title']}\n\n{READINGS}\n" + "\n".join(lines)
+    lines = []
+    for row in part["rows"]:
+        ours = measured(row)
+        on = row.get("data", "") if ours not in ("", "–") else ""
+        lines.append(f"| {row['paper']} | {row['says']} | {reference(row)} | {ours} | {on} |")
+    return f"## {part['title']}\n\n{HEAD}\n" + "\n".join(lines)
+
+
+def table_1():
+    """The thirty rows of table 1, if they were counted."""
+    rows = read("counts:species")
+    if not rows:
+        return []
+    text = (
+        "## Table 1, row by row\n\nTwo spellings of Happywhale's stand corrected in the paper, so that their species "
+    )
+    text += "stand there twice.\n\n"
+    lines = [f"| {row['species']} | {row['paper']:,} | {row['ours']:,} | {row['spelled']} |" for row in rows]
+    return [text + "| species | the paper | here | as Happywhale spells it |\n|---|--:|--:|---|\n" + "\n".join(lines)]
+
+
+def notebook():
+    """The text of the notebook's file."""
+    content = yaml.safe_load((HERE / "paper.yaml").read_text(encoding="utf-8"))
+    texts = [content["introduction"].strip(), *map(table, content["parts"]), *table_1()]
+    cells = [
+        {"cell_type": "markdown", "id": f"paper-map-{n:02d}", "metadata": {}, "source": text.splitlines(keepends=True)}
+        for n, text in enumerate(texts)
+    ]
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    book = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(book, indent=1, ensure_ascii=False) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the notebook differs")
+    given, text = parser.parse_args(), notebook()
+    if given.check:
+        sys.exit(text != NOTEBOOK.read_text(encoding="utf-8") and "nbs/paper_map.ipynb: run python docs/paper_map.py")
+    NOTEBOOK.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
