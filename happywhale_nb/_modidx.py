@@ -5751,6 +5751,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'happywhale_nb/stages/blending.py'),
                                                'happywhale_nb.stages.blending.blend_stage': ( 'blending.html#blend_stage',
                                                                                               'happywhale_nb/stages/blending.py'),
+                                               'happywhale_nb.stages.blending.blended_models': ( 'blending.html#blended_models',
+                                                                                                 'happywhale_nb/stages/blending.py'),
                                                'happywhale_nb.stages.blending.fold_queries': ( 'blending.html#fold_queries',
                                                                                                'happywhale_nb/stages/blending.py'),
                                                'happywhale_nb.stages.blending.is_current': ( 'blending.html#is_current',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['select_runs', 'prediction_files', 'fold_queries', 'out_of_fold', 'plot_blend', 'score_blend', 'BlendOptions',
-           'blend_stage', 'is_current', 'weight_report']
+           'blend_stage', 'blended_models', 'is_current', 'weight_report']
 
 # %% ../../nbs/07_blending.ipynb #07-blending-02
 from collections.abc import Collection, Mapping, Sequence
@@ -331,6 +331,18 @@ def _stamp(dataset, files, options):
     stamped["weighting"] = stamped.pop("weights")  # the parameter was renamed, the option had this name before
     return fingerprint(stamped, dataset.fingerprint, files=read)
 
+# %% ../../nbs/07_blending.ipynb #07-blending-51
+def blended_models(record: dict) -> list[str]:
+    """List the models of a blend.
+
+    Args:
+        record: the content of a `blend.json`.
+
+    Returns:
+        Names of models, without the weight of what photographs in the catalogue cost.
+    """
+    return [name for name in record["models"] if name != "frequency"]
+
 # %% ../../nbs/07_blending.ipynb #07-blending-18q
 def is_current(dataset: Dataset, folder: Path, record: dict) -> bool:
     """Check whether the predictions that a blend was made from are still the same.
@@ -347,7 +359,7 @@ def is_current(dataset: Dataset, folder: Path, record: dict) -> bool:
     if not {*names, "tested"} <= set(record):
         return False
     options = BlendOptions(**{name: record[name] for name in names})
-    models = " ".join(name for name in record["models"] if name != "frequency")
+    models = " ".join(blended_models(record))
     files = prediction_files(folder, "test.csv" if record["tested"] else "oof.csv", models)
     return record["stamp"] == _stamp(dataset, files, options)
 

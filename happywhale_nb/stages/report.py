@@ -64,7 +64,7 @@ from ..retrieval.metrics import bootstrap_interval, calibration_metrics, summary
 from ..retrieval.predictions import read_predictions
 from ..retrieval.species import evidence_of_others, fit_species
 from ..retrieval.vectors import unit_rows
-from .blending import is_current, out_of_fold, plot_blend, weight_report
+from .blending import blended_models, is_current, out_of_fold, plot_blend, weight_report
 from .knn import fold_embeddings, known_queries, plot_evaluation, read_folds, read_rule_tables
 from .study_split import study_card, study_folds
 
@@ -821,7 +821,7 @@ def _blend_blocks(study, blend):
         blocks.append(table_block(weights, digits=4))
     if blend["table"]:
         models = pd.DataFrame(blend["table"]).set_index("model")
-        rankings, queries = out_of_fold(study.folder, list(blend["models"]), study.split)
+        rankings, queries = out_of_fold(study.folder, blended_models(blend), study.split)
         correlation = error_correlation(rankings, queries["truth"].to_numpy(dtype=str))
         figure = plot_blend(weight_report(blend), correlation)
         blocks.append(table_block(models.rename(columns=COLUMN_TITLES), ("positive",)))
