@@ -5,6 +5,7 @@ python bench/counts.py DATA_FOLDER        # with Kaggle's train.csv, such as dat
 
 import argparse
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 from happywhale_nb.core.artifacts import write_json
@@ -12,7 +13,7 @@ from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.stages.eda import imbalance
 
 HERE = Path(__file__).resolve().parents[1]
-TABLE_1 = (  # as printed; two spellings of Happywhale's stand there corrected, so that their species stand there twice
+TABLE_1 = (  # as printed: three spellings of Happywhale's stand there corrected, two of them beside the right ones
     *(("bottlenose_dolphin", 9664), ("beluga", 7443), ("humpback_whale", 7392), ("blue_whale", 4830)),
     *(("false_killer_whale", 3326), ("dusky_dolphin", 3139), ("spinner_dolphin", 1700), ("melon_headed_whale", 1689)),
     *(("minke_whale", 1608), ("killer_whale", 1493), ("fin_whale", 1324), ("gray_whale", 1123)),
@@ -24,6 +25,25 @@ TABLE_1 = (  # as printed; two spellings of Happywhale's stand there corrected, 
 )
 
 
+def compare(spelled, species_of):
+    """The rows of table 1 beside Happywhale's counts, paired by name.
+
+    A spelling stands under its own name; one that is not printed, under the name of its species, or the nearest one.
+    Where a name is printed twice, the larger count comes first.
+    """
+    printed = [species for species, _ in TABLE_1]
+    under = {}
+    for spelling, count in spelled.items():  # from the largest
+        names = [name for name in (spelling, species_of[spelling]) if name in printed]
+        names += get_close_matches(spelling, printed, 1, 0.9)
+        under.setdefault(names[0] if names else "", []).append((spelling, int(count)))
+    rows = []
+    for species, paper in TABLE_1:
+        spelling, count = under[species].pop(0) if under.get(species) else ("", 0)
+        rows.append({"species": species, "paper": paper, "ours": count, "spelled": spelling})
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -31,11 +51,7 @@ def main():
     given = parser.parse_args()
     train = read_dataset(given.data, need_photos=False).train
     spelled = train["species_raw"].value_counts()
-    rows = [{"species": species, "paper": printed, "ours": 0, "spelled": ""} for species, printed in TABLE_1]
-    for spelling, count in spelled.items():  # the table prints each count once
-        row = next((row for row in rows if row["paper"] == count and not row["spelled"]), None)
-        if row:
-            row.update(ours=int(count), spelled=spelling)
+    rows = compare(spelled, train.set_index("species_raw")["species"].to_dict())
     merged, raw = imbalance(train), imbalance(train, "species_raw")
     killer = train.loc[train["species"] == "killer_whale", "species_raw"].value_counts()
     totals = {

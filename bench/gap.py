@@ -2,8 +2,8 @@
 
 The twelve runs are those of studies/gap.yaml, on fold 0 of each set. Eight are half of all combinations of the factors;
 the others take one thing away from the run with all of them: resolution, grey pictures, augmentation, pretraining.
-Effects and their intervals are those of `happywhale_nb.evaluation.factorial`. Flukes have no boxes, so crops cannot be
-told there, and the other three factors have all their combinations.
+Effects and their intervals are those of `happywhale_nb.evaluation.factorial`. Flukes have no boxes and all
+have the same crops, so that the other three factors have all their combinations there.
 
     python bench/gap.py [--quick] [--set NAME ...] [--run NAME ...] [--work FOLDER]
 
@@ -33,7 +33,7 @@ MODELS = read_study(HERE / "studies" / "gap.yaml")["models"]
 LIKE = {  # set → overrides of every run, and the factors that it can tell
     "demo": ("epochs=2 image_size=48 backbone=small_resnet weights= freeze_bn=false frozen_stride=0", FACTORS),
     "happywhale_boxed": ("", FACTORS),
-    "humpback": ("aspect=2 epochs=12", ["backbone", "loss", "weights"]),
+    "humpback": ("aspect=2 epochs=12 resize=area sources=whole", ["backbone", "loss", "weights"]),
 }
 
 
@@ -71,9 +71,9 @@ def analyse(set_name, found):
     effects = measure_effects(design[LIKE[set_name][1]], precision, individuals)
     whole = found["all_high"]["precision"]
     gone = {
-        name.removeprefix("all_high_but_"): mean_gain(whole - each["precision"], individuals)
+        name.removeprefix("all_high_without_"): mean_gain(whole - each["precision"], individuals)
         for name, each in found.items()
-        if "_but_" in name
+        if "_without_" in name
     }
     runs = {name: {"map5": float(each["precision"].mean())} for name, each in found.items()}
     for name, each in found.items():

@@ -4,9 +4,9 @@ Embeddings are those of bench/recognition.py, fine-tuned and untrained, on the s
 the k nearest photographs, and the nearest photograph of each individual among them, by how many photographs of the
 individual are in the gallery. "thresholds" reads .62 as a distance 1 - cosine, which agrees with the paper's
 confidence .38, and as a distance of vectors of length 1, which does not; beside it the threshold that is fitted to the
-other folds. Intervals are 95 % bootstraps over individuals.
+other folds. Intervals are 95 % bootstraps over individuals; photographs of new animals count one each.
 
-    python bench/neighbours.py [--quick] --work FOLDER    # the folder of bench/recognition.py
+    python bench/neighbours.py [--quick] [--work FOLDER]    # of bench/recognition.py; without it all is trained anew
 """
 
 import argparse
@@ -43,7 +43,7 @@ def queries(dataset, folds, fold, place):
     new = [image for image in dataset.test["image"] if fold_of.get(image, -1) == fold]
     asked = np.concatenate([vectors[query], stored.of("test", new)]) if new else vectors[query]
     truth = np.r_[open_set_truth(who[query], who[gallery]), np.full(len(new), NEW)]
-    names = np.r_[who[query], np.array([f"new {i}" for i in range(len(new))], dtype=str)]
+    names = np.r_[who[query], np.array([f"new {image}" for image in new], dtype=str)]  # each counts as one animal
     return (vectors[gallery], who[gallery]), asked, truth, names
 
 

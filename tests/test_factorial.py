@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.evaluation.factorial import aliases, half_fraction, measure_effects
+from happywhale_nb.evaluation.factorial import aliases, half_fraction, measure_effects, plot_effects
 from happywhale_nb.imaging.augmentation import RECIPES, Grey
 from happywhale_nb.networks.presets import configure
 
@@ -28,6 +28,8 @@ def test_effects_are_twice_the_coefficients_of_least_squares(factors):
         effects.table["gain"] <= effects.table["high"]
     ).all()
     assert effects.table["share"].sum() == pytest.approx(1)
+    drawn = plot_effects(effects).axes[0].get_yticklabels()
+    assert ("all together" in {label.get_text() for label in drawn}) == (len(factors) % 2 == 0)
     if len(factors) % 2 == 0:
         assert effects.gap["gain"] == pytest.approx((precision[-1] - precision[0]).mean())
     else:
@@ -49,6 +51,11 @@ def test_precisions_or_levels_that_do_not_fit_are_refused():
         measure_effects(design, np.zeros((3, 5)), list("vwxyz"))
     with pytest.raises(UserError, match="c is not as often high as low"):
         measure_effects(design.assign(c=1), np.zeros((4, 2)), list("xy"))
+    both = design.assign(c=design["a"])
+    with pytest.raises(UserError, match="a and c change together"):
+        measure_effects(both, np.zeros((4, 2)), list("xy"))
+    with pytest.raises(UserError, match="0 queries"):
+        measure_effects(design, np.zeros((4, 0)), [])
     with pytest.raises(UserError, match="three factors"):
         half_fraction(["a", "b"])
 
@@ -69,6 +76,7 @@ def test_runs_of_the_gap_study_are_what_their_names_say():
         assert (":" in config.sources) == ("crops" in high) and (config.sources == "whole") == ("crops" not in high)
         assert (config.balance == "weights") == ("weights" in high), name
         assert (config.recipe, config.epochs, config.weights) == ("small", 20, "imagenet"), name
+        assert (config.epsilon, config.start) == (1e-5, "he_normal"), name
 
 
 def test_what_is_taken_away_from_the_gap_study_is_one_thing():
@@ -76,13 +84,13 @@ def test_what_is_taken_away_from_the_gap_study_is_one_thing():
     changed = {
         name: {f for f in vars(whole) if getattr(config_of(name), f) != getattr(whole, f)}
         for name in gap.MODELS
-        if "_but_" in name
+        if "_without_" in name
     }
     assert changed == {
-        "all_high_but_low_resolution": {"image_size"},
-        "all_high_but_colour_alone": {"recipe"},
-        "all_high_but_augmentation": {"recipe"},
-        "all_high_but_pretraining": {"weights", "freeze_bn", "frozen_stride"},
+        "all_high_without_resolution": {"image_size"},
+        "all_high_without_grey": {"recipe"},
+        "all_high_without_augmentation": {"recipe"},
+        "all_high_without_pretraining": {"weights", "freeze_bn", "frozen_stride"},
     }
     colour = RECIPES["small_in_colour"]
     assert [step for step in RECIPES["small"] if not isinstance(step, Grey)] == list(colour) and len(colour) > 5
@@ -91,7 +99,7 @@ def test_what_is_taken_away_from_the_gap_study_is_one_thing():
 def test_gap_analysis_finds_the_effects_that_were_put_in():
     rng, individuals, found = np.random.default_rng(0), np.repeat(np.arange(12).astype(str), 5), {}
     for name in gap.MODELS:
-        high = name == "all_high" or "_but_" in name
+        high = name == "all_high" or "_without_" in name
         gain = 0.2 * (high or "backbone" in name) + 0.1 * (high or "crops" in name) - 0.3 * name.endswith("pretraining")
         found[name] = {
             "precision": 0.3 + gain + rng.normal(0, 0.02, 60),

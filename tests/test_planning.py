@@ -10,6 +10,7 @@ from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.stages.costs import measure_model
+from happywhale_nb.stages.robustness import all_changes
 from happywhale_nb.workflow import planning
 from happywhale_nb.workflow.runner import stage_values
 from happywhale_nb.workflow.study import study_jobs
@@ -52,19 +53,38 @@ def test_plan_adds_up_what_was_measured(planned):
     assert "2 sessions of up to 12 hours" in done.output and "memory: 1.5 GB" in done.output
 
 
-def test_plan_of_a_device_that_was_not_measured_is_refused(planned):
+def test_plan_of_a_device_that_was_not_measured_is_refused(planned, tmp_path):
     run, (folder, _) = planned
     nothing = run("--device", "TPU v3-8")
     assert nothing.exit_code == 2 and "nothing was measured for plan" in nothing.output
     run()
     refused = run("--device", "TPU v3-8")
-    assert refused.exit_code == 2 and "'TPU v3-8' has not been measured, and is not guessed" in refused.output
+    assert refused.exit_code == 2 and "'TPU v3-8' is no device that was measured (" in refused.output
     kept = json.loads((folder / "plan.json").read_text())
     (here,) = kept
-    write_json(folder / "plan.json", {"a card elsewhere": kept[here] | {"hours": 7.0}} | kept)
-    elsewhere = run("--device", "a card elsewhere")
-    assert elsewhere.exit_code == 0 and "7.0 hours for" in elsewhere.output
-    assert planning.read_plan(folder).device == here, "the one that was measured last"
+    write_json(tmp_path / "other.json", {"a card elsewhere": kept[here] | {"hours": 7.0}})
+    taken_in = run("--from", str(tmp_path / "other.json"), "--device", "elsewhere")
+    assert taken_in.exit_code == 0 and "taken in: a card elsewhere" in taken_in.output
+    assert "7.0 hours for" in taken_in.output and "small_resnet_arcface" in taken_in.output
+    assert list(json.loads((folder / "plan.json").read_text())) == [here, "a card elsewhere"]
+    assert "several devices that were measured" in run("--device", "card").output
+    (folder / "plan.json").write_text('{"a card": {"hours": 1}}')
+    damaged = run("--device", "card")
+    assert damaged.exit_code == 2 and "not a plan of this version" in damaged.output
+    gone = run("--from", str(tmp_path / "none.json"))
+    assert gone.exit_code == 2 and "no such file" in gone.output
+
+
+def test_plan_lets_an_encoder_embed_once_and_robustness_cut_once():
+    told = TOLD | {"notebook": 5.0}
+    values = {"snapshots": "", "other_crops": "", "tta_sources": "", "encoder": "efficientnet_lite0"}
+    first, second = (planning.training_seconds(values, told, 100, 50, first) for first in (True, False))
+    assert (first, second) == (pytest.approx(5 + 100 * 0.01), 5)
+    asked = {"photos": 20, "degrade_before_crop": False}
+    changes = len(all_changes())
+    assert planning._robustness_seconds(asked, told, 58) == pytest.approx(20 * (changes * 0.01 + 0.1))
+    before = planning._robustness_seconds(asked | {"degrade_before_crop": True}, told, 58)
+    assert before == pytest.approx(20 * changes * (0.01 + 0.1))
 
 
 def test_plan_is_compared_with_what_the_run_took(planned):

@@ -165,7 +165,19 @@ def test_mistyped_species_are_found_and_said(told):
     assert "recorded as fin whale, but" in answer["note"] and "probably a beluga" in answer["note"]
     done = CliRunner().invoke(main, ["catalogue", "species", str(told.folder)])
     assert done.exit_code == 0, done.output
-    assert f"{row['individual']}: recorded as fin_whale" in done.output and "1 individual of improbable" in done.output
+    assert f"{row['individual']}: recorded as fin_whale" in done.output
+    assert "1 individual whose species may be mistyped" in done.output
+
+
+def test_an_animal_alone_in_its_species_is_neither_doubted_nor_listed(told):
+    give_kinds(told, lambda n: "narwhal" if n == 2 else KINDS[n % 2])
+    recalibrate(told)
+    matcher = Matcher(told)
+    assert matcher.model.calibration.species.alone == ("narwhal",)
+    assert "narwhal" not in {row["species"] for row in mistyped_species(matcher)}
+    with told.reading() as session:
+        number = session.query(Encounter).filter_by(species="narwhal").first().id
+    assert "recorded as" not in match_encounter(matcher, "Ann", number)["note"]
 
 
 def test_catalogue_of_one_species_or_of_before_says_nothing_of_species(told, colours):

@@ -311,8 +311,10 @@ def test_study_jobs_of_other_crops_and_snapshots_are_models_of_their_own_also_wi
     ("model", "expected"),
     [
         ({"crops": "fin"}, "models.basic_cnn: crops: no boxes called 'fin'"),
-        ({"tta_sources": "fin:1"}, "models.basic_cnn: crops: no boxes called 'fin'"),
-        ({"other_crops": "whole fin"}, "models.basic_cnn: crops: no boxes called 'fin'"),
+        ({"tta_sources": "fin:1"}, "models.basic_cnn: tta_sources: crops: no boxes called 'fin'"),
+        ({"other_crops": "whole detik"}, "other_crops: unknown source of crops 'detik'; did you mean 'detic'?"),
+        ({"other_crops": "whole whole"}, "models.basic_cnn: other_crops: a source stands twice"),
+        ({"other_crops": "auto"}, "models.basic_cnn: other_crops: unknown source of crops 'auto'"),
         ({"overrides": "weights=last/model.keras"}, "models.basic_cnn: weights=last/model.keras: no such file"),
     ],
 )

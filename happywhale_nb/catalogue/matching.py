@@ -585,12 +585,13 @@ def note_sampling(matcher: Matcher, note: str, place: str, date: str) -> str:
     remarks = [note]
     if place:
         known = facts["place"][named]
-        remarks.append(sampling_remark(int((known != "").sum()), int((known == place).sum()), f"from {place}"))
+        counts = int((known != "").sum()), int((known == place).sum())
+        remarks.append(sampling_remark(*counts, f"from {place}", "elsewhere"))
     if date[5:7].isdigit():
         months = pd.to_numeric(pd.Series(facts["date"][named]).str[5:7], errors="coerce").dropna()
         quarter = (int(date[5:7]) - 1) // 3
         here = int(((months - 1) // 3 == quarter).sum())
-        remarks.append(sampling_remark(len(months), here, f"of {QUARTERS[quarter]}"))
+        remarks.append(sampling_remark(len(months), here, f"of {QUARTERS[quarter]}", "in other months"))
     return "; ".join(text for text in remarks if text)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-52
@@ -643,11 +644,12 @@ def with_species(
     known = [each for each in content["candidates"] if each["individual"]]
     of_known = [each["individual"]["species"] for each in known]
     said = combine_species(likely, of_known, [each["probability"] for each in known])
+    checked = recorded if np.isfinite(evidence[0, names == recorded]).any() else ""  # else no other animal is of it
     listed = [{"name": name, "probability": round(p, 6)} for name, p in said.items() if p >= LEAST_SAID]
     best = max(likely, key=likely.get)
     of_new = {"name": best, "probability": round(likely[best], 6)}
     candidates = [each | {"species": of_new if each["is_new"] else None} for each in content["candidates"]]
-    return content | {"species": listed, "candidates": candidates, "note": _doubted(content["note"], recorded, said)}
+    return content | {"species": listed, "candidates": candidates, "note": _doubted(content["note"], checked, said)}
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-53
 def _doubted(note, recorded, said):

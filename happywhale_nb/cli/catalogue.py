@@ -91,10 +91,10 @@ def _no_animal_line(no_animal):
 
 
 def _species_line(species):
-    alone = f"; of one animal alone, so not tested: {', '.join(species.alone)}" if species.alone else ""
+    alone = f"; not tested, since there is one animal alone: {', '.join(species.alone)}" if species.alone else ""
     return (
-        f"the species of a new animal is right on {species.accuracy:.0%} of {species.photographs} photographs, each "
-        f"without those of its own animal; calibration error {species.ece:.3f}{alone}"
+        f"species of new animals: told rightly on {species.accuracy:.0%} of {species.photographs} photographs, each as "
+        f"if its animal were new; calibration error {species.ece:.3f}{alone}"
     )
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-41
@@ -357,13 +357,13 @@ def _encoder_name(store):
 @catalogue.command("species")
 @folder_argument
 def list_species(folder):
-    """List individuals of the catalogue in FOLDER whose recorded species is improbable: mistyped, perhaps.
+    """List individuals of the catalogue in FOLDER whose species may be mistyped.
 
     \b
     Example: happywhale catalogue species outputs/demo/catalogue
 
-    It goes by the photographs of other individuals, with the probabilities of the last build. Nothing is changed; the
-    page of an individual corrects its species.
+    It goes by the photographs of other individuals, with the probabilities of the last build. A species with one
+    individual cannot be checked. Nothing is changed: the page of an individual corrects its species.
     """
     from happywhale_nb.catalogue.matching import Matcher, mistyped_species
 
@@ -376,7 +376,7 @@ def list_species(folder):
             f"{row['individual']}: recorded as {row['species']} ({row['probability']:.1%}), rather "
             f"{row['likelier']} ({row['likelier_probability']:.0%}), by {photographs}"
         )
-    click.echo(f"{count_noun(len(found), 'individual')} of improbable species")
+    click.echo(f"{count_noun(len(found), 'individual')} whose species may be mistyped")
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-23
 @catalogue.command()

@@ -130,11 +130,11 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     click.echo("\n".join(closing_lines(folder, _head(jobs, began))))
 
 # %% ../../nbs/lib/cli/study.ipynb #study-51
-def _plan_lines(folder, jobs, was_taken):
-    """Lines of all plans of a study: of each device, or planned and taken of the last."""
+def _plan_lines(folder, jobs, was_taken, device):
+    """Lines of a study's plan of a device, or of the last; or what it planned, and what was taken."""
     from happywhale_nb.workflow.planning import read_plan, taken
 
-    plan = read_plan(folder)
+    plan = read_plan(folder, device)
     if was_taken:
         return [plan.device, taken(plan, jobs).round(2).to_string()]
     return [*plan.lines, plan.table.round(2).to_string(), f"kept in {os.path.relpath(folder / 'plan.json')}"]
@@ -144,32 +144,33 @@ def _plan_lines(folder, jobs, was_taken):
 @click.argument("study", required=False, metavar="[STUDY.yaml]", type=PATH)
 @parameters_option
 @click.option("--taken", "was_taken", is_flag=True, help="Measure nothing: compare the plan with what the run took.")
-@click.option("--device", default="", help="Measure nothing: show the plan of a device that was measured elsewhere.")
-def plan(study, parameters, was_taken, device):
+@click.option("--device", default="", help="Measure nothing: show the plan of this device, named in full or in part.")
+@click.option("--from", "other", type=PATH, help="Measure nothing: take in another machine's plan.json.")
+def plan(study, parameters, was_taken, device, other):
     """Measure some steps of each model here, and say what the study will take: hours, memory, disk, Kaggle sessions.
 
     \b
     Examples: happywhale plan studies/paper_small.yaml
               happywhale plan studies/paper_small.yaml --taken
 
-    The plan is kept in plan.json of the study's folder, beside those of other devices. A device that has not been
-    measured is not guessed.
+    The data folder has to be there. Each model takes half a minute. The plan is kept in plan.json of the study's
+    folder, beside those of other devices. A device that has not been measured is not guessed.
     """
-    from happywhale_nb.workflow.planning import plan_study, read_plan
+    from happywhale_nb.workflow.planning import plan_study, take_in
     from happywhale_nb.workflow.study import study_jobs
 
     where = str(study or "study")
     content = _read_content(study, dict(parameters))
     folder, jobs = study_jobs(content, where)
-    if device:
-        return click.echo("\n".join(read_plan(folder, device).lines))
-    if not was_taken:
+    if other:
+        click.echo(f"taken in: {'; '.join(take_in(other, folder))}")
+    elif not was_taken and not device:
         plan_study(content, where)
-    click.echo("\n".join(_plan_lines(folder, jobs, was_taken)))
+    click.echo("\n".join(_plan_lines(folder, jobs, was_taken, device)))
 
 # %% ../../nbs/lib/cli/study.ipynb #study-12
 @click.command()
-@click.argument("study", default="demo", metavar="[STUDY]")
+@click.argument("study", default="demo", type=click.Choice(["demo", "paper_small", "gap"]))
 @parameters_option
 @renamed_option("--draw-only", "`happywhale data draw`", is_flag=True)
 @click.pass_context
@@ -180,7 +181,8 @@ def demo(ctx, study, parameters):
     Examples: happywhale demo
               happywhale demo paper_small
 
-    STUDY is the name of another file of studies/: paper_small is the paper's study in small, in half an hour.
+    Another study can be run on them instead: paper_small, the paper's study in small (40 minutes of two cores), or
+    gap, which asks what made its third network better than its second (two hours).
     """
     from happywhale_nb.demo.dataset import draw_demo
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOUR_NUMBERS', 'BOX', 'FRACTION_FRAME', 'BEYOND', 'NO_ANIMALS', 'BOX_COLUMNS', 'LEAST', 'MANY', 'clean_boxes',
            'read_box_rows', 'box_paths', 'read_box_tables', 'ends_beyond', 'larger_reason', 'read_boxes', 'iou',
-           'CropMix', 'named_sources', 'wanted_sources']
+           'CropMix', 'named_sources', 'wanted_sources', 'check_other_crops']
 
 # %% ../../nbs/lib/data/boxes.ipynb #boxes-02
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import UserError
+from ..core.errors import UserError, lookup
 from .dataset import names_in_both, read_sizes, read_table
 from .parts import PART_NAMES, of_part, with_parts
 
@@ -337,7 +337,10 @@ def _parse_crops(crops, available):
     names = tuple(name for name, _ in pairs)
     if unknown := [n for n in names if n not in {*available, "whole"}]:
         present = ", ".join(available) or "none"
-        raise UserError(f"crops: no boxes called {unknown[0]!r}; found: {present} (and `whole`)")
+        raise UserError(
+            f"crops: no boxes called {unknown[0]!r}; found: {present} (and `whole`); boxes are tables in the data "
+            f"folder's boxes/, such as {unknown[0]}.csv"
+        )
     return names, _parse_probabilities(crops, [text for _, text in pairs])
 
 # %% ../../nbs/lib/data/boxes.ipynb #boxes-22
@@ -464,3 +467,20 @@ def wanted_sources(crops: str, preset: str, available: Iterable[str]) -> tuple[s
         UserError: as of `named_sources`.
     """
     return named_sources(preset, available) if crops == "auto" else (crops, ())
+
+
+def check_other_crops(text: str, available: Iterable[str]) -> None:
+    """Check the sources with each of which a network is one more model.
+
+    Args:
+        text: names of sources, with blanks between.
+        available: the sources there are; names may repeat.
+
+    Raises:
+        UserError: for a name that is no source, a mix of several, or a name that stands twice.
+    """
+    names, known = text.split(), {"whole": 0, **dict.fromkeys(sorted(set(available)), 0)}
+    for name in names:
+        lookup(known, name, "source of crops")
+    if len(set(names)) < len(names):
+        raise UserError(f"a source stands twice in {text!r}")

@@ -15,14 +15,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core.errors import UserError
-from ..retrieval.metrics import bootstrap_interval
+from ..retrieval.metrics import mean_gain
 
 # %% ../../nbs/lib/evaluation/factorial.ipynb #factorial-04
 def half_fraction(factors: Sequence[str]) -> pd.DataFrame:
     """List the combinations of levels in which an even number of factors is high.
 
     Args:
-        factors: names, from 3; of an even number of them the runs with all low and all high are among the runs.
+        factors: names, from 3. If their number is even, one run has all of them high and one all low.
 
     Returns:
         A row a run, a column a factor: -1 low, 1 high.
@@ -67,7 +67,8 @@ class Effects:
 
     Attributes:
         table: a row an effect: gain, low, high of its 95 % interval, share of the sum of the main effects (NaN for
-            interactions), shown (whether the interval leaves out zero), aliases.
+            interactions; below 0 or above 1 where some gain and others lose), shown (whether the interval leaves out
+            zero), aliases.
         gap: gain, low, high of the run with all high over that with all low; NaN if one of them is not there.
     """
 
@@ -80,25 +81,24 @@ def measure_effects(design: pd.DataFrame, precision: np.ndarray, individuals: Se
 
     Args:
         design: r rows of levels, -1 and 1, each factor as often high as low.
-        precision: `[r, q]` average precision of each query in each run.
+        precision: `[r, q]` average precision of each query in each run; q from 1.
         individuals: `[q]` individuals on the queries, which the bootstrap draws.
 
     Returns:
         The effects.
 
     Raises:
-        UserError: if a run has no row, or a factor is not as often high as low.
+        UserError: if precisions and runs do not fit, or the runs do not tell the factors apart.
     """
     precision = np.asarray(precision, float)
-    if precision.shape != (len(design), len(individuals)):
+    if precision.shape != (len(design), len(individuals)) or not len(individuals):
         raise UserError(f"{len(design)} runs and {len(individuals)} queries, but precisions of shape {precision.shape}")
-    if uneven := [name for name in design if design[name].sum()]:
-        raise UserError(f"{uneven[0]} is not as often high as low")
+    _check_design(design)
     rows = {}
     for group in aliases(design, 2):
         names = group[0].split(" × ")
         gains = 2 * _signs(design, names) @ precision / len(design)
-        rows[group[0]] = _interval(gains, individuals) | {"aliases": ", ".join(group[1:])}
+        rows[group[0]] = mean_gain(gains, individuals) | {"aliases": ", ".join(group[1:])}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("effect")
     mains = table["gain"].where(table.index.isin(design.columns))
     shown = (table["low"] > 0) | (table["high"] < 0)
@@ -107,9 +107,13 @@ def measure_effects(design: pd.DataFrame, precision: np.ndarray, individuals: Se
     return Effects(table, _gap(design, precision, individuals))
 
 # %% ../../nbs/lib/evaluation/factorial.ipynb #factorial-11
-def _interval(gains, individuals):
-    low, high = bootstrap_interval(gains, individuals)
-    return {"gain": float(gains.mean()), "low": low, "high": high}
+def _check_design(design):
+    """Raise `UserError` unless each factor is as often high as low, whatever each other one is."""
+    if uneven := [name for name in design if design[name].sum()]:
+        raise UserError(f"{uneven[0]} is not as often high as low")
+    for one, other in combinations(design.columns, 2):
+        if design[one] @ design[other]:
+            raise UserError(f"{one} and {other} change together, so that their effects cannot be told apart")
 
 
 def _gap(design, precision, individuals):
@@ -117,7 +121,7 @@ def _gap(design, precision, individuals):
     low, high = ((levels == level).all(axis=1).nonzero()[0] for level in (-1, 1))
     if not len(low) or not len(high):
         return dict.fromkeys(("gain", "low", "high"), float("nan"))
-    return _interval(precision[high[0]] - precision[low[0]], individuals)
+    return mean_gain(precision[high[0]] - precision[low[0]], individuals)
 
 # %% ../../nbs/lib/evaluation/factorial.ipynb #factorial-17
 def plot_effects(effects: Effects, title: str = "") -> Figure:
@@ -128,10 +132,13 @@ def plot_effects(effects: Effects, title: str = "") -> Figure:
         title: above the axes.
 
     Returns:
-        The figure; effects that are not shown are grey.
+        The figure; effects whose interval holds zero are grey.
     """
-    gap = {"all together": effects.gap | {"shown": not effects.gap["low"] <= 0 <= effects.gap["high"]}}
-    rows = pd.concat([effects.table[["gain", "low", "high", "shown"]], pd.DataFrame(gap).T])[::-1]
+    table = effects.table.assign(name=[_label(row) for row in effects.table.itertuples()])
+    if np.isfinite(effects.gap["gain"]):
+        shown = effects.gap["low"] > 0 or effects.gap["high"] < 0
+        table.loc["gap"] = effects.gap | {"share": 1.0, "shown": shown, "aliases": "", "name": "all together"}
+    rows = table[::-1]
     figure = Figure(figsize=(7.5, 0.32 * len(rows) + 1.1), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows.itertuples()):
@@ -139,6 +146,11 @@ def plot_effects(effects: Effects, title: str = "") -> Figure:
         axes.plot([row.low, row.high], [place, place], color=colour, lw=2)
         axes.plot(row.gain, place, "o", color=colour)
     axes.axvline(0, color="0.5", lw=1)
-    axes.set_yticks(range(len(rows)), rows.index)
-    axes.set(xlabel="gain of MAP@5, with its 95 % interval over individuals; grey: not shown", title=title)
+    axes.set_yticks(range(len(rows)), rows["name"])
+    axes.set(xlabel="gain of MAP@5, with its 95 % interval over individuals; grey: it holds zero", title=title)
     return figure
+
+
+def _label(row):
+    """The name of an effect on an axis, with its aliases if it is an interaction."""
+    return f"{row.Index} or {row.aliases}" if " × " in row.Index and row.aliases else row.Index

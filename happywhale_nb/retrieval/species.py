@@ -60,8 +60,9 @@ class SpeciesModel:
         photographs: number of queries that it was learnt from.
         individuals: number of individuals on them.
         accuracy: fraction of queries whose likeliest species is right, without photographs of their own individual.
-        confidence: mean probability of the likeliest species; near `accuracy` if the probabilities are honest.
-        ece: expected calibration error of the likeliest species.
+        confidence: mean probability of the likeliest species, by a temperature that was fitted to other individuals;
+            near `accuracy` if the probabilities are honest.
+        ece: expected calibration error of the likeliest species, by the same.
         alone: species with one individual, which no query could test.
         note: why the species is not told, else "".
     """
@@ -211,7 +212,7 @@ def fit_species(
     if len(rows) > max_queries:
         rows = np.sort(np.random.default_rng(seed).choice(rows, max_queries, replace=False))
     evidence = evidence_of_others(unit_rows(vectors), owners, codes, len(names), rows)
-    return _fitted(evidence, codes[rows], len(np.unique(owners[rows])), alone)
+    return _fitted(evidence, codes[rows], owners[rows], alone)
 
 # %% ../../nbs/lib/retrieval/species.ipynb #species-11
 def _kinds(individuals, species):
@@ -223,14 +224,21 @@ def _kinds(individuals, species):
     return names, codes, owners, several
 
 
-def _fitted(evidence, truth, individuals, alone):
-    """The `SpeciesModel` of queries whose species is known."""
-    doubt = 1 / (2 * individuals + 2)
+def _temperature(evidence, truth, owners):
+    """The temperature that makes the truth least surprising."""
+    doubt = 1 / (2 * len(np.unique(owners)) + 2)
     found = minimize_scalar(lambda log: surprise(evidence, truth, np.exp(log), doubt), bounds=(-7, 2), method="bounded")
-    temperature = float(np.exp(found.x))
-    likely = _softmax(evidence, temperature)
+    return float(np.exp(found.x))
+
+
+def _fitted(evidence, truth, owners, alone):
+    """The `SpeciesModel` of queries whose species is known; measured with temperatures fitted to other individuals."""
+    likely, part = np.empty_like(evidence), np.unique(owners, return_inverse=True)[1] % 2
+    for own in (part == 0, part == 1):
+        likely[own] = _softmax(evidence[own], _temperature(evidence[~own], truth[~own], owners[~own]))
     right, sure = likely.argmax(axis=1) == truth, likely.max(axis=1)
     measured = float(right.mean()), float(sure.mean()), calibration_metrics(right, sure)["ece"]
+    temperature, individuals = _temperature(evidence, truth, owners), len(np.unique(owners))
     return SpeciesModel(temperature, len(truth), individuals, *measured, alone, "")
 
 # %% ../../nbs/lib/retrieval/species.ipynb #species-15
@@ -240,7 +248,7 @@ def combine_species(
     """Combine what candidates and photographs say of the species.
 
     Args:
-        likely: probability of each species if the animal is none of the candidates; together 1.
+        likely: probability of each species if the animal is none of the candidates; at least one, together 1.
         species: `[k]` species of the candidates that are known; "" for unknown.
         probabilities: `[k]` theirs; together at most 1.
 
@@ -275,16 +283,18 @@ def doubtful_species(
 
     Returns:
         a dict an animal and species recorded, the least likely first: individual, species, probability (of the recorded
-        one), likelier, likelier_probability, photographs. Empty if the species is not told.
+        one), likelier, likelier_probability, photographs. Empty if the species is not told. Species with one individual
+        are left out, as those of `SpeciesModel.alone`.
     """
     if not model.told:
         return []
-    names, codes, owners, _ = _kinds(individuals, species)
+    names, codes, owners, several = _kinds(individuals, species)
+    codes = np.where((codes >= 0) & several[codes], codes, -1)
     rows, individuals = np.flatnonzero(codes >= 0), np.asarray(individuals, str)
     evidence, found = evidence_of_others(unit_rows(vectors), owners, codes, len(names), rows), []
     for owner, code in sorted(set(zip(owners[rows].tolist(), codes[rows].tolist(), strict=True))):
         own = (owners[rows] == owner) & (codes[rows] == code)
-        likely = model.probabilities(np.where(np.isfinite(evidence[own]), evidence[own], -1).mean(axis=0)[None])[0]
+        likely = model.probabilities(evidence[own].mean(axis=0)[None])[0]
         if likely[code] < limit:
             best, who = int(likely.argmax()), individuals[rows[own][0]]
             row = {"individual": str(who), "species": str(names[code]), "probability": float(likely[code])}

@@ -18,7 +18,7 @@ from ..core.artifacts import atomic, fingerprint, is_done, write_json
 from ..core.errors import UserError
 from ..core.paths import fold_dir, on_kaggle, study_dir
 from ..core.renamed import read_record, stamp_names
-from ..data.boxes import CropMix, named_sources, read_boxes
+from ..data.boxes import CropMix, check_other_crops, named_sources, read_boxes
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import protocol_card
 from ..data.splits import gallery_and_queries, open_set_truth, split_kind_of
@@ -467,7 +467,7 @@ def train_stage(
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "tta_sources": tta_sources}
     parameters |= {"seed": seed, "snapshots": options.snapshots, "patience": options.patience}
     parameters |= {"other_crops": options.other_crops}
-    _check_crops(dataset, options.other_crops)
+    check_other_crops(options.other_crops, read_boxes(dataset.root)["source"])
     return _train_once(dataset, folds, config, study_folder, parameters, missing, force, options, deadline)
 
 # %% ../../nbs/03_train.ipynb #03-train-56
@@ -478,12 +478,6 @@ def _sources(dataset, config):
         print(f"no boxes called {', '.join(missing)}: crops are {crops}", flush=True)
     return crops, missing
 
-
-def _check_crops(dataset, other_crops):
-    """Raise `UserError` for what is no source of crops, before anything is trained."""
-    known = ["auto", "whole", *read_boxes(dataset.root)["source"].unique()]
-    if strange := [source for source in other_crops.split() if source not in known]:
-        raise UserError(f"other_crops: there is no source of crops {strange[0]!r} (there: {', '.join(known)})")
 
 
 def _train_once(dataset, folds, config, study_folder, parameters, missing, force, options, deadline):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHILD', 'SESSION_HOURS', 'measure_together', 'PlannedJob', 'training_seconds', 'makespan', 'StudyPlan', 'plan_study',
-           'read_plan', 'taken']
+           'read_plan', 'take_in', 'taken']
 
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-02
 import heapq
@@ -38,7 +38,7 @@ from .study import Job, study_jobs
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-09
 CHILD = (
     "import json, sys, time; from happywhale_nb.stages.costs import measure_model; "
-    "ready = time.time(); found = measure_model(json.load(sys.stdin)); print(json.dumps(found | {'ready': ready}))"
+    "ready = time.time(); found = measure_model(json.loads(sys.argv[1])); print(json.dumps(found | {'ready': ready}))"
 )
 
 
@@ -58,20 +58,26 @@ def measure_together(values: Mapping[str, object], copies: int, threads: int) ->
         UserError: if one fails, with its last line.
     """
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": str(threads), "HAPPYWHALE_BARS": "off"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    began = time.time()
-    runs = [subprocess.Popen([sys.executable, "-c", CHILD], env=environment, **pipes) for _ in range(copies)]
-    for run in runs:  # all of them begin before the first is waited for
-        run.stdin.write(json.dumps(dict(values)).encode())
-        run.stdin.close()
-    found = []
-    for run in runs:
-        said, faults = run.stdout.read(), run.stderr.read()
-        if run.wait():
-            raise UserError(f"{values['name'] or values['preset']}: {_last_line(faults)}")
-        found.append(json.loads(said.decode().strip().splitlines()[-1]))
-        found[-1]["notebook"] = 2 * (found[-1].pop("ready") - began)
-    return _mean(found)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", CHILD, json.dumps(dict(values))]
+    began, runs = time.time(), []
+    try:
+        for _ in range(copies):  # all of them begin before the first is waited for
+            runs.append(subprocess.Popen(command, env=environment, **pipes))
+        found = [_answer(run, values["name"] or values["preset"]) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()  # of one that has ended it does nothing
+            run.communicate()
+    return _mean([each | {"notebook": 2 * (each.pop("ready") - began)} for each in found])
+
+
+def _answer(run, name):
+    """What a process has measured."""
+    said, faults = run.communicate()
+    if run.returncode:
+        raise UserError(f"{name}: {_last_line(faults)}")
+    return json.loads(said.decode().strip().splitlines()[-1])
 
 
 def _last_line(text):
@@ -95,7 +101,8 @@ class PlannedJob:
         seconds: it will run.
         cores: it takes.
         gpus: it takes.
-        memory_gb: at most; 0 if not known.
+        reserved_gb: of memory, by the study file.
+        memory_gb: it was seen to use at most; 0 if not known.
         disk_mb: of what it will keep.
         needs: numbers of the jobs that it waits for.
     """
@@ -105,12 +112,15 @@ class PlannedJob:
     seconds: float
     cores: int
     gpus: int
+    reserved_gb: float
     memory_gb: float
     disk_mb: float
     needs: tuple[int, ...]
 
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-13
-def training_seconds(values: Mapping[str, object], found: Mapping[str, float], photos: int, trained: int) -> float:
+def training_seconds(
+    values: Mapping[str, object], found: Mapping[str, float], photos: int, trained: int, first: bool = True
+) -> float:
     """Compute how long a training takes.
 
     Args:
@@ -118,6 +128,7 @@ def training_seconds(values: Mapping[str, object], found: Mapping[str, float], p
         found: of `measure_together`.
         photos: that are embedded, the test photographs included.
         trained: photographs that it is trained on.
+        first: whether it is the model's first fold, in which an encoder embeds for all.
 
     Returns:
         Seconds, without cutting crops.
@@ -126,7 +137,7 @@ def training_seconds(values: Mapping[str, object], found: Mapping[str, float], p
     averaged = max(len(values["tta_sources"].split()), 1)
     embedding = found["embed"] * photos * (averaged + variants - 1)
     if values["encoder"]:
-        return found["notebook"] + embedding
+        return found["notebook"] + embedding * first
     steps = -(-trained // found["batch"])
     learning = steps * found["step"] * sum(epoch_costs(check_training(values)))
     return found["notebook"] + found["start"] + learning + embedding
@@ -134,45 +145,52 @@ def training_seconds(values: Mapping[str, object], found: Mapping[str, float], p
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-15
 def _planned(job, number, found, facts):
     """The `PlannedJob` of a `Job`; found: what its model was measured to take; facts: numbers of photographs."""
-    photos, trained, cuts, places = facts
+    photos, trained, cuts, first, places = facts
     values = stage_values(job.stage, job.parameters)[1]
     seconds, disk = found["notebook"], 0.0
     if job.stage == "train":
-        seconds = training_seconds(values, found, photos, trained) + cuts * photos * found["crop"]
+        seconds = training_seconds(values, found, photos, trained, first) + cuts * photos * found["crop"]
         variants = 1 + len(values["snapshots"].split()) + len(values["other_crops"].split())
         vectors = photos * 512 * 4 / 1e6
         disk = variants * (found["model_mb"] + vectors) + cuts * photos * found["crop_bytes"] / 1e6
     if job.stage == "robustness":
-        from happywhale_nb.stages.robustness import all_changes
+        seconds += _robustness_seconds(values, found, photos)
+    needs, wanted = tuple(places[need] for need in job.needs), job.resources
+    reserved = wanted["cores"], wanted["gpus"], wanted["memory_gb"]
+    return PlannedJob(job.title, job.stage, seconds, *reserved, found["memory_gb"] or 0.0, disk, needs)
 
-        seconds += len(all_changes()) * min(values["photos"], photos) * (found["embed"] + found["crop"])
-    needs = tuple(places[need] for need in job.needs)
-    wanted = job.resources
-    memory = found["memory_gb"] or 0.0
-    return PlannedJob(job.title, job.stage, seconds, wanted["cores"], wanted["gpus"], memory, disk, needs)
+
+def _robustness_seconds(values, found, photos):
+    """How long robustness embeds; photographs are cut once, or under every change if they are degraded before."""
+    from happywhale_nb.stages.robustness import all_changes
+
+    changes, asked = len(all_changes()), min(values["photos"], photos)
+    return asked * (changes * found["embed"] + (changes if values["degrade_before_crop"] else 1) * found["crop"])
 
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-18
-def makespan(jobs: Sequence[PlannedJob], cores: int, gpus: int) -> float:
+def makespan(jobs: Sequence[PlannedJob], cores: int, gpus: int, memory_gb: float = np.inf) -> float:
     """Compute when the last job ends, if each is started as soon as it can be.
 
     Args:
         jobs: in the order in which they are started; each comes after those that it needs.
         cores: of the machine; a job that wants more takes all of them.
         gpus: of the machine; likewise.
+        memory_gb: of the machine; likewise.
 
     Returns:
         Seconds.
     """
-    now, free, running, waiting, done = 0.0, np.array([cores, gpus]), [], list(range(len(jobs))), set()
-    limits = free.copy()
+    limits = np.array([cores, gpus, memory_gb], float)
+    wanted = [np.minimum([job.cores, job.gpus, job.reserved_gb], limits) for job in jobs]
+    now, free, running, waiting, done = 0.0, limits.copy(), [], list(range(len(jobs))), set()
     while waiting or running:
         for number in list(waiting):
-            wanted = np.minimum([jobs[number].cores, jobs[number].gpus], limits)
-            if set(jobs[number].needs) <= done and (wanted <= free).all():
+            if set(jobs[number].needs) <= done and (wanted[number] <= free + 1e-9).all():
                 heapq.heappush(running, (now + jobs[number].seconds, number))
-                free, waiting = free - wanted, [other for other in waiting if other != number]
+                waiting.remove(number)
+                free = free - wanted[number]
         now, ended = heapq.heappop(running)
-        free = free + np.minimum([jobs[ended].cores, jobs[ended].gpus], limits)
+        free = free + wanted[ended]
         done.add(ended)
     return now
 
@@ -207,7 +225,7 @@ class StudyPlan:
             minutes = float(np.median([job.seconds for job in own])) / 60
             facts = {"trainings": len(own), "seconds a step": found["step"], "minutes a training": minutes}
             rows[name] = facts | {"memory, GB": found["memory_gb"], "disk, MB": sum(job.disk_mb for job in own)}
-        return pd.DataFrame(rows).T.rename_axis("model")
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
     @property
     def sessions(self) -> int:
@@ -220,11 +238,14 @@ class StudyPlan:
         """What a person wants to know."""
         largest, disk = max(job.memory_gb for job in self.jobs), sum(job.disk_mb for job in self.jobs)
         alone = _duration(sum(job.seconds for job in self.jobs if job.stage == "train") / 3600)
+        memory = f"{largest:.1f} GB a notebook at most" if largest else "not told by this system"
+        sessions = f"{self.sessions} session" + "s" * (self.sessions != 1)
         return [
             self.device,
             f"{_duration(self.hours)} for {len(self.jobs)} notebooks; its trainings one by one: {alone}",
-            f"memory: {largest:.1f} GB a notebook at most; disk: {disk / 1000:.2f} GB",
-            f"on Kaggle, were its machine as fast: {self.sessions} sessions of up to {SESSION_HOURS} hours, one a fold",
+            f"memory: {memory}; disk: {disk / 1000:.2f} GB",
+            f"on Kaggle, were its machine as fast: {sessions} of up to {SESSION_HOURS} hours, one for each training",
+            "search, maps, blend and report are counted as the time that a notebook takes to begin",
         ]
 
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-22
@@ -255,11 +276,12 @@ def plan_study(content: Mapping, where: str = "study") -> StudyPlan:
     models = {}
     for name, job in bar(first.items(), "measuring", unit="model"):
         threads = min(job.resources["cores"], machine["cores"])
-        at_once = min(machine["cores"] // threads, gpus or machine["cores"], len(jobs))
+        memory = (machine["memory_gb"] or np.inf) // job.resources["memory_gb"]
+        at_once = int(min(machine["cores"] // threads, gpus or machine["cores"], memory, len(jobs)))
         values = stage_values("train", job.parameters)[1]
         models[name] = measure_together(values, max(at_once, 1), threads)
     planned = _plan_jobs(jobs, models)
-    hours = makespan(planned, machine["cores"], gpus) / 3600
+    hours = makespan(planned, machine["cores"], gpus, machine["memory_gb"] or np.inf) / 3600
     device = f"{next(iter(models.values()))['device']}; {machine['cores']} cores of {machine['cpu']}"
     plan = StudyPlan(device, machine, planned, hours, models)
     _keep(plan, folder / "plan.json")
@@ -268,16 +290,17 @@ def plan_study(content: Mapping, where: str = "study") -> StudyPlan:
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-23
 def _plan_jobs(jobs, models):
     """The `PlannedJob`s of a study's jobs."""
-    places, planned, cut = {job: number for number, job in enumerate(jobs)}, [], set()
+    places, planned, cut, seen = {job: number for number, job in enumerate(jobs)}, [], set(), set()
     usual = {"notebook": float(np.mean([found["notebook"] for found in models.values()])), "memory_gb": 0.0}
     for number, job in enumerate(jobs):
-        values, facts = stage_values(job.stage, job.parameters)[1], (0, 0, 0, places)
+        values, facts = stage_values(job.stage, job.parameters)[1], (0, 0, 0, True, places)
         if job.stage == "train":
-            facts = (*_photographs(values, cut), places)
+            facts = (*_photographs(values, cut), values["name"] not in seen, places)
+            seen.add(values["name"])
         model = values.get("model", values.get("name", "")).partition("@")[0]
         found = models[model] if model in models and job.stage in ("train", "robustness") else usual
         if job.stage == "robustness":
-            facts = (len(read_dataset(values["data_dir"], need_photos=False).train), 0, 0, places)
+            facts = (len(read_dataset(values["data_dir"], need_photos=False).train), 0, 0, True, places)
         planned.append(_planned(job, number, found, facts))
     return tuple(planned)
 
@@ -317,26 +340,64 @@ def read_plan(folder: Path, device: str = "") -> StudyPlan:
 
     Args:
         folder: the study's.
-        device: as a plan names it; "" (default): the one that was measured last.
+        device: a part of the name of one device that was measured; "" (default): the one that was measured last.
 
     Returns:
         The plan.
 
     Raises:
-        UserError: if nothing was measured, or not this device.
+        UserError: if nothing was measured, or not this device, or the file is damaged.
     """
     path = folder / "plan.json"
-    kept = read_json(path) if path.is_file() else {}
+    kept = _kept_plans(path) if path.is_file() else {}
     if not kept:
-        raise UserError(f"nothing was measured for {folder.name}: `happywhale plan` does")
-    if device and device not in kept:
+        raise UserError(f"nothing was measured for {folder.name}: run `happywhale plan` first")
+    names = [name for name in kept if device.lower() in name.lower()]
+    if not names or (device and len(names) > 1):
+        found = "several devices that were" if names else "no device that was"
         raise UserError(
-            f"{device!r} has not been measured, and is not guessed: run `happywhale plan` on it, and copy its "
-            f"{path.name} here (measured: {', '.join(kept)})"
+            f"{device!r} is {found} measured ({'; '.join(kept)}), and none is guessed: run `happywhale plan` on it, "
+            "and take its plan.json in with --from"
         )
-    name = device or list(kept)[-1]
-    jobs = tuple(PlannedJob(**job | {"needs": tuple(job["needs"])}) for job in kept[name]["jobs"])
-    return StudyPlan(name, kept[name]["machine"], jobs, kept[name]["hours"], kept[name]["models"])
+    return kept[names[-1]]
+
+
+def _kept_plans(path):
+    """Device → its plan, of a file."""
+    try:
+        return {
+            name: StudyPlan(
+                name,
+                plan["machine"],
+                tuple(PlannedJob(**job | {"needs": tuple(job["needs"])}) for job in plan["jobs"]),
+                plan["hours"],
+                plan["models"],
+            )
+            for name, plan in read_json(path).items()
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: not a plan of this version: run `happywhale plan` again") from None
+
+
+def take_in(path: Path, folder: Path) -> list[str]:
+    """Take the plans of another machine's file in, beside those that are there.
+
+    Args:
+        path: a `plan.json`.
+        folder: the study's.
+
+    Returns:
+        Names of the devices.
+
+    Raises:
+        UserError: if the file is not there, or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    plans = _kept_plans(path)
+    for plan in plans.values():
+        _keep(plan, folder / "plan.json")
+    return list(plans)
 
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-26
 def taken(plan: StudyPlan, jobs: Sequence[Job]) -> pd.DataFrame:
@@ -360,7 +421,7 @@ def taken(plan: StudyPlan, jobs: Sequence[Job]) -> pd.DataFrame:
             name = " ".join(words[: 2 if job.stage == "train" else 1])
             rows.append({"what": name, "planned": planned[job.title].seconds, "taken": took})
     if not rows:
-        raise UserError("nothing of this plan has been run: `happywhale run` does")
+        raise UserError("nothing of this plan has been run: run it by `happywhale run` first")
     table = pd.DataFrame(rows).groupby("what", sort=False).sum() / 60
     table.loc["all"] = table.sum()
     return table.assign(ratio=table["taken"] / table["planned"])

@@ -31,7 +31,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from ..core.artifacts import atomic
 from ..core.errors import UserError, lookup
 from ..core.paths import project_root, study_dir
-from ..data.boxes import CropMix, read_boxes, wanted_sources
+from ..data.boxes import CropMix, check_other_crops, read_boxes, wanted_sources
 from ..data.dataset import Dataset, read_dataset
 from ..data.splits import fold_numbers, require_catalogue
 from ..networks.presets import PRESETS
@@ -328,8 +328,10 @@ def study_sources(study: CheckedStudy, dataset: Dataset, where: str = "study") -
 # %% ../../nbs/lib/workflow/study.ipynb #study-62
 def _missing_kinds(values, sources):
     """The mix of a model's preset and its kinds that are missing; None if all are there, or others are asked for."""
-    for text in (values["tta_sources"], *values["other_crops"].split()):
-        CropMix.parse(text or "auto", sources)
+    with _named("tta_sources"):
+        CropMix.parse(values["tta_sources"] or "auto", sources)
+    with _named("other_crops"):
+        check_other_crops(values["other_crops"], sources)
     if values["encoder"]:
         CropMix.parse(values["crops"], sources)
         return None
