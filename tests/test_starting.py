@@ -28,13 +28,11 @@ from happywhale_nb.catalogue.licences import Licence
 from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
 from happywhale_nb.catalogue.starting import (
-    SUBSETS,
     TRAINING_PAYS_FROM,
     plan_start,
     start_catalogue,
     take_in,
     training_line,
-    training_pays_from,
 )
 from happywhale_nb.catalogue.store import Card, Catalogue
 from happywhale_nb.catalogue.training_photos import TrainedOn, trained_on
@@ -387,18 +385,13 @@ def test_export_with_photographs_and_the_interface_say_the_licence(licensed, tmp
 # --- what would make it better
 
 
-def test_training_line_reads_what_was_measured(tiny, tmp_path, monkeypatch):
+def test_training_line_says_from_how_many_photographs_it_pays(tiny):
     dataset = read_dataset(tiny)
-    assert "pays" not in training_line(dataset) and "happywhale run -p data_dir" in training_line(dataset)
-    assert "does not pay yet with 48 named" in training_line(dataset, 300)
-    monkeypatch.setattr(starting, "find_checkout", lambda: tmp_path)
-    monkeypatch.setattr(starting, "TRAINING_PAYS_FROM", None)
-    assert training_pays_from() is None
-    write_json(tmp_path / SUBSETS, {"training_pays_from": 120})
-    assert training_pays_from() == 120
+    said = training_line(dataset)
+    assert "does not pay yet with 48 named" in said and "happywhale run -p data_dir" in said
+    assert "training pays with 48 named photographs (it does from about 40)" in training_line(dataset, 40)
 
 
-def test_training_pays_from_is_the_figure_that_was_measured():
-    measured = find_checkout() / SUBSETS
-    if measured.is_file():
-        assert read_json(measured)["training_pays_from"] == TRAINING_PAYS_FROM
+def test_training_pays_from_the_number_that_was_measured():
+    measured = read_json(find_checkout() / "docs" / "results" / "encoders_subsets.json")
+    assert measured["training_pays_from"] == TRAINING_PAYS_FROM

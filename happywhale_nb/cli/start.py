@@ -67,7 +67,6 @@ def start(folder, name, encoder, accept, catalogue, port, browser, serve, column
         start_catalogue,
         take_in,
         training_line,
-        training_pays_from,
     )
 
     began = time.perf_counter()
@@ -81,7 +80,7 @@ def start(folder, name, encoder, accept, catalogue, port, browser, serve, column
     store, embedder, added, calibration = start_catalogue(plan, place, dataset, name, click.echo, agree)
     lines = [f"{os.path.relpath(place)}: {count_noun(added, 'photograph')} added", *calibration_lines(calibration)]
     dataset = read_dataset(dataset.root)  # without what could not be decoded
-    lines += [store.licence.sentence, boxes_line(dataset), training_line(dataset, training_pays_from())]
+    lines += [store.licence.sentence, boxes_line(dataset), training_line(dataset)]
     click.echo("\n".join(filter(None, lines)))
     if not serve:
         embedder.close()
