@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -143,21 +144,24 @@ def training_seconds(
     return found["notebook"] + found["start"] + learning + embedding
 
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-15
-def _planned(job, number, found, facts):
-    """The `PlannedJob` of a `Job`; found: what its model was measured to take; facts: numbers of photographs."""
-    photos, trained, cuts, first, places = facts
-    values = stage_values(job.stage, job.parameters)[1]
-    seconds, disk = found["notebook"], 0.0
-    if job.stage == "train":
-        seconds = training_seconds(values, found, photos, trained, first) + cuts * photos * found["crop"]
+class _Photographs(NamedTuple):
+    """Photographs of a job: how many are embedded and trained on, and how many crops of each it cuts first."""
+
+    embedded: int = 0
+    trained: int = 0
+    cuts: int = 0
+
+
+def _seconds_and_disk(stage, values, found, photos, first):
+    """Seconds of a job, and megabytes that it keeps; found: what its model was measured to take."""
+    if stage == "train":
+        cut, n = photos.cuts * photos.embedded, photos.embedded
+        seconds = training_seconds(values, found, n, photos.trained, first) + cut * found["crop"]
         variants = 1 + len(values["snapshots"].split()) + len(values["other_crops"].split())
-        vectors = photos * 512 * 4 / 1e6
-        disk = variants * (found["model_mb"] + vectors) + cuts * photos * found["crop_bytes"] / 1e6
-    if job.stage == "robustness":
-        seconds += _robustness_seconds(values, found, photos)
-    needs, wanted = tuple(places[need] for need in job.needs), job.resources
-    reserved = wanted["cores"], wanted["gpus"], wanted["memory_gb"]
-    return PlannedJob(job.title, job.stage, seconds, *reserved, found["memory_gb"] or 0.0, disk, needs)
+        return seconds, variants * (found["model_mb"] + n * 512 * 4 / 1e6) + cut * found["crop_bytes"] / 1e6
+    if stage == "robustness":
+        return found["notebook"] + _robustness_seconds(values, found, photos.embedded), 0.0
+    return found["notebook"], 0.0
 
 
 def _robustness_seconds(values, found, photos):
@@ -292,21 +296,24 @@ def _plan_jobs(jobs, models):
     """The `PlannedJob`s of a study's jobs."""
     places, planned, cut, seen = {job: number for number, job in enumerate(jobs)}, [], set(), set()
     usual = {"notebook": float(np.mean([found["notebook"] for found in models.values()])), "memory_gb": 0.0}
-    for number, job in enumerate(jobs):
-        values, facts = stage_values(job.stage, job.parameters)[1], (0, 0, 0, True, places)
-        if job.stage == "train":
-            facts = (*_photographs(values, cut), values["name"] not in seen, places)
-            seen.add(values["name"])
+    for job in jobs:
+        values, photos = stage_values(job.stage, job.parameters)[1], _Photographs()
         model = values.get("model", values.get("name", "")).partition("@")[0]
-        found = models[model] if model in models and job.stage in ("train", "robustness") else usual
+        found = models[model] if job.stage in ("train", "robustness") else usual
+        if job.stage == "train":
+            photos = _photographs(values, cut)
         if job.stage == "robustness":
-            facts = (len(read_dataset(values["data_dir"], need_photos=False).train), 0, 0, True, places)
-        planned.append(_planned(job, number, found, facts))
+            photos = _Photographs(len(read_dataset(values["data_dir"], need_photos=False).train))
+        seconds, disk = _seconds_and_disk(job.stage, values, found, photos, model not in seen)
+        seen |= {model} if job.stage == "train" else set()
+        needs, wanted = tuple(places[need] for need in job.needs), job.resources
+        reserved = wanted["cores"], wanted["gpus"], wanted["memory_gb"]
+        planned.append(PlannedJob(job.title, job.stage, seconds, *reserved, found["memory_gb"] or 0.0, disk, needs))
     return tuple(planned)
 
 
 def _photographs(values, cut):
-    """Photographs that a training embeds and learns from, and how many crops of each it cuts first; cut: those made."""
+    """The `_Photographs` of a training; cut: the crops that were made before it."""
     dataset = read_dataset(values["data_dir"], need_photos=False)
     folder = study_dir(values["study"], dataset.root, values["quick"])
     folds = study_folds(dataset, folder, values["folds"], values["seed"], values["split"], save=False)
@@ -323,7 +330,7 @@ def _photographs(values, cut):
     kinds = drawn if CropMix.parse(sources, known).probabilities else {sources, *drawn - set(sources.split())}
     new = {(shape, kind) for kind in kinds} - cut
     cut |= new
-    return photos, int(gallery.sum()), len(new)
+    return _Photographs(photos, int(gallery.sum()), len(new))
 
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-25
 def _keep(plan, path):
