@@ -13,7 +13,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 NOTEBOOK, RESULTS = HERE.parent / "nbs" / "paper_map.ipynb", HERE / "results"
-HEAD = "| the paper | what it says | here | measured | on |\n|---|---|---|---|---|"
+HEAD = "| the paper | what it says | here | measured |\n|---|---|---|---|"
 READINGS = "| the paper | here | the reading taken |\n|---|---|---|"
 
 
@@ -71,8 +71,8 @@ def table(part):
     lines = []
     for row in part["rows"]:
         ours = measured(row)
-        on = row.get("data", "") if ours not in ("", "–") else ""
-        lines.append(f"| {row['paper']} | {row['says']} | {reference(row)} | {ours} | {on} |")
+        data = f" ({row['data']})" if "data" in row and ours not in ("", "–") else ""
+        lines.append(f"| {row['paper']} | {row['says']} | {reference(row)} | {ours}{data} |")
     return f"## {part['title']}\n\n{HEAD}\n" + "\n".join(lines)
 
 
