@@ -31,7 +31,7 @@ mutants: .venv/.ready  ## by hand, an hour: break the project on purpose, and se
 	python tests/mutation/run.py table
 
 bench: .venv/.ready  ## time the project against named alternatives (QUICK=--quick to see that it works)
-	@for script in $(filter-out bench/harness.py bench/baselines.py bench/counts.py bench/coverage.py bench/gap.py bench/leaderboard.py bench/neighbours.py bench/recognition.py bench/species.py bench/subsets.py,$(wildcard bench/*.py)); do echo "\n$$script"; python $$script $(QUICK) || exit 1; done
+	@for script in $(filter-out bench/harness.py bench/baselines.py bench/counts.py bench/coverage.py bench/gap.py bench/leaderboard.py bench/neighbours.py bench/paper_small.py bench/recognition.py bench/species.py bench/subsets.py,$(wildcard bench/*.py)); do echo "\n$$script"; python $$script $(QUICK) || exit 1; done
 
 check: .venv/.ready  ## lint notebooks and package
 	@ruff check nbs happywhale_nb tests bench docs setup.py

@@ -1014,7 +1014,7 @@ def ask_every_operation(catalogue, embedder, examples):
     return asked
 
 
-@pytest.mark.parametrize("examples", [3, pytest.param(50, marks=pytest.mark.server)])
+@pytest.mark.parametrize("examples", [3, pytest.param(50, marks=pytest.mark.soak)])
 def test_every_operation_answers_what_fits_its_description_without_a_5xx(mine, colours, heat, examples):
     asked = ask_every_operation(mine, colours, examples)
     statuses = {status for *_, status in asked}

@@ -39,17 +39,21 @@ from .study import Job, study_jobs
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-09
 CHILD = (
     "import json, sys, time; from happywhale_nb.stages.costs import measure_model; "
-    "ready = time.time(); found = measure_model(json.loads(sys.argv[1])); print(json.dumps(found | {'ready': ready}))"
+    "ready = time.time(); found = measure_model(json.loads(sys.argv[1]), float(sys.argv[2])); "
+    "print(json.dumps(found | {'ready': ready}))"
 )
 
 
-def measure_together(values: Mapping[str, object], copies: int, threads: int) -> dict[str, object]:
+def measure_together(
+    values: Mapping[str, object], copies: int, threads: int, timed: float = 10.0
+) -> dict[str, object]:
     """Measure a model in several processes at once, as many as a study would run.
 
     Args:
         values: as for `costs.measure_model`.
         copies: number of processes.
         threads: of TensorFlow in each.
+        timed: seconds of steps.
 
     Returns:
         The mean of what each measured, as of `costs.measure_model`; notebook: seconds that a job takes to begin, which
@@ -60,7 +64,7 @@ def measure_together(values: Mapping[str, object], copies: int, threads: int) ->
     """
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": str(threads), "HAPPYWHALE_BARS": "off"}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-c", CHILD, json.dumps(dict(values))]
+    command = [sys.executable, "-c", CHILD, json.dumps(dict(values)), str(timed)]
     began, runs = time.time(), []
     try:
         for _ in range(copies):  # all of them begin before the first is waited for
