@@ -6727,6 +6727,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'happywhale_nb/workflow/planning.py'),
                                                  'happywhale_nb.workflow.planning._seconds_and_disk': ( 'lib/workflow/planning.html#_seconds_and_disk',
                                                                                                         'happywhale_nb/workflow/planning.py'),
+                                                 'happywhale_nb.workflow.planning._study_tables': ( 'lib/workflow/planning.html#_study_tables',
+                                                                                                    'happywhale_nb/workflow/planning.py'),
                                                  'happywhale_nb.workflow.planning.makespan': ( 'lib/workflow/planning.html#makespan',
                                                                                                'happywhale_nb/workflow/planning.py'),
                                                  'happywhale_nb.workflow.planning.measure_together': ( 'lib/workflow/planning.html#measure_together',

@@ -451,7 +451,7 @@ def named_sources(crops: str, available: Iterable[str]) -> tuple[str, tuple[str,
     mix = " ".join(f"{name}:{share / total:.4g}" for name, share in drawn.items() if share)
     return mix or "whole", tuple(missing)
 
-
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-71
 def wanted_sources(crops: str, preset: str, available: Iterable[str]) -> tuple[str, tuple[str, ...]]:
     """Return the sources of a training's crops: those that are asked for, else the preset's.
 
@@ -468,7 +468,7 @@ def wanted_sources(crops: str, preset: str, available: Iterable[str]) -> tuple[s
     """
     return named_sources(preset, available) if crops == "auto" else (crops, ())
 
-
+# %% ../../nbs/lib/data/boxes.ipynb #boxes-72
 def check_other_crops(text: str, available: Iterable[str]) -> None:
     """Check the sources with each of which a network is one more model.
 

@@ -18,7 +18,7 @@ from ..core.artifacts import atomic, fingerprint, is_done, write_json
 from ..core.errors import UserError
 from ..core.paths import fold_dir, on_kaggle, study_dir
 from ..core.renamed import read_record, stamp_names
-from ..data.boxes import CropMix, check_other_crops, named_sources, read_boxes
+from ..data.boxes import CropMix, check_other_crops, read_boxes, wanted_sources
 from ..data.dataset import NEW, Dataset, read_dataset
 from ..data.protocol import protocol_card
 from ..data.splits import gallery_and_queries, open_set_truth, split_kind_of
@@ -463,7 +463,7 @@ def train_stage(
         UserError: for impossible parameters, an image that cannot be read, or processes that disagree.
     """
     deadline = Deadline(options.max_hours, epoch_costs(config)) if options.max_hours else None
-    crops, missing = _sources(dataset, config) if crops == "auto" else (crops, ())
+    crops, missing = _sources(dataset, config, crops)
     parameters = {"model": name, **asdict(config), "fold": fold, "crops": crops, "tta_sources": tta_sources}
     parameters |= {"seed": seed, "snapshots": options.snapshots, "patience": options.patience}
     parameters |= {"other_crops": options.other_crops}
@@ -471,9 +471,9 @@ def train_stage(
     return _train_once(dataset, folds, config, study_folder, parameters, missing, force, options, deadline)
 
 # %% ../../nbs/03_train.ipynb #03-train-56
-def _sources(dataset, config):
-    """The preset's sources of boxes by their names in a data folder, and which kinds are not there; says so."""
-    crops, missing = named_sources(config.sources, read_boxes(dataset.root)["source"])
+def _sources(dataset, config, crops):
+    """The sources of a training's boxes, and which kinds of its preset's are not there; says so."""
+    crops, missing = wanted_sources(crops, config.sources, read_boxes(dataset.root)["source"].unique())
     if missing and is_main():
         print(f"no boxes called {', '.join(missing)}: crops are {crops}", flush=True)
     return crops, missing

@@ -76,7 +76,7 @@ def measure_together(
             run.communicate()
     return _mean([each | {"notebook": 2 * (each.pop("ready") - began)} for each in found])
 
-
+# %% ../../nbs/lib/workflow/planning.ipynb #planning-63
 def _answer(run, name):
     """What a process has measured."""
     said, faults = run.communicate()
@@ -300,14 +300,15 @@ def _plan_jobs(jobs, models):
     """The `PlannedJob`s of a study's jobs."""
     places, planned, cut, seen = {job: number for number, job in enumerate(jobs)}, [], set(), set()
     usual = {"notebook": float(np.mean([found["notebook"] for found in models.values()])), "memory_gb": 0.0}
+    tables = _study_tables(next(job for job in jobs if job.stage == "train"))
     for job in jobs:
         values, photos = stage_values(job.stage, job.parameters)[1], _Photographs()
         model = values.get("model", values.get("name", "")).partition("@")[0]
         found = models[model] if job.stage in ("train", "robustness") else usual
         if job.stage == "train":
-            photos = _photographs(values, cut)
+            photos = _photographs(values, tables, cut)
         if job.stage == "robustness":
-            photos = _Photographs(len(read_dataset(values["data_dir"], need_photos=False).train))
+            photos = _Photographs(len(tables[0].train))
         seconds, disk = _seconds_and_disk(job.stage, values, found, photos, model not in seen)
         seen |= {model} if job.stage == "train" else set()
         needs, wanted = tuple(places[need] for need in job.needs), job.resources
@@ -315,12 +316,19 @@ def _plan_jobs(jobs, models):
         planned.append(PlannedJob(job.title, job.stage, seconds, *reserved, found["memory_gb"] or 0.0, disk, needs))
     return tuple(planned)
 
-
-def _photographs(values, cut):
-    """The `_Photographs` of a training; cut: the crops that were made before it."""
+# %% ../../nbs/lib/workflow/planning.ipynb #planning-61
+def _study_tables(job):
+    """The data set, the table of folds and the sources of boxes that all jobs of a study share; of a training."""
+    values = stage_values("train", job.parameters)[1]
     dataset = read_dataset(values["data_dir"], need_photos=False)
     folder = study_dir(values["study"], dataset.root, values["quick"])
     folds = study_folds(dataset, folder, values["folds"], values["seed"], values["split"], save=False)
+    return dataset, folds, read_boxes(dataset.root)["source"].unique()
+
+
+def _photographs(values, tables, cut):
+    """The `_Photographs` of a training; cut: the crops that were made before it."""
+    dataset, folds, known = tables
     gallery, _ = gallery_and_queries(folds, values["fold"])
     photos, sources, shape = len(folds) + len(dataset.test), values["crops"], values["encoder"]
     if not values["encoder"]:
@@ -328,8 +336,7 @@ def _photographs(values, cut):
         if config.only_species:
             gallery = gallery & (folds["species"] == config.only_species).to_numpy()
         shape = config.shape, config.resize
-        sources, _ = wanted_sources(values["crops"], config.sources, read_boxes(dataset.root)["source"])
-    known = read_boxes(dataset.root)["source"]
+        sources, _ = wanted_sources(values["crops"], config.sources, known)
     drawn = {text.partition(":")[0] for text in f"{sources} {values['tta_sources']} {values['other_crops']}".split()}
     kinds = drawn if CropMix.parse(sources, known).probabilities else {sources, *drawn - set(sources.split())}
     new = {(shape, kind) for kind in kinds} - cut
@@ -389,7 +396,7 @@ def _kept_plans(path):
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a plan of this version: run `happywhale plan` again") from None
 
-
+# %% ../../nbs/lib/workflow/planning.ipynb #planning-62
 def take_in(path: Path, folder: Path) -> list[str]:
     """Take the plans of another machine's file in, beside those that are there.
 

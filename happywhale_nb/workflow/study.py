@@ -318,7 +318,7 @@ def study_sources(study: CheckedStudy, dataset: Dataset, where: str = "study") -
     Raises:
         UserError: for the first source or file that is not there, with its place.
     """
-    sources, drawn = read_boxes(dataset.root)["source"], {}
+    sources, drawn = read_boxes(dataset.root)["source"].unique(), {}
     for name, texts in study.models.items():
         with _named(f"{where}: models.{name}"):
             if told := _missing_kinds(_values("train", texts), sources):
@@ -557,7 +557,7 @@ def study_notes(content: Mapping, where: str = "study") -> list[str]:
     study = check_study(content, where)
     return study_sources(study, read_dataset(study.shared.get("data_dir", ""), need_photos=False), where)
 
-
+# %% ../../nbs/lib/workflow/study.ipynb #study-71
 def study_jobs(content: Mapping, where: str = "study") -> tuple[Path, list[Job]]:
     """Find the jobs of a study. It reads the data's tables, and writes nothing.
 
