@@ -38,7 +38,7 @@ def _where_and_when(table):
     dated = "date" in table and table["date"].notna().any()
     day = read_dates(table).dt.floor("D") if dated else pd.Series(pd.NaT, table.index, dtype="datetime64[ns]")
     quarter = day.dt.month.map(lambda month: QUARTERS[(int(month) - 1) // 3], na_action="ignore")
-    return rows.assign(day=day, quarter=quarter.fillna(""))
+    return rows.assign(day=day, quarter=quarter.astype(object).fillna(""))
 
 # %% ../../nbs/lib/data/sampling.ipynb #sampling-08
 WORTH = 20  # sightings that the common share is worth
