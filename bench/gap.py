@@ -1,13 +1,14 @@
 """What makes the gap between the paper's second and third network: a factorial of table 4's four factors, in small.
 
-The twelve runs are those of studies/gap.yaml, on fold 0 of each set. Eight are half of all combinations of the factors;
-the others take one thing away from the run with all of them: resolution, grey pictures, augmentation, pretraining.
-Effects and their intervals are those of `happywhale_nb.evaluation.factorial`. Flukes have no boxes and all
-have the same crops, so that the other three factors have all their combinations there.
+The fourteen runs are those of studies/gap.yaml, on fold 0 of each set. Eight are half of all combinations of the
+factors. Five take one thing away from the run with all of them: resolution, grey pictures, augmentation, pretraining,
+weights of rare animals; and one draws rare animals more often instead, which is compared with doing nothing. Effects and
+their intervals are those of `happywhale_nb.evaluation.factorial`. Flukes have no boxes and all have the same crops, so
+that the other three factors have all their combinations there.
 
     python bench/gap.py [--quick] [--set NAME ...] [--run NAME ...] [--work FOLDER]
 
-It takes about forty minutes of one core for the photographs, and goes on where it was stopped if `--work` names a
+It takes about fifty minutes of one core for the photographs, and goes on where it was stopped if `--work` names a
 folder. --run trains some of the runs alone, and writes nothing.
 """
 
@@ -75,18 +76,21 @@ def analyse(set_name, found):
         for name, each in found.items()
         if "_without_" in name
     }
+    drawn = found["all_high_oversampled"]["precision"] - found["all_high_without_weights"]["precision"]
     runs = {name: {"map5": float(each["precision"].mean())} for name, each in found.items()}
     for name, each in found.items():
         runs[name]["core_seconds"] = each["core_seconds"]
     table = effects.table.reset_index().astype(object).where(lambda t: t.notna(), None)
     facts = {"set": set_name, "queries": len(individuals), "runs": runs, "gap": effects.gap, "without": gone}
+    facts["oversampling"] = mean_gain(drawn, individuals)
     return effects, facts | {"effects": table.to_dict("records")}
 
 
 def show(set_name, effects, facts):
     print(f"\n{set_name}, {facts['queries']} queries of fold 0\n{effects.table.round(3).to_string()}")
     print(f"all together {facts['gap']['gain']:+.3f} ({facts['gap']['low']:+.3f} to {facts['gap']['high']:+.3f})")
-    print(pd.DataFrame(facts["without"]).T.rename_axis("what it gains").round(3).to_string())
+    gained = facts["without"] | {"oversampling": facts["oversampling"]}
+    print(pd.DataFrame(gained).T.rename_axis("what it gains").round(3).to_string())
 
 
 def main():

@@ -31,6 +31,7 @@ html_copy_source = False
 html_theme_options = {
     "home_page_in_toc": False,
     "show_toc_level": 2,
+    "collapse_navbar": True,  # all of the side bar on every page takes as long to write as everything else
     "use_download_button": False,
     "use_fullscreen_button": False,
     "navbar_persistent": [],  # the search stands in the side bar already

@@ -84,13 +84,15 @@ def test_what_is_taken_away_from_the_gap_study_is_one_thing():
     changed = {
         name: {f for f in vars(whole) if getattr(config_of(name), f) != getattr(whole, f)}
         for name in gap.MODELS
-        if "_without_" in name
+        if name.startswith("all_high_")
     }
     assert changed == {
         "all_high_without_resolution": {"image_size"},
         "all_high_without_grey": {"recipe"},
         "all_high_without_augmentation": {"recipe"},
         "all_high_without_pretraining": {"weights", "freeze_bn", "frozen_stride"},
+        "all_high_without_weights": {"balance"},
+        "all_high_oversampled": {"balance"},
     }
     colour = RECIPES["small_in_colour"]
     assert [step for step in RECIPES["small"] if not isinstance(step, Grey)] == list(colour) and len(colour) > 5
@@ -99,8 +101,8 @@ def test_what_is_taken_away_from_the_gap_study_is_one_thing():
 def test_gap_analysis_finds_the_effects_that_were_put_in():
     rng, individuals, found = np.random.default_rng(0), np.repeat(np.arange(12).astype(str), 5), {}
     for name in gap.MODELS:
-        high = name == "all_high" or "_without_" in name
-        gain = 0.2 * (high or "backbone" in name) + 0.1 * (high or "crops" in name) - 0.3 * name.endswith("pretraining")
+        high, lost = name.startswith("all_high"), {"pretraining": 0.3, "oversampled": 0.2}
+        gain = 0.2 * (high or "backbone" in name) + 0.1 * (high or "crops" in name) - lost.get(name.split("_")[-1], 0)
         found[name] = {
             "precision": 0.3 + gain + rng.normal(0, 0.02, 60),
             "individuals": individuals,
@@ -111,4 +113,5 @@ def test_gap_analysis_finds_the_effects_that_were_put_in():
     np.testing.assert_allclose(mains, [0.2, 0, 0.1, 0], atol=0.02)
     assert facts["gap"]["gain"] == pytest.approx(0.3, abs=0.02)
     assert facts["without"]["pretraining"]["low"] > 0.2
+    assert facts["oversampling"]["gain"] == pytest.approx(-0.2, abs=0.02)
     assert set(gap.analyse("humpback", found)[0].table.index) >= {"backbone", "loss", "weights"}

@@ -124,6 +124,7 @@ def test_kaggle_build_puts_the_wheel_together_again(happywhale, wheel):
     assert sorted(after[record].splitlines()) == sorted(before[record].splitlines())
 
 
+@pytest.mark.soak  # the files in it are the same, as the test above tells
 def test_wheel_put_together_again_can_be_installed(happywhale, tmp_path):
     happywhale(*KAGGLE_BUILD, "--user", "jo")
     (again,) = (happywhale.place / "outputs" / "kaggle" / "dataset").glob("*.whl")
