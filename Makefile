@@ -21,7 +21,7 @@ test: .venv/.ready check  ## under five minutes: every notebook's lessons, and t
 test-all: .venv/.ready check  ## these and the rest: Chromium, PostgreSQL, Slurm, several hosts, benchmarks, kills, real photographs
 	pytest -q -n 2 --dist worksteal -rs
 
-soak: .venv/.ready  ## by hand, half an hour: a kill at every write, full disks, a million rows; results go to docs/results
+soak: .venv/.ready  ## by hand, two hours: a kill at every write, full disks, a million rows, the paper's study on flukes; results go to docs/results
 	HAPPYWHALE_KEEP_RESULTS=1 pytest -v -m soak -rs --timeout 3600
 
 mutants: .venv/.ready  ## by hand, an hour: break the project on purpose, and see which tests notice

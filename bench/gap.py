@@ -2,9 +2,9 @@
 
 The fourteen runs are those of studies/gap.yaml, on fold 0 of each set. Eight are half of all combinations of the
 factors. Five take one thing away from the run with all of them: resolution, grey pictures, augmentation, pretraining,
-weights of rare animals; and one draws rare animals more often instead, which is compared with doing nothing. Effects and
-their intervals are those of `happywhale_nb.evaluation.factorial`. Flukes have no boxes and all have the same crops, so
-that the other three factors have all their combinations there.
+weights of rare animals; and one draws rare animals more often instead, which is compared with doing nothing. Effects
+and their intervals are those of `happywhale_nb.evaluation.factorial`. Flukes have no boxes and all have the same crops,
+so that the other three factors have all their combinations there.
 
     python bench/gap.py [--quick] [--set NAME ...] [--run NAME ...] [--work FOLDER]
 
