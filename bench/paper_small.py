@@ -26,7 +26,7 @@ from happywhale_nb.core.paths import project_root, study_dir
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.dataset import draw_demo
 from happywhale_nb.ensemble.voting import count_votes
-from happywhale_nb.ensemble.weights import printed_weights
+from happywhale_nb.ensemble.weights import PRINTED_PENALTY, printed_weights
 from happywhale_nb.evaluation.statistics import paper_falls
 from happywhale_nb.retrieval.metrics import average_precision
 from happywhale_nb.stages.blending import blended_models, out_of_fold
@@ -62,7 +62,9 @@ def blended(folder, dataset, models):
     best_first = sorted(names, key=lambda name: -models[name]["map5"])
     lists, queries = out_of_fold(folder, names, study_folds(dataset, folder, save=False))
     weights = dict(zip(best_first, printed_weights(len(names)), strict=True))
-    ids = count_votes(lists, "paper").predict([float(weights[name]) for name in lists.models])
+    counts = dataset.train["individual_id"].value_counts().to_dict()
+    votes = count_votes(lists, "paper", counts, penalised=True)
+    ids = votes.predict([*(float(weights[name]) for name in lists.models), PRINTED_PENALTY])
     printed = float(np.mean(average_precision(queries["truth"].to_numpy(str), ids)))
     fit = {name: record["fit"][name] for name in ("equal", "fitted", "expected")}
     return {"lists": len(names), "best": models[best_first[0]]["map5"], "printed": printed, **fit}

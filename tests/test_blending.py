@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.ensemble.blending import mean_scores
 from happywhale_nb.ensemble.weights import simulate
-from happywhale_nb.stages.blending import select_runs
+from happywhale_nb.stages import blending
+from happywhale_nb.stages.blending import BlendOptions, blend_stage, select_runs
+from happywhale_nb.stages.study_split import study_folds
 
 
 def test_blend_score_and_validate_commands_on_small_files_give_the_known_figures(files, tmp_path):
@@ -102,6 +105,51 @@ def test_select_runs_by_out_of_fold_map5_says_who_is_chosen_and_why(tmp_path):
         select_runs(tmp_path, 0.84, always_include=["other"])
     with pytest.raises(UserError, match="no finished models"):
         select_runs(tmp_path / "a" / "good" / "none")
+
+
+def study_of_lists(folder, dataset, answers, folds_of):
+    """A study whose models give all photographs these answers; `folds_of`: how many folds each model has."""
+    folds = study_folds(dataset, folder, 3, 0)
+    for model, k in folds_of.items():
+        for fold in range(k):
+            place = folder / model / f"fold{fold}"
+            place.mkdir(parents=True)
+            for file, images in (("oof", folds["image"][folds["fold"] == fold]), ("test", dataset.test["image"])):
+                lines = [f"{image},{' '.join(answers[model])}" for image in images]
+                (place / f"{file}.csv").write_text("\n".join(["image,predictions", *lines]) + "\n")
+        record = {"oof": {"map5": 0.5, "map5_known": 0.5}, "folds": {str(fold): {} for fold in range(k)}}
+        (folder / model / "knn.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize("folds_of", [{"a": 1, "b": 1}, {"a": 3, "b": 3}, {"a": 3, "b": 1}])
+def test_blend_of_more_folds_is_that_of_one_although_photographs_cost_votes(folds_of, tiny, tmp_path, monkeypatch):
+    dataset = read_dataset(tiny)
+    counts = dataset.train["individual_id"].value_counts()
+    often, seldom, third = counts.index[0], counts.index[-1], counts.index[5]
+    cost = 113 / (counts.iloc[0] - counts.iloc[-1])  # 32 * 10 votes against 32 * 6.5, and one more
+    monkeypatch.setattr(blending, "PRINTED_PENALTY", cost)
+    answers = {"a": [often, seldom], "b": [often, seldom, third]}
+    folder = study_of_lists(tmp_path / "study", dataset, answers, folds_of)
+    blended = blend_stage(dataset, folder, options=BlendOptions(weighting="printed", penalty=True))
+    rows = (folder / "submission.csv").read_text().splitlines()[1:]
+    assert len(rows) == 10 and all(row.split(",")[1].startswith(f"{seldom} {often}") for row in rows)
+    assert blended["agreement"] == 1.0
+    alone = blend_stage(dataset, folder, models="a")
+    assert alone["agreement"] is None
+
+
+def test_blend_by_the_papers_search_takes_its_steps_and_its_penalty(tiny, tmp_path):
+    dataset = read_dataset(tiny)
+    names = dataset.train["individual_id"].value_counts().index
+    answers = {"a": list(names[:5]), "b": list(names[4::-1])}
+    folder = study_of_lists(tmp_path / "study", dataset, answers, {"a": 3, "b": 3})
+    options = BlendOptions(weighting="paper", penalty=True, min_gain=1e-3)
+    weights = blend_stage(dataset, folder, options=options)["models"]
+    assert weights["frequency"] == 0.033
+    steps = [(weights[name] - 1) * 10 for name in "ab"]
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
+    assert any(steps)
 
 
 @st.composite

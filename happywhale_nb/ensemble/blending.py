@@ -55,6 +55,8 @@ def fit_model_weights(
     individuals: np.ndarray,
     min_gain: float = 1e-4,
     draws: int = 50,
+    shrink: bool = True,
+    penalty: float | None = None,
 ) -> WeightReport:
     """Fit one weight a model, and judge the fit.
 
@@ -65,6 +67,8 @@ def fit_model_weights(
         individuals: `[n]` individual on each photo, for the bootstrap.
         min_gain: gain of MAP@5 that a step of the search needs to be kept.
         draws: number of bootstrap samples.
+        shrink: as in `search_weights`; False: the paper's steps alone.
+        penalty: as in `search_weights`.
 
     Returns:
         the `WeightReport`.
@@ -72,9 +76,9 @@ def fit_model_weights(
     Raises:
         UserError: if there is only one fold.
     """
-    margins = RankMargins(votes, truth)
-    fit = nested_cross_validation(margins, folds, min_gain)
-    models = weight_intervals(margins, individuals, draws, min_gain=min_gain)
+    margins, how = RankMargins(votes, truth), {"min_gain": min_gain, "shrink": shrink, "penalty": penalty}
+    fit = nested_cross_validation(margins, folds, **how)
+    models = weight_intervals(margins, individuals, draws, **how)
     models["lost without it"] = leave_one_out_loss(margins, fit.weights)
     models.insert(0, "map5", pd.Series(_map5_alone(votes.lists, truth), votes.lists.models))
     return WeightReport(fit.fitted, fit.expected, fit.equal, fit.optimism, fit.moves, fit.folds, models)

@@ -30,14 +30,16 @@ def rank_votes(
     voting: str = "paper",
     counts: Mapping[str, int] | None = None,
     no_fin: np.ndarray | None = None,
+    fin_lists: int = FIN_MODELS,
 ) -> np.ndarray:
-    """Votes of every place of every list, at weight 1 (Katre & Jasapara 2024, section 3.9).
+    """Votes of every place of every list, at weight 1 (Katre & Jasapara 2024, section 3.10).
 
     Args:
         lists: predictions of m models for n photos.
         voting: a key of `VOTES`.
         counts: number of photos in the catalogue by name, for `notebook`; None: none.
         no_fin: `[n]` bool, photos without a dorsal fin, for `notebook`; None: all models vote on all photos.
+        fin_lists: how many of the lists vote on these all the same, the first ones.
 
     Returns:
         `[m, n, 5]` int16, in units of `1 / UNITS[voting]` votes; 0 for empty places.
@@ -54,7 +56,7 @@ def rank_votes(
     if voting == "notebook":
         votes -= _notebook_penalties(lists, counts)
         if no_fin is not None:
-            votes[FIN_MODELS:, np.asarray(no_fin, bool)] = 0
+            votes[fin_lists:, np.asarray(no_fin, bool)] = 0
     votes[lists.codes < 0] = 0
     return votes
 
@@ -100,6 +102,7 @@ class VoteTable:
         row, code: `[e]` int, photo and name of each entry, by photo, then in the order of ties.
         votes: `[m, e]` int16, of each model at weight 1; with a frequency penalty one more row.
         columns: `[m]` or `[m + 1]` str, what the rows of `votes` are: the models, and `frequency`.
+        lead: votes by which `new_individual` has to lead to stay first.
     """
 
     lists: RankedLists
@@ -108,6 +111,7 @@ class VoteTable:
     code: np.ndarray
     votes: np.ndarray
     columns: np.ndarray
+    lead: float = 0.0
 
     def predict(self, weights: Sequence[float] | np.ndarray) -> np.ndarray:
         """Rank names by weighted votes.
@@ -148,8 +152,8 @@ def _most_votes(table, scores):
     best, votes = np.full(shape, -1), np.full(shape, -np.inf)
     best[table.row[top], rank[top]] = table.code[order][top]
     votes[table.row[top], rank[top]] = scores[order][top]
-    if table.voting in LEADS:
-        is_close = votes[:, 0] - votes[:, 1] < LEADS[table.voting]
+    if table.lead:
+        is_close = votes[:, 0] - votes[:, 1] < table.lead
         swap = (best[:, 0] == table.lists.encode([NEW])[0]) & (best[:, 1] >= 0) & is_close
         best[swap, :2] = best[swap, 1::-1]
     return best
@@ -181,6 +185,7 @@ def count_votes(
     counts: Mapping[str, int] | None = None,
     no_fin: np.ndarray | None = None,
     penalised: bool = False,
+    fin_lists: int = FIN_MODELS,
 ) -> VoteTable:
     """Count the votes of each model for each name, at weight 1.
 
@@ -191,6 +196,7 @@ def count_votes(
         no_fin: `[n]` bool, photos without a dorsal fin, for `notebook`; None: all models vote on all photos.
         penalised: add a row `frequency`, whose weight is the votes that a name loses for each of its photos in the
             catalogue (.033 in the paper).
+        fin_lists: as in `rank_votes`.
 
     Returns:
         the `VoteTable`.
@@ -198,7 +204,7 @@ def count_votes(
     Raises:
         UserError: for an unknown rule.
     """
-    table = _count(lists, rank_votes(lists, voting, counts, no_fin), voting)
+    table = _count(lists, rank_votes(lists, voting, counts, no_fin, fin_lists), voting)
     if not penalised:
         return table
     penalty = (-UNITS[voting] * _photo_counts(lists, counts)[table.code]).astype(np.int16)
@@ -210,7 +216,7 @@ def _count(lists, mention_votes, voting):
     mentions = np.nonzero(lists.codes >= 0)
     votes = np.zeros((len(lists.codes), len(row)), np.int16)
     votes[mentions[0], entry] = mention_votes[mentions]
-    return VoteTable(lists, voting, row, code, votes, lists.models)
+    return VoteTable(lists, voting, row, code, votes, lists.models, LEADS.get(voting, 0.0))
 
 # %% ../../nbs/lib/ensemble/voting.ipynb #voting-22
 def explain_votes(votes: VoteTable, weights: Sequence[float] | np.ndarray, image: str) -> pd.DataFrame:

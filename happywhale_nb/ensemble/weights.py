@@ -211,24 +211,27 @@ def search_weights(
     start: Sequence[float] | np.ndarray | None = None,
     sample_weight: np.ndarray | None = None,
     max_rounds: int = 200,
+    penalty: float | None = None,
 ) -> WeightFit:
-    """Fit weights by coordinate ascent on MAP@5 (Katre & Jasapara 2024, section 3.9).
+    """Fit weights by coordinate ascent on MAP@5 (Katre & Jasapara 2024, section 3.10).
 
     Args:
         margins: the `RankMargins`; its weights are changed.
         min_gain: gain of MAP@5 that a step needs to be kept (.001 in the paper).
         step: first step of the weights; of the frequency penalty a thirtieth of it.
         shrink: try weight 0 as well, and halve the step down to a thousandth when nothing gains.
-        start: `[m]` first weights; None: 1 for every model, 0 for the frequency penalty.
+        start: `[m]` first weights; None: 1 for every model, 0 or `penalty` for the frequency penalty.
         sample_weight: `[n]` float, how often each photo counts; None: once.
         max_rounds: limit of rounds over all models.
+        penalty: votes that each photo in the catalogue costs, in every step (.033 in the paper); None: fitted.
 
     Returns:
         the `WeightFit`.
     """
     is_penalty = margins.rivals.columns == "frequency"
-    margins.set_weights(np.where(is_penalty, 0.0, 1.0) if start is None else start)
-    sizes = np.rint(np.where(is_penalty, step / 30, step) * 1000).astype(int)
+    margins.set_weights(np.where(is_penalty, penalty or 0.0, 1.0) if start is None else start)
+    of_penalty = 0.0 if penalty is not None else step / 30  # of a step of 0 the weight stays
+    sizes = np.rint(np.where(is_penalty, of_penalty, step) * 1000).astype(int)
     return _ascend(margins, sizes, min_gain, shrink, sample_weight, max_rounds)
 
 # %% ../../nbs/lib/ensemble/weights.ipynb #weights-17
@@ -242,6 +245,8 @@ def _ascend(margins, size, min_gain, shrink, sample_weight, max_rounds):
             size = np.where(size > 0, np.maximum(size // 2, 1), size)
         rounds, has_gained = rounds + 1, False
         for column, change in enumerate(size):
+            if not change:
+                continue
             steps = [change, -change, -int(margins.weights[column])][: 3 if shrink else 2]
             points = [margins.points(column, step, sample_weight) for step in steps]
             best, tries = int(np.argmax(points)), tries + len(steps)
@@ -275,7 +280,11 @@ class CrossValidatedFit:
 
 # %% ../../nbs/lib/ensemble/weights.ipynb #weights-20
 def nested_cross_validation(
-    margins: RankMargins, folds: Sequence[int] | np.ndarray, min_gain: float = 1e-5, shrink: bool = True
+    margins: RankMargins,
+    folds: Sequence[int] | np.ndarray,
+    min_gain: float = 1e-5,
+    shrink: bool = True,
+    penalty: float | None = None,
 ) -> CrossValidatedFit:
     """Fit on all folds but one and score that one, for every fold.
 
@@ -284,6 +293,7 @@ def nested_cross_validation(
         folds: `[n]` fold of each photo, at least two different ones.
         min_gain: gain of MAP@5 that a step needs to be kept.
         shrink: as in `search_weights`.
+        penalty: as in `search_weights`.
 
     Returns:
         the `CrossValidatedFit`.
@@ -294,17 +304,18 @@ def nested_cross_validation(
     folds = np.asarray(folds)
     if len(np.unique(folds)) < 2:
         raise UserError("nested cross-validation needs at least two folds: give each photograph's fold")
-    rows = {k: _score_fold(margins, folds == k, min_gain, shrink) for k in np.unique(folds)}
+    how = {"min_gain": min_gain, "shrink": shrink, "penalty": penalty}
+    rows = {k: _score_fold(margins, folds == k, how) for k in np.unique(folds)}
     table = pd.DataFrame(rows).T.rename_axis("fold")
-    whole = search_weights(margins, min_gain, shrink=shrink)
+    whole = search_weights(margins, **how)
     expected, equal = (float(np.average(table[name], weights=table["photos"])) for name in ("expected", "equal"))
     return CrossValidatedFit(whole.after, expected, equal, whole.after - expected, whole.weights, whole.moves, table)
 
 # %% ../../nbs/lib/ensemble/weights.ipynb #weights-21
-def _score_fold(margins, is_held, min_gain, shrink):
+def _score_fold(margins, is_held, how):
     """MAP@5 of the photos held out, with weights fitted on the others and with equal ones."""
     held = is_held.astype(float)
-    fit = search_weights(margins, min_gain, shrink=shrink, sample_weight=(~is_held).astype(float))
+    fit = search_weights(margins, **how, sample_weight=(~is_held).astype(float))
     expected = margins.map5(held)
     margins.set_weights(np.where(margins.rivals.columns == "frequency", 0.0, 1.0))
     weights = dict(zip(margins.rivals.columns, fit.weights, strict=True))
@@ -319,6 +330,7 @@ def weight_intervals(
     seed: int = 0,
     min_gain: float = 1e-5,
     shrink: bool = True,
+    penalty: float | None = None,
 ) -> pd.DataFrame:
     """Bootstrap the fitted weights over individuals.
 
@@ -330,15 +342,16 @@ def weight_intervals(
         seed: of the draws.
         min_gain: gain of MAP@5 that a step needs to be kept.
         shrink: as in `search_weights`.
+        penalty: as in `search_weights`.
 
     Returns:
         a row a model: weight, low, high, positive (fraction of draws with a weight above 0).
     """
-    samples = _bootstrap_counts(individuals, draws, seed)
-    fits = [search_weights(margins, min_gain, shrink=shrink, sample_weight=sample) for sample in samples]
+    samples, how = _bootstrap_counts(individuals, draws, seed), {"shrink": shrink, "penalty": penalty}
+    fits = [search_weights(margins, min_gain, sample_weight=sample, **how) for sample in samples]
     sampled = np.stack([fit.weights for fit in fits])
     low, high = np.quantile(sampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    weights = search_weights(margins, min_gain, shrink=shrink).weights
+    weights = search_weights(margins, min_gain, **how).weights
     models = pd.Index(margins.rivals.columns, name="model")
     return pd.DataFrame({"weight": weights, "low": low, "high": high, "positive": (sampled > 0).mean(axis=0)}, models)
 

@@ -8,7 +8,8 @@ __all__ = ['select_runs', 'prediction_files', 'fold_queries', 'out_of_fold', 'pl
 
 # %% ../../nbs/07_blending.ipynb #07-blending-02
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -140,12 +141,10 @@ def out_of_fold(folder: Path, models: Sequence[str], folds: pd.DataFrame) -> tup
         truth (with `new_individual`).
 
     Raises:
-        UserError: if no fold is left, or a photo is a query of several folds.
+        UserError: if no fold is left.
     """
     tables = fold_queries(folder, models, folds, "oof.csv")
     queries = pd.concat(tables.values(), ignore_index=True)
-    if len(queries["image"].unique()) < len(queries):  # images that every fold has as queries
-        raise UserError("weights cannot be fitted where a photograph is a query of several folds: use weighting equal")
     files = {model: [folder / model / f"fold{k}" / "oof.csv" for k in tables] for model in models}
     return read_ranked_lists(files, queries["image"])[0], queries
 
@@ -241,7 +240,7 @@ def _mean_out_of_fold(folder, models, folds):
 
 # %% ../../nbs/07_blending.ipynb #07-blending-16a
 from ..ensemble.blending import read_no_fin
-from ..ensemble.voting import count_votes
+from ..ensemble.voting import FIN_MODELS, count_votes
 from ..ensemble.weights import PRINTED_PENALTY, printed_weights
 from .study_split import study_folds
 
@@ -252,10 +251,11 @@ class BlendOptions:
 
     Attributes:
         voting: a key of `voting.VOTES`, or "scores" (`score_blend`).
-        weighting: "equal"; "fit" for `fit_model_weights` on the study's folds (a single model gets 1); "printed" for
-            `printed_weights`, the best model out of fold first.
+        weighting: "equal"; "fit" for `fit_model_weights` on the study's folds (a single model gets 1); "paper" for the
+            same by the paper's steps of a tenth; "printed" for `printed_weights`, the best model out of fold first.
         min_gain: gain of MAP@5 that a step of the fit needs to be kept.
-        penalty: whether each photo in the catalogue costs a name votes: how many is fitted, too, or as printed.
+        penalty: whether each photo in the catalogue costs a name votes: how many is fitted, too; .033 for "paper" and
+            "printed".
         min_map5: lowest out-of-fold MAP@5 of a model, in [0, 1].
         always_include: names of models that are taken whatever they reach, with blanks between.
         no_fin_csv: a CSV file for `read_no_fin`; "": none.
@@ -273,10 +273,10 @@ class BlendOptions:
     no_fin_csv: str = ""
 
     def __post_init__(self):
-        of_votes = self.weighting in ("fit", "printed") and self.voting != "scores"
+        of_votes = self.weighting in ("fit", "paper", "printed") and self.voting != "scores"
         if self.weighting != "equal" and not of_votes:
             choice = f"weighting={self.weighting!r} with voting={self.voting!r}"
-            raise UserError(f"{choice}: equal, or fit or printed for rules that count votes")
+            raise UserError(f"{choice}: equal, or fit, paper or printed for rules that count votes")
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18
 def blend_stage(
@@ -378,18 +378,20 @@ def _blend(dataset, folder, files, options):
     if isinstance(worth, WeightReport):
         models = worth.models["weight"]
     if len(images):
-        lists, weights, repairs = _test_lists(folder, files, images, models)
+        lists, weights, repairs, copies = _test_lists(folder, files, images, models)
     else:
-        lists, weights, repairs = judged, models[judged.models].tolist(), []
+        lists, weights, repairs, copies = judged, models[judged.models].tolist(), [], 1
+    owners = [name for name in files for _ in (files[name] if len(images) else [name])]
     if options.voting == "scores":
         blended, worth = score_blend(folder, files, folds, images)
     else:
-        blended = _vote(lists, weights, models, options, counts, ("test" if len(images) else "train", both))
+        of_part = ("test" if len(images) else "train", both)
+        blended = _vote(lists, weights, models, options, counts, of_part, owners, copies)
     skipped = _write_submission(dataset, folder, blended)
     facts = {"prediction_files": lists.models.tolist(), "weights": weights, "unseen": skipped}
     facts |= {"models": models.to_dict()} | {"repaired": repairs, "photos": len(blended), "tested": len(images) > 0}
     facts |= {"fraction_new_first": float((blended[:, 0] == NEW).mean())}
-    return facts | _record_worth(worth) | {"agreement": _agreement(lists)}
+    return facts | _record_worth(worth) | {"agreement": _agreement(lists, owners)}
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19b
 def _printed(folder, names, penalty):
@@ -405,31 +407,38 @@ def _judge(lists, queries, options, counts, models, both):
         return None
     truth, folds, individuals = (queries[name].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id"))
     of_train = ("train", both)
-    if options.weighting == "fit" and len(lists.models) > 1:
+    if options.weighting in ("fit", "paper") and len(lists.models) > 1:
         votes = _count(lists, options, counts, options.penalty, of_train)
-        return fit_model_weights(votes, truth, folds, individuals, options.min_gain)
+        how = {"shrink": False, "penalty": PRINTED_PENALTY} if options.weighting == "paper" else {}
+        return fit_model_weights(votes, truth, folds, individuals, options.min_gain, **how)
     answers = {"equal": _count(lists, options, counts, False, of_train).predict(np.ones(len(lists.models)))}
     if options.weighting == "printed":
-        answers["printed"] = _vote(lists, models[lists.models].tolist(), models, options, counts, of_train)
+        printed = models[lists.models].tolist()
+        answers["printed"] = _vote(lists, printed, models, options, counts, of_train, lists.models)
     return {name: float(average_precision(truth, ids).mean()) for name, ids in answers.items()}
 
 
-def _count(lists, options, counts, penalised, of_part):
+def _count(lists, options, counts, penalised, of_part, fin_lists=FIN_MODELS):
     part, both = of_part
     no_fin = read_no_fin(options.no_fin_csv, options.voting, lists.images, part, both)
-    return count_votes(lists, options.voting, counts, no_fin, penalised)
+    return count_votes(lists, options.voting, counts, no_fin, penalised, fin_lists)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19c
 def _test_lists(folder, files, images, models):
-    """`(lists, weights, repairs)`: the lists of all test files, each with the weight of its model."""
+    """`(lists, weights, repairs, copies)`: of all test files, those of a model weigh `copies` times its weight."""
     paths = {str(path.relative_to(folder)): path for model_files in files.values() for path in model_files}
     lists, repairs = read_ranked_lists(paths, images)
-    return lists, [models[name] for name, model_files in files.items() for _ in model_files], repairs
+    copies = min(map(len, files.values()))
+    weights = [models[name] * copies / len(own) for name, own in files.items() for _ in own]
+    return lists, weights, repairs, copies
 
 
-def _vote(lists, weights, models, options, counts, of_part):
-    penalty = models[models.index == "frequency"].tolist()
-    return _count(lists, options, counts, bool(penalty), of_part).predict(weights + penalty)
+def _vote(lists, weights, models, options, counts, of_part, owners, copies=1):
+    """Blend lists of `owners`, their models; penalty and lead are those of one list a model, and grow with copies."""
+    penalty = [copies * votes for votes in models[models.index == "frequency"]]
+    fin_lists = sum(name in list(dict.fromkeys(owners))[:FIN_MODELS] for name in owners)
+    table = _count(lists, options, counts, bool(penalty), of_part, fin_lists)
+    return replace(table, lead=copies * table.lead).predict(weights + penalty)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19d
 def _write_submission(dataset, folder, blended):
@@ -441,10 +450,11 @@ def _write_submission(dataset, folder, blended):
     return skipped
 
 
-def _agreement(lists):
-    """The fraction of photos for which two lists have the same first prediction, the mean over all pairs."""
-    first = lists.codes[:, :, 0]
-    return float(np.mean([[(a == b).mean() for a in first] for b in first]))
+def _agreement(lists, owners):
+    """The fraction of photos with the same first prediction, the mean over pairs of lists of two models, or None."""
+    first = zip(owners, lists.codes[:, :, 0], strict=True)
+    same = [(a == b).mean() for (one, a), (other, b) in combinations(first, 2) if one != other]
+    return float(np.mean(same)) if same else None
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19p
 def _record_worth(worth):

@@ -848,7 +848,8 @@ def blend_section(study: StudyResults) -> SectionResult:
             "Fitted is what the weights reach on the answers they were fitted to, expected what they reach on others; "
             "the difference is the optimism."
         )
-    sentences.append(f"First answers agree for {blend['agreement']:.1%}.")
+    if blend["agreement"] is not None:
+        sentences.append(f"First answers of two models agree for {blend['agreement']:.1%}.")
     if not is_current(study.dataset, study.folder, blend):
         sentences.append("The answers have changed since: run happywhale blend again.")
     return SectionResult(blend, Section("The blend", " ".join(sentences), _blend_blocks(study, blend)))

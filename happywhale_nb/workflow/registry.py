@@ -365,7 +365,7 @@ register(
         outputs=("blend.json", "submission.csv"),
         describe=_blend_lines,
         ranges={"min_map5": Range(0, 1), "min_gain": Range(0, 1)},
-        choices={"weighting": ("equal", "fit", "printed"), "voting": ("paper", "notebook", "borda", "scores")},
+        choices={"weighting": ("equal", "fit", "paper", "printed"), "voting": ("paper", "notebook", "borda", "scores")},
         study=InStudy(naming=("models", "always_include"), needs_test=True),
     )
 )
