@@ -6875,6 +6875,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'happywhale_nb/workflow/study.py'),
                                               'happywhale_nb.workflow.study._check_section': ( 'lib/workflow/study.html#_check_section',
                                                                                                'happywhale_nb/workflow/study.py'),
+                                              'happywhale_nb.workflow.study._check_snapshots': ( 'lib/workflow/study.html#_check_snapshots',
+                                                                                                 'happywhale_nb/workflow/study.py'),
                                               'happywhale_nb.workflow.study._job_keys': ( 'lib/workflow/study.html#_job_keys',
                                                                                           'happywhale_nb/workflow/study.py'),
                                               'happywhale_nb.workflow.study._job_needs': ( 'lib/workflow/study.html#_job_needs',

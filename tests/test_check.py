@@ -196,8 +196,9 @@ PLANTS = {
     "date": column("date", "2019-07-13", "31/02/2019"),
     "ambiguous-date": column("date", "07/08/2019", "08/07/2019"),
     "side": column("side", "dorsal"),
-    "position": lambda root: (column("latitude", "57,68")(root), column("longitude", "-4")(root))[0]
-    or column("latitude", "95")(root),
+    "position": lambda root: (
+        (column("latitude", "57,68")(root), column("longitude", "-4")(root))[0] or column("latitude", "95")(root)
+    ),
     "odd-text": column("place", "Bay\u200b"),
     "encounters": table_of("encounters.csv", ""),
     "sizes": table_of("image_sizes.csv", "image,width,height\na.jpg,0,96\n"),

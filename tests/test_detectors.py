@@ -285,9 +285,7 @@ def test_open_detector_of_what_is_none_says_what_it_is(tmp_path):
     flat = graph(tmp_path / "flat.onnx", outputs_of("yolov8"), kind=TensorProto.INT64)
     stored(flat)
     assert "is no picture" in refusal(open_detector, flat)
-    assert "has no card (none.json)" in refusal(
-        open_detector, graph(tmp_path / "none.onnx", outputs_of("yolov8"))
-    )
+    assert "has no card (none.json)" in refusal(open_detector, graph(tmp_path / "none.onnx", outputs_of("yolov8")))
     assert "there is no detector" in refusal(open_detector, tmp_path / "gone.onnx")
     (tmp_path / "model.pt").write_bytes(b"PK")
     assert "is no detector" in refusal(open_detector, tmp_path / "model.pt")

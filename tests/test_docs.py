@@ -52,6 +52,7 @@ def test_pages_link_to_files_of_the_checkout(path):
     assert not [link for link in links if not (path.parent / link).is_file()]
     assert links or path.stem in {"index", "library"}
 
+
 OWN = [p for p in NOTEBOOKS if p.parent.name != "cli"]  # those of the commands speak of old names, too
 WRITTEN = [*OWN, *PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md"]
 COMMAND = re.compile(r"(?:`|^|\$ |&& |: )happywhale ([a-z][a-z_-]*)(?: ([a-z-]+))?([^`|&#;\n]*)", re.M)

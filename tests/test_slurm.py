@@ -41,7 +41,11 @@ GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
 PartitionName=sea Nodes={host} Default=YES MaxTime=120 State=UP
 """
-STUDY = {"folds": 2, "quick": True, "models": {"basic_cnn": {}}, }
+STUDY = {
+    "folds": 2,
+    "quick": True,
+    "models": {"basic_cnn": {}},
+}
 STUDY |= dict.fromkeys(("eda", "gradcam", "robustness", "blend"), False)
 
 

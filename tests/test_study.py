@@ -317,6 +317,7 @@ def test_study_jobs_of_other_crops_and_snapshots_are_models_of_their_own_also_wi
         ({"other_crops": "whole detik"}, "other_crops: unknown source of crops 'detik'; did you mean 'detic'?"),
         ({"other_crops": "whole whole"}, "models.basic_cnn: other_crops: a source stands twice"),
         ({"other_crops": "auto"}, "models.basic_cnn: other_crops: unknown source of crops 'auto'"),
+        ({"snapshots": [1, 1]}, "models.basic_cnn.snapshots: each epoch once, not 1 1"),
         ({"overrides": "weights=last/model.keras"}, "models.basic_cnn: weights=last/model.keras: no such file"),
     ],
 )
@@ -330,9 +331,7 @@ def test_study_jobs_of_sources_or_weights_that_are_not_there_are_refused(tiny, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("cards", "expected"), [("7", {"7"}), pytest.param("3,5", {"3", "5"}, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("cards", "expected"), [("7", {"7"}), pytest.param("3,5", {"3", "5"}, marks=pytest.mark.soak)])
 def test_run_of_two_trainings_gives_each_a_graphics_card_of_its_own(checkout, tiny, cards, expected):
     models = {"first": {"preset": "basic_cnn"}, "second": {"preset": "basic_cnn", "overrides": "dropout=0"}}
     resources = {stage: {"cores": 1} for stage in ("eda", "train", "knn", "blend", "report")}

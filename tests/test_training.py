@@ -342,7 +342,12 @@ def test_training_rows_of_fewer_than_two_individuals_are_refused():
 
 
 def test_build_callbacks_of_impossible_snapshots_or_in_several_processes_are_refused(tmp_path, monkeypatch):
-    for wrong, message in (("x", "numbers of epochs"), ("0", "from 1 to 5, the last"), ("2 6", "from 1 to 5")):
+    for wrong, message in (
+        ("x", "numbers of epochs"),
+        ("0", "from 1 to 5, the last"),
+        ("2 6", "from 1 to 5"),
+        ("2 2", "each epoch once"),
+    ):
         with pytest.raises(UserError, match=message):
             training.build_callbacks(tmp_path, None, 5, TrainingOptions(snapshots=wrong))
     some = TrainingOptions(snapshots="1 5", patience=2)
@@ -438,6 +443,36 @@ def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_agai
     record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=limit)
     assert "unfinished" not in record and record["result"]["map5_known"] > 0
     assert pd.read_csv(place / "history.csv")["epoch"].tolist() == [1, 2] and not list(place.glob("resume*"))
+
+
+def test_train_stage_stopped_while_its_models_are_written_goes_on_with_the_weights_that_were_chosen(
+    tiny, tmp_path, monkeypatch
+):
+    dataset, config, vectors = read_dataset(tiny), small(epochs=3), {}
+    folds, options = study_folds(dataset, tmp_path, 2, 0), TrainingOptions(snapshots="1", patience=1, save_every=0.0)
+    scores = iter([0.5, 0.2] * 2)  # of the epochs: the first one is the best
+    monkeypatch.setattr(training, "_score", lambda *_, **__: next(scores, 0.5))
+    write, calls = training.write_fold, []
+
+    def stopped(folder, *rest):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(folder, *rest)
+
+    training.train_stage(dataset, folds, 0, "whole", config, tmp_path, options=options)
+    scores = iter([0.5, 0.2])
+    monkeypatch.setattr(training, "write_fold", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_stage(dataset, folds, 0, "parts", config, tmp_path, options=options)
+    training.train_stage(dataset, folds, 0, "parts", config, tmp_path, options=options)
+    for name in ("whole", "whole@1", "parts", "parts@1"):
+        place = fold_dir(tmp_path, name, 0)
+        vectors[name] = read_embeddings(place / "embeddings.parquet").vectors
+        assert not list(place.glob("*.weights.h5")) and not (place / "resume.json").exists()
+    assert len(calls) == 4
+    np.testing.assert_allclose(vectors["parts"], vectors["whole"], atol=1e-5)
+    np.testing.assert_allclose(vectors["parts"], vectors["parts@1"], atol=1e-5)  # the best epoch was the first
 
 
 def test_embed_gives_the_same_embeddings_whatever_the_batch(crops):

@@ -51,7 +51,7 @@ def seed_generators(model: keras.Model) -> Iterator[keras.random.SeedGenerator]:
 
 # %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-07
 class TrainingState:
-    """The saved state of an unfinished training: weights, the optimizer's variables, and the history so far.
+    """The saved state of a training whose results are not written: weights, the optimizer's variables, the history.
 
     Args:
         folder: of the training; it holds `resume.json` and `resume<epoch>.weights.h5`.
@@ -93,9 +93,11 @@ class TrainingState:
         _remove_weights(self.folder, keep=weights)
 
     def clear(self) -> None:
-        """Remove the files of the state."""
+        """Remove the files of the state, and the weights that `Snapshots` and `EarlyStop` have saved."""
         self.record.unlink(missing_ok=True)
         _remove_weights(self.folder)
+        for path in (*self.folder.glob("snapshot*.weights.h5"), self.folder / "best.weights.h5"):
+            path.unlink(missing_ok=True)
 
 # %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-24
 def _load_state(state, model):
@@ -449,10 +451,9 @@ class EarlyStop(TrainingCallback):
             self.model.stop_training = self.model.stop_training or self.patience.is_over
 
     def finish(self) -> None:
-        """Restore the best weights and remove their file."""
+        """Restore the best weights; their file stays until the results are written, for a stop before that."""
         if self.path.is_file():
             self.kept.load_weights(self.path)
-            self.path.unlink()
 
 # %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-19
 class TensorBoard(TrainingCallback):

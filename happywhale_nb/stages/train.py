@@ -231,7 +231,7 @@ def snapshot_epochs(text: str, last: int) -> list[int]:
         The epochs, from 1 to `last`.
 
     Raises:
-        UserError: if a word is no such number.
+        UserError: if a word is no such number, or one is there twice.
     """
     try:
         epochs = [int(word) for word in text.split()]
@@ -239,6 +239,8 @@ def snapshot_epochs(text: str, last: int) -> list[int]:
         raise UserError(f"snapshots={text!r}: numbers of epochs, as in `20 25`") from None
     if any(not 0 < epoch <= last for epoch in epochs):
         raise UserError(f"snapshots={text!r}: epochs from 1 to {last}, the last")
+    if len(set(epochs)) < len(epochs):
+        raise UserError(f"snapshots={text!r}: each epoch once")
     return epochs
 
 # %% ../../nbs/03_train.ipynb #03-train-47
@@ -385,10 +387,9 @@ def _write_models(training, model, history, epochs, crops, samples, result):
     for epoch in epochs:
         if epoch <= len(history):
             weights = training.folder / f"snapshot{epoch}.weights.h5"
-            model.load_weights(weights)
+            model.load_weights(weights)  # its file stays until all is written, for a stop before that
             told = result | {"snapshot": epoch}
             _write_model(training, _variant_folder(training, epoch), model, history, crops, samples, told)
-            weights.unlink(missing_ok=True)
     model.set_weights(last_weights)
     for source in training.record["parameters"]["other_crops"].split():
         seen = fold_crops(training.dataset, training.folds, training.config, source, "", training.study_folder)

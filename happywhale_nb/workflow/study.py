@@ -219,10 +219,16 @@ def _check_model(name, values, shared, where):
     texts = {"preset": name, "name": name} | texts
     with _named(where):
         config = check_training(_values("train", texts | {"quick": shared.get("quick", "False")}))
-    for epoch in texts.get("snapshots", "").split():
-        if not epoch.isdigit() or not 0 < int(epoch) <= config.epochs:
-            raise UserError(f"{where}.snapshots: {epoch!r} is no epoch from 1 to {config.epochs}, this model's last")
+    _check_snapshots(texts.get("snapshots", "").split(), config.epochs, where)
     return texts
+
+
+def _check_snapshots(epochs, last, where):
+    for epoch in epochs:
+        if not epoch.isdigit() or not 0 < int(epoch) <= last:
+            raise UserError(f"{where}.snapshots: {epoch!r} is no epoch from 1 to {last}, this model's last")
+    if len(set(map(int, epochs))) < len(epochs):
+        raise UserError(f"{where}.snapshots: each epoch once, not {' '.join(epochs)}")
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-08b
 def _check_encoder_model(name, texts, where):
