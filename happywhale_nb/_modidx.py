@@ -1481,6 +1481,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._check_frames': ( 'lib/data/boxes.html#_check_frames',
                                                                                       'happywhale_nb/data/boxes.py'),
+                                          'happywhale_nb.data.boxes._confidences': ( 'lib/data/boxes.html#_confidences',
+                                                                                     'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._corners': ( 'lib/data/boxes.html#_corners',
                                                                                  'happywhale_nb/data/boxes.py'),
                                           'happywhale_nb.data.boxes._is_box_column': ( 'lib/data/boxes.html#_is_box_column',

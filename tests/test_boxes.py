@@ -116,12 +116,27 @@ def test_read_boxes_in_every_spelling_gives_the_same_box(name, tmp_path):
     assert set(boxes["source"]) == ({"one", "two"} if name == "several sources" else {"boxes"})
 
 
+def test_read_boxes_with_confidences_reads_commas_and_gaps_and_refuses_what_is_none(tmp_path):
+    def write(*confidences):
+        rows = [f'{i}.jpg,1 2 31 22,"{text}"' for i, text in enumerate(confidences)]
+        (tmp_path / "boxes.csv").write_text("\n".join(["image,box,conf", *rows]) + "\n")
+
+    write("0,85", "", "nan", "[0.5]", "1.0000001")
+    assert read_boxes(tmp_path)["confidence"].tolist() == [0.85, 1, 1, 0.5, 1]
+    for wrong in ("high", "85%", "85", "-0.1"):
+        write("0.5", wrong)
+        with pytest.raises(UserError, match=f"row 3: conf '{wrong}' is no (confidence|number)"):
+            read_boxes(tmp_path)
+
+
 # numbers are read with a digit before the point: ".5" is taken for 5
 WRITTEN = st.integers(0, 9999).map(lambda n: f"{n / 10:g}") | st.integers(0, 9999).map(lambda n: f"{n}.0")
 
+SURE = st.integers(0, 1000).map(lambda n: f"{n / 1000:g}")
+
 
 @settings(quick, max_examples=15)
-@given(st.lists(st.tuples(WRITTEN, WRITTEN, WRITTEN, WRITTEN, WRITTEN), min_size=1, max_size=4))
+@given(st.lists(st.tuples(WRITTEN, WRITTEN, WRITTEN, WRITTEN, SURE), min_size=1, max_size=4))
 def test_read_box_tables_of_any_numbers_gives_them_in_every_spelling(tmp_path, rows):
     (tmp_path / "boxes").mkdir(exist_ok=True)
     lines = {

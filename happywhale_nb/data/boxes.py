@@ -30,6 +30,17 @@ def _numbers(column, count):
     return np.array([[float(v) for v in cell[:count]] if len(cell) >= count else [np.nan] * count for cell in cells])
 
 
+def _confidences(column, path):
+    # confidences of a column, brackets taken off; an empty one counts as 1, as in a table that has none
+    cells = column.str.strip().str.replace(r"^[\[(]*\s*(.*?)\s*[\])]*$", r"\1", regex=True)
+    numbers = np.nan_to_num(_plain_numbers(cells, path), nan=1.0)
+    text = (cells != "") & (cells.str.lower() != "nan") & ~cells.str.contains(r"\d")
+    if len(odd := column.index[text | (numbers < 0) | (numbers > 1 + 1e-6)]):
+        row = odd[0]
+        raise UserError(f"{path}, row {row + 2}: {column.name} {column[row]!r} is no confidence: a number from 0 to 1")
+    return np.minimum(numbers, 1.0)
+
+
 def _plain_numbers(column, path):
     # numbers of a column with one a cell; a decimal comma is read, text is refused with its row
     cells = column.str.strip().str.replace(r"^([-+]?\d*),(\d+)$", r"\1.\2", regex=True)
@@ -129,7 +140,7 @@ def _read_box_table(path, both):
         boxes = pd.DataFrame(corners, columns=BOX)
         boxes.insert(0, "image", table["image"])
         boxes.insert(1, "source", source)
-        boxes["confidence"] = 1.0 if confidence is None else _numbers(table[confidence], 1)
+        boxes["confidence"] = 1.0 if confidence is None else _confidences(table[confidence], path)
         for name in "WH":
             boxes[name] = _plain_numbers(table[name], path) if name in table else np.nan
         boxes = boxes.assign(part=table["part"], fractions=fractions, file=path.name, row=table.index + 2)

@@ -96,8 +96,10 @@ def _assign_units(units, k):
     return folds
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-12
-def _together(train, unit, k, seed):
-    # folds in which photographs of one `unit` (a Series of labels over the rows) are together
+def _together(train, unit, k, seed, noun=""):
+    # folds in which photographs of one `unit` (a Series of labels over the rows) are together; each has some, if named
+    if noun and unit.nunique() < k:
+        raise UserError(f"{unit.nunique()} {noun} cannot be cut into {k} folds: ask for fewer folds")
     groups = train.assign(random_key=_random_keys(unit, seed)).groupby(unit.to_numpy())
     units = groups[["individual_id", "species", "random_key"]].first().assign(size=groups.size())
     return unit.map(pd.Series(_assign_units(units, k), index=units.index))
@@ -113,12 +115,9 @@ def _groups(images, pairs):
     return images.groupby(label).transform("min")
 
 
-def _encounters(train, pairs, k):
+def _encounters(train, pairs):
     # the name of the encounter of each photograph, the first photograph of it
-    names = train["image"].groupby(encounter_units(train, pairs=pairs)).transform("min")
-    if names.nunique() < k:
-        raise UserError(f"{names.nunique()} encounters cannot be cut into {k} folds: ask for fewer folds")
-    return names
+    return train["image"].groupby(encounter_units(train, pairs=pairs)).transform("min")
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-14
 SELDOM = 10  # photographs; individuals with more are chosen as new ones only if the others do not suffice
@@ -175,7 +174,7 @@ def _time(train, k):
     return folds
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-52
-def _places(train, k):
+def _places(train):
     if "place" not in train:
         raise UserError(f"the split by place needs a column 'place' in train.csv (found: {', '.join(train.columns)})")
     place = train["place"].fillna("").astype(str).str.strip()
@@ -185,8 +184,6 @@ def _places(train, k):
             f"train.csv, {train['image'][without[0]]}: no place ({len(without)} such rows): the split by place needs "
             "one for each photograph; complete them, or leave them out with skip.csv"
         )
-    if place.nunique() < k:
-        raise UserError(f"{place.nunique()} places cannot be cut into {k} folds: ask for fewer folds")
     return place
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-20
@@ -198,14 +195,14 @@ def _assign_folds(train, k, seed, split, pairs):
     if kind == "open":
         return _open(train, k, seed, fraction)
     if kind == "similar":
-        return _together(train, _groups(train["image"], pairs), k, seed)
+        return _together(train, _groups(train["image"], pairs), k, seed, "groups of near-duplicates")
     if kind == "encounter":
-        return _together(train, _encounters(train, pairs, k), k, seed)
+        return _together(train, _encounters(train, pairs), k, seed, "encounters")
     if kind == "time":
         return _time(train, k)
     if kind == "place":
-        return _together(train, _places(train, k), k, seed)
-    return _together(train, train["individual_id"], k, seed)
+        return _together(train, _places(train), k, seed, "places")
+    return _together(train, train["individual_id"], k, seed, "individuals")
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-21
 FOLD_COLUMNS = ["image", "individual_id", "species", "fold", "protocol", "query_only"]
@@ -233,7 +230,8 @@ def make_folds(
         sorted by image.
 
     Raises:
-        UserError: If the split is unknown, `k` is out of range, or dates or places are missing or too few.
+        UserError: If the split is unknown, `k` is out of range, dates or places are missing, or what a fold keeps
+            together is too few.
         ValueError: If `pairs` is missing for `similar`.
     """
     kind, _ = parse_split(split)
@@ -345,6 +343,12 @@ def require_catalogue(folds: pd.DataFrame) -> None:
 # %% ../../nbs/lib/data/splits.ipynb #splits-35
 def _given_folds(path, train):
     table = read_table(path, ["image", "fold"])
+    if len(again := table.index[table["image"].duplicated()]):
+        first = table.index[table["image"] == table["image"][again[0]]][0]
+        raise UserError(
+            f"{path}, row {again[0] + 2}: {table['image'][again[0]]} is in row {first + 2} already ({len(again)} such "
+            "rows): give each photograph one fold"
+        )
     missing = train.loc[~train["image"].isin(table["image"]), "image"]
     if len(missing):
         raise UserError(f"{path} gives no fold to {missing.iloc[0]} ({len(missing)} images of train.csv are not in it)")
@@ -373,7 +377,7 @@ def dataset_folds(
         The table of `make_folds`, sorted by image.
 
     Raises:
-        UserError: If `folds.csv` is incomplete, or as `make_folds`.
+        UserError: If `folds.csv` is incomplete or names a photograph twice, or as `make_folds`.
     """
     own_folds = dataset.root / "folds.csv"
     if own_folds.is_file() and not split:
