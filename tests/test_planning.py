@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.networks.presets import configure
 from happywhale_nb.stages.costs import measure_model
 from happywhale_nb.stages.robustness import all_changes
 from happywhale_nb.workflow import planning
@@ -47,7 +48,8 @@ def test_plan_adds_up_what_was_measured(planned):
     first, second = (by_title[f"03_train small_resnet_arcface fold {k}"] for k in (0, 1))
     assert second.seconds == pytest.approx(5 + 3 + 4 * 0.5 + 3 * photos * 0.01), trained
     assert first.seconds == pytest.approx(second.seconds + 2 * photos * 0.1), "fold 0 cuts both kinds of crops"
-    assert second.disk_mb == pytest.approx(3 * (4 + photos * 512 * 4 / 1e6))
+    numbers = configure("small_resnet_arcface").embedding
+    assert second.disk_mb == pytest.approx(3 * (4 + photos * numbers * 4 / 1e6))
     assert by_title["06_knn small_resnet_arcface@whole"].seconds == 5
     assert len(plan.jobs) == len(jobs) and plan.sessions == 2
     assert "2 sessions of up to 12 hours" in done.output and "memory: 1.5 GB" in done.output
@@ -80,6 +82,8 @@ def test_plan_lets_an_encoder_embed_once_and_robustness_cut_once():
     values = {"snapshots": "", "other_crops": "", "tta_sources": "", "encoder": "efficientnet_lite0"}
     first, second = (planning.training_seconds(values, told, 100, 50, first) for first in (True, False))
     assert (first, second) == (pytest.approx(5 + 100 * 0.01), 5)
+    averaged = {"snapshots": "1 2 3 4", "other_crops": "whole", "tta_sources": "a:.5 b:.3 c:.2"}
+    assert planning.training_seconds(values | averaged, told, 100, 50) == pytest.approx(5 + (3 * 5 + 1) * 100 * 0.01)
     asked = {"photos": 20, "degrade_before_crop": False}
     changes = len(all_changes())
     assert planning._robustness_seconds(asked, told, 58) == pytest.approx(20 * (changes * 0.01 + 0.1))

@@ -97,6 +97,8 @@ def test_photographs_of_the_training_set_are_no_queries_where_there_are_others()
     model = fit_species(vectors, animals, species, held_out=np.arange(len(vectors)) % 4 == 0)
     assert model.photographs == 30
     assert fit_species(vectors, animals, species, held_out=np.arange(len(vectors)) < 19).photographs == 120
+    of_three = np.isin(animals, np.unique(animals)[:3])  # too few animals to measure on others than it is fitted to
+    assert of_three.sum() >= 20 and fit_species(vectors, animals, species, held_out=of_three).photographs == 120
 
 
 def test_candidates_and_photographs_agree_on_a_species():

@@ -191,8 +191,8 @@ def fit_species(
         vectors: `[n, d]` of known photographs, of any length.
         individuals: `[n]` whom they show.
         species: `[n]` their species; "" for unknown.
-        held_out: `[n]` bool, photographs that the network was not trained on; with fewer than `LEAST` of them, or
-            None, all photographs are queries.
+        held_out: `[n]` bool, photographs that the network was not trained on; with fewer than `LEAST` of them, or of
+            fewer than four individuals, or None, all photographs are queries.
         max_queries: largest number of queries, drawn at random.
         seed: of the draw.
 
@@ -204,8 +204,9 @@ def fit_species(
     """
     names, codes, owners, several = _kinds(individuals, species)
     can = (codes >= 0) & np.isin(codes, np.flatnonzero(several))
-    if held_out is not None and np.count_nonzero(can & np.asarray(held_out, bool)) >= LEAST:
-        can &= np.asarray(held_out, bool)
+    apart = can & np.asarray(can if held_out is None else held_out, bool)
+    if np.count_nonzero(apart) >= LEAST and len(np.unique(owners[apart])) >= 4:  # two in each half of `_fitted`
+        can = apart
     rows, alone = np.flatnonzero(can), tuple(names[~several].tolist())
     if note := _shortage(len(rows), int(several.sum())):
         return SpeciesModel(alone=alone, note=note)

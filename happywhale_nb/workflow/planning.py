@@ -138,9 +138,9 @@ def training_seconds(
     Returns:
         Seconds, without cutting crops.
     """
-    variants = 1 + len(values["snapshots"].split()) + len(values["other_crops"].split())
-    averaged = max(len(values["tta_sources"].split()), 1)
-    embedding = found["embed"] * photos * (averaged + variants - 1)
+    averaged = max(len(values["tta_sources"].split()), 1)  # of the last epoch and of each snapshot
+    passes = averaged * (1 + len(values["snapshots"].split())) + len(values["other_crops"].split())
+    embedding = found["embed"] * photos * passes
     if values["encoder"]:
         return found["notebook"] + embedding * first
     steps = -(-trained // found["batch"])
@@ -162,7 +162,8 @@ def _seconds_and_disk(stage, values, found, photos, first):
         cut, n = photos.cuts * photos.embedded, photos.embedded
         seconds = training_seconds(values, found, n, photos.trained, first) + cut * found["crop"]
         variants = 1 + len(values["snapshots"].split()) + len(values["other_crops"].split())
-        return seconds, variants * (found["model_mb"] + n * 512 * 4 / 1e6) + cut * found["crop_bytes"] / 1e6
+        numbers = 512 if values["encoder"] else check_training(values).embedding
+        return seconds, variants * (found["model_mb"] + n * numbers * 4 / 1e6) + cut * found["crop_bytes"] / 1e6
     if stage == "robustness":
         return found["notebook"] + _robustness_seconds(values, found, photos.embedded), 0.0
     return found["notebook"], 0.0
