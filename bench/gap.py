@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from recognition import HERE, SETS, measure_fold, run_fold, shown_seconds
+from recognition import FEW, HERE, SETS, made, measure_fold, run_fold, shown_seconds
 
 from happywhale_nb.core.artifacts import read_json, versions, write_json
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.demo.dataset import draw_demo
 from happywhale_nb.evaluation.factorial import half_fraction, measure_effects, plot_effects
 from happywhale_nb.retrieval.metrics import mean_gain
+from happywhale_nb.stages.robustness import robustness_stage
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.study import read_study
 
@@ -54,7 +54,7 @@ def as_model(name, more):
 
 def measure(set_name, dataset, study, runs):
     """Precisions and seconds of the runs on fold 0, and the individuals of its queries."""
-    folds, found = study_folds(dataset, study, 3, 0), {}
+    folds, found = study_folds(dataset, study), {}
     more, _ = LIKE[set_name]
     for name in runs:
         places, seconds = run_fold(dataset, folds, 0, name, as_model(name, more), study)
@@ -86,10 +86,20 @@ def analyse(set_name, found):
     return effects, facts | {"effects": table.to_dict("records")}
 
 
+def in_the_dark(dataset, study):
+    """What pictures at six tenths of their brightness cost the runs with grey pictures and without (section 4.3)."""
+    found, folds = {}, study_folds(dataset, study)
+    for name in ("all_high", "all_high_without_grey"):
+        grid = robustness_stage(dataset, study, name, folds, 0)["grid"]
+        found[name] = next(row for row in grid if (row["sigma"], row["brightness"]) == (0.0, 0.6))
+    return found
+
+
 def show(set_name, effects, facts):
     print(f"\n{set_name}, {facts['queries']} queries of fold 0\n{effects.table.round(3).to_string()}")
     print(f"all together {facts['gap']['gain']:+.3f} ({facts['gap']['low']:+.3f} to {facts['gap']['high']:+.3f})")
     gained = facts["without"] | {"oversampling": facts["oversampling"]}
+    print(pd.DataFrame(facts["dark"]).rename_axis("at .6 of the brightness").round(3).to_string())
     print(pd.DataFrame(gained).T.rename_axis("what it gains").round(3).to_string())
 
 
@@ -103,16 +113,12 @@ def main():
     given = parser.parse_args()
     work = (given.work or Path(tempfile.mkdtemp())).absolute()
     for name in ["demo"] if given.quick else given.set or ["happywhale_boxed", "humpback"]:
-        root = work / name
-        if not (root / "folds.csv").is_file():
-            if given.quick:
-                draw_demo(root, individuals=8, train_photos=40, test_photos=4, progress=False)
-            else:
-                SETS[name][0](root)
+        root = made(work / name, FEW if given.quick else SETS[name][0])
         found = measure(name, read_dataset(root), work / f"{name}-gap", given.run or MODELS)
         if given.run:
             continue
         effects, facts = analyse(name, found)
+        facts["dark"] = in_the_dark(read_dataset(root), work / f"{name}-gap")
         show(name, effects, facts)
         if given.quick:
             continue

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from recognition import HERE, SETS, UNTRAINED, run_fold
+from recognition import FEW, HERE, SETS, UNTRAINED, made, run_fold
 
 from happywhale_nb.core.artifacts import versions, write_json
 from happywhale_nb.data.dataset import NEW, read_dataset
 from happywhale_nb.data.splits import gallery_and_queries, open_set_truth
-from happywhale_nb.demo.dataset import draw_demo
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import average_precision, bootstrap_interval
@@ -100,13 +99,7 @@ def main():
     given = parser.parse_args()
     work, results = (given.work or Path(tempfile.mkdtemp())).absolute(), []
     for name in ["demo"] if given.quick else ["happywhale_photos", "humpback"]:
-        root = work / name
-        if not (root / "folds.csv").is_file():
-            if given.quick:
-                draw_demo(root, individuals=8, train_photos=40, test_photos=8, progress=False)
-            else:
-                SETS[name][0](root)
-        dataset = read_dataset(root)
+        dataset = read_dataset(made(work / name, FEW if given.quick else SETS[name][0]))
         folds = study_folds(dataset, work / f"{name}-study", *([3, 0] if given.quick else []))
         models = {"zero training": UNTRAINED["zero training"]} | ({} if given.quick else SETS[name][1])
         for model_name in ("zero training", "fine-tuned"):

@@ -16,10 +16,11 @@ import sys
 import sysconfig
 import tempfile
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from recognition import HERE, SETS, SHARED
+from recognition import HERE, SETS, SHARED, made
 
 from happywhale_nb.core.artifacts import read_json, versions, write_json
 from happywhale_nb.core.paths import project_root, study_dir
@@ -107,16 +108,12 @@ def main():
     given = parser.parse_args()
     work = (given.work or Path(tempfile.mkdtemp())).absolute()
     for name in ["demo"] if given.quick else given.set or (STUDIES if SHARED.is_dir() else ["demo"]):
-        root, study = work / name, HERE / "studies" / f"{STUDIES[name]}.yaml"
-        if not (root / "folds.csv").is_file():
-            if given.quick:
-                draw_demo(root, individuals=8, train_photos=48, test_photos=8, progress=False)
-            else:
-                SETS[name][0](root)
+        few = partial(draw_demo, individuals=8, train_photos=48, test_photos=8, progress=False)
+        root, study = made(work / name, few if given.quick else SETS[name][0]), f"{STUDIES[name]}.yaml"
         words = {"data_dir": str(root), "study": f"paper_small_{name}", "quick": str(given.quick).lower()}
         if given.quick:
             words["snapshots"] = "1"
-        content = override(read_study(study), words)
+        content = override(read_study(HERE / "studies" / study), words)
         if given.quick:
             del content["blend"]["min_map5"]
         folder = study_dir(words["study"], root, given.quick)

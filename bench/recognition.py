@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,16 @@ CORNERS = ["xmin", "ymin", "xmax", "ymax"]
 
 
 # Data folders
+
+
+def made(root, make):
+    """A data folder, which `make` writes unless it is there; it has its name when all of it is written."""
+    if not root.is_dir():
+        part = root.with_name(f"{root.name}-part")
+        shutil.rmtree(part, ignore_errors=True)
+        make(part)
+        part.rename(root)
+    return root
 
 
 def data_folder(root, rows, photos):
@@ -90,6 +101,9 @@ def of_folds(name, apart, species):
         return data_folder(root, rows.assign(species=species), SHARED / name / "images")
 
     return make
+
+
+FEW = partial(draw_demo, individuals=8, train_photos=40, test_photos=8, progress=False)
 
 
 def drawn(root):
@@ -279,9 +293,7 @@ def ablation(work):
     for changed, overrides in ABLATION.items():
         photos = "images" if changed == "whole photographs" else "crops224"
         root = work / ("happywhale_photos" + "-images" * (photos == "images"))
-        if not (root / "all_folds.csv").is_file():
-            shutil.rmtree(root, ignore_errors=True)
-            happywhale_photos(root, photos)
+        made(root, partial(happywhale_photos, photos=photos))
         model = {"preset": "efficientnet_lite0_arcface", "overrides": overrides}
         study = work / f"{root.name}-study"
         slug = "fine-tuned" if changed == "the preset" else changed.replace(" ", "_")
@@ -360,12 +372,8 @@ def main():
     for name in given.set or (["demo"] if given.quick or not SHARED.is_dir() else SETS):
         make, models = SETS[name]
         if given.quick:
-            make = lambda root: draw_demo(root, individuals=8, train_photos=40, test_photos=8, progress=False)  # noqa: E731
-        root = work / name
-        if not (root / "folds.csv").is_file():  # drawn last
-            shutil.rmtree(root, ignore_errors=True)
-            make(root)
-        dataset = read_dataset(root)
+            make = FEW
+        dataset = read_dataset(made(work / name, make))
         for model_name, model in models.items():
             if given.model and model_name not in given.model:
                 continue

@@ -10,11 +10,12 @@ individuals. Intervals are 95 % bootstraps over individuals.
 import argparse
 import tempfile
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from recognition import HERE, SETS, SHARED, UNTRAINED, run_fold
+from recognition import HERE, SETS, SHARED, UNTRAINED, made, run_fold
 
 from happywhale_nb.core.artifacts import versions, write_json
 from happywhale_nb.data.dataset import read_dataset
@@ -67,13 +68,8 @@ def main():
     given = parser.parse_args()
     work, rows = (given.work or Path(tempfile.mkdtemp())).absolute(), []
     for name in ["demo"] if given.quick or not SHARED.is_dir() else ["happywhale_photos", "demo"]:
-        root = work / name
-        if not (root / "folds.csv").is_file():
-            if given.quick:
-                draw_demo(root, individuals=12, train_photos=60, test_photos=4, progress=False)
-            else:
-                SETS[name][0](root)
-        dataset = read_dataset(root)
+        few = partial(draw_demo, individuals=12, train_photos=60, test_photos=4, progress=False)
+        dataset = read_dataset(made(work / name, few if given.quick else SETS[name][0]))
         folds = study_folds(dataset, work / f"{name}-study", 3, 0)
         (place,), _ = run_fold(dataset, folds, 0, "zero_training", UNTRAINED["zero training"], work / f"{name}-study")
         table = merge_species(dataset.train)

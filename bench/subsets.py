@@ -19,7 +19,6 @@ or --only, is shown and not written.
 """
 
 import argparse
-import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from recognition import HERE, SHARED, UNTRAINED, data_folder, measure_fold, run_fold, shown_seconds
+from recognition import HERE, SHARED, UNTRAINED, data_folder, made, measure_fold, run_fold, shown_seconds
 from sklearn.model_selection import StratifiedKFold
 
 from happywhale_nb.core.artifacts import versions, write_json
@@ -116,10 +115,7 @@ def measure(set_name, subset, rows, photos, tuned, work):
     """A row of the result: both models on the subset's folds, and the gain of the training."""
     place = work / f"{set_name}-{subset.individuals}-{subset.most}"
     table = subset.of(rows)
-    if not (place / "data" / "all_folds.csv").is_file():  # the last file that `data_folder` writes
-        shutil.rmtree(place / "data", ignore_errors=True)
-        data_folder(place / "data", table, photos)
-    dataset = read_dataset(place / "data")
+    dataset = read_dataset(made(place / "data", lambda root: data_folder(root, table, photos)))
     folds = study_folds(dataset, place / "study")
     models = {ADAPTER: UNTRAINED["adapter"], TUNED: tuned}
     scores, seconds, known = {name: [] for name in models}, [], []
