@@ -38,7 +38,7 @@ def test_basic_cnn_is_figure_two():
     assert network.input["pixels"].shape == (None, 128, 128, 3)
     assert network.output["cosines"].shape == (None, 7)
     steps = [type(step).__name__ for step in RECIPES[config.recipe]]
-    assert steps == ["Rotation", "Shift", "Zoom"], "section 5.1"
+    assert steps == ["Rotation", "Shift", "Zoom"] and config.sources == "whole", "section 5.1"
 
 
 def test_basic_cnn_learns_by_keras_own_cross_entropy_and_by_adam_at_a_constant_rate():

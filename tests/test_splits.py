@@ -429,10 +429,14 @@ def test_study_folds_are_those_the_study_began_with(data, tmp_path):
     assert study_data(shown) == data.root
 
 
-def test_study_folds_of_a_given_split_stay_given(data, tmp_path):
+def test_study_folds_of_a_given_split_stay_given(data, tmp_path, capsys):
     write_given(data, fold=np.arange(18) % 3)
     folds = study_folds(data, tmp_path)
     assert set(folds["protocol"]) == {"given"} and study_folds(data, tmp_path).equals(folds)
+    assert "folds=" not in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    assert study_folds(data, tmp_path / "other", 5).equals(folds)
+    assert f"has {len(fold_numbers(folds))} folds, which are taken: folds=5 is not" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds another split"):
         study_folds(data, tmp_path, 3, 0, "stratified")
 

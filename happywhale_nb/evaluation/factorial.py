@@ -68,7 +68,7 @@ class Effects:
     Attributes:
         table: a row an effect: gain, low, high of its 95 % interval, share of the sum of the main effects (NaN for
             interactions; below 0 or above 1 where some gain and others lose), shown (whether the interval leaves out
-            zero), aliases.
+            zero: it holds for other individuals, not for other trainings), aliases.
         gap: gain, low, high of the run with all high over that with all low; NaN if one of them is not there.
     """
 

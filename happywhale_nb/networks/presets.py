@@ -123,7 +123,7 @@ ARCFACE = {
 PRESETS = {
     "basic_cnn": Preset(
         *("basic_cnn", "basic_cnn", 128, 30, 32, 1e-3, "constant"),
-        **({"warmup": 0.0, "weight_decay": 0.0, "pool": "flat", "dropout": 0.45} | SOFTMAX),
+        **({"warmup": 0.0, "weight_decay": 0.0, "pool": "flat", "dropout": 0.45, "sources": "whole"} | SOFTMAX),
     ),
     "resnet50_arcmargin": Preset("resnet50", "resnet_baseline", 224, sources="whole", resize=CENTRE, **PAPER),
     "efficientnet_b3_arcface": Preset("efficientnet_b3", "paper", 380, **PAPER, **ARCFACE),

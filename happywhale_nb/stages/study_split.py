@@ -45,7 +45,8 @@ def study_folds(
     Args:
         dataset: the study's.
         folder: the study's folder, with `folds.csv` and `study.json` unless the study is new.
-        k: number of folds; 0: as stored, in a new study 5.
+        k: number of folds; 0: as stored, in a new study 5. Where the data folder's own split is taken, it has its own
+            number, and another one that was asked for is told.
         seed: of the split; None: as stored, in a new study 0.
         split_kind: as in `dataset_folds`; "": as stored, in a new study the data folder's own split or `stratified`.
         save: store the folds and the data folder of a new study.
@@ -64,7 +65,7 @@ def study_folds(
     elif save:
         with atomic(path) as temporary:
             folds.to_csv(temporary, index=False, lineterminator="\n")
-        _warn(dataset, folds)
+        _warn(dataset, folds, k)
     if save:
         _save_data_dir(folder / "study.json", dataset.root)
     return folds
@@ -79,8 +80,11 @@ def _require_same(stored, folds, folder):
         )
 
 
-def _warn(dataset, folds):
-    """Tell once, when a study begins, what may flatter its scores."""
+def _warn(dataset, folds, k):
+    """Tell once, when a study begins, what may flatter its scores, and if its folds are others than asked for."""
+    own = len(fold_numbers(folds))
+    if k not in (0, own) and folds["protocol"].iloc[0] == "given":
+        print(f"{dataset.root / 'folds.csv'} has {own} folds, which are taken: folds={k} is not", file=sys.stderr)
     card = {"split": folds["protocol"].iloc[0], "photos": len(folds)}
     for line in split_warnings(card | encounter_card(folds, encounter_facts(dataset))):
         print(line, file=sys.stderr)
