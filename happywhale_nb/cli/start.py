@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from .catalogue import MODEL_HELP, accept_option, calibration_lines, licence_question
+from .catalogue import MODEL_HELP, calibration_lines
 from .data import column_names, source_options
-from .options import PATH
+from .options import PATH, accept_option, licence_question
 from .server import check_address, serve_page
 from ..core.paths import project_root
 from ..core.platforms import clean_file_name
