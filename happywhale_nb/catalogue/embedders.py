@@ -297,19 +297,18 @@ def _copy_beside(model, folder, *names):
 
 # %% ../../nbs/lib/catalogue/embedders.ipynb #embedders-12
 def _copy_vectors(model, folder):
-    """Copy a file of vectors with its names, and its card, which names the copy."""
+    """Copy a file of vectors with its names, and a card, which names the copy and keeps the name that it had."""
     from dataclasses import replace
 
-    from happywhale_nb.networks.encoder_card import read_card, write_card
+    from happywhale_nb.networks.encoder_card import write_card
+    from happywhale_nb.networks.vector_tables import open_vectors
 
     shutil.copy(model, folder / f"vectors{model.suffix}")
     if model.suffix == ".npy":
         for ending in (".txt", ".csv"):
             if model.with_suffix(ending).is_file():
                 shutil.copy(model.with_suffix(ending), folder / f"vectors{ending}")
-    if model.with_suffix(".json").is_file():
-        card = read_card(model.with_suffix(".json"))
-        write_card(folder / "vectors.json", replace(card, file=f"vectors{model.suffix}"))
+    write_card(folder / "vectors.json", replace(open_vectors(model).card, file=f"vectors{model.suffix}"))
 
 
 def kept_detector(folder: Path | str) -> Path | str:

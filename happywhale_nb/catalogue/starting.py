@@ -40,7 +40,6 @@ from ..data.dataset import NEW, Dataset, read_dataset, read_skips
 from ..data.extend import extension_lines, plan_extension, write_extension
 from ..data.importers import ImportOptions, import_lines, plan_source, write_import
 from ..data.sources import find_source, is_data_folder
-from ..networks.presets import RULE
 from ..retrieval.adapter import write_adapter
 from ..retrieval.adapters import choose_adapter, deal_photographs, fit_adapter
 from ..retrieval.identifier import MIN_HELD_OUT
@@ -491,6 +490,8 @@ def training_line(dataset: Dataset, least: int = TRAINING_PAYS_FROM) -> str:
     Returns:
         A sentence.
     """
+    from happywhale_nb.networks.presets import RULE
+
     known = int((~dataset.train["individual_id"].fillna("").isin(["", NEW])).sum())
     verdict = "pays" if known >= least else "does not pay yet"
     presets = ", ".join(f"{preset} ({case})" for case, preset in RULE if preset.startswith("efficientnet_lite0"))
