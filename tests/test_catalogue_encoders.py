@@ -112,7 +112,10 @@ def from_vectors(few, tmp_path):
     paths, parts = [*dataset.train_paths(), *dataset.test_paths()], ["train"] * len(dataset.train) + ["test"] * 3
     made = image_embeddings(parts, [path.name for path in paths], ColourEmbedder().embed(paths))
     write_embeddings(tmp_path / "theirs.parquet", made)
-    built = build_catalogue(tmp_path / "catalogue", data, tmp_path / "theirs.parquet")
+    with pytest.raises(UserError, match="licence not stated, not for commercial use"):
+        build_catalogue(tmp_path / "catalogue", data, tmp_path / "theirs.parquet")
+    vectors = tmp_path / "theirs.parquet"
+    built = build_catalogue(tmp_path / "catalogue", data, vectors, agree=lambda licence: True)
     yield built.catalogue, built.embedder
     built.catalogue.close()
 

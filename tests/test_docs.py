@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from happywhale_nb.cli.main import main
+from happywhale_nb.networks.presets import MEASURED
 from happywhale_nb.retrieval.conformal import CandidateSets
 from happywhale_nb.retrieval.gallery import Gallery
 from happywhale_nb.retrieval.knn import KNNHead
@@ -51,6 +52,25 @@ def test_pages_link_to_files_of_the_checkout(path):
     links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text())
     assert not [link for link in links if not (path.parent / link).is_file()]
     assert links or path.stem in {"index", "library"}
+
+
+def test_figures_of_presets_name_what_the_runs_changed():
+    rows = json.loads((ROOT / "docs" / "results" / "recognition.json").read_text())["results"]
+    changed = {row["preset"]: row for row in rows if row.get("overrides") and row.get("preset") in MEASURED}
+    shown = {name: row for name, row in changed.items() if f"{row['map5']:.3f}"[1:] in MEASURED[name]}
+    assert "efficientnet_lite0_flukes" in shown
+    page = (ROOT / "docs" / "howto" / "finetune.md").read_text(encoding="utf-8")
+    for name, row in shown.items():
+        assert row["overrides"] in MEASURED[name] and row["overrides"] in page
+
+
+def test_page_on_detectors_names_the_crops_that_gain_beyond_chance():
+    rows = json.loads((ROOT / "docs" / "results" / "detectors.json").read_text())["identification"]
+    gains = {(row["encoder"], row["crops"]): row["gain over whole"] for row in rows}
+    beyond = {key: gain for key, gain in gains.items() if gain["low"] > 0 and key[0] != "the demo's network"}
+    assert beyond.keys() == {("efficientnet_lite0, untrained", "own, animals held out")}
+    said = "it gains {gain:.3f}, {low:.4f} to {high:.4f}".format(**next(iter(beyond.values()))).replace("0.", ".")
+    assert said in (ROOT / "docs" / "howto" / "detectors.md").read_text(encoding="utf-8")
 
 
 OWN = [p for p in NOTEBOOKS if p.parent.name != "cli"]  # those of the commands speak of old names, too

@@ -28,7 +28,15 @@ from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.imaging.resize import CENTRE, RESIZES, resize_pixels
 from happywhale_nb.networks.card_encoder import CardEncoder, prepare
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, parse_card, read_card, write_card
-from happywhale_nb.networks.encoders import BUILT_IN, copy_encoder, encoder_files, open_encoder, write_side_by_side
+from happywhale_nb.networks.encoders import (
+    BUILT_IN,
+    copy_encoder,
+    encoder_files,
+    open_encoder,
+    stated_card,
+    write_side_by_side,
+)
+from happywhale_nb.networks.hubs import NO_LICENCE, is_commercial
 from happywhale_nb.networks.new_card import make_card, write_new_card
 from happywhale_nb.networks.probe import doubt, embed_probe, other_readings, probe_picture
 from happywhale_nb.networks.vector_tables import open_vectors
@@ -293,7 +301,9 @@ def test_a_photograph_has_the_same_vector_by_every_runtime_copy_and_batch(networ
 
 def test_embed_command_of_an_onnx_file_gives_what_its_card_says(network, tiny, tmp_path):
     target = tmp_path / "all.parquet"
-    done = CliRunner().invoke(main, ["model", "embed", str(network), str(tiny), "--to", str(target)])
+    done = CliRunner().invoke(
+        main, ["model", "embed", str(network), str(tiny), "--to", str(target), "--accept-licence"]
+    )
     assert done.exit_code == 0 and "16 numbers for each of" in done.stdout, done.output
     dataset, made, card = read_dataset(tiny), read_embeddings(target), read_card(network)
     boxes = read_boxes(tiny).query("source == 'fullbody'").set_index("image")
@@ -338,6 +348,70 @@ def test_side_by_side_is_the_weighted_mean_of_cosines(network, tmp_path):
 
 
 # --- the command
+
+
+def with_card(path, **changes):
+    write_card(path.with_suffix(".json"), replace(read_card(path), **changes))
+    return path
+
+
+def test_licence_of_a_group_is_that_of_all_its_parts_whatever_its_card_says(network, own, tmp_path):
+    theirs, free = with_card(own), tmp_path / "free" / network.name
+    shutil.copytree(network.parent, free.parent)
+    with_card(free, name="free", licence="MIT", commercial=True, source="a friend")
+    folder = write_side_by_side(tmp_path / "both", [theirs, free], [1, 1])
+    for licence in ("MIT", "CC BY-NC 4.0; MIT"):
+        write_card(folder, replace(read_card(folder), licence=licence, commercial=True, source=""))
+        for card in (open_encoder(folder).card, stated_card(folder)):
+            assert set(card.licence.split("; ")) == {"MIT", "CC BY-NC 4.0"} and not card.commercial
+            assert card.source == "a friend"
+    write_card(folder, replace(read_card(folder), dimension=31))
+    with pytest.raises(UserError, match="its card says 31 numbers, but its parts have 32 together"):
+        open_encoder(folder)
+
+
+def test_card_beside_a_trained_network_says_its_licence_and_its_probe(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name in ("model.keras", "config.json"):
+        shutil.copy(demo_model().with_name(name), folder / name)
+    shutil.copy(probe_picture(), folder / "probe.png")
+    plain = open_encoder(folder / "model.keras")
+    terms = {"name": "theirs", "licence": "CC BY-NC 4.0", "commercial": False, "source": "a lab"}
+    right = embed_probe(plain.card, lambda pixels: plain.embed(pixels), folder / "probe.png")
+    card = replace(plain.card, **terms, probe="probe.png", probe_embedding=tuple(map(float, right)))
+    write_card(folder, card)
+    opened = open_encoder(folder)
+    assert {name: getattr(opened.card, name) for name in terms} == terms and opened.fingerprint == plain.fingerprint
+    write_card(folder, replace(card, probe_embedding=tuple(map(float, -right))))
+    with pytest.raises(UserError, match="probe"):
+        open_encoder(folder)
+    write_card(folder, replace(card, dimension=7, probe="", probe_embedding=()))
+    with pytest.raises(UserError, match="its card says 7"):
+        open_encoder(folder)
+
+
+def test_embed_and_adapt_ask_about_a_licence_and_the_table_keeps_it(network, tiny, tmp_path):
+    target = tmp_path / "made.parquet"
+    words = ["model", "embed", str(network), str(tiny), "--to", str(target)]
+    for command in (words, ["model", "adapt", str(network), str(tiny), "--to", str(tmp_path / "adapted")]):
+        refused = CliRunner().invoke(main, command)
+        assert refused.exit_code == 2 and "CC BY-NC 4.0" in refused.stderr and "--accept-licence" in refused.stderr
+    assert not target.exists() and not (tmp_path / "adapted").exists()
+    assert CliRunner().invoke(main, [*words, "--accept-licence"]).exit_code == 0
+    card = open_vectors(target).card
+    assert (card.licence, card.commercial, card.dimension) == ("CC BY-NC 4.0", False, 16)
+    target.with_suffix(".json").write_text("[]")
+    refused = CliRunner().invoke(main, [*words, "--accept-licence"])
+    assert refused.exit_code == 2 and "is no encoder's card" in refused.stderr
+    assert target.with_suffix(".json").read_text() == "[]"
+
+
+def test_vectors_of_which_nobody_states_a_licence_are_not_for_commercial_use(tmp_path):
+    pd.DataFrame({"image": ["a.jpg", "b.jpg"], "0": [1.0, 0.0], "1": [0.0, 1.0]}).to_csv(
+        tmp_path / "v.csv", index=False
+    )
+    assert not open_vectors(tmp_path / "v.csv").card.commercial and not is_commercial(NO_LICENCE)
 
 
 def test_card_command_writes_a_card_that_the_original_has_confirmed(own):

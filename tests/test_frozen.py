@@ -24,9 +24,10 @@ from happywhale_nb.imaging.crops import load_crop, study_crops
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, read_card, write_card
 from happywhale_nb.networks.encoders import copy_encoder, open_encoder
 from happywhale_nb.networks.presets import configure, used_preset
+from happywhale_nb.networks.vector_tables import open_vectors
 from happywhale_nb.retrieval.adapter import read_adapter
 from happywhale_nb.retrieval.adapters import fit_adapter
-from happywhale_nb.retrieval.embeddings import read_centres, read_embeddings
+from happywhale_nb.retrieval.embeddings import read_centres, read_embeddings, write_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import average_precision
 from happywhale_nb.stages import frozen
@@ -437,6 +438,39 @@ def test_study_jobs_of_an_encoder_embed_in_the_first_fold_and_are_stale_by_anoth
 def test_job_stamp_without_an_encoder_is_that_of_a_version_that_knew_none():
     values = {"fold": 0, "preset": "small", "seed": 0}
     assert job_stamp("train", values | {"encoder": "", "adapter": "auto"}, "d") == job_stamp("train", values, "d")
+
+
+def test_licence_of_an_encoder_beside_a_table_is_that_of_both(embedded, small, tmp_path):
+    dataset, folder, folds = embedded
+    stored = read_embeddings(folder / "small" / "fold0" / "embeddings.parquet")
+    write_embeddings(tmp_path / "v.parquet", stored)
+    free = shutil.copytree(small, tmp_path / "free")
+    write_card(free, replace(read_card(free), licence="MIT", commercial=True, source="a friend"))
+    model = frozen.open_frozen(f"{free} {tmp_path / 'v.parquet'}")
+    assert (model.card.licence, model.card.commercial) == ("MIT; not stated", False)
+    assert model.described["numbers"] == 96 and model.card.name == "small + v"
+    record = encode_stage(dataset, folds, 0, "joined", f"{free} {tmp_path / 'v.parquet'}", folder, adapter="none")
+    assert (record["encoder"]["licence"], record["encoder"]["commercial"]) == ("MIT; not stated", False)
+    frozen.keep_encoder(model, folder / "joined" / "encoder")
+    assert read_card(folder / "joined" / "encoder").licence == "MIT", "of the encoder alone"
+
+
+def test_kaggle_build_packs_tables_of_one_name_apart_with_their_cards(tmp_path):
+    for place, value in {"a": 1.0, "b": 2.0, "c": 3.0}.items():
+        (tmp_path / place).mkdir()
+        path = tmp_path / place / "v.npy"
+        np.save(path, np.array([[value, 1.0]]))
+        path.with_suffix(".txt").write_text(f"{place}.jpg\n")
+    nothing = 224, 224, "area", "rgb", "nhwc", 1.0, (0.0,) * 3, (1.0,) * 3
+    digest = files_digest([tmp_path / "b" / "v.npy"])
+    write_card(tmp_path / "b" / "v.json", EncoderCard("theirs", "v.npy", digest, *nothing, 2, "MIT", True))
+    text = " ".join(str(tmp_path / place / "v.npy") for place in "abc")
+    named, licence = kaggle.pack_encoder(text, tmp_path / "to")
+    places = [tmp_path / "to" / name for name in named.split()]
+    assert len(set(places)) == 3 and licence == "other"
+    tables = [open_vectors(place) for place in places]
+    assert [table.paths.tolist() for table in tables] == [["a.jpg"], ["b.jpg"], ["c.jpg"]]
+    assert [table.card.licence for table in tables] == ["not stated", "MIT", "not stated"]
 
 
 def test_kaggle_build_packs_the_encoder_whole_and_names_it_in_the_training(small, tmp_path, monkeypatch):

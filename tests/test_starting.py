@@ -29,6 +29,7 @@ from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Embedding, Encounter, Photo
 from happywhale_nb.catalogue.starting import (
     TRAINING_PAYS_FROM,
+    boxes_line,
     plan_start,
     start_catalogue,
     take_in,
@@ -44,7 +45,7 @@ from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, read_card, write_card
 from happywhale_nb.networks.encoders import copy_encoder
 from happywhale_nb.retrieval import identifier
-from happywhale_nb.retrieval.adapter import read_adapter
+from happywhale_nb.retrieval.adapter import read_adapter, write_adapter
 from happywhale_nb.retrieval.adapters import AdapterChoice, fit_adapter
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.state import AppState, Options
@@ -282,6 +283,90 @@ def test_start_with_an_adapter_calibrates_on_photographs_that_it_was_not_fitted_
     assert ended(start(lab, place, "")).embedder.fingerprint == built.embedder.fingerprint
 
 
+@pytest.fixture
+def adapting(monkeypatch):
+    """An adapter always pays, however few photographs there are."""
+    monkeypatch.setattr(starting, "choose_adapter", choose_centre)
+    for module in (starting, identifier):
+        monkeypatch.setattr(module, "MIN_HELD_OUT", 5)
+
+
+def double(lab, tiny):
+    """As many photographs again of known animals in a folder."""
+    for number, row in enumerate(read_dataset(tiny).train.tail(24).itertuples()):
+        (lab / row.individual_id).mkdir(exist_ok=True)
+        shutil.copy(tiny / "train_images" / row.image, lab / row.individual_id / f"again{number}.jpg")
+
+
+@pytest.mark.slow
+def test_start_again_adapts_anew_and_leaves_an_encoder_that_was_changed_over_to(
+    lab, tiny, encoder, tmp_path, adapting, monkeypatch
+):
+    place, lines = tmp_path / "catalogue", []
+    first = ended(start(lab, place, encoder)).catalogue.fingerprint
+    double(lab, tiny)
+    trained = make_encoder(tmp_path / "trained", content=b"of the lab's own", name="trained")
+    shutil.copytree(place, tmp_path / "kept")
+    build.change_model(Catalogue(place), trained)
+    tuned = Card.read(place).model
+    assert ended(start(lab, place, "")).catalogue.fingerprint == tuned == Card.read(place).model
+    assert "trained" in Card.read(place).encoder["name"]
+    shutil.rmtree(place)
+    shutil.move(tmp_path / "kept", place)
+    whole = encoder.rename(tmp_path / "away")
+    kept = ended(start(lab, place, "", lines.append)).catalogue.fingerprint
+    assert kept == first and any("the adapter stays as it is: there is no encoder" in line for line in lines)
+    make_encoder(encoder, content=b"another one")
+    assert ended(start(lab, place, "", lines.append)).catalogue.fingerprint == first and "another encoder" in lines[-1]
+    shutil.rmtree(encoder)
+    whole.rename(encoder)
+    again = ended(start(lab, place, "")).catalogue.fingerprint
+    record = starting.Start.read(place)
+    assert again not in (first, tuned) and (record.chosen, record.before) == (again, "")
+
+
+def test_adapter_is_due_only_of_the_encoder_that_was_chosen():
+    known = SimpleNamespace()
+    record = starting.Start("", "", "", adapter={"photographs": 1}, chosen="new", before="old")
+    for now, due in {"old": True, "theirs": False}.items():
+        known.fingerprint = now
+        assert starting._is_due(record, known) is due
+    known.fingerprint = ""
+    assert not starting._is_due(starting.Start("", "", ""), known)
+
+
+def test_encoder_that_is_adapted_already_gets_no_second_adapter(lab, encoder, tmp_path, adapting):
+    vectors = np.random.default_rng(0).normal(size=(8, 48)).astype(np.float32)
+    write_adapter(encoder / "adapter.npz", fit_adapter(vectors, list("aabbccdd"), "centre"))
+    write_json(encoder / "trained_on.json", [])
+    place, lines, given = tmp_path / "catalogue", [], (encoder / "adapter.npz").read_bytes()
+    built = ended(start(lab, place, encoder, lines.append))
+    assert any("brings an adapter of its own" in line for line in lines)
+    assert (place / "model" / "adapter.npz").read_bytes() == given and not (place / "adapted").exists()
+    assert built.catalogue.fingerprint == StandIn(encoder).fingerprint == StandIn(place / "model").fingerprint
+
+
+def test_adapter_keeps_the_list_of_what_the_encoder_was_trained_on(lab, encoder, tmp_path, adapting):
+    write_json(encoder / "trained_on.json", ["f" * 64])
+    ended(start(lab, tmp_path / "catalogue", encoder))
+    assert {"f" * 64} < trained_on(tmp_path / "catalogue" / "model").sha256
+
+
+def test_encoder_is_kept_by_its_whole_path_and_may_be_another_while_nothing_is_embedded(
+    lab, encoder, tmp_path, monkeypatch
+):
+    place, built_in = tmp_path / "catalogue", starting.ENCODER
+    monkeypatch.chdir(tmp_path)
+    plan = plan_start(lab, place, place / "data" / "lab", "borrowed")
+    assert plan.encoder == str(encoder) and plan_start(lab, place, place / "data", built_in).encoder == built_in
+    take_in(replace(plan, encoder=str(tmp_path / "mistyped")), place, print)
+    monkeypatch.chdir(lab)
+    ended(start(lab, place, encoder))
+    with pytest.raises(UserError, match="catalogue re-embed"):
+        start(lab, place, built_in)
+    assert plan_start(lab, place, place / "data" / "lab").encoder == str(encoder)
+
+
 def test_trained_on_of_an_adapter_of_unknown_photographs_takes_all_for_known(encoder):
     assert trained_on(encoder) == TrainedOn()
     (encoder / "adapter.npz").write_bytes(b"")
@@ -331,7 +416,50 @@ def test_licence_that_forbids_commercial_use_is_asked_for_once(lab, theirs, enco
     assert run("catalogue", "re-embed", place, "--model", theirs).exit_code == 0, "accepted before"
     assert "encoder theirs: licence CC BY-NC 4.0, not for" in run("catalogue", "status", place).output
     card = Card.read(place)
-    assert card.encoder["accepted"] in card.accepted.values() and card.accepted.keys() == {"theirs: CC BY-NC 4.0"}
+    assert card.encoder["accepted"] in card.accepted.values()
+    assert card.accepted.keys() == {"theirs: CC BY-NC 4.0; from https://example.org"}
+
+
+def test_licence_is_asked_for_once_with_an_adapter_and_holds_for_one_source(lab, theirs, tmp_path, adapting):
+    place, asked = tmp_path / "catalogue", []
+    built = ended(start(lab, place, theirs, agree=lambda licence: asked.append(licence) or True))
+    assert len(asked) == 1 and Card.read(place).encoder["name"] == "theirs, adapted"
+    assert Card.read(place).encoder["accepted"] and built.catalogue.fingerprint == starting.Start.read(place).chosen
+    assert ended(start(lab, place, "")).embedder.fingerprint == built.embedder.fingerprint, "and nobody is asked again"
+    other = make_encoder(
+        tmp_path / "other", name="theirs", licence="CC BY-NC 4.0", commercial=False, source="elsewhere"
+    )
+    with pytest.raises(UserError, match="--accept-licence"):
+        build.change_model(Catalogue(place), other)
+
+
+@pytest.mark.parametrize("encoder", ["theirs", "no_such_encoder", "broken"])
+def test_encoder_that_is_declined_or_cannot_be_opened_leaves_nothing_behind(encoder, lab, theirs, tmp_path):
+    place = tmp_path / "catalogue"
+    (make_encoder(tmp_path / "broken") / "encoder.json").write_text("{}")
+    done = run("start", lab, "--catalogue", place, "--encoder", tmp_path / encoder, "--no-serve")
+    assert done.exit_code == 2 and not place.exists(), done.output
+    with pytest.raises(UserError):
+        plan = plan_start(lab, place, place / "data" / "lab", str(tmp_path / encoder))
+        start_catalogue(plan, place, None)
+    assert not place.exists()
+
+
+def test_licence_that_is_refused_decodes_no_photograph(lab, theirs, tmp_path, monkeypatch):
+    place, looked = tmp_path / "catalogue", []
+    monkeypatch.setattr(starting, "check_folder", lambda *given, **more: looked.append(given) or [])
+    plan = plan_start(lab, place, place / "data" / "lab", str(theirs))
+    dataset = take_in(plan, place, print)
+    with pytest.raises(UserError, match="not for commercial use"):
+        start_catalogue(plan, place, dataset)
+    monkeypatch.setattr(starting, "build_catalogue", lambda *given, **more: refuse())
+    with pytest.raises(UserError, match="no memory"):
+        starting._build(plan, place, dataset, print)
+    assert not looked
+
+
+def refuse():
+    raise UserError("no memory is left")
 
 
 @pytest.mark.slow
@@ -390,6 +518,24 @@ def test_training_line_says_from_how_many_photographs_it_pays(tiny):
     said = training_line(dataset)
     assert "does not pay yet with 48 named" in said and "happywhale run -p data_dir" in said
     assert "training pays with 48 named photographs (it does from about 40)" in training_line(dataset, 40)
+
+
+def test_training_line_counts_named_animals_alone_and_names_a_preset_for_flukes_too(tiny):
+    dataset = read_dataset(tiny)
+    names = dataset.train["individual_id"].where(dataset.train.index % 2 == 0, "new_individual")
+    said = training_line(replace(dataset, train=dataset.train.assign(individual_id=names)))
+    assert f"with {len(names) - len(names) // 2} named" in said
+    assert "efficientnet_lite0_arcface (animals from either side" in said and "efficientnet_lite0_flukes (fluke" in said
+
+
+def test_boxes_line_has_figures_that_are_stored(tiny):
+    unboxed = replace(read_dataset(tiny), root=tiny / "nowhere")
+    measured = read_json(find_checkout() / "docs" / "results" / "detectors.json")["identification"]
+    untrained = {row["crops"]: row["MAP@5"] for row in measured if row["encoder"] == "efficientnet_lite0, untrained"}
+    figures = [f"{untrained[crops]:.3f}"[1:] for crops in ("own, animals held out", "whole photographs")]
+    assert "MAP@5 {} instead of {} on 286".format(*figures) in boxes_line(unboxed)
+    page = (find_checkout() / "docs" / "howto" / "start.md").read_text(encoding="utf-8")
+    assert f"MAP@5 is {figures[0]} with" in page and f"and {figures[1]} without" in page
 
 
 def test_training_pays_from_the_number_that_was_measured():

@@ -18,13 +18,14 @@ class Licence:
     """Whose encoder a catalogue uses, and under which terms.
 
     Attributes:
-        name: of the encoder.
+        name: of the encoder, as people see it, such as "borrowed, adapted".
         licence: as it was published; "": none is named.
-        commercial: whether commercial use is allowed.
+        commercial: whether commercial use is allowed; false also where nobody knows.
         source: where the encoder comes from; "": unknown.
         accepted: the day on which a person accepted it, ISO 8601; "": nobody was asked.
         kind: "encoder", or "detector" of one that boxes for it.
         boxes: licences of the detectors that box for it.
+        card: the name on the card, which an adapter does not change; "": `name`.
     """
 
     name: str = ""
@@ -34,11 +35,17 @@ class Licence:
     accepted: str = ""
     kind: str = "encoder"
     boxes: tuple["Licence", ...] = ()
+    card: str = ""
 
     @property
     def key(self) -> str:
-        """What was accepted: name and licence."""
-        return f"{self.name}: {self.licence}"
+        """What was accepted: the name on the card, licence and source."""
+        return f"{self.card or self.name}: {self.licence or 'not named'}; from {self.source or 'unknown'}"
+
+    @property
+    def old_key(self) -> str:
+        """What earlier versions kept of what was accepted."""
+        return f"{self.card or self.name}: {self.licence}"
 
     @property
     def sentence(self) -> str:
@@ -64,7 +71,8 @@ def licence_of(card: object, name: str = "", kind: str = "encoder") -> Licence:
     Returns:
         The licence, not accepted yet.
     """
-    return Licence(name or card.name, card.licence.strip(), bool(card.commercial), card.source.strip(), kind=kind)
+    facts = {"licence": card.licence.strip(), "commercial": bool(card.commercial), "source": card.source.strip()}
+    return Licence(name or card.name, **facts, kind=kind, card=card.name)
 
 
 def stored_licence(record: Mapping[str, object]) -> Licence:
@@ -113,7 +121,7 @@ def accept_licence(
     """
     if licence.commercial:
         return licence
-    if day := accepted.get(licence.key):
+    if day := accepted.get(licence.key) or accepted.get(licence.old_key):
         return replace(licence, accepted=day)
     if not agree(licence):
         raise UserError(f"{licence.sentence}: not accepted, and nothing was changed")

@@ -21,7 +21,7 @@ from .schema import Photo
 from .store import Catalogue
 from .uploads import UNREADABLE, read_exif
 from ..core.artifacts import atomic
-from ..core.errors import UserError
+from ..core.errors import Undecodable, UserError
 from ..core.platforms import link_file
 from ..data.formats import PHOTO_ENDINGS, open_photo
 from ..imaging.photo import upright_size
@@ -50,7 +50,7 @@ def file_columns(path: Path | str) -> dict[str, str | int]:
         Values of sha256, size (bytes), width, height (upright, pixels) and taken (ISO 8601, or "").
 
     Raises:
-        UserError: if it is missing, or no photo that can be opened.
+        UserError: if it is missing, `Undecodable` if it is no photo that can be opened.
     """
     try:
         with open_photo(path) as photo:
@@ -59,7 +59,7 @@ def file_columns(path: Path | str) -> dict[str, str | int]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: where is its folder? `happywhale data relink`") from None
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be opened ({error}): replace the file, or leave it out by skip.csv") from None
+        raise Undecodable(f"{path} cannot be opened ({error}): replace the file, or leave it out by skip.csv") from None
     return facts | {"width": width, "height": height, "taken": taken}
 
 # %% ../../nbs/lib/catalogue/photo_files.ipynb #photo_files-08

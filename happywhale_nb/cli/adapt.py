@@ -10,7 +10,7 @@ import os
 
 import click
 
-from .options import PATH
+from .options import PATH, accept_option, ask_licence
 
 # %% ../../nbs/lib/cli/adapt.ipynb #adapt-04
 @click.command()
@@ -19,7 +19,8 @@ from .options import PATH
 @click.option("--to", "target", required=True, type=PATH, help="The encoder folder to write.")
 @click.option("--train", is_flag=True, help="Also try an adapter trained with ArcFace, which takes minutes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice.")
-def adapt(encoder, data_folder, target, train, seed):
+@accept_option
+def adapt(encoder, data_folder, target, train, seed, accept):
     """Adapt an encoder to the animals of a data folder, without training it; written only if that pays.
 
     \b
@@ -31,9 +32,10 @@ def adapt(encoder, data_folder, target, train, seed):
     """
     from happywhale_nb.catalogue.training_photos import trained_on
     from happywhale_nb.networks.adapting import adapt_encoder
-    from happywhale_nb.networks.encoders import is_built_in
+    from happywhale_nb.networks.encoders import is_built_in, stated_card
 
     place = encoder if is_built_in(encoder) else encoder.absolute()
+    ask_licence(stated_card(place), accept)
     seen = trained_on(place)
     known = () if seen is None else seen.sha256 | seen.names
     choice = adapt_encoder(place, data_folder.absolute(), target.absolute(), train, seed, quiet=False, trained=known)

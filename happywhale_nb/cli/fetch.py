@@ -8,13 +8,12 @@ __all__ = ['fetch']
 # %% ../../nbs/lib/cli/fetch.ipynb #fetch-02
 import os
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
 import click
 
-from .options import PATH
+from .options import PATH, accept_option, ask_licence
 from ..core.errors import UserError
 from ..core.paths import project_root
 
@@ -25,17 +24,6 @@ def _draw_probe():
     return draw_probe()
 
 # %% ../../nbs/lib/cli/fetch.ipynb #fetch-08
-def _ask_licence(card, accepted):
-    """Have a licence accepted that does not permit commercial use; `UserError` if it is not."""
-    if card.commercial or accepted:
-        return
-    where = card.source or "its card"
-    text = f"{card.name}: licence {card.licence}, not for commercial use as far as is known ({where})"
-    if sys.stdin.isatty() and click.confirm(f"{text}. Use it under this licence?"):
-        return
-    raise UserError(f"{text}: read it, then add --accept-licence if your use is within it")
-
-
 def _default_folder(name):
     return project_root() / "outputs" / "encoders" / re.sub(r"[^\w.-]+", "-", name).strip("-.").lower()
 
@@ -44,13 +32,13 @@ def _default_folder(name):
 @click.argument("source", required=False)
 @click.option("--to", "target", type=PATH, help="The folder to write [outputs/encoders/NAME].")
 @click.option("--list", "show", is_flag=True, help="List the ready cards: size, licence, commercial use.")
-@click.option("--accept-licence", is_flag=True, help="Accept a licence that excludes commercial use.")
+@accept_option
 @click.option("--revision", default="", help="Branch, tag or commit on the hub.")
 @click.option("--card", type=PATH, help="JSON file with its card; needed for an address or a file.")
 @click.option("--sha256", default="", help="Refuse weights with another SHA-256.")
 @click.option("--size", type=click.IntRange(min=0), default=0, help="Side of the input, where it can be chosen.")
 @click.option("--hub", type=PATH, envvar="HAPPYWHALE_HUB", help="A folder laid out like the hub [$HAPPYWHALE_HUB].")
-def fetch(source, target, show, accept_licence, revision, card, sha256, size, hub):
+def fetch(source, target, show, accept, revision, card, sha256, size, hub):
     """Fetch an encoder from a hub: converted to ONNX, compared with the original, with its card.
 
     \b
@@ -72,7 +60,7 @@ def fetch(source, target, show, accept_licence, revision, card, sha256, size, hu
         raise UserError("name a source: timm:NAME, hf:OWNER/NAME, an address, a file, or a name of --list")
     own = read_ready_card(card.absolute()) if card else None
     options = {"card": own, "revision": revision, "hub": hub or "", "size": size, "sha256": sha256}
-    _fetch(source, target, options, partial(_ask_licence, accepted=accept_licence))
+    _fetch(source, target, options, partial(ask_licence, accept=accept))
 
 
 def _fetch(source, target, options, accept):

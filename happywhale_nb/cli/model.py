@@ -13,7 +13,7 @@ import click
 from .adapt import adapt
 from .card import card
 from .fetch import fetch
-from .options import PATH, choose_tensorflow
+from .options import PATH, accept_option, ask_licence, choose_tensorflow
 from .presets import presets
 from ..core.artifacts import read_json, write_json
 from ..core.paths import project_root
@@ -41,7 +41,8 @@ def _place(encoder):
 @click.argument("encoder", type=PATH)
 @click.argument("photos", type=PATH)
 @click.option("--to", "target", required=True, type=PATH, help="The Parquet file.")
-def embed(encoder, photos, target):
+@accept_option
+def embed(encoder, photos, target, accept):
     """Embed the photographs of a folder by any encoder: cropped and averaged as in its training.
 
     \b
@@ -49,8 +50,11 @@ def embed(encoder, photos, target):
 
     ENCODER is a trained model.keras, an .onnx file with its card, an encoder folder, or efficientnet_lite0, ..1, ..2
     (ImageNet's features). PHOTOS is a data folder, whose boxes are used, or any folder with photographs, which are
-    taken whole.
+    taken whole. The encoder's card, with its licence, is written beside the table.
     """
+    from happywhale_nb.networks.encoders import stated_card
+
+    ask_licence(stated_card(_place(encoder)), accept)
     from happywhale_nb.networks.embedder import embed_folder
 
     table = embed_folder(_place(encoder), photos.absolute(), target.absolute())

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from .catalogue import MODEL_HELP, accept_option, calibration_lines, licence_question
+from .catalogue import MODEL_HELP, calibration_lines
 from .data import column_names, source_options
-from .options import PATH
+from .options import PATH, accept_option, licence_question
 from .server import check_address, serve_page
 from ..core.paths import project_root
 from ..core.platforms import clean_file_name
@@ -63,6 +63,7 @@ def start(folder, name, encoder, accept, catalogue, port, browser, serve, column
     """
     from happywhale_nb.catalogue.starting import (
         boxes_line,
+        open_start,
         plan_start,
         start_catalogue,
         take_in,
@@ -75,9 +76,10 @@ def start(folder, name, encoder, accept, catalogue, port, browser, serve, column
     place, data = start_places(folder, name, catalogue)
     options = {key: value for key, value in {**settings, "columns": column_names(columns)}.items() if value}
     plan = plan_start(folder, place, data, encoder, options)
-    dataset = take_in(plan, place, click.echo, copy)
     agree = licence_question(accept)
-    store, embedder, added, calibration = start_catalogue(plan, place, dataset, name, click.echo, agree)
+    opened = open_start(plan, place, agree)
+    dataset = take_in(plan, place, click.echo, copy)
+    store, embedder, added, calibration = start_catalogue(plan, place, dataset, name, click.echo, agree, opened)
     lines = [f"{os.path.relpath(place)}: {count_noun(added, 'photograph')} added", *calibration_lines(calibration)]
     dataset = read_dataset(dataset.root)  # without what could not be decoded
     lines += [store.licence.sentence, boxes_line(dataset), training_line(dataset)]

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..core.errors import UserError
+from ..core.errors import Undecodable, UserError
 from ..data.formats import ORIENTATION, open_photo, to_rgb, upright, upright_size
 
 # %% ../../nbs/lib/imaging/photo.ipynb #photo-17
@@ -89,7 +89,7 @@ def decoding(path: Path | str | BinaryIO) -> Iterator[None]:
         path: the file, or an open binary one.
 
     Raises:
-        UserError: if the file is missing or cannot be decoded; the message names it.
+        UserError: if the file is missing, `Undecodable` if it cannot be decoded; the message names it.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def decoding(path: Path | str | BinaryIO) -> Iterator[None]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(" file <_io.", " photograph <_io.").split(" <_io.")[0]
         remedy = "replace the file, remove its row, or leave such photographs out"
-        raise UserError(
+        raise Undecodable(
             f"{photo_title(path)} cannot be decoded ({reason}): {remedy} (`happywhale data check --deep --skip`)"
         ) from None
 

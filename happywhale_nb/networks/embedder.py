@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Result', 'next_batch', 'run_joined', 'WaitingRoom', 'resolve_futures', 'serve_jobs', 'NetworkThread',
            'detector_function', 'grow_gpu_memory', 'CroppingEncoder', 'LoadedEncoder', 'photo_boxes', 'Embedder',
-           'embed_folder']
+           'embed_folder', 'table_card']
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-02
 import os
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,7 @@ from ..imaging.crops import load_crop
 from ..imaging.photo import photo_size
 from .detector import SIDE, STORED_SIDE, box_table, detector_input, mirror_averaged
 from .detectors import DETECTED, best_boxes, open_detector
+from .encoder_card import EncoderCard, files_digest, read_card, write_card
 from .encoders import Encoder, open_encoder
 from .keras_encoders import BATCH_SIZES, run_padded
 from happywhale_nb.networks.loading import (
@@ -475,7 +477,7 @@ class Embedder(LoadedEncoder):
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-22
 def embed_folder(encoder: Path | str, folder: Path | str, target: Path | str) -> Embeddings:
-    """Write the embeddings of a folder's photos to a Parquet file (`embeddings.write_embeddings`).
+    """Write the embeddings of a folder's photos to a Parquet file (`embeddings.write_embeddings`), its card beside it.
 
     Args:
         encoder: what `encoders.open_encoder` opens.
@@ -486,15 +488,45 @@ def embed_folder(encoder: Path | str, folder: Path | str, target: Path | str) ->
         The embeddings, one for each photo; the part of its key is "train" or "test" in a data folder, else "".
 
     Raises:
-        UserError: if the encoder or a photo cannot be read, or `target` has another ending.
+        UserError: if the encoder or a photo cannot be read, `target` has another ending, or the file that would be its
+            card is something else.
     """
-    if Path(target).suffix != ".parquet":
+    target = Path(target)
+    if target.suffix != ".parquet":
         raise UserError(f"{target}: embeddings are written as Parquet, name a file that ends with .parquet")
+    _check_card_place(target.with_suffix(".json"))
     embedder = Embedder(encoder)
     try:
         parts, images, paths, boxes = find_photos(folder)
         embeddings = image_embeddings(parts, images, embedder.embed(paths, boxes, quiet=False))
     finally:
         embedder.close()
+    target.with_suffix(".json").unlink(missing_ok=True)  # it is of another table
     write_embeddings(target, embeddings)
+    write_card(target.with_suffix(".json"), table_card(embedder.card, target, embeddings.vectors.shape[1]))
     return embeddings
+
+
+def table_card(card: EncoderCard, path: Path, dimension: int) -> EncoderCard:
+    """Make the card of a table of vectors, so that the licence goes with them.
+
+    Args:
+        card: of the encoder that made them.
+        path: the table's file.
+        dimension: of the vectors.
+
+    Returns:
+        The card, without what only a network needs.
+    """
+    own = {"file": path.name, "sha256": files_digest([path]), "dimension": dimension}
+    none = {"data": (), "output": "", "probe": "", "probe_embedding": (), "parts": (), "weights": ()}
+    return replace(card, **own, **none)
+
+
+def _check_card_place(path):
+    """Raise `UserError` if something else than a card lies where a table's card is to be written."""
+    try:
+        if path.exists():
+            read_card(path)
+    except UserError:
+        raise UserError(f"{path} is there and is no encoder's card: name another file with --to") from None

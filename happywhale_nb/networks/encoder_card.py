@@ -50,7 +50,7 @@ class EncoderCard:
         std: three numbers, the result is divided by them.
         dimension: length d of an embedding.
         licence: as its authors publish it.
-        commercial: whether the licence permits commercial use.
+        commercial: whether the licence is known to permit commercial use; false where nobody states one.
         output: name of the output that is the embedding; "": the only one.
         data: further files that belong to the file, names relative to the card.
         mirror: average with the mirror image: "" (no), "side" (left to right) or "top" (top to bottom).

@@ -254,7 +254,7 @@ def open_vectors(path: Path | str) -> VectorTable:
 
 
 def _vectors_card(path, vectors):
-    """The card beside a table; without one, a card that says nothing of the encoder."""
+    """The card beside a table; without one, a card that says nothing of the encoder, and so permits nothing."""
     dimension = vectors.shape[1]
     if path.with_suffix(".json").is_file():
         card = read_card(path.with_suffix(".json"))
@@ -264,4 +264,4 @@ def _vectors_card(path, vectors):
         return card
     nothing = 224, 224, "area", "rgb", "nhwc", 1.0, (0.0,) * 3, (1.0,) * 3
     digest, source = files_digest([path]), "vectors made elsewhere"
-    return EncoderCard(path.stem, path.name, digest, *nothing, dimension, "not stated", True, source=source)
+    return EncoderCard(path.stem, path.name, digest, *nothing, dimension, "not stated", False, source=source)

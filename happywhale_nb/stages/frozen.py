@@ -34,7 +34,7 @@ from ..networks.adapter_training import train_arcface
 from ..networks.callbacks import Unfinished
 from ..networks.card_encoder import Encoder, card_record
 from ..networks.encoder_card import CARD, EncoderCard, read_card, write_card
-from ..networks.encoder_groups import AdaptedEncoder, SideBySide
+from ..networks.encoder_groups import AdaptedEncoder, SideBySide, joined_terms
 from ..networks.encoders import ADAPTER, copy_encoder, open_encoder, write_side_by_side
 from ..networks.model import library_versions
 from ..networks.presets import used_preset
@@ -80,8 +80,13 @@ class FrozenModel:
 
     @property
     def card(self) -> EncoderCard:
-        """The card of the encoder without its adapter, else of the first table."""
-        return (self.encoder.plain if self.own_adapter else self.sources[0]).card
+        """The card of the encoder without its adapter, or of the table; of several the first's with all their terms."""
+        own = [self.encoder.plain if self.own_adapter else self.encoder] if self.encoder else []
+        cards = [source.card for source in (*own, *self.tables)]
+        if len(cards) == 1:
+            return cards[0]
+        name, dimension = " + ".join(card.name for card in cards), sum(card.dimension for card in cards)
+        return replace(cards[0], name=name, dimension=dimension, probe="", probe_embedding=(), **joined_terms(cards))
 
     @property
     def fingerprint(self) -> str:
@@ -367,9 +372,11 @@ def keep_encoder(frozen: FrozenModel, folder: Path) -> None:
 
 def _correct_card(frozen, folder):
     """Take over what may have been corrected in an encoder's card without another embedding."""
-    facts = {name: getattr(frozen.card, name) for name in ("name", "licence", "commercial", "source")}
     card = read_card(folder) if (folder / CARD).is_file() else None
-    if card is not None and replace(card, **facts) != card:
+    if card is None:
+        return
+    facts = {name: getattr(frozen.encoder.card, name) for name in ("name", "licence", "commercial", "source")}
+    if replace(card, **facts) != card:
         write_card(folder, replace(card, **facts))
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-17

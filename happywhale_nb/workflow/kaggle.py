@@ -29,8 +29,8 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import find_checkout, kaggle_root
 from ..core.platforms import link_file
-from ..networks.encoder_card import CARD, read_card
-from ..networks.encoders import copy_encoder
+from ..networks.encoder_card import read_card, write_card
+from ..networks.encoders import copy_encoder, stated_card
 from ..stages.encoder_input import encoder_name, files_of, find_encoders, is_table, model_name
 from .assets import find_notebook
 from .notebooks import check_parameters, read_parameters
@@ -513,25 +513,40 @@ def pack_encoder(text: str, folder: Path) -> tuple[str, str]:
     Raises:
         UserError: If a file is missing.
     """
-    names, licences = [], {"Apache-2.0"}
+    names, taken, licences = [], set(), {"Apache-2.0"}
     for number, place in enumerate(find_encoders(text)):
-        name = encoder_name(str(place)).replace(" ", "-")
-        name = f"{name}-{number}" if f"{PACKED}/{name}" in names else name
+        name = _free_name(encoder_name(str(place)).replace(" ", "-"), number, taken)
         if is_table(place):
             name += place.suffix
-            (folder / PACKED).mkdir(parents=True, exist_ok=True)
-            for file in files_of(place):
-                shutil.copyfile(file, (folder / PACKED / name).with_suffix(file.suffix))
-            licences.add("other")
+            licences.add(_pack_table(place, folder / PACKED / name))
         else:
             licences.add(_licence(copy_encoder(place, folder / PACKED / name)))
         names.append(f"{PACKED}/{name}")
     return " ".join(names), "apache-2.0" if licences == {"Apache-2.0"} else "other"
 
 
+def _free_name(name, number, taken):
+    """A name that no other copy has, whatever its ending: a table has a card and names of the same name beside it."""
+    while name.lower() in taken:
+        name = f"{name}-{number}"
+    taken.add(name.lower())
+    return name
+
+
+def _pack_table(place, target):
+    """Copy a table of vectors with what lies beside it; the card names the copy. Returns its licence."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for file in files_of(place):
+        shutil.copyfile(file, target.with_suffix(file.suffix))
+    if target.with_suffix(".json").is_file():
+        write_card(target.with_suffix(".json"), replace(read_card(place.with_suffix(".json")), file=target.name))
+    return "other"
+
+
 def _licence(folder):
     """The licence in a card; a network that was trained here has none."""
-    return read_card(folder).licence if (folder / CARD).is_file() else "other"
+    card = stated_card(folder)
+    return card.licence if card is not None else "other"
 
 
 def _pack_encoders(folder, plan):
