@@ -72,7 +72,7 @@ def save_network(path, height=48, width=64, filters=None, batch="n", external=Fa
 
 def network_with_card(path, **how):
     """The same with a card, written as by the command."""
-    write_new_card(save_network(path, **how), make_card(path, SAID))
+    write_new_card(save_network(path, **how), make_card(path, SAID), change=True)
     return path
 
 

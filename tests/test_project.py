@@ -55,6 +55,7 @@ NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
 NETWORKS_WITHOUT_KERAS |= {"networks.ready_cards", "networks.hubs", "networks.hub_models"}
 NETWORKS_WITHOUT_KERAS |= {"networks.encoder_card", "networks.card_encoder", "networks.runtimes", "networks.probe"}
 NETWORKS_WITHOUT_KERAS |= {"networks.encoder_groups", "networks.encoders", "networks.new_card"}
+NETWORKS_WITHOUT_KERAS |= {"networks.graph_files"}
 NETWORKS_WITHOUT_KERAS |= {"networks.vector_tables"}
 NETWORKS_WITHOUT_KERAS |= {"networks.detector_card", "networks.detector_heads", "networks.detectors"}
 NETWORKS_WITHOUT_KERAS |= {"networks.detector_draft", "networks.folder_boxes"}
