@@ -436,6 +436,12 @@ def test_lock_pins_every_requirement_with_a_hash():
         assert name in pinned, name
 
 
+def test_keras_is_one_that_runs_no_code_of_a_model_file():
+    settings = (ROOT / "settings.ini").read_text()
+    least = re.search(r"\bkeras>=(\d+)\.(\d+)", settings)
+    assert tuple(map(int, least.groups())) >= (3, 12), "its safe mode could be passed by up to 3.11"
+
+
 def test_version_is_that_of_the_settings_alone():
     settings = (ROOT / "settings.ini").read_text()
     assert f"version = {happywhale_nb.__version__}\n" in settings

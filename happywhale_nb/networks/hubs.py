@@ -323,17 +323,17 @@ def fetch_file(address: str, target: Path | str, quiet: bool = True) -> str:
         UserError: if it cannot be had, is too large for the disk, or arrives shorter than the server said.
     """
     digest, got = hashlib.sha256(), 0
-    with _open_address(address) as answer, Path(target).open("wb") as file:
-        said = answer.headers.get("Content-Length") or ""
-        size = int(said) if said.isdecimal() and said.isascii() else 0
-        _check_room(Path(target).parent, size, address)
-        pieces = _pieces(address, answer)
-        for piece in bar(pieces, "download", unit="MB", total=size // PIECE + 1 if size else None, disable=quiet):
-            digest.update(piece)
-            try:
+    try:
+        with _open_address(address) as answer, Path(target).open("wb") as file:
+            said = answer.headers.get("Content-Length") or ""
+            size = int(said) if said.isdecimal() and said.isascii() else 0
+            _check_room(Path(target).parent, size, address)
+            pieces, total = _pieces(address, answer), size // PIECE + 1 if size else None
+            for piece in bar(pieces, "download", unit="MB", total=total, disable=quiet):
+                digest.update(piece)
                 got += file.write(piece)
-            except OSError as error:
-                raise UserError(f"{address} cannot be stored after {got:,} bytes ({error.strerror})") from None
+    except OSError as error:  # of the disk: those of the connection are told already
+        raise UserError(f"{address} cannot be stored after {got:,} bytes ({error.strerror or error})") from None
     if size and got != size:
         raise UserError(f"{address} gave {got:,} of {size:,} bytes: run this again")
     return digest.hexdigest()
