@@ -10,6 +10,7 @@ __all__ = ['BUILT_IN', 'ADAPTER', 'is_built_in', 'fold_model', 'open_encoder', '
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from happywhale_nb.networks.encoder_card import (
     write_card,
 )
 from .encoder_groups import AdaptedEncoder, SideBySide
-from .graph_files import further_files
+from .graph_files import NoGraph, further_files
 from .probe import check_probe
 from .runtimes import graph_function
 from .vector_tables import VectorTable, open_vectors  # noqa: F401 - beside `open_encoder`
@@ -265,7 +266,8 @@ def _copy_files(files, folder):
 def _targets(place, card, copied):
     """The files of an encoder by their names in a copy, all but the card, whose names change."""
     if (place.parent / card.file).is_file():
-        _check_further(place, card)
+        with suppress(NoGraph):  # which is said when it is opened
+            _check_further(place, card)
     names, new = (card.file, *card.data, card.probe), (copied.file, *copied.data, copied.probe)
     files = [(target, place.parent / name) for target, name in zip(new, names, strict=True) if name]
     if card.file.endswith(".keras"):
