@@ -1,5 +1,6 @@
 """Backbones scale the pixels they get, 0 to 255, for themselves; sizes that do not suit one are refused."""
 
+import zipfile
 from dataclasses import replace
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks import model
-from happywhale_nb.networks.backbones import BACKBONES, feature_maps
+from happywhale_nb.networks.backbones import BACKBONES, copy_weights, feature_maps
 from happywhale_nb.networks.presets import configure
 
 
@@ -74,6 +75,14 @@ def test_basic_cnn_with_the_means_of_two_maps_is_stored_read_and_started_from(tm
     network = model.build_network(replace(config, weights=str(tmp_path / "model.keras")), 5)
     first, again = (each.get_layer("conv1").get_weights()[0] for each in (stored, network))
     np.testing.assert_array_equal(first, again)
+
+
+def test_weights_of_a_file_that_is_no_model_are_refused_whatever_keras_raises(tmp_path):
+    network = model.build_network(configure("basic_cnn", image_size=32, overrides="embedding=16"), 3)
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("readme.txt", "no model")
+    with pytest.raises(UserError, match=r"model\.keras cannot be read as a model"):
+        copy_weights(network, tmp_path / "model.keras")
 
 
 @pytest.mark.parametrize("name", ["embedding", "features_of_two"])

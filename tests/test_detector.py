@@ -1,5 +1,7 @@
 """The detector's windows, batches, losses and files, and that what it learns is worth more than the mean box."""
 
+import zipfile
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -129,6 +131,10 @@ def test_detect_and_detector_commands_without_what_they_need_say_so(tiny, untrai
     place.write_text("no model")
     broken = CliRunner().invoke(main, ["detector", "apply", str(tiny), "--detector", str(place)])
     assert broken.exit_code == 2 and "cannot be read as a detector" in broken.stderr
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("readme.txt", "no model")
+    torn = CliRunner().invoke(main, ["detector", "apply", str(tiny), "--detector", str(place)])
+    assert torn.exit_code == 2 and "cannot be read as a detector" in torn.stderr and torn.stderr.count("\n") == 1
     place.unlink()
     too_few = CliRunner().invoke(main, ["detector", "train", str(tiny), "--to", str(place)])
     assert too_few.exit_code == 2 and "needs 50 or more" in too_few.stderr and not place.exists()

@@ -276,8 +276,8 @@ def refusal(make, *arguments, **named):
 
 
 def test_open_detector_of_what_is_none_says_what_it_is(tmp_path):
+    stored(graph(tmp_path / "text.onnx", outputs_of("yolov8")))
     (tmp_path / "text.onnx").write_text("no ONNX")
-    stored(tmp_path / "text.onnx")
     assert "is no ONNX file" in refusal(open_detector, tmp_path / "text.onnx")
     two = graph(tmp_path / "two.onnx", outputs_of("yolov8"), names=("images", "orig_target_sizes"))
     stored(two)
@@ -510,7 +510,7 @@ def test_a_person_is_never_cropped_however_sure_the_detector_is(photo, tiny_copy
 
 def test_copy_detector_takes_all_its_files_and_the_place_of_another(photo, tmp_path):
     path = graph(tmp_path / "mega.onnx", outputs_of("yolov8"))
-    path.with_name("mega.onnx.data").write_bytes(b"weights")
+    weights = keep_elsewhere(path, "mega.onnx.data").read_bytes()
     found = OnnxDetector(path, CARD).detect([photo])
     boxes = tuple(tuple(row) for row in found[[*BOX, "confidence", "class"]].itertuples(index=False))
     stored(path, probe=photo.name, probe_boxes=boxes)
@@ -521,11 +521,47 @@ def test_copy_detector_takes_all_its_files_and_the_place_of_another(photo, tmp_p
         copied = copy_detector(path, tmp_path / "model")
         assert kept_detector(tmp_path / "model") == copied and not (tmp_path / "model" / "detector.keras").exists()
     assert open_detector(copied).fingerprint == open_detector(path).fingerprint
-    assert (copied / "mega.onnx.data").read_bytes() == b"weights"
+    assert (copied / "mega.onnx.data").read_bytes() == weights
     copy_detector(tmp_path / "own.keras", tmp_path / "model")
     assert [each.name for each in (tmp_path / "model").iterdir()] == ["detector.keras"]
     photo.unlink()
     assert "photo.png is missing" in refusal(copy_detector, path, tmp_path / "model")
+
+
+def keep_elsewhere(path, name):
+    """Move the weights of an ONNX file into another file."""
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location=name, size_threshold=64)
+    return path.with_name(name)
+
+
+@pytest.mark.parametrize("name", ["det_weights.bin", "det.onnx.data"])
+def test_weights_in_a_file_of_any_name_have_a_checksum_and_are_copied(photo, tmp_path, name):
+    path = graph(tmp_path / "det.onnx", outputs_of("yolov8"))
+    before = OnnxDetector(path, CARD).detect([photo])
+    weights = keep_elsewhere(path, name)
+    words = ["detector", "card", str(path), "--licence", "MIT", "--commercial", "--head", "yolov8"]
+    done = CliRunner().invoke(main, [*words, "--classes", ",".join(CLASSES)])
+    assert done.exit_code == 0, done.output
+    card = read_detector_card(path)
+    assert card.data == (name,)
+    write_detector_card(path, replace(card, wanted=("animal",), min_confidence=0.2))
+    (tmp_path / "model").mkdir()
+    copied = copy_detector(path, tmp_path / "model")
+    assert sorted(each.name for each in copied.iterdir()) == sorted(["detector.json", "det.onnx", name])
+    pd.testing.assert_frame_equal(
+        open_detector(copied).detect([photo]).drop(columns="source"), before.drop(columns="source")
+    )
+    write_detector_card(path, replace(read_detector_card(path), data=()))  # as cards were before
+    assert open_detector(path).fingerprint == open_detector(copied).fingerprint
+    assert len(copy_detector(path, tmp_path / "model").parent.joinpath("detector", name).read_bytes())
+    write_detector_card(path, replace(read_detector_card(path), data=("other.bin",)))
+    assert "the data of its card differ" in refusal(open_detector, path)
+    write_detector_card(path, replace(read_detector_card(path), data=(name,)))
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert "is not the file that its card is about" in refusal(open_detector, path)
+    weights.unlink()
+    assert f"{name} is missing" in refusal(open_detector, path)
+    assert f"{name} is missing" in refusal(copy_detector, path, tmp_path / "model")
 
 
 def test_detector_that_is_not_for_commercial_use_is_used_once_it_is_accepted(bright_folder, monkeypatch, tmp_path):

@@ -26,7 +26,7 @@ from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.season import demo_model
 from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.imaging.resize import CENTRE, RESIZES, resize_pixels
-from happywhale_nb.networks.card_encoder import CardEncoder, prepare
+from happywhale_nb.networks.card_encoder import CardEncoder, card_fingerprint, prepare
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, parse_card, read_card, write_card
 from happywhale_nb.networks.encoders import (
     BUILT_IN,
@@ -36,9 +36,11 @@ from happywhale_nb.networks.encoders import (
     stated_card,
     write_side_by_side,
 )
+from happywhale_nb.networks.graph_files import external_data, further_files
 from happywhale_nb.networks.hubs import NO_LICENCE, is_commercial
 from happywhale_nb.networks.new_card import make_card, write_new_card
 from happywhale_nb.networks.probe import doubt, embed_probe, other_readings, probe_picture
+from happywhale_nb.networks.runtimes import RUNTIMES, graph_function
 from happywhale_nb.networks.vector_tables import open_vectors
 from happywhale_nb.retrieval.embeddings import read_embeddings
 
@@ -80,7 +82,7 @@ def save_network(path, height=48, width=64, filters=None, batch="n", external=Fa
 
 def network_with_card(path, **how):
     """The same with a card, written as by the command."""
-    write_new_card(save_network(path, **how), make_card(path, SAID))
+    write_new_card(save_network(path, **how), make_card(path, SAID), change=True)
     return path
 
 
@@ -237,6 +239,165 @@ def test_external_data_belongs_to_the_file(tmp_path):
         with pytest.raises(UserError, match=words):
             act()
     assert {file.name for file in copy.iterdir()} == {"large.onnx", *card.data, card.probe, "encoder.json"}
+
+
+def place_weights(path, **places):
+    """Write an ONNX file that keeps zeros in other files: an initial value, a constant, a constant in a branch."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def elsewhere(name):
+        tensor = numpy_helper.from_array(np.zeros(1, np.float32), name)
+        if name in places:
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=places[name])
+            tensor.external_data.add(key="length", value="4")
+        return tensor
+
+    branch = helper.make_graph(
+        [helper.make_node("Constant", [], ["c"], value=elsewhere("branch"))], "branch", [],
+        [helper.make_tensor_value_info("c", TensorProto.FLOAT, [1])],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("GlobalMaxPool", ["x"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Constant", [], ["constant"], value=elsewhere("constant")),
+        helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch),
+        helper.make_node("Add", ["flat", "initial"], ["a"]),
+        helper.make_node("Add", ["a", "constant"], ["b"]),
+        helper.make_node("Add", ["b", "chosen"], ["y"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 16, 16])
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    yes = numpy_helper.from_array(np.array(True), "yes")
+    graph = helper.make_graph(nodes, "g", [given], [made], [elsewhere("initial"), yes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    for name in places.values():
+        if not name.startswith(("/", "..")):
+            (path.parent / name).parent.mkdir(exist_ok=True)
+            (path.parent / name).write_bytes(bytes(4))
+    return path
+
+
+def test_weights_are_found_wherever_a_graph_keeps_them(tmp_path):
+    path = place_weights(tmp_path / "x.onnx", initial="a.bin", constant="b.json", branch="sub/c.bin")
+    assert external_data(path) == ("a.bin", "b.json", "sub/c.bin") and further_files(tmp_path / "x.keras") == ()
+    for place in ("../w.bin", "/w.bin", "sub/../../w.bin", "..\\w.bin", "C:w.bin"):
+        for tensor in ("initial", "constant", "branch"):
+            with pytest.raises(UserError, match="only files in its folder are read"):
+                make_card(place_weights(tmp_path / "out.onnx", **{tensor: place}), SAID)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="cannot be read as a graph"):
+        external_data(path)
+
+
+def test_card_that_does_not_name_all_weights_of_its_file_is_refused(tmp_path):
+    path = network_with_card(tmp_path / "a" / "large.onnx", external=True)
+    right = read_card(path)
+    write_card(path.with_suffix(".json"), replace(right, data=(), sha256=files_digest([path])))
+    for act in (open_encoder, lambda path: copy_encoder(path, tmp_path / "copy")):
+        with pytest.raises(UserError, match=r"has weights in large\.onnx\.data, but in .* data names nothing"):
+            act(path)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_copy_keeps_weights_where_the_file_names_them_and_the_probe_is_beside_the_card(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAPPYWHALE_RUNTIME", "onnxruntime")
+    path = place_weights(tmp_path / "x.onnx", initial="a/w.bin", constant="b/w.bin", branch="c.json")
+    card = make_card(path, SAID | {"scale": 1.0})
+    write_new_card(path, card)
+    inner = tmp_path / "outer" / "net"
+    shutil.copytree(tmp_path, inner, ignore=lambda folder, names: ["outer"])
+    (inner / card.probe).rename(inner.parent / card.probe)
+    names = {"file": "net/x.onnx", "data": tuple(f"net/{name}" for name in card.data)}
+    write_card(inner.parent, replace(card, **names))
+    for encoder in (path, inner.parent):
+        opened = open_encoder(encoder)
+        copy = copy_encoder(encoder, tmp_path / "copy")
+        assert read_card(copy).data == ("a/w.bin", "b/w.bin", "c.json") and open_encoder(copy).card.probe == card.probe
+        assert open_encoder(copy).fingerprint == opened.fingerprint
+    write_card(inner.parent, replace(card, **names | {"data": (*names["data"], "net/encoder.json")}))
+    (inner / "encoder.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a copy would have two files encoder\.json"):
+        copy_encoder(inner.parent, tmp_path / "copy")
+
+
+def test_encoder_that_is_its_own_part_is_named(network, tmp_path):
+    pair = write_side_by_side(tmp_path / "pair", [network, network], [1, 1])
+    card, other = read_card(pair), tmp_path / "other"
+    write_card(pair, replace(card, parts=("part1", "../pair")))
+    for act in (open_encoder, encoder_files, lambda path: copy_encoder(path, tmp_path / "copy")):
+        with pytest.raises(UserError, match="contains the encoder itself"):
+            act(pair)
+    shutil.copytree(pair, other)
+    write_card(pair, replace(card, parts=("part1", "../other")))
+    write_card(other, replace(card, parts=("part1", "../pair")))
+    with pytest.raises(UserError, match="contains the encoder itself"):
+        open_encoder(pair)
+
+
+# --- graphs that leave things open
+
+
+def open_graph(path, kind="Flatten", batch="n"):
+    """A network for pictures of 16 pixels that says that it takes any."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    matrix = numpy_helper.from_array(np.random.default_rng(0).normal(size=(768, 5)).astype(np.float32), "W")
+    rows = numpy_helper.from_array(np.array([-1, 768]), "rows")
+    nodes = [
+        helper.make_node("Relu", ["x"], ["positive"]),
+        helper.make_node(kind, ["positive", "rows"][: 1 + (kind == "Reshape")], ["flat"]),
+        helper.make_node("MatMul", ["flat", "W"], ["y"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, "h", "w"])
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, "d"])
+    graph = helper.make_graph(nodes, "g", [given], [made], [matrix, *[rows] * (kind == "Reshape")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("batch", ["n", 2])
+@pytest.mark.parametrize("kind", ["Flatten", "Reshape"])
+def test_graph_with_open_sides_is_refused_for_a_size_that_it_is_not_made_for(tmp_path, monkeypatch, kind, batch):
+    pytest.importorskip("openvino", reason="no OpenVINO here: pip install 'happywhale_nb[export]'")
+    path = open_graph(tmp_path / "x.onnx", kind, batch)
+    right = make_card(path, SAID | {"width": 16, "height": 16})
+    assert right.dimension == 5
+    pixels = np.ones((4, 3, 16, 16), np.float32)
+    rows = [graph_function(path, right, runtime)(pixels) for runtime in RUNTIMES]
+    assert np.allclose(*rows, rtol=1e-4) and rows[0].shape == (4, 5)
+    for side in (20, 24, 32):
+        wrong, pixels = replace(right, width=side, height=side), np.ones((4, 3, side, side), np.float32)
+        for runtime in RUNTIMES:
+            with pytest.raises(UserError) as caught:
+                graph_function(path, wrong, runtime)(pixels)
+            assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+            monkeypatch.setenv("HAPPYWHALE_RUNTIME", runtime)
+            words = ["--resize", "linear", "--colours", "rgb", "--scale", "255", "--mean", "0 0 0", "--std", "1 1 1"]
+            words += ["--licence", "MIT", "--commercial", "--width", str(side), "--height", str(side)]
+            done = CliRunner().invoke(main, ["model", "card", str(path), *words])
+            assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
+    assert not path.with_suffix(".json").exists()
+
+
+def test_graph_of_whole_numbers_with_a_card_that_makes_others_is_refused(tmp_path):
+    from onnx import TensorProto, helper
+
+    path = tmp_path / "bytes.onnx"
+    nodes = [
+        helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["numbers"], ["y"], axes=[2, 3], keepdims=0),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", 3, 16, 16])
+    graph = helper.make_graph(nodes, "g", [given], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    plain = {"scale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    assert make_card(path, SAID | plain).dimension == 3
+    for changes in ({}, {"mean": SAID["mean"]}, {"scale": 255.0}):
+        with pytest.raises(UserError, match="its card must say scale 1, mean 0 and std 1"):
+            make_card(path, SAID | (plain | changes if changes else {}))
 
 
 @pytest.mark.parametrize(
@@ -428,6 +589,12 @@ def test_card_command_writes_a_card_that_the_original_has_confirmed(own):
     assert wrong.exit_code == 2 and "comes out with rgb" in wrong.stderr and not card.exists()
     done = CliRunner().invoke(main, [*words, "--colours", "rgb"])
     assert done.exit_code == 0 and read_card(own).commercial, done.output
+    before = card.read_text()
+    again = [*words, "--colours", "rgb", "--source", "elsewhere"]
+    kept = CliRunner().invoke(main, again)
+    assert kept.exit_code == 2 and "little.json is there already: --replace" in kept.stderr
+    assert card.read_text() == before
+    assert CliRunner().invoke(main, [*again, "--replace"]).exit_code == 0 and read_card(own).source == "elsewhere"
     other = CliRunner().invoke(main, [*words, "--colours", "rgb", "--height", "50"])
     assert other.exit_code == 2 and "has height 48, not 50" in other.stderr
 
@@ -475,9 +642,32 @@ def test_vectors_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     assert "two vectors of a.jpg (1 such)" in said("v.npy", npy(np.ones((2, 3)), ("a.jpg", "a.jpg")))
     assert "has no names" in said("w.npy", lambda path: np.save(path, np.ones((2, 3))))
     assert "is no array" in said("v.npy", lambda path: path.write_bytes(b"\x93NUMPY"))
+    latin, names = "b\u00e9b\u00e9.jpg\nb.jpg".encode("latin-1"), tmp_path / "v.txt"
+    np.save(tmp_path / "v.npy", np.ones((2, 3)))
+    assert "v.txt is not in UTF-8" in said("v.npy", lambda path: names.write_bytes(latin))
+    names.unlink()
+    names = names.with_suffix(".csv")
+    assert "v.csv is not in UTF-8" in said("v.npy", lambda path: names.write_bytes(b"name\n" + latin))
+    for text in ("", 'name\n"a\n'):
+        assert "v.csv cannot be read as names" in said("v.npy", lambda path, text=text: names.write_text(text))
+    assert "v.csv is not in UTF-8" in said("v.csv", lambda path: path.write_bytes(b"name,v\n" + latin))
     assert "not a Parquet file" in said("v.parquet", lambda path: path.write_bytes(b"PAR1"))
     assert "none is there" in said("v.csv", lambda path: path.write_text("a,b\n1,2\n"))
     assert "read from .parquet, .csv, .npy" in said("v.npz", lambda path: path.write_bytes(b""))
+
+
+def test_fingerprint_of_vectors_is_also_of_the_names_beside_them(tmp_path):
+    from happywhale_nb.catalogue.embedders import TableEmbedder
+
+    np.save(tmp_path / "v.npy", np.eye(2))
+    found = []
+    for name, text in (("v.csv", "name\na\nb\n"), ("v.txt", "a\nb\n"), ("v.txt", "b\na\n")):
+        (tmp_path / name).write_text(text, newline="\n")
+        found.append(TableEmbedder(tmp_path / "v.npy").fingerprint)
+    assert len(set(found)) == 3, "the same vectors of other photographs"
+    (tmp_path / "w.csv").write_text("name,v0,v1\na,1,0\nb,0,1\n")
+    table = open_vectors(tmp_path / "w.csv")
+    assert table.fingerprint == card_fingerprint(table.card), "as catalogues know it"
 
 
 def test_vectors_of_a_bare_name_are_refused_where_it_may_be_of_two_photographs(tmp_path):

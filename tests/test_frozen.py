@@ -58,6 +58,7 @@ def in_no_time():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("happywhale_nb.networks.encoders.graph_function", load)
+        patch.setattr("happywhale_nb.networks.encoders.further_files", lambda path: ())
         yield
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import threading
 import zipfile
 from collections import namedtuple
@@ -22,6 +23,7 @@ from onnx import TensorProto, helper
 from happywhale_nb.cli import fetch as command
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks import hub_models
+from happywhale_nb.networks.checkpoints import read_checkpoint
 from happywhale_nb.networks.encoder_card import read_card
 from happywhale_nb.networks.encoders import open_encoder
 from happywhale_nb.networks.hub_models import fetch_encoder, read_tensors
@@ -66,7 +68,11 @@ class Site(http.server.BaseHTTPRequestHandler):
         if self.path == "/short.onnx":
             promised += 100
         self.send_response(found if isinstance(found, int) else 200)
-        self.send_header("Content-Length", str(promised))
+        if self.path == "/chunked.onnx":
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"FF\r\n" + body[:20]
+        else:
+            self.send_header("Content-Length", "many" if self.path == "/odd.onnx" else str(promised))
         self.end_headers()
         self.wfile.write(body)
         self.close_connection = True
@@ -81,8 +87,9 @@ def site(tmp_path_factory):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
     graph = colour_graph(tmp_path_factory.mktemp("site") / "fins.onnx").read_bytes()
     server.files = {"/fins.onnx": graph, "/short.onnx": graph, "/private": 401, "/gated": 403, "/broken": 500}
+    server.files |= {"/chunked.onnx": graph, "/odd.onnx": graph, "/large": bytes(1 << 16)}
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield SimpleNamespace(address=f"http://127.0.0.1:{server.server_port}", graph=graph)
+    yield SimpleNamespace(address=f"http://127.0.0.1:{server.server_port}", graph=graph, files=server.files)
     server.shutdown()
     server.server_close()
 
@@ -192,11 +199,23 @@ def test_server_that_is_not_there_a_short_file_and_a_full_disk_say_so(site, card
     assert not (tmp_path / "out").exists()
 
 
+def test_address_that_is_none_and_an_answer_that_breaks_off_are_refused_in_one_line(site, card, tmp_path):
+    target = ("--card", card, "--to", tmp_path / "out")
+    assert "cannot be reached" in refused("https://127.0.0.1/my model.onnx", *target)
+    assert "cannot be reached" in refused("http://127.0.0.1:port/m.onnx", *target)
+    assert "the connection broke" in refused(site.address + "/chunked.onnx", *target)
+    assert fetch_file(site.address + "/odd.onnx", tmp_path / "a") == hashlib.sha256(site.graph).hexdigest()
+    if os.path.exists("/dev/full"):
+        with pytest.raises(UserError, match="cannot be stored"):
+            fetch_file(site.address + "/large", "/dev/full")
+
+
 def test_onnx_file_at_an_address_becomes_an_encoder_whose_card_pins_it(site, card, tmp_path):
     digest = hashlib.sha256(site.graph).hexdigest()
     words = (site.address + "/fins.onnx", "--card", card, "--to", tmp_path / "out")
     error, printed = fetch(*words, "--sha256", digest.upper())
     assert error is None and digest in printed
+    assert "nothing was converted, and there is no original to compare with" in printed and "cosine" not in printed
     written = read_card(tmp_path / "out")
     assert written.sha256 == digest and digest in written.source and written.source.startswith(site.address)
     assert sorted(os.listdir(tmp_path / "out")) == ["encoder.json", "encoder.onnx", "probe.png"]
@@ -264,6 +283,63 @@ def test_repository_with_an_onnx_file_is_fetched_from_a_folder_laid_out_like_the
     assert read_card(tmp_path / "out").source.startswith("hf:lab/fins@abc12 model.onnx sha256:")
 
 
+def far_graph(folder, name="model.onnx"):
+    """An encoder of colours that keeps its weights in `model.onnx_data`: both files' bytes."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pixels"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "W"], ["colour"]),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, 16, 16])
+    colour = helper.make_tensor_value_info("colour", TensorProto.FLOAT, ["n", 3])
+    matrix = onnx.numpy_helper.from_array(np.eye(3, dtype=np.float32), "W")
+    graph = helper.make_graph(nodes, "colours", [pixels], [colour], [matrix])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    folder.mkdir()
+    onnx.save(model, folder / name, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    return (folder / name).read_bytes(), (folder / "model.onnx_data").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["hub", "hub, in onnx", "address", "file"])
+def test_onnx_file_is_fetched_with_the_weights_that_it_keeps_elsewhere(site, card, tmp_path, source):
+    graph, weights = far_graph(tmp_path / "made")
+    site.files |= {"/far/model.onnx": graph, "/far/model.onnx_data": weights}
+    inner = "onnx" if source == "hub, in onnx" else "."
+    folder = repository(tmp_path / "hub", "lab/fins", config__json="{}") / inner
+    folder.mkdir(exist_ok=True)
+    (folder / "model.onnx").write_bytes(graph), (folder / "model.onnx_data").write_bytes(weights)
+    words = {"address": [site.address + "/far/model.onnx"], "file": [folder / "model.onnx"]}
+    words = [*words.get(source, ["hf:lab/fins", "--hub", tmp_path / "hub"]), "--card", card, "--to", tmp_path / "out"]
+    digest = hashlib.sha256(graph + weights).hexdigest()
+    assert "another file than asked for" in refused(*words, "--sha256", hashlib.sha256(graph).hexdigest())
+    error, printed = fetch(*words, "--sha256", digest)
+    assert error is None and digest in printed, error
+    assert read_card(tmp_path / "out").data == ("model.onnx_data",) and read_card(tmp_path / "out").sha256 == digest
+    assert open_encoder(tmp_path / "out").embed(PICTURE[None, :16, :16]).shape == (1, 3)
+    del site.files["/far/model.onnx_data"]
+    (folder / "model.onnx_data").unlink()
+    line = refused(*words[:-1], tmp_path / "again")
+    assert "model.onnx_data" in line and ("has no model.onnx_data" in line or "has no such file" in line)
+    assert not (tmp_path / "again").exists()
+
+
+def test_hub_that_cannot_be_reached_is_not_taken_for_files_that_are_missing(tmp_path, monkeypatch):
+    """With the client's switch for no network, and nothing, or some files, in its cache."""
+    gone = type("LocalEntryNotFoundError", (OSError,), {})
+
+    def download(repository, name, revision=None):
+        raise gone("outgoing traffic has been disabled")
+
+    constants = SimpleNamespace(HF_HUB_OFFLINE=True, HF_HUB_CACHE=str(tmp_path))
+    client = SimpleNamespace(constants=constants, hf_hub_download=download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    with pytest.raises(UserError, match=r"hf:lab/fins cannot be reached \(outgoing traffic"):
+        remote_repository(HubSource("hub", "lab/fins"))
+    (tmp_path / "models--lab--fins" / "snapshots" / "abc12").mkdir(parents=True)
+    (tmp_path / "models--lab--fins" / "snapshots" / "abc12" / "config.json").write_text("{}")
+    assert remote_repository(HubSource("hub", "lab/fins")).find("README.md") is None
+
+
 def test_repository_or_revision_that_a_folder_has_not_is_named(tmp_path):
     repository(tmp_path, "lab/fins", config__json="{}")
     assert local_repository(HubSource("hub", "lab/fins"), tmp_path).find("README.md") is None
@@ -308,6 +384,45 @@ def test_weights_with_code_are_refused_without_running_it(tmp_path, zipped):
         (tmp_path / "pytorch_model.bin").write_bytes(stream + code)
     with pytest.raises(UserError, match="never run"):
         read_tensors(tmp_path / "pytorch_model.bin")
+
+
+def a_string(text):
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+def a_tensor(kind, key, size):
+    """A tensor of one dimension, as PyTorch pickles it."""
+    storage = b"(" + a_string("storage") + f"ctorch\n{kind}\n".encode() + a_string(key) + a_string("cpu")
+    places = b"K" + bytes([size]) + b"tQK\0K" + bytes([size]) + b"\x85K\1\x85\x89ccollections\nOrderedDict\n)RtR"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + places
+
+
+def a_checkpoint(path, tensors, storages):
+    """A zip as PyTorch writes it, without PyTorch."""
+    pairs = b"".join(a_string(name) + tensor for name, tensor in tensors.items())
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/data.pkl", b"\x80\2}(" + pairs + b"u.")
+        for key, data in storages.items():
+            archive.writestr(f"weights/data/{key}", data)
+    return path
+
+
+def test_numbers_of_few_bits_and_parameters_are_read_and_others_are_said_to_be_of_another_kind(tmp_path):
+    half = np.array([1.5, -2.0, 3.140625], np.float32)
+    parameter = b"ctorch._utils\n_rebuild_parameter\n(" + a_tensor("FloatStorage", "0", 3)
+    parameter += b"\x88ccollections\nOrderedDict\n)RtR"
+    kinds = {"half": "BFloat16Storage", "yes": "BoolStorage", "bytes": "ByteStorage", "short": "ShortStorage"}
+    tensors = {name: a_tensor(kind, name, 3) for name, kind in kinds.items()}
+    storages = {"half": (half.view("<u4") >> 16).astype("<u2").tobytes(), "yes": b"\0\1\2", "bytes": b"\0\1\xff"}
+    storages |= {"short": np.array([1, -2, 3], "<i2").tobytes(), "0": half.tobytes()}
+    read = read_checkpoint(a_checkpoint(tmp_path / "a.pth", tensors | {"parameter": parameter}, storages))
+    assert read["half"].tolist() == half.tolist() == read["parameter"].tolist() and read["half"].dtype == np.float32
+    assert read["yes"].tolist() == [False, True, True] and read["bytes"].tolist() == [0, 1, 255]
+    assert read["short"].tolist() == [1, -2, 3]
+    strange = b"ctorch._utils\n_rebuild_qtensor\n(tR"
+    for tensor in (a_tensor("QInt8Storage", "0", 3), a_tensor("ComplexFloatStorage", "0", 3), strange):
+        with pytest.raises(UserError, match="of a kind that is not read"):
+            read_checkpoint(a_checkpoint(tmp_path / "b.pth", {"a": tensor}, {"0": bytes(24)}))
 
 
 def test_without_pytorch_the_extra_is_named_and_its_size(tmp_path, monkeypatch):

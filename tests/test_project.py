@@ -55,6 +55,7 @@ NETWORKS_WITHOUT_KERAS = {"networks.presets", "networks.targets"}
 NETWORKS_WITHOUT_KERAS |= {"networks.ready_cards", "networks.hubs", "networks.hub_models"}
 NETWORKS_WITHOUT_KERAS |= {"networks.encoder_card", "networks.card_encoder", "networks.runtimes", "networks.probe"}
 NETWORKS_WITHOUT_KERAS |= {"networks.encoder_groups", "networks.encoders", "networks.new_card"}
+NETWORKS_WITHOUT_KERAS |= {"networks.graph_files"}
 NETWORKS_WITHOUT_KERAS |= {"networks.vector_tables"}
 NETWORKS_WITHOUT_KERAS |= {"networks.detector_card", "networks.detector_heads", "networks.detectors"}
 NETWORKS_WITHOUT_KERAS |= {"networks.detector_draft", "networks.folder_boxes"}
@@ -433,6 +434,12 @@ def test_lock_pins_every_requirement_with_a_hash():
     for requirement in wanted:
         name = requirement.split(">")[0].split("=")[0].split("<")[0].lower().replace("_", "-")
         assert name in pinned, name
+
+
+def test_keras_is_one_that_runs_no_code_of_a_model_file():
+    settings = (ROOT / "settings.ini").read_text()
+    least = re.search(r"\bkeras>=(\d+)\.(\d+)", settings)
+    assert tuple(map(int, least.groups())) >= (3, 12), "its safe mode could be passed by up to 3.11"
 
 
 def test_version_is_that_of_the_settings_alone():

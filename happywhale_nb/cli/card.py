@@ -61,7 +61,8 @@ def card_lines(encoder: object) -> list[str]:
 @click.option("--keep-aspect", is_flag=True, default=None, help="Boxes grow to the shape of the input [stretched].")
 @click.option("--whole", is_flag=True, help="It is made for whole photographs, not for boxes.")
 @click.option("--probe-from", type=PATH, help="What the original gives for the probe picture: .npy or text.")
-def card(encoder, whole, probe_from, **values):
+@click.option("--replace", "change", is_flag=True, help="Replace a card that is there.")
+def card(encoder, whole, probe_from, change, **values):
     """Write the card of an encoder made elsewhere (.onnx, or OpenVINO's .xml), or check and show a card.
 
     \b
@@ -73,12 +74,12 @@ def card(encoder, whole, probe_from, **values):
     refused and what is wrong in it is named.
     """
     values = {name: value for name, value in values.items() if value is not None}
-    if not values and not whole and probe_from is None:
+    if not values and not whole and probe_from is None and not change:
         show(encoder)
         return
     if missing := [f"--{name}" for name in NEEDED if name not in values]:
         raise UserError(f"{encoder}: {', '.join(missing)} not given, and the file cannot tell: see where it comes from")
-    write(encoder.absolute(), values | ({"boxed": False} if whole else {}), probe_from)
+    write(encoder.absolute(), values | ({"boxed": False} if whole else {}), probe_from, change)
 
 # %% ../../nbs/lib/cli/card.ipynb #card-08
 def show(path: os.PathLike) -> None:
@@ -93,23 +94,25 @@ def show(path: os.PathLike) -> None:
         click.echo(line)
 
 
-def write(path: os.PathLike, values: dict, probe_from: os.PathLike | None) -> None:
+def write(path: os.PathLike, values: dict, probe_from: os.PathLike | None, change: bool = False) -> None:
     """Write a card and say so.
 
     Args:
         path: the graph's file.
         values: of the card, with mean and std as text.
         probe_from: the original's embedding of the probe picture; None: unknown.
+        change: replace a card that is there.
     """
     from happywhale_nb.networks.encoders import open_encoder
     from happywhale_nb.networks.new_card import make_card, read_expected, write_new_card
 
     values |= {name: three_numbers(name, values[name]) for name in ("mean", "std")}
     made = make_card(path, values, None if probe_from is None else read_expected(probe_from.absolute()))
-    place = write_new_card(path, made)
+    place = write_new_card(path, made, change)
     click.echo(f"{os.path.relpath(place)} is written")
     for line in card_lines(open_encoder(path)):
         click.echo(line)
     if probe_from is None:
         picture = os.path.relpath(path.with_name(made.probe))
-        click.echo(f"whether it is right only the original can tell: embed {picture} with it, then --probe-from")
+        again = "then the same with --probe-from and --replace"
+        click.echo(f"whether it is right only the original can tell: embed {picture} with it, {again}")

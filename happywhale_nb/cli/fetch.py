@@ -72,4 +72,7 @@ def _fetch(source, target, options, accept):
     done = fetch_encoder(source, folder, _draw_probe(), accept=accept, **options)
     card, shown = done.card, os.path.relpath(folder)
     click.echo(f"{shown}: {card.name}, {card.width} x {card.height} pixels, {card.dimension} numbers; {card.licence}")
-    click.echo(f"SHA-256 of the weights {done.sha256}; smallest cosine with the original {done.cosine:.6f}")
+    compared = "nothing was converted, and there is no original to compare with"
+    if done.cosine is not None:
+        compared = f"smallest cosine with the original {done.cosine:.6f}"
+    click.echo(f"SHA-256 of the weights {done.sha256}; {compared}")

@@ -479,8 +479,9 @@ def copy_weights(model: keras.Model, path: Path | str) -> None:
     """
     try:
         source = keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a model ({str(error).splitlines()[0][:200]})") from None
+    except Exception as error:  # a file that is no model can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} cannot be read as a model ({reason})") from None
     stored = {layer.name: layer for layer in source.layers}
     own = [layer for layer in backbone_layers(model) if layer.weights]
     for layer in own:

@@ -18,7 +18,20 @@ from ..core.errors import UserError
 
 # %% ../../nbs/lib/networks/checkpoints.ipynb #checkpoints-06
 STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8"}
-STORAGES |= {"LongStorage": "<i8", "IntStorage": "<i4"}
+STORAGES |= {"LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "|i1"}
+STORAGES |= {"ByteStorage": "|u1", "BoolStorage": "|b1", "BFloat16Storage": "bfloat16"}
+
+
+def _size(dtype):
+    """Bytes of a number."""
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def _numbers(data, dtype):
+    """Bytes as numbers; those of bfloat16, which NumPy has not, as float32."""
+    if dtype == "bfloat16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(data, "|u1") != 0 if dtype == "|b1" else np.frombuffer(data, dtype)
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class TensorPlace:
 
     Attributes:
         storage: key of its storage.
-        dtype: of the storage, as NumPy writes it.
+        dtype: of the storage, as NumPy writes it, or "bfloat16".
         offset: its first value, counted from the storage's first.
         shape: its dimensions.
         strides: steps along each dimension, in values.
@@ -64,6 +77,7 @@ class TensorPlace:
 
 # %% ../../nbs/lib/networks/checkpoints.ipynb #checkpoints-09
 _DICT, _TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
+_PARAMETER = "torch._utils _rebuild_parameter"  # of a tensor and how it was trained
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "NONE": lambda: None}
 _EMPTY |= {"NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
 _PLAIN = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT")
@@ -72,9 +86,11 @@ _PLAIN = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICO
 def _name(path, text):
     """A name in a checkpoint, if it is allowed: that of the dict, of the tensor, or of a storage."""
     module, _, name = text.partition(" ")
-    if text in (_DICT, _TENSOR) or (module == "torch" and name in STORAGES):
+    if text in (_DICT, _TENSOR, _PARAMETER) or (module == "torch" and name in STORAGES):
         return text
-    name = text.replace(" ", ".")
+    kind, name = name, text.replace(" ", ".")
+    if (module == "torch" and kind.endswith("Storage")) or (module == "torch._utils" and kind.startswith("_rebuild_")):
+        raise UserError(f"{path} holds tensors of a kind that is not read ({name}): store them as float32")
     raise UserError(f"{path} holds code of its own ({name}), which is never run: only tensors are read")
 
 
@@ -82,6 +98,8 @@ def _reduced(function, arguments):
     """What a function of the checkpoint would return: a dict, or the place of a tensor."""
     if function == _DICT:
         return {}
+    if function == _PARAMETER and isinstance(arguments[0], TensorPlace):
+        return arguments[0]
     (kind, dtype, key, *_), offset, shape, strides, *_ = arguments
     if function != _TENSOR or kind != "storage":
         raise ValueError("an unknown object")
@@ -166,8 +184,9 @@ def _stream_tensors(stream, path):
     storages = {}
     for key in keys:
         count = int.from_bytes(stream.read(8), "little", signed=True)
-        dtype = np.dtype(dtypes[key])
-        storages[key] = np.frombuffer(stream.read(count * dtype.itemsize), dtype, count)
+        storages[key] = _numbers(stream.read(count * _size(dtypes[key])), dtypes[key])
+        if len(storages[key]) != count:
+            raise ValueError("it ends too early")
     return objects, storages
 
 
@@ -178,7 +197,7 @@ def _zip_tensors(stream, path):
         objects = _read_objects(io.BytesIO(archive.read(index)), path)
         root = index.removesuffix("data.pkl")
         places = {place.storage: place.dtype for place in _places(objects).values()}
-        return objects, {key: np.frombuffer(archive.read(f"{root}data/{key}"), kind) for key, kind in places.items()}
+        return objects, {key: _numbers(archive.read(f"{root}data/{key}"), kind) for key, kind in places.items()}
 
 # %% ../../nbs/lib/networks/checkpoints.ipynb #checkpoints-17
 def _places(objects):

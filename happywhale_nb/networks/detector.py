@@ -362,9 +362,10 @@ def read_detector(path: Path | str) -> keras.Model:
     """
     try:
         model = keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # a file that is no model can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"{path} cannot be read as a detector ({error}): train one with `happywhale detector train`"
+            f"{path} cannot be read as a detector ({reason}): train one with `happywhale detector train`"
         ) from None
     if model.name != "detector":
         raise UserError(f"{path} is a model called {model.name!r}, not a detector")

@@ -49,7 +49,7 @@ class DetectorCard:
     Attributes:
         name: of the detector; its boxes are the source of this name, in `boxes/<name>.csv`.
         file: name of its file, beside the card.
-        sha256: of that file, 64 hex digits.
+        sha256: of that file, and of those in `data` after it, 64 hex digits.
         width: of the input, in pixels.
         height: of the input, in pixels.
         head: one of `HEADS`.
@@ -72,6 +72,7 @@ class DetectorCard:
         source: where the detector comes from.
         probe: name of a picture beside the card; "": none.
         probe_boxes: the boxes that are right on the probe, of all classes.
+        data: names of further files beside the card, in which the file keeps its weights.
     """
 
     name: str
@@ -99,6 +100,7 @@ class DetectorCard:
     source: str = ""
     probe: str = ""
     probe_boxes: tuple[Box, ...] = ()
+    data: tuple[str, ...] = ()
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-09
 TAKEN = ("auto", "boxes", "detector", "own", "person", "whole")  # sources of boxes that are not this one
@@ -156,6 +158,7 @@ RULES: dict[str, Rule] = {
     "source": text(),
     "probe": text(_PICTURE, lambda value: not value or _is_file(value)),
     "probe_boxes": list_of(_is_box, "a list of boxes, each [x0, y0, x1, y1, confidence, class]"),
+    "data": list_of(lambda value: isinstance(value, str) and _is_file(value), "names of files beside the card"),
 }
 
 # %% ../../nbs/lib/networks/detector_card.ipynb #detector_card-13

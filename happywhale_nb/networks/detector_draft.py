@@ -37,6 +37,7 @@ from happywhale_nb.networks.detectors import (
     open_session,
     probe_fault,
 )
+from .graph_files import further_files
 
 # %% ../../nbs/lib/networks/detector_draft.ipynb #detector_draft-05
 def stored_classes(session: object) -> tuple[str, ...]:
@@ -147,8 +148,8 @@ def draft_detector_card(path: Path | str, given: Mapping[str, object]) -> Detect
         classes = ("animal",)
     wanted = tuple(given.get("wanted") or [name for name in classes if name.lower() not in NO_ANIMALS])
     values = _habits(head) | {
-        "name": clean_name(path.stem), "file": path.name, "sha256": file_sha256(path), "width": width,
-        "height": height, "layout": layout, "head": head, "classes": classes, "wanted": wanted,
+        "name": clean_name(path.stem), "file": path.name, "sha256": file_sha256(path), "data": further_files(path),
+        "width": width, "height": height, "layout": layout, "head": head, "classes": classes, "wanted": wanted,
     }  # fmt: skip
     return make_detector_card(values | {k: v for k, v in given.items() if v is not None and k != "size"}, path)
 

@@ -32,6 +32,7 @@ from .detector_card import HEADS, DetectorCard, write_detector_card
 from .detector_heads import keep_best, read_candidates
 from .detectors import OnnxDetector, file_sha256
 from .devices import require_tensorflow
+from .graph_files import further_files
 
 # %% ../../nbs/lib/networks/detector_export.ipynb #detector_export-04
 def reduction_matrix() -> np.ndarray:
@@ -98,7 +99,7 @@ def export_card(path: Path | str, exported: Path | str, target: Path | str, head
     return replace(
         own_card(path, name or Path(target).stem), file=Path(target).name, sha256=file_sha256(exported), head=head,
         coordinates="fractions" if fractions else "pixels", layout="nchw", scale=255.0,
-        licence="own",
+        licence="own", data=further_files(exported),
     )  # fmt: skip
 
 
@@ -136,7 +137,8 @@ def export_detector(
         write_detector_card(made, card)
         _compare(model, OnnxDetector(made))
         pictures = [made.with_name(card.probe)] if card.probe else []
-        for file in [made, *pictures, made.with_suffix(".json")]:
+        weights = [made.with_name(name) for name in card.data]
+        for file in [*weights, made, *pictures, made.with_suffix(".json")]:
             with atomic(target.with_name(file.name)) as temporary:
                 shutil.copy(file, temporary)
     return card

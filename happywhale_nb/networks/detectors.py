@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['DETECTED', 'TYPES', 'BATCH', 'SAME_BOX', 'SAME_CONFIDENCE', 'IMAGENET', 'PLAIN', 'Detector', 'detector_fingerprint',
            'best_boxes', 'detector_pixels', 'network_input', 'open_session', 'input_layout', 'OnnxDetector',
-           'file_sha256', 'weights_file', 'check_sum', 'probe_fault', 'other_cards', 'cards_that_agree', 'check_probe',
-           'open_detector', 'detector_files', 'copy_detector', 'kept_detector']
+           'file_sha256', 'check_sum', 'probe_fault', 'other_cards', 'cards_that_agree', 'check_probe', 'open_detector',
+           'detector_files', 'copy_detector', 'kept_detector']
 
 # %% ../../nbs/lib/networks/detectors.ipynb #detectors-02
-import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -41,6 +40,8 @@ from happywhale_nb.networks.detector_heads import (
     keep_best,
     read_candidates,
 )
+from .encoder_card import files_digest
+from .graph_files import further_files
 from ..retrieval.search import import_optional
 
 # %% ../../nbs/lib/networks/detectors.ipynb #detectors-05
@@ -83,7 +84,7 @@ def detector_fingerprint(card: DetectorCard) -> str:
     Returns:
         16 hex digits of the file and the card, but for name, licence, source and probe.
     """
-    told = ("name", "file", "licence", "commercial", "source", "probe", "probe_boxes")
+    told = ("name", "file", "data", "licence", "commercial", "source", "probe", "probe_boxes")
     return fingerprint({name: value for name, value in asdict(card).items() if name not in told})
 
 
@@ -326,30 +327,18 @@ class OnnxDetector:
 
 # %% ../../nbs/lib/networks/detectors.ipynb #detectors-18
 def file_sha256(path: Path | str) -> str:
-    """Compute the checksum of a detector's file, with the weights that an ONNX file may keep in a file of their own.
+    """Compute the checksum of a detector's file, with the weights that an ONNX file may keep in files of their own.
 
     Args:
         path: the file.
 
     Returns:
         64 hex digits.
+
+    Raises:
+        UserError: if a file is missing, or it is no graph.
     """
-    digest = hashlib.sha256(Path(path).read_bytes())
-    if weights_file(path).is_file():
-        digest.update(weights_file(path).read_bytes())
-    return digest.hexdigest()
-
-
-def weights_file(path: Path | str) -> Path:
-    """Return where an ONNX file keeps weights that are not in it.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Such as `x.onnx.data` beside `x.onnx`; it need not exist.
-    """
-    return Path(path).with_name(Path(path).name + ".data")
+    return files_digest([path, *(Path(path).with_name(name) for name in further_files(path))])
 
 
 def check_sum(path: Path | str, card: DetectorCard) -> None:
@@ -360,12 +349,14 @@ def check_sum(path: Path | str, card: DetectorCard) -> None:
         card: its card.
 
     Raises:
-        UserError: if it is missing or another.
+        UserError: if it is missing or another, or keeps weights in files that the card does not name.
     """
     if not Path(path).is_file():
         raise UserError(f"there is no detector {path}, though there is a card of it")
     if file_sha256(path) != card.sha256:
         raise UserError(f"{path} is not the file that its card is about (sha256 differs): write a card of this one")
+    if card.data and (odd := set(further_files(path)) ^ set(card.data)):
+        raise UserError(f"{path} and the data of its card differ in {min(odd)}: write a card of this file")
 
 # %% ../../nbs/lib/networks/detectors.ipynb #detectors-20
 SAME_BOX, SAME_CONFIDENCE = 0.97, 0.02  # least IoU and largest difference to the boxes of a probe
@@ -507,7 +498,7 @@ def detector_files(path: Path | str) -> list[Path]:
         path: as for `open_detector`.
 
     Returns:
-        Its file, and for ONNX the card, the probe and weights in a file of their own.
+        Its file, and for ONNX the card, the file, the probe and weights in files of their own.
 
     Raises:
         UserError: if one is missing.
@@ -517,9 +508,9 @@ def detector_files(path: Path | str) -> list[Path]:
         files = [path]
     else:
         card, place = read_detector_card(path), detector_card_path(path)
-        names = [card.file, *[card.probe] * bool(card.probe)]
+        weights = further_files(place.with_name(card.file)) if place.with_name(card.file).is_file() else ()
+        names = [card.file, *[card.probe] * bool(card.probe), *dict.fromkeys((*weights, *card.data))]
         files = [place, *[place.with_name(name) for name in names]]
-        files += [weights_file(files[1])] if weights_file(files[1]).is_file() else []
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"there is no detector {path}: {missing[0].name} is missing")
     return files
@@ -536,7 +527,7 @@ def copy_detector(path: Path | str, folder: Path | str) -> Path:
         The copy, as for `open_detector`.
 
     Raises:
-        UserError: if a file of it is missing.
+        UserError: if a file of it is missing, or two would have one name.
     """
     files, folder = detector_files(path), Path(folder)
     own, other = folder / "detector.keras", folder / "detector"
@@ -545,10 +536,13 @@ def copy_detector(path: Path | str, folder: Path | str) -> Path:
             shutil.copy(files[0], temporary)
         shutil.rmtree(other, ignore_errors=True)
         return own
+    names = ["detector.json", *(file.name for file in files[1:])]
+    if twice := [name for name in names if [each.lower() for each in names].count(name.lower()) > 1]:
+        raise UserError(f"{path}: a copy would have two files {twice[0]}: give one of them another name")
     with atomic(other) as temporary:
         temporary.mkdir()
-        for number, file in enumerate(files):
-            shutil.copy(file, temporary / (file.name if number else "detector.json"))
+        for name, file in zip(names, files, strict=True):
+            shutil.copy(file, temporary / name)
     own.unlink(missing_ok=True)
     return other
 

@@ -7,8 +7,10 @@ __all__ = ['BUILT_IN', 'ADAPTER', 'OVERLAID', 'is_built_in', 'fold_model', 'open
            'copy_encoder', 'copy_into', 'copied_card', 'write_side_by_side']
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-03
+import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from happywhale_nb.networks.encoder_card import (
     write_card,
 )
 from .encoder_groups import AdaptedEncoder, SideBySide, joined_terms
+from .graph_files import NoGraph, further_files
 from .probe import check_probe
 from .runtimes import graph_function
 from .vector_tables import VectorTable, open_vectors  # noqa: F401 - beside `open_encoder`
@@ -81,22 +84,44 @@ def open_encoder(path: Path | str) -> Encoder:
     if is_built_in(path):
         from happywhale_nb.networks.keras_encoders import lite_card, lite_file  # here, because it needs Keras
 
-        return _card_encoder(lite_file(path), lite_card(str(path)))
+        return _card_encoder(lite_file(path), lite_card(str(path)), lite_file(path).parent)
     if fold := fold_model(path):
         return _adapted(_fold_encoder(fold), fold.with_name(ADAPTER))
     _check_path(Path(path))
     card, place = read_card(path), card_path(path)
     if card.parts:
-        encoder = SideBySide([open_encoder(place.parent / part) for part in card.parts], card.weights, card)
+        encoder = SideBySide([open_encoder(part) for part in _parts(place, card)], card.weights, card)
     else:
         check_digest(place, card)
-        encoder = _card_encoder(place.parent / card.file, card)
+        _check_further(place, card)
+        encoder = _card_encoder(place.parent / card.file, card, place.parent)
     return _adapted(encoder, place.with_name(ADAPTER))
 
 
 def _adapted(encoder, adapter):
     """The encoder, with the adapter in a file if there is one."""
     return AdaptedEncoder(encoder, read_adapter(adapter)) if adapter.is_file() else encoder
+
+# %% ../../nbs/lib/networks/encoders.ipynb #encoders-07a
+def _parts(place, card, above=()):
+    """Paths of a card's parts; `UserError` if one of them, or a part of it, is the encoder itself."""
+    above, paths = {*above, place.resolve()}, [place.parent / part for part in card.parts]
+    for path in paths:
+        inner = card_path(path)
+        if inner.resolve() in above:
+            raise UserError(f"{place}: its part {os.path.relpath(path, place.parent)} contains the encoder itself")
+        if inner.is_file() and not fold_model(path):
+            _parts(inner, read_card(path), above)
+    return paths
+
+
+def _check_further(place, card):
+    """Raise `UserError` if a file has weights in another one that its card does not name: it would have no checksum."""
+    file = place.parent / card.file
+    named = {(place.parent / name).resolve() for name in card.data}
+    if left := [name for name in further_files(file) if (file.parent / name).resolve() not in named]:
+        known = f"data names {', '.join(card.data)}" if card.data else "data names nothing"
+        raise UserError(f"{file} has weights in {left[0]}, but in {place} {known}: write the card anew")
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-08
 _REMEDIES = {
@@ -126,11 +151,11 @@ def _fold_encoder(path):
     return KerasEncoder(path)
 
 
-def _card_encoder(file, card):
-    """The encoder of a file and its card, whose probe has been looked at."""
+def _card_encoder(file, card, folder):
+    """The encoder of a file and its card, whose probe in the card's folder has been looked at."""
     batch_sizes = (1,)
     if file.suffix == ".keras":
-        return _as_card(_fold_encoder(file), card, file.parent)
+        return _as_card(_fold_encoder(file), card, folder)
     if file.suffix == ".pth":
         from happywhale_nb.networks.keras_encoders import BATCH_SIZES, lite_function, lite_runtime
 
@@ -140,7 +165,7 @@ def _card_encoder(file, card):
         run = graph_function(file, card)
     else:
         raise UserError(f"{file}: an encoder's file ends with .onnx, .xml (OpenVINO) or .keras")
-    check_probe(card, run, file.parent)
+    check_probe(card, run, folder)
     return CardEncoder(card, run, batch_sizes)
 
 
@@ -179,7 +204,7 @@ def encoder_files(path: Path | str) -> list[Path]:
         return [fold, fold.with_name("config.json"), *_if_there(fold.with_name(ADAPTER))]
     _check_path(Path(path))
     card, place = read_card(path), card_path(path)
-    files = [file for part in card.parts for file in encoder_files(place.parent / part)]
+    files = [file for part in _parts(place, card) for file in encoder_files(part)]
     files += [place.parent / name for name in (card.file, *card.data, card.probe) if name]
     if card.file.endswith(".keras"):
         files.append(files[0].with_name("config.json"))
@@ -245,8 +270,10 @@ def copy_into(path: Path | str, folder: Path) -> None:
     card, trained = copied_card(path), trained_path(path)
     if card is not None and card.parts:
         _copy_parts(card_path(path), read_card(path), folder)
+    elif card is not None and not is_built_in(path):
+        _copy_files(_targets(card_path(path), read_card(path), card), folder)
     else:
-        _copy_files(encoder_files(path), folder)
+        _copy_files({file.name: file for file in encoder_files(path)}, folder)
     if card is not None:
         write_card(folder, card)
     if not is_built_in(path) and trained.is_file():
@@ -254,24 +281,40 @@ def copy_into(path: Path | str, folder: Path) -> None:
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-15
 def _copy_files(files, folder):
-    for file in files:
-        if file.suffix == ".json" and file.name != "config.json":
-            continue  # a card is written anew: names in it change
+    """Copy files to their names in a folder."""
+    for name, file in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(file, folder / file.name)
+            shutil.copyfile(file, folder / name)
         except FileNotFoundError:
             raise UserError(f"{file} is missing: an encoder is copied with all its files") from None
 
 
+def _targets(place, card, copied):
+    """The files of an encoder by their names in a copy, all but the card, whose names change."""
+    if (place.parent / card.file).is_file():
+        with suppress(NoGraph):  # which is said when it is opened
+            _check_further(place, card)
+    names, new = (card.file, *card.data, card.probe), (copied.file, *copied.data, copied.probe)
+    files = [(target, place.parent / name) for target, name in zip(new, names, strict=True) if name]
+    if card.file.endswith(".keras"):
+        files.append(("config.json", files[0][1].with_name("config.json")))
+    files += [(ADAPTER, file) for file in _if_there(place.with_name(ADAPTER))]
+    lower = [CARD, TRAINED, *(target.lower() for target, _ in files)]  # some systems do not tell capitals apart
+    if twice := [target for target, _ in files if lower.count(target.lower()) > 1]:
+        raise UserError(f"{place}: a copy would have two files {twice[0]}: give one of them another name")
+    return dict(files)
+
+
 def _copy_parts(place, card, folder):
-    for number, part in enumerate(card.parts, start=1):
+    for number, part in enumerate(_parts(place, card), start=1):
         (folder / f"part{number}").mkdir()
-        copy_into(place.parent / part, folder / f"part{number}")
-    _copy_files(_if_there(place.with_name(ADAPTER)), folder)
+        copy_into(part, folder / f"part{number}")
+    _copy_files({file.name: file for file in _if_there(place.with_name(ADAPTER))}, folder)
 
-
+# %% ../../nbs/lib/networks/encoders.ipynb #encoders-15a
 def copied_card(path: Path | str) -> EncoderCard | None:
-    """Make the card of a copied encoder, whose files lie beside it.
+    """Make the card of a copied encoder, whose file and probe lie beside it; further data where the file names them.
 
     Args:
         path: as for `open_encoder`.
@@ -290,8 +333,13 @@ def copied_card(path: Path | str) -> EncoderCard | None:
         return None
     card = read_card(path)
     parts = tuple(f"part{number}" for number in range(1, len(card.parts) + 1))
-    data = tuple(Path(name).name for name in card.data)
+    data = tuple(_below(name, Path(card.file).parent) for name in card.data)
     return replace(card, file=Path(card.file).name, probe=Path(card.probe).name, data=data, parts=parts)
+
+
+def _below(name, folder):
+    """A file's name relative to a folder; its last name if it is not below it."""
+    return (Path(name).relative_to(folder) if Path(name).is_relative_to(folder) else Path(Path(name).name)).as_posix()
 
 # %% ../../nbs/lib/networks/encoders.ipynb #encoders-18
 def write_side_by_side(

@@ -130,7 +130,7 @@ def export_encoder(
             _list_trained(temporary / TRAINED, trained)
     if target.suffix == ".onnx":
         _list_trained(trained_path(target.with_suffix(".json")), trained)
-        write_new_card(target, made)
+        write_new_card(target, made, change=True)
     return worst
 
 

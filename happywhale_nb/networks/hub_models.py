@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urljoin
 
 import numpy as np
 from PIL import Image
@@ -26,8 +27,9 @@ from ..core.errors import UserError, not_installed
 from ..imaging.crops import load_crop
 from ..imaging.resize import resize_pixels
 from .checkpoints import read_checkpoint
-from .encoder_card import EncoderCard, files_digest, write_card
+from .encoder_card import CARD, EncoderCard, files_digest, write_card
 from .encoders import open_encoder
+from .graph_files import external_data
 from happywhale_nb.networks.hubs import (
     HubSource,
     Repository,
@@ -368,19 +370,20 @@ class FetchedEncoder:
         folder: for `encoders.open_encoder`.
         card: its card.
         sha256: of the weights as they were fetched.
-        cosine: the smallest between the original's embeddings and the converted file's; 1 if nothing was converted.
+        cosine: the smallest between the original's embeddings and the converted file's; None if nothing was converted.
     """
 
     folder: Path
     card: EncoderCard
     sha256: str
-    cosine: float
+    cosine: float | None
 
 
 def _write_probe(folder, picture, card, expected):
     """Write the probe and the card of an encoder whose file is in a folder: the smallest cosine, and the card."""
     Image.fromarray(picture).save(folder / "probe.png")
-    card = replace(card, file=ENCODER_FILE, sha256=files_digest([folder / ENCODER_FILE]))
+    digest = files_digest([folder / name for name in (ENCODER_FILE, *card.data)])
+    card = replace(card, file=ENCODER_FILE, sha256=digest)
     write_card(folder, card)
     small = load_crop(folder / "probe.png", (card.height, card.width), resize=card.resize)
     found = open_encoder(folder).embed(np.stack([small, small[:, ::-1]]))
@@ -410,13 +413,18 @@ def _converted(network, card, picture, target, sha256):
     return FetchedEncoder(Path(target), card, sha256, cosine)
 
 
-def _copied(file, card, picture, target, sha256):
-    """Write the folder of an encoder that is an ONNX file already."""
+def _copied(file, further, card, picture, target, sha256):
+    """Write the folder of an encoder that is an ONNX file already; further: files of its weights, by name."""
+    names = [name.lower() for name in (ENCODER_FILE, CARD, "probe.png", *further)]
+    if twice := [name for name in further if names.count(name.lower()) > 1]:
+        raise UserError(f"{file.name} keeps weights in {twice[0]}: a file of this name is written beside it")
     with atomic(target) as temporary:
         temporary.mkdir()
-        shutil.copyfile(file, temporary / ENCODER_FILE)
-        cosine, card = _write_probe(temporary, picture, card, None)
-    return FetchedEncoder(Path(target), card, sha256, cosine)
+        for name, source in {ENCODER_FILE: file, **further}.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, temporary / name)
+        _, card = _write_probe(temporary, picture, replace(card, data=tuple(further)), None)
+    return FetchedEncoder(Path(target), card, sha256, None)
 
 # %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-25
 def _published_card(repository, config, pictures):
@@ -516,7 +524,7 @@ def _with_tag(source):
     own = timm.get_pretrained_cfg(_known_architecture(name), allow_unregistered=True)
     return replace(source, place=own.hf_hub_id) if own and own.hf_hub_id else source
 
-
+# %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-29a
 def _from_repository(source, hub, card, picture, target, accept, size, sha256):
     source, known = _with_tag(source), card or find_ready_card(source.place)
     if known:
@@ -526,23 +534,46 @@ def _from_repository(source, hub, card, picture, target, accept, size, sha256):
     if not known:
         accept(ready.card)
     version = f"hf:{source.place}" + (f"@{repository.commit}" if repository.commit else "")
+    inner = ""
     if ready.network == "onnx":
-        weights = repository.find("model.onnx") or repository.find("onnx/model.onnx")
+        inner = "" if repository.find("model.onnx") else "onnx/"
+        weights = repository.find(inner + "model.onnx")
         if weights is None:
             raise UserError(f"{source} has neither model.onnx nor onnx/model.onnx")
     else:
         _need_torch()
         weights = find_weights(repository)
-    return _from_weights(weights, version, ready, config, picture, target, size, sha256)
+    further = _further(ready, weights, source, lambda name: repository.find(inner + name))
+    return _from_weights(weights, further, version, ready, config, picture, target, size, sha256)
 
 
-def _from_weights(weights, origin, ready, config, picture, target, size, sha256):
-    digest = files_digest([weights])
+def _further(ready, weights, source, find):
+    """The files in which an ONNX file keeps its weights, by name; find: function from a name to the file, or None."""
+    names = external_data(weights) if ready.network == "onnx" else ()
+    further = {name: find(name) for name in names}
+    if missing := [name for name, file in further.items() if file is None]:
+        raise UserError(f"{source} has no {missing[0]}, in which {weights.name} keeps its weights")
+    return further
+
+
+def _from_weights(weights, further, origin, ready, config, picture, target, size, sha256):
+    digest = files_digest([weights, *further.values()])
     check_sha256(str(weights), digest, sha256)
     card = replace(_sized(ready.card, size), source=f"{origin} {weights.name} sha256:{digest}")
     if ready.network == "onnx":
-        return _copied(weights, card, picture, target, digest)
+        return _copied(weights, further, card, picture, target, digest)
     return _converted(build(ready, config, read_tensors(weights), size), card, picture, target, digest)
+
+# %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-30a
+def _if_file(path):
+    return path if path.is_file() else None
+
+
+def _fetch_beside(address, name, folder):
+    """Download a file of the same folder as another's address."""
+    (folder / "beside" / name).parent.mkdir(parents=True, exist_ok=True)
+    fetch_file(urljoin(address, quote(name)), folder / "beside" / name, quiet=False)
+    return folder / "beside" / name
 
 # %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-30
 def accept_all(card: EncoderCard) -> None:
@@ -574,7 +605,7 @@ def fetch_encoder(
         revision: branch, tag or commit on the hub.
         hub: a folder laid out like the hub, used instead of it.
         size: side of the input in pixels, for networks that can be built for several.
-        sha256: of the weights, if it is known.
+        sha256: of the weights, if it is known; of several files one after the other, as `files_digest` computes it.
         accept: called with the card before the weights are fetched; it raises `UserError` to decline the licence.
 
     Returns:
@@ -593,8 +624,13 @@ def fetch_encoder(
     if card.network != "onnx":
         _need_torch()
     if found.kind == "file":
-        return _from_weights(Path(found.place), Path(found.place).name, card, {}, picture, target, size, sha256)
+        weights = Path(found.place)
+        further = _further(card, weights, weights.parent, lambda name: _if_file(weights.parent / name))
+        return _from_weights(weights, further, weights.name, card, {}, picture, target, size, sha256)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / (Path(found.place.partition("?")[0]).name or "weights")
-        check_sha256(found.place, fetch_file(found.place, weights, quiet=False), sha256)
-        return _from_weights(weights, found.place, card, {}, picture, target, size, sha256)
+        digest = fetch_file(found.place, weights, quiet=False)
+        further = _further(card, weights, found.place, lambda name: _fetch_beside(found.place, name, Path(folder)))
+        if not further:
+            check_sha256(found.place, digest, sha256)
+        return _from_weights(weights, further, found.place, card, {}, picture, target, size, sha256)

@@ -9,6 +9,7 @@ __all__ = ['HUB_SITE', 'COMMERCIAL', 'NO_LICENCE', 'WEIGHTS_FILES', 'PIECE', 'Hu
 
 # %% ../../nbs/lib/networks/hubs.ipynb #hubs-03
 import hashlib
+import http.client
 import re
 import shutil
 import urllib.error
@@ -178,12 +179,12 @@ def remote_repository(source: HubSource) -> Repository:
             return Path(hf_hub_download(source.place, name, revision=source.revision or None))
         except Exception as error:  # the client's own, those of its transport, the system's
             kind = type(error).__name__
-            if kind in ("EntryNotFoundError", "RemoteEntryNotFoundError") or (
-                kind == "LocalEntryNotFoundError" and constants.HF_HUB_OFFLINE
-            ):
+            offline = kind == "LocalEntryNotFoundError" and constants.HF_HUB_OFFLINE
+            if kind in ("EntryNotFoundError", "RemoteEntryNotFoundError") or (offline and any(kept.glob("*/*"))):
                 return None
             raise explain_hub_error(error, source) from None
 
+    kept = Path(constants.HF_HUB_CACHE) / ("models--" + source.place.replace("/", "--")) / "snapshots"
     config = find("config.json")
     return Repository(source, find, config.parent.name if config and config.parent.parent.name == "snapshots" else "")
 
@@ -281,8 +282,24 @@ def _open_address(address):
     except urllib.error.HTTPError as error:
         reason = _STATUS.get(error.code, f"answers {error.code} {error.reason}")
         raise UserError(f"{address}: the server {reason}") from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise UserError(f"{address} cannot be reached ({getattr(error, 'reason', error)})") from None
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", "") or error or type(error).__name__).splitlines()[0]
+        raise UserError(f"{address} cannot be reached ({reason})") from None
+
+
+def _pieces(address, answer):
+    """What a server sends, in pieces; `UserError` if the connection breaks."""
+    got = 0
+    while True:
+        try:
+            piece = answer.read(PIECE)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise UserError(f"{address}: the connection broke after {got:,} bytes ({reason}): run this again") from None
+        if not piece:
+            return
+        got += len(piece)
+        yield piece
 
 
 def _check_room(folder, needed, what):
@@ -306,16 +323,17 @@ def fetch_file(address: str, target: Path | str, quiet: bool = True) -> str:
         UserError: if it cannot be had, is too large for the disk, or arrives shorter than the server said.
     """
     digest, got = hashlib.sha256(), 0
-    with _open_address(address) as answer, Path(target).open("wb") as file:
-        size = int(answer.headers.get("Content-Length") or 0)
-        _check_room(Path(target).parent, size, address)
-        try:
-            pieces = iter(lambda: answer.read(PIECE), b"")
-            for piece in bar(pieces, "download", unit="MB", total=size // PIECE + 1, disable=quiet):
+    try:
+        with _open_address(address) as answer, Path(target).open("wb") as file:
+            said = answer.headers.get("Content-Length") or ""
+            size = int(said) if said.isdecimal() and said.isascii() else 0
+            _check_room(Path(target).parent, size, address)
+            pieces, total = _pieces(address, answer), size // PIECE + 1 if size else None
+            for piece in bar(pieces, "download", unit="MB", total=total, disable=quiet):
                 digest.update(piece)
                 got += file.write(piece)
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            raise UserError(f"{address}: the connection broke after {got:,} bytes ({error}): run this again") from None
+    except OSError as error:  # of the disk: those of the connection are told already
+        raise UserError(f"{address} cannot be stored after {got:,} bytes ({error.strerror or error})") from None
     if size and got != size:
         raise UserError(f"{address} gave {got:,} of {size:,} bytes: run this again")
     return digest.hexdigest()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUNTIMES', 'Tensor', 'Graph', 'onnx_graph', 'openvino_graph', 'compiled_graph', 'check_input', 'choose_output',
-           'load_graph', 'graph_function']
+           'load_graph', 'run_graph', 'graph_function']
 
 # %% ../../nbs/lib/networks/runtimes.ipynb #runtimes-03
 import os
@@ -58,11 +58,12 @@ def _onnx_tensor(node):
     return Tensor(node.name, shape, _ONNX_TYPES.get(node.type, ""))
 
 
-def onnx_graph(path: Path) -> Graph:
+def onnx_graph(path: Path, card: EncoderCard | None = None) -> Graph:
     """Load an ONNX file into ONNX Runtime.
 
     Args:
         path: the file.
+        card: not used; sides that the file leaves open stay so, and each picture is looked at by ONNX Runtime.
 
     Returns:
         The graph.
@@ -85,18 +86,31 @@ def _openvino_tensor(port):
     return Tensor(name, sizes and tuple(sizes), names.get(port.element_type.get_type_name(), ""))
 
 
-def openvino_graph(path: Path) -> Graph:
+def _close_sides(model, card):
+    """Give an OpenVINO model the card's height and width where it leaves them open, if the rest fits."""
+    given = _openvino_tensor(model.inputs[0]).shape if len(model.inputs) == 1 else None
+    if given is None or len(given) != 4 or None not in given[1:] or not _fits(given, card):
+        return
+    batch = model.inputs[0].partial_shape[0]
+    model.reshape({model.inputs[0]: [batch, *_picture(card)]})
+
+
+def openvino_graph(path: Path, card: EncoderCard | None = None) -> Graph:
     """Load an ONNX file or OpenVINO's pair of files into OpenVINO.
 
     Args:
         path: the `.onnx` or `.xml` file.
+        card: sides that the file leaves open become those of the card; None: they stay open.
 
     Returns:
         The graph, as of `compiled_graph`.
     """
     import openvino
 
-    return compiled_graph(openvino.Core().read_model(path))
+    model = openvino.Core().read_model(path)
+    if card is not None:
+        _close_sides(model, card)
+    return compiled_graph(model)
 
 
 def compiled_graph(model: object) -> Graph:
@@ -144,6 +158,14 @@ def _shown(shape):
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
+def _picture(card):
+    return (card.height, card.width, 3) if card.layout == "nhwc" else (3, card.height, card.width)
+
+
+def _fits(shape, card):
+    return all(size in (None, want) for size, want in zip(shape[1:], _picture(card), strict=True))
+
+
 def check_input(path: Path | str, graph: Graph, card: EncoderCard) -> None:
     """Compare a graph's input with its card.
 
@@ -153,7 +175,8 @@ def check_input(path: Path | str, graph: Graph, card: EncoderCard) -> None:
         card: its card.
 
     Raises:
-        UserError: if it has several inputs, no input of pictures, or one of another size or layout.
+        UserError: if it has several inputs, no input of pictures, one of another size or layout, or one of whole
+            numbers, which the card makes others.
     """
     if len(graph.inputs) != 1:
         names = ", ".join(tensor.name for tensor in graph.inputs)
@@ -162,10 +185,11 @@ def check_input(path: Path | str, graph: Graph, card: EncoderCard) -> None:
     if given.shape is None or len(given.shape) != 4 or not given.dtype:
         shape = "open shape" if given.shape is None else _shown(given.shape)
         raise UserError(f"{path}: its input {given.name} ({shape}) takes no pictures, which have four dimensions")
-    wanted = (card.height, card.width, 3) if card.layout == "nhwc" else (3, card.height, card.width)
-    if any(size not in (None, want) for size, want in zip(given.shape[1:], wanted, strict=True)):
-        said = f"{card.layout}, {card.width} x {card.height} pixels, {_shown((None, *wanted))}"
+    if not _fits(given.shape, card):
+        said = f"{card.layout}, {card.width} x {card.height} pixels, {_shown((None, *_picture(card)))}"
         raise UserError(f"{path} takes pictures {_shown(given.shape)}, but its card says {said}: correct the card")
+    if given.dtype == "uint8" and (card.scale, *card.mean, *card.std) != (1, 0, 0, 0, 1, 1, 1):
+        raise UserError(f"{path} takes whole numbers from 0 to 255: its card must say scale 1, mean 0 and std 1")
 
 # %% ../../nbs/lib/networks/runtimes.ipynb #runtimes-10
 def choose_output(path: Path | str, graph: Graph, card: EncoderCard) -> str:
@@ -198,12 +222,13 @@ def choose_output(path: Path | str, graph: Graph, card: EncoderCard) -> str:
 RUNTIMES = {"openvino": openvino_graph, "onnxruntime": onnx_graph}
 
 
-def load_graph(path: Path | str, runtime: str = "") -> Graph:
+def load_graph(path: Path | str, runtime: str = "", card: EncoderCard | None = None) -> Graph:
     """Load a graph.
 
     Args:
         path: an `.onnx` or `.xml` file.
         runtime: of `RUNTIMES`; "": what `$HAPPYWHALE_RUNTIME` says, else the first that can (`.xml`: OpenVINO).
+        card: its card; None: what it says of the size of pictures is not known yet.
 
     Returns:
         The graph.
@@ -216,19 +241,43 @@ def load_graph(path: Path | str, runtime: str = "") -> Graph:
     faults = []
     for name in names:
         try:
-            return lookup(RUNTIMES, name, "runtime")(path)
+            return lookup(RUNTIMES, name, "runtime")(path, card)
         except ImportError as error:
             faults.insert(0, not_installed(error, "export"))
         except UserError:
             raise
         except Exception as error:  # each runtime has exceptions of its own
-            faults.append(UserError(f"{path} cannot be read as a graph ({_first_line(error)})"))
+            size = f" of pictures of {card.width} x {card.height}" if card else ""
+            faults.append(UserError(f"{path} cannot be read as a graph{size} ({_first_line(error)})"))
     raise faults[-1] from None
 
 
 def _first_line(error):
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]
+    telling = [line for line in lines if not line.startswith("Exception from ") and " failed at " not in line]
+    return (telling or lines or [type(error).__name__])[0][:200]
+
+
+def run_graph(path: Path | str, graph: Graph, pixels: np.ndarray, output: str) -> np.ndarray:
+    """Run a graph.
+
+    Args:
+        path: of the graph, for messages.
+        graph: the graph.
+        pixels: as its first input wants them.
+        output: name of the output.
+
+    Returns:
+        That output.
+
+    Raises:
+        UserError: if the runtime fails, such as for a picture of a size that the graph is not made for.
+    """
+    try:
+        return graph.run(pixels, output)
+    except Exception as error:  # each runtime has exceptions of its own
+        shape = _shown(np.shape(pixels))
+        raise UserError(f"{path} cannot be run on pictures of {shape} ({_first_line(error)})") from None
 
 # %% ../../nbs/lib/networks/runtimes.ipynb #runtimes-13
 def graph_function(path: Path | str, card: EncoderCard, runtime: str = "") -> Callable[[np.ndarray], np.ndarray]:
@@ -245,15 +294,15 @@ def graph_function(path: Path | str, card: EncoderCard, runtime: str = "") -> Ca
     Raises:
         UserError: if it cannot be loaded, or is not what its card says.
     """
-    graph = load_graph(path, runtime)
+    graph = load_graph(path, runtime, card)
     check_input(path, graph, card)
     output, given = choose_output(path, graph, card), graph.inputs[0]
 
     def run(pixels):
-        vectors = graph.run(np.ascontiguousarray(pixels, given.dtype), output)
-        if vectors.ndim != 2 or vectors.shape[1] != card.dimension:
-            shape = f"{_shown(vectors.shape)}, not [n, {card.dimension}] as its card says"
-            raise UserError(f"{path}: an embedding is {shape}")
+        vectors = run_graph(path, graph, np.ascontiguousarray(pixels, given.dtype), output)
+        if vectors.shape != (len(pixels), card.dimension):
+            wanted = f"not {_shown((len(pixels), card.dimension))} as its card says"
+            raise UserError(f"{path} gives {_shown(vectors.shape)} for {len(pixels)} pictures, {wanted}")
         return np.asarray(vectors, np.float32)
 
     return run if given.shape[0] is None else lambda pixels: _in_batches(run, pixels, given.shape[0])

@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..core.artifacts import fingerprint
 from ..core.errors import UserError
 from ..data.parts import with_parts
 from .card_encoder import card_fingerprint, card_record
@@ -28,7 +29,7 @@ from ..retrieval.vectors import VectorError, unit_rows
 def _base(path):
     return re.split(r"[/\\]", path)[-1]
 
-
+# %% ../../nbs/lib/networks/vector_tables.ipynb #vector_tables-06a
 @dataclass(frozen=True, eq=False)
 class VectorTable:
     """Embeddings made elsewhere, by photograph.
@@ -38,12 +39,14 @@ class VectorTable:
         parts: `[n]` str, "train", "test", or "" for either.
         paths: `[n]` str, as the table has them below the part's folder.
         vectors: `[n, d]` float32, rows of length 1.
+        named_by: SHA-256 of the file beside it that has the names; "": it has them itself.
     """
 
     card: EncoderCard
     parts: np.ndarray
     paths: np.ndarray
     vectors: np.ndarray
+    named_by: str = ""
 
     @property
     def width(self) -> int:
@@ -52,8 +55,9 @@ class VectorTable:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the table and its card."""
-        return card_fingerprint(self.card)
+        """16 hex digits of the table, of the names beside it, and of its card."""
+        own = card_fingerprint(self.card)
+        return fingerprint(own, self.named_by) if self.named_by else own
 
     @property
     def record(self) -> dict:
@@ -194,9 +198,32 @@ def _read_parquet(path):
 def _read_csv(path):
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys([*NAMES, "part"], str), keep_default_na=True)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8: store it anew in this encoding") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]})") from None
     return _of_table(path, table)
+
+# %% ../../nbs/lib/networks/vector_tables.ipynb #vector_tables-10a
+def _names_file(path):
+    """The file of names beside an array."""
+    lines, table = path.with_suffix(".txt"), path.with_suffix(".csv")
+    if not lines.is_file() and not table.is_file():
+        raise UserError(f"{path} has no names: put them beside it, {lines.name} with one a line, or {table.name}")
+    return lines if lines.is_file() else table
+
+
+def _read_names(path):
+    """A table of names, from a file with one a line or a CSV."""
+    try:
+        if path.suffix == ".txt":
+            return pd.DataFrame({"image": path.read_text(encoding="utf-8-sig").splitlines()})
+        names = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8: store it anew in this encoding") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as names ({str(error).splitlines()[0]})") from None
+    return names.rename(columns={_name_column(path, names.columns): "image"})
 
 # %% ../../nbs/lib/networks/vector_tables.ipynb #vector_tables-11
 def _read_npy(path):
@@ -207,14 +234,7 @@ def _read_npy(path):
         raise UserError(f"{path} is no array of numbers ({reason.splitlines()[0]})") from None
     if getattr(vectors, "ndim", 0) != 2 or vectors.dtype.kind not in "fiu":
         raise UserError(f"{path}: vectors are an array [n, d] of numbers; this one is {getattr(vectors, 'shape', '')}")
-    lines, table = path.with_suffix(".txt"), path.with_suffix(".csv")
-    if lines.is_file():
-        names = pd.DataFrame({"image": lines.read_text(encoding="utf-8").splitlines()})
-    elif table.is_file():
-        names = pd.read_csv(table, dtype=str, keep_default_na=False)
-        names = names.rename(columns={_name_column(table, names.columns): "image"})
-    else:
-        raise UserError(f"{path} has no names: put them beside it, {lines.name} with one a line, or {table.name}")
+    names = _read_names(_names_file(path))
     if len(names) != len(vectors):
         raise UserError(f"{path} has {len(vectors):,} vectors, but there are {len(names):,} names beside it")
     return with_parts(names, path, ()), vectors
@@ -250,7 +270,9 @@ def open_vectors(path: Path | str) -> VectorTable:
         unit = unit_rows(vectors, "vector", names["image"].tolist())
     except VectorError as error:
         raise UserError(f"{path}: {error}") from None
-    return VectorTable(_vectors_card(path, unit), names["part"].to_numpy(str), names["image"].to_numpy(str), unit)
+    named_by = files_digest([_names_file(path)]) if path.suffix == ".npy" else ""
+    columns = names["part"].to_numpy(str), names["image"].to_numpy(str)
+    return VectorTable(_vectors_card(path, unit), *columns, unit, named_by)
 
 
 def _vectors_card(path, vectors):
