@@ -10,7 +10,7 @@ import os
 
 import click
 
-from .adapt import adapt
+from .adapt import adapt, combine
 from .card import card
 from .fetch import fetch
 from .options import PATH, accept_option, ask_licence, choose_tensorflow
@@ -28,6 +28,7 @@ model.add_command(fetch)
 model.add_command(card)
 model.add_command(presets)
 model.add_command(adapt)
+model.add_command(combine)
 
 
 def _place(encoder):
