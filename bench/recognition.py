@@ -284,10 +284,10 @@ ABLATION = {  # what is changed: the overrides, or the photographs
 ABLATION_HEAD = "| changed | MAP@5 of folds 0 and 1 | difference | core-seconds a fold |\n|---|--:|--:|--:|"
 
 
-def ablation(work):
-    """Rows of the ablation: fold by fold on `happywhale_photos`, the whole photographs beside the crops.
+def ablation(work, keep):
+    """The ablation's rows: fold by fold on `happywhale_photos`, the whole photographs beside the crops.
 
-    The preset itself is the set's fine-tuned model.
+    The preset itself is the set's fine-tuned model. `keep` is given all rows so far, after each.
     """
     rows = []
     for changed, overrides in ABLATION.items():
@@ -308,6 +308,7 @@ def ablation(work):
             row | {"gain": float(np.mean(scores) - np.mean((rows or [row])[0]["map5"])), "core_seconds": seconds}
         )
         print(ablation_line(rows[-1]), flush=True)
+        keep(rows)
     return rows
 
 
@@ -363,9 +364,9 @@ def main():
     given = parser.parse_args()
     work = (given.work or Path(tempfile.mkdtemp())).absolute()
     if given.ablation:
-        rows = ablation(work)
+        file = {"name": "recognition", "results": [], **written(given.to)}
+        rows = ablation(work, lambda rows: write_json(given.to, file | {"ablation": rows}))
         print(f"\n{ABLATION_HEAD}\n" + "\n".join(map(ablation_line, rows)))
-        write_json(given.to, {"name": "recognition", "results": [], **written(given.to), "ablation": rows})
         return
     head = "| set | model | MAP@5 of known | other folds | AUROC of new | others | core-seconds a fold |"
     shown = []
