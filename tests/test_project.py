@@ -318,6 +318,7 @@ def test_notebook_opens_with_title_and_summary_and_has_short_cells(path):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ") and "\n> " in first.source
     for cell in notebook.cells:
+        assert cell.source.strip(), f"cell {cell.id} is empty"
         if "#| export" in cell.source.splitlines()[:2]:
             assert cell_length(cell.source) <= 60, cell.source[:80]
         assert not any(output.output_type == "error" for output in cell.get("outputs", []))
