@@ -90,10 +90,14 @@ def run_fresh(path, data="", session=""):
     "name", ["index", "paper_map", "02_augmentation", *(p.relative_to(NBS).as_posix()[:-6] for p in LIBRARY)]
 )
 def test_notebook_in_a_fresh_kernel_runs_whole_without_widgets(name, tiny, tmp_path):
-    shutil.copy(ROOT / "settings.ini", tmp_path)
-    shutil.copytree(NBS, tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copytree(ROOT / "bench", tmp_path / "bench")  # baselines that a lesson compares with
-    done = run_fresh(tmp_path / "nbs" / f"{name}.ipynb", data=tiny)
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for part in ("nbs", "bench", "studies", "happywhale_nb"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    for file in ROOT.glob("*.*"):
+        if file.is_file():
+            shutil.copy(file, copy)
+    done = run_fresh(copy / "nbs" / f"{name}.ipynb", data=tiny)
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not widgets(done)
