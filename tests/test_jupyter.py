@@ -94,9 +94,8 @@ def test_notebook_in_a_fresh_kernel_runs_whole_without_widgets(name, tiny, tmp_p
     copy.mkdir()
     for part in ("nbs", "bench", "studies", "happywhale_nb"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
-    for file in ROOT.glob("*.*"):
-        if file.is_file():
-            shutil.copy(file, copy)
+    for file in (file for file in ROOT.iterdir() if file.is_file()):
+        shutil.copy(file, copy)
     done = run_fresh(copy / "nbs" / f"{name}.ipynb", data=tiny)
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
