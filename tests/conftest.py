@@ -2,7 +2,7 @@
 
 import gc
 import os
-import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -250,7 +250,7 @@ def postgres():
     address = f"postgresql://ann@127.0.0.1:{port}"
 
     def database():
-        name = f"whales{random.randrange(1 << 40)}"
+        name = f"whales{secrets.token_hex(5)}"  # `random` may be seeded by what a test trains
         engine = make_engine(f"{address}/postgres").execution_options(isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {name}"))
