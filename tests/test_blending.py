@@ -139,6 +139,18 @@ def test_blend_of_more_folds_is_that_of_one_although_photographs_cost_votes(fold
     assert alone["agreement"] is None
 
 
+def test_blend_of_two_folds_lets_the_first_24_models_vote_where_there_is_no_back_fin(tiny, tmp_path):
+    dataset = read_dataset(tiny)
+    counts = dataset.train["individual_id"].value_counts()
+    one, other = counts.index[counts == counts.mode()[0]][:2]
+    answers = {f"m{k:02d}": [one if k < 11 or k >= 24 else other] for k in range(28)}
+    folder = study_of_lists(tmp_path / "study", dataset, answers, dict.fromkeys(answers, 2))
+    (tmp_path / "no_fin.csv").write_text("image\n" + dataset.test["image"].iloc[0] + "\n")
+    blend_stage(dataset, folder, options=BlendOptions("notebook", no_fin_csv=str(tmp_path / "no_fin.csv")))
+    first = [row.split(",")[1].split()[0] for row in (folder / "submission.csv").read_text().splitlines()[1:]]
+    assert first == [other] + [one] * 9  # 13 of the first 24 say the other
+
+
 def test_blend_by_the_papers_search_takes_its_steps_and_its_penalty(tiny, tmp_path):
     dataset = read_dataset(tiny)
     names = dataset.train["individual_id"].value_counts().index

@@ -8,7 +8,7 @@ import numpy as np
 import openpyxl
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -31,6 +31,13 @@ rng = np.random.default_rng(7)
 # what people type: no control characters, no quotation mark at the beginning of an unquoted cell is left to csv
 cell = st.text(st.characters(codec="cp1252", exclude_categories=("Cc", "Cs")), max_size=8)
 word = st.text("abcdefgåø 0123456789-", min_size=1, max_size=8).filter(lambda text: text.strip())
+
+
+def is_utf8(content):
+    try:
+        return content.decode("utf-8") is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def draw(path, size=(80, 50), **options):
@@ -61,7 +68,9 @@ def table(tmp_path, text, name="t.csv", photos=("a.jpg", "b.jpg", "c.jpg")):
 def test_read_text_table_gives_the_cells_that_any_spreadsheet_has_written(rows, separator, encoding, line_end):
     text = io.StringIO()
     csv.writer(text, delimiter=separator, lineterminator=line_end).writerows([("image", "id", "note"), *rows])
-    read = read_text_table(text.getvalue().encode(encoding), "t.csv").cells
+    content = text.getvalue().encode(encoding)
+    assume(encoding != "cp1252" or content.isascii() or not is_utf8(content))  # which nobody can tell from UTF-8
+    read = read_text_table(content, "t.csv").cells
     expected = [tuple(map(clean_cell, row)) for row in rows]
     assert list(read.reindex(columns=["image", "id", "note"]).itertuples(index=False, name=None)) == expected
     assert read.index.tolist() == list(range(2, len(rows) + 2))

@@ -221,7 +221,7 @@ def open_model(
         embedder.close()
         raise
 
-
+# %% ../../nbs/lib/catalogue/build.ipynb #build-10-more
 def agreed_licence(
     folder: Path | str, embedder: PhotoEmbedder, source: Path | str, agree: Callable[[Licence], bool] = refuse_unasked
 ) -> Licence:

@@ -130,7 +130,7 @@ def plan_start(
         raise UserError(f"{place} has embeddings by {before.encoder}: change over to another encoder by {again}")
     return replace(before, encoder=encoder or before.encoder, options=before.options | dict(options or {}))
 
-
+# %% ../../nbs/lib/catalogue/starting.ipynb #starting-06-more
 def named_encoder(encoder: str) -> str:
     """Say where an encoder is, whatever folder a later command is given in.
 

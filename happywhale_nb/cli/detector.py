@@ -187,7 +187,7 @@ def card(path, probe, expect, size, classes, wanted, mean, std, change, **given)
     place = store_card(path, made, probe, change)
     click.echo("\n".join(_card_lines(path, made, place, probe, expect)))
 
-
+# %% ../../nbs/lib/cli/detector.ipynb #detector-10-more
 def _card_lines(path, made, place, probe, expected):
     # what was written down, and what the probe leaves open
     from happywhale_nb.networks.detector_draft import untold_fields

@@ -25,9 +25,9 @@ FOUR_NUMBERS = rf"^\s*[\[(]*\s*{_NUMBER}(?:[\s,;]+{_NUMBER}){{3}}\s*[\])]*\s*$"
 BOX = ["x0", "y0", "x1", "y1"]
 
 
-def _numbers(column, count):
+def _four_numbers(column):
     cells = column.str.findall(_NUMBER)
-    return np.array([[float(v) for v in cell[:count]] if len(cell) >= count else [np.nan] * count for cell in cells])
+    return np.array([[float(v) for v in cell[:4]] if len(cell) >= 4 else [np.nan] * 4 for cell in cells])
 
 
 def _confidences(column, path):
@@ -55,7 +55,7 @@ def _boxes_of_cells(column, path):
     if len(odd := column.index[filled & ~column.str.match(FOUR_NUMBERS)]):
         remedy = "a box is four numbers, `x0 y0 x1 y1`; write another box in a row of its own"
         raise UserError(f"{path}, row {odd[0] + 2}: {column.name} {column[odd[0]]!r}: {remedy}")
-    return _numbers(column.where(filled, ""), 4)
+    return _four_numbers(column.where(filled, ""))
 
 
 def _is_box_column(column):

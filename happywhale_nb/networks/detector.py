@@ -388,7 +388,7 @@ def own_card(path: Path | str, name: str = "own") -> DetectorCard:
         source="happywhale detector train",
     )  # fmt: skip
 
-
+# %% ../../nbs/lib/networks/detector.ipynb #detector-22b-more
 class OwnDetector:
     """A stored detector; it is a `detectors.Detector` that finds one box on every photo.
 

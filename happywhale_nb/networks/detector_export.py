@@ -102,7 +102,7 @@ def export_card(path: Path | str, exported: Path | str, target: Path | str, head
         licence="own", data=further_files(exported),
     )  # fmt: skip
 
-
+# %% ../../nbs/lib/networks/detector_export.ipynb #detector_export-08-more
 def export_detector(
     path: Path | str, target: Path | str, head: str = "yolov8", probe: Path | str | None = None, name: str = ""
 ) -> DetectorCard:

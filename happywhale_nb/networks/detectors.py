@@ -515,7 +515,7 @@ def detector_files(path: Path | str) -> list[Path]:
         raise UserError(f"there is no detector {path}: {missing[0].name} is missing")
     return files
 
-
+# %% ../../nbs/lib/networks/detectors.ipynb #detectors-25-more
 def copy_detector(path: Path | str, folder: Path | str) -> Path:
     """Copy a detector whole into a folder, where `kept_detector` finds it; another one there is replaced.
 

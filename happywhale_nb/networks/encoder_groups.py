@@ -74,7 +74,7 @@ def _joined(texts):
     """All that is named in texts, once each; a text may name several already."""
     return "; ".join(dict.fromkeys(part for text in texts for part in text.split("; ") if part))
 
-
+# %% ../../nbs/lib/networks/encoder_groups.ipynb #encoder_groups-08-more
 def group_card(encoders: Sequence[Encoder], weights: Sequence[float]) -> EncoderCard:
     """Make the card of encoders side by side.
 
@@ -146,9 +146,7 @@ class SideBySide:
             embeddings of another length.
     """
 
-    def __init__(
-        self, encoders: Sequence[Encoder], weights: Sequence[float], card: EncoderCard | None = None
-    ) -> None:
+    def __init__(self, encoders: Sequence[Encoder], weights: Sequence[float], card: EncoderCard | None = None) -> None:
         if not encoders or len(weights) != len(encoders) or not all(0 < w < math.inf for w in weights):
             raise UserError(f"{len(encoders)} encoders side by side, weights {list(weights)}: one above 0 for each")
         self.parts, self.weights = list(encoders), [float(weight) / sum(weights) for weight in weights]

@@ -133,7 +133,7 @@ def export_encoder(
         write_new_card(target, made, change=True)
     return worst
 
-
+# %% ../../nbs/lib/networks/export.ipynb #export-07-more
 def _list_trained(path, trained):
     """Write a list of photographs, or take away that of the file that was there before."""
     if trained:

@@ -179,7 +179,7 @@ def _found_table(paths, found, dataset, detector):
     wanted = table["class"].isin(detector.card.wanted) | table["class"].isna()
     return table.assign(wanted=wanted.map({True: "true", False: "false"}), detector=detector.fingerprint)
 
-
+# %% ../../nbs/lib/networks/folder_boxes.ipynb #folder_boxes-10-more
 def box_folder(
     dataset: Dataset, detector: Detector, folder: Path, everything: bool = False, quiet: bool = False
 ) -> Boxed:

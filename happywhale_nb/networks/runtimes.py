@@ -112,7 +112,7 @@ def openvino_graph(path: Path, card: EncoderCard | None = None) -> Graph:
         _close_sides(model, card)
     return compiled_graph(model)
 
-
+# %% ../../nbs/lib/networks/runtimes.ipynb #runtimes-07-more
 def compiled_graph(model: object) -> Graph:
     """Compile an OpenVINO model for the processor.
 

@@ -505,7 +505,7 @@ def _method(explainer):
     facts = {"maps": "occlusion", "why": NO_GRADIENTS, "layer": None}
     return facts | {"embedding_of": "the crop as the encoder embeds it"}
 
-
+# %% ../../nbs/04_gradcam.ipynb #04-gradcam-63-more
 def gradcam_stage(
     dataset: Dataset,
     folder: Path,

@@ -93,7 +93,7 @@ def fold_probe(folder: Path, layer: str = "", explain: str = "similarity") -> Pr
         raise UserError(f"layer={layer!r}: this encoder is no Keras model; its maps are of occlusion, and of no layer")
     return OcclusionProbe(open_encoder(folder), centres)
 
-
+# %% ../../nbs/lib/stages/probes.ipynb #probes-11-more
 PLAIN = {"colours": "rgb", "layout": "nhwc", "scale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}  # pixels as they are
 
 

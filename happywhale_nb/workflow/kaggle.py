@@ -532,7 +532,7 @@ def _free_name(name, number, taken):
     taken.add(name.lower())
     return name
 
-
+# %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-51-more
 def _pack_table(place, target):
     """Copy a table of vectors with what lies beside it; the card names the copy. Returns its licence."""
     target.parent.mkdir(parents=True, exist_ok=True)
