@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 NOTEBOOK, RESULTS = HERE.parent / "nbs" / "paper_map.ipynb", HERE / "results"
 UNMEASURED = ("gap", "paper_small")  # results that may not be there yet
 SETS = ("happywhale_boxed", "demo", "humpback")  # whose results stand by their names
-HEAD = "| the paper | what it says | here | measured |\n|---|---|---|---|"
+HEAD = "| the paper | what it says | measured | here |\n|---|---|---|---|"
 READINGS = "| the paper | here | the reading taken |\n|---|---|---|"
 
 
@@ -80,7 +80,7 @@ def table(part):
     for row in part["rows"]:
         ours = measured(row)
         data = f" ({row['data']})" if "data" in row and ours not in ("", "–") else ""
-        lines.append(f"| {row['paper']} | {row['says']} | {reference(row)} | {ours}{data} |")
+        lines.append(f"| {row['paper']} | {row['says']} | {ours}{data} | {reference(row)} |")
     return f"## {part['title']}\n\n{HEAD}\n" + "\n".join(lines)
 
 

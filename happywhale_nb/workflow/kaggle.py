@@ -518,7 +518,8 @@ def pack_encoder(text: str, folder: Path) -> tuple[str, str]:
         name = _free_name(encoder_name(str(place)).replace(" ", "-"), number, taken)
         if is_table(place):
             name += place.suffix
-            licences.add(_pack_table(place, folder / PACKED / name))
+            _pack_table(place, folder / PACKED / name)
+            licences.add("other")
         else:
             licences.add(_licence(copy_encoder(place, folder / PACKED / name)))
         names.append(f"{PACKED}/{name}")
@@ -534,13 +535,12 @@ def _free_name(name, number, taken):
 
 # %% ../../nbs/lib/workflow/kaggle.ipynb #kaggle-51-more
 def _pack_table(place, target):
-    """Copy a table of vectors with what lies beside it; the card names the copy. Returns its licence."""
+    """Copy a table of vectors with what lies beside it; the card names the copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for file in files_of(place):
         shutil.copyfile(file, target.with_suffix(file.suffix))
     if target.with_suffix(".json").is_file():
         write_card(target.with_suffix(".json"), replace(read_card(place.with_suffix(".json")), file=target.name))
-    return "other"
 
 
 def _licence(folder):
