@@ -6772,6 +6772,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'happywhale_nb/workflow/notebooks.py'),
                                                   'happywhale_nb.workflow.notebooks._stderr_of_children': ( 'lib/workflow/notebooks.html#_stderr_of_children',
                                                                                                             'happywhale_nb/workflow/notebooks.py'),
+                                                  'happywhale_nb.workflow.notebooks._without_grammars': ( 'lib/workflow/notebooks.html#_without_grammars',
+                                                                                                          'happywhale_nb/workflow/notebooks.py'),
                                                   'happywhale_nb.workflow.notebooks.check_parameters': ( 'lib/workflow/notebooks.html#check_parameters',
                                                                                                          'happywhale_nb/workflow/notebooks.py'),
                                                   'happywhale_nb.workflow.notebooks.collapse_bars': ( 'lib/workflow/notebooks.html#collapse_bars',

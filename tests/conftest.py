@@ -65,6 +65,8 @@ def pytest_collection_finish():
 # seconds that a test with a marker takes, roughly
 SECONDS = {"slurm": 90, "hosts": 50, "wheel": 40, "kill": 30, "slow": 20, "trains": 20, "bench": 15, "browser": 6}
 SECONDS |= {"server": 6, "postgres": 3, "real": 1}
+# what takes long to make: the tests that use it stand together, so that one worker makes it, and once
+LONG_FIXTURES = {"study", "finished", "extended", "embedded", "stored"}
 
 
 def in_two_halves(items):
@@ -75,7 +77,7 @@ def in_two_halves(items):
     """
     modules, halves = {}, ([], [])
     for item in items:
-        long = "study" in item.fixturenames or item.get_closest_marker("rest")
+        long = LONG_FIXTURES & set(item.fixturenames) or item.get_closest_marker("rest")
         modules.setdefault(item.path if long else "", []).append(item)
     quick = modules.pop("", [])
     on_study = {path for path, tests in modules.items() if any("study" in test.fixturenames for test in tests)}

@@ -134,25 +134,27 @@ WITHOUT_TENSORFLOW = [name for name in map(module_name, MODULES) if not loads_ke
 @pytest.fixture(scope="module")
 def loaded():
     """Packages that a new process has loaded with the package, then with the command, then with all modules but those
-    of training."""
+    of training, then with what runs a notebook."""
     names = [f"happywhale_nb.{name}" for name in WITHOUT_TENSORFLOW]
     shown = "print(*{name.partition('.')[0] for name in sys.modules})"
     code = f"import sys, happywhale_nb; {shown}; import happywhale_nb.cli.main; {shown}; "
-    code += f"import {', '.join(names)}; {shown}"
+    code += f"import {', '.join(names)}; {shown}\n"
+    code += f"with happywhale_nb.workflow.notebooks._without_grammars(): import nbformat; {shown}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     return [set(line.split()) for line in done.stdout.splitlines()]
 
 
 def test_package_and_command_start_without_what_only_their_parts_need(loaded):
-    package, command, _ = loaded
+    package, command, *_ = loaded
     assert "happywhale_nb" in package and not package & {"click", "numpy", "pandas"}
     assert "click" in command and not command & {"numpy", "pandas", "papermill", "sqlalchemy", "fastapi", "yaml"}
 
 
 def test_modules_but_those_of_training_load_without_tensorflow(loaded):
-    *_, modules = loaded
+    _, _, modules, running = loaded
     assert "pandas" in modules and not modules & {"tensorflow", "keras", "jax", "nbdev"}
+    assert "nbformat" in running and "lark" not in running, "its grammars take a second"
 
 
 def test_public_names_are_those_of_their_modules():

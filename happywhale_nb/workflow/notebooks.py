@@ -157,6 +157,19 @@ def _stderr_of_children(path):
         os.dup2(own, 2)
         os.close(own)
 
+# %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-42
+@contextmanager
+def _without_grammars():
+    """While it lasts, `rfc3987_syntax`, whose grammars take a second, is not imported: jsonschema does without."""
+    name = "rfc3987_syntax"
+    there = name in sys.modules
+    sys.modules.setdefault(name, None)
+    try:
+        yield
+    finally:
+        if not there:
+            del sys.modules[name]
+
 # %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-16
 def collapse_bars(notebook: "NotebookNode") -> "NotebookNode":
     """Keep only the last state of lines that were overwritten (by carriage returns), such as progress bars.
@@ -206,8 +219,9 @@ def run_notebook(notebook: Path | str, output: Path | str, values: Mapping) -> N
     Raises:
         UserError: if a cell fails, with its message and the path of the partly executed notebook.
     """
-    import nbformat
-    import papermill  # here and not above: it takes seconds to import, and most calls do not need it
+    with _without_grammars():  # here and not above: it takes a second to import, and most calls do not need it
+        import nbformat
+        import papermill
     from nbclient.exceptions import DeadKernelError
 
     output = own_output(Path(output))
