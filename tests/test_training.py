@@ -93,6 +93,14 @@ def test_train_with_the_same_seed_gives_the_same_weights_and_with_another_others
     assert not np.allclose(one.get_weights()[0], other.get_weights()[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("overrides", ["", "species_loss_weight=.5", "pool=parts parts=2 sampled_classes=9"])
+def test_train_traces_its_step_once(crops, tmp_path, monkeypatch, overrides):
+    traced, step = [], keras.Model.train_step
+    monkeypatch.setattr(keras.Model, "train_step", lambda self, data: traced.append(self) or step(self, data))
+    fit(crops, tmp_path, small(overrides, epochs=1), 16)
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

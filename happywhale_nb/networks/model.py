@@ -206,8 +206,20 @@ def compile_trainer(trainer: keras.Model, config: Preset, optimizer: keras.optim
         metrics={"cosines": [accuracy, top5]},
         jit_compile="auto" if compiled() else False,
     )
-    optimizer.build(trainer.trainable_variables)  # else TensorFlow traces the first step twice
+    optimizer.build(trainer.trainable_variables)
+    _build_metrics(trainer)
     return trainer
+
+
+def _build_metrics(trainer):
+    """Make what losses and metrics add up in: TensorFlow traces a first step twice that makes anything."""
+    if keras.backend.backend() != "tensorflow" or trainer.distribute_strategy.num_replicas_in_sync > 1:
+        return  # there Keras does it
+    outputs = {name: ops.zeros([size or 8 for size in output.shape]) for name, output in trainer.output.items()}
+    labels = dict.fromkeys(outputs, ops.zeros((8, 2)))
+    trainer.compute_loss(None, labels, outputs)
+    trainer.compute_metrics(None, labels, outputs)
+    trainer.reset_metrics()
 
 # %% ../../nbs/lib/networks/model.ipynb #model-17
 def mirror_axis(config: Preset) -> int | None:
