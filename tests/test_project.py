@@ -233,6 +233,7 @@ def test_nbdev_clean_cleans_a_notebook_changes_no_other_and_keeps_the_parameters
         assert read_parameters(tree / path.relative_to(ROOT))
 
 
+@pytest.mark.soak
 @pytest.mark.nbdev3
 @pytest.mark.timeout(600)
 def test_nbdev_3_export_of_the_notebooks_has_the_same_statements(tmp_path):
