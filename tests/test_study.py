@@ -235,6 +235,15 @@ def test_check_study_with_a_mistake_names_it_and_its_place(mistake):
     assert all(part in str(error.value) for part in ["studies/mine.yaml: ", *expected]), error.value
 
 
+def test_check_study_accepts_the_examples_of_the_pages():
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    examples = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(models:.*?|# studies.*?)```", pages, re.S)]
+    assert len(examples) == 3
+    for example in examples:  # encoders that a reader would have are not here
+        example["models"] = {k: v for k, v in example["models"].items() if "encoder" not in v}
+        assert check_study(example).models
+
+
 def test_run_of_a_file_that_is_no_study_ends_with_one_line_and_status_2(tmp_path):
     spoilt = {
         "models: {a: [": "line 1: not a study's YAML",
