@@ -396,7 +396,7 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors["both"], mean, atol=1e-5)
     assert (vectors["one"] * vectors["whole"]).sum(1).min() < 0.999
-    with pytest.raises(UserError, match="a fraction for each crop source"):
+    with pytest.raises(UserError, match="a fraction for each source"):
         training.train_stage(dataset, folds, 0, "none", config, tmp_path, tta_sources="whole")
 
 
