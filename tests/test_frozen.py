@@ -300,7 +300,7 @@ def test_stages_after_a_frozen_model_run_and_maps_are_of_occlusion(embedded, tmp
     assert set(report["sections"]["encoders"]["small"]) == {"0", "1"} and "architectures" in report["missing"]
     page = (folder / "report.html").read_text()
     assert "Encoders that were not trained here" in page and "permits no commercial use" in page
-    assert "CC BY-NC 4.0" in page and "drawn for tests" in page and "says occlusion" in page
+    assert "CC BY-NC 4.0" in page and "drawn for tests" in page and "by occlusion" in page
     assert "Loss by epoch" not in page
     view = browse_folds(folder, "small", 0, "all photographs")
     assert view.crops.shape[1:] == (256, 256, 3)

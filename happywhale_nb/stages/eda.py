@@ -75,7 +75,7 @@ def _species_names(table):
 
 def _species_title(table):
     largest, ratio = table["share"].iloc[:5].sum(), table["photos"].iloc[0] / table["photos"].iloc[-1]
-    return f"Five species have {largest:.0%} of the photographs; the largest has {ratio:,.0f} times as many as the smallest"
+    return f"Five species have {largest:.0%} of the photographs; largest to smallest species: {ratio:,.0f} to 1"
 
 # %% ../../nbs/01_eda.ipynb #01-eda-07
 def plot_species(table: pd.DataFrame) -> Axes:
@@ -403,7 +403,7 @@ def plot_time_and_place(train: pd.DataFrame) -> Figure:
     grid = pd.crosstab(day.dt.year, day.dt.month).reindex(columns=range(1, 13), fill_value=0)
     sns.heatmap(grid, ax=axes[0, 0], cmap="mako_r", cbar_kws={"label": "photographs"})
     months = day.dt.month.value_counts(normalize=True)
-    axes[0, 0].set(xlabel="month", ylabel="year", title=f"{months.iloc[:3].sum():.0%} are from three months of the year")
+    axes[0, 0].set(xlabel="month", ylabel="year", title=f"{months.iloc[:3].sum():.0%} from three months of the year")
     if has_places:
         _plot_places(axes[0, 1], train)
     figure.tight_layout()

@@ -792,7 +792,7 @@ def knn_stage(
     folders = [fold_dir(folder, model, k) for k in finished_folds(folder, model, folds)]
     parameters, record = head.get_params() | asdict(options), Path(folder) / model / "knn.json"
     embeddings = [path / "embeddings.parquet" for path in folders]
-    empty = [path for path in (each / "empty.parquet" for each in folders) if path.is_file()]  # earlier versions wrote none
+    empty = [path for path in (each / "empty.parquet" for each in folders) if path.is_file()]  # not in old versions
     stamp = fingerprint(stamp_names(parameters), dataset.fingerprint, files=embeddings + empty)
     if force or not is_done(record, stamp, _outputs(dataset, folders)):
         prediction = predict_folds(dataset, folder, model, folds, head, options)

@@ -520,7 +520,7 @@ def plot_grid(result: Mapping) -> plt.Figure:
     right.invert_xaxis()
     first, last = result["grid"][0], result["grid"][-1]
     lost = f"{last['loss']:.2f} ({last['loss_low']:.2f} to {last['loss_high']:.2f})"
-    return _add_title(figure, result, f"Of MAP@5 {first['map5']:.2f}, the strongest blur and darkness together cost {lost}")
+    return _add_title(figure, result, f"Of MAP@5 {first['map5']:.2f}, blur and darkness together cost up to {lost}")
 
 # %% ../../nbs/05_robustness.ipynb #05-robustness-30
 def plot_losses(result: Mapping) -> plt.Figure:

@@ -187,7 +187,7 @@ def _view_crops(dataset, images, config, tta_sources, study_folder, boxes):
     known = crop_variants(dataset, images, config, tta_sources, study_folder, boxes)
     test = crop_variants(dataset, dataset.test["image"], config, tta_sources, study_folder, boxes, "test")
     if not known:
-        raise UserError(f"tta_sources={tta_sources!r}: give a fraction for each crop source, as in fullbody:.7 whole:.3")
+        raise UserError(f"tta_sources={tta_sources!r}: give a fraction for each source, as in fullbody:.7 whole:.3")
     return known, test
 
 # %% ../../nbs/03_train.ipynb #03-train-09
