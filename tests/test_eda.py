@@ -33,7 +33,7 @@ def test_eda_stage_writes_imbalance_and_near_duplicates_and_gives_what_it_has_wr
     pairs = read_near_duplicates(dataset, folder)
     assert result["leakage"] == leakage(pairs, dataset.train).to_dict()
     assert result["leakage"]["copies"]["between train and test"] == 1
-    assert result["line"].endswith("1 pairs are copies of one picture and 0 more nearly the same.")
+    assert result["line"].endswith("1 pairs are copies of one picture and 0 more are nearly the same.")
 
 
 def test_eda_stage_searches_the_same_photographs_once(tiny, tmp_path, monkeypatch):

@@ -289,7 +289,7 @@ def test_stages_after_a_frozen_model_run_and_maps_are_of_occlusion(embedded, tmp
     assert robust["grid"][0]["map5"] == pytest.approx(stored_map5(folder, folds, robust), abs=1e-6)
     for explain in ("similarity", "class"):
         told = gradcam_stage(dataset, folder, "small", folds, 1, GradcamOptions(explain, examples=3, photos=4))
-        assert told["maps"] == "occlusion" and told["layer"] is None and "no Keras model" in told["why"]
+        assert told["maps"] == "occlusion" and told["layer"] is None and "not a Keras model" in told["why"]
         assert set(told["faithfulness"]["curves"]) == {"map", "random", "centre"}
         assert len(told["faithfulness"]["verdicts"]) == 4 and "occlusion is" in told["faithfulness"]["verdicts"][0]
         assert set(told["pointing"]["maps"]) == {"occlusion"}
@@ -300,7 +300,7 @@ def test_stages_after_a_frozen_model_run_and_maps_are_of_occlusion(embedded, tmp
     assert set(report["sections"]["encoders"]["small"]) == {"0", "1"} and "architectures" in report["missing"]
     page = (folder / "report.html").read_text()
     assert "Encoders that were not trained here" in page and "permits no commercial use" in page
-    assert "CC BY-NC 4.0" in page and "drawn for tests" in page and "says occlusion" in page
+    assert "CC BY-NC 4.0" in page and "drawn for tests" in page and "by occlusion" in page
     assert "Loss by epoch" not in page
     view = browse_folds(folder, "small", 0, "all photographs")
     assert view.crops.shape[1:] == (256, 256, 3)

@@ -771,7 +771,7 @@ def test_rank_fold_without_test_photographs_ranks_none(trained):
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5])
 def test_prediction_options_of_a_share_out_of_range_are_refused(share):
-    with pytest.raises(UserError, match=r"a fraction lies between 0 and 1 \(or -1: estimate it\)"):
+    with pytest.raises(UserError, match=r"must be between 0 and 1 \(or -1: estimate it\)"):
         PredictionOptions(prior_new=share)
 
 

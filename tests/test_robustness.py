@@ -187,5 +187,5 @@ def test_robustness_stage_of_what_cannot_be_measured_is_refused(small):
         robustness_stage(dataset, folder, "small", make_folds(dataset.train, 3, split="disjoint"), 0)
     alone = folds["individual_id"].map(folds.groupby("individual_id")["fold"].nunique()) > 1
     strangers = folds[~((folds["fold"] == 0) & alone)]
-    with pytest.raises(UserError, match="no held-out photograph of fold 0 shows an animal of the gallery"):
+    with pytest.raises(UserError, match="no held-out photograph of fold 0 shows an individual of the gallery"):
         robustness_stage(dataset, folder, "small", strangers, 0)

@@ -362,9 +362,9 @@ def test_build_callbacks_of_impossible_snapshots_or_in_several_processes_are_ref
     made, epochs = training.build_callbacks(tmp_path, None, 5, some, Deadline(1))
     assert len(made) == 3 and epochs == [1, 5] and type(made[0](None)) is Deadline
     monkeypatch.setitem(os.environ, "KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
-    with pytest.raises(UserError, match="patience scores the fold in one process"):
+    with pytest.raises(UserError, match="patience works with one process only"):
         training.build_callbacks(tmp_path, None, 5, TrainingOptions(patience=2))
-    with pytest.raises(UserError, match="max_hours is measured in each process"):
+    with pytest.raises(UserError, match="max_hours works with one process only"):
         training.build_callbacks(tmp_path, None, 5, TrainingOptions(), Deadline(1))
 
 

@@ -23,18 +23,18 @@ from ..data.dataset import NEW, Dataset, names_in_both, read_dataset
 
 # %% ../../nbs/07_blending.ipynb #07-blending-06
 def select_runs(root: Path | str, min_map5: float = 0.0, always_include: Collection[str] = ()) -> pd.DataFrame:
-    """Choose the models of a study, or of all studies, that are good enough to be blended.
+    """Select the models of a study, or of all studies, for blending.
 
     Args:
         root: a study's folder, or the folder of all studies; models without a `knn.json` are not finished.
         min_map5: lowest MAP@5 out of fold, in [0, 1].
-        always_include: names of models that are taken whatever they reach (specialists).
+        always_include: names of models to include whatever their MAP@5 (specialists).
 
     Returns:
-        a row a finished model, best first: study, model, folds, map5, map5_known, chosen, why.
+        a row for each finished model, best first: study, model, folds, map5, map5_known, chosen, why.
 
     Raises:
-        UserError: if there is no finished model, or none of a name in `always_include`.
+        UserError: if there is no finished model, or no model with a name in `always_include`.
     """
     rows = [_describe_run(path, min_map5, always_include) for path in sorted(Path(root).glob("**/knn.json"))]
     if not rows:
@@ -45,7 +45,7 @@ def select_runs(root: Path | str, min_map5: float = 0.0, always_include: Collect
 
 # %% ../../nbs/07_blending.ipynb #07-blending-06a
 def _describe_run(path, min_map5, always_include):
-    """A row of `select_runs`, of a model's `knn.json`."""
+    """Return a row of `select_runs` from a model's `knn.json`."""
     result, model = read_record(path), path.parent.name
     map5, is_named = result["oof"]["map5"], model in always_include
     return {
@@ -67,15 +67,15 @@ def prediction_files(
     Args:
         folder: the study's folder.
         file: `test.csv` or `oof.csv`.
-        models: names with blanks between; "": all models.
+        models: names separated by blanks; "": all models.
         min_map5: lowest MAP@5 out of fold, as in `select_runs`.
-        always_include: names with blanks between, as in `select_runs`.
+        always_include: names separated by blanks, as in `select_runs`.
 
     Returns:
-        the files of its folds by model.
+        the files of all folds, by model.
 
     Raises:
-        UserError: if there is no such file, none of a named model, or no model is good enough.
+        UserError: if there is no such file, a named model has none, or no model reaches `min_map5`.
     """
     files = {}
     for path in sorted(Path(folder).glob(f"*/fold*/{file}")):
@@ -109,10 +109,10 @@ def fold_queries(folder: Path, models: Collection[str], folds: pd.DataFrame, fil
         folder: the study's folder.
         models: names of its models.
         folds: the table of its folds.
-        file: the predictions, a file in each fold's folder.
+        file: name of the predictions file in each fold's folder.
 
     Returns:
-        by number of the fold, a row a query: image, fold, individual_id, truth (with `new_individual`).
+        tables by fold number, a row for each query: image, fold, individual_id, truth (with `new_individual`).
 
     Raises:
         UserError: if there is no such fold.
@@ -124,7 +124,7 @@ def fold_queries(folder: Path, models: Collection[str], folds: pd.DataFrame, fil
             table = pd.DataFrame({"image": folds["image"][query], "fold": k, "individual_id": individuals[query]})
             queries[k] = table.assign(truth=open_set_truth(individuals[query], individuals[gallery]))
     if not queries:
-        raise UserError(f"no fold in {folder} has {file} of all of {', '.join(models)}: run 06_knn for each again")
+        raise UserError(f"no fold in {folder} has {file} of all of {', '.join(models)}: run 06_knn again for each")
     return queries
 
 # %% ../../nbs/07_blending.ipynb #07-blending-09
@@ -134,14 +134,14 @@ def out_of_fold(folder: Path, models: Sequence[str], folds: pd.DataFrame) -> tup
     Args:
         folder: the study's folder.
         models: names of its models, m.
-        folds: the table of its folds; those that a model has not predicted are left out.
+        folds: the table of its folds; folds that lack predictions of a model are skipped.
 
     Returns:
-        `(lists, queries)`: the `RankedLists` of m models for n photos, and a row a photo: image, fold, individual_id,
-        truth (with `new_individual`).
+        `(lists, queries)`: the `RankedLists` of m models for n photos, and a row for each photo: image, fold,
+        individual_id, truth (with `new_individual`).
 
     Raises:
-        UserError: if no fold is left.
+        UserError: if no fold remains.
     """
     tables = fold_queries(folder, models, folds, "oof.csv")
     queries = pd.concat(tables.values(), ignore_index=True)
@@ -156,14 +156,14 @@ from ..ensemble.blending import WeightReport, error_correlation, fit_model_weigh
 
 # %% ../../nbs/07_blending.ipynb #07-blending-14
 def plot_blend(report: WeightReport, correlation: pd.DataFrame) -> Figure:
-    """Plot what fitted weights gain on each fold, the weights with intervals, and the correlation of errors.
+    """Plot the gain of fitted weights on each fold, the weights with intervals, and the correlation of errors.
 
     Args:
-        report: of `fit_model_weights`.
-        correlation: `[m, m]`, of `error_correlation`.
+        report: output of `fit_model_weights`.
+        correlation: `[m, m]`, output of `error_correlation`.
 
     Returns:
-        a figure of three axes and a colour bar.
+        a figure with three axes and a colour bar.
     """
     size, widths = (12, 2.4 + 0.3 * len(correlation)), (1, 1.4, 1.6)
     fig, (left, centre, right) = plt.subplots(1, 3, figsize=size, width_ratios=widths, layout="constrained")
@@ -178,14 +178,14 @@ def _plot_gain(ax, report):
         ax.plot([0, 2], fold[["equal", "expected"]], "o-", color="0.75", ms=3, lw=1)
     ax.plot(range(3), [report.equal, report.fitted, report.expected], "o", ms=8)
     ax.set(title="MAP@5 (grey: each fold)", xticks=range(3), xlim=(-0.4, 2.4))
-    ax.set_xticklabels(["equal\nweights", "fitted, on\nthe same", "fitted,\non others"], fontsize=8)
+    ax.set_xticklabels(["equal\nweights", "fitted on\nsame folds", "fitted on\nother folds"], fontsize=8)
 
 
 def _plot_weights(ax, models):
     ax.hlines(models.index, models["low"], models["high"], color="0.7", lw=4)
     ax.plot(models["weight"], models.index, "o")
     ax.axvline(1, color="0.7", lw=1, ls="--")
-    ax.set(title="Weights (bars: 95 % over animals)", xlabel="weight; 1 is equal", ylim=(-0.6, len(models) - 0.4))
+    ax.set(title="Weights (bars: 95 % over individuals)", xlabel="weight; 1 is equal", ylim=(-0.6, len(models) - 0.4))
 
 
 def _plot_correlation(ax, correlation):
@@ -206,11 +206,11 @@ from ..retrieval.predictions import read_scores, write_predictions
 def score_blend(
     folder: Path, files: Mapping[str, Sequence[Path]], folds: pd.DataFrame, test_images: np.ndarray
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Blend by means of scores.
+    """Blend by mean scores.
 
     Args:
         folder: the study's folder.
-        files: of `prediction_files`, whose neighbours hold the scores.
+        files: output of `prediction_files`; the scores are in the same folders.
         folds: the table of its folds.
         test_images: `[n]` str; empty: the out-of-fold predictions are blended.
 
@@ -231,7 +231,7 @@ def score_blend(
 
 # %% ../../nbs/07_blending.ipynb #07-blending-44
 def _mean_out_of_fold(folder, models, folds):
-    """`(ids, scores, truth)` of all folds' queries, scores averaged over the models."""
+    """Return `(ids, scores, truth)` of all folds' queries, with scores averaged over the models."""
     file, of_folds = "oof_scores.parquet", []
     for k, queries in fold_queries(folder, models, folds, file).items():
         candidates = [read_scores(folder / model / f"fold{k}" / file, queries["image"]) for model in models]
@@ -247,21 +247,21 @@ from .study_split import study_folds
 # %% ../../nbs/07_blending.ipynb #07-blending-17
 @dataclass(frozen=True)
 class BlendOptions:
-    """How predictions are blended; `blend.json` holds these names.
+    """Options of the blend; `blend.json` uses the same names.
 
     Attributes:
         voting: a key of `voting.VOTES`, or "scores" (`score_blend`).
         weighting: "equal"; "fit" for `fit_model_weights` on the study's folds (a single model gets 1); "paper" for the
             same by the paper's steps of a tenth; "printed" for `printed_weights`, the best model out of fold first.
-        min_gain: gain of MAP@5 that a step of the fit needs to be kept.
-        penalty: whether each photo in the catalogue costs a name votes: how many is fitted, too; .033 for "paper" and
-            "printed".
+        min_gain: smallest gain of MAP@5 for which a step of the fit is kept.
+        penalty: whether each photo of an individual in the catalogue subtracts votes; the amount is fitted, or .033 for
+            "paper" and "printed".
         min_map5: lowest out-of-fold MAP@5 of a model, in [0, 1].
-        always_include: names of models that are taken whatever they reach, with blanks between.
+        always_include: names of models to include whatever their MAP@5, separated by blanks.
         no_fin_csv: a CSV file for `read_no_fin`; "": none.
 
     Raises:
-        UserError: for an unknown weighting, or one that does not go with the voting rule.
+        UserError: for an unknown weighting, or one that is incompatible with the voting rule.
     """
 
     voting: str = "paper"
@@ -285,17 +285,17 @@ def blend_stage(
     """Blend the predictions of a study, and write `submission.csv` and `blend.json`.
 
     Args:
-        dataset: without test photos, out-of-fold predictions are blended and nothing is submitted.
+        dataset: the data set; without test photos, out-of-fold predictions are blended and no submission is written.
         folder: the study's folder.
-        models: names with blanks between; "": all models.
-        options: how predictions are blended.
-        force: blend again although the results are there.
+        models: names separated by blanks; "": all models.
+        options: options of the blend.
+        force: blend again even if the results exist.
 
     Returns:
         the content of `blend.json`.
 
     Raises:
-        UserError: if the study has no predictions, or those of one model alone and no test photos.
+        UserError: if the study has no predictions, or only one model and no test photos.
     """
     is_tested = not dataset.test.empty
     name = "test.csv" if is_tested else "oof.csv"
@@ -314,12 +314,12 @@ def _require_two(dataset, models):
     if len(models) < 2:
         raise UserError(
             f"{dataset.root} has no test photographs (test_images/): there is nothing to submit, and a blend of "
-            f"out-of-fold answers takes two models (here: {', '.join(models)}, whose figures are in knn.json)"
+            f"out-of-fold predictions needs two models (here: {', '.join(models)}, whose metrics are in knn.json)"
         )
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18p
 def _stamp(dataset, files, options):
-    """A fingerprint of the options, and of all files that are read."""
+    """Compute a fingerprint of the options and of all input files."""
     paths = [path for model_files in files.values() for path in model_files]
     names = ["oof.csv"] if options.weighting != "equal" else []
     if options.voting == "scores":
@@ -328,7 +328,7 @@ def _stamp(dataset, files, options):
     if options.no_fin_csv:
         read.append(Path(options.no_fin_csv))
     stamped = stamp_names(asdict(options))
-    stamped["weighting"] = stamped.pop("weights")  # the parameter was renamed, the option had this name before
+    stamped["weighting"] = stamped.pop("weights")  # the parameter was renamed, the option was not
     return fingerprint(stamped, dataset.fingerprint, files=read)
 
 # %% ../../nbs/07_blending.ipynb #07-blending-51
@@ -339,21 +339,21 @@ def blended_models(record: dict) -> list[str]:
         record: the content of a `blend.json`.
 
     Returns:
-        Names of models, without the weight of what photographs in the catalogue cost.
+        Names of models, without the entry for the penalty of photographs in the catalogue.
     """
     return [name for name in record["models"] if name != "frequency"]
 
 # %% ../../nbs/07_blending.ipynb #07-blending-18q
 def is_current(dataset: Dataset, folder: Path, record: dict) -> bool:
-    """Check whether the predictions that a blend was made from are still the same.
+    """Check whether the predictions from which a blend was made are unchanged.
 
     Args:
-        dataset: the study's.
+        dataset: the study's data set.
         folder: the study's folder.
         record: the content of a `blend.json`.
 
     Returns:
-        False too for a record of an older version.
+        True if unchanged; False also for a record of an older version.
     """
     names = list(asdict(BlendOptions()))
     if not {*names, "tested"} <= set(record):
@@ -365,7 +365,7 @@ def is_current(dataset: Dataset, folder: Path, record: dict) -> bool:
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19a
 def _blend(dataset, folder, files, options):
-    """Blend, write the submission, and return what is recorded."""
+    """Blend, write the submission, and return the record."""
     images, folds = dataset.test["image"].to_numpy(dtype=str), study_folds(dataset, folder, save=False)
     counts, both = dataset.train["individual_id"].value_counts().to_dict(), names_in_both(dataset.root)
     weighted, judged, worth = options.weighting != "equal" and len(files) > 1, None, None
@@ -395,14 +395,14 @@ def _blend(dataset, folder, files, options):
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19b
 def _printed(folder, names, penalty):
-    """The printed weights of models, the best out of fold first, and if asked for, of what photographs cost."""
+    """Return the printed weights of models, the best out of fold first, and the penalty if requested."""
     runs = select_runs(folder)["model"]
     weights = pd.Series(printed_weights(len(names)), [name for name in runs if name in names])[names]
     return pd.concat([weights, pd.Series({"frequency": PRINTED_PENALTY})]) if penalty else weights
 
 
 def _judge(lists, queries, options, counts, models, both):
-    """What models are worth out of fold: a `WeightReport` if weights are fitted, else their MAP@5 alone."""
+    """Evaluate models out of fold: return a `WeightReport` if weights are fitted, else their MAP@5."""
     if options.voting == "scores":
         return None
     truth, folds, individuals = (queries[name].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id"))
@@ -425,7 +425,7 @@ def _count(lists, options, counts, penalised, of_part, fin_lists=FIN_MODELS):
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19c
 def _test_lists(folder, files, images, models):
-    """`(lists, weights, repairs, copies)`: of all test files, those of a model weigh `copies` times its weight."""
+    """Return `(lists, weights, repairs, copies)` of all test files; a model's lists weigh `copies` times its weight."""
     paths = {str(path.relative_to(folder)): path for model_files in files.values() for path in model_files}
     lists, repairs = read_ranked_lists(paths, images)
     copies = min(map(len, files.values()))
@@ -434,7 +434,7 @@ def _test_lists(folder, files, images, models):
 
 
 def _vote(lists, weights, models, options, counts, of_part, owners, copies=1):
-    """Blend lists of `owners`, their models; penalty and lead are those of one list a model, and grow with copies."""
+    """Blend lists of the models `owners`; penalty and lead apply to one list per model, and scale with `copies`."""
     penalty = [copies * votes for votes in models[models.index == "frequency"]]
     fin_lists = sum(name in list(dict.fromkeys(owners))[:FIN_MODELS] for name in owners)
     table = _count(lists, options, counts, bool(penalty), of_part, fin_lists)
@@ -442,7 +442,7 @@ def _vote(lists, weights, models, options, counts, of_part, owners, copies=1):
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19d
 def _write_submission(dataset, folder, blended):
-    """Write the submission, if there are test photos. Returns those that were skipped: they are called new."""
+    """Write the submission if there are test photos; return skipped photos, which are predicted new."""
     skipped = dataset.skipped.loc[dataset.skipped["part"] == "test", "image"].tolist()
     if not dataset.test.empty:
         images = [*dataset.test["image"].to_numpy(dtype=str), *skipped]
@@ -451,14 +451,14 @@ def _write_submission(dataset, folder, blended):
 
 
 def _agreement(lists, owners):
-    """The fraction of photos with the same first prediction, the mean over pairs of lists of two models, or None."""
+    """Return the fraction of photos with equal first predictions, averaged over pairs of models' lists, or None."""
     first = zip(owners, lists.codes[:, :, 0], strict=True)
     same = [(a == b).mean() for (one, a), (other, b) in combinations(first, 2) if one != other]
     return float(np.mean(same)) if same else None
 
 # %% ../../nbs/07_blending.ipynb #07-blending-19p
 def _record_worth(worth):
-    """What a blend is worth, for a JSON file: metrics, and tables of models and folds."""
+    """Return the evaluation of a blend for a JSON file: metrics, and tables of models and folds."""
     if not isinstance(worth, WeightReport):
         return {"fit": worth, "table": None, "fit_folds": None}
     metrics = {name: getattr(worth, name) for name in ("fitted", "expected", "equal", "optimism", "moves")}
@@ -467,7 +467,7 @@ def _record_worth(worth):
 
 
 def weight_report(record: dict) -> WeightReport | None:
-    """Read the report on fitted weights from a blend's record.
+    """Read the report of fitted weights from a blend's record.
 
     Args:
         record: the content of a `blend.json`.

@@ -75,14 +75,14 @@ def _species_names(table):
 
 def _species_title(table):
     largest, ratio = table["share"].iloc[:5].sum(), table["photos"].iloc[0] / table["photos"].iloc[-1]
-    return f"Five species have {largest:.0%} of the photographs; the largest has {ratio:,.0f} times the smallest"
+    return f"Five species have {largest:.0%} of the photographs; largest to smallest species: {ratio:,.0f} to 1"
 
 # %% ../../nbs/01_eda.ipynb #01-eda-07
 def plot_species(table: pd.DataFrame) -> Axes:
     """Plot photos per species on a logarithmic axis, with the number of individuals.
 
     Args:
-        table: of `species_table`.
+        table: output of `species_table`.
 
     Returns:
         The axes.
@@ -93,7 +93,7 @@ def plot_species(table: pd.DataFrame) -> Axes:
     for i, (photos, individuals) in enumerate(zip(table["photos"], table["individuals"], strict=True)):
         ax.text(photos * 1.15, i, f"{photos:,} of {individuals:,}", va="center", fontsize=8, color="0.35")
     ax.set(xscale="log", xlim=(table["photos"].min() / 2, table["photos"].max() * 6))
-    ax.set(xlabel="photographs (of so many individuals)", ylabel="", title=_species_title(table))
+    ax.set(xlabel="photographs (of how many individuals)", ylabel="", title=_species_title(table))
     ax.tick_params(axis="x", which="minor", labelbottom=False)
     sns.despine(left=True)
     return ax
@@ -128,7 +128,7 @@ def imbalance(train: pd.DataFrame, column: str = "species") -> pd.Series:
     )
 
 # %% ../../nbs/01_eda.ipynb #01-eda-49
-PAPER_COUNTS = {  # Katre & Jasapara 2024, of Happywhale's 51,033 photographs
+PAPER_COUNTS = {  # Katre & Jasapara 2024, on Happywhale's 51,033 photographs
     "photographs": 51033,
     "individuals": 15587,
     "species": 30,
@@ -141,7 +141,7 @@ PAPER_COUNTS = {  # Katre & Jasapara 2024, of Happywhale's 51,033 photographs
 
 
 def imbalance_table(train: pd.DataFrame) -> pd.DataFrame:
-    """Compute `imbalance` with species as spelled and merged, beside the paper's numbers.
+    """Compute `imbalance` with species as spelled and merged, and add the paper's numbers.
 
     Args:
         train: the table of known photos.
@@ -178,7 +178,7 @@ def plot_singletons(table: pd.DataFrame) -> Axes:
     """Plot the fraction of each species' individuals that have one photo.
 
     Args:
-        table: of `species_table`.
+        table: output of `species_table`.
 
     Returns:
         The axes.
@@ -188,9 +188,9 @@ def plot_singletons(table: pd.DataFrame) -> Axes:
     sns.barplot(x=table["singletons"], y=_species_names(table), ax=ax, color=SEA)
     most, least = table["singletons"].iloc[0], table["singletons"].iloc[-1]
     if most > least:
-        title = f"Animals seen once are {least:.0%} to {most:.0%} of a species: 'new' is not equally likely everywhere"
+        title = f"By species, {least:.0%} to {most:.0%} of individuals have one photograph, so the prior of new differs"
     else:
-        title = f"{most:.0%} of the animals of every species were seen once"
+        title = f"{most:.0%} of the individuals of every species have one photograph"
     ax.set(xlim=(0, 1), xlabel="share of individuals with one photograph", ylabel="", title=title)
     sns.despine(left=True)
     return ax
@@ -201,7 +201,7 @@ def _header_size(path):
         with open_photo(path) as photo:
             return photo.size
     except OSError as error:
-        raise UserError(f"{path} is no photograph ({error}): see `happywhale data check`") from None
+        raise UserError(f"{path} is not a photograph ({error}): see `happywhale data check`") from None
 
 
 def photo_sizes(dataset: Dataset) -> pd.DataFrame | None:
@@ -238,7 +238,7 @@ def plot_sizes(sizes: pd.DataFrame) -> Axes:
     ax.hexbin(sizes["width"], sizes["height"], gridsize=45, bins="log", cmap="mako_r", mincnt=1)
     wide, megapixels = (sizes["width"] > sizes["height"]).mean(), sizes["width"] * sizes["height"] / 1e6
     low, median, high = np.percentile(megapixels, [5, 50, 95])
-    title = f"{wide:.0%} are wider than high; median {median:.1f} megapixels (90 % between {low:.1f} and {high:.1f})"
+    title = f"{wide:.0%} are wider than tall; median {median:.1f} megapixels (90 % between {low:.1f} and {high:.1f})"
     ax.set(xlabel="width (pixels)", ylabel="height (pixels)", title=title)
     sns.despine()
     return ax
@@ -248,10 +248,10 @@ def best_boxes(boxes: pd.DataFrame) -> pd.DataFrame:
     """Select the most confident box of each source on each photo.
 
     Args:
-        boxes: a table of `boxes.read_boxes`.
+        boxes: table from `boxes.read_boxes`.
 
     Returns:
-        Its rows, most confident first.
+        The selected rows, most confident first.
     """
     keys = [name for name in ("image", "source", "part") if name in boxes]
     return boxes.sort_values("confidence", ascending=False).drop_duplicates(keys)
@@ -261,8 +261,8 @@ def box_coverage(boxes: pd.DataFrame, images: Sequence[str]) -> pd.DataFrame:
     """Count the photos on which each source has a box.
 
     Args:
-        boxes: a table of `boxes.read_boxes`.
-        images: names of the photos that count.
+        boxes: table from `boxes.read_boxes`.
+        images: names of the photos to count.
 
     Returns:
         A row for each source, most photos first: photos, share (of `images`), confidence (median).
@@ -278,10 +278,10 @@ def box_agreement(boxes: pd.DataFrame) -> pd.DataFrame:
     """Compute the IoU of each pair of sources on the photos that have both.
 
     Args:
-        boxes: a table of `boxes.read_boxes`.
+        boxes: table from `boxes.read_boxes`.
 
     Returns:
-        Columns image, sources (`a and b`), iou; empty if there is one source.
+        Columns image, sources (`a and b`), iou; empty if there is only one source.
     """
     best, columns = best_boxes(boxes), ["image", "sources", "iou"]
     tables = [_pair_agreement(best, a, b) for a, b in combinations(sorted(best["source"].unique()), 2)]
@@ -289,13 +289,13 @@ def box_agreement(boxes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pair_agreement(best, a, b):
-    keys = [name for name in ("image", "part") if name in best]  # a box is compared with one of the same photo
+    keys = [name for name in ("image", "part") if name in best]  # boxes of the same photo are compared
     both = best[best["source"] == a].merge(best[best["source"] == b], on=keys, suffixes=("_a", "_b"))
     boxes_a, boxes_b = (_in_one_frame(both, c) for c in "ab")
     return pd.DataFrame({"image": both["image"], "sources": f"{a} and {b}", "iou": iou(boxes_a, boxes_b)})
 
 def _in_one_frame(both, side):
-    # boxes as fractions of their pictures if both frames are known: they may have been measured in different sizes
+    # boxes as fractions of the image if both frames are known, because they may refer to different image sizes
     frames = both[["W_a", "H_a", "W_b", "H_b"]] if "W_a" in both else pd.DataFrame(index=both.index, columns=["W"])
     known = frames.notna().all(axis=1).to_numpy()
     corners = both[[f"{corner}_{side}" for corner in BOX]].to_numpy(float)
@@ -308,7 +308,7 @@ def plot_agreement(agreement: pd.DataFrame) -> Axes:
     """Plot the distribution of the IoU for each pair of sources.
 
     Args:
-        agreement: a table of `box_agreement`, not empty.
+        agreement: table from `box_agreement`, not empty.
 
     Returns:
         The axes.
@@ -317,7 +317,7 @@ def plot_agreement(agreement: pd.DataFrame) -> Axes:
     _, ax = plt.subplots(figsize=(8, 1.2 + 0.4 * len(median)))
     sns.boxenplot(agreement, x="iou", y="sources", order=median.index[::-1], ax=ax, color=SEA, showfliers=False)
     best, worst = f"median IoU {median.iloc[-1]:.2f}", f"worst {median.iloc[0]:.2f}"
-    title = f"Of {len(median)} pairs {median.index[-1]} agree best, {best} ({worst})"
+    title = f"Of {len(median)} pairs, {median.index[-1]} agree best: {best} ({worst})"
     ax.set(xlim=(0, 1), xlabel="intersection over union", ylabel="", title=title)
     sns.despine(left=True)
     return ax
@@ -325,12 +325,12 @@ def plot_agreement(agreement: pd.DataFrame) -> Axes:
 # %% ../../nbs/01_eda.ipynb #01-eda-69
 @dataclass(frozen=True, eq=False)
 class BoxTables:
-    """What the boxes of a data folder are worth.
+    """Quality measures of the boxes of a data folder.
 
     Attributes:
-        faults: of `clean_boxes`, a row for each source.
-        coverage: of `box_coverage`, of the known photos and of the test photos, if there are any; empty without boxes.
-        agreement: of `box_agreement`.
+        faults: from `clean_boxes`, a row for each source.
+        coverage: from `box_coverage`, for the known photos and for the test photos, if any; empty without boxes.
+        agreement: from `box_agreement`.
     """
 
     faults: pd.DataFrame
@@ -339,7 +339,7 @@ class BoxTables:
 
 
 def box_tables(dataset: Dataset) -> BoxTables:
-    """Read a data folder's boxes, and compute coverage and agreement of the clean ones.
+    """Read and clean a data folder's boxes, and compute coverage and agreement.
 
     Args:
         dataset: the data folder.
@@ -374,13 +374,13 @@ def _group_bias(train, column):
 
 # %% ../../nbs/01_eda.ipynb #01-eda-63
 def sampling_bias(train: pd.DataFrame) -> pd.Series:
-    """Measure how concentrated sampling is in days, places and encounters.
+    """Measure how sampling is concentrated in days, places and encounters.
 
     Args:
         train: the table of known photos; columns date, place and encounter are used if they exist.
 
     Returns:
-        Numbers of days, places and encounters, and fractions of the photos in the busiest; empty without such columns.
+        Numbers of days, places and encounters, and fractions of photos in the busiest; empty without these columns.
     """
     days = _day_bias(train) if "date" in train else {}
     places = _group_bias(train, "place") if "place" in train else {}
@@ -389,7 +389,7 @@ def sampling_bias(train: pd.DataFrame) -> pd.Series:
 
 # %% ../../nbs/01_eda.ipynb #01-eda-53
 def plot_time_and_place(train: pd.DataFrame) -> Figure:
-    """Plot photos by year and month, and, if there are coordinates, by place.
+    """Plot photos by year and month, and by place if there are coordinates.
 
     Args:
         train: the table of known photos, with date, and optionally latitude and longitude in degrees.
@@ -403,7 +403,7 @@ def plot_time_and_place(train: pd.DataFrame) -> Figure:
     grid = pd.crosstab(day.dt.year, day.dt.month).reindex(columns=range(1, 13), fill_value=0)
     sns.heatmap(grid, ax=axes[0, 0], cmap="mako_r", cbar_kws={"label": "photographs"})
     months = day.dt.month.value_counts(normalize=True)
-    axes[0, 0].set(xlabel="month", ylabel="year", title=f"{months.iloc[:3].sum():.0%} of three months of the year")
+    axes[0, 0].set(xlabel="month", ylabel="year", title=f"{months.iloc[:3].sum():.0%} from three months of the year")
     if has_places:
         _plot_places(axes[0, 1], train)
     figure.tight_layout()
@@ -411,17 +411,17 @@ def plot_time_and_place(train: pd.DataFrame) -> Figure:
 
 
 def _plot_places(ax, train):
-    places = train[["longitude", "latitude"]].fillna("").astype(str)  # as people write them, also with commas
+    places = train[["longitude", "latitude"]].fillna("").astype(str)  # may have decimal commas
     degrees = clean_columns(places, [""] * len(places), Faults()).apply(pd.to_numeric, errors="coerce")
     ax.scatter(degrees["longitude"], degrees["latitude"], s=6, alpha=0.3, color=SEA)
-    ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title="Where the cameras were")
+    ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title="Where the photos were taken")
 
 # %% ../../nbs/01_eda.ipynb #01-eda-27
 def leakage(pairs: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     """Count near-duplicate pairs.
 
     Args:
-        pairs: a table of `near_duplicates.find_near_duplicates`.
+        pairs: table from `near_duplicates.find_near_duplicates`.
         train: the table of known photos.
 
     Returns:
@@ -442,7 +442,7 @@ def describe_leakage(pairs: pd.DataFrame, train: pd.DataFrame, test: pd.DataFram
     """Describe how many training photos occur in the test set.
 
     Args:
-        pairs: a table of `near_duplicates.find_near_duplicates`.
+        pairs: table from `near_duplicates.find_near_duplicates`.
         train: the table of known photos.
         test: the table of test photos; may be empty.
 
@@ -454,7 +454,7 @@ def describe_leakage(pairs: pd.DataFrame, train: pd.DataFrame, test: pd.DataFram
     counts = leakage(pairs, train).loc["between train and test"]
     return (
         f"Of {len(test):,} test photographs compared with {len(train):,} known ones, {counts['copies']} pairs are "
-        f"copies of one picture and {counts['near'] - counts['copies']} more nearly the same."
+        f"copies of one picture and {counts['near'] - counts['copies']} more are nearly the same."
     )
 
 # %% ../../nbs/01_eda.ipynb #01-eda-30
@@ -467,7 +467,7 @@ def plot_images(
         paths: files, row by row; None leaves a gap.
         titles: one for each path; None: no titles.
         columns: images in a row.
-        width: pixels to which an image may be reduced.
+        width: width in pixels to which images may be reduced.
 
     Returns:
         The figure.
@@ -488,7 +488,7 @@ def plot_images(
 
 # %% ../../nbs/01_eda.ipynb #01-eda-55
 def _sheet_row(folder, images, title, columns):
-    """Paths and titles of one row, filled up with gaps."""
+    """Return paths and titles of one row, padded with gaps."""
     paths = [folder / image for image in images] + [None] * (columns - len(images))
     return paths, [title, *[""] * (columns - 1)]
 
@@ -503,7 +503,7 @@ def plot_species_examples(dataset: Dataset, seed: int = 0, columns: int = 6) -> 
 
     Args:
         dataset: the data folder.
-        seed: of the choice.
+        seed: random seed.
         columns: photos of each species.
 
     Returns:
@@ -520,7 +520,7 @@ def plot_most_photographed(dataset: Dataset, individuals: int = 5, columns: int 
 
     Args:
         dataset: the data folder.
-        individuals: how many.
+        individuals: number of individuals.
         columns: photos of each individual.
 
     Returns:
@@ -536,12 +536,12 @@ def plot_most_photographed(dataset: Dataset, individuals: int = 5, columns: int 
 
 # %% ../../nbs/01_eda.ipynb #01-eda-72
 def plot_most_alike(dataset: Dataset, pairs: pd.DataFrame, count: int = 6) -> Figure:
-    """Plot the near-duplicate pairs of the highest correlation, three pairs a row.
+    """Plot the near-duplicate pairs with the highest correlation, three pairs a row.
 
     Args:
         dataset: the data folder.
-        pairs: a table of `near_duplicates.find_near_duplicates`, not empty.
-        count: pairs, at most.
+        pairs: table from `near_duplicates.find_near_duplicates`, not empty.
+        count: maximum number of pairs.
 
     Returns:
         The figure.
@@ -556,16 +556,16 @@ def plot_most_alike(dataset: Dataset, pairs: pd.DataFrame, count: int = 6) -> Fi
 def eda_stage(dataset: Dataset, folder: Path, search: bool = True) -> dict:
     """Measure imbalance and near-duplicates of a data folder, and write `eda.json`.
 
-    The pairs of near-duplicates are in `duplicates-*.csv`; data that have been searched before are not searched again.
+    The pairs of near-duplicates are cached in `duplicates-*.csv`, so unchanged data are searched once.
 
     Args:
-        dataset: the data folder; without photos there is no search.
+        dataset: the data folder; without photos the search is skipped.
         folder: the study's folder.
         search: whether to search for near-duplicates, which decodes every photo.
 
     Returns:
-        The content of `eda.json`: data (fingerprint), imbalance (of `imbalance_table`, by column), leakage (of
-        `leakage`, by column; None without a search) and line (of `describe_leakage`; "" without a search).
+        The content of `eda.json`: data (fingerprint), imbalance (from `imbalance_table`, by column), leakage (from
+        `leakage`, by column; None without a search) and line (from `describe_leakage`; "" without a search).
 
     Raises:
         UserError: if a photo cannot be decoded.
