@@ -65,12 +65,12 @@ def test_read_ranked_lists_with_a_catalogue_leaves_out_unknown_names(files):
     assert any("1 names that are not in the catalogue" in line for line in lines)
     half, _ = read_ranked_lists([files("half.csv", "x,q a", "y,r b")], known={"a", "b"})
     assert half.decode(half.codes[0, :, 0]).tolist() == ["a", "b"]
-    with pytest.raises(UserError, match="the answer for x names nobody of the catalogue, like 3 names"):
+    with pytest.raises(UserError, match="3 names are not in the catalogue, those for x first"):
         read_ranked_lists([odd], known={"a", "b"})
 
 
 def test_read_ranked_lists_of_no_or_of_broken_files_is_refused(files):
-    with pytest.raises(UserError, match="no files of answers"):
+    with pytest.raises(UserError, match="no prediction files"):
         read_ranked_lists([])
     with pytest.raises(UserError, match="no column 'predictions'"):
         read_ranked_lists([files("wrong.csv", "x,1", header="image,label")])
