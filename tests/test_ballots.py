@@ -86,7 +86,7 @@ def test_read_ranked_lists_of_a_models_folds_takes_their_rows_together(files):
     assert lists.models.tolist() == ["net", "other"] and lists.images.tolist() == ["z", "x", "y"]
     assert lists.decode(lists.codes[:, :, 0]).tolist() == [["c", "a", "b"], ["", "a", "b"]]
     assert f"{one} and 1 others: 1 rows name an animal twice: the first mention counts" in lines
-    with pytest.raises(UserError, match="answer the same photograph more than once"):
+    with pytest.raises(UserError, match="have the same photograph more than once"):
         read_ranked_lists({"net": [one, files("again.csv", "y,a")]})
 
 

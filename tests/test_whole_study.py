@@ -260,7 +260,7 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
     notebook = json.loads((folder / "small_resnet_arcface" / "06_knn.ipynb").read_text())
     shown = [o for c in notebook["cells"] for o in c.get("outputs", []) if "browse_folds" in "".join(c["source"])]
     data = shown[-1]["data"]
-    assert sorted(data) == ["text/html", "text/plain"] and "Answer:" in "".join(data["text/plain"])
+    assert sorted(data) == ["text/html", "text/plain"] and "Prediction:" in "".join(data["text/plain"])
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def _read_model(paths):
     lists = [split_lists(path, predictions) for path, (_, predictions) in zip(paths, columns, strict=True)]
     images = pa.concat_arrays([column for column, _ in columns])
     if len(images.unique()) < len(images):
-        raise UserError(f"{paths[0]} and {len(paths) - 1} other files of the model have the same photograph repeatedly")
+        raise UserError(f"{paths[0]} and {len(paths) - 1} other files have the same photograph more than once")
     title = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} others"
     ids, lengths, printed = zip(*lists, strict=True)
     return _ModelFile(title, images, pa.concat_arrays(ids), np.concatenate(lengths), sum(printed))

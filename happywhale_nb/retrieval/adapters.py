@@ -592,7 +592,7 @@ def fit_weights(
     scores = _grid_scores([block[rows] for block in blocks], codes[rows], part, grid)
     asked = np.isfinite(scores[0])
     if asked.sum() < LEAST_QUERIES:
-        raise UserError(f"{asked.sum()} photographs can be queries for known animals: weights need {LEAST_QUERIES}")
+        raise UserError(f"{asked.sum()} photographs can be queries for known animals: weights take {LEAST_QUERIES}")
     return _weigh(grid, scores[:, asked], part[asked], names[rows][asked])
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-44
