@@ -53,7 +53,7 @@ def _require_unique(path, images):
         return
     unique, first = np.unique(images.to_numpy(zero_copy_only=False), return_index=True)
     row = int(np.setdiff1d(np.arange(len(images)), first)[0])
-    raise UserError(f"{path}, row {row + 2}: {images[row]} has an answer already ({len(images) - len(unique)} such)")
+    raise UserError(f"{path}, row {row + 2}: {images[row]} is listed more than once ({len(images) - len(unique)} such)")
 
 # %% ../../nbs/lib/ensemble/ranked_lists.ipynb #ranked_lists-09
 def split_lists(path: Path | str, predictions: pa.Array) -> tuple[pa.Array, np.ndarray, int]:
@@ -184,7 +184,7 @@ def _align(model, queries, codes, is_unknown):
     missing, extra = int((index < 0).sum()), len(model.images) - int((index >= 0).sum())
     if 2 * missing > len(queries):
         count = f"{len(queries) - missing:,} of {len(queries):,}"
-        raise UserError(f"{model.title} answers {count} photographs: is it about other photographs?")
+        raise UserError(f"{model.title} has {count} photographs: does it belong to other photographs?")
     rows, unknown = _without_unknown(model, rows, is_unknown)
     counts = {
         "lists as Python prints them": model.printed,
@@ -193,7 +193,7 @@ def _align(model, queries, codes, is_unknown):
         "rows have fewer than five names": int((model.lengths < 5).sum()),
         "names that are not in the catalogue are left out": unknown,
         "photographs are missing: no vote there": missing,
-        "photographs were not asked about: left out": extra,
+        "photographs are not among the queries: left out": extra,
     }
     messages = [f"{model.title}: {count} {repair}" for repair, count in counts.items() if count]
     return np.where((index < 0)[:, None], -1, rows[index]), messages

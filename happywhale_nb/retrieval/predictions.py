@@ -201,7 +201,7 @@ def check_submission(path: Path | str, like: Path | str | None = None, known: It
             first = int(np.argmax(rows))
             faults.append(f"row {first + 2}: {images[first]} {fault} ({int(rows.sum()):,} such)")
     if wanted is not None and len(missing := wanted[~wanted.isin(images)]):
-        faults.append(f"{len(missing):,} photographs have no answer, {missing.iloc[0]} first")
+        faults.append(f"{len(missing):,} photographs have no predictions, {missing.iloc[0]} first")
     return faults
 
 # %% ../../nbs/lib/retrieval/predictions.ipynb #predictions-11a
@@ -209,13 +209,13 @@ def _faulty_rows(table, wanted, names):
     """`{fault: bool by row}`."""
     rows, images = table["predictions"].str.split(), table["image"]
     faulty = {
-        "is a list as Python prints it, not names with blanks between": rows.str[0].str.startswith("["),
+        "is a list as Python prints it, not names separated by blanks": rows.str[0].str.startswith("["),
         "has more than five names": rows.str.len() > 5,
         "names an animal twice": rows.map(lambda row: len(set(row)) < len(row)),
-        "answers a photograph again": images.duplicated(),
+        "is listed more than once": images.duplicated(),
     }
     if names:
-        faulty["names somebody who is not in the catalogue"] = rows.map(lambda row: not names.issuperset(row))
+        faulty["names an animal that is not in the catalogue"] = rows.map(lambda row: not names.issuperset(row))
     if wanted is not None:
-        faulty["answers a photograph that was not asked about"] = ~images.isin(wanted)
+        faulty["is not one of the photographs to be predicted"] = ~images.isin(wanted)
     return faulty
