@@ -109,8 +109,8 @@ def test_score_of_an_adapter_never_comes_from_photographs_it_was_fitted_to():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["a", "b", "c", "d"], "can be asked"),
-        (["a"] * 4, "can be asked"),
+        (["a", "b", "c", "d"], "can be queries"),
+        (["a"] * 4, "can be queries"),
     ],
 )
 def test_few_photographs_give_no_adapter_and_say_why(names, words):
@@ -122,7 +122,7 @@ def test_few_photographs_give_no_adapter_and_say_why(names, words):
 def test_photographs_that_are_all_the_same_give_no_adapter():
     choice = choose_adapter(np.ones((20, 5)), np.repeat(["a", "b"], 10))
     assert not choice.used
-    assert "can be asked" in choice.sentence or "No adapter" in choice.sentence
+    assert "can be queries" in choice.sentence or "No adapter" in choice.sentence
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_photographs_that_are_all_the_same_give_no_adapter():
         (lambda v, n: fit_adapter(v, n, "witen"), "did you mean 'whiten'"),
         (lambda v, n: fit_adapter(v, n, "arcface"), "train_arcface"),
         (lambda v, n: fit_adapter(v, n[:-1], "centre"), "one individual for each"),
-        (lambda v, n: fit_adapter(v, ["new_individual", *n[1:]], "centre"), "is no individual"),
-        (lambda v, n: fit_adapter(v, ["", *n[1:]], "centre"), "is no individual"),
+        (lambda v, n: fit_adapter(v, ["new_individual", *n[1:]], "centre"), "is not an individual"),
+        (lambda v, n: fit_adapter(v, ["", *n[1:]], "centre"), "is not an individual"),
         (lambda v, n: fit_adapter(v * np.nan, n, "centre"), "NaN"),
         (lambda v, n: fit_adapter(v[:2], ["a", "b"], "within"), "two different photographs"),
         (lambda v, n: fit_adapter(v[:4], ["a"] * 4, "lda"), "two individuals"),
@@ -172,7 +172,7 @@ def test_file_of_something_else_is_refused_in_one_line_and_never_executed(fault,
         path.write_text("no zip")
     elif fault == "none":
         path.unlink()
-    with pytest.raises(UserError, match=r"is no adapter|is missing") as caught:
+    with pytest.raises(UserError, match=r"is not an adapter|is missing") as caught:
         read_adapter(path)
     assert "\n" not in str(caught.value)
 

@@ -303,11 +303,11 @@ def test_calibrate_asks_held_out_photographs_unless_they_are_few():
     X, who = survey(200, 7)
     some, every = np.arange(200) % 4 == 0, np.ones(200, bool)
     made = calibrate(X, who, np.arange(200), some)
-    assert made.photographs == 50 and made.note.startswith("The probabilities stand on 50 photographs of")
+    assert made.photographs == 50 and made.note.startswith("The probabilities are based on only 50 photographs of")
     few = calibrate(X, who, np.arange(200), np.arange(200) < MIN_HELD_OUT - 1)
-    assert few.photographs == 200 and "flattering" in few.note
+    assert few.photographs == 200 and "optimistic" in few.note
     enough = calibrate(X, who, np.arange(200), np.arange(200) < MIN_HELD_OUT)
-    assert enough.photographs == MIN_HELD_OUT and "flattering" not in enough.note
+    assert enough.photographs == MIN_HELD_OUT and "optimistic" not in enough.note
     nameless = np.where(some, who, "")
     assert calibrate(X, nameless, np.arange(200), every).photographs == 50
     drawn = [calibrate(X, who, np.arange(200), every, max_queries=50, seed=s).as_dict() for s in (0, 0, 1)]
@@ -324,7 +324,7 @@ def test_calibrate_of_little_gives_a_calibration_that_answers(n, kind, apart):
     made = calibrate(X, who, np.arange(n) if apart else np.zeros(n), np.ones(n, bool))
     assert made.note
     if n == 0 or kind == "nobody":
-        assert made.photographs == 0 and made.threshold == DEFAULT_THRESHOLD and made.note.startswith("No photograph")
+        assert made.photographs == 0 and made.threshold == DEFAULT_THRESHOLD and made.note.startswith("No identified")
     else:
         assert made.photographs == n
     text = json.dumps(made.as_dict(), allow_nan=False)
@@ -372,7 +372,7 @@ def test_a_weak_network_promises_no_short_list():
 def test_training_photographs_measure_no_coverage_and_old_calibrations_promise_nothing():
     X, who = survey(200, 7)
     few = calibrate(X, who, np.arange(200), np.zeros(200, bool))
-    assert "flattering" in few.note and np.isnan(few.coverage) and "not been measured" in few.measured.sentence
+    assert "optimistic" in few.note and np.isnan(few.coverage) and "not been measured" in few.measured.sentence
     old = calibrate(X, who, np.arange(200), np.ones(200, bool)).as_dict()
     for name in ("coverage_low", "coverage_high", "coverage_encounters"):
         del old[name]

@@ -36,7 +36,7 @@ def test_read_ranked_lists_of_two_files_matches_photographs_and_repairs_lists(fi
         "two.csv: 1 rows have more than five names: five count",
         "two.csv: 2 rows have fewer than five names",
         "two.csv: 1 photographs are missing: no vote there",
-        "two.csv: 1 photographs were not asked about: left out",
+        "two.csv: 1 photographs are not among the queries: left out",
     ]
     assert lists.encode(["f", "nobody", "a"]).tolist() == [lists.names.tolist().index("f"), -1, 0]
 
@@ -44,11 +44,11 @@ def test_read_ranked_lists_of_two_files_matches_photographs_and_repairs_lists(fi
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["x,a", "x,b", "y,a"], "row 3: x has an answer already (1 such)"),
+        (["x,a", "x,b", "y,a"], "row 3: x is listed more than once (1 such)"),
         (["x,a", "y,"], "row 3"),
         (["x,a", "y,[]"], "row 3: no name in the list"),
-        (["q,a", "r,b"], "answers 0 of 3 photographs"),
-        (["q,a", "x,b"], "answers 1 of 3 photographs"),
+        (["q,a", "r,b"], "has 0 of 3 photographs"),
+        (["q,a", "x,b"], "has 1 of 3 photographs"),
     ],
 )
 def test_read_ranked_lists_of_what_nobody_can_mend_is_refused_with_its_row(files, rows, message):
@@ -65,12 +65,12 @@ def test_read_ranked_lists_with_a_catalogue_leaves_out_unknown_names(files):
     assert any("1 names that are not in the catalogue" in line for line in lines)
     half, _ = read_ranked_lists([files("half.csv", "x,q a", "y,r b")], known={"a", "b"})
     assert half.decode(half.codes[0, :, 0]).tolist() == ["a", "b"]
-    with pytest.raises(UserError, match="the answer for x names nobody of the catalogue, like 3 names"):
+    with pytest.raises(UserError, match="3 names are not in the catalogue, those for x first"):
         read_ranked_lists([odd], known={"a", "b"})
 
 
 def test_read_ranked_lists_of_no_or_of_broken_files_is_refused(files):
-    with pytest.raises(UserError, match="no files of answers"):
+    with pytest.raises(UserError, match="no prediction files"):
         read_ranked_lists([])
     with pytest.raises(UserError, match="no column 'predictions'"):
         read_ranked_lists([files("wrong.csv", "x,1", header="image,label")])
@@ -86,7 +86,7 @@ def test_read_ranked_lists_of_a_models_folds_takes_their_rows_together(files):
     assert lists.models.tolist() == ["net", "other"] and lists.images.tolist() == ["z", "x", "y"]
     assert lists.decode(lists.codes[:, :, 0]).tolist() == [["c", "a", "b"], ["", "a", "b"]]
     assert f"{one} and 1 others: 1 rows name an animal twice: the first mention counts" in lines
-    with pytest.raises(UserError, match="answer the same photograph more than once"):
+    with pytest.raises(UserError, match="have the same photograph more than once"):
         read_ranked_lists({"net": [one, files("again.csv", "y,a")]})
 
 
@@ -135,7 +135,7 @@ def plain_reading(rows, asked, known):
         "rows have fewer than five names": sum(len(row) < 5 for _, row, _ in rows),
         "names that are not in the catalogue are left out": odd,
         "photographs are missing: no vote there": len(missing),
-        "photographs were not asked about: left out": len(set(cut) - set(asked)),
+        "photographs are not among the queries: left out": len(set(cut) - set(asked)),
     }
     lists = [[name for name in cut.get(image, []) if name in known] for image in asked]
     return [row + [""] * (5 - len(row)) for row in lists], {what: n for what, n in counted.items() if n}
@@ -187,10 +187,10 @@ SUBMISSIONS = {
     "as it should be": (["x,a b c d e", "y,new_individual"], []),
     "six names": (["x,a b", "y,a b c d e f"], ["row 3: y has more than five names (1 such)"]),
     "a name twice": (["x,a a", "y,b b"], ["row 2: x names an animal twice (2 such)"]),
-    "answered again": (["x,a", "y,b", "x,c"], ["row 4: x answers a photograph again (1 such)"]),
-    "not asked": (["x,a", "y,a", "q,a"], ["row 4: q answers a photograph that was not asked about (1 such)"]),
-    "missing": (["y,a"], ["1 photographs have no answer, x first"]),
-    "a stranger": (["x,a", "y,g a"], ["row 3: y names somebody who is not in the catalogue (1 such)"]),
+    "answered again": (["x,a", "y,b", "x,c"], ["row 4: x is listed more than once (1 such)"]),
+    "not asked": (["x,a", "y,a", "q,a"], ["row 4: q is not one of the photographs to be predicted (1 such)"]),
+    "missing": (["y,a"], ["1 photographs have no predictions, x first"]),
+    "a stranger": (["x,a", "y,g a"], ["row 3: y names an animal that is not in the catalogue (1 such)"]),
 }
 
 
@@ -204,7 +204,7 @@ def test_check_submission_with_one_fault_names_it_and_its_row(files, name):
 def test_check_submission_with_a_printed_list_says_so(files):
     like = files("like.csv", "x,a", "y,a")
     lines = check_submission(files("sent.csv", "y,a", "x,\"['a', 'b']\""), like)
-    assert lines == ["row 3: x is a list as Python prints it, not names with blanks between (1 such)"]
+    assert lines == ["row 3: x is a list as Python prints it, not names separated by blanks (1 such)"]
 
 
 def test_check_submission_with_another_column_says_so(files):

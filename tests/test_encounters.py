@@ -250,7 +250,7 @@ def test_single_photographs_of_before_are_grouped_by_their_dates_or_their_pixels
     assert f"{len(numbers)} of {len(numbers)} known photographs have neither an encounter nor a date" in made.note
     assert made.measured.is_unchecked and made.coverage_encounters <= len(set(units))
     if made.measured.is_kept:
-        assert made.measured.sentence.endswith("frames of one burst may have answered for each other")
+        assert made.measured.sentence.endswith("frames of one burst may have matched each other")
 
 
 # --- a gallery that sees every change

@@ -270,7 +270,7 @@ def test_fit_with_centre_weight_but_without_centres_is_refused():
 
 
 def test_fit_with_new_individual_in_the_gallery_is_refused(rng):
-    with pytest.raises(UserError, match="is no individual"):
+    with pytest.raises(UserError, match="is not an individual"):
         KNNHead().fit(rng.normal(size=(6, 4)), [*"aabbc", NEW])
 
 

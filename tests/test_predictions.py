@@ -56,7 +56,7 @@ def test_read_predictions_of_a_faulty_list_names_its_row(row, tmp_path):
 
 def test_read_predictions_without_an_image_asked_for_is_refused(tmp_path):
     write_predictions(tmp_path / "oof.csv", ["x.jpg"], [["a"]])
-    with pytest.raises(UserError, match=r"no answer for y\.jpg \(2 are missing\)"):
+    with pytest.raises(UserError, match=r"no predictions for y\.jpg \(2 are missing\)"):
         read_predictions(tmp_path / "oof.csv", ["x.jpg", "y.jpg", "z.jpg"])
 
 

@@ -193,7 +193,7 @@ def test_gallery_load_of_a_damaged_folder_is_refused(tmp_path):
 def test_gallery_save_into_a_folder_that_is_no_index_is_refused(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="no index"):
+    with pytest.raises(UserError, match="not an index"):
         filled(ExactIndex, clusters(4, 5)).save(tmp_path / "notes")
     assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
 

@@ -73,7 +73,7 @@ def test_compare_models_equals_scipys_exact_test(table):
     assert found["least_p"] == 2 / 2**10 and found["better"] == (gains > 0).sum()
     assert found["gain"] == pytest.approx((other["score"] - first["score"]).mean())
     assert found["low"] < found["gain"] < found["high"]
-    with pytest.raises(UserError, match="no answers of a model 'c'"):
+    with pytest.raises(UserError, match="no predictions of a model 'c'"):
         compare_models({"a": first}, "c")
 
 

@@ -250,17 +250,17 @@ def test_browse_folds_shows_the_predictions_of_06_knn(study, tiny):
     assert (page.neighbours["same"] == "yes").tolist() == (page.neighbours["individual_id"] == individual).tolist()
     tested = browse_neighbours(folder, "small_resnet_arcface", dataset.test["image"][0], n_neighbors=30)
     assert len(tested.neighbours) == 30 and set(tested.predictions["right"]) == {"?"} and tested.crops.shape[0] == 31
-    for wrong, message in (((5,), "fold 5 has no answers"), ((0, "nothing"), "unknown choice")):
+    for wrong, message in (((5,), "fold 5 has no predictions"), ((0, "nothing"), "unknown choice")):
         with pytest.raises(UserError, match=message):
             browse_folds(folder, "small_resnet_arcface", *wrong)
-    with pytest.raises(UserError, match="is no photograph that fold 0 was asked about"):
+    with pytest.raises(UserError, match="is not a query of fold 0"):
         browse_neighbours(folder, "small_resnet_arcface", "nobody.jpg")
     with pytest.raises(UserError, match="run 06_knn first"):
         browse_folds(folder, "another")
     notebook = json.loads((folder / "small_resnet_arcface" / "06_knn.ipynb").read_text())
     shown = [o for c in notebook["cells"] for o in c.get("outputs", []) if "browse_folds" in "".join(c["source"])]
     data = shown[-1]["data"]
-    assert sorted(data) == ["text/html", "text/plain"] and "Answer:" in "".join(data["text/plain"])
+    assert sorted(data) == ["text/html", "text/plain"] and "Prediction:" in "".join(data["text/plain"])
 
 
 @pytest.mark.slow
@@ -290,7 +290,7 @@ def test_browse_folds_live_controls_choose_what_is_shown(study, monkeypatch):
     count.value, asked.value = 7, names[5]
     assert f"Fold 0, {names[5]}" in page.value
     folds.value = 1
-    assert "was not asked about" in page.value  # a photograph of fold 0
+    assert "is not a query of fold" in page.value  # a photograph of fold 0
     asked.value = asked.options[-1]
     assert "Test photograph" in page.value
 

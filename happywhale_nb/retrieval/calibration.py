@@ -25,34 +25,34 @@ METHODS = ("logistic", "isotonic")
 
 
 def _laplace(correct):
-    """The probability by Laplace's rule where all are correct or none, and a curve has nothing to learn; else None."""
+    """The probability by Laplace's rule of succession if all are correct or none is; else None."""
     is_constant = correct.all() or not correct.any()
     return (correct.sum() + 1) / (len(correct) + 2) if is_constant else None
 
 
 def _curve_inputs(scores, method):
-    """What a curve is a function of: `[n, 2]` best score and lead (2 at most), or `[n]` best score, if isotonic."""
+    """Inputs of the regression: `[n, 2]` best score and lead (at most 2), or `[n]` best score if isotonic."""
     scores = np.asarray(scores, dtype=float)
     lead = np.minimum(scores[:, 0] - scores[:, 1], 2.0)
     return np.column_stack([scores[:, 0], lead]) if method == "logistic" else scores[:, 0]
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05a
 class TopOneCalibrator:
-    """Learns the probability that the first prediction is correct, from the scores of rankings.
+    """Estimates the probability that the first prediction is correct from the scores of a ranking.
 
     Args:
         method: `logistic` (of the best score and its lead over the second) or `isotonic` (of the best score).
 
     Attributes:
-        constant_: the probability, if all predictions that it learnt from were correct, or none was; else None.
-        curve_: the fitted regression; None beside a constant.
+        constant_: the probability, if all predictions in `fit` were correct, or none was; else None.
+        curve_: the fitted regression; None if `constant_` is used.
     """
 
     def __init__(self, method: str = "logistic") -> None:
         self.method = method
 
     def fit(self, scores: np.ndarray, correct: np.ndarray) -> "TopOneCalibrator":
-        """Learn from rankings whose truth is known.
+        """Fit to rankings with known truth.
 
         Args:
             scores: `[n, m]` float, of rankings, descending, m ≥ 2.
@@ -93,14 +93,14 @@ def cross_fit_confidence(
     method: str = "logistic",
     encounters: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
-    """Compute the confidence of each fold's first predictions by a `TopOneCalibrator` of the other folds.
+    """Compute the confidence of each fold's first predictions by a `TopOneCalibrator` fitted to the other folds.
 
     Args:
-        folds: for each fold `(scores [n, m], correct [n])`, see `TopOneCalibrator.fit`; a single fold learns from
+        folds: for each fold `(scores [n, m], correct [n])`, see `TopOneCalibrator.fit`; a single fold is fitted to
             itself.
         method: of `TopOneCalibrator`.
-        encounters: for each fold `[n]`; what a fold has in common with others is not learnt from there. None: nothing
-            is.
+        encounters: for each fold `[n]`; rows of other folds that share an encounter with this one are left out of the
+            fit. None: no encounters are shared.
 
     Returns:
         `[n]` float in [0, 1] for each fold.
@@ -117,7 +117,7 @@ def cross_fit_confidence(
     return confidences
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-10
-NOT_LISTED = " "  # the name of someone not listed: no individual's name is a blank
+NOT_LISTED = " "  # the name of someone not listed: no individual is named with a blank
 _NUMBERS = ("temperature", "bend", "b_new", "b_other")
 PRIOR_TEMPERATURE = 0.05
 PRIOR_MEAN = np.array([1.0, 0, 0, 0])  # of the factors of the four `_utility_terms`
@@ -125,8 +125,8 @@ PRIOR_SD = np.array([1.0, 1.0, 3.0, 3.0])
 
 
 def _alternatives(ids, scores, threshold):
-    """Names and scores `[n, m + 2]`: the ranked ones, and last someone not listed, who has the threshold's score if
-    any individual is listed.
+    """Names and scores `[n, m + 2]`: the ranking with `new_individual`, and last someone not listed. The latter has
+    the threshold's score if any individual is listed.
     """
     names, values = insert_new(ids, scores, threshold)
     other = np.where(np.isfinite(scores).any(axis=1), threshold, -np.inf)
@@ -176,18 +176,18 @@ def _fit_utility(names, values, truth, weight):
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11b
 class CandidateProbabilities:
-    """Learns the probability of each ranked individual, of `new_individual`, and of someone not listed.
+    """Estimates the probability of each ranked individual, of `new_individual`, and of someone not listed.
 
-    A conditional logit (McFadden 1974). With f(s) = s + bend · max(s, 0)² / 2 and scores s in units of cosine, the
+    A conditional logit (McFadden 1974). Let f(s) = s + bend · max(s, 0)² / 2, with scores s in units of cosine. The
     utilities are f(score) / temperature for an individual, (f(threshold) + b_new) / temperature for `new_individual`,
-    and (f(threshold) + b_other) / temperature for someone not listed; the probabilities are their softmax. `fit`
-    finds the maximum of the posterior. In the prior, 0.05 / temperature and bend · 0.05 / temperature are normal
-    around 1 and 0 with standard deviation 1, b_new / temperature and b_other / temperature around 0 with 3.
+    and (f(threshold) + b_other) / temperature for someone not listed. The probabilities are their softmax. `fit`
+    maximises the posterior. In the prior, 0.05 / temperature and bend · 0.05 / temperature are normal with means 1
+    and 0 and standard deviation 1; b_new / temperature and b_other / temperature have mean 0 and standard deviation 3.
 
     Args:
-        temperature: score difference that multiplies the odds by e, above 0; this and the next three are used until
-            `fit` finds better ones, and default to the mean of the prior.
-        bend: how much a lead counts more among high scores, 0 or more.
+        temperature: score difference that multiplies the odds by e, above 0. This and the next three are used until
+            `fit` is called, and default to the prior mean.
+        bend: additional weight of a lead among high scores, 0 or more.
         b_new: added to the score of `new_individual`.
         b_other: added to the score of someone not listed.
 
@@ -205,7 +205,7 @@ class CandidateProbabilities:
 
     @property
     def numbers(self) -> tuple[float, float, float, float]:
-        """Temperature, bend, b_new and b_other: the fitted ones, before `fit` the parameters."""
+        """Temperature, bend, b_new and b_other: the fitted values, or before `fit` the parameters."""
         return tuple(getattr(self, f"{name}_", getattr(self, name)) for name in _NUMBERS)
 
     def as_dict(self) -> dict[str, float]:
@@ -224,14 +224,14 @@ class CandidateProbabilities:
         truth: Sequence[str],
         weight: np.ndarray | None = None,
     ) -> "CandidateProbabilities":
-        """Learn from rankings whose truth is known.
+        """Fit to rankings with known truth.
 
         Args:
             ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer, n ≥ 0.
             scores: `[n, m]` float, descending, -inf where there are fewer.
             threshold: score of `new_individual`, a number or `[n]`.
             truth: `[n]` names; one that is neither listed nor `new_individual` is someone not listed.
-            weight: `[n]` float, weight of each ranking; None: all alike.
+            weight: `[n]` float, weight of each ranking; None: equal weights.
 
         Returns:
             the estimator.
@@ -252,7 +252,7 @@ class CandidateProbabilities:
 
         Returns:
             `(listed [n, m + 1], other [n])`: of the names in the order of `rank_new`, and of someone not listed; each
-            row and its other sum to 1. A row without individuals, of an empty gallery, is certainly new.
+            row and its other sum to 1. A row without individuals (empty gallery) is new with probability 1.
         """
         return _probabilities(*_alternatives(ids, scores, threshold), self.numbers)
 
@@ -263,7 +263,7 @@ class CandidateProbabilities:
             threshold: score of `new_individual`.
 
         Returns:
-            that score; as a threshold it ranks `new_individual` in the order of the probabilities.
+            that score; used as the threshold, it ranks `new_individual` in the order of the probabilities.
         """
         _, bend, b_new, _ = self.numbers
         return _inverse_utility(threshold + bend * max(threshold, 0) ** 2 / 2 + b_new, bend)

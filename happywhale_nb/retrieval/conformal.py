@@ -20,7 +20,7 @@ def set_sizes(all_scores: np.ndarray, distance: float | np.ndarray) -> np.ndarra
     """Compute the sizes of conformal candidate sets.
 
     Args:
-        all_scores: `[n, m]` float, descending, with that of `new_individual`, see `with_threshold`.
+        all_scores: `[n, m]` float, descending, including that of `new_individual`, see `with_threshold`.
         distance: how far below the best a candidate's score may lie, a number or `[n]`; infinite: without limit.
 
     Returns:
@@ -31,7 +31,7 @@ def set_sizes(all_scores: np.ndarray, distance: float | np.ndarray) -> np.ndarra
 
 
 def _conformal_quantile(distances, alpha):
-    """The distance that at least (1 − alpha)(n + 1) of n do not exceed; infinite where n is too small."""
+    """The distance that at least (1 − alpha)(n + 1) of n do not exceed; infinite if n is too small."""
     rank = int(np.ceil((1 - alpha) * (len(distances) + 1)))
     return float(np.sort(distances)[rank - 1]) if rank <= len(distances) else float("inf")
 
@@ -53,7 +53,7 @@ def _group_distances(distances, groups, alpha, min_rows):
 
 
 def _group_names(groups, n):
-    """`[n]` str; one group without a name if there are none."""
+    """`[n]` str; a single unnamed group if `groups` is None."""
     return np.full(n, "") if groups is None else np.asarray(groups, dtype=str)
 
 # %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08c
@@ -62,7 +62,7 @@ class CandidateSets:
 
     Args:
         alpha: fraction of images whose truth may be outside the set, in (0, 1).
-        min_rows: groups with fewer rows are joined to one group.
+        min_rows: groups with fewer rows are pooled.
 
     Attributes:
         distances_: `{group: distance}`; "" is that of the small groups and of groups not seen in `fit`.
@@ -80,7 +80,7 @@ class CandidateSets:
         truth: Sequence[str],
         groups: Sequence[str] | None = None,
     ) -> "CandidateSets":
-        """Learn the distances from rankings whose truth is known.
+        """Learn the distances from rankings with known truth.
 
         Args:
             ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer.
@@ -104,7 +104,7 @@ class CandidateSets:
         threshold: float | np.ndarray,
         groups: Sequence[str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Compute the rankings with `new_individual`, and how many candidates of each are in its set.
+        """Compute the rankings with `new_individual`, and the size of each candidate set.
 
         Args:
             ids: `[n, m]` str, rankings without `new_individual`, "" where there are fewer.
@@ -143,21 +143,21 @@ class CandidateSets:
 
 # %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-14
 NO_LIST = "no short list can be promised here"
-UNCHECKED = "for lack of dates, frames of one burst may have answered for each other"
+UNCHECKED = "without dates, frames of one burst may have matched each other"
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often lists of candidates held the truth, on encounters that did not set their limit.
+    """Measured coverage of candidate sets, on encounters that were not used to set their limit.
 
     Attributes:
-        asked: the fraction that was asked for, in (0, 1).
-        rate: the fraction measured; NaN where there is no encounter.
+        asked: nominal coverage, in (0, 1).
+        rate: measured coverage; NaN without encounters.
         low: lower end of its 95 % interval.
         high: upper end of its 95 % interval.
         encounters: number of encounters.
-        is_limited: whether a list ends somewhere; else it holds all candidates.
-        is_unchecked: whether nobody can say that the encounters are encounters, for lack of dates.
+        is_limited: whether the distance is finite; else a list holds all candidates.
+        is_unchecked: whether the encounters cannot be verified because dates are missing.
     """
 
     asked: float
@@ -170,12 +170,14 @@ class Coverage:
 
     @property
     def is_kept(self) -> bool:
-        """Whether a short list can be promised: it ends, and what was asked for is not above what was measured."""
+        """Whether a short list can be promised: the distance is finite, and the interval's upper end is not below the
+        nominal coverage.
+        """
         return bool(self.is_limited and self.encounters and self.high >= self.asked)
 
     @property
     def sentence(self) -> str:
-        """What may be said of the lists, without a full stop."""
+        """The measured coverage in words, without a full stop."""
         if not self.encounters:
             return f"{NO_LIST}: how often lists hold the animal has not been measured"
         counted = f"{self.encounters:,} encounter" + ("s" if self.encounters != 1 else "")
@@ -192,14 +194,14 @@ def measure_coverage(
     distance: float = 0.0,
     is_unchecked: bool = False,
 ) -> Coverage:
-    """Measure how often lists held the truth.
+    """Measure the coverage of candidate sets.
 
     Args:
-        covered: `[n]` bool, whether the list of each photograph held the truth.
-        encounters: `[n]` the encounter of each photograph, none of which set the limit.
-        alpha: fraction of lists that may miss the truth, in (0, 1).
-        distance: the limit that lists to come will have; infinite: they hold all candidates.
-        is_unchecked: whether nobody can say that the encounters are encounters, for lack of dates.
+        covered: `[n]` bool, whether the set of each photograph contains the truth.
+        encounters: `[n]` the encounter of each photograph, none of which was used to set the limit.
+        alpha: fraction of sets that may miss the truth, in (0, 1).
+        distance: the limit of future sets; infinite: they hold all candidates.
+        is_unchecked: whether the encounters cannot be verified because dates are missing.
 
     Returns:
         The coverage, in which each encounter counts once.

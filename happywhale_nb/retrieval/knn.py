@@ -60,7 +60,7 @@ class Candidates:
     Attributes:
         row: `[e]` int, the query.
         code: `[e]` int, the individual, as an index into the classes.
-        key: `[e]` float, what orders the individuals of a query: the nearest image's cosine, the number of votes, or
+        key: `[e]` float, sort key of a query's individuals: the nearest image's cosine, the number of votes, or
             temperature · log Σ exp(cosine / temperature).
         score: `[e]` float, the key; for a vote the nearest image's cosine.
         position: `[e]` int, the position of the nearest image among the neighbours; for sets of images the query that
@@ -131,8 +131,8 @@ def top_candidates(entries: Candidates, n: int, n_ranked: int) -> tuple[np.ndarr
         n_ranked: length of the rankings.
 
     Returns:
-        `(entry [n, n_ranked] int, score [n, n_ranked] float)`; -1 and -inf where there are fewer. A score is never
-        higher than the one before it, so that a threshold also has a rank among votes.
+        `(entry [n, n_ranked] int, score [n, n_ranked] float)`; -1 and -inf where there are fewer. Scores never
+        increase along a ranking, so that a threshold also has a rank among votes.
     """
     rank = np.arange(len(entries.row)) - np.searchsorted(entries.row, entries.row)
     kept = np.flatnonzero(rank < n_ranked)
@@ -171,7 +171,7 @@ def top_five_ids(classes: np.ndarray, entries: Candidates, n: int) -> np.ndarray
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-12a
 class CandidateScorer(Protocol):
-    """What scores individuals for queries: a fitted `KNNHead`, or a `Gallery`."""
+    """Protocol of classes that score individuals for queries: a fitted `KNNHead`, or a `Gallery`."""
 
     @property
     def classes_(self) -> np.ndarray:
@@ -255,7 +255,7 @@ def nearest_first(cosine: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _index(search, rows):
-    """An index of `rows` `[n, d]` whose `kneighbors(queries, k)` gives cosines (`sklearn`: distances) and rows."""
+    """An index of `rows` `[n, d]` whose `kneighbors(queries, k)` returns cosines (`sklearn`: distances) and rows."""
     if search == "sklearn":
         return NearestNeighbors(metric="cosine").fit(rows)
     index = make_index(search, len(rows))
@@ -282,7 +282,7 @@ def _centre_cosines(X, codes, vectors, n_classes):
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-17p
 def _with_proposals(codes, cosine, centre_cosines):
-    """Neighbours `[n, k + 10]`: the given ones, and the ten individuals with the nearest centres, -1 where listed."""
+    """Neighbours `[n, k + 10]`: those given and the ten individuals with the nearest centres, -1 if already listed."""
     proposed = np.argsort(-centre_cosines, axis=1, kind="stable")[:, :10]
     listed = (proposed[:, :, None] == codes[:, None, :]).any(axis=2)
     usable = ~listed & np.isfinite(np.take_along_axis(centre_cosines, proposed, 1))
@@ -315,15 +315,15 @@ def _names_and_codes(y):
         check_classification_targets(y)
     names, codes = np.unique(y, return_inverse=True)
     if NEW in names.astype(str):
-        raise UserError(f"{NEW!r} is no individual: leave such photographs out of the gallery")
+        raise UserError(f"{NEW!r} is not an individual: leave such photographs out of the gallery")
     return names, codes
 
 
 def _centres_of(head, centres):
-    """Codes and vectors of the class centres, see `_known_centres`, for a head that has its individuals."""
+    """Codes and vectors of the class centres, see `_known_centres`; the head must have `classes_`."""
     if centres is None or head.aggregate == "vote":
         raise UserError(
-            "centre_weight needs the class centres of the network (centres.parquet; train again), and is not for votes"
+            "centre_weight needs the network's class centres (centres.parquet; train again), and is not for votes"
         )
     vectors = unit_vectors(centres[1], head.n_features_in_)
     return _known_centres(np.asarray(centres[0]), vectors, head.classes_)
@@ -332,16 +332,16 @@ def _centres_of(head, centres):
 class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
     """Ranks individuals for a query embedding by its nearest gallery images.
 
-    Equal cosines, to six decimals, are ordered by gallery row; `sklearn` may choose others of more than k equals.
-    Several views of an image (mirrored, cropped) count as so many images of the gallery, and each view of a query has
-    its own neighbours.
+    Cosines that are equal to six decimals are ordered by gallery row; among more than k equal ones, `sklearn` may
+    choose others. Several views of an image (mirrored, cropped) count as separate gallery images, and each view of a
+    query has its own neighbours.
 
     Args:
         n_neighbors: number of neighbours (50 in Katre & Jasapara 2024, section 3.7); fewer if the gallery is smaller.
         aggregate: `max` orders individuals by their nearest image, `vote` by their number of neighbours (ties to the
             nearer), `softmax_sum` by a soft maximum over all their neighbours (see `aggregate_neighbours`).
         temperature: of `softmax_sum`, in units of cosine, above 0.
-        centre_weight: weight of the cosine to the class centre that a network has learnt, in [0, 1), beside that of the
+        centre_weight: weight of the cosine to the network's class centre, in [0, 1), relative to that of the
             neighbours; needs `centres` in `fit`.
         search: `auto`, `exact` or `faiss` (see `search.make_index`), or `sklearn`, the paper's NearestNeighbors.
 
@@ -372,7 +372,7 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
         Args:
             X: `[m, d]` or `[m, views, d]` embeddings of any length.
             y: `[m]` their individuals.
-            centres: `(names [c], vectors [c, d])` of class centres, several of a name allowed; for `centre_weight`.
+            centres: `(names [c], vectors [c, d])` of class centres, for `centre_weight`; names may repeat.
 
         Returns:
             the fitted head.
@@ -518,7 +518,7 @@ def neighbour_grid(
     Args:
         X: `[m, d]` gallery embeddings.
         y: `[m]` their individuals.
-        queries: `[n, d]` queries whose individuals are in the gallery.
+        queries: `[n, d]` queries of individuals in the gallery.
         truth: `[n]` their individuals.
         ks: numbers of neighbours; those above the size of the gallery are left out.
         aggregates: rules of `AGGREGATES`.

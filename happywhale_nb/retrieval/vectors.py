@@ -18,11 +18,11 @@ def unit_length(rows: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, np.nd
 
     Args:
         rows: `[..., d]` float32 or float64.
-        least: smaller lengths count as this one, so with a value above 0 a row of zeros stays zero.
+        least: minimum divisor; with a value above 0 a row of zeros stays zero.
 
     Returns:
         `(unit [..., d], lengths [..., 1])`, both of the dtype of `rows`. Rows whose length is zero (with `least` 0) or
-        not finite have no meaningful values: see `check_lengths`.
+        not finite have undefined values: see `check_lengths`.
     """
     lengths = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), least)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -38,8 +38,8 @@ def check_lengths(lengths: np.ndarray, noun: str = "vector", names: Sequence[str
 
     Args:
         lengths: `[n, ...]`; all lengths of a row belong to one image, such as those of its views.
-        noun: what the message calls a vector.
-        names: `[n]` names for the message; None: only the row's number.
+        noun: word for a vector in the message.
+        names: `[n]` names for the message; None: only the row number.
 
     Raises:
         VectorError: if a length is zero or not finite; names the first such row.
@@ -53,7 +53,7 @@ def check_lengths(lengths: np.ndarray, noun: str = "vector", names: Sequence[str
     fault = "is zero" if np.isfinite(lengths[row]).all() else "has a NaN or an infinity"
     others = np.count_nonzero(~is_valid) - 1
     also = f" (and {others} more cannot be compared)" if others else ""
-    raise VectorError(f"{noun} {row}{name} {fault}{also}: leave it out or embed its photograph anew")
+    raise VectorError(f"{noun} {row}{name} {fault}{also}: leave it out or embed its photograph again")
 
 # %% ../../nbs/lib/retrieval/vectors.ipynb #vectors-11
 def unit_rows(
@@ -67,7 +67,7 @@ def unit_rows(
 
     Args:
         vectors: `[n, d]`, or `[d]` for a single one, of any real dtype.
-        noun: what error messages call a vector.
+        noun: word for a vector in error messages.
         names: `[n]` names for error messages; None: only row numbers.
         width: the required d; None: any.
         step: rows converted at a time.
@@ -92,6 +92,6 @@ def _check_shape(vectors, noun, names, width):
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or vectors.shape[1] != (width or vectors.shape[1]):
         first = f" ({names[0]})" if names is not None and len(names) else ""
         raise VectorError(
-            f"{noun} 0{first}: an array of {vectors.dtype} of shape {vectors.shape} is not one of vectors of "
+            f"{noun} 0{first}: an array of {vectors.dtype} of shape {vectors.shape} does not hold vectors of "
             f"{width or 'some'} numbers each; embed the photographs with the model the index was made with"
         )
