@@ -125,7 +125,7 @@ def test_read_boxes_with_confidences_reads_commas_and_gaps_and_refuses_what_is_n
     assert read_boxes(tmp_path)["confidence"].tolist() == [0.85, 1, 1, 0.5, 1]
     for wrong in ("high", "85%", "85", "-0.1"):
         write("0.5", wrong)
-        with pytest.raises(UserError, match=f"row 3: conf '{wrong}' is no (confidence|number)"):
+        with pytest.raises(UserError, match=f"row 3: conf '{wrong}' is not a (confidence|number)"):
             read_boxes(tmp_path)
 
 

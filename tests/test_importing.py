@@ -179,7 +179,7 @@ def test_import_command_into_a_folder_that_is_there_changes_nothing(folders, tmp
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "keep.txt").write_text("mine")
     result = run(folders, "--to", tmp_path / "mine")
-    assert result.exit_code == 2 and "there already" in result.stderr
+    assert result.exit_code == 2 and "already exists" in result.stderr
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["keep.txt"]
 
 

@@ -70,7 +70,7 @@ def test_recognise_of_names_that_need_their_neighbours(paths, taken):
 @pytest.mark.parametrize(
     "paths, words",
     [
-        ("Bay/Hope Cove/Nova", ["several ways (Bay, Cove; below them Hope, Nova)", "--layout place/animal"]),
+        ("Bay/Hope Cove/Nova", ["layout is ambiguous (Bay, Cove; below them Hope, Nova)", "--layout place/animal"]),
         ("Hope/Bay Hope/Cove", ["--layout animal/encounter"]),
         ("x/y/z", ["x; below them y; below them z"]),
         ("2019 2020", ["2019, 2020 can be years or animals", "--layout day", "--layout animal"]),
