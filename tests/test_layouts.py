@@ -84,7 +84,7 @@ def test_recognise_of_an_ambiguous_layout_asks(paths, words):
 
 
 def test_recognise_with_a_layout_that_does_not_fit_names_the_folder():
-    with pytest.raises(UserError, match="folder Hope/North: 'North' is no side"):
+    with pytest.raises(UserError, match="folder Hope/North: 'North' is not a side"):
         recognise({("Hope", "Left"), ("Hope", "North")}, "photos", "animal/side")
     for text in ("whale", "animal/animal", "/"):
         with pytest.raises(UserError, match="--layout"):
