@@ -125,7 +125,7 @@ def test_read_boxes_with_confidences_reads_commas_and_gaps_and_refuses_what_is_n
     assert read_boxes(tmp_path)["confidence"].tolist() == [0.85, 1, 1, 0.5, 1]
     for wrong in ("high", "85%", "85", "-0.1"):
         write("0.5", wrong)
-        with pytest.raises(UserError, match=f"row 3: conf '{wrong}' is no (confidence|number)"):
+        with pytest.raises(UserError, match=f"row 3: conf '{wrong}' is not a (confidence|number)"):
             read_boxes(tmp_path)
 
 
@@ -301,8 +301,8 @@ def test_read_boxes_of_fractions_gives_pixels_of_the_known_size_or_of_a_frame(tm
         ("bbox\na.jpg,10 10 60 50\nb.jpg,.1 .2 .6 .7\n", r"row 3: the box has one pixel, others have many"),
         ("bbox\na.jpg,10 10 60 50\nb.jpg,10 10 60\n", r"row 3: bbox '10 10 60': a box is four numbers"),
         ("bbox\na.jpg,10 10 60 50\nb.jpg,[[1 2 3 4] [5 6 7 8]]\n", r"row 3: bbox .* another box in a row of its own"),
-        ("xmin,ymin,xmax,ymax\na.jpg,10,10,60,5o\n", r"row 2: ymax '5o' is no number"),
-        ("bbox,W,H\na.jpg,10 10 60 50,wide1,80\n", r"row 2: W 'wide1' is no number"),
+        ("xmin,ymin,xmax,ymax\na.jpg,10,10,60,5o\n", r"row 2: ymax '5o' is not a number"),
+        ("bbox,W,H\na.jpg,10 10 60 50,wide1,80\n", r"row 2: W 'wide1' is not a number"),
         ("bbox,W,H\na.jpg,300 200 900 700,400,300\n", r"1 of 1 end beyond their pictures, .* columns W and H"),
     ],
 )

@@ -107,7 +107,7 @@ def test_fingerprint_of_a_dataset_changes_with_tables_and_photographs_alone(tmp_
         (changed(3, 0, "b.jpg"), r"train\.csv, row 5: image b\.jpg is listed already in row 3"),
         (changed(0, 2, NEW), r"train\.csv, row 2: 'new_individual' names nobody \(1 such rows\)"),
         (changed(2, 2, "#REF!"), r"train\.csv, row 4: '#REF!' names nobody"),
-        (changed(2, 2, "w\u200b7"), r"train\.csv, row 4: name .* holds the character U\+200B"),
+        (changed(2, 2, "w\u200b7"), r"train\.csv, row 4: name .* contains the character U\+200B"),
         (changed(2, 2, changed(0, 0, "")[1][2].upper()), r"train\.csv, row \d: .* differ only by case, blanks"),
         (changed(0, 0, "../train.csv"), r"row 2: image '\.\./train\.csv' must be a plain file name"),
         (changed(1, 0, "sub\\b.jpg"), r"row 3: image 'sub\\\\b\.jpg' must be a plain file name"),

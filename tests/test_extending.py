@@ -118,7 +118,7 @@ def test_import_with_add_says_what_differs_and_keeps_what_is_there(first, tmp_pa
         "q1.jpg waits to be identified here, Cleo",
     ]
     result = run(source, "--to", first, "--add")
-    assert "left out: differences from what is there, which stays, 7: a1.jpg is Ann here, Bo in" in result.stdout
+    assert "left out: differences from the data folder, which is kept, 7: a1.jpg is Ann here, Bo in" in result.stdout
     assert (first / "train.csv").read_bytes() == train
 
 
@@ -141,7 +141,7 @@ def test_import_with_add_of_boxes_adds_those_that_are_missing(tmp_path):
     (tmp_path / "p" / "t.csv").write_text("image,name,x,y,w,h\na.jpg,A,1,2,40,20\nb.jpg,B,5,5,10,10\n")
     extension = plan_extension(tmp_path / "p" / "t.csv", data)
     write_extension(extension, progress=False)
-    assert extension.differences == ("a.jpg: its box is another one in t.csv, row 2",)
+    assert extension.differences == ("a.jpg: its box differs in t.csv, row 2",)
     assert read_boxes(data).set_index("image")["x1"].to_dict() == {"a.jpg": 31, "b.jpg": 15}
 
 
@@ -194,7 +194,7 @@ def test_import_with_add_to_what_is_no_data_folder_or_has_lost_its_photographs_i
     source = second(tmp_path, "n.jpg,Nova,,,,,,\n", new=("n.jpg",))
     result = run(source, "--to", tmp_path / "none", "--add")
     assert result.exit_code == 2
-    assert "is no data folder that can be added to: import without --add makes one" in result.stderr
+    assert "is not a data folder, so nothing can be added to it: import without --add makes one" in result.stderr
     (tmp_path / "2026").rename(tmp_path / "moved")
     result = run(source, "--to", first, "--add")
     assert result.exit_code == 2

@@ -69,7 +69,7 @@ def test_a_catalogue_keeps_the_rule_for_its_page(mine, colours):
     assert mine.encounters == ""
     mine.keep_rule("burst:10")
     mine.keep_rule("")
-    with pytest.raises(UserError, match="is no rule"):
+    with pytest.raises(UserError, match="is not a rule"):
         mine.keep_rule("weekly")
     assert Catalogue(mine.folder).encounters == "burst:10"
     desk = AppState(mine, Options(tokens=False, rates={}), owner="Ann")
@@ -98,7 +98,7 @@ def test_encounters_that_tell_two_things_of_one_photograph_are_refused(handmade)
     table = handmade / "encounters.csv"
     table.write_text("image,date,place\nq.jpg,2019-08-07,\nq.jpg,2019-08-08,\n")
     assert kinds(handmade) == [("encounters", "encounters.csv", None)]
-    with pytest.raises(UserError, match=r"rows 2 and 3 tell two things of q\.jpg"):
+    with pytest.raises(UserError, match=r"rows 2 and 3 contradict each other about q\.jpg"):
         folder_table(read_dataset(handmade))
     table.write_text("image,date,place\nq.jpg,2019-08-07,\nq.jpg,,Bay\n")
     assert kinds(handmade) == []

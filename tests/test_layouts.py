@@ -70,7 +70,7 @@ def test_recognise_of_names_that_need_their_neighbours(paths, taken):
 @pytest.mark.parametrize(
     "paths, words",
     [
-        ("Bay/Hope Cove/Nova", ["several ways (Bay, Cove; below them Hope, Nova)", "--layout place/animal"]),
+        ("Bay/Hope Cove/Nova", ["layout is ambiguous (Bay, Cove; below them Hope, Nova)", "--layout place/animal"]),
         ("Hope/Bay Hope/Cove", ["--layout animal/encounter"]),
         ("x/y/z", ["x; below them y; below them z"]),
         ("2019 2020", ["2019, 2020 can be years or animals", "--layout day", "--layout animal"]),
@@ -84,7 +84,7 @@ def test_recognise_of_an_ambiguous_layout_asks(paths, words):
 
 
 def test_recognise_with_a_layout_that_does_not_fit_names_the_folder():
-    with pytest.raises(UserError, match="folder Hope/North: 'North' is no side"):
+    with pytest.raises(UserError, match="folder Hope/North: 'North' is not a side"):
         recognise({("Hope", "Left"), ("Hope", "North")}, "photos", "animal/side")
     for text in ("whale", "animal/animal", "/"):
         with pytest.raises(UserError, match="--layout"):

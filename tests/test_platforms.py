@@ -93,7 +93,7 @@ def test_import_without_symbolic_links_makes_hard_links_and_says_so(told):
     folder, _, line = told
     photo = folder / "mine" / "train_images" / "a.jpg"
     assert not photo.is_symlink() and photo.samefile(folder / "photos" / "a.jpg")
-    assert "no links can be made" in line and "2 photographs are second names" in line
+    assert "no links can be made" in line and "2 photographs are hard links" in line
 
 
 def test_check_without_posix_finds_the_imported_folder_whole(told):

@@ -278,7 +278,7 @@ def test_make_folds_similar_without_pairs_is_refused():
 def test_make_folds_time_without_dates_or_days_is_refused(table):
     with pytest.raises(UserError, match="needs a column 'date'"):
         make_folds(table.drop(columns="date"), 5, 0, "time")
-    with pytest.raises(UserError, match=r"'May' is no date such as 2021-06-30 \(1 such rows\)"):
+    with pytest.raises(UserError, match=r"'May' is not a date such as 2021-06-30 \(1 such rows\)"):
         make_folds(table.assign(date=["May", *table["date"][1:]]), 5, 0, "time")
     days = ["2020-01-01", "2020-01-02", "2020-01-03"]
     with pytest.raises(UserError, match="3 days"):
@@ -448,10 +448,10 @@ def test_study_data_that_is_not_known_or_not_there_is_refused(data, tmp_path):
     with pytest.raises(UserError, match=r"no study in .*yours \(there: mine\)"):
         study_data(tmp_path / "yours")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="does not say where its data are"):
+    with pytest.raises(UserError, match="does not record its data folder"):
         study_data(tmp_path / "empty")
     data.root.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="which is not there"):
+    with pytest.raises(UserError, match="which no longer exists"):
         study_data(folder)
 
 

@@ -324,7 +324,7 @@ def test_study_jobs_of_other_crops_and_snapshots_are_models_of_their_own_also_wi
         ({"crops": "fin"}, "models.basic_cnn: crops: no boxes called 'fin'"),
         ({"tta_sources": "fin:1"}, "models.basic_cnn: tta_sources: crops: no boxes called 'fin'"),
         ({"other_crops": "whole detik"}, "other_crops: unknown source of crops 'detik'; did you mean 'detic'?"),
-        ({"other_crops": "whole whole"}, "models.basic_cnn: other_crops: a source stands twice"),
+        ({"other_crops": "whole whole"}, "models.basic_cnn: other_crops: a source is repeated"),
         ({"other_crops": "auto"}, "models.basic_cnn: other_crops: unknown source of crops 'auto'"),
         ({"snapshots": [1, 1]}, "models.basic_cnn.snapshots: each epoch once, not 1 1"),
         ({"overrides": "weights=last/model.keras"}, "models.basic_cnn: weights=last/model.keras: no such file"),
@@ -479,7 +479,7 @@ def test_run_of_data_that_a_stage_would_refuse_names_all_of_it_and_runs_nothing(
     done = CliRunner().invoke(main, ["run", "-p", "data_dir", str(tiny_copy), "-p", "study", "spoilt"])
     assert done.exit_code == 2 and not (checkout / "outputs" / "spoilt").exists()
     assert "3 findings in the data" in done.stderr and "nothing was run" in done.stderr
-    for words in ("row 3: 'x' is no position", "row 5: '#REF!' names nobody", "gone.jpg is not in train_images/"):
+    for words in ("row 3: 'x' is not a position", "row 5: '#REF!' names nobody", "gone.jpg is not in train_images/"):
         assert words in done.stderr
 
 

@@ -288,7 +288,7 @@ def test_import_reads_what_the_catalogue_exports(tmp_path):
     [
         (lambda c: c["images"].append({"id": "1", "file_name": "b.jpg"}), "two images have the id 1: a.jpg and b.jpg"),
         (lambda c: c["images"][0].pop("file_name"), "image 1 has no file_name"),
-        (lambda c: c.update(annotations={"1": {}}), "'annotations' is no list of objects"),
+        (lambda c: c.update(annotations={"1": {}}), "'annotations' is not a list of objects"),
         (lambda c: c["annotations"][0].pop("individual_id"), "no annotation says which individual it is"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "not four numbers"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 3]), "has no area"),

@@ -18,20 +18,20 @@ class UserError(Exception):
 
 
 class Undecodable(UserError):
-    """A photograph cannot be opened, or breaks off: without it the others can go on."""
+    """A photograph that cannot be decoded or is truncated; processing can continue without it."""
 
 
 class Busy(UserError):
-    """A resource is not ready, or too many requests wait for it: the same request can be repeated in a moment."""
+    """A resource is not ready, or its queue is full; the same request can be retried in a moment."""
 
 # %% ../../nbs/lib/core/errors.ipynb #errors-05
 def lookup(table: Mapping[str, Value], name: str, noun: str) -> Value:
-    """Look up a name that a user has typed.
+    """Look up a name typed by a user.
 
     Args:
         table: mapping from names to values.
         name: the name to look up.
-        noun: what the names stand for, in the singular, such as `"preset"`; used in the message.
+        noun: what the names denote, in the singular, such as `"preset"`; used in the message.
 
     Returns:
         `table[name]`.
@@ -47,10 +47,10 @@ def lookup(table: Mapping[str, Value], name: str, noun: str) -> Value:
 
 # %% ../../nbs/lib/core/errors.ipynb #errors-08
 def not_installed(error: ImportError, extra: str) -> UserError:
-    """Say what to install.
+    """Make an error that says which extra to install.
 
     Args:
-        error: of the import, or of a library that misses another one.
+        error: raised by the import, or by a library that lacks another one.
         extra: the extra of this project that installs it.
 
     Returns:

@@ -19,7 +19,7 @@ def kaggle_root() -> Path:
     """Return the folder that holds Kaggle's `input` and `working`.
 
     Returns:
-        `$HAPPYWHALE_KAGGLE` (a stand-in for tests), else `/kaggle`; an absolute path.
+        `$HAPPYWHALE_KAGGLE` (a substitute for tests), else `/kaggle`; an absolute path.
     """
     return Path(os.environ.get("HAPPYWHALE_KAGGLE", "/kaggle")).absolute()
 
@@ -28,7 +28,7 @@ def on_kaggle() -> bool:
     """Return whether this runs on Kaggle.
 
     Returns:
-        True in a notebook session on Kaggle, and in the stand-in for one.
+        True in a notebook session on Kaggle, and in its substitute for tests.
     """
     return (kaggle_root() / "working").is_dir()
 
@@ -75,7 +75,7 @@ def _search_data(root):
             return folder
     searched = ", ".join(str(p) for p in [attached, *candidates])
     raise UserError(
-        f"no data found (looked in {searched}): draw some with `happywhale demo`, or name a folder, data_dir"
+        f"no data found (looked in {searched}): draw demo data with `happywhale demo`, or specify a folder, data_dir"
     )
 
 # %% ../../nbs/lib/core/paths.ipynb #paths-11
@@ -90,7 +90,7 @@ def find_data(data_dir: Path | str = "") -> Path:
         The folder, as an absolute path.
 
     Raises:
-        UserError: If the named folder does not exist, or none has a `train.csv`; the message lists the places searched.
+        UserError: If the given folder does not exist, or none has a `train.csv`; the message lists the places searched.
     """
     root = project_root()
     named = str(data_dir or os.environ.get("HAPPYWHALE_DATA", ""))
@@ -114,13 +114,13 @@ def study_dir(study: str = "", data_dir: Path | str = "", quick: bool = False) -
         `outputs/<study>` in the project root, an absolute path. It need not exist.
 
     Raises:
-        UserError: If the name is not that of one folder, or some system does not allow it.
+        UserError: If the name is not a single folder name, or some operating system does not allow it.
     """
     name = study or find_data(data_dir).name
     if Path(name).name != name or name in {".", ".."}:
         raise UserError(f"a study's name is one folder name, not {name!r}")
     folder = project_root() / "outputs" / (f"{name}-quick" if quick else name)
-    if not folder.is_dir():  # one that was made before is still read
+    if not folder.is_dir():  # an existing folder is still read
         check_file_name(name, "a study")
     return folder
 
@@ -130,14 +130,14 @@ def fold_dir(study_folder: Path | str, model: str, fold: int) -> Path:
 
     Args:
         study_folder: folder of `study_dir`.
-        model: name of the model, a preset's or one's own.
+        model: name of the model: a preset's, or chosen by the user.
         fold: number of the fold, from 0.
 
     Returns:
         `<study_folder>/<model>/fold<k>`. It need not exist.
 
     Raises:
-        UserError: If some system does not allow the model's name for a folder.
+        UserError: If some operating system does not allow the model's name as a folder name.
     """
     folder = Path(study_folder) / model
     if not folder.is_dir():
@@ -155,15 +155,15 @@ def study_data(folder: Path | str) -> Path:
         The data folder.
 
     Raises:
-        UserError: If there is no such study, its data folder is unknown, or that no longer exists.
+        UserError: If the study does not exist, or its data folder is unknown or no longer exists.
     """
     folder = Path(folder)
     if not folder.is_dir():
         studies = sorted(p.name for p in folder.parent.glob("*/") if (p / "folds.csv").is_file())
         raise UserError(f"no study in {folder} (there: {', '.join(studies) or 'none'})")
     if not (folder / "study.json").is_file():
-        raise UserError(f"{folder} does not say where its data are: name their place once, -p data_dir")
+        raise UserError(f"{folder} does not record its data folder: specify it once with -p data_dir")
     data_dir = Path(read_json(folder / "study.json")["data_dir"])
     if not data_dir.is_dir():
-        raise UserError(f"the data of {folder} were in {data_dir}, which is not there: name their place, -p data_dir")
+        raise UserError(f"the data of {folder} were in {data_dir}, which no longer exists: give the new -p data_dir")
     return data_dir
