@@ -140,11 +140,11 @@ def make_card(kind: type[Card], rules: Mapping[str, Rule], values: object, where
     known = {field.name: field for field in fields(kind)}
     needed = [name for name, field in known.items() if field.default is MISSING]
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} is not a valid {noun}: use a JSON object with the fields {', '.join(needed)} …")
+        raise UserError(f"{where} is not a valid {noun}: it must be a JSON object with {', '.join(needed)} …")
     for name in values:
         lookup(known, name, f"field of the {noun} {where}")
     if missing := [name for name in needed if name not in values]:
-        raise UserError(f"{where} lacks {', '.join(missing)}: add it, since any default would be a guess")
+        raise UserError(f"{where} lacks {', '.join(missing)}: required, since any default would be a guess")
     check_fields(rules, values, where)
     return kind(**{name: _frozen(known[name], value) for name, value in values.items()})
 

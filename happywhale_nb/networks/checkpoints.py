@@ -227,7 +227,7 @@ def read_checkpoint(path: Path | str) -> dict[str, np.ndarray]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"weights={path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({error or type(error).__name__})") from None
     if not tensors:

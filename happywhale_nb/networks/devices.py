@@ -120,7 +120,7 @@ def init_processes() -> None:
         jax.distributed.initialize(address, process_count(), int(index) if index else None, **limits)
     except ValueError as error:
         needed = "KERAS_DISTRIBUTION_JOB_ADDRESSES=HOST:PORT of process 0, KERAS_DISTRIBUTION_PROCESS_ID"
-        raise UserError(f"this process's index among {process_count()} is unknown: set {needed} ({error})") from None
+        raise UserError(f"one of {process_count()} processes, index unknown: set {needed} ({error})") from None
     barrier("joined")  # immediately: on CPUs the first exchange has a timeout of 30 s, later ones may wait
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-10

@@ -57,8 +57,8 @@ def next_batch(jobs: queue.SimpleQueue, first: tuple) -> tuple[list[tuple], list
         first: a job with crops, already taken from the queue.
 
     Returns:
-        `(batch, left)`: jobs with at most 64 crops together; and a list that is empty, or has the next job if it was
-        taken from the queue but does not fit into this batch.
+        `(batch, left)`. `batch`: jobs with at most 64 crops together. `left`: empty, or the next job, if it was taken
+        from the queue but does not fit into this batch.
     """
     batch, rows = [first], len(first[0])
     while rows < BATCH_SIZES[-1]:
