@@ -133,7 +133,7 @@ def combine_encoders(
             other than an encoder.
     """
     if len(encoders) < 2:
-        raise UserError("a group needs two or more encoders: name another one")
+        raise UserError("a group needs two encoders or more: name another one")
     for encoder in encoders:
         _check_target(encoder, target)
     SideBySide([open_encoder(path) for path in encoders], [1.0] * len(encoders))  # fails before the slow embedding
