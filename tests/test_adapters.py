@@ -254,7 +254,7 @@ def test_adapt_command_writes_an_encoder_only_where_it_pays(tmp_path):
     assert done.exit_code == 0, done.output
     assert "nothing was written" in done.output
     assert not (tmp_path / "none").exists()
-    for target, words in ((dim, "is no encoder's folder"), (encoder, "is the encoder itself")):
+    for target, words in ((dim, "is not an encoder folder"), (encoder, "is the encoder itself")):
         done = CliRunner().invoke(main, ["model", "adapt", str(encoder), str(dim), "--to", str(target)])
         assert words in done.output
         assert (dim / "train.csv").is_file()

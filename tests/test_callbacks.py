@@ -216,7 +216,7 @@ def test_EarlyStop_without_a_score_is_refused_and_without_a_loss_does_not_look(n
     stop = EarlyStop(network, tmp_path, lambda model: float("nan"), patience=2)
     stop.set_model(network)
     stop.on_epoch_end(0, {"loss": float("inf")})  # `Checkpoint` raises the error
-    with pytest.raises(UserError, match="patience needs photographs of known animals in the fold"):
+    with pytest.raises(UserError, match="patience needs photographs of known individuals in the fold"):
         stop.on_epoch_end(0, {"loss": 1.0})
     assert not list(tmp_path.iterdir())
 

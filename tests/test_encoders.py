@@ -564,7 +564,7 @@ def test_embed_and_adapt_ask_about_a_licence_and_the_table_keeps_it(network, tin
     assert (card.licence, card.commercial, card.dimension) == ("CC BY-NC 4.0", False, 16)
     target.with_suffix(".json").write_text("[]")
     refused = CliRunner().invoke(main, [*words, "--accept-licence"])
-    assert refused.exit_code == 2 and "is no encoder's card" in refused.stderr
+    assert refused.exit_code == 2 and "is not an encoder card" in refused.stderr
     assert target.with_suffix(".json").read_text() == "[]"
 
 
