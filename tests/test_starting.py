@@ -181,7 +181,8 @@ def test_start_with_a_spreadsheet_beside_photographs_leaves_out_what_is_missing_
     book.active.append(["gone.jpg", "Ana", "2026-07-01"])
     book.save(folder / "sightings.xlsx")
     built = ended(start(folder, tmp_path / "catalogue", encoder, lines.append))
-    assert "sightings.xlsx identifies the animals on the photographs" in lines and any("gone.jpg" in line for line in lines)
+    assert "sightings.xlsx identifies the animals on the photographs" in lines
+    assert any("gone.jpg" in line for line in lines)
     assert built.added == len(table)
     table[["image", "individual_id"]].to_csv(folder / "old.csv", index=False)
     with pytest.raises(UserError, match="several lists"):

@@ -107,7 +107,7 @@ def log_decision(
 
     Args:
         session: a session from `Store.writing`.
-        user: who decided.
+        user: name of the user.
         kind: one of `DECIDED`, or merge, split, rename, species, undo, upload, edit, withdraw, move, regroup, delete.
         encounter_id: id of the encounter concerned, or None.
         individual_id: id of the individual concerned, or None.

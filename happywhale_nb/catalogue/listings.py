@@ -394,8 +394,8 @@ def individual_views(session: Session, rows: Sequence[Individual]) -> list[dict]
         rows: rows of `individuals`.
 
     Returns:
-        The views, in the order of the rows. Each has the name, former names, species, first and last date, counts of
-        encounters and photos that are not withdrawn, and the id of a photo as `cover`.
+        The views, in the order of the rows: name, former names, species, first and last date, and the id of a photo as
+        `cover`. The counts of encounters and photos exclude withdrawn ones.
     """
     ids = [row.id for row in rows]
     counts, spans = _counts(session, ids), _spans(session, ids)

@@ -95,7 +95,7 @@ class Catalogue:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        """Open the catalogue in `folder`; raises `UserError` if there is none, or its database cannot be used."""
+        """Open the catalogue in `folder`; raises `UserError` if it is missing or its database cannot be used."""
         self.folder = Path(folder).absolute()
         if not (self.folder / CARD).is_file():
             raise UserError(f"there is no catalogue in {folder}: make one with `happywhale catalogue build`")
