@@ -247,7 +247,7 @@ def test_store_on_sqlite_waits_for_the_disk_and_checks_references(mine):
     "url, told",
     [
         ("mysql://x/y", "not in mysql"),
-        ("nonsense", "no address"),
+        ("nonsense", "not a database URL"),
         ("postgresql://ann@127.0.0.1:9/b", "cannot be reached"),
         ("sqlite:///{folder}/empty.sqlite", "has no catalogue"),
     ],

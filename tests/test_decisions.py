@@ -271,8 +271,8 @@ def test_refused_decisions_change_nothing(filled):
     with filled.reading() as session:
         trail = session.scalar(select(func.count()).select_from(Decision))
     acts = [
-        (lambda s: decide(s, "Ann", 7, "confirm", 1), "whom"),
-        (lambda s: decide(s, "Ann", 7, "reject", 1), "whom"),
+        (lambda s: decide(s, "Ann", 7, "confirm", 1), "individual_id is missing"),
+        (lambda s: decide(s, "Ann", 7, "reject", 1), "individual_id is missing"),
         (lambda s: decide(s, "Ann", 7, "confirm", 1, 99), "no individual number"),
         (lambda s: decide(s, "Ann", 7, "confirm", 1, 3), "no longer in the catalogue"),
         (lambda s: decide(s, "Ann", 99, "unsure", 1), "no encounter"),
@@ -290,7 +290,7 @@ def test_refused_decisions_change_nothing(filled):
         (lambda s: merge(s, "Ann", 1, 4), "not one animal"),
         (lambda s: merge(s, "Ann", 3, 1), "no longer in the catalogue"),
         (lambda s: merge(s, "Ann", 1, 3), "no longer in the catalogue"),
-        (lambda s: split(s, "Ann", 1, [3]), "none of"),
+        (lambda s: split(s, "Ann", 1, [3]), "does not belong to"),
         (lambda s: split(s, "Ann", 1, [1, 2]), "not all"),
         (lambda s: split(s, "Ann", 1, []), "not none"),
         (lambda s: split(s, "Ann", 1, [1], name="HB-0002"), "already"),

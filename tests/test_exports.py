@@ -563,7 +563,7 @@ def test_camtrap_tables_with_another_address_and_zone_or_wrong_ones():
     for wrong in ("/photos/{photo_id}", "a/../{photo_id}", "{photo}", "{photo_id.__class__}", ""):
         with pytest.raises(UserError, match="not a photo address"):
             camtrap_tables(table, address=wrong)
-    with pytest.raises(UserError, match="no time zone"):
+    with pytest.raises(UserError, match="not a time zone"):
         camtrap_tables(table, zone="CEST")
 
 

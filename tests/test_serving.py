@@ -170,7 +170,7 @@ def test_build_catalogue_without_what_it_needs_is_refused_and_makes_nothing(embe
     model, folder = save_model(tmp_path / "model"), tmp_path / "catalogue"
     with pytest.raises(UserError, match="--model MODEL"):
         build_catalogue(folder, tiny)
-    with pytest.raises(UserError, match="no trained model"):
+    with pytest.raises(UserError, match="not a trained model"):
         build_catalogue(folder, tiny, tmp_path / "gone.keras")
     with pytest.raises(UserError, match="no detector"):
         build_catalogue(folder, tiny, model, detector=tmp_path / "gone.keras")

@@ -318,7 +318,7 @@ def test_start_again_adapts_anew_and_leaves_an_encoder_that_was_changed_over_to(
     kept = ended(start(lab, place, "", lines.append)).catalogue.fingerprint
     assert kept == first and any("the adapter stays as it is: there is no encoder" in line for line in lines)
     make_encoder(encoder, content=b"another one")
-    assert ended(start(lab, place, "", lines.append)).catalogue.fingerprint == first and "another encoder" in lines[-1]
+    assert ended(start(lab, place, "", lines.append)).catalogue.fingerprint == first and "not the encoder" in lines[-1]
     shutil.rmtree(encoder)
     whole.rename(encoder)
     again = ended(start(lab, place, "")).catalogue.fingerprint
