@@ -120,13 +120,13 @@ def next_version(tmp_path, monkeypatch):
 
 
 def test_upgrade_catalogue_copies_the_sqlite_file_before_it_changes_it(mine, next_version):
-    assert "of version 0002 already" in upgrade_catalogue(mine.folder)
+    assert "already have version 0002" in upgrade_catalogue(mine.folder)
     with mine.reading() as session:
         count = session.scalar(select(func.count()).select_from(Photo))
     next_version("SELECT 1")
     with pytest.raises(UserError, match=f"0003 is needed: run `happywhale catalogue upgrade {mine.folder}`"):
         Catalogue(mine.folder)
-    assert "have version 0003; the version before was 0002" in upgrade_catalogue(mine.folder)
+    assert "now have version 0003; the version before was 0002" in upgrade_catalogue(mine.folder)
     opened = Catalogue(mine.folder)
     with opened.reading() as session:
         assert session.scalar(select(func.count()).select_from(Photo)) == count > 0
