@@ -207,7 +207,7 @@ def test_build_adds_a_photograph_to_its_old_encounter_whatever_people_decided_th
     field.add("a2.jpg", "Hope", encounter="Hope 0", date="2019-07-10")
     assert field.build() == 1
     assert field.who()["a2.jpg"] == "Vega" and field.met("a2.jpg").id == met.id
-    line = "as people have changed it in the catalogue, not as in the folder's tables: individual_id (2 photographs)"
+    line = "changed by users in the catalogue, so different from the folder's tables: individual_id (2 photographs)"
     assert field.told == [line]
 
 
@@ -221,7 +221,7 @@ def test_build_keeps_what_people_edited_and_says_so_apart_from_what_the_tables_c
     for _ in range(2):  # it is told until one of the two gives way
         assert field.build() == 0
         assert field.told[0].endswith("tables: date (1 photographs), side (1 photographs)")
-        assert field.told[1].startswith("the folder's tables say otherwise than the catalogue in place (1 photographs)")
+        assert field.told[1].startswith("the folder's tables differ from the catalogue in place (1 photographs)")
     assert field.met("a0.jpg").date == "2019-08-01" and field.met("b0.jpg").place == other.place
     with field.catalogue.reading() as session:
         assert session.scalar(select(Annotation.side).where(Annotation.photo_id == photo)) == "right"
@@ -253,8 +253,8 @@ def test_build_takes_the_name_that_a_table_learned_for_an_encounter_nobody_has_d
         field.rows.append({"image": image, "individual_id": "Nova", "species": "fin_whale"})
     assert field.build() == 0
     assert (field.who()["x.jpg"], field.who()["y.jpg"]) == ("Nova", "")
-    assert field.told[0].startswith("2 photographs (train_images/x.jpg, train_images/y.jpg) had another name or place")
-    assert "1 encounters have the animal that the tables name now" in field.told
+    assert field.told[0].startswith("2 photographs (train_images/x.jpg, train_images/y.jpg) were renamed or moved")
+    assert "1 encounters now have the individual named in the tables" in field.told
     with field.catalogue.reading() as session:
         notes = session.scalars(select(Decision.note).where(Decision.kind == "confirm")).all()
     assert notes == ["(from the data folder)"]
@@ -269,7 +269,7 @@ def test_build_does_not_add_a_photograph_that_was_uploaded_before(field):
     assert field.build() == 0
     assert (
         field.told[0]
-        == "1 photographs (train_images/u.jpg) were uploaded before, and stay as they are in the catalogue"
+        == "1 photographs (train_images/u.jpg) were uploaded before; the catalogue keeps their records"
     )
 
 
@@ -342,9 +342,9 @@ def test_build_again_on_postgresql_takes_in_what_is_new(postgres, tmp_path):
     shutil.move(field.data / "train_images" / "b.jpg", field.data / "train_images" / "d.jpg")
     field.rows[1]["image"] = "d.jpg"
     assert field.build() == 1 and field.who() == {"a.jpg": "Lyra", "c.jpg": "Lyra", "d.jpg": "Nova"}
-    assert "1 photographs (train_images/d.jpg) had another name" in field.told[0] and len(field.told) == 3
+    assert "1 photographs (train_images/d.jpg) were renamed or moved" in field.told[0] and len(field.told) == 3
     assert field.told[1] == "date, place, species or position of 1 encounters filled in"
-    assert field.told[2].endswith("not as in the folder's tables: date (1 photographs)")
+    assert field.told[2].endswith("so different from the folder's tables: date (1 photographs)")
     assert mark_trained(field.catalogue, field.embedder.fingerprint, TrainedOn(names=frozenset(["a.jpg"]))) == 1
     field.catalogue.close()
 
@@ -501,7 +501,7 @@ def test_build_of_a_folder_that_was_moved_is_recognised_by_its_photographs(field
     moved = shutil.move(field.data, tmp_path / "moved")
     dataset = read_dataset(moved)
     opened = build._open_or_create(field.folder, dataset, "", "", told.append)
-    assert opened.data == Path(moved) and "which is gone" in told[0]
+    assert opened.data == Path(moved) and "no longer exists" in told[0]
     opened.close()
     draw(tmp_path / "other" / "train_images" / "a0.jpg")
     (tmp_path / "other" / "train.csv").write_text("image,species,individual_id\na0.jpg,fin_whale,Hope\n")

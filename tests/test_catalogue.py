@@ -120,13 +120,13 @@ def next_version(tmp_path, monkeypatch):
 
 
 def test_upgrade_catalogue_copies_the_sqlite_file_before_it_changes_it(mine, next_version):
-    assert "of version 0002 already" in upgrade_catalogue(mine.folder)
+    assert "already have version 0002" in upgrade_catalogue(mine.folder)
     with mine.reading() as session:
         count = session.scalar(select(func.count()).select_from(Photo))
     next_version("SELECT 1")
-    with pytest.raises(UserError, match=f"0003 is needed: `happywhale catalogue upgrade {mine.folder}`"):
+    with pytest.raises(UserError, match=f"0003 is needed: run `happywhale catalogue upgrade {mine.folder}`"):
         Catalogue(mine.folder)
-    assert "of version 0003 now; they were of 0002" in upgrade_catalogue(mine.folder)
+    assert "now have version 0003; the version before was 0002" in upgrade_catalogue(mine.folder)
     opened = Catalogue(mine.folder)
     with opened.reading() as session:
         assert session.scalar(select(func.count()).select_from(Photo)) == count > 0
@@ -247,7 +247,7 @@ def test_store_on_sqlite_waits_for_the_disk_and_checks_references(mine):
     "url, told",
     [
         ("mysql://x/y", "not in mysql"),
-        ("nonsense", "no address"),
+        ("nonsense", "not a database URL"),
         ("postgresql://ann@127.0.0.1:9/b", "cannot be reached"),
         ("sqlite:///{folder}/empty.sqlite", "has no catalogue"),
     ],
@@ -375,7 +375,7 @@ def test_new_encounter_is_named_like_the_others(mine):
 def test_take_photos_into_a_catalogue_that_changed_its_model_is_refused(mine, colours):
     other = Catalogue(mine.folder)
     other.choose_model("f" * 16)
-    with pytest.raises(UserError, match="changed over to another model"):
+    with pytest.raises(UserError, match="switched to another model"):
         ingest_uploads(mine, colours, "Ann", [("a.jpg", b"")])
     other.close()
 

@@ -130,7 +130,7 @@ def test_vectors_made_elsewhere_answer_and_refuse_what_needs_an_encoder(from_vec
         ingest_uploads(catalogue, embedder, "Ann", [("a.jpg", photo.read_bytes() + b" ")])
     with catalogue.reading() as session:
         number, version = session.execute(select(Photo.id, Encounter.version).join(Encounter)).first()
-    with pytest.raises(UserError, match="so a box changes nothing"):
+    with pytest.raises(UserError, match="so a new box has no effect"):
         set_crop(catalogue, embedder, "Ann", number, [1, 1, 40, 40], version)
     app = make_app(AppState(catalogue, Options(tokens=False)), lambda: embedder)
     with TestClient(app, base_url="http://localhost") as client:
@@ -150,7 +150,7 @@ def test_vectors_that_lack_photographs_are_refused_before_anything_is_written(fr
     shutil.copy(next((catalogue.data / "test_images").iterdir()), catalogue.data / "test_images" / "new.jpg")
     with (catalogue.data / "sample_submission.csv").open("a") as file:
         file.write("new.jpg,\n")
-    with pytest.raises(UserError, match=r"1 photographs have no vector among vectors.parquet: new.jpg"):
+    with pytest.raises(UserError, match=r"1 photographs have no vector in vectors.parquet: new.jpg"):
         build_catalogue(catalogue.folder, catalogue.data)
     with catalogue.reading() as session:
         assert session.scalar(select(func.count()).select_from(Embedding)) == 19

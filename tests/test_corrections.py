@@ -339,7 +339,7 @@ def test_undo_of_a_rename_whose_name_is_taken_again_is_a_conflict_with_a_remedy(
     refused = page.post(f"/api/decisions/{renamed.id}/undo")
     assert refused.status_code == 409
     assert refused.json()["detail"] == (
-        "Star cannot be called Hope again, hope is another individual's name now: rename that one first"
+        "Star cannot be renamed back to Hope: hope is now another individual's name; rename that one first"
     )
 
 

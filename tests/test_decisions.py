@@ -54,7 +54,7 @@ INDIVIDUAL = ("id", "name", "active", "merged_into_id")
 
 
 def state(session):
-    """All that decisions can change, but for versions and individuals whose making was undone."""
+    """All that decisions can change, but for versions and individuals whose creation was undone."""
     met = session.execute(select(*(getattr(Encounter, name) for name in ENCOUNTER)).order_by(Encounter.id)).all()
     shown = Individual.active | Individual.merged_into_id.is_not(None)
     animals = select(*(getattr(Individual, name) for name in INDIVIDUAL)).where(shown).order_by(Individual.id)
@@ -142,7 +142,7 @@ def test_undo_of_what_another_decision_stands_on_is_refused_until_that_is_undone
         first, _ = decide(session, "Ann", 7, "new", 1, name="HB-0050")
     with filled.writing() as session:
         second, _ = decide(session, "Ben", 8, "confirm", 1, first.individual_id)
-    for who, number, told in (("Ann", first.id, "stands on it"), ("Ann", second.id, "only Ben or an admin")):
+    for who, number, told in (("Ann", first.id, "depends on it"), ("Ann", second.id, "only Ben or an admin")):
         with pytest.raises(UserError, match=told), filled.writing() as session:
             undo(session, who, number)
     with filled.writing() as session:
@@ -202,7 +202,7 @@ def test_undo_is_refused_where_a_later_decision_stands_on_it_and_only_there(fill
         first, second = make(session, "Ann", one), make(session, "Ben", then)
     if stands:
         with (
-            pytest.raises(Conflict, match=r"^Ben .*, which stands on it: undo that"),
+            pytest.raises(Conflict, match=r"^Ben .*, which depends on it: undo that"),
             filled.writing() as session,
         ):
             undo(session, "Ann", first.id)
@@ -271,8 +271,8 @@ def test_refused_decisions_change_nothing(filled):
     with filled.reading() as session:
         trail = session.scalar(select(func.count()).select_from(Decision))
     acts = [
-        (lambda s: decide(s, "Ann", 7, "confirm", 1), "whom"),
-        (lambda s: decide(s, "Ann", 7, "reject", 1), "whom"),
+        (lambda s: decide(s, "Ann", 7, "confirm", 1), "individual_id is missing"),
+        (lambda s: decide(s, "Ann", 7, "reject", 1), "individual_id is missing"),
         (lambda s: decide(s, "Ann", 7, "confirm", 1, 99), "no individual number"),
         (lambda s: decide(s, "Ann", 7, "confirm", 1, 3), "no longer in the catalogue"),
         (lambda s: decide(s, "Ann", 99, "unsure", 1), "no encounter"),
@@ -290,7 +290,7 @@ def test_refused_decisions_change_nothing(filled):
         (lambda s: merge(s, "Ann", 1, 4), "not one animal"),
         (lambda s: merge(s, "Ann", 3, 1), "no longer in the catalogue"),
         (lambda s: merge(s, "Ann", 1, 3), "no longer in the catalogue"),
-        (lambda s: split(s, "Ann", 1, [3]), "none of"),
+        (lambda s: split(s, "Ann", 1, [3]), "does not belong to"),
         (lambda s: split(s, "Ann", 1, [1, 2]), "not all"),
         (lambda s: split(s, "Ann", 1, []), "not none"),
         (lambda s: split(s, "Ann", 1, [1], name="HB-0002"), "already"),

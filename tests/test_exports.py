@@ -297,7 +297,7 @@ def test_to_wildbook_of_any_texts_has_no_live_formula(photo, place, individual):
     [
         ({"date": ""}, "it has no date; a year is required"),
         ({"date": "in May"}, "its date 'in May' cannot be read"),
-        ({"date": "2031-01-01"}, "its date lies in the future"),
+        ({"date": "2031-01-01"}, "its date is in the future"),
         ({"species": ""}, "it has no species"),
         ({"species": "mermaid"}, "the scientific name of 'mermaid' is not known"),
         ({"species": "spotted_dolphin"}, "may be Atlantic (S. frontalis)"),
@@ -315,7 +315,7 @@ def test_check_wildbook_tells_what_it_would_refuse(change, sentence):
 def test_check_wildbook_of_a_good_sheet_is_empty_up_to_200_encounters():
     table = table_of(sighting(1, photo="a.jpg", date="2020"), sighting(2, photo="b c_1.JPG", place=""))
     assert check_wildbook(table, "ana") == []
-    assert check_wildbook(table)[0].startswith("Every row: nobody is named")
+    assert check_wildbook(table)[0].startswith("Every row: the submitter is missing")
     many = table_of(*(sighting(i, photo=f"{i}.jpg") for i in range(201)))
     assert check_wildbook(many, "ana") == ["Every row: 201 encounters are more than 200; export them in parts."]
 
@@ -561,14 +561,14 @@ def test_camtrap_tables_with_another_address_and_zone_or_wrong_ones():
     assert media.loc[0, ["filePath", "filePublic"]].tolist() == ["https://whales.example/photos/1/file", "true"]
     assert media["timestamp"][0] == "2020-06-01T10:00:00+02:00"
     for wrong in ("/photos/{photo_id}", "a/../{photo_id}", "{photo}", "{photo_id.__class__}", ""):
-        with pytest.raises(UserError, match="no place of photographs"):
+        with pytest.raises(UserError, match="not a photo address"):
             camtrap_tables(table, address=wrong)
-    with pytest.raises(UserError, match="no time zone"):
+    with pytest.raises(UserError, match="not a time zone"):
         camtrap_tables(table, zone="CEST")
 
 
 def test_to_camtrap_dp_without_a_real_time_of_creation_is_refused():
-    with pytest.raises(UserError, match="no time of creation"):
+    with pytest.raises(UserError, match="not a creation time"):
         to_camtrap_dp(table_of(sighting()), created="today")
     about, _ = read_package(to_camtrap_dp(table_of(sighting(decided_at="")), created="2026-01-31T12:00:00Z"))
     assert about["created"] == "2026-01-31T12:00:00Z"
@@ -658,8 +658,8 @@ def test_capture_histories_keep_all_listed_occasions():
         ([("a", "2020-06-01", "2020-05-01")], "ends before it begins"),
         ([("a", "2020-06-01", "2020-06-30"), ("b", "2020-06-30", "2020-07-01")], "without overlap"),
         ([("a", "2020-06-01", "2020-06-30"), ("a", "2020-07-30", "2020-08-01")], "names that differ"),
-        ([("a", "June", "July")], "is no occasion"),
-        ([2019, 2020], "is no occasion"),
+        ([("a", "June", "July")], "is not an occasion"),
+        ([2019, 2020], "is not an occasion"),
     ],
 )
 def test_capture_histories_of_occasions_that_cannot_be_are_refused(occasions, message):
@@ -747,7 +747,7 @@ def test_exports_of_a_catalogue_without_decisions_are_whole(table):
     about = json.loads(archive.read("datapackage.json"))
     deployments = pd.read_csv(io.BytesIO(archive.read("deployments.csv")))
     assert deployments.columns.tolist() == [line.split(" ")[0] for line in STANDARD["deployments"].splitlines()]
-    assert ("no valid package yet" in about["description"]) == deployments.empty == ("temporal" not in about)
+    assert ("package is not valid yet" in about["description"]) == deployments.empty == ("temporal" not in about)
     assert len(about["spatial"]["coordinates"]) == len(deployments)
     for occasions in ("year", "month", "day", [("one", "2020-01-01", "2020-12-31")]):
         assert read_inp(to_mark(table, occasions=occasions)) == {}
@@ -776,7 +776,7 @@ def test_clean_text_of_any_missing_value_is_empty():
 def test_describe_export_of_a_sheet_that_wildbook_refuses_names_the_rows():
     table = table_of(sighting(1, date=""), sighting(2, species="minke_whale"), sighting(3, species="mermaid"))
     text = describe_export(table, "wildbook")
-    assert "\nWildbook will refuse this sheet:\nEvery row: nobody is named as its submitter" in text
+    assert "\nWildbook will refuse this sheet:\nEvery row: the submitter is missing" in text
     assert "Row 2, encounter E1: it has no date" in text and "Row 4, encounter E3: the scientific name of" in text
     assert "E3" not in describe_export(table, "wildbook", "minke_whale"), "of one species, its rows alone"
 

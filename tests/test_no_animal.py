@@ -229,7 +229,7 @@ def test_learn_no_animal_of_a_catalogue_tells_what_it_was_learnt_from(learnt):
 def test_learn_no_animal_without_the_photographs_says_so_and_flags_nothing(learnt):
     learnt.data = learnt.data / "gone"
     told = learn_no_animal(learnt, Texture())
-    assert "49 named photographs, and the files of 0 are here" in told.note and np.isinf(told.limit)
+    assert "49 named photographs, but only 0 files are available" in told.note and np.isinf(told.limit)
 
 
 def test_blue_picture_is_flagged_in_queue_answer_and_match(learnt):

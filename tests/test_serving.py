@@ -170,7 +170,7 @@ def test_build_catalogue_without_what_it_needs_is_refused_and_makes_nothing(embe
     model, folder = save_model(tmp_path / "model"), tmp_path / "catalogue"
     with pytest.raises(UserError, match="--model MODEL"):
         build_catalogue(folder, tiny)
-    with pytest.raises(UserError, match="no trained model"):
+    with pytest.raises(UserError, match="not a trained model"):
         build_catalogue(folder, tiny, tmp_path / "gone.keras")
     with pytest.raises(UserError, match="no detector"):
         build_catalogue(folder, tiny, model, detector=tmp_path / "gone.keras")
@@ -239,7 +239,7 @@ def test_open_embedder_embeds_what_is_missing_and_refuses_another_model(embedded
     assert open_embedder(made).fingerprint == made.fingerprint
     assert len(embedded) == 1 and count_of(made, Embedding) == 58
     keep_model(made.folder, save_model(tmp_path / "other", b"two"))
-    with pytest.raises(UserError, match="numbers cannot be compared"):
+    with pytest.raises(UserError, match="embeddings cannot be compared"):
         open_embedder(made)
     made.close()
 
@@ -408,7 +408,7 @@ def test_catalogue_add_command_keeps_folders_by_which_photographs_are_grouped_la
 
 
 def test_catalogue_upgrade_command_of_todays_tables_says_so(mine):
-    assert "of version 0002 already" in happywhale("catalogue", "upgrade", mine.folder).stdout
+    assert "already have version 0002" in happywhale("catalogue", "upgrade", mine.folder).stdout
 
 
 # --- the server as a process
@@ -632,7 +632,7 @@ def test_page_takes_many_dropped_photographs_and_a_bad_one_costs_no_other(own, p
         page.wait_for_selector("#sent")
         holds(page, "#sent [data-encounter]", 6)
         failures = page.inner_text("#failures")
-        assert "notes.jpg" in failures and "is not a picture that is read" in failures
+        assert "notes.jpg" in failures and "is not a supported image" in failures
         assert page.locator("#failures [data-retry]").count() == 0, "what is no photograph will never be one"
         assert httpx.get(f"{address}/api/encounters?limit=1").json()["total"] == before + 6
         assert [fault for fault in faults if "422" not in fault] == []

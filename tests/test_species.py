@@ -190,7 +190,7 @@ def test_catalogue_of_one_species_or_of_before_says_nothing_of_species(told, col
     with told.writing() as session:
         row = session.query(Model).one()
         row.calibration = {name: value for name, value in row.calibration.items() if name != "species"}
-    with pytest.raises(UserError, match="no species are told"):
+    with pytest.raises(UserError, match="species are not predicted"):
         mistyped_species(Matcher(told))
     with client(told, colours) as page:
         number = page.get("/api/encounters").json()["encounters"][0]["id"]

@@ -22,8 +22,9 @@ NAMES = {
 
 
 class Base(DeclarativeBase):
-    """Base of all tables: constraints have names, so that a migration can find them, and text sorts by code point, so
-    that dates sort by time.
+    """Base of all tables.
+
+    Constraints are named, so that migrations can refer to them. Text sorts by code point, so that dates sort by time.
     """
 
     metadata = MetaData(naming_convention=NAMES)
@@ -31,7 +32,7 @@ class Base(DeclarativeBase):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-05
 class Model(Base):
-    """A network whose embeddings the catalogue holds; `calibration` turns its scores into probabilities."""
+    """A network whose embeddings are stored; `calibration` turns its scores into probabilities."""
 
     __tablename__ = "models"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -44,7 +45,7 @@ class Model(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-05a
 class Individual(Base):
-    """An animal. One that was merged into another, or whose creation was undone, keeps its row and is not `active`."""
+    """An individual. After a merge, or when its creation is undone, its row stays but is no longer `active`."""
 
     __tablename__ = "individuals"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -56,10 +57,10 @@ class Individual(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-06
 class Encounter(Base):
-    """One animal at one time and place. `version` grows with every change; a decision names the version it is about.
+    """One animal at one time and place. `version` grows by one with every change, for optimistic locking.
 
-    `state` is undecided, confirmed, new, unsure, or withdrawn. A withdrawn encounter keeps its row and its photos, and
-    is neither asked about nor known. `given`: it came with a data folder.
+    `state` is undecided, confirmed, new, unsure, or withdrawn. A withdrawn encounter keeps its row and its photos, but
+    is neither a query nor part of the gallery. `given`: it was imported from a data folder.
     """
 
     __tablename__ = "encounters"
@@ -80,12 +81,12 @@ class Encounter(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-07
 class Photo(Base):
-    """A photo. Its file is at `path` under the data folder, or, if `kept`, under the catalogue's own.
+    """A photo. Its file is at `path` in the data folder, or, if `kept`, in the catalogue's folder.
 
-    `training_photos.photo_key` says which key of a study's embeddings a path of the data folder is.
-    `taken` is date and time by the camera's clock, or "". `size` counts the bytes of the file, None in rows of before
-    version 0002. `withdrawn`: a person has taken the photo out; it keeps its row. `given`: what the data folder's
-    tables said of the photo when they were last read, None for an upload.
+    `training_photos.photo_key` maps a path in the data folder to its key in a study's embeddings. `taken` is the date
+    and time of the camera's clock, or "". `size` is the file size in bytes; None in rows written before schema version
+    0002. `withdrawn`: a user has withdrawn the photo; its row stays. `given`: the photo's values in the data folder's
+    tables when they were last read; None for an upload.
     """
 
     __tablename__ = "photos"
@@ -107,7 +108,7 @@ class Photo(Base):
 class Annotation(Base):
     """One animal on one photo. `box` numbers the boxes of the photo, from 0, as in `retrieval.embeddings.EmbeddingKey`.
 
-    `side` of the animal is left, right or ""; `part` of its body is a word such as fluke, or "" if nobody has said it.
+    `side` of the animal is left, right or ""; `part` of its body is a word such as fluke, or "" if unknown.
     """
 
     __tablename__ = "annotations"
@@ -120,7 +121,7 @@ class Annotation(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-08
 class Crop(Base):
-    """What the network sees of an annotation: x0, y0, x1, y1 in a frame of its own size; NULL: the whole photo."""
+    """The bounding box of an annotation: x0, y0, x1, y1 in a frame of the given size; NULL: the whole photo."""
 
     __tablename__ = "crops"
     annotation_id: Mapped[int] = mapped_column(ForeignKey("annotations.id"), primary_key=True)
@@ -134,10 +135,10 @@ class Crop(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-08a
 class Embedding(Base):
-    """The embedding of an annotation by one model: float32, little-endian, of length 1. `trained`: a training photo.
+    """The embedding of an annotation by one model: float32, little-endian, unit length. `trained`: a training photo.
 
-    It carries what it was made from: `sha256` of the photo's file, and `box` as `store.box_key` writes it. Where these
-    are no longer the photo's and the crop's, the embedding is stale, and is made anew before it is used.
+    It records its inputs: `sha256` of the photo's file, and `box` as written by `store.box_key`. If they differ from
+    the present photo and crop, the embedding is stale and is recomputed before use.
     """
 
     __tablename__ = "embeddings"
@@ -150,7 +151,7 @@ class Embedding(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-09
 class Answer(Base):
-    """A list of candidates as it was shown: to which user, when, by which model, under which filters."""
+    """A ranking of candidates as it was shown, with the user, the time, the model and the filters."""
 
     __tablename__ = "answers"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -163,10 +164,10 @@ class Answer(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-10
 class Decision(Base):
-    """One line of the audit log; only `undone_by_id` is ever changed.
+    """One entry of the audit log; only `undone_by_id` ever changes.
 
-    `before` is what an undo restores, `after` what the decision made of it: both hold values by name, and `after` is
-    empty in lines of before version 0002.
+    `before` holds the values that an undo restores, `after` those that the decision has set, both by name. `after` is
+    empty in entries written before schema version 0002.
     """
 
     __tablename__ = "decisions"
@@ -188,7 +189,7 @@ class Decision(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-11
 class Token(Base):
-    """A token with its role; only its SHA-256 is kept."""
+    """An access token with its role; only its SHA-256 digest is stored."""
 
     __tablename__ = "tokens"
     id: Mapped[int] = mapped_column(primary_key=True)

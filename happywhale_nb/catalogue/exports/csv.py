@@ -20,10 +20,11 @@ def to_csv(sightings: pd.DataFrame, origin: str = "") -> bytes:
 
     Args:
         sightings: see `common.arranged`.
-        origin: whose encoder ranked the candidates, as of `licences.Licence`; it is the column `encoder`. "": none.
+        origin: the encoder that ranked the candidates, as a sentence of `licences.Licence`, for the column `encoder`;
+            "": no such column.
 
     Returns:
-        The file. `box` is four columns in pixels, and `scientific_name` is added. `original_text` removes the
+        The file. `box` becomes four columns in pixels, and `scientific_name` is added. `original_text` removes the
         apostrophes from its texts.
     """
     table = arranged(sightings)
