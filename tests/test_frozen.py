@@ -374,13 +374,13 @@ def test_train_command_takes_an_encoder_from_the_project_s_folder(project, tiny,
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"epochs": 3}, "epochs=3 and encoder='efficientnet_lite0': an encoder is used as it is"),
+        ({"epochs": 3}, "epochs=3 and encoder='efficientnet_lite0': an encoder is frozen"),
         ({"overrides": "pool=gem"}, "overrides='pool=gem' and encoder="),
         ({"snapshots": "1"}, "snapshots='1' and encoder="),
         ({"image_size": 96}, "image_size=96 and encoder="),
         ({"preset": "basic_cnn"}, "preset 'basic_cnn' and encoder 'efficientnet_lite0': a model has one or the other"),
         ({"encoder": "encoders/none.onnx"}, "there is no encoder encoders/none.onnx: name an encoder folder"),
-        ({"encoder": "", "adapter": "whiten", "preset": "basic_cnn"}, "adapter='whiten' goes with an encoder"),
+        ({"encoder": "", "adapter": "whiten", "preset": "basic_cnn"}, "adapter='whiten' requires a frozen encoder"),
         ({"adapter": "white"}, "adapter 'white' is not known: choose auto, none"),
     ],
 )
