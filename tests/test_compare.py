@@ -162,7 +162,7 @@ def test_compare_runs_compares_predictions_embeddings_weights_and_histories_by_c
     assert files["small/fold0/history.csv"] == {"rows": 2, "different": 1} and len(files) == 4
     lines = describe_comparison(found)
     assert lines[0].startswith("same parameters") and "identical" not in lines[0]
-    assert lines[1].startswith("submission.csv: 1 of 2 photographs have another first answer, 2 another list")
+    assert lines[1].startswith("submission.csv: 1 of 2 photographs have another first prediction, 2 another ranking")
 
 
 def test_compare_runs_of_embeddings_of_before_and_of_today_compares_the_vectors(two):
@@ -185,7 +185,7 @@ def test_compare_runs_of_other_shapes_says_so(two):
     model_file(fold / "model.keras", {"dense/0": np.eye(3), "dense/1": np.zeros(2)})
     write_embeddings(fold / "embeddings.parquet", image_embeddings("train", ["a.jpg"], np.ones((1, 1), np.float32)))
     text = "\n".join(describe_comparison(compare_runs(*two)))
-    assert "1 of 2 arrays of weights differ, other shapes" in text and "of other widths, 2 photographs in one" in text
+    assert "1 of 2 arrays of weights differ, other shapes" in text and "different dimensions, 2 photographs in one" in text
 
 
 def test_compare_runs_names_what_only_one_has(two):

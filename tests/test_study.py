@@ -207,12 +207,12 @@ MISTAKES = {
     "no model": ({"models": {}}, ["models is missing", "small_resnet_arcface"]),
     "a parameter": ({"models": {"basic_cnn": {"epoch": 3}}}, ["models.basic_cnn", "'epoch'", "did you mean 'epochs'?"]),
     "a type": ({"models": {"basic_cnn": {"epochs": "many"}}}, ["models.basic_cnn", "a whole number, not 'many'"]),
-    "a preset": ({"models": {"mine": {}}}, ["models.mine", "'mine' is no preset"]),
+    "a preset": ({"models": {"mine": {}}}, ["models.mine", "'mine' is not a preset"]),
     "a field": ({"models": {"basic_cnn": {"overrides": "pol=gem"}}}, ["models.basic_cnn", "did you mean 'pool'?"]),
     "a folder": ({"models": {"../x": {"preset": "basic_cnn"}}}, ["models.../x", "one folder name"]),
     "a range": ({"knn": {"alpha": 3}}, ["knn: alpha=3.0", "from 0 to 1"]),
     "a place": ({"knn": {"seed": 3}}, ["knn.seed", "put it at the top"]),
-    "the model": ({"knn": {"model": "basic_cnn"}}, ["knn.model", "is for the study to say"]),
+    "the model": ({"knn": {"model": "basic_cnn"}}, ["knn.model", "is set by the study itself"]),
     "a stranger": ({"gradcam": {"models": ["swin"]}}, ["gradcam.models: 'swin' is not among the models (basic_cnn)"]),
     "a blend": ({"blend": {"models": ["basic_cnn@3"]}}, ["blend.models: 'basic_cnn@3' is not among the models"]),
     "needed": ({"report": False}, ["report: this stage cannot be left out"]),
@@ -220,10 +220,10 @@ MISTAKES = {
     "other crops": ({"blend": {"models": ["basic_cnn@whole"]}}, ["blend.models: 'basic_cnn@whole' is not among"]),
     "folds": ({"folds": "five"}, ["'folds' is a whole number, not 'five'"]),
     "a study's name": ({"study": "a/b"}, ["one folder name, not 'a/b'"]),
-    "a list": ({"models": ["basic_cnn"]}, ["models: keys and values are wanted here"]),
-    "a stage": ({"resources": {"trian": {}}}, ["resources: no stage is called 'trian'"]),
+    "a list": ({"models": ["basic_cnn"]}, ["models: expected keys and values"]),
+    "a stage": ({"resources": {"trian": {}}}, ["resources: there is no stage 'trian'"]),
     "a resource": ({"resources": {"train": {"gpu": 1}}}, ["resources.train: 'gpu' is not one of cores, gpus"]),
-    "an amount": ({"resources": {"train": {"cores": 0}}}, ["resources.train.cores: a number from 1, not 0"]),
+    "an amount": ({"resources": {"train": {"cores": 0}}}, ["resources.train.cores: expected a number from 1, not 0"]),
 }
 
 
@@ -238,7 +238,7 @@ def test_check_study_with_a_mistake_names_it_and_its_place(mistake):
 def test_run_of_a_file_that_is_no_study_ends_with_one_line_and_status_2(tmp_path):
     spoilt = {
         "models: {a: [": "line 1: not a study's YAML",
-        "a: 1\na: 2": "line 2: not a study's YAML ('a' stands here twice)",
+        "a: 1\na: 2": "line 2: not a study's YAML ('a' occurs twice)",
         "- 1": "keys and values",
         None: "No such file",
     }

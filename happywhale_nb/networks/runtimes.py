@@ -227,7 +227,7 @@ def load_graph(path: Path | str, runtime: str = "", card: EncoderCard | None = N
 
     Args:
         path: an `.onnx` or `.xml` file.
-        runtime: of `RUNTIMES`; "": the one in `$HAPPYWHALE_RUNTIME`, else the first that can read it (`.xml`: OpenVINO).
+        runtime: of `RUNTIMES`; "": that of `$HAPPYWHALE_RUNTIME`, else the first that can read it (`.xml`: OpenVINO).
         card: its card; None: the size of pictures is not known yet.
 
     Returns:

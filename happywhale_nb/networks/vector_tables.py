@@ -265,7 +265,7 @@ def open_vectors(path: Path | str) -> VectorTable:
     keys = pd.MultiIndex.from_frame(names[["part", "image"]])
     if not keys.is_unique:
         first, count = keys[int(np.argmax(keys.duplicated()))], int(keys.duplicated().sum())
-        raise UserError(f"{path}: two vectors of {'/'.join(filter(None, first))} ({count} such photographs): keep one")
+        raise UserError(f"{path}: two vectors of {'/'.join(filter(None, first))} ({count} such): keep one")
     try:
         unit = unit_rows(vectors, "vector", names["image"].tolist())
     except VectorError as error:
