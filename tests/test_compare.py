@@ -185,7 +185,7 @@ def test_compare_runs_of_other_shapes_says_so(two):
     model_file(fold / "model.keras", {"dense/0": np.eye(3), "dense/1": np.zeros(2)})
     write_embeddings(fold / "embeddings.parquet", image_embeddings("train", ["a.jpg"], np.ones((1, 1), np.float32)))
     text = "\n".join(describe_comparison(compare_runs(*two)))
-    assert "1 of 2 arrays of weights differ, other shapes" in text and "different dimensions, 2 photographs in one" in text
+    assert "1 of 2 arrays of weights differ, other shapes" in text and "different dimensions, 2 photographs" in text
 
 
 def test_compare_runs_names_what_only_one_has(two):
