@@ -304,4 +304,4 @@ def check_digest(path: Path | str, card: EncoderCard) -> None:
     found = files_digest([place.parent / name for name in (card.file, *card.data)])
     if found != card.sha256:
         reason = f"its SHA-256 is {found[:12]}…, the card says {card.sha256[:12]}…"
-        raise UserError(f"{place.parent / card.file} is not the file of {place}: {reason}; copy both anew")
+        raise UserError(f"{place.parent / card.file} is not the file of {place}: {reason}; copy both again")

@@ -92,11 +92,11 @@ def group_card(encoders: Sequence[Encoder], weights: Sequence[float]) -> Encoder
     for field in _POLICY:
         if len({getattr(card, field) for card in cards}) > 1:
             values = "; ".join(f"{card.name}: {getattr(card, field)}" for card in cards)
-            raise UserError(f"encoders side by side see the same crops, but {field} differs ({values}): change a card")
+            raise UserError(f"combined encoders need the same crops, but {field} differs ({values}): change a card")
     shapes = {card.width / card.height: f"{card.name}: {card.width} x {card.height}" for card in cards}
     if cards[0].keep_aspect and max(shapes) / min(shapes) > 1.01:
         values = "; ".join(shapes.values())
-        raise UserError(f"encoders side by side see the same crops, but keep_aspect asks for several ({values})")
+        raise UserError(f"combined encoders need the same crops, but keep_aspect makes several shapes ({values})")
     largest = max(cards, key=lambda card: card.width * card.height)
     return replace(
         largest, name=" + ".join(card.name for card in cards), file="", sha256="", data=(), output="", mirror="",

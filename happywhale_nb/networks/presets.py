@@ -368,9 +368,9 @@ def _check_fields(config):
 def _check_fine_tuning(config):
     """Raise `UserError` for fields of fine-tuning that contradict others."""
     if config.freeze_bn and not config.weights:
-        raise UserError("freeze_bn keeps what weights know, and random weights know nothing: give freeze_bn=false")
+        raise UserError("freeze_bn keeps pretrained values, but the weights are random: give freeze_bn=false")
     if config.frozen_stride and not config.weights:
-        raise UserError("frozen_stride keeps what weights know, and random weights know nothing: give frozen_stride=0")
+        raise UserError("frozen_stride keeps pretrained values, but the weights are random: give frozen_stride=0")
     if config.early_epochs and min(config.early_shape) < 32:
         high, wide = config.early_shape
         sizes = f"early_size={config.early_size}, aspect={config.aspect:g}"

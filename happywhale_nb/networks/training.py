@@ -205,7 +205,7 @@ def _fit_resumably(phases, config, data, state, callbacks, options, inside):
     """Train the remaining epochs, finish the callbacks and return the history."""
     checkpoint = Checkpoint(state, options.save_every if is_main() else np.inf)
     history = checkpoint.history = state.load(phases[-1].trainer)
-    assert_same("how many epochs are behind them: is the folder of outputs one for all?", len(history))
+    assert_same("the number of finished epochs: do all use the same folder of outputs?", len(history))
     if not any(callback.should_stop(history) for callback in callbacks):
         for phase in phases:
             end = PhaseEnd(phase.last)

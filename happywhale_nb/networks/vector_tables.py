@@ -199,7 +199,7 @@ def _read_csv(path):
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys([*NAMES, "part"], str), keep_default_na=True)
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not in UTF-8: store it anew in this encoding") from None
+        raise UserError(f"{path} is not in UTF-8: save it in this encoding") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]})") from None
     return _of_table(path, table)
@@ -220,7 +220,7 @@ def _read_names(path):
             return pd.DataFrame({"image": path.read_text(encoding="utf-8-sig").splitlines()})
         names = pd.read_csv(path, dtype=str, keep_default_na=False)
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not in UTF-8: store it anew in this encoding") from None
+        raise UserError(f"{path} is not in UTF-8: save it in this encoding") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as names ({str(error).splitlines()[0]})") from None
     return names.rename(columns={_name_column(path, names.columns): "image"})
