@@ -202,7 +202,7 @@ def test_compare_runs_without_records_goes_by_the_files(two):
     found = compare_runs(*two)
     assert not found["differs"] and found["unrecorded"] == ["blend", "small/fold0/train", "small/knn"]
     text = "\n".join(describe_comparison(found))
-    assert "from when the work was done: blend, " in text and "commit" not in text.splitlines()[0]
+    assert "of the original run on both sides: blend, " in text and "commit" not in text.splitlines()[0]
     edit(two[1] / "small/knn.json", lambda c: c["parameters"].update(k=5))
     edit(two[1] / "small/fold0/config.json", lambda c: c["versions"].update(keras="3.16.0", backend="jax"))
     edit(two[1] / "small/fold0/config.json", lambda c: c["protocol"].update(data="e", near_duplicates=0))
@@ -241,7 +241,7 @@ def test_compare_command_ends_with_0_1_or_2(two):
     edit(two[1] / "small/knn.json", lambda c: c["oof"].update(map5=0.1))
     told = run(main, ["compare", *map(str, two), "--json"])
     assert told.exit_code == 1 and json.loads(told.output)["metrics"][0]["name"] == "oof.map5"
-    for wrong, message in ((two[0] / "nothing", "is not there"), (two[0].parent / "empty", "holds no results")):
+    for wrong, message in ((two[0] / "nothing", "does not exist"), (two[0].parent / "empty", "holds no results")):
         (two[0].parent / "empty").mkdir(exist_ok=True)
         told = run(main, ["compare", str(two[0]), str(wrong)])
         assert told.exit_code == 2 and message in told.output and "Traceback" not in told.output

@@ -678,7 +678,7 @@ def test_vectors_of_a_bare_name_are_refused_where_it_may_be_of_two_photographs(t
         table.of(["train", "test"], ["a.jpg", "a.jpg"])
     with pytest.raises(UserError, match="may be of two photographs"):
         table.of("train", ["a.jpg"], both=["a.jpg"])
-    with pytest.raises(UserError, match="holds vectors of 2 photographs, and no network"):
+    with pytest.raises(UserError, match="contains vectors of 2 photographs, and no network"):
         table.embed(np.zeros((1, 8, 8, 3), np.uint8))
 
 

@@ -250,7 +250,7 @@ def test_file_that_is_no_graph_and_a_file_without_a_card_are_refused(card, tmp_p
     file.write_bytes(b"no graph")
     assert "cannot be read" in refused(file, "--card", card, "--to", tmp_path / "out")
     assert "--card" in refused(file, "--to", tmp_path / "out")
-    assert "no source" in refused(tmp_path / "none.onnx")
+    assert "not a source" in refused(tmp_path / "none.onnx")
     assert not (tmp_path / "out").exists()
 
 
@@ -352,7 +352,7 @@ def test_repository_or_revision_that_a_folder_has_not_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "says"),
-    [('{"auto_map": {}, "model_type": "fins"}', "never run"), ("{}", "--card"), ("[1]", "no JSON object")],
+    [('{"auto_map": {}, "model_type": "fins"}', "never run"), ("{}", "--card"), ("[1]", "not a JSON object")],
     ids=["code", "nothing", "list"],
 )
 def test_repository_that_needs_code_or_says_nothing_is_refused_before_weights_are_fetched(tmp_path, config, says):

@@ -247,7 +247,7 @@ class StudyPlan:
         """A summary for people."""
         largest, disk = max(job.memory_gb for job in self.jobs), sum(job.disk_mb for job in self.jobs)
         alone = _duration(sum(job.seconds for job in self.jobs if job.stage == "train") / 3600)
-        memory = f"at most {largest:.1f} GB per notebook" if largest else "not reported by this system"
+        memory = f"{largest:.1f} GB per notebook at most" if largest else "not reported by this system"
         sessions = f"{self.sessions} session" + "s" * (self.sessions != 1)
         return [
             self.device,
