@@ -396,7 +396,7 @@ def test_graph_of_whole_numbers_with_a_card_that_makes_others_is_refused(tmp_pat
     plain = {"scale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
     assert make_card(path, SAID | plain).dimension == 3
     for changes in ({}, {"mean": SAID["mean"]}, {"scale": 255.0}):
-        with pytest.raises(UserError, match="its card must say scale 1, mean 0 and std 1"):
+        with pytest.raises(UserError, match="its card must have scale 1, mean 0 and std 1"):
             make_card(path, SAID | (plain | changes if changes else {}))
 
 

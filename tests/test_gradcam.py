@@ -339,7 +339,7 @@ def test_GradcamOptions_of_unknown_words_and_open_fold_of_an_unknown_layer_are_r
     with pytest.raises(UserError, match="did you mean 'inferno'"):
         GradcamOptions(colours="infreno")
     dataset, folder, folds = opened
-    with pytest.raises(UserError, match="no layer 'featurs' to look at"):
+    with pytest.raises(UserError, match="no layer 'featurs': did you mean"):
         open_fold(dataset, folder, "small_resnet_arcface", folds, 0, GradcamOptions(layer="featurs"))
 
 

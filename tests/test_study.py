@@ -317,7 +317,7 @@ def test_study_jobs_of_other_crops_and_snapshots_are_models_of_their_own_also_wi
         ({"other_crops": "whole detik"}, "other_crops: unknown source of crops 'detik'; did you mean 'detic'?"),
         ({"other_crops": "whole whole"}, "models.basic_cnn: other_crops: a source stands twice"),
         ({"other_crops": "auto"}, "models.basic_cnn: other_crops: unknown source of crops 'auto'"),
-        ({"snapshots": [1, 1]}, "models.basic_cnn.snapshots: each epoch once, not 1 1"),
+        ({"snapshots": [1, 1]}, "models.basic_cnn.snapshots: name each epoch once, not 1 1"),
         ({"overrides": "weights=last/model.keras"}, "models.basic_cnn: weights=last/model.keras: no such file"),
     ],
 )
