@@ -233,7 +233,7 @@ def test_vectors_made_elsewhere_are_a_model_without_robustness_and_maps(split, t
     content |= {"models": {"elsewhere": {"encoder": str(table)}, "basic_cnn": {}}}
     titles = {job.title for job in study_jobs(content)[1]}
     assert {"06_knn elsewhere", "05_robustness basic_cnn"} <= titles and "05_robustness elsewhere" not in titles
-    with pytest.raises(UserError, match=r"gradcam\.models: 'elsewhere' is a table of vectors"):
+    with pytest.raises(UserError, match=r"gradcam\.models: 'elsewhere' is a table of embeddings"):
         check_study(content | {"gradcam": {"models": "elsewhere"}}, "mine.yaml")
 
 
