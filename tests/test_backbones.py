@@ -92,5 +92,5 @@ def test_build_network_of_a_backbone_with_a_layer_named_as_one_of_the_head_is_re
 
     monkeypatch.setitem(BACKBONES, "named", named)
     config = configure("basic_cnn", image_size=32, overrides="backbone=named")
-    with pytest.raises(UserError, match=f"backbone named: its layer '{name}' has a name that neck and head need"):
+    with pytest.raises(UserError, match=f"backbone named: layer name '{name}' is reserved for neck and head"):
         model.build_network(config, 3)

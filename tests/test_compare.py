@@ -162,7 +162,7 @@ def test_compare_runs_compares_predictions_embeddings_weights_and_histories_by_c
     assert files["small/fold0/history.csv"] == {"rows": 2, "different": 1} and len(files) == 4
     lines = describe_comparison(found)
     assert lines[0].startswith("same parameters") and "identical" not in lines[0]
-    assert lines[1].startswith("submission.csv: 1 of 2 photographs have another first answer, 2 another list")
+    assert lines[1].startswith("submission.csv: 1 of 2 photographs have another first prediction, 2 another ranking")
 
 
 def test_compare_runs_of_embeddings_of_before_and_of_today_compares_the_vectors(two):
@@ -185,7 +185,7 @@ def test_compare_runs_of_other_shapes_says_so(two):
     model_file(fold / "model.keras", {"dense/0": np.eye(3), "dense/1": np.zeros(2)})
     write_embeddings(fold / "embeddings.parquet", image_embeddings("train", ["a.jpg"], np.ones((1, 1), np.float32)))
     text = "\n".join(describe_comparison(compare_runs(*two)))
-    assert "1 of 2 arrays of weights differ, other shapes" in text and "of other widths, 2 photographs in one" in text
+    assert "1 of 2 arrays of weights differ, other shapes" in text and "different dimensions, 2 photographs" in text
 
 
 def test_compare_runs_names_what_only_one_has(two):
@@ -202,7 +202,7 @@ def test_compare_runs_without_records_goes_by_the_files(two):
     found = compare_runs(*two)
     assert not found["differs"] and found["unrecorded"] == ["blend", "small/fold0/train", "small/knn"]
     text = "\n".join(describe_comparison(found))
-    assert "from when the work was done: blend, " in text and "commit" not in text.splitlines()[0]
+    assert "of the original run on both sides: blend, " in text and "commit" not in text.splitlines()[0]
     edit(two[1] / "small/knn.json", lambda c: c["parameters"].update(k=5))
     edit(two[1] / "small/fold0/config.json", lambda c: c["versions"].update(keras="3.16.0", backend="jax"))
     edit(two[1] / "small/fold0/config.json", lambda c: c["protocol"].update(data="e", near_duplicates=0))
@@ -241,7 +241,7 @@ def test_compare_command_ends_with_0_1_or_2(two):
     edit(two[1] / "small/knn.json", lambda c: c["oof"].update(map5=0.1))
     told = run(main, ["compare", *map(str, two), "--json"])
     assert told.exit_code == 1 and json.loads(told.output)["metrics"][0]["name"] == "oof.map5"
-    for wrong, message in ((two[0] / "nothing", "is not there"), (two[0].parent / "empty", "holds no results")):
+    for wrong, message in ((two[0] / "nothing", "does not exist"), (two[0].parent / "empty", "holds no results")):
         (two[0].parent / "empty").mkdir(exist_ok=True)
         told = run(main, ["compare", str(two[0]), str(wrong)])
         assert told.exit_code == 2 and message in told.output and "Traceback" not in told.output

@@ -156,7 +156,7 @@ def test_probe_names_what_is_wrong_in_a_card(network, levels):
     ):
         assert words in doubt(replace(right, **changes), run, probe_picture()), (changes, levels)
     other = replace(right, probe_embedding=tuple(np.random.default_rng(0).normal(size=16)))
-    assert "another's" in doubt(other, run, probe_picture())
+    assert "another encoder" in doubt(other, run, probe_picture())
 
 
 def test_probe_is_looked_at_when_an_encoder_is_opened(own):
@@ -396,19 +396,19 @@ def test_graph_of_whole_numbers_with_a_card_that_makes_others_is_refused(tmp_pat
     plain = {"scale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
     assert make_card(path, SAID | plain).dimension == 3
     for changes in ({}, {"mean": SAID["mean"]}, {"scale": 255.0}):
-        with pytest.raises(UserError, match="its card must say scale 1, mean 0 and std 1"):
+        with pytest.raises(UserError, match="its card must have scale 1, mean 0 and std 1"):
             make_card(path, SAID | (plain | changes if changes else {}))
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("weights.pth", "checkpoint of PyTorch"),
-        ("weights.safetensors", "checkpoint of PyTorch"),
+        ("weights.pth", "PyTorch checkpoint"),
+        ("weights.safetensors", "PyTorch checkpoint"),
         ("network.pkl", "a pickle, a program that is never run"),
         ("network.h5", "export the network to ONNX"),
         ("vectors.csv", "holds vectors"),
-        ("photo.jpg", "is no encoder"),
+        ("photo.jpg", "is not an encoder"),
         ("bare.onnx", "has no card"),
         ("missing.onnx", "there is no encoder"),
     ],
@@ -592,7 +592,7 @@ def test_card_command_writes_a_card_that_the_original_has_confirmed(own):
     before = card.read_text()
     again = [*words, "--colours", "rgb", "--source", "elsewhere"]
     kept = CliRunner().invoke(main, again)
-    assert kept.exit_code == 2 and "little.json is there already: --replace" in kept.stderr
+    assert kept.exit_code == 2 and "little.json exists already: --replace" in kept.stderr
     assert card.read_text() == before
     assert CliRunner().invoke(main, [*again, "--replace"]).exit_code == 0 and read_card(own).source == "elsewhere"
     other = CliRunner().invoke(main, [*words, "--colours", "rgb", "--height", "50"])
@@ -641,7 +641,7 @@ def test_vectors_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     assert "has a NaN" in said("v.npy", npy(np.array([[1, 2], [np.nan, 1]])))
     assert "two vectors of a.jpg (1 such)" in said("v.npy", npy(np.ones((2, 3)), ("a.jpg", "a.jpg")))
     assert "has no names" in said("w.npy", lambda path: np.save(path, np.ones((2, 3))))
-    assert "is no array" in said("v.npy", lambda path: path.write_bytes(b"\x93NUMPY"))
+    assert "is not an array" in said("v.npy", lambda path: path.write_bytes(b"\x93NUMPY"))
     latin, names = "b\u00e9b\u00e9.jpg\nb.jpg".encode("latin-1"), tmp_path / "v.txt"
     np.save(tmp_path / "v.npy", np.ones((2, 3)))
     assert "v.txt is not in UTF-8" in said("v.npy", lambda path: names.write_bytes(latin))
@@ -652,7 +652,7 @@ def test_vectors_that_cannot_be_used_are_refused_in_one_line(tmp_path):
         assert "v.csv cannot be read as names" in said("v.npy", lambda path, text=text: names.write_text(text))
     assert "v.csv is not in UTF-8" in said("v.csv", lambda path: path.write_bytes(b"name,v\n" + latin))
     assert "not a Parquet file" in said("v.parquet", lambda path: path.write_bytes(b"PAR1"))
-    assert "none is there" in said("v.csv", lambda path: path.write_text("a,b\n1,2\n"))
+    assert "found none" in said("v.csv", lambda path: path.write_text("a,b\n1,2\n"))
     assert "read from .parquet, .csv, .npy" in said("v.npz", lambda path: path.write_bytes(b""))
 
 
@@ -674,11 +674,11 @@ def test_vectors_of_a_bare_name_are_refused_where_it_may_be_of_two_photographs(t
     (tmp_path / "v.csv").write_text("image,v0,v1\na.jpg,1,0\nsub/b.jpg,0,1\n")
     table = open_vectors(tmp_path / "v.csv")
     assert table.of("train", ["a.jpg", "b.jpg", "a.jpg"]).tolist() == [[1, 0], [0, 1], [1, 0]]
-    with pytest.raises(UserError, match=r"one row is of train/a\.jpg and test/a\.jpg"):
+    with pytest.raises(UserError, match=r"one row matches train/a\.jpg and test/a\.jpg"):
         table.of(["train", "test"], ["a.jpg", "a.jpg"])
     with pytest.raises(UserError, match="may be of two photographs"):
         table.of("train", ["a.jpg"], both=["a.jpg"])
-    with pytest.raises(UserError, match="holds vectors of 2 photographs, and no network"):
+    with pytest.raises(UserError, match="contains vectors of 2 photographs, and no network"):
         table.embed(np.zeros((1, 8, 8, 3), np.uint8))
 
 

@@ -71,7 +71,7 @@ def test_export_encoder_that_is_off_is_not_written(stored, tmp_path, monkeypatch
     write, export = lambda source, to, kind: to.write_text("another network"), "happywhale_nb.networks.export"
     monkeypatch.setattr(f"{export}._write", write)
     monkeypatch.setattr(f"{export}.graph_function", lambda path, card: lambda crops: np.full((len(crops), 32), 1.0))
-    with pytest.raises(UserError, match=r"off: cosine .* with Keras, 0.9999 asked; not written"):
+    with pytest.raises(UserError, match=r"inaccurate: cosine .* with Keras, below 0.9999; not written"):
         export_encoder(stored[0] / "model.keras", tmp_path / "encoder.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 

@@ -225,15 +225,15 @@ def test_vectors_made_elsewhere_are_a_model_without_robustness_and_maps(split, t
     assert record["result"]["map5_known"] > 0.2 and not record["encoder"]["embeds"]
     assert sorted(p.name for p in (folder / "elsewhere" / "fold0").glob("e*")) == ["embeddings.parquet"]
     assert knn_stage(dataset, folder, "elsewhere", folds, KNNHead())["no_animal"] == {"0": None}
-    with pytest.raises(UserError, match="vectors made elsewhere cannot embed new crops"):
+    with pytest.raises(UserError, match="external embeddings cannot embed new crops"):
         robustness_stage(dataset, folder, "elsewhere", folds, 0, photos=3)
-    with pytest.raises(UserError, match="vectors made elsewhere cannot embed new crops"):
+    with pytest.raises(UserError, match="external embeddings cannot embed new crops"):
         gradcam_stage(dataset, folder, "elsewhere", folds, 0)
     content = {"study": "v", "data_dir": str(tiny), "folds": 2}
     content |= {"models": {"elsewhere": {"encoder": str(table)}, "basic_cnn": {}}}
     titles = {job.title for job in study_jobs(content)[1]}
     assert {"06_knn elsewhere", "05_robustness basic_cnn"} <= titles and "05_robustness elsewhere" not in titles
-    with pytest.raises(UserError, match=r"gradcam\.models: 'elsewhere' is a table of vectors"):
+    with pytest.raises(UserError, match=r"gradcam\.models: 'elsewhere' is a table of embeddings"):
         check_study(content | {"gradcam": {"models": "elsewhere"}}, "mine.yaml")
 
 
@@ -294,7 +294,7 @@ def test_stages_after_a_frozen_model_run_and_maps_are_of_occlusion(embedded, tmp
         assert len(told["faithfulness"]["verdicts"]) == 4 and "occlusion is" in told["faithfulness"]["verdicts"][0]
         assert set(told["pointing"]["maps"]) == {"occlusion"}
     assert (folder / "small" / "fold1" / "gradcam.png").stat().st_size > 10_000
-    with pytest.raises(UserError, match="layer='top': this encoder is no Keras model"):
+    with pytest.raises(UserError, match="layer='top': this encoder is not a Keras model"):
         gradcam_stage(dataset, folder, "small", folds, 1, GradcamOptions(layer="top"))
     report = report_stage(dataset, folder, folds, examples=2)
     assert set(report["sections"]["encoders"]["small"]) == {"0", "1"} and "architectures" in report["missing"]
@@ -374,13 +374,13 @@ def test_train_command_takes_an_encoder_from_the_project_s_folder(project, tiny,
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"epochs": 3}, "epochs=3 and encoder='efficientnet_lite0': an encoder is used as it is"),
+        ({"epochs": 3}, "epochs=3 and encoder='efficientnet_lite0': an encoder is frozen"),
         ({"overrides": "pool=gem"}, "overrides='pool=gem' and encoder="),
         ({"snapshots": "1"}, "snapshots='1' and encoder="),
         ({"image_size": 96}, "image_size=96 and encoder="),
         ({"preset": "basic_cnn"}, "preset 'basic_cnn' and encoder 'efficientnet_lite0': a model has one or the other"),
         ({"encoder": "encoders/none.onnx"}, "there is no encoder encoders/none.onnx: name an encoder folder"),
-        ({"encoder": "", "adapter": "whiten", "preset": "basic_cnn"}, "adapter='whiten' goes with an encoder"),
+        ({"encoder": "", "adapter": "whiten", "preset": "basic_cnn"}, "adapter='whiten' requires a frozen encoder"),
         ({"adapter": "white"}, "adapter 'white' is not known: choose auto, none"),
     ],
 )

@@ -125,7 +125,7 @@ def test_ArcFaceLoss_has_finite_gradients_where_cosines_are_1_and_minus_1():
 
 @pytest.mark.parametrize("how", [(0.0, 0.0), (-30.0, 0.0), (30.0, 1.0), (30.0, -0.1)])
 def test_ArcFaceLoss_with_an_impossible_scale_or_smoothing_is_refused(how):
-    with pytest.raises(ValueError, match=r"scale is positive and label_smoothing in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"scale has to be positive and label_smoothing in \[0, 1\)"):
         ArcFaceLoss(*how)
 
 

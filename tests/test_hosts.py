@@ -99,7 +99,7 @@ def test_train_stage_in_two_processes_one_killed_once_gives_the_results_of_one_p
     both[1].send_signal(signal.SIGKILL)
     codes, said = ended(both, two, 60)
     assert codes[0] not in (0, -signal.SIGKILL), "the survivor ends by itself"
-    assert "cannot go on with the others" in said[0], said[0]
+    assert "cannot continue with the others" in said[0], said[0]
     done = len(json.loads((place / "resume.json").read_text())["history"])
     assert 1 <= done < 4 and not (place / "config.json").exists()
 

@@ -152,13 +152,13 @@ HubError = namedtuple("HubError", "kinds status message says")
 @pytest.mark.parametrize(
     "case",
     [
-        HubError(["GatedRepoError", "RepositoryNotFoundError"], 403, "gated", "asks for its licence to be accepted"),
-        HubError(["RepositoryNotFoundError"], 401, "401", "slip in the name"),
-        HubError(["RevisionNotFoundError"], 404, "no", "slip in the name"),
+        HubError(["GatedRepoError", "RepositoryNotFoundError"], 403, "gated", "requires its licence to be accepted"),
+        HubError(["RepositoryNotFoundError"], 401, "401", "check the name"),
+        HubError(["RevisionNotFoundError"], 404, "no", "check the name"),
         HubError(["RevisionNotFoundError"], None, "no", "has no revision 'v9'"),
         HubError(["LocalEntryNotFoundError", "OSError"], None, "offline\nretry", "cannot be reached (offline)"),
         HubError(["HfHubHTTPError"], 503, "busy", "cannot be reached"),
-        HubError(["OSError"], None, "Consistency check failed: 5 of 9", "another size"),
+        HubError(["OSError"], None, "Consistency check failed: 5 of 9", "wrong size"),
         HubError(["ValueError"], None, "", "cannot be fetched"),
     ],
     ids=lambda case: f"{case.kinds[0]}-{case.status}",
@@ -221,7 +221,7 @@ def test_onnx_file_at_an_address_becomes_an_encoder_whose_card_pins_it(site, car
     assert sorted(os.listdir(tmp_path / "out")) == ["encoder.json", "encoder.onnx", "probe.png"]
     vectors = open_encoder(tmp_path / "out").embed(PICTURE[None, :16, :16])
     assert vectors.shape == (1, 3) and abs((vectors**2).sum() - 1) < 1e-5
-    assert "is there already" in refused(*words)
+    assert "exists already" in refused(*words)
 
 
 def test_another_file_than_asked_for_is_refused(site, card, tmp_path):
@@ -250,7 +250,7 @@ def test_file_that_is_no_graph_and_a_file_without_a_card_are_refused(card, tmp_p
     file.write_bytes(b"no graph")
     assert "cannot be read" in refused(file, "--card", card, "--to", tmp_path / "out")
     assert "--card" in refused(file, "--to", tmp_path / "out")
-    assert "no source" in refused(tmp_path / "none.onnx")
+    assert "not a source" in refused(tmp_path / "none.onnx")
     assert not (tmp_path / "out").exists()
 
 
@@ -311,7 +311,7 @@ def test_onnx_file_is_fetched_with_the_weights_that_it_keeps_elsewhere(site, car
     words = {"address": [site.address + "/far/model.onnx"], "file": [folder / "model.onnx"]}
     words = [*words.get(source, ["hf:lab/fins", "--hub", tmp_path / "hub"]), "--card", card, "--to", tmp_path / "out"]
     digest = hashlib.sha256(graph + weights).hexdigest()
-    assert "another file than asked for" in refused(*words, "--sha256", hashlib.sha256(graph).hexdigest())
+    assert "is not the expected file" in refused(*words, "--sha256", hashlib.sha256(graph).hexdigest())
     error, printed = fetch(*words, "--sha256", digest)
     assert error is None and digest in printed, error
     assert read_card(tmp_path / "out").data == ("model.onnx_data",) and read_card(tmp_path / "out").sha256 == digest
@@ -352,7 +352,7 @@ def test_repository_or_revision_that_a_folder_has_not_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "says"),
-    [('{"auto_map": {}, "model_type": "fins"}', "never run"), ("{}", "--card"), ("[1]", "no JSON object")],
+    [('{"auto_map": {}, "model_type": "fins"}', "never run"), ("{}", "--card"), ("[1]", "not a JSON object")],
     ids=["code", "nothing", "list"],
 )
 def test_repository_that_needs_code_or_says_nothing_is_refused_before_weights_are_fetched(tmp_path, config, says):

@@ -147,7 +147,7 @@ def test_kaggle_build_makes_folders_that_kaggle_s_client_takes_as_they_are(built
 
 MISTAKES = {
     "nobody's": (["--user", ""], "--user NAME"),
-    "a displayed name": (["--user", "Jo Whale"], "no Kaggle name"),
+    "a displayed name": (["--user", "Jo Whale"], "not a Kaggle name"),
     "unknown parameter": (["-p", "fould", "2"], "did you mean 'fold'?"),
     "unknown preset": (["-p", "preset", "smal_resnet_arcface"], "did you mean 'small_resnet_arcface'?"),
     "weights that are not there": (["-p", "preset", "resnet50_arcmargin"], "--weights USER/SLUG"),
@@ -277,7 +277,7 @@ def test_kaggle_notebooks_on_a_stand_in_train_in_two_versions_and_answer(image, 
     assert not (first / model / "fold0").exists()
 
     notebook, second = version(image, tmp_path, train, new | {"notebooks/jo/happywhale-03-train": first})
-    assert "taken up from" in seen(notebook) and "stopped after epoch 1 of 2" not in seen(notebook)
+    assert "restored from" in seen(notebook) and "stopped after epoch 1 of 2" not in seen(notebook)
     record = json.loads((second / model / "fold1" / "config.json").read_text())
     assert (record["parameters"]["fold"], record["versions"]["backend"]) == (1, "jax")
     assert record["protocol"]["folds"] == 2

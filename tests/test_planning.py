@@ -61,7 +61,7 @@ def test_plan_of_a_device_that_was_not_measured_is_refused(planned, tmp_path):
     assert nothing.exit_code == 2 and "nothing was measured for plan" in nothing.output
     run()
     refused = run("--device", "TPU v3-8")
-    assert refused.exit_code == 2 and "'TPU v3-8' is no device that was measured (" in refused.output
+    assert refused.exit_code == 2 and "'TPU v3-8' is not one of the measured devices (" in refused.output
     kept = json.loads((folder / "plan.json").read_text())
     (here,) = kept
     write_json(tmp_path / "other.json", {"a card elsewhere": kept[here] | {"hours": 7.0}})
@@ -69,7 +69,7 @@ def test_plan_of_a_device_that_was_not_measured_is_refused(planned, tmp_path):
     assert taken_in.exit_code == 0 and "taken in: a card elsewhere" in taken_in.output
     assert "7.0 hours for" in taken_in.output and "small_resnet_arcface" in taken_in.output
     assert list(json.loads((folder / "plan.json").read_text())) == [here, "a card elsewhere"]
-    assert "several devices that were measured" in run("--device", "card").output
+    assert "matches several of the measured devices" in run("--device", "card").output
     (folder / "plan.json").write_text('{"a card": {"hours": 1}}')
     damaged = run("--device", "card")
     assert damaged.exit_code == 2 and "not a plan of this version" in damaged.output

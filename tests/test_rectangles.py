@@ -173,7 +173,7 @@ def test_vectors_of_an_encoder_of_wide_crops_are_shown_with_wide_crops(noise, tm
 
 def test_encoders_side_by_side_of_several_shapes_are_refused_if_boxes_keep_theirs():
     cards = [SimpleNamespace(card=card_of(64, 32)), SimpleNamespace(card=card_of(32, 32))]
-    with pytest.raises(UserError, match=r"keep_aspect asks for several.*64 x 32; 32 wide"):
+    with pytest.raises(UserError, match=r"keep_aspect makes several shapes.*64 x 32; 32 wide"):
         group_card(cards, [1, 1])
     cards[1].card = card_of(128, 64)
     assert group_card(cards, [1, 1]).width == 128

@@ -436,7 +436,7 @@ def test_study_folds_of_a_given_split_stay_given(data, tmp_path, capsys):
     assert "folds=" not in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     assert study_folds(data, tmp_path / "other", 5).equals(folds)
-    assert f"has {len(fold_numbers(folds))} folds, which are taken: folds=5 is not" in capsys.readouterr().err
+    assert f"has {len(fold_numbers(folds))} folds, which are used: folds=5 is ignored" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds another split"):
         study_folds(data, tmp_path, 3, 0, "stratified")
 

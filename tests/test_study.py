@@ -207,12 +207,12 @@ MISTAKES = {
     "no model": ({"models": {}}, ["models is missing", "small_resnet_arcface"]),
     "a parameter": ({"models": {"basic_cnn": {"epoch": 3}}}, ["models.basic_cnn", "'epoch'", "did you mean 'epochs'?"]),
     "a type": ({"models": {"basic_cnn": {"epochs": "many"}}}, ["models.basic_cnn", "a whole number, not 'many'"]),
-    "a preset": ({"models": {"mine": {}}}, ["models.mine", "'mine' is no preset"]),
+    "a preset": ({"models": {"mine": {}}}, ["models.mine", "'mine' is not a preset"]),
     "a field": ({"models": {"basic_cnn": {"overrides": "pol=gem"}}}, ["models.basic_cnn", "did you mean 'pool'?"]),
     "a folder": ({"models": {"../x": {"preset": "basic_cnn"}}}, ["models.../x", "one folder name"]),
     "a range": ({"knn": {"alpha": 3}}, ["knn: alpha=3.0", "from 0 to 1"]),
     "a place": ({"knn": {"seed": 3}}, ["knn.seed", "put it at the top"]),
-    "the model": ({"knn": {"model": "basic_cnn"}}, ["knn.model", "is for the study to say"]),
+    "the model": ({"knn": {"model": "basic_cnn"}}, ["knn.model", "is set by the study itself"]),
     "a stranger": ({"gradcam": {"models": ["swin"]}}, ["gradcam.models: 'swin' is not among the models (basic_cnn)"]),
     "a blend": ({"blend": {"models": ["basic_cnn@3"]}}, ["blend.models: 'basic_cnn@3' is not among the models"]),
     "needed": ({"report": False}, ["report: this stage cannot be left out"]),
@@ -220,10 +220,10 @@ MISTAKES = {
     "other crops": ({"blend": {"models": ["basic_cnn@whole"]}}, ["blend.models: 'basic_cnn@whole' is not among"]),
     "folds": ({"folds": "five"}, ["'folds' is a whole number, not 'five'"]),
     "a study's name": ({"study": "a/b"}, ["one folder name, not 'a/b'"]),
-    "a list": ({"models": ["basic_cnn"]}, ["models: keys and values are wanted here"]),
-    "a stage": ({"resources": {"trian": {}}}, ["resources: no stage is called 'trian'"]),
+    "a list": ({"models": ["basic_cnn"]}, ["models: expected keys and values"]),
+    "a stage": ({"resources": {"trian": {}}}, ["resources: there is no stage 'trian'"]),
     "a resource": ({"resources": {"train": {"gpu": 1}}}, ["resources.train: 'gpu' is not one of cores, gpus"]),
-    "an amount": ({"resources": {"train": {"cores": 0}}}, ["resources.train.cores: a number from 1, not 0"]),
+    "an amount": ({"resources": {"train": {"cores": 0}}}, ["resources.train.cores: expected a number from 1, not 0"]),
 }
 
 
@@ -247,7 +247,7 @@ def test_check_study_accepts_the_examples_of_the_pages():
 def test_run_of_a_file_that_is_no_study_ends_with_one_line_and_status_2(tmp_path):
     spoilt = {
         "models: {a: [": "line 1: not a study's YAML",
-        "a: 1\na: 2": "line 2: not a study's YAML ('a' stands here twice)",
+        "a: 1\na: 2": "line 2: not a study's YAML ('a' occurs twice)",
         "- 1": "keys and values",
         None: "No such file",
     }
@@ -326,7 +326,7 @@ def test_study_jobs_of_other_crops_and_snapshots_are_models_of_their_own_also_wi
         ({"other_crops": "whole detik"}, "other_crops: unknown source of crops 'detik'; did you mean 'detic'?"),
         ({"other_crops": "whole whole"}, "models.basic_cnn: other_crops: a source is repeated"),
         ({"other_crops": "auto"}, "models.basic_cnn: other_crops: unknown source of crops 'auto'"),
-        ({"snapshots": [1, 1]}, "models.basic_cnn.snapshots: each epoch once, not 1 1"),
+        ({"snapshots": [1, 1]}, "models.basic_cnn.snapshots: name each epoch once, not 1 1"),
         ({"overrides": "weights=last/model.keras"}, "models.basic_cnn: weights=last/model.keras: no such file"),
     ],
 )

@@ -16,7 +16,7 @@ def targets(**more):
 
 @pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"margin": np.pi / 2}, {"margin": 0.3, "margin_power": -3.0}])
 def test_class_margins_outside_0_to_a_right_angle_are_refused(wrong):
-    with pytest.raises(UserError, match=r"margins from .* to .*: they lie between 0 and π/2"):
+    with pytest.raises(UserError, match=r"margins from .* to .*: they have to be in \[0, π/2\)"):
         class_margins(np.array([1, 2, 10]), **wrong)
 
 

@@ -34,16 +34,16 @@ _OF_THE_FILE = ("file", "sha256", "data", "dimension", "probe", "probe_embedding
 
 
 def exportable(path: Path | str) -> tuple[keras.Model, EncoderCard]:
-    """Read the network that an encoder can be exported from.
+    """Read the Keras network of an encoder for export.
 
     Args:
         path: a fold's `model.keras` or folder, EfficientNet-Lite's name, or a folder of `copy_encoder` with either.
 
     Returns:
-        Model from pixels `[n, h, w, 3]` in 0 … 255 to embeddings, and the card of what it computes.
+        Model from pixels `[n, h, w, 3]` in 0 … 255 to embeddings, and its card.
 
     Raises:
-        UserError: if it cannot be read, is no network of Keras, or has an adapter.
+        UserError: if it cannot be read, is not a Keras network, or has an adapter.
     """
     file, *others = encoder_files(path)
     if ADAPTER in {other.name for other in others}:
@@ -61,7 +61,7 @@ def exportable(path: Path | str) -> tuple[keras.Model, EncoderCard]:
 
 # %% ../../nbs/lib/networks/export.ipynb #export-06
 def _write(source, target, file_format):
-    """Write a network's graph: the file for "onnx", `encoder.xml` and `encoder.bin` in a folder for "openvino"."""
+    """Write a network's graph: a file for "onnx", `encoder.xml` and `encoder.bin` in a folder for "openvino"."""
     try:
         if file_format == "onnx":
             source.export(target, format="onnx", verbose=False)
@@ -76,7 +76,7 @@ def _write(source, target, file_format):
 
 
 def _worst_cosine(source, card, graph, photos):
-    """Smallest cosine between the embeddings of the network and those of its graph."""
+    """Smallest cosine between the network's embeddings and those of the exported graph."""
     own = CardEncoder(card, lambda pixels: run_padded(source.predict_on_batch, pixels)).embed(photos)
     return float((CardEncoder(card, graph).embed(photos) * own).sum(axis=1).min())
 
@@ -89,7 +89,7 @@ def export_encoder(
     min_cosine: float = 0.9999,
     trained: Sequence[str] = (),
 ) -> float:
-    """Write an encoder and its card for another runtime, and check it.
+    """Export an encoder and its card for another runtime, and check the result.
 
     Args:
         path: as for `exportable`.
@@ -97,14 +97,14 @@ def export_encoder(
         file_format: one of `FORMATS`.
         photos: `[n, h, w, 3]` crops for the check; None: noise.
         min_cosine: smallest allowed cosine between an embedding from Keras and one from the file.
-        trained: what the encoder was trained on, to be listed beside its card: contents, as SHA-256, or names.
+        trained: the training photographs, to be listed beside the card: SHA-256 of their contents, or names.
 
     Returns:
         The smallest cosine of the check.
 
     Raises:
         UserError: if the runtime is not installed, Keras computes with JAX, the encoder cannot be read, `target` has
-            another ending, or a cosine is below `min_cosine`; nothing is written then.
+            the wrong suffix, or a cosine is below `min_cosine`. Nothing is written then.
     """
     target = Path(target)
     if file_format not in FORMATS:
@@ -122,7 +122,7 @@ def export_encoder(
         worst = _worst_cosine(source, card, graph_function(graph, card), photos)
         if not worst >= min_cosine:
             raise UserError(
-                f"the exported encoder is off: cosine {worst:.6f} with Keras, {min_cosine} asked; not written"
+                f"the exported encoder is inaccurate: cosine {worst:.6f} with Keras, below {min_cosine}; not written"
             )
         made = _exported_card(source, card, graph)
         if temporary.is_dir():
@@ -135,7 +135,7 @@ def export_encoder(
 
 # %% ../../nbs/lib/networks/export.ipynb #export-07-more
 def _list_trained(path, trained):
-    """Write a list of photographs, or take away that of the file that was there before."""
+    """Write a list of photographs; without photographs, delete an earlier list."""
     if trained:
         write_json(path, sorted(trained))
     else:
@@ -143,7 +143,7 @@ def _list_trained(path, trained):
 
 
 def _exported_card(source, card, graph):
-    """The card of an exported graph; its probe is what Keras gives."""
+    """The card of an exported graph; its probe embedding is computed by Keras."""
     values = {name: value for name, value in asdict(card).items() if name not in _OF_THE_FILE}
     run = lambda pixels: run_padded(source.predict_on_batch, pixels)  # noqa: E731
     return make_card(graph, values, embed_probe(card, run, probe_picture()))

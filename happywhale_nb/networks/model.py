@@ -48,7 +48,7 @@ def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model
     """Build the network of a preset, for training.
 
     Args:
-        config: preset; its fields of backbone, neck and classifier count here.
+        config: preset; its fields of backbone, neck and classifier are used.
         classes: number of classes of the individuals' classifier, from 1.
         species: number of classes of the species head; 0 (default): no species head.
 
@@ -74,15 +74,15 @@ def build_network(config: Preset, classes: int, species: int = 0) -> keras.Model
     return network
 
 # %% ../../nbs/lib/networks/model.ipynb #model-42
-OWN = ("pixels", "chosen", "embedding", "head_dropout", "cosines", "species", "mean_cosines")  # found by their names
+OWN = ("pixels", "chosen", "embedding", "head_dropout", "cosines", "species", "mean_cosines")  # reserved layer names
 
 
 def _layer_names(backbone, pixels, maps):
-    """Names of a backbone's layers; `UserError` for one by which a layer of neck or head is found."""
+    """Names of a backbone's layers; `UserError` for a name that is reserved for neck and head."""
     found = keras.Model(pixels, maps, name="backbone").layers
     names = [layer.name for layer in found if not isinstance(layer, layers.InputLayer)]
     if odd := [name for name in names if name in OWN or name.startswith("features")]:
-        raise UserError(f"backbone {backbone}: its layer {odd[0]!r} has a name that neck and head need: rename it")
+        raise UserError(f"backbone {backbone}: layer name {odd[0]!r} is reserved for neck and head: rename the layer")
     return names
 
 # %% ../../nbs/lib/networks/model.ipynb #model-31
@@ -113,7 +113,7 @@ def _classify(config, embedding, chosen, classes, species):
 
 # %% ../../nbs/lib/networks/model.ipynb #model-07
 def inference_model(network: keras.Model) -> keras.Model:
-    """Return the part of a network that is stored: without species head and sampled classes.
+    """Return the stored part of a network, without species head and sampled classes.
 
     Args:
         network: model of `build_network`.
@@ -137,7 +137,7 @@ def resized(network: keras.Model, shape: tuple[int, int]) -> keras.Model:
         shape: height and width of the crops, in pixels.
 
     Returns:
-        Keras model of the same inputs, but for the size of `"pixels"`; training one trains both.
+        Keras model with the same inputs, except the size of `"pixels"`; both models share their weights.
 
     Raises:
         UserError: if the network takes crops of one size only.
@@ -145,7 +145,7 @@ def resized(network: keras.Model, shape: tuple[int, int]) -> keras.Model:
     inputs = dict(network.input) | {"pixels": keras.Input((*shape, 3), name="pixels")}
     try:
         return keras.models.clone_model(network, inputs, clone_function=lambda layer: layer)
-    except Exception as error:  # whatever a layer says of a map that it cannot take
+    except Exception as error:  # any exception of a layer that does not support the map's size
         text = f"{network.name} takes crops of one size only, {network.input['pixels'].shape[1:3]}: give early_size=0"
         raise UserError(f"{text} ({str(error).splitlines()[0][:200]})") from None
 
@@ -154,14 +154,14 @@ def build_optimizer(config: Preset, network: keras.Model, steps: int, size: int)
     """Build AdamW with the preset's schedule and learning rates.
 
     Args:
-        config: preset; its fields of schedule and optimizer count here.
+        config: preset; its fields of schedule and optimizer are used.
         network: model of `build_network`.
         steps: number of steps of an epoch, from 1.
         size: number of images of a batch on all devices, from 1.
 
     Returns:
-        The optimizer; variables behind the backbone learn at `config.head_lr_multiplier` times the rate, and in the
-        first `config.frozen_epochs` they alone.
+        The optimizer; variables of neck and head learn at `config.head_lr_multiplier` times the rate. During the first
+        `config.frozen_epochs` only they are trained.
     """
     schedule = _schedule(config, steps, size)
     frozen = int(steps * config.frozen_epochs)
@@ -174,7 +174,7 @@ def build_optimizer(config: Preset, network: keras.Model, steps: int, size: int)
 
 
 def _schedule(config, steps, size):
-    """The preset's learning rate schedule; the warm-up takes a quarter of the training at most."""
+    """The preset's learning rate schedule; the warm-up takes at most a quarter of the training."""
     peak = config.learning_rate or RATE_PER_PHOTO * size
     warmup, total = int(steps * min(config.warmup, config.epochs / 4)), steps * config.epochs
     if config.schedule == "paper":
@@ -183,11 +183,11 @@ def _schedule(config, steps, size):
 
 # %% ../../nbs/lib/networks/model.ipynb #model-14
 def compile_trainer(trainer: keras.Model, config: Preset, optimizer: keras.optimizers.Optimizer) -> keras.Model:
-    """Compile the network that is trained, with losses and metrics.
+    """Compile the network for training, with losses and metrics.
 
     Args:
         trainer: model of `build_network`, or of `batches.augmented` around it. It is changed in place.
-        config: preset; its arcface_scale, label_smoothing and species_loss_weight count here.
+        config: preset; its arcface_scale, label_smoothing and species_loss_weight are used.
         optimizer: of `build_optimizer`.
 
     Returns:
@@ -212,9 +212,9 @@ def compile_trainer(trainer: keras.Model, config: Preset, optimizer: keras.optim
 
 
 def _build_metrics(trainer):
-    """Make what losses and metrics add up in: TensorFlow traces a first step twice that makes anything."""
+    """Create the variables of losses and metrics: a first step that creates variables would be traced twice."""
     if keras.backend.backend() != "tensorflow" or trainer.distribute_strategy.num_replicas_in_sync > 1:
-        return  # there Keras does it
+        return  # Keras creates them itself
     outputs = {name: ops.zeros([size or 8 for size in output.shape]) for name, output in trainer.output.items()}
     labels = dict.fromkeys(outputs, ops.zeros((8, 2)))
     trainer.compute_loss(None, labels, outputs)
@@ -226,7 +226,7 @@ def mirror_axis(config: Preset) -> int | None:
     """Return the axis of `[n, h, w, 3]` along which a preset's training mirrors crops.
 
     Args:
-        config: preset; its recipe and mirror_as_classes count here.
+        config: preset; its recipe and mirror_as_classes are used.
 
     Returns:
         1 (top to bottom) or 2 (side to side) for twins, 2 for a recipe with `Flip`, else None.
@@ -243,7 +243,7 @@ def embedding_averages(config: Preset) -> dict[str, int | float | None]:
     """Return what a preset's embeddings are averaged over.
 
     Args:
-        config: preset; its recipe, mirror_as_classes and tta_zoom count here.
+        config: preset; its recipe, mirror_as_classes and tta_zoom are used.
 
     Returns:
         The keyword arguments mirror and zoom of `build_encoder` and `embed`.
@@ -302,7 +302,7 @@ def embed(
         crops: `[n, h, w, 3]` uint8 in 0 … 255.
         mirror: axis of `mirror_axis` to average over, or None (default), see `build_encoder`.
         zoom: fraction of the side to average over, in [0, 0.5), see `build_encoder`.
-        batch_size: number of crops in the network at a time, from 1.
+        batch_size: number of crops per batch, from 1.
         quiet: whether to hide the progress bar.
 
     Returns:
@@ -323,7 +323,7 @@ def embed(
 
 # %% ../../nbs/lib/networks/model.ipynb #model-24
 def _check_size(model, crops):
-    """Raise `UserError` for crops of another size than the network's: TensorFlow does so in the first call only."""
+    """Raise `UserError` for crops of another size than the network's: TensorFlow checks the first call only."""
     (high, wide), (rows, columns) = crops.shape[1:3], model.input_shape[1:3]
     if len(crops) and not (rows in (None, high) and columns in (None, wide)):
         raise UserError(f"crops of {wide} x {high} pixels, but {model.name} takes {columns} x {rows}")
@@ -333,7 +333,7 @@ _ENCODERS = weakref.WeakKeyDictionary()
 
 
 def _encoder(model, mirror, zoom):
-    """A model's encoder, built and traced once in the life of the model."""
+    """A model's encoder, built and traced once per model."""
     encoders = _ENCODERS.setdefault(model, {})
     if (mirror, zoom) not in encoders:
         encoder = build_encoder(model, mirror, zoom)
@@ -399,7 +399,7 @@ def class_centres(model: keras.Model, individuals: np.ndarray) -> ClassCentres:
         individuals: `[c]` ids of the individuals that are its first c classes.
 
     Returns:
-        The centres under these ids; with k centres a class each id occurs k times.
+        The centres under these ids; with k centres per class each id occurs k times.
     """
     layer, dim = model.get_layer("cosines"), model.get_layer("embedding").output.shape[-1]
     parts = unit_parts(layer.table[: len(individuals)], layer.parts, dim)

@@ -44,19 +44,19 @@ from .targets import SPECIES_MARGIN, Targets, class_margins, effective_weights
 # %% ../../nbs/lib/networks/training.ipynb #training-05
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a training runs, whatever it trains.
+    """Options of a training run.
 
     Attributes:
-        snapshots: epochs, from 1 to the last, after which the weights are saved as a model of their own, separated by
+        snapshots: epochs, from 1 to the last, after which the weights are saved as a separate model; separated by
             spaces, as in "20 25"; "" (default): none.
-        other_crops: sources of crops, separated by spaces, with each of which the trained network embeds once more, as
-            a model of its own; "" (default): none.
+        other_crops: sources of crops, separated by spaces; the trained network also embeds with each of them, as a
+            separate model; "" (default): none.
         patience: number of epochs without a better MAP@5 on the fold after which training stops, from 1; 0 (default):
             no early stopping.
         max_hours: hours after which training stops with its state saved, above 0; 0 (default): no limit.
         tensorboard: whether to write TensorBoard's event files; default False.
         precision: dtype policy, of `devices.PRECISIONS`; default "auto", the best for the device.
-        devices: accelerators of each process over which a batch is spread, from 1; 0 (default): all of them.
+        devices: accelerators of each process over which a batch is distributed, from 1; 0 (default): all of them.
         save_every: seconds between two checkpoints, from 0; default 30.
         inside: whether batches are augmented inside the network; None (default): on accelerators only.
     """
@@ -80,8 +80,8 @@ class Samples:
     """The images that a network is trained on.
 
     Attributes:
-        crops: `[n, h, w, 3]` uint8 in 0 … 255, or `[(weight, such crops), …]`: then one of the crops of an image is
-            drawn by these weights in each epoch.
+        crops: `[n, h, w, 3]` uint8 in 0 … 255, or `[(weight, such crops), …]`: then in each epoch one of the crops of
+            an image is drawn, by these weights.
         rows: `[m]` indices of the crops to train on.
         labels: `[m]` their integer classes, below `classes`.
         classes: number of classes, from 2.
@@ -98,10 +98,10 @@ class Samples:
 def build_targets(
     config: Preset, labels: np.ndarray, classes: int, species: np.ndarray | None = None, steps: int = 1, seed: int = 0
 ) -> Targets:
-    """Build the targets that a preset calls for.
+    """Build the targets of a preset.
 
     Args:
-        config: preset; its margins, balance, mirror_as_classes and sampled_classes count here.
+        config: preset; its margins, balance, mirror_as_classes and sampled_classes are used.
         labels: `[m]` integer classes, below `classes`.
         classes: number of classes, without twins.
         species: `[m]` integers from 0; None (default): no species head.
@@ -166,14 +166,14 @@ def fit_network(
         data: batches of all epochs.
         state: saved state of an interrupted training, or an empty one.
         callbacks: called between the epochs, in this order; default none.
-        options: how it runs; save_every and inside count here.
+        options: save_every and inside are used.
 
     Returns:
-        The history, one dict an epoch.
+        The history, one dict per epoch.
 
     Raises:
         UserError: if the state is of another training, the processes disagree, the loss is not finite, or an image
-            cannot be read; also what a callback raises.
+            cannot be read. Exceptions of callbacks are passed on.
     """
     inside = accelerated() if options.inside is None else options.inside
     return _fit_resumably(_phases(network, config, data, inside), config, data, state, callbacks, options, inside)
@@ -197,15 +197,15 @@ def _phases(network, config, data, inside):
             model = resized(network, shape) if shape else network
             trainer = compile_trainer(augmented(model, recipe) if inside else model, config, optimizer)
             phases.append(_Phase(trainer, shape, last))
-            optimizer = trainer.optimizer  # of float16, with the scale of its loss
+            optimizer = trainer.optimizer  # in float16 a loss scaling optimizer
     return phases[::-1]
 
 
 def _fit_resumably(phases, config, data, state, callbacks, options, inside):
-    """Train the epochs that are left, finish the callbacks and return the history."""
+    """Train the remaining epochs, finish the callbacks and return the history."""
     checkpoint = Checkpoint(state, options.save_every if is_main() else np.inf)
     history = checkpoint.history = state.load(phases[-1].trainer)
-    assert_same("how many epochs are behind them: is the folder of outputs one for all?", len(history))
+    assert_same("the number of finished epochs: do all use the same folder of outputs?", len(history))
     if not any(callback.should_stop(history) for callback in callbacks):
         for phase in phases:
             end = PhaseEnd(phase.last)
@@ -250,7 +250,7 @@ def readable_errors() -> Iterator[None]:
         Nothing: training runs in the body of `with`.
 
     Raises:
-        UserError: the one found in the report; with several processes also for any other error.
+        UserError: the one in the report; with several processes also for any other error.
     """
     try:
         yield
@@ -261,8 +261,8 @@ def readable_errors() -> Iterator[None]:
         if messages:
             raise UserError(messages[-1]) from None
         if process_count() > 1:
-            cause = "is another one dead? Started again, all go on from the last state kept"
-            raise UserError(f"this process cannot go on with the others ({cause}): {error}") from error
+            cause = "has another one ended? Start all again to resume from the last checkpoint"
+            raise UserError(f"this process cannot continue with the others ({cause}): {error}") from error
         raise
 
 # %% ../../nbs/lib/networks/training.ipynb #training-17
@@ -279,19 +279,19 @@ def train(
 
     Args:
         config: preset.
-        samples: images to train on; species count if the preset has a species head.
-        folder: where the state of the training is saved.
-        stamp: fingerprint of what is trained; a state of another stamp is refused.
+        samples: images to train on; species are used if the preset has a species head.
+        folder: for the checkpoints of the training.
+        stamp: fingerprint of the training's inputs; a checkpoint with another stamp is refused.
         seed: of weights, order, augmentation and dropout.
         callbacks: functions from the `inference_model` to a callback; default none.
-        options: how it runs; precision, devices, save_every and inside count here.
+        options: precision, devices, save_every and inside are used.
 
     Returns:
-        `(model, history)`: the `inference_model`, and one dict an epoch: epoch, loss, accuracy and top5 (of plain
+        `(model, history)`: the `inference_model`, and one dict per epoch: epoch, loss, accuracy and top5 (of plain
         cosines, on augmented images), seconds. With several processes each has a copy of the model.
 
     Raises:
-        UserError: for an impossible preset or device, and as `fit_network` does.
+        UserError: for an invalid preset or device, and as `fit_network` does.
     """
     return _train(config, samples, TrainingState(folder, stamp), seed, callbacks, options)
 

@@ -79,6 +79,6 @@ def find_snakefile() -> Path:
     """Find the workflow's Snakefile.
 
     Returns:
-        Its absolute path; its profile lies beside it.
+        Its absolute path; its profile is beside it.
     """
     return Path(str(files("happywhale_nb"))) / "workflow" / "Snakefile"

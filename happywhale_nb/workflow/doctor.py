@@ -80,7 +80,7 @@ def python_finding(running: tuple[int, ...] = tuple(sys.version_info[:3])) -> Di
     """
     if OLDEST_PYTHON <= running[:2] <= NEWEST_PYTHON:
         return Diagnosis("python", f"{'.'.join(map(str, running))} at {sys.executable}")
-    remedy = "make the environment anew with Python 3.11, 3.12 or 3.13: TensorFlow has no other builds"
+    remedy = "create a new environment with Python 3.11, 3.12 or 3.13: TensorFlow has no other builds"
     return Diagnosis("python", ".".join(map(str, running)), remedy)
 
 
@@ -106,10 +106,10 @@ PACKAGE = "happywhale_nb"
 
 
 def requirements(extra: str = "", lines: list[str] | None = None) -> list[str]:
-    """Name the packages that this one needs, or that an extra of it adds.
+    """List the required packages of this one, or those of an extra.
 
     Args:
-        extra: name of the extra; empty for what is always needed.
+        extra: name of the extra; empty for the basic requirements.
         lines: requirements in the form of package metadata; None: those of the installed package.
 
     Returns:
@@ -140,7 +140,7 @@ def packages_finding(names: list[str]) -> Diagnosis:
         both = "opencv-python opencv-python-headless"
         remedy = f"`pip uninstall {both}`, then `pip install opencv-python-headless`: they overwrite each other"
         return Diagnosis("packages", "two builds of OpenCV", remedy)
-    return Diagnosis("packages", f"all {len(names)} that are needed" if names else "no metadata of the package here")
+    return Diagnosis("packages", f"all {len(names)} required" if names else "no metadata of the package here")
 
 # %% ../../nbs/lib/workflow/doctor.ipynb #doctor-13
 def installed_extras(lines: list[str] | None = None) -> dict[str, bool]:
@@ -195,14 +195,14 @@ print("PROBED" + json.dumps({"opencv": opencv, "error": error, "line": line, "ki
 
 # %% ../../nbs/lib/workflow/doctor.ipynb #doctor-30
 def ask_backend(code: str = PROBE, timeout: float = 300.0) -> dict[str, str]:
-    """Ask a new process what Keras computes on.
+    """Find Keras' device in a new process.
 
     Args:
         code: program of the process.
         timeout: seconds to wait for it.
 
     Returns:
-        `line`, of `device_line`; `kind`, of the device; `error` of the backend and of `opencv`, empty if there is none.
+        `line`, of `device_line`; `kind`, of the device; `error`, of the backend; `opencv`, its error; "": no error.
     """
     command, answer = [sys.executable, "-c", code], {"opencv": "", "error": "", "line": "", "kind": ""}
     try:
@@ -256,7 +256,7 @@ def devices_finding(backend: str, answer: dict[str, str], driver: NvidiaDriver |
         driver: of `nvidia_driver`.
 
     Returns:
-        The finding; a fault if the backend fails, or does not use a graphics card that is there.
+        The finding; a fault if the backend fails, or does not use an installed graphics card.
     """
     if answer["error"]:
         remedy = f"`python -c 'import keras'` shows all of it; then `pip install --force-reinstall {backend} keras`"
@@ -296,7 +296,7 @@ def memory_gb(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float | None:
         limit: the file with the container's limit in bytes.
 
     Returns:
-        Memory in GB; None if the system does not say.
+        Memory in GB; None if the system does not report it.
     """
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -330,7 +330,7 @@ def disk_finding(folder: Path, free: float | None = None) -> Diagnosis:
 
     Args:
         folder: the folder.
-        free: free space in GB; None: what the system says.
+        free: free space in GB; None: as the system reports it.
 
     Returns:
         The finding; a fault below `LEAST_DISK`.
@@ -339,10 +339,10 @@ def disk_finding(folder: Path, free: float | None = None) -> Diagnosis:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        remedy = "change to a folder that is yours, or give yourself the right to write to it"
+        remedy = "change to another folder, or give yourself write permission"
         return Diagnosis("disk", f"{folder} cannot be written to ({error.strerror})", remedy)
     free = shutil.disk_usage(folder).free / 1e9 if free is None else free
-    remedy = "make room, or let `outputs` be a link to a larger disk" if free < LEAST_DISK else ""
+    remedy = "free some space, or make `outputs` a link to a larger disk" if free < LEAST_DISK else ""
     return Diagnosis("disk", f"{free:.1f} GB free in {folder}", remedy)
 
 # %% ../../nbs/lib/workflow/doctor.ipynb #doctor-24
@@ -402,7 +402,7 @@ def anonymous(text: str, words: dict[str, str] | None = None) -> str:
 
 # %% ../../nbs/lib/workflow/doctor.ipynb #doctor-28
 def needed_packages() -> dict[str, str]:
-    """List the packages that this one needs, and those that they need; no others.
+    """List the required packages of this one, also the indirect ones.
 
     Returns:
         Name → version, sorted by name.

@@ -74,7 +74,7 @@ def hook_server(prefix: Path | str = sys.prefix) -> Path:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         there = config.setdefault("ContentsManager", {}).setdefault("pre_save_hook", HOOK)
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no configuration of a Jupyter server ({error}): mend or remove it") from None
+        raise UserError(f"{path} is not a configuration of a Jupyter server ({error}): repair or remove it") from None
     if there != HOOK:
         raise UserError(f"{path} names another pre_save_hook, {there}: remove it there, or call {HOOK} from it")
     write_json(path, config)
@@ -89,14 +89,14 @@ def hook_git(root: Path | str, prefix: Path | str = sys.prefix) -> None:
         prefix: folder of the environment.
 
     Raises:
-        UserError: if `root` is no checkout.
+        UserError: if `root` is not a checkout.
     """
     driver = f"{shlex.quote(str(Path(prefix) / 'bin' / 'nbdev_merge'))} %O %A %B %P"
     for name, value in (("name", "notebooks, cell by cell"), ("driver", driver)):
         command = ["git", "-C", str(root), "config", "--local", f"merge.notebook.{name}", value]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
-            raise UserError(f"{root} is no git checkout, so notebooks cannot be merged there: {done.stderr.strip()}")
+            raise UserError(f"{root} is not a git checkout, so notebooks cannot be merged there: {done.stderr.strip()}")
 
 
 def install_hooks(root: Path | str | None = None) -> str:
@@ -106,10 +106,10 @@ def install_hooks(root: Path | str | None = None) -> str:
         root: folder of the checkout; None: the project's.
 
     Returns:
-        What was done, in two lines.
+        Two lines about the changes.
 
     Raises:
-        UserError: if `root` is no checkout, or another hook for saving is set.
+        UserError: if `root` is not a checkout, or another hook for saving is set.
     """
     path, root = hook_server(), Path(root or project_root())
     hook_git(root)

@@ -114,7 +114,7 @@ def check_parameters(arguments: Mapping[str, str], parameters: Mapping[str, Para
         Name → value, for the names given.
 
     Raises:
-        UserError: for an unknown name, with the nearest known one or its new one, or a text that is not of the type.
+        UserError: for an unknown name, with the most similar or the new one, or a text that is not of the type.
     """
     refuse_renamed(arguments, parameters, "parameter")
     for name in arguments:
@@ -147,7 +147,7 @@ def _encoding():
 
 @contextmanager
 def _stderr_of_children(path):
-    """While it lasts, processes that are started write their standard error to the file `path`; yields the real one."""
+    """Redirect the standard error of child processes to the file `path`; yields the real one."""
     own = os.dup(2)
     try:
         with open(path, "wb") as log, os.fdopen(os.dup(own), "w", encoding=_encoding(), errors="replace") as terminal:
@@ -160,7 +160,7 @@ def _stderr_of_children(path):
 # %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-42
 @contextmanager
 def _without_grammars():
-    """While it lasts, `rfc3987_syntax`, whose grammars take a second, is not imported: jsonschema does without."""
+    """Prevent the import of `rfc3987_syntax`, whose grammars take a second; jsonschema works without it."""
     name = "rfc3987_syntax"
     there = name in sys.modules
     sys.modules.setdefault(name, None)
@@ -208,7 +208,7 @@ def _joined_streams(outputs):
 def run_notebook(notebook: Path | str, output: Path | str, values: Mapping) -> None:
     """Run a notebook and write the executed copy.
 
-    Of several processes that run it together, all but the first write theirs beside it, as `….process1.ipynb` and so
+    If several processes run it together, all but the first write their copies beside it, as `….process1.ipynb` and so
     on. Progress bars go to standard error, unless `$HAPPYWHALE_BARS` is off.
 
     Args:
@@ -226,7 +226,7 @@ def run_notebook(notebook: Path | str, output: Path | str, values: Mapping) -> N
 
     output = own_output(Path(output))
     failed, log = output.with_suffix(".failed.ipynb"), output.with_suffix(".log")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without TensorFlow's greetings in the notebook
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without TensorFlow's start messages in the notebook
     with text_only(), atomic(output) as temporary, _stderr_of_children(temporary.with_suffix(".log")) as terminal:
         try:
             _execute(notebook, temporary, values, terminal)
@@ -234,7 +234,7 @@ def run_notebook(notebook: Path | str, output: Path | str, values: Mapping) -> N
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
             _keep_failed(temporary, failed, log)
             reason = _reason(error, isinstance(error, DeadKernelError))
-            message = f"{Path(notebook).stem}: {reason}\n  (the notebook as far as it came: {failed})"
+            message = f"{Path(notebook).stem}: {reason}\n  (the partly executed notebook: {failed})"
             raise UserError(message) from None
     failed.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
@@ -285,7 +285,7 @@ def _keep_failed(temporary, failed, log):
 def _reason(error, dead):
     """One line on why a notebook stopped: the message of a `UserError`, else the error's name with it."""
     if dead and _several():
-        return "the kernel died, most often because another of the processes ended or was not to be reached"
+        return "the kernel died, most often because another of the processes ended or was unreachable"
     if dead:
-        return "the kernel died, most often for want of memory: a smaller image_size or batch needs less"
+        return "the kernel died, most often for lack of memory: a smaller image_size or batch needs less"
     return error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"

@@ -44,13 +44,13 @@ class Range:
     open: bool = False
 
     def fault(self, value: float) -> str:
-        """Say what is wrong with a value.
+        """Describe the range if a value is outside it.
 
         Args:
             value: any number.
 
         Returns:
-            Words for a message; empty if the value lies in the range.
+            Words for a message; empty if the value is in the range.
         """
         if not self.low <= value <= self.high:
             return f"from {self.low} to {self.high:g}"
@@ -59,7 +59,7 @@ class Range:
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-12
 @dataclass(frozen=True)
 class Resources:
-    """What a stage's job needs of a machine.
+    """The resources that a stage's job needs.
 
     Attributes:
         cores: whole cores.
@@ -81,12 +81,12 @@ class InStudy:
     Attributes:
         optional: whether a study may leave it out.
         chosen: whether its section in a study file may name some of the models.
-        embeds: whether it embeds new crops, which a model of vectors made elsewhere cannot; it is left out then.
-        snapshots: whether each snapshot of a model counts as a model of its own.
+        embeds: whether it embeds new crops; it is left out for models of external embeddings, which cannot.
+        snapshots: whether each snapshot of a model counts as a separate model.
         first_fold: for scope `"fold"`: whether it runs on the first fold only.
         naming: for scope `"study"`: parameters that name the models which it reads; if they are empty, it reads all.
         needs_test: whether it needs test photos.
-        resources: what a job needs of a machine.
+        resources: needed by a job.
     """
 
     optional: bool = True
@@ -143,7 +143,7 @@ class Stage:
         notebook: the stem of its notebook's file.
         summary: one line of help.
         scope: how often a study runs it, one of `SCOPES`; "catalogue": it belongs to no study.
-        inputs: the results of earlier stages that it reads, whether or not one of these reads them, too.
+        inputs: the results of earlier stages that it reads, also if other inputs include them.
         outputs: files of results, as patterns below its folder; the first is its JSON record.
         not_compared: further files that it writes, for people or for later stages.
         headline: dotted names of the main metrics in its record.
@@ -151,9 +151,9 @@ class Stage:
         ranges: allowed ranges of its numeric parameters, by name.
         choices: allowed words of other parameters, by name.
         study: how a study runs it.
-        needs_photos: whether the photos have to be there, or only the tables.
-        accelerators: those of Kaggle's that it can use.
-        example: words after its name in the example of its help.
+        needs_photos: whether it needs the photos, or only the tables.
+        accelerators: Kaggle's accelerators that it can use.
+        example: arguments in the example of its help.
     """
 
     name: str
@@ -187,7 +187,7 @@ def register(stage: Stage) -> None:
         ValueError: if the name is taken, the scope is not one of `SCOPES`, or no earlier stage writes an input.
     """
     if stage.name in STAGES or stage.scope not in SCOPES:
-        raise ValueError(f"stage {stage.name!r}: its name is taken, or its scope is none of {', '.join(SCOPES)}")
+        raise ValueError(f"stage {stage.name!r}: its name is taken, or its scope is not one of {', '.join(SCOPES)}")
     for source in stage.inputs:
         written = (*STAGES[source.stage].outputs, *STAGES[source.stage].not_compared) if source.stage in STAGES else ()
         if missing := [name for name in source.files if name not in written]:
@@ -250,12 +250,12 @@ def _search_lines(stage, record, folder):
         new = f" for {test['prior_new']:.1%} new (folds: {oof['fraction_new']:.1%})"
     return [
         f"MAP@5 out of fold {oof['map5']:.3f}, of known animals {oof['map5_known'] or 0:.3f}",
-        f"{threshold_words(test['threshold'])}{new}; answers, and who else: fold*/*_lists.csv",
+        f"{threshold_words(test['threshold'])}{new}; predictions and candidates: fold*/*_lists.csv",
     ]
 
 
 def threshold_words(threshold: float) -> str:
-    """Say what a threshold does with the photographs to be identified.
+    """Describe the effect of a threshold on the queries.
 
     Args:
         threshold: the score of `new_individual`; scores of individuals are cosines, from -1 to 1.
@@ -264,9 +264,9 @@ def threshold_words(threshold: float) -> str:
         Words, without a full stop.
     """
     if threshold <= -1:
-        return "no photograph is called new: nothing new was in the folds to learn it from"
+        return "no photograph is called new: the folds have no new individual to fit the threshold"
     if threshold >= 1:
-        return "each photograph is called new: nothing known was in the folds to learn it from"
+        return "each photograph is called new: the folds have no known individual to fit the threshold"
     return f"a photograph is called new below a score of {threshold:.3f}"
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-26a
@@ -300,7 +300,7 @@ register(
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-28
 _ANSWERS = ("fold*/metrics.json", "fold*/oof.csv", "fold*/oof_scores.parquet", "fold*/oof_lists.csv")  # of all queries
-_NETWORK = ("config.json", "model.keras", "encoder.json", "adapter.npz")  # what embeds: of the last three one or two
+_NETWORK = ("config.json", "model.keras", "encoder.json", "adapter.npz")  # not all of the last three exist
 
 register(
     Stage(
@@ -406,7 +406,7 @@ register(
     Stage(
         name="identify",
         notebook="09_identify",
-        summary="Name the animals on photographs of one's own.",
+        summary="Identify the animals on your own photographs.",
         scope="catalogue",
         inputs=(Input("train", _NETWORK),),
     )
@@ -432,11 +432,11 @@ def study_stages() -> dict[str, Stage]:
 
 # %% ../../nbs/lib/workflow/registry.ipynb #registry-41
 def reads_from(reader: tuple[str, str, str], writer: tuple[str, str, str]) -> bool:
-    """Say whether one job of a study reads what another writes.
+    """Return whether one job of a study reads the results of another.
 
     Args:
-        reader: stage, model and fold of the one job, the latter two `""` where it has none.
-        writer: the same of the other job.
+        reader: stage, model and fold of the first job, the latter two `""` where it has none.
+        writer: the same of the second job.
 
     Returns:
         True if the reader has to wait for the writer.

@@ -63,11 +63,11 @@ class _StudyLoader(yaml.SafeLoader):
         for i, key in enumerate(keys):
             if key in keys[:i]:
                 mark = node.value[i][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"{key!r} stands here twice", problem_mark=mark)
+                raise yaml.MarkedYAMLError(problem=f"{key!r} occurs twice", problem_mark=mark)
         return super().construct_mapping(node, deep)
 
 
-for _kind in ("bool", "int", "float", "timestamp"):  # `007` is a name of a study, not the number 7
+for _kind in ("bool", "int", "float", "timestamp"):  # `007` is a study's name, not the number 7
     _StudyLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _StudyLoader.construct_yaml_str)
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-05a
@@ -78,7 +78,7 @@ def read_study(path: Path | str) -> dict:
         path: a YAML file.
 
     Returns:
-        Its content, not checked yet; numbers, dates and words such as `on` are texts as they are written.
+        Its content, not checked yet; numbers, dates and words such as `on` are texts, as in the file.
 
     Raises:
         UserError: if the file is absent, is not UTF-8, or is not YAML with keys and values.
@@ -101,7 +101,7 @@ def read_study(path: Path | str) -> dict:
 # %% ../../nbs/lib/workflow/study.ipynb #study-07
 @contextmanager
 def _named(where):
-    """A `UserError` raised inside names the place in the file."""
+    """Prefix a `UserError` raised inside with the place in the file."""
     try:
         yield
     except UserError as error:
@@ -110,7 +110,7 @@ def _named(where):
 
 def _mapping(value, where):
     if not isinstance(value, dict):
-        raise UserError(f"{where}: keys and values are wanted here, as in `name: {{key: value}}`, not {value!r}")
+        raise UserError(f"{where}: expected keys and values, as in `name: {{key: value}}`, not {value!r}")
     return value
 
 
@@ -118,7 +118,7 @@ def _text(value, where):
     if isinstance(value, list):
         return " ".join(_text(part, where) for part in value)
     if isinstance(value, dict):
-        raise UserError(f"{where}: one value is wanted here, not keys and values")
+        raise UserError(f"{where}: expected one value, not keys and values")
     return "" if value is None else str(value)
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-07a
@@ -134,7 +134,7 @@ def _texts(values, where, stage, forbidden):
         if name in SHARED:
             raise UserError(f"{where}.{name}: {name} belongs to the whole study: put it at the top")
         if name in ("fold", forbidden):
-            raise UserError(f"{where}.{name}: {name} is for the study to say")
+            raise UserError(f"{where}.{name}: {name} is set by the study itself: leave it out")
         texts[name] = _text(value, f"{where}.{name}")
         with _named(where):
             _values(stage, {name: texts[name]})
@@ -162,7 +162,7 @@ class CheckedStudy:
         shared: parameters that all stages share, name → text.
         models: name of a model → the parameters of its training, name → text.
         sections: name of a stage → its section, without the stages that are left out.
-        resources: name of a stage → what its jobs need: cores, gpus, memory_gb, hours.
+        resources: name of a stage → the needs of its jobs: cores, gpus, memory_gb, hours.
     """
 
     shared: dict[str, str]
@@ -204,7 +204,7 @@ def _check_models(models, shared, where):
     for name, values in _mapping(models or {}, where).items():
         checked[str(name)] = _check_model(str(name), values, shared, f"{where}.{name}")
     if not checked:
-        raise UserError(f"{where} is missing: name one at least, `models: {{small_resnet_arcface: {{}}}}`")
+        raise UserError(f"{where} is missing: name at least one, `models: {{small_resnet_arcface: {{}}}}`")
     return checked
 
 
@@ -215,7 +215,7 @@ def _check_model(name, values, shared, where):
     if texts.get("encoder"):
         return _check_encoder_model(name, texts, where)
     if "preset" not in texts and name not in PRESETS:
-        raise UserError(f"{where}: {name!r} is no preset: name one, as in `preset: small_resnet_arcface`")
+        raise UserError(f"{where}: {name!r} is not a preset: name one, as in `preset: small_resnet_arcface`")
     texts = {"preset": name, "name": name} | texts
     with _named(where):
         config = check_training(_values("train", texts | {"quick": shared.get("quick", "False")}))
@@ -226,13 +226,13 @@ def _check_model(name, values, shared, where):
 def _check_snapshots(epochs, last, where):
     for epoch in epochs:
         if not epoch.isdigit() or not 0 < int(epoch) <= last:
-            raise UserError(f"{where}.snapshots: {epoch!r} is no epoch from 1 to {last}, this model's last")
+            raise UserError(f"{where}.snapshots: {epoch!r} is not an epoch from 1 to {last}, this model's last")
     if len(set(map(int, epochs))) < len(epochs):
-        raise UserError(f"{where}.snapshots: each epoch once, not {' '.join(epochs)}")
+        raise UserError(f"{where}.snapshots: name each epoch once, not {' '.join(epochs)}")
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-08b
 def _check_encoder_model(name, texts, where):
-    """The parameters of a model whose encoder is used as it is."""
+    """The parameters of a model with a frozen encoder."""
     with _named(where):
         if "preset" in texts:
             both = f"preset {texts['preset']!r} and encoder {texts['encoder']!r}"
@@ -242,7 +242,7 @@ def _check_encoder_model(name, texts, where):
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-09
 def _variants(models):
-    """Models, their snapshots and those of other crops, as names of folders."""
+    """Models, their snapshots and their variants with other crops, as names of folders."""
     variants = []
     for name, parameters in models.items():
         words = [word for key in ("snapshots", "other_crops") for word in parameters.get(key, "").split()]
@@ -251,7 +251,7 @@ def _variants(models):
 
 
 def _switch(values):
-    """A section's value: `no`, `off` and `false` leave the stage out; anything else as it is."""
+    """A section's value: `no`, `off` and `false` leave the stage out; other values are unchanged."""
     return WORDS.get(values.lower(), values) if isinstance(values, str) else values
 
 
@@ -283,16 +283,16 @@ def _check_names(names, known, where):
 
 
 def _check_able(names, able, where):
-    """Raise `UserError` if a stage that embeds new crops is asked for a model of vectors made elsewhere."""
+    """Raise `UserError` if a stage that embeds new crops names a model of external embeddings."""
     if unable := [name for name in names if name not in able]:
-        raise UserError(f"{where}: {unable[0]!r} is a table of vectors, and there is nothing to embed new crops with")
+        raise UserError(f"{where}: {unable[0]!r} is a table of embeddings, which cannot embed new crops")
 
 
 def _check_resources(values, where):
     wanted = {name: asdict(stage.study.resources) for name, stage in study_stages().items()}
     for stage, resources in _mapping(values or {}, where).items():
         if stage not in wanted:
-            raise UserError(f"{where}: no stage is called {stage!r} ({', '.join(wanted)})")
+            raise UserError(f"{where}: there is no stage {stage!r} ({', '.join(wanted)})")
         for name, value in _mapping(resources, f"{where}.{stage}").items():
             if name not in wanted[stage]:
                 raise UserError(f"{where}.{stage}: {name!r} is not one of {', '.join(wanted[stage])}")
@@ -306,12 +306,12 @@ def _amount(value, least, where):
         with suppress(ValueError):
             value = int(value) if value.strip().isdigit() else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise UserError(f"{where}: a number from {least}, not {value!r}")
+        raise UserError(f"{where}: expected a number from {least}, not {value!r}")
     return value
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-61
 def study_sources(study: CheckedStudy, dataset: Dataset, where: str = "study") -> list[str]:
-    """Check that the sources of crops and the weights of a study's models are there.
+    """Check that the sources of crops and the weights of a study's models exist.
 
     Args:
         study: of `check_study`.
@@ -319,10 +319,10 @@ def study_sources(study: CheckedStudy, dataset: Dataset, where: str = "study") -
         where: name of the file in messages.
 
     Returns:
-        A line for each mix of kinds of boxes of which some are missing, with the models that draw from it.
+        A line for each mix of kinds of boxes of which some are missing, with the models that use it.
 
     Raises:
-        UserError: for the first source or file that is not there, with its place.
+        UserError: for the first missing source or file, with its place.
     """
     sources, drawn = read_boxes(dataset.root)["source"].unique(), {}
     for name, texts in study.models.items():
@@ -333,7 +333,7 @@ def study_sources(study: CheckedStudy, dataset: Dataset, where: str = "study") -
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-62
 def _missing_kinds(values, sources):
-    """The mix of a model's preset and its kinds that are missing; None if all are there, or others are asked for."""
+    """The mix of a model's preset and its missing kinds; None if none is missing, or other crops are requested."""
     with _named("tta_sources"):
         CropMix.parse(values["tta_sources"] or "auto", sources)
     with _named("other_crops"):
@@ -384,9 +384,9 @@ def _section_of(content, stage):
 
 
 def _takes(values, name):
-    """Whether a model, by its section, has a use for a parameter of training."""
+    """Whether a parameter of training applies to a model, by its section."""
     if not isinstance(values, dict):
-        return True  # the check will say what is wrong with it
+        return True  # the check will report the error
     return name != "adapter" if not values.get("encoder") else name not in OF_TRAINING
 
 
@@ -406,7 +406,7 @@ def study_of_one(parameters: Mapping[str, str]) -> dict:
     """Make the content of a study with a single model.
 
     Args:
-        parameters: of all stages, name → text; `preset` or `encoder`, and `name`, say which model.
+        parameters: of all stages, name → text; `preset` or `encoder`, and `name`, define the model.
 
     Returns:
         Content as of `read_study`.
@@ -427,7 +427,7 @@ def study_of_one(parameters: Mapping[str, str]) -> dict:
 class Job:
     """One notebook to run.
 
-    The done file is empty. It is there if and only if the results are those of these parameters and data; its date is
+    The done file is empty. It exists if and only if the results are those of these parameters and data; its date is
     that of the run.
 
     Attributes:
@@ -461,7 +461,7 @@ class Job:
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-16
 def _several(study, name):
-    """Whether several lists of answers take part in a stage of a `CheckedStudy`."""
+    """Whether a stage of a `CheckedStudy` uses the predictions of several models."""
     return len(study.sections[name].parameters.get("models", "").split() or _variants(study.models)) > 1
 
 
@@ -497,9 +497,9 @@ def _job_parameters(key, study, shared):
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-16a
 def _job_needs(key, texts, jobs):
-    """Of the jobs made so far (key → `Job`), those that a job reads."""
+    """Of the jobs made so far (key → `Job`), those whose results a job reads."""
     read = {other: job for other, job in jobs.items() if reads_from(key, other)}
-    words = texts.get("models", "").split()  # without them all take part; always_include takes none away
+    words = texts.get("models", "").split()  # without names all models are used; always_include removes none
     first = [job for other, job in jobs.items() if texts.get("encoder") and other[:2] == key[:2]][:1]  # it embeds
     return (*first, *(job for other, job in read.items() if not words or other[1] in words))
 
@@ -520,7 +520,7 @@ def _make_job(key, study, shared, data_fingerprint, jobs):
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-16b
 def study_folders(content: Mapping, where: str = "study") -> tuple[Path, Path]:
-    """Find where the data of a study are, and where its results go. It reads no table.
+    """Find a study's data folder and results folder. No table is read.
 
     Args:
         content: of `read_study`.
@@ -548,7 +548,7 @@ def _refuse_braces(folder):
 
 
 def study_notes(content: Mapping, where: str = "study") -> list[str]:
-    """Say what a study's models will do without, of what their presets would take.
+    """List the kinds of boxes that a study's presets use and the data folder lacks.
 
     Args:
         content: of `read_study`.
@@ -565,7 +565,7 @@ def study_notes(content: Mapping, where: str = "study") -> list[str]:
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-71
 def study_jobs(content: Mapping, where: str = "study") -> tuple[Path, list[Job]]:
-    """Find the jobs of a study. It reads the data's tables, and writes nothing.
+    """List the jobs of a study. The data's tables are read, and nothing is written.
 
     Args:
         content: of `read_study`.
@@ -619,7 +619,7 @@ def _snakemake_summary(content):
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # paths with letters that a console may lack
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # paths may have characters that a console lacks
         )
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     if done.returncode or not rows or rows[0][0] != "output_file":
@@ -628,7 +628,7 @@ def _snakemake_summary(content):
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-19a
 def plan_states(content: Mapping, jobs: Sequence[Job]) -> list[str]:
-    """Say what a run would do with each job.
+    """Return the state of each job.
 
     Args:
         content: of `read_study`.
@@ -648,7 +648,7 @@ def plan_states(content: Mapping, jobs: Sequence[Job]) -> list[str]:
             others = list(job.output.parent.glob(f"{job.output.stem}-*.run.json"))
             state = "parameters or data have changed" if others else "not run yet"
         elif plan != "no update":
-            state = "follows from the others" if to_run & set(job.needs) else "what it needs is newer"
+            state = "needs jobs to be run" if to_run & set(job.needs) else "its inputs are newer"
         states.append(state)
         if state != "done":
             to_run.add(job)
@@ -659,7 +659,7 @@ WIDE, HIGH = 3.1, 0.42  # inches between columns and rows
 
 
 def _places(jobs):
-    """Column and row of every job: behind all that it needs, as near to their middle as the column has room."""
+    """Column and row of every job: right of all jobs that it needs, as near to their middle as possible."""
     places, taken = {}, {}
     for job in jobs:
         column = 1 + max((places[need][0] for need in job.needs), default=-1)
@@ -730,11 +730,11 @@ def plot_plan(jobs: Sequence[Job], states: Sequence[str]) -> Figure:
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-24
 def failed_notebook(job: Job, since: float) -> tuple[Path, str] | None:
-    """Find the notebook that a failed job left.
+    """Find the partly executed notebook of a failed job.
 
     Args:
         job: the job.
-        since: start of the run, in seconds since 1970; older notebooks do not count.
+        since: start of the run, in seconds since 1970; older notebooks are ignored.
 
     Returns:
         The notebook and its error message, or None if there is none.
@@ -749,7 +749,7 @@ def failed_notebook(job: Job, since: float) -> tuple[Path, str] | None:
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-24a
 def unfinished(jobs: Sequence[Job], since: float) -> list[str]:
-    """Say which jobs a run has left undone, and why.
+    """List the unfinished jobs of a run, with reasons.
 
     Args:
         jobs: of `study_jobs`.
@@ -771,21 +771,21 @@ def unfinished(jobs: Sequence[Job], since: float) -> list[str]:
 def _undone_line(job, undone, since):
     if failure := failed_notebook(job, since):
         path, message = failure
-        return f"failed: {job.title}: {message}\n  (the notebook as far as it came: {os.path.relpath(path)})"
+        return f"failed: {job.title}: {message}\n  (the partly executed notebook: {os.path.relpath(path)})"
     if waits := [need.title for need in job.needs if need in undone]:
         more = " …" if len(waits) > 3 else ""
         return f"not run: {job.title}, which needs {', '.join(waits[:3])}{more}"
-    return f"not done: {job.title}; the same command goes on with it"
+    return f"not done: {job.title}; run the same command again to resume it"
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-25
 def machine_arguments() -> list[str]:
-    """Make the arguments that tell `snakemake` the limits of this machine.
+    """Make `snakemake`'s arguments for the limits of this machine.
 
     Returns:
-        Cores, graphics cards, and memory in megabytes where the system says it.
+        Cores, graphics cards, and memory in megabytes if the system reports it.
     """
     words = ["--cores", "all", "--resources", f"gpu={len(visible_gpus())}"]
-    if not hasattr(os, "sysconf"):  # Windows does not say how much memory there is: it is not limited
+    if not hasattr(os, "sysconf"):  # Windows does not report its memory: it is not limited
         return words
     return [*words, f"mem_mb={os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 10**6}"]
 
@@ -793,7 +793,7 @@ def machine_arguments() -> list[str]:
 def run_jobs(
     content: Mapping, folder: Path, jobs: Sequence[Job], more: Sequence[str] = (), force: bool = False
 ) -> list[str]:
-    """Run what is missing or out of date of a study.
+    """Run the missing and outdated jobs of a study.
 
     Args:
         content: of `read_study`.
@@ -819,10 +819,10 @@ def run_jobs(
         local = not any(word.startswith("--executor") for word in more)
         limits = [*machine_arguments(), "--quiet", "all"] if local else []
         if local and os.cpu_count() >= 2 * min(job.resources["cores"] for job in jobs):
-            os.environ.setdefault("HAPPYWHALE_BARS", "off")  # bars of several jobs would mix
-        with suppress(SystemExit):  # the records show how it went
+            os.environ.setdefault("HAPPYWHALE_BARS", "off")  # progress bars of several jobs would mix
+        with suppress(SystemExit):  # the records show the result
             snakemake(snakemake_arguments(config, *limits, *more))
     lines = unfinished(jobs, start)
     if lines and not any(line.startswith("failed") for line in lines) and local:
-        _snakemake_summary(content)  # if Snakemake cannot read the study, it says why
+        _snakemake_summary(content)  # raises an error if Snakemake cannot read the study
     return lines
