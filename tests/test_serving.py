@@ -356,7 +356,7 @@ def test_catalogue_token_command_makes_and_ends_tokens(mine):
     happywhale("catalogue", "token", mine.folder, "Ben")
     with mine.reading() as session:
         assert (find_token(session, token).name, find_token(session, token).role) == ("Ann", "review")
-    assert "1 token of Ann ended" in happywhale("catalogue", "token", mine.folder, "Ann", "--end").stdout
+    assert "1 token of Ann revoked" in happywhale("catalogue", "token", mine.folder, "Ann", "--end").stdout
     with mine.reading() as session:
         assert find_token(session, token) is None and [row.name for row in list_tokens(session)] == ["Ben"]
     refused = happywhale("catalogue", "token", mine.folder, " ")
@@ -800,7 +800,7 @@ def test_page_asks_how_a_folder_is_grouped_and_undoes_the_grouping(desk, season,
         assert page.is_enabled("#send") and f"{len(dropped)} photographs" in page.inner_text("#chosen")
         page.evaluate(DROP, [(f"{i}.jpg", b64encode(bytes(100 + i)).decode()) for i in range(20)])
         page.wait_for_selector("#send:disabled")
-        assert "Choose how they belong together" in page.inner_text("#grouping-why"), "so many are hardly one animal"
+        assert "Choose a grouping" in page.inner_text("#grouping-why"), "so many are hardly one animal"
         page.click("#clear")
         page.evaluate(DROP, [(f"a_rather_long_name_{name}", b64encode(data).decode()) for name, data in dropped])
         page.check("#group-burst", force=True)
@@ -899,7 +899,7 @@ def test_page_withdraws_moves_and_edits_and_undoes_each(desk, browser):
         page.click("#withdraw")
         page.select_option("#withdraw-reason", "boat")
         page.click("#withdraw-yes")
-        assert says(page, f"{met['name']} is withdrawn.") == 1, "messages do not stack"
+        assert says(page, f"{met['name']} was withdrawn.") == 1, "messages do not stack"
         page.goto(f"{desk}/#/queue?state=withdrawn")
         page.click(f"[data-encounter='{met['id']}']")
         assert "boat" in page.inner_text("#withdrawn") and page.is_disabled("#confirm")
