@@ -736,7 +736,7 @@ def test_every_route_takes_its_role_or_a_higher_one_and_no_lower(mine, colours, 
                 if needed and not role:
                     assert got.status_code == 401 and set(got.json()) == {"detail"}, told
                 elif needed and ROLES.index(role) < ROLES.index(needed):
-                    assert got.status_code == 403 and f"takes the role {needed}" in got.json()["detail"], told
+                    assert got.status_code == 403 and f"needs the role {needed}" in got.json()["detail"], told
                 else:
                     assert got.status_code in (200, 204, 400, 404, 422), told
                     assert got.status_code < 300 or "token is needed" not in got.json()["detail"]

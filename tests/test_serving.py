@@ -289,7 +289,7 @@ def test_demo_catalogue_is_made_once_and_spares_other_catalogues(embedded, built
 
 
 def test_check_server_open_to_others_needs_tokens(mine):
-    with pytest.raises(UserError, match="bring a token"):
+    with pytest.raises(UserError, match="tokens are required"):
         check_server(mine, "0.0.0.0", 0, Options(tokens=False))
     with pytest.raises(UserError, match="no token yet"):
         check_server(mine, "127.0.0.1", 0, Options())
@@ -346,7 +346,7 @@ def happywhale(*words):
 
 
 def test_serve_command_for_others_without_tokens_is_refused(mine):
-    for words, told in ((["--host", "0.0.0.0", "--no-tokens"], "bring a token"), (["--tokens"], "no token yet")):
+    for words, told in ((["--host", "0.0.0.0", "--no-tokens"], "tokens are required"), (["--tokens"], "no token yet")):
         done = happywhale("serve", mine.folder, "--no-browser", *words)
         assert done.exit_code == 2 and told in done.stderr and not done.stdout
 
@@ -920,7 +920,7 @@ def test_page_keeps_a_name_that_is_taken_and_a_merged_individual_offers_nothing(
         assert page.input_value("#rename-name") == "hb-0002", "what was typed stays"
         page.click("#rename-merge")
         page.click("#dialog-yes")
-        says(page, "is part of HB-0002 now.")
+        says(page, "was merged into HB-0002.")
         page.goto(f"{desk}/#/individual/1")
         page.wait_for_selector("#merged")
         assert "it was merged into HB-0002" in page.inner_text("#merged")
