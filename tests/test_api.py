@@ -270,7 +270,7 @@ def test_an_individual_of_an_unknown_species_gets_one_and_loses_it_again(page):
     again = page.patch(f"/api/individuals/{sky}", json={"species": "humpback_whale"})
     assert again.status_code == 400 and "Sky is a humpback_whale already" in again.json()["detail"]
     for body in ({}, {"name": "Sea", "species": "killer_whale"}):
-        assert "one at a time" in page.patch(f"/api/individuals/{sky}", json=body).json()["detail"]
+        assert "not both" in page.patch(f"/api/individuals/{sky}", json=body).json()["detail"]
     undone = page.post(f"/api/decisions/{given['decision']['id']}/undo").json()
     assert [each["species"] for each in undone["encounters"]] == [""]
     assert page.get(f"/api/individuals/{sky}").json()["species"] == page.get(url).json()["species"] == ""

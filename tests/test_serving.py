@@ -304,7 +304,7 @@ def test_check_server_on_a_taken_port_or_an_unknown_address_is_refused(mine):
     with closing(socket.socket()) as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(UserError, match="another server"):
+        with pytest.raises(UserError, match="cannot listen on"):
             check_server(mine, "127.0.0.1", other.getsockname()[1], Options(tokens=False))
     with pytest.raises(UserError, match=r"no address 'nowhere\.invalid'"):
         check_server(mine, "nowhere.invalid", 0, tokened(mine))
