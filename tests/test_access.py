@@ -78,7 +78,7 @@ def test_revoke_of_a_token_that_is_not_there_or_revoked_raises_not_found(session
     revoke(session, row.id)
     ended = row.revoked_at
     for number in (row.id, row.id + 1):
-        with pytest.raises(NotFound, match=f"no token number {number}"):
+        with pytest.raises(NotFound, match=f"no valid token with number {number}"):
             revoke(session, number)
     assert row.revoked_at == ended != ""
 

@@ -407,7 +407,7 @@ def test_commands_withdraw_move_regroup_and_undo_as_the_page_does(mine, colours,
         (["move", "nowhere.jpg"], "there is no photograph nowhere.jpg"),
         (["regroup", "1", "--by", "day"], "is confirmed: undo that first"),
         (["delete", "--photo", "1", "--yes"], "withdraw it first"),
-        (["log", "--animal", "Nessie"], "there is no animal Nessie"),
+        (["log", "--animal", "Nessie"], "there is no individual Nessie"),
         (["undo", "999"], "there is no decision number 999"),
     ],
 )

@@ -394,7 +394,7 @@ def test_detector_card_command_takes_what_the_file_tells_and_checks_the_box_that
     card = read_detector_card(path)
     assert (card.name, card.head, card.classes, card.wanted) == ("mdv-5", "yolov8", CLASSES, ("animal",))
     assert "person (not cropped)" in done.output and len(card.probe_boxes) == 3
-    assert "does not tell the card from one with" in done.output  # it never looks at colours
+    assert "cannot distinguish the card from one with" in done.output  # it never looks at colours
     again = CliRunner().invoke(main, [*base, "--size", "64"])
     assert again.exit_code == 2 and "--replace" in again.stderr
     elsewhere = CliRunner().invoke(main, [*base, "--size", "64", "--expect", "150 70 170 80"])

@@ -577,7 +577,7 @@ def test_vectors_of_which_nobody_states_a_licence_are_not_for_commercial_use(tmp
 
 def test_card_command_writes_a_card_that_the_original_has_confirmed(own):
     card, words = own.with_suffix(".json"), ["model", "card", str(own)]
-    assert "embedded as the card says" in CliRunner().invoke(main, words).stdout
+    assert "the embedding matches the card" in CliRunner().invoke(main, words).stdout
     np.savetxt(own.with_name("original.txt"), read_card(own).probe_embedding)
     card.unlink()
     bare = CliRunner().invoke(main, [*words, "--mean", "0.5"])

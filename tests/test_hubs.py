@@ -215,7 +215,7 @@ def test_onnx_file_at_an_address_becomes_an_encoder_whose_card_pins_it(site, car
     words = (site.address + "/fins.onnx", "--card", card, "--to", tmp_path / "out")
     error, printed = fetch(*words, "--sha256", digest.upper())
     assert error is None and digest in printed
-    assert "nothing was converted, and there is no original to compare with" in printed and "cosine" not in printed
+    assert "not converted, so there is no original to compare with" in printed and "cosine" not in printed
     written = read_card(tmp_path / "out")
     assert written.sha256 == digest and digest in written.source and written.source.startswith(site.address)
     assert sorted(os.listdir(tmp_path / "out")) == ["encoder.json", "encoder.onnx", "probe.png"]

@@ -66,7 +66,7 @@ def test_plan_of_a_device_that_was_not_measured_is_refused(planned, tmp_path):
     (here,) = kept
     write_json(tmp_path / "other.json", {"a card elsewhere": kept[here] | {"hours": 7.0}})
     taken_in = run("--from", str(tmp_path / "other.json"), "--device", "elsewhere")
-    assert taken_in.exit_code == 0 and "taken in: a card elsewhere" in taken_in.output
+    assert taken_in.exit_code == 0 and "imported: a card elsewhere" in taken_in.output
     assert "7.0 hours for" in taken_in.output and "small_resnet_arcface" in taken_in.output
     assert list(json.loads((folder / "plan.json").read_text())) == [here, "a card elsewhere"]
     assert "matches several of the measured devices" in run("--device", "card").output

@@ -289,7 +289,7 @@ def test_demo_catalogue_is_made_once_and_spares_other_catalogues(embedded, built
 
 
 def test_check_server_open_to_others_needs_tokens(mine):
-    with pytest.raises(UserError, match="bring a token"):
+    with pytest.raises(UserError, match="tokens are required"):
         check_server(mine, "0.0.0.0", 0, Options(tokens=False))
     with pytest.raises(UserError, match="no token yet"):
         check_server(mine, "127.0.0.1", 0, Options())
@@ -304,7 +304,7 @@ def test_check_server_on_a_taken_port_or_an_unknown_address_is_refused(mine):
     with closing(socket.socket()) as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(UserError, match="another server"):
+        with pytest.raises(UserError, match="cannot listen on"):
             check_server(mine, "127.0.0.1", other.getsockname()[1], Options(tokens=False))
     with pytest.raises(UserError, match=r"no address 'nowhere\.invalid'"):
         check_server(mine, "nowhere.invalid", 0, tokened(mine))
@@ -346,7 +346,7 @@ def happywhale(*words):
 
 
 def test_serve_command_for_others_without_tokens_is_refused(mine):
-    for words, told in ((["--host", "0.0.0.0", "--no-tokens"], "bring a token"), (["--tokens"], "no token yet")):
+    for words, told in ((["--host", "0.0.0.0", "--no-tokens"], "tokens are required"), (["--tokens"], "no token yet")):
         done = happywhale("serve", mine.folder, "--no-browser", *words)
         assert done.exit_code == 2 and told in done.stderr and not done.stdout
 
@@ -356,7 +356,7 @@ def test_catalogue_token_command_makes_and_ends_tokens(mine):
     happywhale("catalogue", "token", mine.folder, "Ben")
     with mine.reading() as session:
         assert (find_token(session, token).name, find_token(session, token).role) == ("Ann", "review")
-    assert "1 token of Ann ended" in happywhale("catalogue", "token", mine.folder, "Ann", "--end").stdout
+    assert "1 token of Ann revoked" in happywhale("catalogue", "token", mine.folder, "Ann", "--end").stdout
     with mine.reading() as session:
         assert find_token(session, token) is None and [row.name for row in list_tokens(session)] == ["Ben"]
     refused = happywhale("catalogue", "token", mine.folder, " ")
@@ -800,7 +800,7 @@ def test_page_asks_how_a_folder_is_grouped_and_undoes_the_grouping(desk, season,
         assert page.is_enabled("#send") and f"{len(dropped)} photographs" in page.inner_text("#chosen")
         page.evaluate(DROP, [(f"{i}.jpg", b64encode(bytes(100 + i)).decode()) for i in range(20)])
         page.wait_for_selector("#send:disabled")
-        assert "Choose how they belong together" in page.inner_text("#grouping-why"), "so many are hardly one animal"
+        assert "Choose a grouping" in page.inner_text("#grouping-why"), "so many are hardly one animal"
         page.click("#clear")
         page.evaluate(DROP, [(f"a_rather_long_name_{name}", b64encode(data).decode()) for name, data in dropped])
         page.check("#group-burst", force=True)
@@ -899,7 +899,7 @@ def test_page_withdraws_moves_and_edits_and_undoes_each(desk, browser):
         page.click("#withdraw")
         page.select_option("#withdraw-reason", "boat")
         page.click("#withdraw-yes")
-        assert says(page, f"{met['name']} is withdrawn.") == 1, "messages do not stack"
+        assert says(page, f"{met['name']} was withdrawn.") == 1, "messages do not stack"
         page.goto(f"{desk}/#/queue?state=withdrawn")
         page.click(f"[data-encounter='{met['id']}']")
         assert "boat" in page.inner_text("#withdrawn") and page.is_disabled("#confirm")
@@ -920,7 +920,7 @@ def test_page_keeps_a_name_that_is_taken_and_a_merged_individual_offers_nothing(
         assert page.input_value("#rename-name") == "hb-0002", "what was typed stays"
         page.click("#rename-merge")
         page.click("#dialog-yes")
-        says(page, "is part of HB-0002 now.")
+        says(page, "was merged into HB-0002.")
         page.goto(f"{desk}/#/individual/1")
         page.wait_for_selector("#merged")
         assert "it was merged into HB-0002" in page.inner_text("#merged")

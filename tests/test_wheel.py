@@ -140,7 +140,7 @@ def test_notebooks_are_copied_once_and_a_changed_copy_is_left(happywhale):
     copy.write_text("{}")
     happywhale(*NOTEBOOKS, "mine")
     assert copy.read_text() == "{}"
-    assert "03_train.ipynb differed and was written over" in happywhale(*NOTEBOOKS, "mine", "--force")
+    assert "03_train.ipynb differed and was overwritten" in happywhale(*NOTEBOOKS, "mine", "--force")
     assert copy.read_bytes() == original
 
 

@@ -21,7 +21,7 @@ from ..core.paths import project_root
 # %% ../../nbs/lib/cli/model.ipynb #model-04
 @click.group()
 def model():
-    """Encoders: embed photographs, export, benchmark; cards of those made elsewhere, and what the hubs have."""
+    """Encoders: fetch, embed photographs, adapt, combine, export, benchmark; cards and presets."""
 
 
 model.add_command(fetch)
@@ -32,7 +32,7 @@ model.add_command(combine)
 
 
 def _place(encoder):
-    """An encoder's path whatever the folder; the name of one that comes with the installation stays a name."""
+    """The absolute path of an encoder, or the name of a built-in one."""
     from happywhale_nb.networks.encoders import is_built_in
 
     return encoder if is_built_in(encoder) else encoder.absolute()
@@ -41,17 +41,17 @@ def _place(encoder):
 @model.command()
 @click.argument("encoder", type=PATH)
 @click.argument("photos", type=PATH)
-@click.option("--to", "target", required=True, type=PATH, help="The Parquet file.")
+@click.option("--to", "target", required=True, type=PATH, help="The Parquet file to write.")
 @accept_option
 def embed(encoder, photos, target, accept):
-    """Embed the photographs of a folder by any encoder: cropped and averaged as in its training.
+    """Embed the photographs of a folder with any encoder; crops and averaging are those of its training.
 
     \b
     Example: happywhale model embed outputs/demo/small_resnet_arcface/fold0/model.keras my_photos --to my_photos.parquet
 
     ENCODER is a trained model.keras, an .onnx file with its card, an encoder folder, or efficientnet_lite0, ..1, ..2
-    (ImageNet's features). PHOTOS is a data folder, whose boxes are used, or any folder with photographs, which are
-    taken whole. The encoder's card, with its licence, is written beside the table.
+    (ImageNet features). PHOTOS is a data folder, whose boxes are used, or any folder of photographs, which are used
+    whole. The encoder's card, with its licence, is written next to the table.
     """
     from happywhale_nb.networks.encoders import stated_card
 
@@ -65,13 +65,13 @@ def embed(encoder, photos, target, accept):
 # %% ../../nbs/lib/cli/model.ipynb #model-06
 @model.command()
 @click.argument("model", type=PATH)
-@click.option("--to", "target", required=True, type=PATH, help="The file (onnx: *.onnx) or folder.")
+@click.option("--to", "target", required=True, type=PATH, help="The file (onnx: *.onnx) or folder to write.")
 @click.option("--format", "format_", default="openvino", show_default=True, help="openvino or onnx.")
 def export(model, target, format_):
-    """Write a trained model's encoder for OpenVINO or ONNX Runtime, with its card, checked against Keras.
+    """Export a trained model's encoder to OpenVINO or ONNX, with its card, and check it against Keras.
 
-    The photographs that it was trained on are listed beside the card, by content, as far as the study's data folder is
-    there: a catalogue calibrates its probabilities on others.
+    If the study's data folder exists, the training photographs are listed next to the card, by content. A catalogue
+    then calibrates its probabilities on others.
 
     \b
     Example: happywhale model export outputs/demo/small_resnet_arcface/fold0/model.keras --to outputs/encoder
@@ -83,11 +83,11 @@ def export(model, target, format_):
     seen = trained_on(_place(model))
     entries = () if seen is None else seen.sha256 | seen.names
     worst = export_encoder(_place(model), target.absolute(), format_, trained=entries)
-    click.echo(f"{os.path.relpath(target)}: embeddings as Keras makes them, smallest cosine {worst:.6f}")
+    click.echo(f"{os.path.relpath(target)}: embeddings match Keras, smallest cosine {worst:.6f}")
 
 # %% ../../nbs/lib/cli/model.ipynb #model-08
 def _merge(result, target):
-    """The rows of `target` that were measured alike and are not measured again, before those of `result`."""
+    """`result`, preceded by comparable rows of `target` for other presets."""
     before = read_json(target) if target.is_file() else {}
     if any(before.get(name) != result[name] for name in ("device", "classes")):
         return result
@@ -103,9 +103,9 @@ def _row_line(row):
 # %% ../../nbs/lib/cli/model.ipynb #model-09
 @model.command()
 @click.argument("presets", nargs=-1)
-@click.option("--to", "target", type=PATH, help="The JSON file [outputs/architectures.json], which reports read.")
+@click.option("--to", "target", type=PATH, help="JSON file, read by reports [outputs/architectures.json].")
 def benchmark(presets, target):
-    """Parameters, multiply-adds, memory and speed of PRESETS (else of the paper's and those for CPUs) on this machine.
+    """Measure parameters, multiply-adds, memory and speed of PRESETS [the paper's and those for CPUs] on this machine.
 
     \b
     Example: happywhale model benchmark

@@ -55,7 +55,7 @@ def _error(request, error):
 
 # %% ../../nbs/lib/server/app.ipynb #app-06
 def _conflict(request, error):
-    """The response to a conflict: what it is about, see `schemas.ConflictProblem`."""
+    """The response to a conflict, with the data of `schemas.ConflictProblem`."""
     state, body = request.app.state.shared, {"detail": str(error), "species": getattr(error, "species", None)}
     body |= {"encounter": None, "decision": None, "individual": None}
     with state.catalogue.reading() as session:
@@ -70,7 +70,7 @@ def _conflict(request, error):
 
 
 def _encounter_of(request):
-    """Number of the encounter that a request is about, also by one of its photos; None if it is about none."""
+    """Number of the encounter in a request's path, or of the encounter of its photo; None without either."""
     number, path = request.path_params.get("number"), request.url.path
     if number is None or not path.startswith(("/api/encounters/", "/api/photos/")):
         return None
@@ -96,29 +96,29 @@ def _invalid(request, error):
 
 # %% ../../nbs/lib/server/app.ipynb #app-07
 def _http_error(request, error):
-    """The response to an error that already has a status, as those of FastAPI itself."""
+    """The response to an error that already has a status, such as FastAPI's own errors."""
     detail = str(error.detail)
     if detail == "Not Found":
-        detail = "there is no such address: /docs lists them all"
+        detail = "not found: /docs lists all endpoints"
     return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
 # %% ../../nbs/lib/server/app.ipynb #app-15
 PROBLEMS = {
     400: {"model": schemas.Problem, "description": "The request cannot be carried out."},
     401: {"model": schemas.Problem, "description": "A token is missing or not valid."},
-    403: {"model": schemas.Problem, "description": "The role does not allow this, or the request is another site's."},
-    404: {"model": schemas.Problem, "description": "There is no such row or page."},
-    409: {"model": schemas.ConflictProblem, "description": "It was changed meanwhile, or a later decision needs it."},
+    403: {"model": schemas.Problem, "description": "The role does not permit this, or it is a cross-site request."},
+    404: {"model": schemas.Problem, "description": "Not found. See /docs for the endpoints."},
+    409: {"model": schemas.ConflictProblem, "description": "Conflict: the data changed, or a later decision needs it."},
     413: {"model": schemas.Problem, "description": "Too many photographs or bytes in one request."},
     422: {"model": schemas.Problem, "description": "A field or a photograph is not valid."},
     429: {"model": schemas.Problem, "description": "Too many requests."},
-    503: {"model": schemas.Problem, "description": "The network is not loaded yet, or too busy: try again."},
+    503: {"model": schemas.Problem, "description": "The network is not loaded yet, or its queue is full: try again."},
 }
 
 # %% ../../nbs/lib/server/app.ipynb #app-09
 API_DESCRIPTION = (
     "Identify individuals on photographs, and decide about encounters. "
-    "The web page uses the same interface."
+    "The web page uses the same API."
 )
 
 
@@ -132,9 +132,9 @@ def _add_handlers(app):
 
 
 def _add_pages(app):
-    """Serve the web page, the page of the OpenAPI document, and their files."""
+    """Serve the web page, the page of the API description, and their files."""
     web = files("happywhale_nb") / "server" / "web"
-    for media_type, suffix in (("text/javascript", ".js"), ("text/css", ".css")):  # Windows' registry may say otherwise
+    for media_type, suffix in (("text/javascript", ".js"), ("text/css", ".css")):  # Windows' registry may have others
         mimetypes.add_type(media_type, suffix)
     app.mount("/web", StaticFiles(directory=str(web)), name="web")
     for url, page in (("/", "index.html"), ("/docs", "docs.html")):
@@ -146,10 +146,10 @@ def make_app(state: AppState, load: Callable[[], PhotoEmbedder] | None = None) -
 
     Args:
         state: the state that all requests share.
-        load: returns the embedder; called in a thread when the app starts. None: `state` has one, or none is needed.
+        load: returns the embedder; called in a thread at startup. None: `state` has an embedder, or needs none.
 
     Returns:
-        The app, with the state as `app.state.shared`. It closes the embedder at the end.
+        The app, with the state as `app.state.shared`. It closes the embedder at shutdown.
     """
     app = FastAPI(
         title="happywhale catalogue",
@@ -170,7 +170,7 @@ def make_app(state: AppState, load: Callable[[], PhotoEmbedder] | None = None) -
 
 # %% ../../nbs/lib/server/app.ipynb #app-16
 def _lifespan(state, load):
-    """What an app does when it starts and ends: load the embedder in a thread, and close it."""
+    """The app's lifespan: load the embedder in a thread at startup, and close it at shutdown."""
 
     @asynccontextmanager
     async def lifespan(app):

@@ -72,14 +72,14 @@ def _unauthorized(request, state, token):
     """The error for a token that is missing or not valid."""
     address = request.client.host if request.client else "local"
     if token and not state.limiter.allowed("sign in", address):
-        return HTTPException(429, "too many tokens were wrong: wait a minute", {"Retry-After": "60"})
+        return HTTPException(429, "too many invalid tokens: wait a minute", {"Retry-After": "60"})
     message = "this token is not valid" if token else _ask_for_token(state.catalogue)
     return HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
 
 def _ask_for_token(catalogue):
     command = f"`happywhale catalogue token {catalogue.folder.name} NAME --role read`"
-    return f"a token is needed, as the header Authorization: Bearer TOKEN; who runs the server makes one: {command}"
+    return f"a token is needed, in the header Authorization: Bearer TOKEN; the administrator creates one with {command}"
 
 # %% ../../nbs/lib/server/dependencies.ipynb #dependencies-06
 def require_role(role: str, kind: str = "request") -> fastapi.params.Depends:
@@ -87,10 +87,10 @@ def require_role(role: str, kind: str = "request") -> fastapi.params.Depends:
 
     Args:
         role: the role that the route requires, one of `ROLES`.
-        kind: the kind of request that is counted, a key of `Options.rates`.
+        kind: the kind of request for the rate limit, a key of `Options.rates`.
 
     Returns:
-        A dependency that gives the `Caller`.
+        A dependency that returns the `Caller`.
 
     Raises:
         HTTPException: by the dependency: 401 without a valid token, 403 without the role, 429 over the limit.
@@ -99,7 +99,7 @@ def require_role(role: str, kind: str = "request") -> fastapi.params.Depends:
     def check(request: Request):
         caller = authenticate(request)
         if not may(caller.role, role):
-            raise HTTPException(403, f"{caller.name} may {caller.role}, and this takes the role {role}")
+            raise HTTPException(403, f"{caller.name} has the role {caller.role}; this request needs the role {role}")
         if not request.app.state.shared.limiter.allowed(kind, caller.name):
             raise HTTPException(429, "too many requests: wait a minute", {"Retry-After": "60"})
         return caller
@@ -128,7 +128,7 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 
 # %% ../../nbs/lib/server/dependencies.ipynb #dependencies-13
 def clean_query(text: str) -> str:
-    """Remove from a query what a database cannot store.
+    """Remove characters that a database cannot store from the text of a query.
 
     Args:
         text: text of a query parameter.
@@ -152,7 +152,7 @@ def attachment(name: str) -> str:
     return f"attachment; filename={plain}; filename*=UTF-8''{quote(name, safe='')}"
 
 # %% ../../nbs/lib/server/dependencies.ipynb #dependencies-09
-PHOTOGRAPHS = f"{TAKEN}, told by their content; of several pages the first. HEIC where the extra `heic` is installed."
+PHOTOGRAPHS = f"{TAKEN}, detected by content; only the first page. HEIC if the extra `heic` is installed."
 Photographs = Annotated[list[UploadFile], File(description=PHOTOGRAPHS)]
 
 
@@ -170,7 +170,7 @@ def read_files(state: AppState, photos: Sequence[UploadFile]) -> list[tuple[str,
         TooLarge: for more than `Options.max_photos` uploads.
     """
     if len(photos) > state.options.max_photos:
-        raise TooLarge(f"{len(photos)} photographs at once: {state.options.max_photos} at most")
+        raise TooLarge(f"{len(photos)} photographs in one request; the maximum is {state.options.max_photos}")
     max_bytes = state.options.limits.bytes
     files = []
     for photo in photos:

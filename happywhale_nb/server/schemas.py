@@ -25,7 +25,7 @@ Note = Annotated[str, Field(max_length=2000)]
 
 
 class RequestBody(BaseModel):
-    """The base of all request bodies: refuses unknown fields and infinite numbers."""
+    """The base of all request bodies: rejects unknown fields and infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -37,7 +37,7 @@ class SignInRequest(RequestBody):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-05
 class AnswerRequest(RequestBody):
-    """The number of candidates, and the known photographs that count: by species, side, place and dates."""
+    """The number of candidates, and filters of the known photographs: by species, side, place and dates."""
 
     k: int = Field(10, ge=1, le=50)
     species: Text = ""
@@ -50,7 +50,7 @@ class AnswerRequest(RequestBody):
 class DecisionRequest(RequestBody):
     """A decision about an encounter. `version` is the version of the encounter that the user saw.
 
-    `species` is that of a new individual whose encounter has none: "" if it is unknown, null if nobody was asked.
+    `species` is the species of a new individual if its encounter has none: "" if unknown, null if not asked yet.
     """
 
     kind: Literal["confirm", "reject", "new", "unsure"]
@@ -63,9 +63,9 @@ class DecisionRequest(RequestBody):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-07
 class EncounterEdit(RequestBody):
-    """New values for an encounter; fields that are left out stay as they are.
+    """New values for an encounter; omitted fields are not changed.
 
-    `sides` are those of single photographs, by their numbers; `side` is that of all its photographs.
+    `sides`: sides of single photographs, by number; `side`: the side of all its photographs.
     """
 
     version: Number
@@ -100,7 +100,7 @@ class MergeRequest(RequestBody):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-08
 class SplitRequest(RequestBody):
-    """The encounters of the new individual, and its name; without a name it gets the next free one."""
+    """The encounters of the new individual, and its name; the default is the next free name."""
 
     encounter_ids: Annotated[list[Number], Field(min_length=1, max_length=10_000)]
     name: Text | None = None
@@ -108,7 +108,7 @@ class SplitRequest(RequestBody):
 
 
 class IndividualEdit(RequestBody):
-    """The new name of an individual, or its species ("": unknown); one of both."""
+    """The new name of an individual, or its new species ("": unknown); only one of the two."""
 
     name: Text | None = None
     species: Text | None = None
@@ -130,9 +130,9 @@ class WithdrawRequest(RequestBody):
 
 
 class MoveRequest(RequestBody):
-    """The photographs to move, and the encounter that gets them; null for a new one.
+    """The photographs to move, and the encounter to move them to; null for a new one.
 
-    `versions` are those of encounters as they were seen, by number; encounters that are left out are not checked.
+    `versions`: the encounter versions that the user saw, by number; omitted encounters are not checked.
     """
 
     photo_ids: Annotated[list[Number], Field(min_length=1, max_length=10_000)]
@@ -142,7 +142,7 @@ class MoveRequest(RequestBody):
 
 
 class RegroupRequest(RequestBody):
-    """The encounters to group anew, and how: by `folder`, `day` or `burst:MINUTES`. `dry_run` changes nothing."""
+    """The encounters to regroup, and the rule: `folder`, `day` or `burst:MINUTES`. `dry_run` changes nothing."""
 
     encounter_ids: Annotated[list[Number], Field(min_length=1, max_length=10_000)]
     by: Text
@@ -159,7 +159,7 @@ class IdAndName(BaseModel):
 
 
 class CropView(BaseModel):
-    """The part of a photograph that the network sees. `aspect` is width over height of what the crop shows."""
+    """The network's crop of a photograph. `aspect`: width over height of the cropped area."""
 
     source: str
     box: list[float] | None
@@ -169,7 +169,7 @@ class CropView(BaseModel):
 class PhotoView(BaseModel):
     """A photograph. `width` and `height` are pixels of the upright image.
 
-    `withdrawn`: the reason, "" if it is not; `uploaded`: its file is the catalogue's own.
+    `withdrawn`: the reason, "" if not withdrawn; `uploaded`: whether its file is stored in the catalogue's folder.
     """
 
     id: int
@@ -179,13 +179,13 @@ class PhotoView(BaseModel):
     side: str
     taken: str
     encounter_id: int
-    withdrawn: str = ""  # answers that an earlier version stored have neither
+    withdrawn: str = ""  # missing in answers of earlier versions, like `uploaded`
     uploaded: bool = False
     crop: CropView
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-12
 class Withdrawal(BaseModel):
-    """Why, by whom and when an encounter was withdrawn; `decision` is the number to undo, null if it is only empty."""
+    """Reason, user and time of a withdrawal; `decision` is the number to undo, null for an encounter without photos."""
 
     reason: str
     user: str
@@ -196,8 +196,8 @@ class Withdrawal(BaseModel):
 class EncounterView(BaseModel):
     """One animal at one time and place, with its photographs.
 
-    An encounter that has no photographs left is shown as withdrawn. `no_animal`: whether its photographs probably show
-    no animal; null for one that is decided, and where it is not known.
+    An encounter without photographs is shown as withdrawn. `no_animal`: whether its photographs probably show no
+    animal; null if it is decided, or if this is unknown.
     """
 
     id: int
@@ -231,8 +231,8 @@ class EncounterList(BaseModel):
 class IndividualView(BaseModel):
     """An individual: numbers of encounters and photographs, first and last date, and a photograph as `cover`.
 
-    `known_as` are names that it had before, or that were merged into it. One that is not `active` can be neither
-    renamed, merged nor split.
+    `known_as`: its former names, and names of individuals merged into it. An individual that is not `active` cannot be
+    renamed, merged or split.
     """
 
     id: int
@@ -259,8 +259,8 @@ class IndividualList(BaseModel):
 class DecisionView(BaseModel):
     """A row of the audit log: who decided what and when, with rank and probability in the answer that was shown.
 
-    `text` tells it in words. Of a merge, `other` became part of `individual`; of a split, `individual` came from
-    `other`. `photos` are numbers of photographs that it changed. `can_undo`: it stands, and is of a kind that can be
+    `text` is a sentence for users. In a merge, `other` became part of `individual`. In a split, `individual` came from
+    `other`. `photos`: numbers of the changed photographs. `can_undo`: the decision is not undone, and its kind can be
     undone.
     """
 
@@ -297,7 +297,7 @@ class AuditLog(BaseModel):
 
 
 class EncounterDecision(BaseModel):
-    """A decision, and the present state of the encounter that it is about, and of all that it changed."""
+    """A decision, with the present state of its encounter and of all encounters that it changed."""
 
     decision: DecisionView
     encounter: EncounterView | None
@@ -305,20 +305,20 @@ class EncounterDecision(BaseModel):
 
 
 class EditedEncounter(EncounterView):
-    """An encounter after an edit, and the decision by which that is undone; null if nothing differed."""
+    """An encounter after an edit, and the decision to undo; null if nothing changed."""
 
     decision: DecisionView | None
 
 
 class MovedPhotos(BaseModel):
-    """A decision about photographs, and the encounters that it changed; the one that gets them comes first."""
+    """A decision about photographs, and the changed encounters; the target encounter comes first."""
 
     decision: DecisionView
     encounters: list[EncounterView]
 
 
 class PhotoGroup(BaseModel):
-    """Photographs that belong to one encounter: null if that is a new one, which is still to be made."""
+    """Photographs of one encounter; `encounter` is null if it does not exist yet."""
 
     label: str
     encounter: IdAndName | None
@@ -326,7 +326,7 @@ class PhotoGroup(BaseModel):
 
 
 class Regrouped(BaseModel):
-    """How photographs are grouped; the decision is null if nothing was changed."""
+    """Groups of photographs; the decision is null if nothing was changed."""
 
     decision: DecisionView | None
     groups: list[PhotoGroup]
@@ -334,14 +334,14 @@ class Regrouped(BaseModel):
 
 
 class IndividualDecision(BaseModel):
-    """A decision about individuals, and the individual that stays or is new."""
+    """A decision about individuals, and the remaining or new individual."""
 
     decision: DecisionView
     individual: IndividualView
 
 
 class EditedIndividual(IndividualView):
-    """An individual after it was renamed or got a species, and the decision by which that is undone."""
+    """An individual with its new name or species, and the decision to undo."""
 
     decision: DecisionView
 
@@ -353,7 +353,7 @@ class CandidateIndividual(IdAndName):
 
 
 class MatchedPhoto(PhotoView):
-    """The known photograph that is nearest to the query, with the date, place and encounter it is from."""
+    """The known photograph nearest to the query, with its date, place and encounter."""
 
     date: str
     place: str
@@ -369,7 +369,7 @@ class PhotoList(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-19
 class SpeciesView(BaseModel):
-    """A species, and the probability that the animal is one."""
+    """A species, and the probability that the animal belongs to it."""
 
     name: str
     probability: float
@@ -378,10 +378,10 @@ class SpeciesView(BaseModel):
 class Candidate(BaseModel):
     """A candidate of an answer.
 
-    `score` is a cosine, or the threshold for the new individual; `in_set`: whether it belongs to the candidate set;
-    `proposed`: the name that a new individual would get; `photo`: its nearest photograph; `query_photo`: the number of
-    the query's photograph that it is nearest to; `photos`: how many photographs of it are known; `species`: of the new
-    individual, the likeliest if it is new, null where that is not told.
+    `score`: a cosine, or for the new individual the threshold. `in_set`: whether it belongs to the candidate set.
+    `proposed`: the name that a new individual would get. `photo`: its photograph nearest to the query. `query_photo`:
+    number of the query's photograph nearest to it. `photos`: number of its known photographs. `species`: of the new
+    individual, the likeliest species; null if that is unknown.
     """
 
     rank: int
@@ -401,15 +401,16 @@ class Candidate(BaseModel):
 class AnswerView(BaseModel):
     """The candidates for a query, best first.
 
-    The first `set_size` are a list that was made to contain the true individual with probability 1 - `alpha`. What such
-    lists have held is `coverage`, with the 95 % interval from `coverage_low` to `coverage_high`, measured on so many
-    encounters that did not set the list's limit; `promise` says it in a sentence. Where that cannot be reached or was
-    not measured, nothing is `promised`, and `set_size` is 0. `other_probability` is that of all individuals that are
-    not listed; all probabilities are among all known individuals, whatever the filters hide. `id` and `encounter_id`
-    are null for an answer that is not stored. `no_animal`: the photographs of the query probably show no animal; null
-    where that is not known. `heat_maps`: how maps of where two photographs resemble each other are made: "grad-cam",
-    "occlusion" (parts are hidden one at a time), or "" if there are none. `species`: which it probably is, also where
-    the animal is new, the likeliest first; empty where that is not told.
+    The first `set_size` candidates form a conformal set that contains the true individual with probability 1 - `alpha`.
+    `coverage` is the measured coverage of such sets, with the 95 % interval from `coverage_low` to `coverage_high`. It
+    was measured on `coverage_encounters` held-out encounters. `promise` describes this in a sentence. If the coverage
+    cannot be reached or was not measured, `promised` is false and `set_size` is 0.
+
+    `other_probability`: the sum over all individuals that are not listed. Probabilities are relative to all known
+    individuals, including those that filters hide. `id` and `encounter_id`: null for an answer that is not stored.
+    `no_animal`: whether the photographs probably show no animal; null if unknown. `heat_maps`: the method, "grad-cam"
+    or "occlusion", or "" if there are none. `species`: the likeliest species first, also for a new individual; empty
+    if unknown.
     """
 
     id: int | None
@@ -434,7 +435,7 @@ class AnswerView(BaseModel):
 class Facets(BaseModel):
     """The values that encounters can be filtered by, and the number of encounters in each state.
 
-    `no_animal`: how many open ones probably show no animal; null where that is not known.
+    `no_animal`: number of open encounters that probably show no animal; null if unknown.
     """
 
     species: list[str]
@@ -447,10 +448,11 @@ class Facets(BaseModel):
 
 
 class EncoderView(BaseModel):
-    """Whose encoder the catalogue uses, and under which licence; "" where nothing is known.
+    """The catalogue's encoder, its source and its licence; unknown fields are "".
 
-    `accepted` is the day on which a person accepted a licence that forbids commercial use. `text` says all of it, "" if
-    there is nothing to say. `boxes` says the same of a detector from elsewhere; `commercial` is false if either's is.
+    `accepted`: the day on which a user accepted a licence that forbids commercial use. `text`: all of this as a
+    sentence, "" without a licence. `boxes`: the same sentence for each third-party detector. `commercial`:
+    whether both permit commercial use.
     """
 
     name: str
@@ -465,8 +467,8 @@ class EncoderView(BaseModel):
 class CatalogueView(BaseModel):
     """The name of the catalogue, its numbers of rows, its model, and the rule by which its photos are grouped.
 
-    `encounters_by`: `folder`, `day`, `burst:MINUTES`, or "" if none was chosen; the page proposes it for what is added.
-    `embeds`: whether new photographs can be added; not to a catalogue of vectors that were made elsewhere.
+    `encounters_by`: `folder`, `day`, `burst:MINUTES`, or "" for none; the page proposes it for new photographs.
+    `embeds`: whether new photographs can be added; false for a catalogue of imported vectors.
     """
 
     name: str
@@ -481,7 +483,7 @@ class CatalogueView(BaseModel):
 
 
 class SessionView(BaseModel):
-    """The user that is signed in, the role, and the catalogue. `tokens`: whether this server requires tokens."""
+    """The signed-in user, the role, and the catalogue. `tokens`: whether this server requires tokens."""
 
     user: str
     role: Literal["read", "review", "admin"]
@@ -497,7 +499,7 @@ class Health(BaseModel):
 
 
 class MissingPhotos(BaseModel):
-    """How many photographs are not found, the first of them by name, and what to do; "" if all are there."""
+    """Number of missing photographs, names of the first, and the remedy as `text`; "" if none is missing."""
 
     missing: int
     names: list[str]
@@ -524,7 +526,7 @@ class ProposedName(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-24
 class ExportMessages(BaseModel):
-    """What another program will refuse of an export (the first of it), what is left out, and how many both are."""
+    """Rows of an export that the other program will refuse (the first of them), rows left out, and their number."""
 
     refused: list[str]
     notes: list[str]
@@ -540,8 +542,8 @@ class Problem(BaseModel):
 class ConflictProblem(Problem):
     """A conflict: the encounter's present state and the latest decision about it, or a question to the user.
 
-    For an undo, `decision` is the one that has to be undone first. `individual` is the one that a name belongs to: is
-    it meant? `species` are those of the catalogue: which is the new individual's?
+    For an undo, `decision` is the decision to undo first. `individual`: the individual that already has the given name.
+    `species`: the catalogue's species, if the new individual needs one.
     """
 
     encounter: EncounterView | None = None

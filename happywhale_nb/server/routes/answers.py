@@ -41,15 +41,15 @@ def match_photos(state: AppState, photos: Sequence[UploadFile], k: int) -> dict:
     Args:
         state: the state of the app.
         photos: the uploads.
-        k: known individuals wanted.
+        k: number of known individuals to return.
 
     Returns:
-        The answer, as `schemas.AnswerView`, without numbers.
+        The answer, as `schemas.AnswerView`; `id` and `encounter_id` are None.
 
     Raises:
         BadPhoto: if there is no photo, or one that cannot be used.
         TooLarge: for too many photos, or one with too many bytes.
-        Busy: if the network is not loaded, or too many photos wait for it.
+        Busy: if the network is not loaded, or its queue is full.
     """
     embedder = state.network.ready()
     refuse_made_elsewhere(embedder)
@@ -74,7 +74,7 @@ def ask(state: State, caller: Asking, number: Number, body: schemas.AnswerReques
         state: the state of the app.
         caller: the user or program; any role.
         number: the encounter's.
-        body: the number of candidates, and which known photographs count.
+        body: the number of candidates, and filters of the known photographs.
 
     Returns:
         A dict as of `schemas.AnswerView`.
@@ -115,10 +115,10 @@ def identify(
         state: the state of the app.
         caller: the user or program; any role.
         photos: the uploads.
-        k: known individuals wanted.
+        k: number of known individuals to return.
 
     Returns:
-        A dict as of `schemas.AnswerView`, without numbers.
+        A dict as of `schemas.AnswerView`; `id` and `encounter_id` are None.
 
     Raises:
         BadPhoto: if a photo cannot be used.
@@ -142,7 +142,7 @@ def heat_map_png(state: AppState, number: int, rank: int, of: Literal["query", "
 
     Raises:
         NotFound: if there is no such answer, or no pair of photos at this rank.
-        UserError: for a catalogue of vectors that were made elsewhere.
+        UserError: for a catalogue of imported vectors.
         Busy: if the network is not loaded, or too many photos wait for it.
     """
     pair = _photo_pair(state, number, rank)
@@ -178,9 +178,9 @@ def heat(
     rank: Annotated[int, Query(ge=1, le=51)] = 1,
     of: Literal["query", "match"] = "query",
 ) -> Response:
-    """Draw where the two photographs of a match resemble each other: a picture to lay over the crop.
+    """Draw a heat map of where the two photographs of a match resemble each other, to lay over the crop.
 
-    The header x-heat-maps says how it was made: "grad-cam", or "occlusion" where parts were hidden one at a time.
+    The header x-heat-maps contains the method: "grad-cam" or "occlusion".
     \f
     Args:
         state: the state of the app.
@@ -202,7 +202,7 @@ def heat(
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-13a
 MAX_MATCHES = 50
 Uploads = Annotated[list[UploadFile] | None, File(description=PHOTOGRAPHS)]
-BracketUploads = Annotated[list[UploadFile] | None, File(alias="images[]", description="Another name of `images`.")]
+BracketUploads = Annotated[list[UploadFile] | None, File(alias="images[]", description="Alternative name of `images`.")]
 
 
 def uploaded_images(images: Uploads = None, bracketed: BracketUploads = None) -> list[UploadFile]:
@@ -213,7 +213,7 @@ def uploaded_images(images: Uploads = None, bracketed: BracketUploads = None) ->
         bracketed: those of the field `images[]`.
 
     Returns:
-        All of them, maybe none.
+        All uploads, possibly none.
     """
     return [*(images or ()), *(bracketed or ())]
 
@@ -241,7 +241,7 @@ def match(
         Busy: if the network is not loaded, or too many photos wait for it.
     """
     if not images:
-        raise BadPhoto("no photographs were sent: send each in the form's field images")
+        raise BadPhoto("no photographs were sent: send each in the form field images")
     answer = match_photos(state, images, MAX_MATCHES)
     candidates = answer["candidates"]
     known = [each for each in candidates if not each["is_new"]]
@@ -261,6 +261,6 @@ def _match(rank, candidate, probability_new):
 
 
 def _doubted(match):
-    """A match for photographs that probably show no animal: the app paints its rating, so it gets none."""
-    details = f"probably no animal on these photographs, else {match['rating']:.0%}; {match['details']}"
+    """A match for photographs that probably show no animal: its rating is 0, because the app colours by rating."""
+    details = f"probably no animal; otherwise {match['rating']:.0%}; {match['details']}"
     return match | {"rating": 0.0, "details": details}

@@ -41,16 +41,16 @@ def facets(app_state: State, caller: Reader) -> schemas.Facets:
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-04
 @dataclass(frozen=True)
 class EncounterQuery:
-    """Query parameters that choose encounters; "" is no restriction.
+    """Query parameters that filter encounters; "" is no filter.
 
     Attributes:
-        state: undecided, confirmed, new, unsure or withdrawn; "" or all: every one.
+        state: undecided, confirmed, new, unsure or withdrawn; "" or all: every state.
         species: Happywhale's English name.
-        side: of one of its photos, left or right.
+        side: of at least one of its photos, left or right.
         place: name of the site.
         since: first date, ISO 8601.
-        until: last date, included (`2026-07` with its days).
-        q: text anywhere in the name of the encounter, a photo, or the individual.
+        until: last date, inclusive (`2026-07` includes all its days).
+        q: substring of the name of the encounter, a photo, or the individual.
     """
 
     state: Words = ""
@@ -71,21 +71,21 @@ def encounters(
     after: Words = "",
     limit: Limit = 50,
 ) -> schemas.EncounterList:
-    """List encounters by date, a page at a time; `state=undecided` gives the queue of those to decide.
+    """List encounters by date, a page at a time; `state=undecided` returns the queue.
     \f
     Args:
         app_state: the state of the app.
         caller: the user or program; any role.
-        query: which encounters.
-        no_animal: only open ones that probably show no animal, or all but these; null: all.
-        after: `next` of the page before; "": the first page.
+        query: the filters.
+        no_animal: true: only open encounters that probably show no animal; false: all others; null: all.
+        after: `next` of the previous page; "": the first page.
         limit: encounters on a page.
 
     Returns:
         A dict as of `schemas.EncounterList`.
 
     Raises:
-        UserError: for an `after` that no page gave, and for `no_animal` where that is not known.
+        UserError: for an invalid `after`, and for `no_animal` if that is unknown.
     """
     settings, filters = app_state.matcher.model.settings, map(clean_query, astuple(query))
     flagged = encounters_without_animal(app_state.matcher)
@@ -122,9 +122,9 @@ def individuals(
     Args:
         app_state: the state of the app.
         caller: the user or program; any role.
-        q: text anywhere in the name, or in a name that it had before.
-        species: only this one; "": all.
-        after: `next` of the page before; "": the first page.
+        q: substring of its name, or of a former name.
+        species: only this species; "": all.
+        after: `next` of the previous page; "": the first page.
         limit: individuals on a page.
 
     Returns:
@@ -162,14 +162,14 @@ def individual_photos(
     after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     limit: Limit = 50,
 ) -> schemas.PhotoList:
-    """List all photographs of an individual, those of a side first, the latest first among them.
+    """List all photographs of an individual: first those of one side, then the others, each by date, the latest first.
     \f
     Args:
         app_state: the state of the app.
         caller: the user or program; any role.
         number: the individual's.
         side: left or right; "": no side comes first.
-        after: `next` of the page before; 0: the first page.
+        after: `next` of the previous page; 0: the first page.
         limit: photographs on a page.
 
     Returns:
@@ -217,8 +217,8 @@ def audit_log(
         app_state: the state of the app.
         caller: the user or program; any role.
         encounter_id: only decisions about this encounter.
-        individual_id: only decisions about this individual, also as the second one.
-        after: `next` of the page before; None: the first page.
+        individual_id: only decisions about this individual, including merges and splits with another.
+        after: `next` of the previous page; None: the first page.
         limit: decisions on a page.
 
     Returns:

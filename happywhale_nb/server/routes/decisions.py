@@ -61,7 +61,7 @@ def add_encounter(
         state: the state of the app.
         caller: a reviewer or an admin.
         photos: the uploads.
-        form: what is known of the encounter.
+        form: the data of the encounter.
         side: of the animal: left, right or "".
 
     Returns:
@@ -69,7 +69,7 @@ def add_encounter(
 
     Raises:
         UserError: for photos or fields that cannot be used, as `ingest_uploads`.
-        Busy: if the network is not loaded, or too many photos wait for it.
+        Busy: if the network is not loaded, or its queue is full.
     """
     embedder, files, metadata = state.network.ready(), read_files(state, photos), Metadata(**asdict(form))
     limits = state.options.limits
@@ -123,7 +123,7 @@ def decision_view(state: AppState, number: int) -> dict:
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-05
 @router.patch("/encounters/{number}")
 def edit(state: State, caller: Reviewer, number: Number, body: schemas.EncounterEdit) -> schemas.EditedEncounter:
-    """Change date, place, species or position of an encounter, or sides of its photographs; only what differs.
+    """Change date, place, species or position of an encounter, or sides of its photographs.
     \f
     Args:
         state: the state of the app.
@@ -211,9 +211,9 @@ def decide(state: State, caller: Reviewer, number: Number, body: schemas.Decisio
     Raises:
         Conflict: if the encounter was changed meanwhile.
         NameTaken: if another individual has or had the name, or one like it.
-        SpeciesMissing: if a species has to be said.
+        SpeciesMissing: if a species has to be specified.
         NotFound: if there is no such encounter, individual or answer.
-        UserError: for a decision that makes no sense.
+        UserError: for an inconsistent decision.
     """
     decision = (body.kind, body.version, body.individual_id, body.name or "", body.answer_id, body.note, body.species)
     with state.catalogue.writing() as session:
@@ -260,20 +260,20 @@ def _decide_about_individuals(state, act, *arguments):
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-09
 @router.post("/individuals/{number}/merge")
 def merge(state: State, caller: Reviewer, number: Number, body: schemas.MergeRequest) -> schemas.IndividualDecision:
-    """Merge an individual into another one, which gets all its encounters: two names were one animal.
+    """Merge an individual into another one, which gets all its encounters: both names were one animal.
     \f
     Args:
         state: the state of the app.
         caller: a reviewer or an admin.
-        number: the individual's that is given up.
-        body: the individual that stays.
+        number: the number of the individual to merge.
+        body: the individual to merge it into.
 
     Returns:
         A dict as of `schemas.IndividualDecision`.
 
     Raises:
         NotFound: if there is no such individual.
-        UserError: if both are one, one is not active, or their species differ.
+        UserError: if both are the same, one is not active, or their species differ.
     """
     return _decide_about_individuals(state, decisions.merge, caller.name, number, body.into, body.note)
 
@@ -293,7 +293,7 @@ def split(state: State, caller: Reviewer, number: Number, body: schemas.SplitReq
 
     Raises:
         NotFound: if there is no such individual.
-        UserError: if it is not active, for other encounters, and for a name in use.
+        UserError: if it is not active, for encounters of other individuals, and for a name in use.
     """
     arguments = (caller.name, number, body.encounter_ids, body.name or "", body.note)
     return _decide_about_individuals(state, decisions.split, *arguments)
@@ -303,7 +303,7 @@ def split(state: State, caller: Reviewer, number: Number, body: schemas.SplitReq
 def edit_individual(
     state: State, caller: Reviewer, number: Number, body: schemas.IndividualEdit
 ) -> schemas.EditedIndividual:
-    """Rename an individual, or give it a species. Its encounters without a species, or with the one it had, get it too.
+    """Rename an individual, or set its species, also on its encounters without a species or with the previous one.
     \f
     Args:
         state: the state of the app.
@@ -317,10 +317,10 @@ def edit_individual(
     Raises:
         NotFound: if there is no such individual.
         NameTaken: if another individual has or had the name, or one like it.
-        UserError: if it is not active, the name is not allowed, it has the species, or both or none are given.
+        UserError: if it is not active, the name is not allowed, the species is unchanged, or both or none are given.
     """
     if (body.name is None) == (body.species is None):
-        raise UserError("give the individual a name or a species, one at a time: each is a decision of its own")
+        raise UserError("give either a name or a species, not both: each is a separate decision")
     act = decisions.rename_individual if body.species is None else decisions.give_species
     done = _decide_about_individuals(state, act, caller.name, number, body.name or body.species or "")
     return done["individual"] | {"decision": done["decision"]}

@@ -32,7 +32,7 @@ def export(
 ) -> Response:  # fmt: skip
     """Export the catalogue as a file: csv, wildbook, camtrap-dp, mark or rmark.
 
-    The file says whose encoder ranked the candidates where its format can; the header x-encoder-licence always does.
+    The header x-encoder-licence names the encoder that ranked the candidates; the file does, too, if its format can.
     \f
     Args:
         state: the state of the app.
@@ -41,14 +41,14 @@ def export(
         species: only this one; "": all.
         occasions: of capture histories.
         submitter: of a Wildbook sheet: your user name in Wildbook.
-        photos: whether the photographs come with it, in a zip archive under the names that the file gives them
-            (wildbook and camtrap-dp).
+        photos: whether to include the photographs, in a zip archive under their names in the file (wildbook and
+            camtrap-dp).
 
     Returns:
         The file as a download.
 
     Raises:
-        UserError: for a species that no photograph shows, and for photographs with another format.
+        UserError: for a species without photographs, and for photographs with another format.
     """
     with state.catalogue.reading() as session:
         table = listings.sightings(session)
@@ -84,12 +84,12 @@ def messages(
         A dict as of `schemas.ExportMessages`, with the first `MAX_MESSAGES` of what is refused.
 
     Raises:
-        UserError: for a species that no photograph shows.
+        UserError: for a species without photographs.
     """
     with state.catalogue.reading() as session:
         table, withdrawn = listings.sightings(session), listings.withdrawn_sightings(session)
     origin = state.catalogue.licence.sentence
     refused, notes = export_messages(table, kind, species, occasions, submitter, withdrawn, origin)
     if kind in WITH_PHOTOS and (lost := lost_photos(state.catalogue, of_species(table, species))):
-        notes.append(f"{len(lost)} photographs are not found where they were, such as {lost[0]}: they cannot go along")
+        notes.append(f"{len(lost)} photographs are missing, such as {lost[0]}: the zip cannot include them")
     return {"refused": refused[:MAX_MESSAGES], "notes": notes, "total": len(refused) + len(notes)}

@@ -21,11 +21,11 @@ from ...core.errors import UserError
 from ..dependencies import Number, Reader, State, attachment
 
 # %% ../../../nbs/lib/server/routes/images.ipynb #routes-images-04
-PICTURE_SIDES = (160, 320, 512, 1024, 1600, 2048)  # few, so that few files are made of each photograph
+PICTURE_SIDES = (160, 320, 512, 1024, 1600, 2048)  # few, to limit the number of files
 
 
 def _told(error, path, place):
-    # the error about a photo's file with its place in the catalogue, not the server's folders
+    # the error about a photo's file, with its path in the catalogue instead of the server's folders
     if not path.is_file():
         remedy = "`happywhale catalogue relink` finds it by its content"
         return NotFound(f"the file of photograph {place} is not where it was: {remedy}")
@@ -33,26 +33,26 @@ def _told(error, path, place):
 
 
 def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | None = None) -> bytes:
-    """Make a small image of a photo, once: it is kept in the catalogue's folder `shown`, which may be deleted.
+    """Make a small image of a photo, and cache it in the catalogue's folder `shown`, which may be deleted.
 
     Args:
         catalogue: the catalogue.
         number: the photo's.
         side: pixels of the longer side, at most 2048; the next larger one of `PICTURE_SIDES` is used.
-        settings: of the model, for the crop that it sees; None: the whole photo.
+        settings: settings of the model, for its crop; None: the whole photo.
 
     Returns:
         The bytes of a JPEG.
 
     Raises:
-        NotFound: if there is no such photo, or its file is gone.
-        UserError: if the file is damaged; the message names the photo, not where it lies.
+        NotFound: if there is no such photo, or its file is missing.
+        UserError: if the file is damaged; the message names the photo, not its folder.
     """
     catalogue.follow_data()
     with catalogue.reading() as session:
         photo, crop = listings.get_or_404(session, Photo, number, "photograph"), listings.photo_crop(session, number)
         path, digest, (box, frame) = catalogue.path(photo), photo.sha256, listings.crop_box(crop)
-        place = photo.name if photo.kept else photo.path  # an upload is kept under its checksum, which nobody knows
+        place = photo.name if photo.kept else photo.path  # uploads are stored under their checksum
     side = next(each for each in PICTURE_SIDES if each >= side)
     options = (box, frame, side, settings["margin"], settings["keep_aspect"]) if settings else (side,)
     options += (settings["aspect"],) if settings and settings.get("aspect", 1) != 1 else ()
@@ -61,7 +61,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
     if not cached.is_file():
         try:
             data = show_crop(path, *options) if settings else show_photo(path, side)
-        except UserError as error:  # the server's folders are nobody's business
+        except UserError as error:  # do not disclose the server's folders
             raise _told(error, path, place) from None
         with atomic(cached) as temporary:
             temporary.write_bytes(data)
@@ -122,7 +122,7 @@ def photo_picture(state: State, caller: Reader, number: Number, side: Side = 160
 # %% ../../../nbs/lib/server/routes/images.ipynb #routes-images-07
 @router.get("/photos/{number}/crop", response_class=Response, responses=JPEG_RESPONSE)
 def photo_crop(state: State, caller: Reader, number: Number, side: Side = 512) -> Response:
-    """Get the crop that the network sees, of its shape; stretch it to the crop's `aspect` to undo the distortion.
+    """Get the crop at the network's input shape; stretch it to the crop's `aspect` to undo the distortion.
     \f
     Args:
         state: the state of the app.

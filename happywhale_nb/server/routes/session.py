@@ -61,12 +61,12 @@ def _session_view(state, caller):
     return {"user": caller.name, "role": caller.role, "tokens": state.options.tokens, "catalogue": counts}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-14
-NAMED = 5  # photos that are named
+NAMED = 5  # maximum of photos to name
 
 
 @router.get("/missing-photos")
 def missing_photos(state: State, caller: Reader) -> schemas.MissingPhotos:
-    """Count the photographs whose files are not where they were, and tell how they are found again.
+    """Count the photographs whose files are missing, and return the remedy.
     \f
     Args:
         state: the state of the app.
@@ -83,7 +83,7 @@ def missing_photos(state: State, caller: Reader) -> schemas.MissingPhotos:
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-05
 @router.get("/session")
 def session(state: State, caller: Reader) -> schemas.SessionView:
-    """Get the user that is signed in, the role, and the numbers of the catalogue's rows.
+    """Get the signed-in user, the role, and the numbers of the catalogue's rows.
     \f
     Args:
         state: the state of the app.
@@ -97,7 +97,7 @@ def session(state: State, caller: Reader) -> schemas.SessionView:
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-09
 @router.post("/session")
 def sign_in(state: State, request: Request, response: Response, body: schemas.SignInRequest) -> schemas.SessionView:
-    """Put a token into a cookie that the page's scripts cannot read.
+    """Sign in: store a token in a cookie that the page's scripts cannot read.
     \f
     Args:
         state: the state of the app.
@@ -109,7 +109,7 @@ def sign_in(state: State, request: Request, response: Response, body: schemas.Si
         A dict as of `schemas.SessionView`.
 
     Raises:
-        HTTPException: 401 for a token that is not valid, 429 after too many of them from one address.
+        HTTPException: 401 for an invalid token, 429 after too many invalid tokens from one address.
     """
     caller = authenticate(request, body.token)
     secure = request.url.scheme == "https"
@@ -120,10 +120,10 @@ def sign_in(state: State, request: Request, response: Response, body: schemas.Si
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-12
 @router.delete("/session", status_code=204)
 def sign_out(response: Response) -> None:
-    """Delete the cookie.
+    """Sign out: delete the cookie.
     \f
     Args:
-        response: tells the browser to delete it.
+        response: instructs the browser to delete it.
     """
     response.delete_cookie(COOKIE)
 

@@ -1,4 +1,4 @@
-// Talking to the server: JSON in and out, one sentence for every failure, patience while the model loads.
+// Requests to the server: JSON in and out, an error message for every failure, retries while the model loads.
 
 export class ApiError extends Error {
   constructor(status, body) {
@@ -9,10 +9,10 @@ export class ApiError extends Error {
 }
 
 function unsaid(status) {
-  if (status === 0) return "The server cannot be reached. Is it running, and is there a connection?";
-  if (status === 413) return "This is more than the server takes at once.";
-  if (status === 429) return "Too many requests at once. Wait a moment and try again.";
-  return `The server answered with status ${status}.`;
+  if (status === 0) return "The server cannot be reached. Check that it is running, and check your connection.";
+  if (status === 413) return "The request is too large for the server.";
+  if (status === 429) return "Too many requests. Wait a moment and try again.";
+  return `The server returned status ${status}.`;
 }
 
 const pause = (ms, signal) => new Promise((done, stop) => {
@@ -20,7 +20,7 @@ const pause = (ms, signal) => new Promise((done, stop) => {
   signal?.addEventListener("abort", () => { clearTimeout(timer); stop(signal.reason); }, { once: true });
 });
 
-/** Asks `/api` + path. body: an object sent as JSON. Answers the JSON, or null for 204. Raises `ApiError`. */
+/** Sends a request to `/api` + path. body: an object sent as JSON. Returns the JSON, or null for 204. Raises `ApiError`. */
 export async function api(path, { method = "GET", body, signal } = {}) {
   return patient(async () => {
     const response = await ask(path, { method, body, signal });
@@ -28,7 +28,7 @@ export async function api(path, { method = "GET", body, signal } = {}) {
   }, signal);
 }
 
-/** Like `api`, for a picture or a file: answers a Blob and the name the server gives it. */
+/** Like `api`, for an image or a file: returns a Blob and the file name from the server. */
 export async function download(path, { signal } = {}) {
   return patient(async () => {
     const response = await ask(path, { signal });
@@ -54,7 +54,7 @@ async function ask(path, { method = "GET", body, signal } = {}) {
   throw error;
 }
 
-/** Runs an action again after the model was loaded (503), or after the wait that the server asked for (429). */
+/** Runs an action; retries it when the model is loaded (503), or after the wait in the response (429). */
 export async function patient(action, signal) {
   for (let tries = 0; ; tries += 1) {
     try {
@@ -68,12 +68,12 @@ export async function patient(action, signal) {
   }
 }
 
-/** Whether the same request may succeed later: nothing in it was wrong. */
+/** Whether the same request may succeed later. */
 export const passing = (error) => [0, 429, 502, 503, 504].includes(error?.status);
 
 async function untilReady(error, signal) {
   const announce = (text) => dispatchEvent(new CustomEvent("catalogue:waiting", { detail: text }));
-  announce(`${error.message}. This page tries again by itself.`);
+  announce(`${error.message}. This page retries automatically.`);
   try {
     await pause(1500, signal);
     for (;;) {
@@ -87,7 +87,7 @@ async function untilReady(error, signal) {
   }
 }
 
-/** `a=1&b=2` of what is not empty, with the question mark. */
+/** The query string of all non-empty parameters, with the question mark: `?a=1&b=2`. */
 export function query(params) {
   const kept = Object.entries(params).filter(([, value]) => value !== "" && value !== null && value !== undefined);
   return kept.length ? `?${new URLSearchParams(kept)}` : "";

@@ -1,11 +1,11 @@
-// The page of the catalogue: who is on a photograph, why, and what a person decided.
+// The catalogue's web page: routes, navigation, header and footer.
 //
-// Every view is a route after the #, so that a reload and a link lead to the same place:
+// Every view is a route after the #, so reloads and links lead to the same view:
 //   #/queue  #/encounter/ID  #/individuals  #/individual/ID  #/add  #/audit-log  #/exports  #/tokens
-// An encounter's address may name an answer (?answer=ID) and filters of its candidates
-// (species, side, place, since, until); the queue's address names its filters (also state and q).
+// An encounter's URL may contain an answer (?answer=ID) and filters of its candidates
+// (species, side, place, since, until); the queue's URL contains its filters (also state and q).
 //
-// What a test can hold on to:
+// Selectors for tests:
 //   sign-in       #token #sign-in #sign-out            header   #catalogue-name #who #nav [data-page=queue|…]
 //   messages      #messages [data-message=info|error], its button [data-action=message]; #waiting while the model loads
 //   filters       #queue-state input[value=…], #queue-species -side -place -since -until -q, and the same with
@@ -51,7 +51,7 @@ const main = document.getElementById("main");
 let leave = null;
 let shown = location.hash;
 
-/** `#/encounter/12?answer=3` as its view, id and params. */
+/** Parses `#/encounter/12?answer=3` into view, id and params. */
 function route() {
   const [path, params = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [view = "", id = ""] = path.split("/");
@@ -78,9 +78,9 @@ async function show() {
   } catch (error) {
     if (signal.aborted || error.status === 401) return;
     if (!("status" in error)) console.error(error);
-    fill(main, el("div", { class: "empty", role: "alert" }, el("h1", { text: error.status === 404 ? "Not found" : "This did not work" }),
+    fill(main, el("div", { class: "empty", role: "alert" }, el("h1", { text: error.status === 404 ? "Not found" : "Something went wrong" }),
       el("p", { text: error.message }), el("div", { class: "buttons" }, passing(error) || !("status" in error) || error.status >= 500 ? button("Try again", show, { class: "primary" }) : null,
-        el("a", { class: "button", href: "#/queue", text: "To the queue" }), el("a", { class: "button", href: "#/individuals", text: "To the individuals" }))));
+        el("a", { class: "button", href: "#/queue", text: "Go to the queue" }), el("a", { class: "button", href: "#/individuals", text: "Go to the individuals" }))));
   }
 }
 
@@ -94,21 +94,21 @@ function showNav(current) {
 
 function showHeader() {
   document.getElementById("catalogue-name").textContent = session.catalogue.name || "Catalogue";
-  fill(document.getElementById("who"), el("span", { title: `The role of your token: ${session.role}` }, session.user, el("small", { text: role(session.role) })),
-    button("?", showKeys, { class: "plain help", "aria-label": "Keys", title: "Keys (?)" }),
+  fill(document.getElementById("who"), el("span", { title: `Role of your token: ${session.role}` }, session.user, el("small", { text: role(session.role) })),
+    button("?", showKeys, { class: "plain help", "aria-label": "Keyboard shortcuts", title: "Keyboard shortcuts (?)" }),
     session.tokens && button("Sign out", () => signOut().then(start, fail), { class: "plain", id: "sign-out" }));
   showAbout(session.catalogue.encoder);
   showNav(route().view);
 }
 
-/** Whose encoder ranks the candidates, and what its licence allows; nothing for a network of the lab's own. */
+/** Shows the encoder, its source and its licence; nothing for the lab's own network. */
 function showAbout(encoder) {
   const node = document.getElementById("about");
   const web = /^https?:\/\//.test(encoder?.source ?? "");
   node.hidden = !encoder?.text;
-  fill(node, encoder?.text && [el("span", { text: `Encoder: ${encoder.name}` }), el("span", { text: `Licence: ${encoder.licence || "not named"}` }),
+  fill(node, encoder?.text && [el("span", { text: `Encoder: ${encoder.name}` }), el("span", { text: `Licence: ${encoder.licence || "not stated"}` }),
     !encoder.commercial && el("b", { data: { commercial: "no" }, text: `Not for commercial use${encoder.accepted ? `, accepted on ${day(encoder.accepted)}` : ""}` }),
-    encoder.source && (web ? el("a", { href: encoder.source, rel: "noreferrer", text: encoder.source }) : el("span", { text: `From: ${encoder.source}` })),
+    encoder.source && (web ? el("a", { href: encoder.source, rel: "noreferrer", text: encoder.source }) : el("span", { text: `Source: ${encoder.source}` })),
     ...encoder.boxes.map((text) => el("span", { text }))]);
 }
 
@@ -117,7 +117,7 @@ async function start() {
     await loadSession();
   } catch (error) {
     if (error.status === 401) return;
-    fill(main, el("div", { class: "empty", role: "alert" }, el("h1", { text: "No answer" }), el("p", { text: error.message }), button("Try again", start)));
+    fill(main, el("div", { class: "empty", role: "alert" }, el("h1", { text: "No response" }), el("p", { text: error.message }), button("Try again", start)));
     return;
   }
   document.body.classList.remove("signed-out");
@@ -125,7 +125,7 @@ async function start() {
   await show();
 }
 
-/** Says once what photographs are not found; the page itself does not wait for it. */
+/** Shows missing photographs after the start; the page does not wait for this. */
 async function lookForPhotos() {
   const node = document.getElementById("missing");
   try {
@@ -133,7 +133,7 @@ async function lookForPhotos() {
     node.hidden = !missing;
     fill(node, missing > 0 && [el("p", {}, el("b", { text }), `. The first: ${names.join(", ")}`), button("×", () => { node.hidden = true; }, { class: "plain close", "aria-label": "Close" })]);
   } catch {
-    node.hidden = true;  // what matters more says so itself
+    node.hidden = true;  // other requests report such errors
   }
 }
 

@@ -14,11 +14,11 @@ export async function showAuditLog(main, route, signal) {
     list.append(...got.decisions.map((one) => entry(one, again)));
     cursor = got.next;
     more.hidden = !cursor;
-    if (!list.children.length) list.append(el("li", { class: "soft", text: "Nothing was decided yet." }));
+    if (!list.children.length) list.append(el("li", { class: "soft", text: "No decisions yet." }));
   }
   const again = () => { cursor = ""; list.replaceChildren(); return load(); };
   await load();
   fill(main, el("div", { class: "page-head" }, el("h1", { text: "Audit log" }),
-    el("p", { class: "total", text: "Every decision, newest first. Undoing is a decision, too: nothing is erased." })),
+    el("p", { class: "total", text: "All decisions, newest first. An undo is logged as a decision; nothing is erased." })),
   list, el("div", { class: "more" }, more));
 }

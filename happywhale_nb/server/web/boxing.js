@@ -1,4 +1,4 @@
-// Drawing the box of an animal on the whole photograph, by mouse, finger, or numbers.
+// Drawing the bounding box of an animal on the whole photograph, by mouse, finger, or numbers.
 
 import { api } from "./api.js";
 import { remembered } from "./deciding.js";
@@ -8,7 +8,7 @@ import { dialog, fail } from "./messages.js";
 const SIDES = ["Left", "Top", "Right", "Bottom"];
 const SMALLEST = 8;  // pixels of the photograph
 
-/** Lets a person draw the box; the photograph is embedded again and the catalogue is asked again. */
+/** Lets the user draw a box; then the photograph is embedded and the candidates are ranked again. */
 export async function drawBox(view) {
   const { photos, version, id } = view.encounter;
   const shown = view.asked ?? view.picked?.query_photo;
@@ -58,15 +58,15 @@ export async function drawBox(view) {
     for (const name of ["pointerup", "pointercancel"]) area.addEventListener(name, () => { start = null; });
     choose(photo);
     const which = select(photos.map((one) => [String(one.id), one.name]), String(photo.id), { id: "box-photo", onChange: () => choose(photos.find((one) => String(one.id) === which.value)) });
-    return [photos.length > 1 && field("Photograph", which), el("div", { class: "drawing-hold" }, area), el("p", { class: "soft", text: "Drag a rectangle over the animal, or give its edges in pixels." }),
+    return [photos.length > 1 && field("Photograph", which), el("div", { class: "drawing-hold" }, area), el("p", { class: "soft", text: "Drag a rectangle over the animal, or type its edges in pixels." }),
       el("div", { class: "row edges" }, numbers.map((input, index) => field(SIDES[index], input))),
-      el("div", { class: "buttons" }, button("Without a box", () => close({ photo, box: null }), { id: "box-none", title: "The whole photograph is compared" }), button("Cancel", () => close()), save)];
+      el("div", { class: "buttons" }, button("Without a box", () => close({ photo, box: null }), { id: "box-none", title: "Use the whole photograph" }), button("Cancel", () => close()), save)];
   }, { wide: true });
   if (!given) return;
   try {
     const result = await api(`/photos/${given.photo.id}/crop`, { method: "PUT", body: { box: given.box, version } });
     view.accept(result);
-    remembered(result.decision, id, "The box is saved. Asking again …");
+    remembered(result.decision, id, "Box saved. Ranking candidates again …");
     if (view.id === id) await view.ask();
   } catch (error) {
     if (error.status === 409 && error.body.encounter) view.conflict(error);

@@ -1,4 +1,4 @@
-// Decisions: confirm, reject, new, unsure; undo; and on to the next undecided encounter.
+// Decisions: confirm, reject, new, unsure; undo; moving to the next undecided encounter.
 
 import { api, query } from "./api.js";
 import { chooseIndividual } from "./choosing.js";
@@ -8,14 +8,14 @@ import { fail, say } from "./messages.js";
 import { nextUndecided } from "./queue.js";
 import { changed, guard, may } from "./session.js";
 
-const made = [];  // this visit's decisions, for the way back: {id, encounter}
+const made = [];  // decisions of this visit, for undo: {id, encounter}
 
 addEventListener("catalogue:undone", (event) => {
   const at = made.findIndex((one) => one.id === event.detail);
   if (at >= 0) made.splice(at, 1);
 });
 
-/** Says what was done, with an Undo of this very decision, and keeps it for the way back. */
+/** Shows a message with an Undo button for this decision, and records the decision for later undo. */
 export function remembered(decision, encounter, text) {
   if (!decision) return void say(text);
   const one = { id: decision.id, encounter };
@@ -23,7 +23,7 @@ export function remembered(decision, encounter, text) {
   say(text, { about: decision.id, action: { label: "Undo", run: () => takeBack(one).catch(fail) } });
 }
 
-/** The buttons of an encounter; `press` does what a button does, and nothing when it is disabled. */
+/** The buttons of an encounter; `press` clicks one unless it is disabled. */
 export function actionBar(view) {
   const note = el("input", { type: "text", id: "note", maxlength: 500, placeholder: "Note (optional)", "aria-label": "Note on the decision", autocomplete: "off" });
   const main = el("div", { class: "buttons" });
@@ -80,7 +80,7 @@ export function actionBar(view) {
     field?.select();
   }
 
-  /** Any animal of the catalogue: it is shown beside the photograph like a candidate, and decided as one. */
+  /** Lets the user choose any individual of the catalogue; it is then treated like a candidate. */
   view.someoneElse = async () => {
     const individual = await chooseIndividual("Who is it?", { kind: view.encounter.species, id: "someone-q" });
     if (!individual || view.signal.aborted) return;
@@ -105,11 +105,11 @@ export function actionBar(view) {
     buttons = Object.fromEntries([
       make("confirm", name ? `Confirm ${name}` : "Confirm", "c", confirm, one && !same, { class: "primary", title: one?.is_new ? "It is a new individual" : name ? `It is ${name}` : null }),
       make("reject", name && !one.is_new ? `Not ${name}` : "Reject", "r", () => decide("reject", { individual: one.individual }), one && !one.is_new && !one.rejected),
-      make("new", "New", "n", () => makeNew().catch(fail), !view.asking, { title: "A new individual: nobody of the catalogue" }),
-      make("someone", "Someone else …", "o", () => view.someoneElse().catch(fail), true, { title: "Any individual of the catalogue, by name" }),
-      make("unsure", "Unsure", "u", () => decide("unsure"), view.encounter.state !== "unsure", { title: "Set aside; it stays among the unsure ones" }),
+      make("new", "New", "n", () => makeNew().catch(fail), !view.asking, { title: "A new individual, not in the catalogue" }),
+      make("someone", "Other …", "o", () => view.someoneElse().catch(fail), true, { title: "Choose another individual by name" }),
+      make("unsure", "Unsure", "u", () => decide("unsure"), view.encounter.state !== "unsure", { title: "Set aside under “Unsure”" }),
       make("next", "Next", "s", () => goNext(view).catch(fail), true, { title: "Next undecided encounter", class: "quiet" }),
-      make("back", "Undo", "b", () => goBack().catch(fail), made.length > 0, { title: "Undo the last decision and go back to it", class: "quiet" }),
+      make("back", "Undo", "b", () => goBack().catch(fail), made.length > 0, { title: "Undo the last decision and return to its encounter", class: "quiet" }),
     ]);
     const held = main.contains(document.activeElement) ? document.activeElement.id : "";
     fill(main, Object.values(buttons));
@@ -128,26 +128,26 @@ function outcomeText(kind, { encounter }, individual) {
   }
 }
 
-/** On to the next undecided encounter, or to the queue when none is left. */
+/** Moves to the next undecided encounter, or to the queue if none is left. */
 export async function goNext(view) {
   const id = await nextUndecided(view.id, view.signal);
   if (view.signal.aborted) return;
   if (id === null) {
-    if (!document.querySelector('#messages [data-about]:not([data-about=""])')) say("No other encounter waits for a decision.");
+    if (!document.querySelector('#messages [data-about]:not([data-about=""])')) say("No other encounter is undecided.");
     location.hash = "#/queue";
   } else {
     location.hash = `#/encounter/${id}`;
   }
 }
 
-/** Undoes the last decision of this visit and shows its encounter. */
+/** Undoes the last decision of this visit, and shows its encounter. */
 export async function goBack() {
   const last = made.at(-1);
-  if (!last) return void say("Nothing was decided on this visit. The history of an encounter and the audit log undo what was decided before.");
+  if (!last) return void say("No decision on this visit to undo. Undo earlier decisions in an encounter's history or in the audit log.");
   await takeBack(last);
 }
 
-/** Undoes one decision and shows the encounter that it was about. */
+/** Undoes a decision, and shows its encounter. */
 async function takeBack(one) {
   await undo(one.id);
   const there = one.encounter ? `#/encounter/${one.encounter}` : location.hash.split("?")[0];

@@ -1,11 +1,11 @@
-// The OpenAPI description (/openapi.json) as a page for people: what can be asked, with what, and what comes back.
+// The OpenAPI description (/openapi.json) as a web page: endpoints, parameters and responses.
 
 import { el, fill } from "./dom.js";
 
-/** The name of a schema that a `$ref` points at. */
+/** The name of the schema in a `$ref`. */
 const target = (ref) => ref.split("/").pop();
 
-/** A schema in a few words, with links to the named ones. */
+/** A short description of a schema, with links to named schemas. */
 function kind(schema) {
   if (!schema) return ["nothing"];
   if (schema.$ref) return [el("a", { href: `#${target(schema.$ref)}`, text: target(schema.$ref) })];
@@ -19,7 +19,7 @@ function kind(schema) {
 }
 
 function row(name, schema, needed, about = "") {
-  const detail = "default" in (schema ?? {}) ? `default ${JSON.stringify(schema.default)}` : needed ? "needed" : "";
+  const detail = "default" in (schema ?? {}) ? `default ${JSON.stringify(schema.default)}` : needed ? "required" : "";
   return el("tr", {}, el("td", {}, el("code", { text: name })), el("td", {}, ...kind(schema)), el("td", { class: "soft", text: detail }),
     el("td", { text: about }));
 }
@@ -28,7 +28,7 @@ function table(rows) {
   return rows.length ? el("table", {}, el("tbody", {}, rows)) : null;
 }
 
-/** Rows of a body: its fields, if it is an object that is not named elsewhere. */
+/** A table with the fields of a request body. */
 function bodyRows(content, schemas) {
   const [media, { schema }] = Object.entries(content)[0];
   const fields = schema.$ref ? schemas[target(schema.$ref)] : schema;
@@ -53,7 +53,7 @@ function operation(path, method, about, schemas) {
   return el("section", { class: "operation", id: about.operationId },
     el("h2", {}, el("span", { class: "method", text: method.toUpperCase() }), path),
     el("p", { text: about.description ?? about.summary }), table(given), body && bodyRows(body, schemas),
-    el("p", {}, `Answers ${status}: `, ...returned), example(method, path, body));
+    el("p", {}, `Response ${status}: `, ...returned), example(method, path, body));
 }
 
 function schema(name, about) {
@@ -68,9 +68,9 @@ const schemas = spec.components.schemas;
 const operations = Object.entries(spec.paths).flatMap(([path, methods]) =>
   Object.entries(methods).map(([method, about]) => [path, method, about]));
 fill(main, el("h1", { text: spec.info.title }), el("p", { text: spec.info.description }),
-  el("p", {}, "Errors are sentences, as ", el("code", { text: '{"detail": "…"}' }), ". For programs: ",
+  el("p", {}, "An error is a message in ", el("code", { text: '{"detail": "…"}' }), ". For programs: ",
     el("a", { href: "/openapi.json", text: "openapi.json" }), `, version ${spec.info.version}.`),
-  el("nav", { "aria-label": "Operations" }, operations.map(([path, method, about]) =>
+  el("nav", { "aria-label": "Endpoints" }, operations.map(([path, method, about]) =>
     el("a", { href: `#${about.operationId}`, text: `${method.toUpperCase()} ${path}` }))),
   operations.map(([path, method, about]) => operation(path, method, about, schemas)),
-  el("h1", { text: "What comes back" }), Object.entries(schemas).map(([name, about]) => schema(name, about)));
+  el("h1", { text: "Schemas" }), Object.entries(schemas).map(([name, about]) => schema(name, about)));

@@ -1,9 +1,9 @@
-// Building the page: elements are made one by one and text is set as text, so that no name, place or note can become markup.
+// Building the page. Text is always set as text, never as markup, so user input cannot inject HTML.
 
 const LISTENER = /^on([A-Z].*)$/;
 
-/** An element. props: attributes (false and null are left out, true is empty), `class`, `text`, `data` (data-…),
- *  `style` (an object), `onClick` and the like. Children: nodes, strings, arrays of these; null is left out. */
+/** Makes an element. props: attributes (false and null are omitted, true is empty), `class`, `text`, `data` (data-…),
+ *  `style` (an object), `onClick` etc. Children: nodes, strings, arrays of these; null is omitted. */
 export function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -28,26 +28,26 @@ function append(node, children) {
   }
 }
 
-/** Puts these children in the place of all that a node holds. */
+/** Replaces all children of a node. */
 export function fill(node, ...children) {
   node.replaceChildren();
   append(node, children);
   return node;
 }
 
-/** A button. props as in `el`; `key`: the key that does the same, shown beside the text. */
+/** Makes a button. props as for `el`; `key`: its keyboard shortcut, shown next to the text. */
 export function button(text, onClick, { key = "", ...props } = {}) {
   return el("button", { type: "button", onClick, "aria-keyshortcuts": key || null, ...props },
     el("span", { text }), key && el("kbd", { text: key, "aria-hidden": "true" }));
 }
 
-/** A labelled control; the label stands above it. */
+/** Makes a labelled control; the label is above it. */
 export function field(label, control, hint = "") {
   const text = el("span", { class: "label", text: label });
   return el("label", { class: "field" }, text, control, hint && el("small", { text: hint }));
 }
 
-/** A select of `[value, text]` pairs. */
+/** Makes a select from `[value, text]` pairs. */
 export function select(options, value, props = {}) {
   const node = el("select", props, options.map(([key, text]) => el("option", { value: key, text })));
   node.value = value;
@@ -55,13 +55,13 @@ export function select(options, value, props = {}) {
   return node;
 }
 
-/** A text field that proposes known values. */
+/** Makes a text field that suggests known values. */
 export function proposing(name, values, props = {}) {
   const list = el("datalist", { id: `list-${name}` }, values.map((value) => el("option", { value })));
   return [el("input", { type: "text", list: list.id, autocomplete: "off", ...props }), list];
 }
 
-/** The crop that the network sees, drawn in the shape of what was photographed, within a frame of CSS. */
+/** Makes an image of the network's crop, at the aspect ratio of the photograph. */
 export function cropImage(photo, side, alt, props = {}) {
   const aspect = photo.crop?.aspect || 1;
   return el("img", { src: cropAddress(photo.id, side, photo.crop), alt, loading: "lazy", decoding: "async",
@@ -69,13 +69,13 @@ export function cropImage(photo, side, alt, props = {}) {
     style: { "--aspect": String(aspect) }, ...props });
 }
 
-/** The address of a crop. The box is in it: a box drawn anew is a new picture for the browser's cache, too. */
+/** The URL of a crop. It contains the box, so that the browser's cache does not return the crop of an old box. */
 export function cropAddress(id, side, crop = null) {
   const box = crop?.box ? `&box=${crop.box.map(Math.round).join("-")}` : "";
   return `/api/photos/${id}/crop?side=${side}${box}`;
 }
 
-/** Waits until nothing has called for so many milliseconds. */
+/** Debounces an action: it runs `ms` milliseconds after the last call. */
 export function later(action, ms = 250) {
   let timer = 0;
   return (...given) => {

@@ -1,4 +1,4 @@
-// Date, place and species of an encounter, and the side that each photograph shows.
+// Editing date, place and species of an encounter, and the side of the animal on each photograph.
 
 import { api } from "./api.js";
 import { remembered } from "./deciding.js";
@@ -7,10 +7,10 @@ import { asking } from "./messages.js";
 import { changed } from "./session.js";
 import { side, SIDES } from "./words.js";
 
-/** The day of a date that may have a time, "" for a month or a year alone: a browser's field cannot show these. */
+/** The day of a date or time; "" for a month or a year, which a date field cannot show. */
 const dayOf = (date) => /^\d{4}-\d{2}-\d{2}/.exec(date ?? "")?.[0] ?? "";
 
-/** The fields of an encounter, shared with the page that adds photographs. prefix: of their ids. */
+/** The fields of an encounter, also used on the page Add. prefix: prefix of their ids. */
 export function encounterFields(prefix, facets, values = {}, { withSide = true } = {}) {
   const [place, places] = proposing(`${prefix}-place`, facets.places, { id: `${prefix}-place`, value: values.place ?? "", maxlength: 200 });
   const [species, kinds] = proposing(`${prefix}-species`, facets.species, { id: `${prefix}-species`, value: values.species ?? "", maxlength: 100, spellcheck: "false" });
@@ -28,7 +28,7 @@ export function encounterFields(prefix, facets, values = {}, { withSide = true }
 
 const PHOTO_SIDES = [["", "Not known"], ["left", "Left"], ["right", "Right"]];
 
-/** Edits the encounter of a view; what was not changed is not sent, and the dialog stays open while something is wrong. */
+/** Edits the encounter of a view. Only changes are sent; the dialog stays open after an error. */
 export async function edit(view) {
   const before = view.encounter;
   const { inputs, nodes } = encounterFields("edit", view.facets, before, { withSide: false });
@@ -39,7 +39,7 @@ export async function edit(view) {
     for (const [key, input] of Object.entries(inputs)) {
       const number = key === "latitude" || key === "longitude";
       const value = number ? (input.value === "" ? null : Number(input.value)) : input.value.trim();
-      if (key === "date" && value === dayOf(before.date)) continue;  // its time stays, and a month or a year alone
+      if (key === "date" && value === dayOf(before.date)) continue;  // keeps the time, or a date without a day
       if (value !== (before[key] ?? (number ? null : ""))) found[key] = value;
     }
     const turned = sides.filter(([photo, input]) => input.value !== (photo.side ?? ""));
@@ -47,7 +47,7 @@ export async function edit(view) {
     return found;
   };
   const result = await asking(`Edit ${before.name}`, [el("div", { class: "fields" }, nodes),
-    !dated && el("p", { class: "soft", text: dayOf(before.date) ? `The time is ${before.date.slice(11)}; it stays with this day.` : `The date is ${before.date}; it stays unless another is given.` }),
+    !dated && el("p", { class: "soft", text: dayOf(before.date) ? `The time is ${before.date.slice(11)}; it is kept if the day is not changed.` : `The date is ${before.date}; it is kept unless you enter another.` }),
     sides.length > 0 && el("fieldset", {}, el("legend", { class: "label", text: "Side of each photograph" }), el("ul", { class: "sides" }, sides.map(([photo, input]) =>
       el("li", {}, cropImage(photo, 160, ""), el("small", { class: "file", text: photo.name }), input))))], "Save", async () => {
     const change = changes();

@@ -1,4 +1,4 @@
-// An encounter: its photographs beside one candidate at equal scale, all candidates beneath, and the decision.
+// The page of an encounter: its photographs next to one candidate at equal scale, the decision, and all candidates.
 
 import { api } from "./api.js";
 import { drawBox } from "./boxing.js";
@@ -20,8 +20,8 @@ const K = 10;
 
 export async function showEncounter(main, route, signal) {
   const [encounter, facets] = await Promise.all([api(`/encounters/${route.id}`, { signal }), loadFacets(signal)]);
-  // What the parts of the page share. picked: the candidate that is compared; asked: the photograph chosen by hand;
-  // flipped: another photograph of the candidate; asksBack: what the server wants to know of a new individual.
+  // State shared by the parts of the page. picked: the compared candidate; asked: the photograph chosen by the user;
+  // flipped: another photograph of the candidate; asksBack: the server's question about a new individual.
   const view = { encounter, answer: null, picked: null, asked: null, flipped: null, asksBack: null, asking: false, filters: initial("candidates", route, KEYS),
     signal, facets, id: route.id };
   const path = `/encounter/${route.id}`;
@@ -60,9 +60,9 @@ export async function showEncounter(main, route, signal) {
   view.conflict = (error) => {
     const { encounter: now, decision } = error.body;
     fill(node.conflict, el("div", { class: "notice" }, el("p", {}, el("b", { text: decision
-      ? `${decision.user} decided in the meantime: ` : "Somebody changed this encounter in the meantime." }),
+      ? `${decision.user} decided in the meantime: ` : "Another user changed this encounter in the meantime." }),
     decision && `${told(decision)}, ${moment(decision.at)}.`),
-    el("p", { text: "Your decision was not stored. Below is the encounter as it is now." }),
+    el("p", { text: "Your decision was not saved. The encounter below is up to date." }),
     button("Close", () => fill(node.conflict))));
     if (now) view.accept(now); else reload().catch(fail);
     node.conflict.scrollIntoView({ block: "center" });
@@ -100,7 +100,7 @@ export async function showEncounter(main, route, signal) {
   }
   function filtersNote() {
     const active = KEYS.some((key) => view.filters[key]) && !view.answer?.note;
-    node.note.textContent = active ? "These filters hide candidates and change no probability: who is missing below may still be the one." : "";
+    node.note.textContent = active ? "Filters hide candidates but do not change probabilities: the right individual may be hidden." : "";
   }
 
   const keep = () => remember("candidates", view.filters, path, { answer: view.answer?.id && route.params.get("answer") });
@@ -112,8 +112,8 @@ export async function showEncounter(main, route, signal) {
   });
   const article = el("article", { id: "encounter", class: "encounter" }, node.head, node.conflict, stage.node, actions.node,
     el("section", { class: "candidates", "aria-label": "Candidates" },
-      el("div", { class: "section-head" }, el("h2", { text: "Candidates" }), el("span", { class: "soft", text: "from known photographs of" }),
-        guard(button("Someone else …", () => view.someoneElse().catch(fail), { id: "someone-else" })), bar), chips, node.note, list.node),
+      el("div", { class: "section-head" }, el("h2", { text: "Candidates" }), el("span", { class: "soft", text: "from known photographs with" }),
+        guard(button("Other individual …", () => view.someoneElse().catch(fail), { id: "someone-else" })), bar), chips, node.note, list.node),
     node.history);
   fill(main, article);
   signal.addEventListener("abort", stage.close);
@@ -150,11 +150,11 @@ function head(view) {
       encounter.photos.length > 0 && el("div", { class: "buttons" }, guard(button("Put back", () => putBack(view).catch(fail), { id: "put-back", class: "primary" })))),
     el("div", { class: "buttons tools" },
       guard(button("Edit", () => edit(view).catch(fail), { id: "edit", title: "Date, place, species, sides" })),
-      encounter.photos.length > 0 && guard(button("Draw a box", () => drawBox(view).catch(fail), { id: "draw", title: "Mark the animal on the photograph" })),
+      encounter.photos.length > 0 && guard(button("Draw a box", () => drawBox(view).catch(fail), { id: "draw", title: "Draw the animal's bounding box on the photograph" })),
       encounter.photos.length > 0 && button("Photographs …", () => photographs(view).catch(fail), { id: "photographs", title: "Move photographs to another encounter, or withdraw them" }),
-      encounter.state === "undecided" && encounter.photos.length > 1 && guard(button("Group again …", () => again(view).catch(fail), { id: "regroup", title: "An encounter for each day, burst or folder" })),
-      encounter.state !== "withdrawn" && guard(button("Withdraw …", () => view.withdraw(), { id: "withdraw", title: "A boat, empty sea, a mistake: take it out of the queue" })),
-      encounter.state !== "withdrawn" && button(view.answer || view.asking ? "Ask again" : "Ask", () => view.ask(), { id: "ask", disabled: view.asking, title: "Ask the catalogue who this is" }))];
+      encounter.state === "undecided" && encounter.photos.length > 1 && guard(button("Regroup …", () => again(view).catch(fail), { id: "regroup", title: "Split into encounters by day, burst or folder" })),
+      encounter.state !== "withdrawn" && guard(button("Withdraw …", () => view.withdraw(), { id: "withdraw", title: "Remove from the queue: a boat, empty sea, a mistake" })),
+      encounter.state !== "withdrawn" && button(view.answer || view.asking ? "Rank again" : "Rank", () => view.ask(), { id: "ask", disabled: view.asking, title: "Rank the known individuals as candidates" }))];
 }
 
 function gone({ withdrawn, photos }) {
@@ -162,7 +162,7 @@ function gone({ withdrawn, photos }) {
   return withdrawn ? `Withdrawn: ${withdrawn.reason}. ${withdrawn.user}, ${moment(withdrawn.at)}` : "Withdrawn.";
 }
 
-/** Groups the photographs of this encounter again, and shows what became of it. */
+/** Regroups the photographs of this encounter, and shows the result. */
 async function again(view) {
   const result = await regroup([view.encounter]);
   if (!result?.decision) return;
@@ -173,25 +173,25 @@ function keys(view, stage, list, actions) {
   let last = 0;
   const move = (step) => {
     if (list.step(step) || step < 0) return;
-    if (Date.now() - last < 1500) goNext(view).catch(fail);  // the last candidate: the same key once more leads on
+    if (Date.now() - last < 1500) goNext(view).catch(fail);  // at the last candidate, a second press moves on
     last = Date.now();
   };
   const digits = [..."123456789"];
   return [
     { keys: ["ArrowRight", "ArrowDown"], label: "Next candidate; at the last one, twice: next encounter", repeats: true, run: () => move(1) },
-    { keys: ["ArrowLeft", "ArrowUp"], label: "Candidate before", repeats: true, run: () => move(-1) },
-    { keys: digits, shown: ["1", "9"], label: "Candidate of this rank", run: (name) => list.rank(Number(name)) },
+    { keys: ["ArrowLeft", "ArrowUp"], label: "Previous candidate", repeats: true, run: () => move(-1) },
+    { keys: digits, shown: ["1", "9"], label: "Candidate at this rank", run: (name) => list.rank(Number(name)) },
     { keys: ["c"], label: "Confirm: it is this individual", run: () => actions.press("confirm") },
     { keys: ["r"], label: "Reject: it is not this individual", run: () => actions.press("reject") },
     { keys: ["n"], label: "New individual", run: () => actions.press("new") },
-    { keys: ["o"], label: "Someone else: any individual, by name", run: () => actions.press("someone") },
+    { keys: ["o"], label: "Other individual, by name", run: () => actions.press("someone") },
     { keys: ["u"], label: "Unsure: set aside", run: () => actions.press("unsure") },
     { keys: ["s", "Shift+ArrowRight"], label: "Next undecided encounter", run: () => goNext(view).catch(fail) },
-    { keys: ["b", "Ctrl+z"], label: "Undo the last decision and go back to it", run: () => goBack().catch(fail) },
+    { keys: ["b", "Ctrl+z"], label: "Undo the last decision and return to its encounter", run: () => goBack().catch(fail) },
     { keys: ["h"], label: "Heat maps on or off", run: () => stage.toggleHeat() },
     { keys: ["z"], label: "Zoom both photographs", run: () => stage.zoom() },
     { keys: ["p"], label: "Next photograph of this encounter", run: () => stage.turn() },
     { keys: ["k"], label: "Next photograph of the candidate, same side first", repeats: true, run: () => stage.flip(1).catch(fail) },
-    { keys: ["j"], label: "Photograph of the candidate before", repeats: true, run: () => stage.flip(-1).catch(fail) },
+    { keys: ["j"], label: "Previous photograph of the candidate", repeats: true, run: () => stage.flip(-1).catch(fail) },
   ];
 }

@@ -1,18 +1,18 @@
-// Files that were chosen or dropped: folders, groups, thumbnails.
+// Chosen or dropped files: folders, groups, thumbnails.
 
 import { el } from "./dom.js";
 
 const READ = ["jpg", "jpeg", "jpe", "jfif", "jif", "mpo", "png", "apng", "tif", "tiff", "webp", "bmp", "dib", "gif", "avif", "heic", "heif", "hif", "jp2", "j2k", "jpx", "ppm", "pgm", "pnm"];
-const RAW = /\.(3fr|arw|cr2|cr3|crw|dcr|dng|erf|iiq|kdc|mef|mos|mrw|nef|nrw|orf|pef|raf|raw|rw2|rwl|sr2|srf|srw|x3f)$/i; // sent, and refused with a remedy
+const RAW = /\.(3fr|arw|cr2|cr3|crw|dcr|dng|erf|iiq|kdc|mef|mos|mrw|nef|nrw|orf|pef|raf|raw|rw2|rwl|sr2|srf|srw|x3f)$/i; // sent; the server rejects them and names the remedy
 const ENDINGS = new RegExp(`\\.(${READ.join("|")})$`, "i");
 const WIDE = 320;
 
 export const isPhoto = (file) => file.type.startsWith("image/") || ENDINGS.test(file.name) || RAW.test(file.name);
 
-/** What a chooser of files offers. A phone that is asked for images alone makes JPEG of its HEIC. */
+/** The file types that a file dialog accepts. For images only, phones convert HEIC to JPEG. */
 export const offered = () => ["image/*", ...(matchMedia("(pointer: coarse)").matches ? [] : READ.map((ending) => `.${ending}`))].join(",");
 
-/** The folder of a file as it was chosen or dropped, "" without one. */
+/** The folder of a chosen or dropped file, "" without one. */
 export function folderOf(file) {
   const path = file.foundAt ?? file.webkitRelativePath ?? "";
   return path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
@@ -28,7 +28,7 @@ export function grouped(files, how) {
   return [...folders].map(([folder, inside]) => ({ name: folder.split("/").at(-1), files: inside }));
 }
 
-/** All files of what was dropped, folders and their folders too. */
+/** All dropped files, including those in dropped folders and subfolders. */
 export async function walk(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.length) return [...transfer.files];
@@ -51,8 +51,8 @@ export async function walk(transfer) {
   return files;
 }
 
-/** Answers a function from a file to its thumbnail, made small one after the other: a season's photographs in full
- *  size would not fit a phone's memory. What the browser cannot draw keeps its name alone. */
+/** Returns a function from a file to its thumbnail. Thumbnails are made one at a time, because a season's photographs
+ *  in full size do not fit into a phone's memory. A file that the browser cannot show has none. */
 export function thumbnails(signal) {
   const made = new Map();
   let last = Promise.resolve();

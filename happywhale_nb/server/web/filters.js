@@ -1,11 +1,11 @@
-// Filters: always visible as controls, what is active as chips; kept in the address and on this computer.
+// Filters as controls, with a chip for each active one; stored in the URL and in the browser.
 
 import { button, el, field, fill, later, select } from "./dom.js";
 import { day, side, SIDES, species } from "./words.js";
 
 const store = (name) => `happywhale.filters.${name}`;
 
-/** What was set last, under this name; an address with filters of its own wins. */
+/** The last filters with this name; filters in the URL have precedence. */
 export function initial(name, route, keys) {
   const given = keys.filter((key) => route.params.has(key));
   if (given.length) return Object.fromEntries(keys.map((key) => [key, route.params.get(key) ?? ""]));
@@ -17,7 +17,7 @@ export function initial(name, route, keys) {
   }
 }
 
-/** Keeps filters on this computer and in the address; others of the address (`keep`) stay in it. */
+/** Stores filters in the browser and in the URL; `keep`: other parameters to keep in the URL. */
 export function remember(name, values, path, keep = {}) {
   localStorage.setItem(store(name), JSON.stringify(values));
   const params = new URLSearchParams(Object.entries({ ...values, ...keep }).filter(([, value]) => value));
@@ -29,8 +29,8 @@ const SAID = {
   since: (value) => `since ${day(value)}`, until: (value) => `until ${day(value)}`, q: (value) => `“${value}”`,
 };
 
-/** A bar of controls for these keys (of species, side, place, since, until, q) and its chips.
- *  Calls `changed(values)` with all values. `name` goes into the ids: `#NAME-species` and so on. */
+/** Makes a bar of controls for these keys (of species, side, place, since, until, q) and its chips.
+ *  Calls `changed(values)` with all values. `name` is a prefix of the ids: `#NAME-species` etc. */
 export function filterBar(name, keys, values, facets, changed) {
   const chips = el("div", { class: "chips", data: { chips: name } });
   const controls = {};

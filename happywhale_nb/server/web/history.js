@@ -1,4 +1,4 @@
-// Decisions as a list, newest first: who, when, what, from which answer; each can be undone.
+// A list of decisions, newest first: user, time, decision, answer, and a button to undo each.
 
 import { api } from "./api.js";
 import { button, el } from "./dom.js";
@@ -8,7 +8,7 @@ import { percent, moment, sentence, told } from "./words.js";
 
 const STANDS = new Set(["undo", "upload", "delete"]);
 
-/** Decisions as an ordered list. `after(result)` is called when one was undone. */
+/** Decisions as an ordered list. `after(result)` is called after an undo. */
 export function decisions(list, after, props = {}) {
   return el("ol", { class: "audit-log", ...props }, list.map((one) => entry(one, after)));
 }
@@ -26,13 +26,13 @@ export function entry(decision, after) {
     undoing(decision, after));
 }
 
-/** What was decided, with links to the encounter and the individuals that it names. */
+/** The text of a decision, with links to its encounter and individuals. */
 function words(decision) {
   const parts = decision.text ? linked(decision) : sentence(decision);
   return parts.map((part) => (Array.isArray(part) ? el("a", { href: `#/${part[0]}/${part[1].id}`, text: part[1].name }) : part));
 }
 
-/** The server's sentence, cut where it names an encounter or individual of the decision. */
+/** The server's text, split at the names of the decision's encounter and individuals. */
 function linked({ text, encounter, individual, other }) {
   const rows = [["encounter", encounter], ["individual", individual], ["individual", other]].filter(([, row]) => row?.name);
   let parts = [text];
@@ -58,12 +58,12 @@ function undoing(decision, after) {
   }, { data: { undo: decision.id }, "aria-label": `Undo: ${told(decision)}` }));
   if (may("review") && !may("admin") && decision.user !== session.user) {
     control.disabled = true;
-    control.title = "Only an admin may undo what others decided.";
+    control.title = "Only an admin can undo decisions of other users.";
   }
   return control;
 }
 
-/** Undoes a decision and says so. What stands on it is named, and can be undone first. */
+/** Undoes a decision, and shows a message. The error for a later decision that depends on it offers to undo that first. */
 export async function undo(id) {
   let result;
   try {

@@ -1,4 +1,4 @@
-// The individuals of the catalogue, with a picture each.
+// The list of individuals, each with a photograph.
 
 import { api, query } from "./api.js";
 import { button, el, fill } from "./dom.js";
@@ -53,11 +53,11 @@ export async function showIndividuals(main, route, signal) {
   await load(true);
 }
 
-/** What to do when nothing is listed. */
+/** What to do when the list is empty. */
 function nothing(values) {
-  if (!KEYS.some((key) => values[key])) return [el("p", { text: "No individual is known yet: decide an encounter of the queue as new." }), el("a", { class: "button primary", href: "#/queue", text: "To the queue" })];
+  if (!KEYS.some((key) => values[key])) return [el("p", { text: "No individuals yet: mark an encounter in the queue as new." }), el("a", { class: "button primary", href: "#/queue", text: "Go to the queue" })];
   const clear = () => { for (const key of KEYS) values[key] = ""; remember("individuals", values, "/individuals"); dispatchEvent(new CustomEvent("catalogue:again")); };
-  return [el("p", { text: "No individual fits." }), button("Clear the filters", clear, { class: "primary", id: "clear-filters" })];
+  return [el("p", { text: "No individual matches." }), button("Clear the filters", clear, { class: "primary", id: "clear-filters" })];
 }
 
 function item(individual) {
@@ -69,7 +69,7 @@ function item(individual) {
     individual.known_as?.length > 0 && el("span", { class: "soft", text: `also ${individual.known_as.join(", ")}` })));
 }
 
-/** The cover picture: the whole photograph, cut to the tile. */
+/** The cover photograph, cropped to the tile. */
 export function cover(id) {
   return id ? el("img", { class: "whole", src: `/api/photos/${id}/picture?side=320`, alt: "", loading: "lazy", decoding: "async" })
     : el("span", { class: "whole nobody", text: "No photograph" });

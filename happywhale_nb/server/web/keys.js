@@ -1,13 +1,13 @@
-// Keys. A page names its keys; none fires while somebody types or while a dialog is open.
+// Keyboard shortcuts. Each page defines its own; they are off while the user types or a dialog is open.
 
 import { button, el } from "./dom.js";
 import { dialog } from "./messages.js";
 
 const STORE = "happywhale.keys";
 let bound = [];
-const everywhere = [{ keys: ["?"], label: "This list of keys", run: () => showKeys() }];
+const everywhere = [{ keys: ["?"], label: "This list of shortcuts", run: () => showKeys() }];
 
-/** Binds the keys of a page: `{keys: ["c"], label, run}`; `Ctrl+z` and `Shift+ArrowRight` are written so. */
+/** Binds the shortcuts of a page: `{keys: ["c"], label, run}`; with modifiers: `Ctrl+z`, `Shift+ArrowRight`. */
 export function bindKeys(keys) {
   bound = keys;
 }
@@ -45,9 +45,9 @@ export function showKeys() {
     el("td", { text: entry.label })));
   const box = el("input", { type: "checkbox", id: "letters", checked: !lettersOff(),
     onChange: () => localStorage.setItem(STORE, box.checked ? "on" : "off") });
-  dialog("Keys", (close) => [
+  dialog("Keyboard shortcuts", (close) => [
     el("table", { class: "keys" }, el("tbody", {}, rows)),
-    el("label", { class: "check" }, box, "Single letters and digits work as keys"),
+    el("label", { class: "check" }, box, "Enable single-letter and digit shortcuts"),
     el("div", { class: "buttons" }, button("Close", () => close(), { autofocus: true })),
   ], { id: "keys" });
 }

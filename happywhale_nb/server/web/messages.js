@@ -1,12 +1,11 @@
-// What the page says: short messages at the foot, and dialogs.
+// Messages at the foot of the page, and dialogs.
 
 import { button, el, fill } from "./dom.js";
 
 const region = () => document.getElementById("messages");
 
-/** Says a sentence. action: `{label, run}` as a button beside it. kind "error" stays until it is closed or the view
- *  is left. about: the number of the decision that it tells of. A new message takes the place of the one before of its
- *  kind: two at once are enough to read. */
+/** Shows a message. action: `{label, run}`, a button next to it. A message of kind "error" stays until it is closed or
+ *  the view changes. about: the number of its decision. A new message replaces the previous one of its kind. */
 export function say(text, { action = null, kind = "info", about = null, seconds = action ? 12 : 6 } = {}) {
   const node = el("div", { class: `message ${kind}`, data: { message: kind, about: about ?? "" }, role: kind === "error" ? "alert" : null });
   let timer = 0;
@@ -23,20 +22,20 @@ export function say(text, { action = null, kind = "info", about = null, seconds 
   return close;
 }
 
-/** Takes away errors of a view that is left. */
+/** Removes the errors of the previous view. */
 export const hush = () => region().querySelectorAll('[data-message="error"]').forEach((node) => node.remove());
 
-/** Takes away what is said about a decision, once it is undone. */
+/** Removes the messages about a decision after it is undone. */
 export const forget = (decision) => region().querySelectorAll(`[data-about="${decision}"]`).forEach((node) => node.remove());
 
-/** Says why something failed; what was given up on purpose is not worth a word. action: as of `say`. */
+/** Shows an error; aborted requests are ignored. action: as for `say`. */
 export function fail(error, action = null) {
   if (error?.name === "AbortError" || error?.status === 401) return;
   if (!("status" in (error ?? {}))) console.error(error);
   say(error?.message || String(error), { kind: "error", action: action?.label ? action : error?.remedy ?? null });
 }
 
-/** A dialog. make(close) answers its content; Escape and the × close it with null. Answers what it was closed with. */
+/** Opens a dialog. make(close) returns its content; Escape and × close it with null. Returns the value of `close`. */
 export function dialog(title, make, { wide = false, id = "" } = {}) {
   return new Promise((done) => {
     const back = document.activeElement;
@@ -57,8 +56,8 @@ export function dialog(title, make, { wide = false, id = "" } = {}) {
   });
 }
 
-/** A dialog with a form. act() does what the form asks for; when it fails, the dialog stays with all that was typed, and
- *  says why. remedy(error, close) may answer buttons that help. Answers what act() answered, or null. */
+/** Opens a dialog with a form; submitting calls act(). If that fails, the dialog keeps its input and shows the error.
+ *  remedy(error, close) may return buttons for the error. Returns the result of act(), or null. */
 export function asking(title, content, yes, act, { id = "dialog-yes", wide = false, remedy = () => null } = {}) {
   return dialog(title, (close) => {
     const said = el("div", { class: "error", role: "alert", id: "dialog-error" });
@@ -83,7 +82,7 @@ export function asking(title, content, yes, act, { id = "dialog-yes", wide = fal
   }, { wide });
 }
 
-/** Asks before something that reaches far. Answers whether it shall be done. */
+/** Asks for confirmation. Returns whether the user agreed. */
 export async function confirmed(title, paragraphs, yes) {
   return Boolean(await dialog(title, (close) => [
     paragraphs.map((text) => el("p", { text })),
@@ -93,7 +92,7 @@ export async function confirmed(title, paragraphs, yes) {
   ]));
 }
 
-/** Shows at the head of the page what is being waited for; empty: nothing. */
+/** Shows at the head of the page what the page waits for; "" hides it. */
 export function waiting(text) {
   const node = document.getElementById("waiting");
   node.hidden = !text;

@@ -1,4 +1,4 @@
-// Corrections: withdraw and put back, move photographs, group them again. All of it stands in the history and can be undone.
+// Corrections: withdraw, put back, move and regroup photographs. All are logged in the history and can be undone.
 
 import { api } from "./api.js";
 import { chooseEncounter } from "./choosing.js";
@@ -8,18 +8,18 @@ import { asking, confirmed, dialog, fail, say } from "./messages.js";
 import { changed, guard, may } from "./session.js";
 import { count } from "./words.js";
 
-const REASONS = [["boat", "A boat"], ["empty sea", "Empty sea"], ["no animal", "Something else without an animal"], ["mistake", "Added by mistake"]];
-const BY = [["day", "Day"], ["burst", "Burst: pictures taken shortly after one another"], ["folder", "Folder"]];
+const REASONS = [["boat", "A boat"], ["empty sea", "Empty sea"], ["no animal", "No animal, for another reason"], ["mistake", "Added by mistake"]];
+const BY = [["day", "Day"], ["burst", "Burst: photographs taken shortly after one another"], ["folder", "Folder"]];
 
 function reasons() {
   const reason = select(REASONS, "mistake", { id: "withdraw-reason" });
   const note = el("input", { type: "text", maxlength: 500, autocomplete: "off", id: "withdraw-note" });
-  return { value: () => ({ reason: reason.value, note: note.value.trim() }), nodes: [field("What it is", reason), field("Note", note)] };
+  return { value: () => ({ reason: reason.value, note: note.value.trim() }), nodes: [field("Reason", reason), field("Note", note)] };
 }
 
-const STAYS = "It is no longer asked about and nobody's known photograph. It stays in the catalogue under “Withdrawn” and can be put back.";
+const STAYS = "Withdrawn photographs are neither queries nor candidates. They stay in the catalogue under “Withdrawn” and can be put back.";
 
-/** Withdraws the encounter of a view, and goes on to the next one. */
+/** Withdraws the encounter of a view, and moves to the next one. */
 export async function withdraw(view) {
   const { id, name, version } = view.encounter;
   const given = reasons();
@@ -27,11 +27,11 @@ export async function withdraw(view) {
     () => api(`/encounters/${id}/withdraw`, { method: "POST", body: { version, ...given.value() } }).catch((error) => conflicted(view, error)), { id: "withdraw-yes" });
   if (!result?.decision) return;
   changed();
-  remembered(result.decision, id, `${name} is withdrawn.`);
+  remembered(result.decision, id, `${name} was withdrawn.`);
   await goNext(view);
 }
 
-/** Withdraws several encounters. Answers how many. */
+/** Withdraws several encounters. Returns their number. */
 export async function withdrawMany(encounters) {
   const given = reasons();
   const yes = await asking(`Withdraw ${count(encounters.length, "encounter")}?`, [el("p", { text: STAYS }), given.nodes], "Withdraw", async () => given.value(), { id: "withdraw-yes" });
@@ -47,7 +47,7 @@ export async function withdrawMany(encounters) {
     fail(error);
   }
   changed();
-  if (number === 1) remembered(last.decision, encounters[0].id, `${encounters[0].name} is withdrawn.`);
+  if (number === 1) remembered(last.decision, encounters[0].id, `${encounters[0].name} was withdrawn.`);
   else if (number) say(`${count(number, "encounter")} withdrawn; they are under “Withdrawn”.`);
   return number;
 }
@@ -56,19 +56,19 @@ export async function withdrawMany(encounters) {
 export async function putBack(view) {
   const result = await api(`/encounters/${view.encounter.id}/restore`, { method: "POST", body: {} });
   changed();
-  say(`${view.encounter.name} is back.`);
+  say(`${view.encounter.name} was put back.`);
   view.accept(result.encounter);
   view.ask();
 }
 
-/** What another person changed meanwhile is shown by the view; the dialog closes. */
+/** Handles a conflict: the dialog closes, and the view shows the other user's change. */
 function conflicted(view, error) {
   if (error.status !== 409 || !error.body.encounter) throw error;
   view.conflict(error);
   return null;
 }
 
-/** The photographs of an encounter: move them to another one, withdraw, put back, delete. */
+/** Dialog for the photographs of an encounter: move to another one, withdraw, put back, delete. */
 export async function photographs(view) {
   const { encounter } = view;
   const chosen = new Set();
@@ -79,7 +79,7 @@ export async function photographs(view) {
     const acts = {
       fresh: button("To a new encounter", () => close("fresh"), { id: "move-new" }), other: button("To another encounter …", () => close("other"), { id: "move-other" }),
       out: button("Withdraw …", () => close("out"), { id: "photos-withdraw" }), back: button("Put back", () => close("back"), { id: "photos-back" }),
-      away: may("admin") && button("Delete for good …", () => close("away"), { id: "photos-delete" }),
+      away: may("admin") && button("Delete permanently …", () => close("away"), { id: "photos-delete" }),
     };
     const show = () => {
       const [here, out] = [picked(false), picked(true)];
@@ -103,7 +103,7 @@ export async function photographs(view) {
   }
   if (what === "out") await withdrawPhotos(view, ids);
   if (what === "back") await each(view, encounter.photos.filter((one) => ids.includes(one.id) && one.withdrawn), (photo) => api(`/photos/${photo.id}/restore`, { method: "POST", body: {} }), "put back");
-  if (what === "away" && await confirmed("Delete for good?", [`${count(ids.length, "file")} will be deleted from the catalogue. This cannot be undone.`], "Delete for good")) {
+  if (what === "away" && await confirmed("Delete permanently?", [`${count(ids.length, "file")} will be deleted from the catalogue. This cannot be undone.`], "Delete permanently")) {
     await each(view, encounter.photos.filter((one) => ids.includes(one.id)), (photo) => api(`/photos/${photo.id}`, { method: "DELETE" }), "deleted");
   }
 }
@@ -136,7 +136,7 @@ async function withdrawPhotos(view, ids) {
   }, "withdrawn");
 }
 
-/** Does something with photographs one after the other, and says how many are done, whatever became of the others. */
+/** Runs an action for each photograph in turn, and shows how many succeeded, also after an error. */
 async function each(view, photos, act, done) {
   let number = 0;
   let last = null;
@@ -151,17 +151,17 @@ async function each(view, photos, act, done) {
   dispatchEvent(new CustomEvent("catalogue:again"));
 }
 
-/** The field for how photographs are grouped; `value` is what the server takes. */
+/** The controls for a grouping rule; `value` is the rule in the server's syntax. */
 function grouping() {
   const by = select(BY, "day", { id: "group-by", onChange: () => show() });
   const minutes = el("input", { type: "number", id: "group-minutes", min: 1, max: 1440, step: 1, value: 10, required: true });
-  const held = field("Minutes between two pictures of a burst, at most", minutes);
+  const held = field("Maximum minutes between two photographs of a burst", minutes);
   const show = () => { held.hidden = by.value !== "burst"; minutes.disabled = held.hidden; };
   show();
-  return { nodes: [field("An encounter for each", by), held], by, minutes, value: () => (by.value === "burst" ? `burst:${Number(minutes.value) || 10}` : by.value) };
+  return { nodes: [field("One encounter per", by), held], by, minutes, value: () => (by.value === "burst" ? `burst:${Number(minutes.value) || 10}` : by.value) };
 }
 
-/** Groups the photographs of undecided encounters again. Answers the result, or null. */
+/** Regroups the photographs of undecided encounters. Returns the result, or null. */
 export async function regroup(encounters) {
   const ids = encounters.map((one) => one.id);
   const versions = Object.fromEntries(encounters.map((one) => [one.id, one.version]));
@@ -171,7 +171,7 @@ export async function regroup(encounters) {
   let run = 0;
   const show = async () => {
     const mine = ++run;
-    fill(preview, el("p", { class: "soft loading", text: "Looking at the dates …" }));
+    fill(preview, el("p", { class: "soft loading", text: "Computing the groups …" }));
     try {
       const { groups } = await ask(true);
       if (mine !== run) return;
@@ -184,11 +184,11 @@ export async function regroup(encounters) {
   };
   how.by.addEventListener("change", show);
   how.minutes.addEventListener("change", show);
-  const result = await asking(`Group ${count(encounters.reduce((sum, one) => sum + one.photos.length, 0), "photograph")} again`, (close) => { show(); return [
-    el("p", { text: "An encounter is one animal met once. Encounters that nobody has decided can be grouped again; it can be undone." }), how.nodes, preview]; }, "Group", () => ask(false), { id: "regroup-yes" });
+  const result = await asking(`Regroup ${count(encounters.reduce((sum, one) => sum + one.photos.length, 0), "photograph")}`, (close) => { show(); return [
+    el("p", { text: "An encounter is one animal met once. Undecided encounters can be regrouped, and you can undo this." }), how.nodes, preview]; }, "Regroup", () => ask(false), { id: "regroup-yes" });
   if (!result) return null;
   changed();
   if (result.decision) remembered(result.decision, ids[0], `Grouped into ${count(result.groups.length, "encounter")}.`);
-  else say("They are grouped like this already.");
+  else say("The photographs are already grouped like this.");
   return result;
 }

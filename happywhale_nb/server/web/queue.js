@@ -1,4 +1,4 @@
-// The queue: encounters that wait for a decision, oldest first.
+// The queue: undecided encounters, oldest first.
 
 import { api, query } from "./api.js";
 import { button, cropImage, el, fill } from "./dom.js";
@@ -12,9 +12,9 @@ const KEYS = ["species", "side", "place", "since", "until", "q"];
 const ALL = ["state", "no_animal", ...KEYS];
 const ORDER = "happywhale.order";
 
-/** What the queue is filtered by now; "all" is every state, "" the undecided ones. */
+/** The current filters; the state "all" is every state, "" the undecided ones. */
 const asked = (values) => ({ ...values, state: every(values) ? "" : values.state || "undecided" });
-const every = (values) => ["all", "any"].includes(values.state);  // "any" is what older links say
+const every = (values) => ["all", "any"].includes(values.state);  // "any": in older links
 
 export async function showQueue(main, route, signal) {
   const values = initial("queue", route, ALL);
@@ -24,7 +24,7 @@ export async function showQueue(main, route, signal) {
   const list = el("ol", { class: "encounters", id: "queue" });
   const more = button("More", () => load(false), { id: "more", hidden: true });
   const empty = el("div", { class: "empty", hidden: true });
-  const chosen = new Map();  // encounters that are chosen, while choosing is on
+  const chosen = new Map();  // chosen encounters, in selection mode
   let choosing = false;
   let cursor = null;
   let run = 0;
@@ -52,11 +52,11 @@ export async function showQueue(main, route, signal) {
   }
 
   const pick = (encounter, on) => { if (on) chosen.set(encounter.id, encounter); else chosen.delete(encounter.id); tick(); };
-  const select = button("Select", () => { choosing = !choosing; if (!choosing) list.querySelectorAll("[data-pick]:checked").forEach((box) => box.click()); tick(); }, { id: "select", class: "quiet", "aria-pressed": "false", title: "Choose encounters to group again or withdraw", hidden: true });
-  const none = button("", () => { values.no_animal = values.no_animal ? "" : "true"; mark(); change(); }, { id: "no-animal-only", class: "quiet", title: "Photographs that probably show no animal: look, then withdraw them" });
+  const select = button("Select", () => { choosing = !choosing; if (!choosing) list.querySelectorAll("[data-pick]:checked").forEach((box) => box.click()); tick(); }, { id: "select", class: "quiet", "aria-pressed": "false", title: "Choose encounters to regroup or withdraw", hidden: true });
+  const none = button("", () => { values.no_animal = values.no_animal ? "" : "true"; mark(); change(); }, { id: "no-animal-only", class: "quiet", title: "Encounters that probably show no animal; check, then withdraw them" });
   const mark = () => { none.hidden = !facets.no_animal && !values.no_animal; none.setAttribute("aria-pressed", String(Boolean(values.no_animal))); none.firstChild.textContent = `Probably no animal ${facets.no_animal ?? ""}`; };
   const number = el("span", { role: "status" });
-  const acts = [button("Group again …", () => act(regroup), { id: "group-chosen" }), button("Withdraw …", () => act(withdrawMany), { id: "withdraw-chosen" })];
+  const acts = [button("Regroup …", () => act(regroup), { id: "group-chosen" }), button("Withdraw …", () => act(withdrawMany), { id: "withdraw-chosen" })];
   const tools = el("div", { class: "buttons choosing-tools" }, button("All shown", () => list.querySelectorAll("[data-pick]:not(:checked)").forEach((box) => box.click()), { id: "choose-all", class: "quiet" }), acts, number);
   async function act(action) {
     try {
@@ -73,7 +73,7 @@ export async function showQueue(main, route, signal) {
     number.textContent = chosen.size ? `${count(chosen.size, "encounter")} chosen` : "Choose encounters.";
     const all = [...chosen.values()];
     acts[0].disabled = !all.length || all.some((one) => one.state !== "undecided");
-    acts[0].title = all.some((one) => one.state !== "undecided") ? "Only undecided encounters can be grouped again." : "";
+    acts[0].title = all.some((one) => one.state !== "undecided") ? "Only undecided encounters can be regrouped." : "";
     acts[1].disabled = !all.length || all.some((one) => one.state === "withdrawn");
   }
   const change = () => { remember("queue", values, "/queue"); load(true); };
@@ -90,16 +90,16 @@ export async function showQueue(main, route, signal) {
   await load(true);
 }
 
-/** What to do when nothing is listed. */
+/** What to do when the list is empty. */
 function nothing(values, bar, change, facets) {
   const shown = Object.values(facets.states).reduce((sum, number) => sum + number, 0);
   const add = may("review") && el("a", { class: "button primary", href: "#/add", text: "Add photographs" });
   const all = button("Show all encounters", () => { values.state = "all"; document.querySelector('#queue-state [value="all"]').checked = true; change(); }, { id: "show-all" });
   const clear = button("Clear the filters", () => { for (const key of ["no_animal", ...KEYS]) values[key] = ""; remember("queue", values, "/queue"); dispatchEvent(new CustomEvent("catalogue:again")); }, { id: "clear-filters", class: "primary" });
-  if (values.no_animal || KEYS.some((key) => values[key])) return [el("p", { text: "No encounter fits these filters." }), el("div", { class: "buttons" }, clear, !every(values) && all)];
+  if (values.no_animal || KEYS.some((key) => values[key])) return [el("p", { text: "No encounter matches these filters." }), el("div", { class: "buttons" }, clear, !every(values) && all)];
   if (!shown && !session.catalogue.photos) return [el("p", { text: "The catalogue is empty." }), el("div", { class: "buttons" }, add)];
   if (every(values)) return [el("p", { text: "There are no encounters yet." }), el("div", { class: "buttons" }, add)];
-  return [el("p", { text: values.state ? `No encounter is ${state(values.state).toLowerCase()}.` : "Nothing is left to decide." }), el("div", { class: "buttons" }, all, !values.state && add)];
+  return [el("p", { text: values.state ? `No encounter is ${state(values.state).toLowerCase()}.` : "All encounters are decided." }), el("div", { class: "buttons" }, all, !values.state && add)];
 }
 
 function states(values, facets, change) {
@@ -127,8 +127,8 @@ function item(encounter, pick) {
         encounter.individual && el("b", { text: ` ${encounter.individual.name}` })))));
 }
 
-/** The encounter after this one among the undecided ones that the queue's filters let through, or null.
- *  After a decision the encounter is no longer in the list; the order seen before says what came after it. */
+/** The next undecided encounter that passes the queue's filters, or null.
+ *  A decided encounter is no longer in the list, so its position comes from the stored order. */
 export async function nextUndecided(id, signal) {
   const route = { params: new URLSearchParams() };
   const filters = { ...initial("queue", route, ALL), state: "undecided" };

@@ -1,4 +1,4 @@
-// Sending encounters one after the other, with progress, and with what failed kept for another try.
+// Uploads encounters one after the other, shows the progress, and keeps failed ones for a retry.
 
 import { api, passing, upload } from "./api.js";
 import { button, el, fill } from "./dom.js";
@@ -7,11 +7,11 @@ import { remembered } from "./deciding.js";
 import { changed } from "./session.js";
 import { bytes, count } from "./words.js";
 
-const MOST_FILES = 50;  // of one request; a longer encounter takes several
+const MOST_FILES = 50;  // per request; a larger encounter takes several
 const MOST_BYTES = 150e6;
 
-/** The part of the page that sends. `done(files)` is called when an encounter arrived, `busy()` when sending starts
- *  or ends. What failed stays listed by file, with the server's reason. */
+/** The part of the page that uploads. `done(files)` is called after files are stored, `busy()` when an upload starts
+ *  or ends. Failures stay listed by file, with the server's reason. */
 export function sender(signal, { done, busy }) {
   const bar = el("progress", { id: "progress", max: 1, value: 0, "aria-label": "Sent" });
   const progress = el("p", { class: "total", role: "status" });
@@ -27,7 +27,7 @@ export function sender(signal, { done, busy }) {
   addEventListener("beforeunload", hold);
   signal.addEventListener("abort", () => { if (!running) removeEventListener("beforeunload", hold); });
 
-  /** Sends encounters. by: how the server groups what arrived ("day", "burst:10"), "" to leave it. */
+  /** Uploads encounters. by: rule by which the server groups them afterwards ("day", "burst:10"); "": none. */
   async function send(groups, fields, by = "") {
     if (running) return [];
     running = true;
@@ -76,38 +76,38 @@ export function sender(signal, { done, busy }) {
     return arrived;
   }
 
-  /** Groups what arrived by the catalogue's own rule for dates; what could not be grouped stays as it was sent. */
+  /** Groups the uploaded photographs on the server; after an error they stay as they were sent. */
   async function groupSent(arrived, by) {
     progress.textContent = "Grouping …";
     try {
       const versions = Object.fromEntries(arrived.map((one) => [one.id, one.version]));
       const result = await api("/encounters/regroup", { method: "POST", body: { encounter_ids: arrived.map((one) => one.id), by, dry_run: false, versions, note: "" } });
       if (!result.decision) {
-        fill(failures, el("section", { class: "notice", id: "not-grouped" }, el("p", { text: `${arrived.length > 1 ? "Each folder is one encounter" : "They are one encounter"}: ${by === "day" ? "its photographs are of one day, or their dates are not known" : "no longer pause is between its photographs, or their times are not known"}. If it shows several animals, open it and move photographs to a new one (“Photographs …”).` })));
+        fill(failures, el("section", { class: "notice", id: "not-grouped" }, el("p", { text: `${arrived.length > 1 ? "Each folder is one encounter" : "They are one encounter"}: ${by === "day" ? "its photographs are of one day, or their dates are unknown" : "there is no longer gap between its photographs, or their times are unknown"}. If it shows several animals, open it and move photographs to a new one (“Photographs …”).` })));
         return;
       }
       sent.splice(sent.length - arrived.length, arrived.length, ...result.encounters.filter((one) => one.photos.length));
       remembered(result.decision, null, `Grouped into ${count(result.groups.length, "encounter")}.`);
     } catch (error) {
-      fill(failures, el("section", { class: "notice" }, el("h2", { text: "The photographs arrived and are not grouped" }), el("p", { text: `${error.message}` }),
-        el("p", { text: "Choose the new encounters in the queue with “Select” and group them again." })));
+      fill(failures, el("section", { class: "notice" }, el("h2", { text: "The photographs were stored but not grouped" }), el("p", { text: `${error.message}` }),
+        el("p", { text: "Choose the new encounters in the queue with “Select” and regroup them." })));
     }
   }
 
-  /** The files that the server's reason names, else all of the encounter. */
+  /** The files named in the server's reason, or else all of the encounter. */
   const named = ({ group, reason }) => { const files = group.files.filter((file) => reason.includes(file.name)); return files.length ? files : group.files; };
 
   function showFailures() {
     const again = (list) => { failed = failed.filter((one) => !list.includes(one)); showFailures(); return Promise.all([list.reduce((wait, one) => wait.then(() => send([one.group], one.fields, one.by)), Promise.resolve())]); };
     fill(failures, failed.length > 0 && el("section", { class: "notice" },
-      el("h2", { text: `${count(failed.length, "encounter")} did not arrive` }),
+      el("h2", { text: `${count(failed.length, "encounter")} failed` }),
       el("ul", {}, failed.map((one) => {
         const bad = named(one);
         const rest = one.group.files.filter((file) => !bad.includes(file));
         return el("li", { data: { failed: bad.map((file) => file.name).join("|") } }, el("b", { class: "file", text: bad.map((file) => file.name).join(", ") }), el("p", { text: one.reason }),
           el("div", { class: "buttons" }, one.again && button("Retry", () => again([one]), { data: { retry: "" } }),
             rest.length > 0 && button(`Send the other ${rest.length}`, () => { one.group.files = rest; done(bad); again([one]); }),
-            button("Take out", () => { failed = failed.filter((other) => other !== one); done(bad); showFailures(); }, { class: "plain" })));
+            button("Remove", () => { failed = failed.filter((other) => other !== one); done(bad); showFailures(); }, { class: "plain" })));
       })),
       failed.filter((one) => one.again).length > 1 && button("Retry all", () => again(failed.filter((one) => one.again)), { id: "retry-all", class: "primary" })));
     const first = failures.querySelector("li [data-retry]");
@@ -117,13 +117,13 @@ export function sender(signal, { done, busy }) {
   function showSent() {
     fill(links, sent.length > 0 && el("section", { class: "notice good" }, el("p", { text: `${count(sent.length, "encounter")} added` }),
       el("ul", { class: "inline" }, sent.map((one) => el("li", {}, el("a", { href: `#/encounter/${one.id}`, data: { encounter: one.id }, text: `${one.name} (${one.photos.length})` })))),
-      el("p", {}, el("a", { href: "#/queue", text: "To the queue" }))));
+      el("p", {}, el("a", { href: "#/queue", text: "Go to the queue" }))));
   }
 
   return { node, send, running: () => running };
 }
 
-/** Files in parts that one request may have. */
+/** Splits files into parts within the limits of one request. */
 function chunks(files) {
   const parts = [];
   let held = 0;
@@ -138,7 +138,7 @@ function chunks(files) {
 function form(files, fields) {
   const data = new FormData();
   for (const [key, value] of Object.entries(fields)) if (value) data.append(key, value);
-  // with its folder, so that the catalogue can group by it later; it keeps the name alone as the photograph's
+  // The name includes the folder, so that the catalogue can group by it; it stores the file name alone.
   for (const file of files) data.append("photos", file, [folderOf(file), file.name].filter(Boolean).join("/"));
   return data;
 }

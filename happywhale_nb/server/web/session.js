@@ -1,4 +1,4 @@
-// Who is at the page and what they may do.
+// The signed-in user and the role.
 
 import { api } from "./api.js";
 
@@ -14,22 +14,22 @@ export async function loadSession() {
 
 export const may = (role) => (RANK[session.role] ?? -1) >= RANK[role];
 
-/** Disables a control for those who may not use it, and says why. */
+/** Disables a control without the required role, and explains why. */
 export function guard(control, role = "review") {
   if (may(role)) return control;
   control.disabled = true;
-  control.title = role === "admin" ? "Only an admin may do this." : "Your token may look, not decide: ask for one with the role review.";
+  control.title = role === "admin" ? "Only an admin can do this." : "Your token is read-only. Ask for a token with the role review.";
   return control;
 }
 
-/** What there is to filter by; asked once, and again after something changed. */
+/** The values to filter by; cached until something changes. */
 export async function loadFacets(signal) {
   facets ??= await api("/facets", { signal });
   return facets;
 }
 
-/** To be called after a decision, an upload or an edit: counts and facets are out of date. */
+/** Call this after a decision, an upload or an edit: it refreshes counts and facets. */
 export function changed() {
   facets = null;
-  loadSession().catch(() => {});  // the counts in the header can wait for the next answer
+  loadSession().catch(() => {});  // the next request refreshes the counts
 }

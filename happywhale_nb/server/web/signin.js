@@ -4,7 +4,7 @@ import { api } from "./api.js";
 import { button, el, field, fill } from "./dom.js";
 import { bindKeys } from "./keys.js";
 
-/** Shows the field for a token; `done` is called when the server took one. */
+/** Shows the sign-in form; `done` is called after the server accepts the token. */
 export function showSignIn(main, done) {
   document.body.classList.add("signed-out");
   document.title = "Sign in";
@@ -25,7 +25,7 @@ export function showSignIn(main, done) {
     } finally {
       go.disabled = false;
     }
-  } }, el("h1", { text: "Sign in" }), el("p", { class: "soft", text: "This catalogue asks for a token. Whoever runs it can make one for you." }),
+  } }, el("h1", { text: "Sign in" }), el("p", { class: "soft", text: "This catalogue requires a token. Ask its administrator for one." }),
   field("Token", token), said, go);
   fill(main, form);
   token.focus();

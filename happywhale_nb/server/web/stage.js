@@ -1,4 +1,4 @@
-// The stage: the asked photograph and the candidate's, side by side and equally high, with heat maps and zoom.
+// The comparison: the query photograph and the candidate's, at equal height, with heat maps and zoom.
 
 import { api, download, query } from "./api.js";
 import { button, cropAddress, el, fill, select } from "./dom.js";
@@ -11,7 +11,7 @@ const GAP = 12;
 const CAPTIONS = 64;  // pixels under a photograph
 const LARGE = 1024;
 
-/** The stage of an encounter; `show` draws it from `view`. */
+/** The comparison for an encounter; `show` draws it from `view`. */
 export function makeStage(view) {
   const pair = el("div", { class: "pair" });
   const strip = el("div", { class: "strip", id: "photos", role: "group", "aria-label": "Photographs of this encounter" });
@@ -19,10 +19,10 @@ export function makeStage(view) {
   const zoomButton = button("Zoom", () => zoom(), { id: "zoom", key: "z" });
   const tools = el("div", { class: "tools" }, el("label", { class: "check switch" }, heatBox, "Heat maps", el("kbd", { text: "h", "aria-hidden": "true" })), zoomButton);
   const node = el("section", { class: "stage", id: "stage", "aria-label": "Comparison" }, el("div", { class: "stage-head" }, strip, tools), pair);
-  let left = null;   // {frame, photo}: what is shown on each side
+  let left = null;   // {frame, photo}: the photograph on each side
   let right = null;
-  let heats = null;  // the request and the pictures of the heat maps shown now
-  const known = new Map();  // photographs of an individual by number and side: the same side first
+  let heats = null;  // the request and the images of the current heat maps
+  const known = new Map();  // photographs of an individual by number and side, the same side first
   const watch = new ResizeObserver(() => fit());
   watch.observe(node);
   addEventListener("resize", fit);
@@ -35,7 +35,7 @@ export function makeStage(view) {
   view.askedPhoto = queryPhoto;
   const matchPhoto = () => view.flipped ?? view.picked?.photo ?? null;
 
-  /** The next photograph of the candidate, or the one before. */
+  /** Shows the next (1) or previous (-1) photograph of the candidate. */
   async function flip(by) {
     const one = view.picked;
     if (!one?.individual || one.photos < 2) return;
@@ -67,7 +67,7 @@ export function makeStage(view) {
     showStrip(photo);
     const paired = match && view.picked.rank && match.id === view.picked.photo?.id;
     heatBox.disabled = !(view.answer?.id && paired && view.answer.heat_maps !== "");
-    heatBox.parentElement.title = paired || !match ? heatTitle(view.answer) : "Heat maps are of the photograph that fits best.";
+    heatBox.parentElement.title = paired || !match ? heatTitle(view.answer) : "Heat maps are available only for the candidate's nearest photograph.";
     zoomButton.disabled = !photo;
     fit();
     showHeat();
@@ -75,9 +75,9 @@ export function makeStage(view) {
   }
 
   function heatTitle(answer) {
-    if (answer?.heat_maps === "") return "There are no heat maps: the embeddings of this catalogue were made elsewhere.";
-    const how = answer?.heat_maps === "occlusion" ? ", found by hiding parts one at a time" : "";
-    return `Where the two photographs resemble each other for the model${how}`;
+    if (answer?.heat_maps === "") return "No heat maps: the embeddings of this catalogue were imported.";
+    const how = answer?.heat_maps === "occlusion" ? ", computed by occlusion" : "";
+    return `Regions that make the two photographs similar for the model${how}`;
   }
 
   function frame(photo, id, alt) {
@@ -85,11 +85,11 @@ export function makeStage(view) {
     const holder = el("button", { type: "button", class: "frame", "aria-label": `Zoom. ${alt}: ${photo.name}`, onClick: () => zoom() }, image);
     holder.addEventListener("wheel", (event) => { if (event.ctrlKey) { event.preventDefault(); zoom(); } }, { passive: false });
     holder.addEventListener("touchstart", (event) => { if (event.touches.length === 2) { event.preventDefault(); zoom(); } }, { passive: false });
-    image.addEventListener("error", () => { holder.classList.add("broken"); fill(holder, el("span", { class: "nobody", text: `${photo.name} cannot be shown: its file is not found or cannot be read.` })); });
+    image.addEventListener("error", () => { holder.classList.add("broken"); fill(holder, el("span", { class: "nobody", text: `${photo.name} cannot be shown: its file is missing or unreadable.` })); });
     return { node: holder, photo, aspect: photo.crop?.aspect || 1 };
   }
 
-  /** Makes both photographs equally high, as large as there is room: side by side, or one above the other. */
+  /** Scales both photographs to the same height, as large as possible: side by side, or stacked. */
   function fit() {
     const width = node.clientWidth;
     if (!width) return;
@@ -176,7 +176,7 @@ export function makeStage(view) {
     if (next) new Image().src = cropAddress(next.id, LARGE, next.crop);
   }
 
-  /** Brings the photographs into view, if they are out of it. */
+  /** Scrolls the photographs into view. */
   function reveal() {
     const { top, bottom } = pair.getBoundingClientRect();
     const covered = document.querySelector(".actions")?.offsetHeight ?? 0;
@@ -190,7 +190,7 @@ export function makeStage(view) {
 
 function queryCaption(photo) {
   if (!photo) return el("figcaption");
-  return el("figcaption", {}, el("b", { text: "Asked" }), el("small", { class: "file", text: [photo.name, side(photo.side)].filter(Boolean).join(" · ") }));
+  return el("figcaption", {}, el("b", { text: "Query" }), el("small", { class: "file", text: [photo.name, side(photo.side)].filter(Boolean).join(" · ") }));
 }
 
 function matchCaption(view, photo, flip) {
@@ -199,7 +199,7 @@ function matchCaption(view, photo, flip) {
   const { individual } = one;
   const turn = (by, name, text) => button(text, () => flip(by).catch(fail), { class: "plain close", "aria-label": name, title: `${name} (${by < 0 ? "j" : "k"})`, data: { flip: by } });
   const from = photo && [day(photo.date), photo.place, side(photo.side)].filter(Boolean).join(" · ");
-  return el("figcaption", {}, one.photos > 1 && el("span", { class: "flip", role: "group", "aria-label": `Photographs of ${individual.name}` }, turn(-1, "Photograph before", "‹"),
+  return el("figcaption", {}, one.photos > 1 && el("span", { class: "flip", role: "group", "aria-label": `Photographs of ${individual.name}` }, turn(-1, "Previous photograph", "‹"),
     el("small", { role: "status", text: view.flipped ? view.flippedAt : `${one.photos} photographs` }), turn(1, "Next photograph", "›")),
   one.rank && el("span", { class: "rank", text: one.rank }),
     el("a", { href: `#/individual/${individual.id}`, title: "All photographs of this individual" }, el("b", { text: individual.name })), " ",
@@ -208,38 +208,38 @@ function matchCaption(view, photo, flip) {
     photo && el("small", { class: "file", text: photo.name }));
 }
 
-/** What stands in the place of a match: the name of a new individual, or why there is none. */
+/** The panel in place of a candidate's photograph: the form for a new individual, or why there is none. */
 function panel(view) {
   const one = view.picked;
-  if (view.asking) return el("div", { class: "panel soft loading", text: "Asking …" });
+  if (view.asking) return el("div", { class: "panel soft loading", text: "Ranking candidates …" });
   if (!one) return el("div", { class: "panel soft", text: view.encounter.individual ? `Decided: ${view.encounter.individual.name}` : "No candidate to compare with" });
   if (!one.is_new) return el("div", { class: "panel soft", text: "No photograph" });
   const name = el("input", { type: "text", id: "new-name", value: one.proposed ?? "", autocomplete: "off", spellcheck: "false", maxlength: 80, onInput: () => { one.proposed = name.value; },
     onKeydown: (event) => { if (event.key === "Escape") name.blur(); } });
   return el("form", { class: "panel", id: "new-form", onSubmit: (event) => { event.preventDefault(); view.decideNew(kindOf(view)); } },
-    el("p", { text: "Nobody of the catalogue: a new individual." }),
-    el("label", { class: "field" }, el("span", { class: "label", text: "Its name" }), guard(name)),
+    el("p", { text: "A new individual, not in the catalogue." }),
+    el("label", { class: "field" }, el("span", { class: "label", text: "Name" }), guard(name)),
     asksBack(view),
     guard(button("New individual", null, { type: "submit", id: "new-confirm", class: "primary" })));
 }
 
-/** The species that was chosen in the panel, if it was asked for. */
+/** The species chosen in the panel, if there is a choice. */
 function kindOf(view) {
   const chosen = document.getElementById("new-species");
   return chosen ? { species: chosen.value } : view.asksBack?.more ?? {};
 }
 
-/** What the server asks back about a new individual: is it this known one; of which species is it? */
+/** The server's question about a new individual: is it this known one, or what is its species? */
 function asksBack(view) {
   const { text, known, species: kinds } = view.asksBack ?? {};
   if (!text) return null;
   return el("div", { class: "notice", role: "alert", id: "new-known" }, el("p", { text: `${text[0].toUpperCase()}${text.slice(1)}.` }),
     known && el("div", { class: "buttons" }, button(`It is ${known.name}`, () => view.decideKnown(known), { id: "new-is-known", class: "primary" }),
-      el("a", { class: "button", href: `#/individual/${known.id}`, target: "_blank", text: "Look at it" })),
+      el("a", { class: "button", href: `#/individual/${known.id}`, target: "_blank", text: "View" })),
     kinds && el("label", { class: "field" }, el("span", { class: "label", text: "Species" }), whichSpecies(view, kinds)));
 }
 
-/** The species of the catalogue; the likeliest, or that of the best candidate, is chosen, else none, so that nobody takes the first by mistake. */
+/** A select of the catalogue's species. Its default is the likeliest species, or that of the best candidate, or none. */
 function whichSpecies(view, kinds) {
   const likely = view.answer?.species?.[0]?.name ?? view.answer?.candidates.find((one) => one.individual)?.individual.species;
   const first = kinds.includes(likely) ? likely : "?";

@@ -1,21 +1,21 @@
-// Numbers, dates and states as words.
+// Formats numbers, dates, states and decisions as text.
 
 export const STATES = { undecided: "Undecided", unsure: "Unsure", confirmed: "Confirmed", new: "New", withdrawn: "Withdrawn" };
 export const SIDES = { left: "Left", right: "Right", both: "Both sides" };
-const ROLES = { read: "may look", review: "may decide", admin: "admin" };
+const ROLES = { read: "read only", review: "reviewer", admin: "admin" };
 
 export const role = (name) => ROLES[name] ?? name;
 export const state = (name) => STATES[name] ?? name;
 export const side = (name) => SIDES[name] ?? name;
 
-/** `killer_whale` as it is said. */
+/** The name of a species with blanks: `killer whale` for `killer_whale`. */
 export const species = (name) => (name || "").replaceAll("_", " ");
 
 export function count(number, one, many = `${one}s`) {
   return `${Number(number).toLocaleString("en")} ${number === 1 ? one : many}`;
 }
 
-/** A probability in per cent; small ones and those near 1 are not rounded to 0 or 100. */
+/** A probability in per cent, never rounded to 0 or 100. */
 export function percent(value) {
   if (value === null || value === undefined) return "–";
   const percent = 100 * value;
@@ -24,7 +24,7 @@ export function percent(value) {
   return `${Math.round(percent)} %`;
 }
 
-/** `2019-05-02` as `2 May 2019`; what is no date stays as it is. */
+/** `2019-05-02` as `2 May 2019`; other text is unchanged. */
 export function day(text) {
   const match = /^(\d{4})-(\d{2})-(\d{2})/.exec(text || "");
   if (!match) return text || "";
@@ -32,7 +32,7 @@ export function day(text) {
   return date.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
 }
 
-/** An ISO time, UTC, in the reader's own time. */
+/** An ISO time, UTC, in the user's local time. */
 export function moment(text) {
   const date = new Date(text);
   if (!text || Number.isNaN(date.getTime())) return text || "";
@@ -47,19 +47,19 @@ export function bytes(number) {
   return `${number >= 10 || unit === 0 ? Math.round(number) : number.toFixed(1)} ${units[unit]}`;
 }
 
-/** What lists like this one have held, or that no short list can be promised; `shown` of it are on the page. */
+/** The measured coverage of candidate sets, or why there is no set; `shown` candidates of the set are on the page. */
 export function promise(answer, shown) {
-  const said = answer.promise || "no short list can be promised here: this answer was given before that was measured";
-  const more = answer.promised && answer.set_size > shown ? ` This one has ${answer.set_size} names; ${shown} are shown.` : "";
+  const said = answer.promise || "no candidate set: this answer was stored before coverage was measured";
+  const more = answer.promised && answer.set_size > shown ? ` This set has ${answer.set_size} candidates; ${shown} are shown.` : "";
   return `${said[0].toUpperCase()}${said.slice(1)}.${more}`;
 }
 
-/** What is known of an encounter, most telling first; nothing unknown is listed. */
+/** The known date, place, species and side of an encounter. */
 export function facts(encounter) {
   return [day(encounter.date), encounter.place, species(encounter.species), side(encounter.side)].filter(Boolean);
 }
 
-/** A decision as a sentence in parts: strings, and `[kind, {id, name}]` for what can be linked. */
+/** A decision as a sentence in parts: strings, and `[kind, {id, name}]` for links. */
 export function sentence(decision) {
   const { kind, encounter, individual, other } = decision;
   const e = encounter ? ["encounter", encounter] : "an encounter";
@@ -80,5 +80,5 @@ export function sentence(decision) {
   }
 }
 
-/** A decision as one text. */
+/** A decision as one string. */
 export const told = (decision) => decision.text || sentence(decision).map((part) => (Array.isArray(part) ? part[1].name : part)).join("");

@@ -1,13 +1,13 @@
-// Two photographs, zoomed and moved together at equal scale.
+// A dialog to zoom and move two photographs together at equal scale.
 
 import { button, el, fill } from "./dom.js";
 import { pressed } from "./keys.js";
 import { dialog } from "./messages.js";
 
-const FIRST = 1600;  // the longer side of the picture that is shown at first
+const FIRST = 1600;  // longer side of the first image in pixels
 const MOST = 24;
 
-/** Opens the photographs, `{photo, title}` each, their boxes equally high at the start. */
+/** Opens the dialog for photographs, `{photo, title}` each; at first their boxes have equal height. */
 export function openZoom(shown) {
   return dialog("Zoom", (close, node) => {
     const panes = shown.map(makePane);
@@ -16,7 +16,7 @@ export function openZoom(shown) {
     let mirrored = false;
     const reset = () => { for (const pane of panes) Object.assign(pane.at, { scale: 1, x: 0, y: 0 }); apply(); };
     const mirror = button("Mirror", () => { mirrored = !mirrored; mirrorButton.setAttribute("aria-pressed", String(mirrored)); apply(); },
-      { key: "m", title: "Mirrors the candidate, to compare a left with a right side", "aria-pressed": "false" });
+      { key: "m", title: "Mirror the candidate, to compare a left with a right side", "aria-pressed": "false" });
     const mirrorButton = mirror;
 
     function apply() {
@@ -34,7 +34,7 @@ export function openZoom(shown) {
     }
     const moved = (pane) => (together.checked ? panes : [pane]);
     const shift = (pane, x, y) => { for (const one of moved(pane)) { one.at.x += x; one.at.y += y; } apply(); };
-    /** Zooms by a factor about a point, in pixels from the middle of the pane. */
+    /** Zooms by a factor around a point, in pixels from the centre of the pane. */
     const scaleBy = (pane, factor, x = 0, y = 0) => {
       const now = Math.min(MOST, Math.max(0.2, pane.at.scale * factor)) / pane.at.scale;
       for (const { at } of moved(pane)) { at.scale *= now; at.x = x - (x - at.x) * now; at.y = y - (y - at.y) * now; }
@@ -54,8 +54,8 @@ export function openZoom(shown) {
     node.addEventListener("close", () => watch.disconnect());
     return el("div", { class: "zoom", id: "zoom-view" },
       el("div", { class: "panes" }, panes.map((pane) => pane.node)),
-      el("div", { class: "row zoom-tools" }, button("−", keys["-"], { "aria-label": "Smaller", key: "-" }), button("+", keys["+"], { "aria-label": "Larger", key: "+" }), button("Fit", reset, { key: "0" }),
-        panes.length > 1 && mirror, panes.length > 1 && el("label", { class: "check" }, together, "Move together"), el("label", { class: "check" }, "Light", light)));
+      el("div", { class: "row zoom-tools" }, button("−", keys["-"], { "aria-label": "Zoom out", key: "-" }), button("+", keys["+"], { "aria-label": "Zoom in", key: "+" }), button("Fit", reset, { key: "0" }),
+        panes.length > 1 && mirror, panes.length > 1 && el("label", { class: "check" }, together, "Move together"), el("label", { class: "check" }, "Brightness", light)));
   }, { wide: true, id: "zoom-dialog" });
 }
 
@@ -66,7 +66,7 @@ function makePane({ photo, title }) {
   return { node, area, image, photo, box: photo.crop?.box ?? [0, 0, photo.width, photo.height], at: { scale: 1, x: 0, y: 0 }, sharp: FIRST };
 }
 
-/** Loads the photograph in full once more than its first picture holds is to be seen. */
+/** Loads the full photograph when the zoom exceeds the resolution of the first image. */
 function sharpen(pane, scale) {
   const longest = Math.max(pane.photo.width, pane.photo.height);
   if (pane.sharp >= longest || scale * devicePixelRatio * longest < 1.2 * pane.sharp) return;
