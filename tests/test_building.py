@@ -267,10 +267,7 @@ def test_build_does_not_add_a_photograph_that_was_uploaded_before(field):
     ingest_uploads(field.catalogue, field.embedder, "Ann", [("IMG_1.jpg", data)])
     field.rows.append({"image": "u.jpg", "individual_id": "Hope", "species": "fin_whale"})
     assert field.build() == 0
-    assert (
-        field.told[0]
-        == "1 photographs (train_images/u.jpg) were uploaded before; the catalogue keeps their records"
-    )
+    assert field.told[0] == "1 photographs (train_images/u.jpg) were uploaded before; the catalogue keeps their records"
 
 
 @pytest.mark.rest

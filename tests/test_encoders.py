@@ -592,7 +592,7 @@ def test_card_command_writes_a_card_that_the_original_has_confirmed(own):
     before = card.read_text()
     again = [*words, "--colours", "rgb", "--source", "elsewhere"]
     kept = CliRunner().invoke(main, again)
-    assert kept.exit_code == 2 and "little.json exists already: --replace" in kept.stderr
+    assert kept.exit_code == 2 and "little.json already exists: --replace" in kept.stderr
     assert card.read_text() == before
     assert CliRunner().invoke(main, [*again, "--replace"]).exit_code == 0 and read_card(own).source == "elsewhere"
     other = CliRunner().invoke(main, [*words, "--colours", "rgb", "--height", "50"])

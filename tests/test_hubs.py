@@ -221,7 +221,7 @@ def test_onnx_file_at_an_address_becomes_an_encoder_whose_card_pins_it(site, car
     assert sorted(os.listdir(tmp_path / "out")) == ["encoder.json", "encoder.onnx", "probe.png"]
     vectors = open_encoder(tmp_path / "out").embed(PICTURE[None, :16, :16])
     assert vectors.shape == (1, 3) and abs((vectors**2).sum() - 1) < 1e-5
-    assert "exists already" in refused(*words)
+    assert "already exists" in refused(*words)
 
 
 def test_another_file_than_asked_for_is_refused(site, card, tmp_path):

@@ -168,7 +168,7 @@ def _refuse_other(source, place, data):
         of = Card.read(place).data
         raise UserError(f"{place} has a catalogue of {of}: choose another place with --name or --catalogue")
     if data != source and (data / "train.csv").exists() and not (place / CARD).is_file():
-        raise UserError(f"{data} exists already: start that folder, or choose another name with --name")
+        raise UserError(f"{data} already exists: start that folder, or choose another name with --name")
 
 # %% ../../nbs/lib/catalogue/starting.ipynb #starting-08
 FORGIVING = {"skip_missing": True, "skip_faulty": True}

@@ -252,7 +252,7 @@ def store_card(path: Path | str, card: DetectorCard, probe: Path | str | None = 
     """
     place = detector_card_path(path)
     if place.exists() and not change:
-        raise UserError(f"{place} exists already: use --replace to overwrite it")
+        raise UserError(f"{place} already exists: use --replace to overwrite it")
     make_detector_card(asdict(card), place)
     if probe is not None and place.with_name(card.probe).resolve() != Path(probe).resolve():
         with atomic(place.with_name(card.probe)) as temporary:

@@ -398,7 +398,7 @@ def _write_probe(folder, picture, card, expected):
 
 def _check_target(target):
     if Path(target).exists():
-        raise UserError(f"{target} exists already: name another folder with --to")
+        raise UserError(f"{target} already exists: name another folder with --to")
 
 # %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-23
 def _converted(network, card, picture, target, sha256):

@@ -160,7 +160,7 @@ def write_new_card(path: Path | str, card: EncoderCard, change: bool = False) ->
     """
     path = Path(path)
     if path.with_suffix(".json").exists() and not change:
-        raise UserError(f"{path.with_suffix('.json')} exists already: --replace overwrites it")
+        raise UserError(f"{path.with_suffix('.json')} already exists: --replace overwrites it")
     with atomic(path.with_name(card.probe)) as temporary:
         shutil.copyfile(probe_picture(), temporary)
     return write_card(path.with_suffix(".json"), card)
