@@ -272,7 +272,7 @@ def test_Deadline_stops_where_no_other_epoch_as_long_as_the_longest_would_fit(ne
         limit.on_epoch_end(done)
         done += 1
     assert done == epochs and network.stop_training == (epochs < 5)
-    expected = pytest.raises(Unfinished, match=f"after epoch {epochs} of 5, before {hours:g} hours")
+    expected = pytest.raises(Unfinished, match=f"after epoch {epochs} of 5, before the limit of {hours:g} hours")
     with expected if epochs < 5 else nullcontext():
         limit.finish()
 

@@ -458,7 +458,7 @@ def test_detector_apply_keeps_all_boxes_names_photos_without_and_goes_on(bright_
     assert done.exit_code == 0, done.output
     assert (
         f"{photos} photographs, 1 boxes of animals" in done.output
-        and "16 of the photographs were looked" in done.output
+        and "16 of the photographs were processed" in done.output
     )
     assert f"{photos - 1} photographs without an animal: train: {dataset.train_paths()[1].name}" in done.output
     boxes = read_boxes(dataset.root)

@@ -485,7 +485,7 @@ def test_embedder_of_an_onnx_file_serves_many_threads_and_closes(network, tiny):
         asked = np.concatenate(list(people.map(lambda path: embedder.embed([path], boxes), paths)))
     assert np.abs(embedder.embed(paths, boxes) - asked).max() < 1e-5 and embedder.width == 16
     assert embedder.crop(paths[0]).shape == (48, 64, 3) and embedder.settings["aspect"] == 64 / 48
-    with pytest.raises(UserError, match="no network of Keras"):
+    with pytest.raises(UserError, match="not a Keras network"):
         embedder.model  # noqa: B018 - the property raises
     embedder.close()
     with pytest.raises(UserError, match="shut down"):

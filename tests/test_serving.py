@@ -757,6 +757,7 @@ def test_page_shows_both_photographs_above_the_bar_whatever_key_is_pressed(desk,
             page.wait_for_function("() => document.querySelector('#match-photo').complete")
             bar = page.locator(".actions").bounding_box()["y"] if width < 700 else height
             for side in ("#query-photo", "#match-photo"):
+                page.locator(side).wait_for()
                 box = page.locator(side).bounding_box()
                 assert box["y"] >= 0 and box["y"] + box["height"] <= bar and box["height"] >= 100, (key, side)
             names.append(page.inner_text("figure.match .file"))

@@ -158,7 +158,7 @@ class SideBySide:
         self.batch_sizes = max((encoder.batch_sizes for encoder in encoders), key=len)
 
     def embed(self, crops: np.ndarray, batch_size: int = 64, quiet: bool = True) -> np.ndarray:
-        """Embed crops with each part, as `Encoder.embed`; d is the sum of the parts' dimensions."""
+        """Embed crops with each part; d is the sum of the parts' dimensions: as `Encoder.embed`."""
         vectors = [each.embed(_resized(crops, each.card), batch_size, quiet) for each in self.parts]
         joined = [math.sqrt(weight) * rows for weight, rows in zip(self.weights, vectors, strict=True)]
         return unit_rows(np.concatenate(joined, axis=1)) if len(crops) else np.concatenate(joined, axis=1)

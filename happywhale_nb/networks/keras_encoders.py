@@ -106,7 +106,7 @@ class KerasEncoder:
         self.network.jit_compile = compiled()
 
     def embed(self, crops: np.ndarray, batch_size: int = 64, quiet: bool = True) -> np.ndarray:
-        """Embed crops, as `Encoder.embed`."""
+        """Embed crops: as `Encoder.embed`."""
         size = min(batch_size, BATCH_SIZES[-1])
         vectors = [np.empty((0, self.card.dimension), np.float32)]
         for start in bar(range(0, len(crops), size), "embedding", unit="batch", disable=quiet or not len(crops)):

@@ -17,7 +17,7 @@ def slug_is_written(reports, out):
         card = kernel_metadata("jo", "train", "train.ipynb", "none", competition_slug(text))
         assert card["competition_sources"] == [SLUG]
     for text in ("Happy Whale", "jo/whales", "datasets/jo/whales", "https://example.org/c/whales", "c/"):
-        with pytest.raises(UserError, match=r"--competition .*: its slug"):
+        with pytest.raises(UserError, match=r"--competition .*: use its slug"):
             competition_slug(text)
 
 
@@ -26,7 +26,7 @@ CASES = {
         Case(
             "kaggle build --user jo --fold 0 --competition datasets/jo/whales --to OUT/k",
             exit_code=2,
-            words=["--competition datasets/jo/whales: its slug"],
+            words=["--competition datasets/jo/whales: use its slug"],
         ),
         slug_is_written,
     ],
