@@ -147,7 +147,7 @@ def plot_effects(effects: Effects, title: str = "") -> Figure:
         axes.plot(row.gain, place, "o", color=colour)
     axes.axvline(0, color="0.5", lw=1)
     axes.set_yticks(range(len(rows)), rows["name"])
-    axes.set(xlabel="gain of MAP@5, with its 95 % interval over individuals; grey: includes zero", title=title)
+    axes.set(xlabel="gain of MAP@5 (95 % interval over individuals)\ngrey: the interval includes zero", title=title)
     return figure
 
 

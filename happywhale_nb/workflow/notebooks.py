@@ -157,7 +157,7 @@ def _stderr_of_children(path):
         os.dup2(own, 2)
         os.close(own)
 
-# %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-42
+# %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-44
 @contextmanager
 def _without_grammars():
     """Prevent the import of `rfc3987_syntax`, whose grammars take a second; jsonschema works without it."""
