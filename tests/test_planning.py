@@ -108,7 +108,6 @@ def test_plan_is_compared_with_what_the_run_took(planned):
 
 
 @pytest.mark.trains
-@pytest.mark.slow
 def test_measure_model_of_a_network_and_of_an_encoder(tiny):
     given = {"data_dir": str(tiny), "study": "plan", "folds": 2}
     network = {"preset": "small_resnet_arcface", "overrides": "image_size=48 batch_size=8"}

@@ -454,7 +454,6 @@ def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_agai
 
 
 @pytest.mark.trains
-@pytest.mark.trains
 def test_train_stage_stopped_while_its_models_are_written_goes_on_with_the_weights_that_were_chosen(
     tiny, tmp_path, monkeypatch
 ):
