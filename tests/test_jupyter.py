@@ -92,7 +92,7 @@ def run_fresh(path, data="", session=""):
 def test_notebook_in_a_fresh_kernel_runs_whole_without_widgets(name, tiny, tmp_path):
     copy = tmp_path / "checkout"
     copy.mkdir()
-    for part in ("nbs", "bench", "studies", "happywhale_nb"):
+    for part in ("nbs", "bench", "studies", "docs/results", "happywhale_nb"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
     for file in (file for file in ROOT.iterdir() if file.is_file()):
         shutil.copy(file, copy)
