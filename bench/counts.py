@@ -10,7 +10,7 @@ from pathlib import Path
 
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.stages.eda import imbalance
+from happywhale_nb.stages.eda_tables import imbalance
 
 HERE = Path(__file__).resolve().parents[1]
 TABLE_1 = (  # as printed: three spellings of Happywhale's stand there corrected, two of them beside the right ones

@@ -23,7 +23,7 @@ from happywhale_nb.imaging.crops import load_crops
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import map_at_5
 from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
-from happywhale_nb.stages.eda import imbalance_table, species_table
+from happywhale_nb.stages.eda_tables import imbalance_table, species_table
 
 ROWS = [("a.jpg", "beluga", "w1"), ("b.jpg", "beluga", "w2"), ("c.jpg", "kiler_whale", "w1"), ("d.jpg", "globis", "w3")]
 

@@ -14,7 +14,9 @@ from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.encounters import encounter_facts
 from happywhale_nb.data.near_duplicates import PAIR_COLUMNS, read_near_duplicates
 from happywhale_nb.data.sampling import sampling_table
-from happywhale_nb.stages.eda import box_tables, eda_stage, imbalance_table, leakage, plot_most_alike
+from happywhale_nb.stages.eda import eda_stage
+from happywhale_nb.stages.eda_plots import plot_most_alike
+from happywhale_nb.stages.eda_tables import box_tables, imbalance_table, leakage
 from happywhale_nb.stages.report import _sampling_blocks
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -31,7 +31,7 @@ from happywhale_nb.data.splits import (
     require_catalogue,
     split_kind_of,
 )
-from happywhale_nb.stages.eda import describe_leakage, leakage
+from happywhale_nb.stages.eda_tables import describe_leakage, leakage
 from happywhale_nb.stages.study_split import finished_folds, study_card, study_folds
 
 KINDS = ["stratified", "open:0.1", "open:0.5", "similar", "encounter", "time", "place", "disjoint"]
