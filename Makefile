@@ -7,7 +7,7 @@ export PYTHONNOUSERSITE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help map demo test test-all soak mutants bench check docs export hooks readme lock bundle
+.PHONY: help results gallery demo test test-all soak mutants bench check docs export hooks readme lock bundle
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,8 +49,12 @@ export: .venv/.ready  ## after editing notebooks: clean them, write the package 
 hooks: .venv/.ready  ## once, for who edits: JupyterLab saves notebooks clean, git merges them cell by cell
 	@python -c 'from happywhale_nb.workflow.jupyter_hooks import install_hooks; print(install_hooks())'
 
-map: .venv/.ready  ## nbs/paper_map.ipynb, from docs/paper.yaml and the measured results
+results: .venv/.ready  ## tables and pictures of the measured results, and nbs/paper_map.ipynb, from docs/results
+	@python docs/measured.py
 	@python docs/paper_map.py
+
+gallery: .venv/.ready  ## run the numbered notebooks on the demo, and store their outputs and the page's pictures
+	@python docs/gallery.py
 
 readme: .venv/.ready
 	@jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \

@@ -4,11 +4,13 @@
 
 The demo study is computed first, or as much of it as is missing or outdated. Outputs are made repeatable: without
 progress bars, execution counts, widgets and absolute paths. Pictures are scaled and stored as small PNG or JPEG files.
-A notebook of which nothing has changed keeps every byte.
+A notebook of which nothing has changed keeps every byte. docs/results/gallery.json has a fingerprint of the code that
+each notebook's outputs come from; a test compares it. Without names the pictures of the catalogue's page are taken too.
 """
 
 import argparse
 import base64
+import hashlib
 import io
 import json
 import os
@@ -21,13 +23,17 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from page_pictures import page_pictures
 from PIL import Image
+
+from happywhale_nb.core.artifacts import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 400_000  # bytes of a stored notebook
 WIDTH = 800  # pixels of a stored picture, at most
 SMALL_PNG = 40_000  # bytes; a larger picture is a photograph, for which JPEG is smaller
 STYLE = "figure.dpi: 80\nsavefig.dpi: 80\nfont.size: 9\nfigure.max_open_warning: 0\n"
+RECORD = ROOT / "docs" / "results" / "gallery.json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -37,6 +43,13 @@ def notebooks(names=()):
     if unknown := set(names) - {path.stem for path in found}:
         sys.exit(f"no numbered notebook is called {', '.join(sorted(unknown))}")
     return [path for path in found if not names or path.stem in names]
+
+
+def code_fingerprint(path):
+    """A fingerprint of a notebook's code cells."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\0".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def draw_demo_study():
@@ -133,6 +146,11 @@ def main():
                 changed.append(path.stem)
                 if not given.check:
                     path.write_text(text, encoding="utf-8")
+            if not given.check:
+                record = read_json(RECORD) if RECORD.is_file() else {}
+                write_json(RECORD, dict(sorted((record | {path.stem: code_fingerprint(path)}).items())))
+    if not given.names and not given.check:
+        page_pictures(ROOT / "nbs" / "images")
     return 1 if given.check and changed else 0
 
 

@@ -5494,6 +5494,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'happywhale_nb/server/app.py'),
                                           'happywhale_nb.server.app._present_state': ( 'lib/server/app.html#_present_state',
                                                                                        'happywhale_nb/server/app.py'),
+                                          'happywhale_nb.server.app.example_app': ( 'lib/server/app.html#example_app',
+                                                                                    'happywhale_nb/server/app.py'),
                                           'happywhale_nb.server.app.make_app': ( 'lib/server/app.html#make_app',
                                                                                  'happywhale_nb/server/app.py')},
             'happywhale_nb.server.auth': { 'happywhale_nb.server.auth.Limiter': ( 'lib/server/auth.html#limiter',

@@ -1,0 +1,263 @@
+"""Writes the measured results of docs/results into the tables and pictures of pages and notebooks: `make results`.
+
+    python docs/measured.py [--check]     # --check: exit 1 if a table is not what this would write
+
+A table stands in a page between `<!-- table: NAME -->` and `<!-- end -->`; this script replaces what is between them.
+So no figure is typed by hand. Each result was written into docs/results by the command that its page names.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+PAGES = ("docs/**/*.md", "nbs/index.ipynb", "nbs/lib/**/*.ipynb")
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(\n?<!-- end -->)", re.S)
+SETS = {
+    "happywhale_photos": "286 Happywhale photographs, cropped, 14 individuals",
+    "humpback": "1,673 humpback flukes, 240 individuals",
+    "rightwhale80": "1,024 aligned heads of right whales, 80 individuals",
+    "demo": "570 drawn photographs, 90 individuals",
+}
+MODELS = {
+    "from scratch": "trained from random weights",
+    "zero training": "ImageNet's features, no training",
+    "adapter": "the same and an adapter",
+    "fine-tuned": "fine-tuned from ImageNet's weights",
+}
+CROPS = {
+    "zero training": "zero training, one crop",
+    "adapter": "an adapter, one crop",
+    "adapter of averaged crops": "an adapter, crops averaged",
+    "one crop": "fine-tuned, one crop",
+    "crops drawn": "fine-tuned, crops drawn",
+    "crops drawn and averaged": "fine-tuned, crops drawn and averaged",
+    "crops drawn and averaged, two trainings": "two such trainings combined",
+}
+BOXES = {
+    "own, animals held out": "own detector, trained on other animals",
+    "own, drawn animals": "own detector, trained on drawn animals",
+    "yolo_fullbody_achilleess": "given full-body boxes",
+    "detic_full": "given Detic boxes, on 218 of 286",
+    "backfin_KingOF": "given dorsal fins",
+}
+NETWORKS = {
+    "efficientnet_lite0, untrained": "EfficientNet-Lite0, not trained further",
+    "the demo's network": "the demo's small network",
+    "fine-tuned": "fine-tuned on the other folds, 224 pixels",
+}
+CASES = {"alone": "photographs a second, from crops", "photographs": "from files of 512 pixels"}
+
+
+def result(name):
+    """A file of docs/results."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def number(value, digits=3):
+    """A fraction as this project writes it: .904, and -.036."""
+    return (
+        ""
+        if value is None
+        else f"{value:.{digits}f}".replace("0.", ".", 1)
+        if abs(value) < 1
+        else f"{value:.{digits}f}"
+    )
+
+
+def interval(row, key="map5", digits=3):
+    """A value and its interval: .904 (.888 to .918)."""
+    return f"{number(row[key], digits)} ({number(row['low'], digits)} to {number(row['high'], digits)})"
+
+
+def table(head, rows, left=1):
+    """A Markdown table whose first `left` columns hold text."""
+    rule = ["---"] * left + ["--:"] * (len(head) - left)
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, rule, *rows))
+
+
+def recognition_row(set_name, model):
+    rows = result("recognition")["results"]
+    return next((row for row in rows if (row["set"], row["model"]) == (set_name, model)), None)
+
+
+def core_seconds(row):
+    """Median core-seconds of a fold's training, or embedding where nothing is trained."""
+    seconds = sorted(fold["core_seconds"] for fold in row["folds"] if fold.get("core_seconds") is not None)
+    return f"{seconds[len(seconds) // 2]:,.0f}" if seconds else ""
+
+
+def recognition():
+    """Every set's four models, with intervals."""
+    rows = []
+    for model, name in MODELS.items():
+        found = [recognition_row(s, model) for s in SETS]
+        cells = [interval(row) if row else "" for row in found]
+        cells.insert(2, number(found[1].get("auroc_new")) if found[1] else "")
+        rows.append([name, *cells])
+    names = list(SETS.values())
+    return table(["", names[0], names[1], "AUROC of new", *names[2:]], rows)
+
+
+def measured():
+    """The README's table: data, model, protocol, MAP@5 of known individuals and time."""
+    rows = []
+    chosen = [(s, m) for s in ("happywhale_photos", "humpback", "rightwhale80") for m in MODELS]
+    for set_name, model in chosen:
+        row = recognition_row(set_name, model)
+        preset = f"`{row.get('preset') or row['encoder']}`"
+        rows.append([SETS[set_name], f"{MODELS[model]}: {preset}", interval(row), core_seconds(row)])
+    best = recognition_row("happywhale_boxed", "crops drawn and averaged")
+    name = f"crops drawn and averaged: `{best['preset']}`"
+    rows.insert(4, ["286 Happywhale photographs, uncropped, with boxes", name, interval(best), core_seconds(best)])
+    for i in range(len(rows) - 1, 0, -1):
+        rows[i][0] = "" if rows[i][0] == rows[i - 1][0] else rows[i][0]
+    return table(["data", "model", "MAP@5, known individuals", "core-seconds a fold"], rows, left=2)
+
+
+def crops():
+    """Crops drawn and averaged, on photographs with boxes."""
+    rows = []
+    for model, name in CROPS.items():
+        row = recognition_row("happywhale_boxed", model)
+        folds = ", ".join(number(fold["map5"]) for fold in row["folds"])
+        rows.append([name, interval(row), folds, core_seconds(row)])
+    return table(["", "MAP@5 of known individuals", "folds", "core-seconds a fold"], rows)
+
+
+def ablation():
+    """One choice of the fine-tuned preset changed at a time."""
+    rows = []
+    for row in result("recognition")["ablation"]:
+        mean, folds = sum(row["map5"]) / len(row["map5"]), ", ".join(map(number, row["map5"]))
+        seconds = f"{sum(row['core_seconds']) / len(row['core_seconds']):,.0f}"
+        gain = number(row["gain"]) if row["gain"] else ""
+        rows.append([row["changed"], number(mean), folds, gain, seconds])
+    return table(["changed", "MAP@5", "folds 0, 1", "difference", "core-seconds"], rows)
+
+
+def subsets():
+    """From how many photographs a training pays."""
+    rows = []
+    for row in result("encoders_subsets")["results"]:
+        what = f"{row['individuals']} {'flukes' if row['set'] == 'humpback' else 'dolphins and whales'}"
+        most = f", at most {row['most']} photographs each" if row["most"] else ""
+        values = [number(row["map5"][name]) for name in ("adapter", "fine-tuned")]
+        rows.append([what + most, row["known"], *values, interval(row, "gain")])
+    return table(["", "named photographs", "adapter", "fine-tuned", "gain"], rows)
+
+
+def detectors():
+    """What boxes are worth, by detector and network."""
+    rows, content = [], result("detectors")
+    encoders = list(dict.fromkeys(row["encoder"] for row in content["identification"]))
+    for name in dict.fromkeys(row["crops"] for row in content["identification"]):
+        cells = []
+        for encoder in encoders:
+            row = next((r for r in content["identification"] if (r["crops"], r["encoder"]) == (name, encoder)), None)
+            cells.append(interval(row, "MAP@5") if row else "")
+        rows.append([BOXES.get(name, name), *cells])
+    return table(["crops", *(NETWORKS[name] for name in encoders)], rows)
+
+
+def speed():
+    """Photographs a second that encoders embed, against timm."""
+    rows, content = [], result("encoders_speed")["rows"]
+    for who in dict.fromkeys(row["who"] for row in content):
+        cases = {row["case"]: row for row in content if row["who"] == who}
+        cells = [f"{cases[case]['rate']:.0f}" if case in cases else "" for case in CASES]
+        rows.append([who, *cells, f"{cases['photographs']['times']:.1f}"])
+    return table(["EfficientNet-Lite0, 224 pixels", *CASES.values(), "times timm"], rows)
+
+
+def gap():
+    """What each factor of the paper's Table 4 is worth."""
+    rows = []
+    for found in result("gap")["results"]:
+        name = SETS.get(found["set"], "286 Happywhale photographs, uncropped, with boxes")
+        gained = [(row["effect"], row) for row in found["effects"] if row.get("low") is not None]
+        gained += [(f"{key} (removed)", row) for key, row in found["without"].items()]
+        gained += [("all four factors together", found["gap"])]
+        shown = {True: "yes", False: "no"}
+        rows += [
+            [name, effect, interval(row, "gain"), shown[row["low"] > 0 or row["high"] < 0]] for effect, row in gained
+        ]
+    for i in range(len(rows) - 1, 0, -1):
+        rows[i][0] = "" if rows[i][0] == rows[i - 1][0] else rows[i][0]
+    return table(["data", "factor", "gain of MAP@5", "shown"], rows, left=2)
+
+
+def species():
+    """How often the species of a new individual is predicted."""
+    rows = []
+    for row in result("species")["results"]:
+        what = f"{row['photographs']}, {row['individuals']}, {row['species']}"
+        name = {"happywhale_photos": "Happywhale photographs", "demo": "demo"}[row["set"]]
+        rows.append([name, what, interval(row, "accuracy"), number(row["confidence"]), number(row["ece"])])
+    return table(
+        ["data", "photographs, individuals, species", "accuracy", "confidence", "calibration error"], rows, left=2
+    )
+
+
+TABLES = {f.__name__: f for f in (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species)}
+
+
+def filled(text):
+    """A page's text with its tables written anew."""
+    return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n<!-- end -->", text)
+
+
+def filled_page(path):
+    """A page's or notebook's new text."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md" or "<!-- table: " not in text:
+        return filled(text)
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = filled("".join(cell["source"])).splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def plot_recognition(path):
+    """MAP@5 of the four models on each real set, with intervals over individuals."""
+    names = [s for s in SETS if s != "demo"]
+    style = {"svg.hashsalt": "measured", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
+        figure, axes = plt.subplots(1, len(names), figsize=(9.5, 2.5), sharex=True, sharey=True, layout="constrained")
+        for ax, set_name in zip(axes, names, strict=True):
+            for i, (model, colour) in enumerate(zip(MODELS, ("#9aa5ad", "#7fb2c6", "#2a7f9e", "#0b4f6c"), strict=True)):
+                row = recognition_row(set_name, model)
+                ax.plot([row["low"], row["high"]], [i, i], color=colour, lw=2)
+                ax.plot(row["map5"], i, "o", color=colour, ms=7)
+                ax.annotate(number(row["map5"]), (row["map5"], i), (0, 6), textcoords="offset points", ha="center")
+            ax.set(xlim=(0.2, 1), ylim=(3.6, -0.6), xlabel="MAP@5", title=SETS[set_name].replace(", ", "\n", 1))
+            ax.grid(axis="x", color="0.9")
+        axes[0].set_yticks(range(len(MODELS)), list(MODELS.values()))
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is outdated")
+    check = parser.parse_args().check
+    paths = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern)) if ".ipynb_checkpoints" not in path.parts]
+    changed = {path: text for path in paths if (text := filled_page(path)) != path.read_text(encoding="utf-8")}
+    if not check:
+        for path, text in changed.items():
+            path.write_text(text, encoding="utf-8")
+        plot_recognition(ROOT / "nbs" / "images" / "recognition.svg")
+    for path in changed:
+        print(f"{'outdated' if check else 'written'}: {path.relative_to(ROOT)}")
+    return 1 if check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
