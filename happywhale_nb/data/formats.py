@@ -336,7 +336,7 @@ def is_hidden(name: str) -> bool:
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-29
 BROKEN = "links whose file is gone"
-NO_PHOTOGRAPH = "files that are no photographs"
+NO_PHOTOGRAPH = "files that are not photographs"
 UNOPENED = "photographs that cannot be opened: damaged, cut off or too large"
 UNREAD = {
     "RAW": "RAW photographs of cameras, which are not read: export them as JPEG",

@@ -100,7 +100,7 @@ def external_data(path: Path | str) -> tuple[str, ...]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (OSError, ValueError, LookupError, TypeError):
-        raise NoGraph(f"{path} cannot be read as a graph (it is no ONNX file)") from None
+        raise NoGraph(f"{path} cannot be read as a graph (it is not an ONNX file)") from None
     for name in names:
         if ".." in PurePosixPath(name).parts or name.startswith("/") or "\\" in name or PureWindowsPath(name).drive:
             raise UserError(f"{path} keeps weights in {name}: only files in its folder are read")
