@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'TESTS', 'LINES', 'PANELS', 'removal_order', 'centre_maps', 'random_maps', 'blur_crops', 'weighted_score',
-           'perturbation_curves', 'area_under_curve', 'occlusion_maps', 'compare_maps', 'verdicts', 'plot_curves',
-           'box_in_crop', 'pointing', 'pointing_metrics']
+           'perturbation_curves', 'area_under_curve', 'occlusion_maps', 'compare_maps', 'evaluations_per_crop',
+           'verdicts', 'plot_curves', 'box_in_crop', 'pointing', 'pointing_metrics']
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-02
 from collections.abc import Callable, Mapping, Sequence
@@ -277,6 +277,23 @@ def _comparison(curves, maps, individual_ids):
         "areas": areas,
         "gains": _gains(curves, individual_ids),
     }
+
+# %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-43
+def evaluations_per_crop(baselines: Sequence[str] = BASELINES, steps: int = 12, seeds: int = 3, cells: int = 6) -> int:
+    """Count the scores that `compare_maps` computes for a square crop.
+
+    Args:
+        baselines: as for `compare_maps`, and the three arguments below likewise.
+        steps: number of steps of the curves.
+        seeds: number of random maps per crop.
+        cells: squares per side of occlusion maps.
+
+    Returns:
+        The number, without the maps that are compared.
+    """
+    orders = {"random": seeds, "centre": 1, "occlusion": 1}
+    curves = 1 + sum(orders[name] for name in baselines)
+    return curves * len(TESTS) * (steps + 1) + ("occlusion" in baselines) * (1 + cells**2)
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-21
 def verdicts(compared: Mapping[str, object], name: str = "Grad-CAM") -> list[str]:

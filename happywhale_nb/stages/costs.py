@@ -77,7 +77,7 @@ def _measure_encoder(values, dataset, rows):
     frozen = open_frozen(values["encoder"])
     sources = own_sources(frozen, read_boxes(dataset.root)["source"]) if values["crops"] == "auto" else ("auto", "")
     config = used_preset(frozen_parameters(frozen, "plan", 0, sources, 0))
-    facts = {"start": 0.0, "step": 0.0, "batch": 0, "embed": 0.0, "model_mb": 0.0, "crop": 0.0, "crop_bytes": 0.0}
+    facts = dict.fromkeys(("start", "step", "embed", "model_mb", "crop", "crop_bytes"), 0.0) | {"batch": 0, "views": 1}
     if frozen.encoder:
         crops, cut = _cut(dataset, rows, config, sources[0] if values["crops"] == "auto" else values["crops"])
         crops = np.resize(crops, (64, *crops.shape[1:]))

@@ -166,6 +166,8 @@ def _seconds_and_disk(stage, values, found, photos, first):
         return seconds, variants * (found["model_mb"] + n * numbers * 4 / 1e6) + cut * found["crop_bytes"] / 1e6
     if stage == "robustness":
         return found["notebook"] + _robustness_seconds(values, found, photos.embedded), 0.0
+    if stage == "gradcam":
+        return found["notebook"] + _gradcam_seconds(values, found, photos.embedded), 0.0
     return found["notebook"], 0.0
 
 
@@ -175,6 +177,14 @@ def _robustness_seconds(values, found, photos):
 
     changes, asked = len(all_changes()), min(values["photos"], photos)
     return asked * (changes * found["embed"] + (changes if values["degrade_before_crop"] else 1) * found["crop"])
+
+
+def _gradcam_seconds(values, found, queries):
+    """Seconds of testing the maps of a fold's queries; only the image itself is scored, not its mirror image."""
+    from happywhale_nb.stages.gradcam_checks import evaluations_per_query
+
+    scored = evaluations_per_query(gradients=found["batch"] > 0) * found["embed"] / found.get("views", 1)
+    return min(values["photos"], queries) * (scored + 2 * found["crop"])
 
 # %% ../../nbs/lib/workflow/planning.ipynb #planning-18
 def makespan(jobs: Sequence[PlannedJob], cores: int, gpus: int, memory_gb: float = np.inf) -> float:
@@ -305,11 +315,12 @@ def _plan_jobs(jobs, models):
     for job in jobs:
         values, photos = stage_values(job.stage, job.parameters)[1], _Photographs()
         model = values.get("model", values.get("name", "")).partition("@")[0]
-        found = models[model] if job.stage in ("train", "robustness") else usual
+        found = models[model] if job.stage in ("train", "robustness", "gradcam") else usual
         if job.stage == "train":
             photos = _photographs(values, tables, cut)
-        if job.stage == "robustness":
-            photos = _Photographs(len(tables[0].train))
+        if job.stage in ("robustness", "gradcam"):
+            asked = tables[1] if job.stage == "robustness" else gallery_and_queries(tables[1], values["fold"])[1]
+            photos = _Photographs(len(asked))
         seconds, disk = _seconds_and_disk(job.stage, values, found, photos, model not in seen)
         seen |= {model} if job.stage == "train" else set()
         needs, wanted = tuple(places[need] for need in job.needs), job.resources
