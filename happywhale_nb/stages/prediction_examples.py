@@ -71,7 +71,7 @@ def plot_examples(
         a figure with a row of axes for each photo.
     """
     chosen = choose_examples(predictions, each)
-    fig, axes = plt.subplots(len(chosen), 1 + n_neighbors, figsize=(11, 1.7 * len(chosen)), layout="constrained")
+    fig, axes = plt.subplots(len(chosen), 1 + n_neighbors, figsize=(11, 2 * len(chosen)), layout="constrained")
     head = clone(head).set_params(centre_weight=0.0)
     for line, (_, row) in zip(np.atleast_2d(axes), chosen.iterrows(), strict=True):
         p, vectors = predictions[row["fold"]], fold_dir(folder, model, row["fold"]) / "embeddings.parquet"
@@ -86,7 +86,7 @@ def plot_examples(
 def _plot_photos(axes, folder, photos):
     for ax, (name, title) in zip(axes, photos, strict=False):
         ax.imshow(thumbnail(folder / name, 160))
-        ax.set_title(title, fontsize=7)
+        ax.set_title(title, fontsize=9)
     for ax in axes:
         ax.axis("off")
 

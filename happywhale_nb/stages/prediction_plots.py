@@ -26,7 +26,7 @@ SEA, SAND = "#2a7f9e", "#d08a3c"  # known individuals or hits; new individuals o
 
 
 def _axes(ax):
-    return plt.subplots(figsize=(6.5, 3.6), layout="constrained")[1] if ax is None else ax
+    return plt.subplots(figsize=(7.5, 3.6), layout="constrained")[1] if ax is None else ax
 
 
 def plot_cmc(predictions: Sequence[Ranking], ax: Axes | None = None) -> Axes:
@@ -114,7 +114,7 @@ def plot_best_scores(predictions: Sequence[Ranking], marks: Mapping[str, float],
     """
     ax, (scores, truth) = _axes(ax), joined(predictions, "scores", "truth")
     best, new = scores[:, 0], truth == NEW
-    bins = np.histogram_bin_edges(best, 40)
+    bins = np.histogram_bin_edges(best, 24)
     for rows, label, colour in ((~new, "known", SEA), (new, "new", SAND)):
         share = np.full(rows.sum(), 1 / max(1, rows.sum()))
         ax.hist(best[rows], bins, weights=share, alpha=0.6, color=colour, label=f"{label}: {rows.sum():,} photographs")
@@ -124,7 +124,7 @@ def plot_best_scores(predictions: Sequence[Ranking], marks: Mapping[str, float],
     title = f"AUROC {auroc:.2f}: how often a new individual scores below a known one"
     ax.set_title("All queries are known, or all are new" if np.isnan(auroc) else title)
     ax.set(xlabel="score of the best individual", ylabel="fraction of photographs")
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 # %% ../../nbs/lib/stages/prediction_plots.ipynb #prediction-plots-17
@@ -149,7 +149,7 @@ def plot_thresholds(predictions: Sequence[CalibratedPrediction], threshold: floa
     ax.axvline(np.median(joined(predictions, "threshold")[0]), color="0.4", lw=1, ls="--", label="of the folds")
     ax.axvline(threshold, color="0.4", lw=1, ls=":", label="of the test photos")
     ax.set(xlabel="threshold", ylabel="fraction")
-    ax.legend(fontsize=7, loc="center left")
+    ax.legend(fontsize=7)
     return ax
 
 # %% ../../nbs/lib/stages/prediction_plots.ipynb #prediction-plots-20
@@ -191,7 +191,8 @@ def plot_set_sizes(predictions: Sequence[CalibratedPrediction], ax: Axes | None 
         below = counts
     words = "names on average; the truth is among them for"
     ax.set(title=f"{sizes.mean():.1f} {words} {held.mean():.0%} of the photographs")
-    ax.set(xlabel="names in the candidate set", ylabel="photographs", xticks=np.unique(sizes))
+    ax.set(xlabel="names in the candidate set", ylabel="photographs")
+    ax.set(xticks=np.unique(sizes), xlim=(sizes.min() - 0.7, sizes.max() + 0.7))
     ax.legend(frameon=False)
     return ax
 
