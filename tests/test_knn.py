@@ -61,24 +61,19 @@ from happywhale_nb.retrieval.predictions import read_candidate_sets, read_predic
 from happywhale_nb.retrieval.rankings import Fold, Ranking
 from happywhale_nb.retrieval.search import AGGREGATES
 from happywhale_nb.retrieval.vectors import VectorError
-from happywhale_nb.stages import knn
-from happywhale_nb.stages.knn import (
-    OpenSetThresholds,
-    PredictionOptions,
-    add_new_individual,
-    calibrate_folds,
-    choose_examples,
+from happywhale_nb.stages import knn, reranking, rule_tables
+from happywhale_nb.stages.candidate_sets import calibrate_folds, held_by_others
+from happywhale_nb.stages.fold_ranking import rank_fold
+from happywhale_nb.stages.knn import knn_stage, predict_folds
+from happywhale_nb.stages.model_predictions import read_folds
+from happywhale_nb.stages.new_individual import OpenSetThresholds, PredictionOptions, add_new_individual
+from happywhale_nb.stages.open_set_metrics import evaluate
+from happywhale_nb.stages.prediction_examples import choose_examples
+from happywhale_nb.stages.reranking import fuse_local, local_evidence
+from happywhale_nb.stages.rule_tables import (
     compare_rules,
     compute_rule_tables,
-    evaluate,
-    fuse_local,
-    held_by_others,
-    knn_stage,
     known_queries,
-    local_evidence,
-    predict_folds,
-    rank_fold,
-    read_folds,
     read_rule_tables,
     study_grid,
 )
@@ -864,7 +859,7 @@ def test_predict_folds_with_local_features_describes_each_photograph_once(traine
         sides.append((part, parameters, len(images)))
         return [marks(rng, 5) for _ in images]
 
-    monkeypatch.setattr(knn, "crop_features", described)
+    monkeypatch.setattr(reranking, "crop_features", described)
     write_json(trained.folder / "small" / "fold0" / "config.json", {"parameters": {"preset": "small"}})
     study = (trained.data, trained.folder, "small", trained.folds)
     prediction = predict_folds(*study, KNNHead(5), PredictionOptions(rerank_top=3))
@@ -919,7 +914,7 @@ def test_knn_stage_stores_the_tables_of_rules_and_an_older_record_gives_the_same
     record = knn_stage(trained.data, *study, KNNHead(5))
     older = {name: value for name, value in record.items() if name not in ("neighbour_grid", "rules")}
     computed = read_rule_tables(older, *study)
-    monkeypatch.setattr(knn, "known_queries", None)  # what is stored is not computed again
+    monkeypatch.setattr(rule_tables, "known_queries", None)  # what is stored is not computed again
     stored = read_rule_tables(record, *study)
     pd.testing.assert_frame_equal(stored.grid, computed.grid, check_exact=True)
     pd.testing.assert_frame_equal(stored.rules, computed.rules, check_exact=True)

@@ -28,8 +28,10 @@ from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import map_at_5
 from happywhale_nb.retrieval.predictions import read_predictions
 from happywhale_nb.stages.blending import BlendOptions, blend_stage, is_current
-from happywhale_nb.stages.knn import PredictionOptions, compare_rules, knn_stage
+from happywhale_nb.stages.knn import knn_stage
+from happywhale_nb.stages.new_individual import PredictionOptions
 from happywhale_nb.stages.report import report_stage
+from happywhale_nb.stages.rule_tables import compare_rules
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow.compare import compare_runs, describe_comparison, model_weights

@@ -42,7 +42,9 @@ from ..networks.presets import Preset, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.knn import KNNHead
 from ..retrieval.rankings import CalibratedPrediction
-from .knn import choose_examples, knn_stage, read_fold
+from .knn import knn_stage
+from .model_predictions import read_fold
+from .prediction_examples import choose_examples
 from .probes import EXPLAINED, OcclusionProbe, fold_probe
 from .study_split import study_card, study_folds
 from .train import training_rows

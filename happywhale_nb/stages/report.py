@@ -65,7 +65,10 @@ from ..retrieval.predictions import read_predictions
 from ..retrieval.species import evidence_of_others, fit_species
 from ..retrieval.vectors import unit_rows
 from .blending import blended_models, is_current, out_of_fold, plot_blend, weight_report
-from .knn import fold_embeddings, known_queries, plot_evaluation, read_folds, read_rule_tables
+from .fold_ranking import fold_embeddings
+from .model_predictions import read_folds
+from .prediction_plots import plot_evaluation
+from .rule_tables import known_queries, read_rule_tables
 from .study_split import study_card, study_folds
 
 # %% ../../nbs/08_report.ipynb #08-report-32
