@@ -27,6 +27,8 @@ from page_pictures import page_pictures
 from PIL import Image
 
 from happywhale_nb.core.artifacts import read_json, write_json
+from happywhale_nb.workflow.runner import stage_values
+from happywhale_nb.workflow.study import read_study, study_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 400_000  # bytes of a stored notebook
@@ -106,13 +108,26 @@ def stored(output):
     return nbformat.v4.new_output("display_data", data=data) if data else None
 
 
-def run(path, style):
-    """The notebook's text with the outputs of a run on the demo data."""
+def study_parameters():
+    """The parameters with which the demo study runs each notebook first: stem → name → value."""
+    jobs, _ = study_jobs(read_study(ROOT / "studies" / "demo.yaml"))
+    found = {}
+    for job in jobs:
+        notebook, values = stage_values(job.stage, job.parameters)
+        found.setdefault(Path(notebook).stem, values)
+    return found
+
+
+def run(path, style, values):
+    """The notebook's text with the outputs of a run with these parameters; others keep their defaults."""
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
         cell.outputs, cell.execution_count = [], None
     executed = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    for cell in executed.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     os.environ |= {
         "HAPPYWHALE_DATA": str(ROOT / "data" / "demo"),
         "MATPLOTLIBRC": str(style),
@@ -132,12 +147,12 @@ def main():
     parser.add_argument("--check", action="store_true", help="report what would change, and change nothing")
     given = parser.parse_args()
     draw_demo_study()
-    changed = []
+    changed, parameters = [], study_parameters()
     with tempfile.TemporaryDirectory() as folder:
         style = Path(folder) / "matplotlibrc"
         style.write_text(STYLE)
         for path in notebooks(given.names):
-            text = run(path, style)
+            text = run(path, style, parameters.get(path.stem, {}))
             if (size := len(text.encode())) > LIMIT:
                 sys.exit(f"{path.stem} would take {size:,} bytes, more than {LIMIT:,}: show fewer or smaller pictures")
             same = text == path.read_text(encoding="utf-8")
