@@ -17,7 +17,6 @@ from nbclient import NotebookClient
 from happywhale_nb.core import progress
 from happywhale_nb.workflow.jupyter_hooks import HOOK, hook_git, hook_server
 from happywhale_nb.workflow.kaggle import set_parameters
-from happywhale_nb.workflow.notebooks import read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"

@@ -42,10 +42,10 @@ from ..networks.presets import Preset, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.knn import KNNHead
 from ..retrieval.rankings import CalibratedPrediction
+from .fold_training import training_rows
 from .knn import choose_examples, knn_stage, read_fold
 from .probes import EXPLAINED, OcclusionProbe, fold_probe
 from .study_split import study_card, study_folds
-from .train import training_rows
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-28
 def fold_predictions(folder: Path, folds: pd.DataFrame, fold: int) -> CalibratedPrediction:
