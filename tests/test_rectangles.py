@@ -115,14 +115,14 @@ def test_empty_crops_have_the_size_that_is_asked_for(tiny):
 
 
 def test_pictures_without_an_animal_have_the_shape_of_the_training(tiny, monkeypatch):
-    from happywhale_nb.stages import train
+    from happywhale_nb.stages import fold_training
 
     seen = []
     monkeypatch.setattr(
-        train, "embed", lambda model, crops, **more: seen.append(crops.shape) or np.ones((len(crops), 4))
+        fold_training, "embed", lambda model, crops, **more: seen.append(crops.shape) or np.ones((len(crops), 4))
     )
     config = configure("small_resnet_arcface", image_size=64, overrides="aspect=2")
-    train._embed_empty(SimpleNamespace(dataset=read_dataset(tiny), config=config), None)
+    fold_training._embed_empty(SimpleNamespace(dataset=read_dataset(tiny), config=config), None)
     assert seen[0][1:] == (32, 64, 3)
 
 
