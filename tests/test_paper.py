@@ -9,7 +9,7 @@ from PIL import Image
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import CropMix, named_sources, read_boxes
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.imaging.augmentation import RECIPES
+from happywhale_nb.imaging.augmentation_recipes import RECIPES
 from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.networks.model import (
     _schedule,

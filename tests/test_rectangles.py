@@ -23,7 +23,10 @@ from happywhale_nb.core.paths import fold_dir
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.evaluation.error_analysis import measure_crop
 from happywhale_nb.evaluation.faithfulness import box_in_crop, compare_maps, occlusion_maps, pointing_metrics
-from happywhale_nb.imaging.augmentation import STEPS, augment, maps_in_pixels, plan
+from happywhale_nb.imaging.augmentation import augment
+from happywhale_nb.imaging.augmentation_passes import maps_in_pixels
+from happywhale_nb.imaging.augmentation_plan import plan
+from happywhale_nb.imaging.augmentation_recipes import STEPS
 from happywhale_nb.imaging.crops import crop_aspect, crop_region, load_crop, load_crops
 from happywhale_nb.imaging.empty_pictures import empty_crops
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, write_card
