@@ -3177,6 +3177,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                     'happywhale_nb/imaging/augmentation_plan.py')},
             'happywhale_nb.imaging.augmentation_plots': { 'happywhale_nb.imaging.augmentation_plots._grid': ( 'lib/imaging/augmentation_plots.html#_grid',
                                                                                                               'happywhale_nb/imaging/augmentation_plots.py'),
+                                                          'happywhale_nb.imaging.augmentation_plots._is_grey': ( 'lib/imaging/augmentation_plots.html#_is_grey',
+                                                                                                                 'happywhale_nb/imaging/augmentation_plots.py'),
                                                           'happywhale_nb.imaging.augmentation_plots._plot_boxes_of': ( 'lib/imaging/augmentation_plots.html#_plot_boxes_of',
                                                                                                                        'happywhale_nb/imaging/augmentation_plots.py'),
                                                           'happywhale_nb.imaging.augmentation_plots._strength': ( 'lib/imaging/augmentation_plots.html#_strength',

@@ -138,7 +138,7 @@ def step_pictures(photo: np.ndarray, kind: str, seed: int = 0) -> dict[str, np.n
 
 # %% ../../nbs/lib/imaging/augmentation_plots.ipynb #augmentation-plots-10
 def plot_steps(photo: np.ndarray, kind: str, seed: int = 0) -> Figure:
-    """Plot each step of a kind at three strengths, two steps a row, then the photo and its mirror image.
+    """Plot each step of a kind at three strengths, two steps a row, then the photo if there is room.
 
     Args:
         photo: `[h, w, 3]` uint8.
@@ -146,23 +146,23 @@ def plot_steps(photo: np.ndarray, kind: str, seed: int = 0) -> Figure:
         seed: random seed.
 
     Returns:
-        The figure.
+        The figure; that of geometry ends with the mirror image.
     """
     pictures = step_pictures(photo, kind, seed)
     most = max(pictures, key=lambda name: np.abs(pictures[name].astype(int) - photo).mean())
     change = np.abs(pictures[most].astype(int) - photo).mean()
-    shown = pictures | {"the photograph": photo}
+    shown = pictures | ({"the photograph": photo} if len(pictures) % 6 else {})  # in a row that has room
     if kind == "geometry":
         shown["Flip"] = photo[:, ::-1]
-    figure = _grid(list(shown.values()), list(shown), columns=6)
-    figure.suptitle(f"{kind}: {most} changes most, by {change:.0f} of 255 grey levels on average".capitalize())
+    figure = _grid(list(shown.values()), list(shown), columns=6, width=7)
+    figure.suptitle(f"{kind.capitalize()}: {most} changes most, by {change:.0f} of 255 grey levels on average")
     return figure
 
 
-def _grid(pictures, titles, columns, width=10.0):
+def _grid(pictures, titles, columns, width):
     high, wide = pictures[0].shape[:2]
     rows, panel = -(-len(pictures) // columns), width / columns
-    size = (width, 0.4 + rows * (panel * high / wide + (0.25 if any(titles) else 0.05)))
+    size = (width, 0.3 + rows * (panel * high / wide + (0.14 if any(titles) else 0.0)))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.set_axis_off()
@@ -220,7 +220,7 @@ def plot_recipes(crops: np.ndarray, names: Sequence[str], seed: int = 0) -> Figu
         The figure.
     """
     (count, high, wide), rows = crops.shape[:3], len(names)
-    size = (9, 0.3 + rows * 8 * high / (wide * count))
+    size = (1.2 + 1.05 * count, 0.2 + rows * 1.05 * high / wide)  # inches: room for the names, then the crops
     figure, axes = plt.subplots(rows, count, figsize=size, squeeze=False, layout="constrained")
     for row, name in zip(axes, names, strict=True):
         for ax, pixels in zip(row, augment(crops, RECIPES[name], [seed, 1]), strict=True):
@@ -242,17 +242,21 @@ def light_table(crops: np.ndarray, names: Sequence[str], seed: int = 0, draws: i
 
     Returns:
         A row for each recipe: darkest and brightest (5 % and 95 % quantiles of the brightness, as fractions of the
-        crop's), grey (fraction without colour).
+        crop's), grey (fraction of the coloured crops' pictures without colour).
     """
     many, rows = np.tile(crops, (draws, 1, 1, 1)), {}
-    before = (many @ LUMA).mean(axis=(1, 2))
+    before, coloured = (many @ LUMA).mean(axis=(1, 2)), ~_is_grey(many)
     for name in names:
         pictures = augment(many, RECIPES[name], [seed, 3])
         ratio = (pictures @ LUMA).mean(axis=(1, 2)) / np.maximum(before, 1)
         darkest, brightest = np.quantile(ratio, [0.05, 0.95])
-        grey = (np.ptp(pictures, axis=3) <= 1).all(axis=(1, 2)).mean()
+        grey = _is_grey(pictures)[coloured].mean() if coloured.any() else 0.0
         rows[name] = {"darkest": darkest, "brightest": brightest, "grey": grey}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _is_grey(pictures):
+    return (np.ptp(pictures, axis=3) <= 1).all(axis=(1, 2))
 
 # %% ../../nbs/lib/imaging/augmentation_plots.ipynb #augmentation-plots-21
 SEA = "#2a7f9e"
@@ -277,7 +281,7 @@ def plot_light(light: pd.DataFrame) -> Axes:
     low, high = light.loc[widest, ["darkest", "brightest"]]
     ax.set_title(f"{widest} varies the brightness most, from {low:.2f} to {high:.2f} of the crop's")
     ax.set(yticks=rows, yticklabels=light.index, xlabel="brightness, as a fraction of the crop's (90 % of the draws)")
-    ax.set(xlim=(min(0.5, light["darkest"].min()), max(1.6, light["brightest"].max() + 0.2)))
+    ax.set(xlim=(min(0.5, light["darkest"].min() - 0.05), max(1.6, light["brightest"].max() + 0.2)))
     ax.invert_yaxis()
     ax.spines[["top", "right", "left"]].set_visible(False)
     return ax
@@ -295,6 +299,6 @@ def plot_batch(crops: np.ndarray, recipe: str, seed: int = 0) -> Figure:
         The figure.
     """
     pictures = augment(crops, RECIPES[recipe], [seed, 2])
-    figure = _grid(pictures, [""] * len(pictures), columns=8)
+    figure = _grid(pictures, [""] * len(pictures), columns=8, width=8)
     figure.suptitle(f"{len(pictures)} crops under the recipe {recipe}")
     return figure
