@@ -23,7 +23,8 @@ from PIL import Image
 
 from happywhale_nb.data.boxes import BOX
 from happywhale_nb.imaging import crops as crops_module
-from happywhale_nb.imaging.augmentation import RECIPES, augment
+from happywhale_nb.imaging.augmentation import augment
+from happywhale_nb.imaging.augmentation_recipes import RECIPES
 from happywhale_nb.imaging.crops import load_crop, load_crops
 
 HERE = Path(__file__).resolve().parents[1]

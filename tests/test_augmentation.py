@@ -11,7 +11,9 @@ import pytest
 
 import happywhale_nb
 from happywhale_nb.core.errors import UserError
-from happywhale_nb.imaging.augmentation import RECIPES, STEPS, augment, plan, recipe_from_data, recipe_passes
+from happywhale_nb.imaging.augmentation import augment
+from happywhale_nb.imaging.augmentation_plan import plan, recipe_passes
+from happywhale_nb.imaging.augmentation_recipes import RECIPES, STEPS, recipe_from_data
 
 EXTREME = {"Rotation": 180, "Affine": 60, "HorizonTilt": 90, "Noise": 200, "Jpeg": 200, "Spray": 0.5, "Blur": 0.2}
 CASES = RECIPES | {name: (step(EXTREME.get(name, 0.8), 1.0),) for name, step in STEPS.items()}
@@ -134,10 +136,11 @@ def test_training_batches_from_any_number_of_workers_are_the_same(photos, inside
 
 
 def test_augment_is_called_where_training_batches_are_made_alone():
-    """`augment` and `Augmenter` are called where training batches are made, and nowhere else in the package."""
+    """`augment` and `Augmenter` are called where training batches are made or shown, and nowhere else."""
     package = Path(happywhale_nb.__file__).parent
     text = {f"{path.parent.name}.{path.stem}": path.read_text() for path in package.glob("*/*.py")}
-    del text["imaging.augmentation"]
+    for shown in ("imaging.augmentation", "imaging.augmentation_plots"):
+        del text[shown]
     assert {name for name in text if "augment(" in text[name]} == {"networks.batches", "networks.detector"}
     assert {name for name in text if "augmented(" in text[name]} == {"networks.batches", "networks.training"}
     assert {name for name in text if "Augmenter(" in text[name]} == {"networks.batches"}

@@ -8,7 +8,8 @@ import pytest
 
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.evaluation.factorial import aliases, half_fraction, measure_effects, plot_effects
-from happywhale_nb.imaging.augmentation import RECIPES, Grey
+from happywhale_nb.imaging.augmentation_colour import Grey
+from happywhale_nb.imaging.augmentation_recipes import RECIPES
 from happywhale_nb.networks.presets import configure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))

@@ -336,7 +336,7 @@ def test_trained_network_and_efficientnet_are_blended_and_grad_cam_goes_through_
     (dataset, _, folds), folder = split, tmp_path / "study"
     config = configure("small_resnet_arcface", epochs=1, image_size=32, overrides="backbone=tiny_resnet embedding=32")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("happywhale_nb.stages.train.train", build)
+        patch.setattr("happywhale_nb.stages.fold_training.train", build)
         for k in (0, 1):
             train_stage(dataset, folds, k, "tiny", config, folder)
             encode_stage(dataset, folds, k, "lite", str(lite), folder, "half-whiten")

@@ -64,7 +64,7 @@ def run_left_out(name, module, **values):
 
 @pytest.mark.parametrize(
     ("name", "module", "cells"),
-    [("02_augmentation", "imaging.augmentation", 5), ("lib/workflow/notebooks", "workflow.notebooks", 1)],
+    [("02_augmentation", "imaging.augmentation", 9), ("lib/workflow/notebooks", "workflow.notebooks", 1)],
 )
 def test_notebook_cells_that_lessons_leave_out_run(name, module, cells, tiny, monkeypatch):
     monkeypatch.chdir(ROOT)

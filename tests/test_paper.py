@@ -9,7 +9,7 @@ from PIL import Image
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import CropMix, named_sources, read_boxes
 from happywhale_nb.data.dataset import read_dataset
-from happywhale_nb.imaging.augmentation import RECIPES
+from happywhale_nb.imaging.augmentation_recipes import RECIPES
 from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.networks.model import (
     _schedule,
@@ -21,8 +21,9 @@ from happywhale_nb.networks.model import (
 )
 from happywhale_nb.networks.presets import PRESETS, configure
 from happywhale_nb.networks.training import Samples, TrainingOptions, build_targets, train
-from happywhale_nb.stages import train as stage
+from happywhale_nb.stages import fold_training
 from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.stages.train import train_stage
 
 
 def test_basic_cnn_is_figure_two():
@@ -145,16 +146,16 @@ def test_a_mix_whose_parts_are_no_probabilities_is_refused():
 
 def test_a_training_says_and_records_which_kinds_of_boxes_are_missing(tiny, capsys, monkeypatch, tmp_path):
     kept = {}
-    monkeypatch.setattr(stage, "_train_fold", lambda training, *_: kept.update(training.record))
-    monkeypatch.setattr(stage, "read_record", lambda path: kept)
+    monkeypatch.setattr(fold_training, "_train_fold", lambda training, *_: kept.update(training.record))
+    monkeypatch.setattr(fold_training, "read_record", lambda path: kept)
     dataset = read_dataset(tiny)
     config = configure("efficientnet_b5_arcface", quick=True)
-    stage.train_stage(dataset, study_folds(dataset, tmp_path, 2, 0), 0, "model", config, tmp_path)
+    train_stage(dataset, study_folds(dataset, tmp_path, 2, 0), 0, "model", config, tmp_path)
     there = set(read_boxes(dataset.root)["source"])
     assert "vit" in kept["missing_sources"] and "no boxes called" in capsys.readouterr().out
     names = [word.partition(":")[0] for word in kept["parameters"]["crops"].split()]
     assert set(names) <= there | {"whole"}
     kept.clear()
-    stage.train_stage(dataset, study_folds(dataset, tmp_path, 2, 0), 1, "model", config, tmp_path, crops="whole")
+    train_stage(dataset, study_folds(dataset, tmp_path, 2, 0), 1, "model", config, tmp_path, crops="whole")
     assert kept["parameters"]["crops"] == "whole" and "missing_sources" not in kept
     assert capsys.readouterr().out == ""

@@ -23,7 +23,10 @@ from happywhale_nb.core.paths import fold_dir
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.evaluation.error_analysis import measure_crop
 from happywhale_nb.evaluation.faithfulness import box_in_crop, compare_maps, occlusion_maps, pointing_metrics
-from happywhale_nb.imaging.augmentation import STEPS, augment, maps_in_pixels, plan
+from happywhale_nb.imaging.augmentation import augment
+from happywhale_nb.imaging.augmentation_passes import maps_in_pixels
+from happywhale_nb.imaging.augmentation_plan import plan
+from happywhale_nb.imaging.augmentation_recipes import STEPS
 from happywhale_nb.imaging.crops import crop_aspect, crop_region, load_crop, load_crops
 from happywhale_nb.imaging.empty_pictures import empty_crops
 from happywhale_nb.networks.encoder_card import EncoderCard, files_digest, write_card
@@ -115,14 +118,14 @@ def test_empty_crops_have_the_size_that_is_asked_for(tiny):
 
 
 def test_pictures_without_an_animal_have_the_shape_of_the_training(tiny, monkeypatch):
-    from happywhale_nb.stages import train
+    from happywhale_nb.stages import fold_training
 
     seen = []
     monkeypatch.setattr(
-        train, "embed", lambda model, crops, **more: seen.append(crops.shape) or np.ones((len(crops), 4))
+        fold_training, "embed", lambda model, crops, **more: seen.append(crops.shape) or np.ones((len(crops), 4))
     )
     config = configure("small_resnet_arcface", image_size=64, overrides="aspect=2")
-    train._embed_empty(SimpleNamespace(dataset=read_dataset(tiny), config=config), None)
+    fold_training._embed_empty(SimpleNamespace(dataset=read_dataset(tiny), config=config), None)
     assert seen[0][1:] == (32, 64, 3)
 
 

@@ -128,7 +128,7 @@ def small(tiny, tmp_path_factory):
         return inference_model(build_network(config, classes)), [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("happywhale_nb.stages.train.train", build)
+        patch.setattr("happywhale_nb.stages.fold_training.train", build)
         for k, views in enumerate(("", "fullbody:.5 whole:.5")):
             train_stage(dataset, folds, k, "small", config, folder, tta_sources=views)
     return dataset, folder, folds

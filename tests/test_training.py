@@ -35,8 +35,10 @@ from happywhale_nb.networks.schedules import RATE_PER_PHOTO, WarmupCosine, Warmu
 from happywhale_nb.networks.targets import SPECIES_MARGIN, class_margins
 from happywhale_nb.networks.training import Samples, TrainingOptions, build_targets, train
 from happywhale_nb.retrieval.embeddings import read_embeddings
-from happywhale_nb.stages import train as training
+from happywhale_nb.stages import fold_training as training
+from happywhale_nb.stages.fold_callbacks import build_callbacks
 from happywhale_nb.stages.study_split import study_folds
+from happywhale_nb.stages.train import train_stage
 
 SMALL = "backbone=two_layers embedding=16 batch_size=8 learning_rate=0.01"
 
@@ -357,15 +359,15 @@ def test_build_callbacks_of_impossible_snapshots_or_in_several_processes_are_ref
         ("2 2", "each epoch once"),
     ):
         with pytest.raises(UserError, match=message):
-            training.build_callbacks(tmp_path, None, 5, TrainingOptions(snapshots=wrong))
+            build_callbacks(tmp_path, None, 5, TrainingOptions(snapshots=wrong))
     some = TrainingOptions(snapshots="1 5", patience=2)
-    made, epochs = training.build_callbacks(tmp_path, None, 5, some, Deadline(1))
+    made, epochs = build_callbacks(tmp_path, None, 5, some, Deadline(1))
     assert len(made) == 3 and epochs == [1, 5] and type(made[0](None)) is Deadline
     monkeypatch.setitem(os.environ, "KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
     with pytest.raises(UserError, match="patience works with one process only"):
-        training.build_callbacks(tmp_path, None, 5, TrainingOptions(patience=2))
+        build_callbacks(tmp_path, None, 5, TrainingOptions(patience=2))
     with pytest.raises(UserError, match="max_hours works with one process only"):
-        training.build_callbacks(tmp_path, None, 5, TrainingOptions(), Deadline(1))
+        build_callbacks(tmp_path, None, 5, TrainingOptions(), Deadline(1))
 
 
 @pytest.fixture
@@ -386,7 +388,7 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
     dataset, config = read_dataset(tiny), small(epochs=1)
     folds, records, vectors = study_folds(dataset, tmp_path, 2, 0), {}, {}
     for name, views in (("one", ""), ("whole", "whole:1"), ("both", "fullbody:.75 whole:.25")):
-        records[name] = training.train_stage(dataset, folds, 0, name, config, tmp_path, tta_sources=views)
+        records[name] = train_stage(dataset, folds, 0, name, config, tmp_path, tta_sources=views)
         vectors[name] = read_embeddings(fold_dir(tmp_path, name, 0) / "embeddings.parquet").vectors
         assert records[name]["parameters"]["tta_sources"] == views
         assert records[name]["result"]["boxes"] == {"fullbody": 48}  # of what it is trained on
@@ -397,14 +399,14 @@ def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_
     np.testing.assert_allclose(vectors["both"], mean, atol=1e-5)
     assert (vectors["one"] * vectors["whole"]).sum(1).min() < 0.999
     with pytest.raises(UserError, match="a fraction for each source"):
-        training.train_stage(dataset, folds, 0, "none", config, tmp_path, tta_sources="whole")
+        train_stage(dataset, folds, 0, "none", config, tmp_path, tta_sources="whole")
 
 
 def test_train_stage_keeps_the_last_weights_with_other_crops_as_models_of_their_own(tiny, tmp_path, asked):
     dataset, config, vectors = read_dataset(tiny), small(epochs=1), {}
     folds, options = study_folds(dataset, tmp_path, 2, 0), TrainingOptions(other_crops="fullbody whole")
-    training.train_stage(dataset, folds, 0, "one", config, tmp_path, options=options)
-    training.train_stage(dataset, folds, 0, "whole", config, tmp_path, crops="whole")
+    train_stage(dataset, folds, 0, "one", config, tmp_path, options=options)
+    train_stage(dataset, folds, 0, "whole", config, tmp_path, crops="whole")
     for name in ("one", "one@fullbody", "one@whole", "whole"):
         place = fold_dir(tmp_path, name, 0)
         vectors[name] = read_embeddings(place / "embeddings.parquet").vectors
@@ -414,10 +416,10 @@ def test_train_stage_keeps_the_last_weights_with_other_crops_as_models_of_their_
     result = json.loads((fold_dir(tmp_path, "one@whole", 0) / "config.json").read_text())["result"]
     assert (result["crops"], result["boxes"]) == ("whole", {"whole": 48})
     asked.clear()
-    training.train_stage(dataset, folds, 0, "one", config, tmp_path, options=options)
+    train_stage(dataset, folds, 0, "one", config, tmp_path, options=options)
     assert not asked, "done before"
     with pytest.raises(UserError, match="unknown source of crops 'fin'"):
-        training.train_stage(dataset, folds, 0, "new", config, tmp_path, options=TrainingOptions(other_crops="fin"))
+        train_stage(dataset, folds, 0, "new", config, tmp_path, options=TrainingOptions(other_crops="fin"))
 
 
 def test_train_stage_embeds_a_training_and_a_test_photograph_of_one_name_each(tiny_copy, tmp_path, asked):
@@ -429,7 +431,7 @@ def test_train_stage_embeds_a_training_and_a_test_photograph_of_one_name_each(ti
         table.write_text(table.read_text().replace(old, name))
     dataset = read_dataset(tiny_copy)
     folds = study_folds(dataset, tmp_path, 2, 0)
-    training.train_stage(dataset, folds, 0, "small", small(epochs=1), tmp_path)
+    train_stage(dataset, folds, 0, "small", small(epochs=1), tmp_path)
     place = fold_dir(tmp_path, "small", 0)
     stored = read_embeddings(place / "embeddings.parquet")
     assert (stored.paths == name).sum() == 2 and len(stored.paths) == 58
@@ -444,11 +446,11 @@ def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_agai
     dataset, config = read_dataset(tiny), small(epochs=2)
     folds, place = study_folds(dataset, tmp_path, 2, 0), fold_dir(tmp_path, "limited", 0)
     limit = TrainingOptions(max_hours=1e-9)
-    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=limit)
+    record = train_stage(dataset, folds, 0, "limited", config, tmp_path, options=limit)
     assert "limited, fold 0: stopped after epoch 1 of 2" in record["unfinished"]
     assert record["result"] == {"epochs": 1, "of": 2} and [row["epoch"] for row in record["history"]] == [1]
     assert (place / "resume.json").is_file() and not (place / "config.json").exists()
-    record = training.train_stage(dataset, folds, 0, "limited", config, tmp_path, options=limit)
+    record = train_stage(dataset, folds, 0, "limited", config, tmp_path, options=limit)
     assert "unfinished" not in record and record["result"]["map5_known"] > 0
     assert pd.read_csv(place / "history.csv")["epoch"].tolist() == [1, 2] and not list(place.glob("resume*"))
 
@@ -469,12 +471,12 @@ def test_train_stage_stopped_while_its_models_are_written_goes_on_with_the_weigh
             raise KeyboardInterrupt
         write(folder, *rest)
 
-    training.train_stage(dataset, folds, 0, "whole", config, tmp_path, options=options)
+    train_stage(dataset, folds, 0, "whole", config, tmp_path, options=options)
     scores = iter([0.5, 0.2])
     monkeypatch.setattr(training, "write_fold", stopped)
     with pytest.raises(KeyboardInterrupt):
-        training.train_stage(dataset, folds, 0, "parts", config, tmp_path, options=options)
-    training.train_stage(dataset, folds, 0, "parts", config, tmp_path, options=options)
+        train_stage(dataset, folds, 0, "parts", config, tmp_path, options=options)
+    train_stage(dataset, folds, 0, "parts", config, tmp_path, options=options)
     for name in ("whole", "whole@1", "parts", "parts@1"):
         place = fold_dir(tmp_path, name, 0)
         vectors[name] = read_embeddings(place / "embeddings.parquet").vectors

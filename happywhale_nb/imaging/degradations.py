@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..core.errors import UserError, lookup
 from ..core.threads import single_opencv_thread
-from .augmentation import AIRLIGHT
+from .augmentation_colour import AIRLIGHT
 
 # %% ../../nbs/lib/imaging/degradations.ipynb #degradations-26
 Generator = np.random.Generator | None

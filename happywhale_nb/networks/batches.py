@@ -16,7 +16,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from ..imaging.augmentation import augment, plan, recipe_as_data, recipe_from_data, recipe_passes
+from ..imaging.augmentation import augment
+from ..imaging.augmentation_plan import plan, recipe_passes
+from ..imaging.augmentation_recipes import recipe_as_data, recipe_from_data
 from ..imaging.crops import Crops
 from .targets import Targets
 
@@ -149,7 +151,7 @@ class Augmenter(keras.layers.Layer):
     """Layer that applies an augmentation recipe.
 
     Args:
-        recipe: a tuple of steps, such as `augmentation.RECIPES["paper"]`, or `recipe_as_data` of it.
+        recipe: a tuple of steps, such as `augmentation_recipes.RECIPES["paper"]`, or `recipe_as_data` of it.
         **kwargs: of `keras.layers.Layer`.
     """
 
@@ -180,7 +182,7 @@ def augmented(network: keras.Model, recipe: tuple) -> keras.Model:
 
     Args:
         network: with the input `"pixels"`, and `"chosen"` if it samples classes.
-        recipe: a tuple of steps, of `augmentation.RECIPES`.
+        recipe: a tuple of steps, of `augmentation_recipes.RECIPES`.
 
     Returns:
         Model with the additional input `"plan"`, and the same outputs and weights.
@@ -300,7 +302,7 @@ def training_batches(
         rows: `[m]` indices of the crops to train on.
         targets: of these m images. If it has twins, half of the images, drawn anew every epoch, are mirrored along
             its axis and get the class of the twin.
-        recipe: a tuple of steps, of `augmentation.RECIPES`.
+        recipe: a tuple of steps, of `augmentation_recipes.RECIPES`.
         orders: `[epochs, steps · batch_size]` of `epoch_orders` for m images.
         batch_size: number of images of a batch on all devices.
         seed: of all random draws.

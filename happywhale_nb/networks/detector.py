@@ -30,7 +30,10 @@ from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.dataset import Dataset
 from ..data.parts import split_path
 from ..data.splits import make_folds
-from ..imaging.augmentation import RECIPES, affine, augment, warp
+from ..imaging.augmentation import augment
+from ..imaging.augmentation_geometry import affine
+from ..imaging.augmentation_passes import warp
+from ..imaging.augmentation_recipes import RECIPES
 from ..imaging.crops import load_crop, load_crops
 from ..imaging.photo import photo_size
 from .detector_card import DetectorCard

@@ -21,7 +21,8 @@ from ..core.artifacts import versions
 from ..core.errors import UserError, lookup
 from ..core.progress import bar
 from ..core.threads import read_ahead
-from ..imaging.augmentation import RECIPES, Flip
+from ..imaging.augmentation_geometry import Flip
+from ..imaging.augmentation_recipes import RECIPES
 from ..imaging.crops import Crops
 from .backbones import backbone_layers, copy_weights, feature_maps, freeze_early, freeze_norms
 from .devices import compiled

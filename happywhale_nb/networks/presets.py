@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from ..core.errors import UserError, lookup
 from ..core.renamed import WORDS, refuse_renamed
-from ..imaging.augmentation import RECIPES, Flip
+from ..imaging.augmentation_geometry import Flip
+from ..imaging.augmentation_recipes import RECIPES
 from ..imaging.resize import CENTRE, RESIZES
 from .targets import DYNAMIC, ELASTIC
 
@@ -28,7 +29,7 @@ class Preset:
     """One model and its training. Each field's comment gives its meaning, unit and range."""
 
     backbone: str  # name in `backbones.BACKBONES`
-    recipe: str  # name in `augmentation.RECIPES`
+    recipe: str  # name in `augmentation_recipes.RECIPES`
     image_size: int  # longer side of the crops in pixels; the shorter one has at least 32, see `aspect`
     epochs: int  # passes over the training images, from 1
     batch_size: int = 32  # images of a batch on each device, from 1

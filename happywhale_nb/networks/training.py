@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from ..core.errors import UserError, lookup
-from ..imaging.augmentation import RECIPES
+from ..imaging.augmentation_recipes import RECIPES
 from ..imaging.crops import Crops
 from .batches import augmented, epoch_orders, training_batches
 from happywhale_nb.networks.callbacks import (

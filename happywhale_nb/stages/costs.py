@@ -23,9 +23,9 @@ from ..networks.benchmark import peak_memory_gb, time_training
 from ..networks.devices import device_line
 from ..networks.presets import configure, used_preset
 from .encoder_input import refuse_combinations
+from .fold_training import training_rows
 from .frozen import frozen_parameters, open_frozen, own_sources
 from .study_split import study_folds
-from .train import training_rows
 
 # %% ../../nbs/lib/stages/costs.ipynb #costs-05
 SAMPLE = 24  # photographs that are cropped

@@ -50,8 +50,9 @@ from happywhale_nb.retrieval.embeddings import (
 )
 from ..retrieval.vectors import unit_length
 from .encoder_input import files_of, find_encoders, is_table
+from .fold_crops import fold_crops
+from .fold_score import fold_map5, score_name
 from .study_split import ModelFold, study_card, study_encounters
-from .train import fold_crops, fold_map5, score_name
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-05
 @dataclass(frozen=True, eq=False)

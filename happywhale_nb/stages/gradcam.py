@@ -42,12 +42,12 @@ from ..networks.presets import Preset, used_preset
 from ..retrieval.embeddings import read_embeddings
 from ..retrieval.knn import KNNHead
 from ..retrieval.rankings import CalibratedPrediction
+from .fold_training import training_rows
 from .knn import knn_stage
 from .model_predictions import read_fold
 from .prediction_examples import choose_examples
 from .probes import EXPLAINED, OcclusionProbe, fold_probe
 from .study_split import study_card, study_folds
-from .train import training_rows
 
 # %% ../../nbs/04_gradcam.ipynb #04-gradcam-28
 def fold_predictions(folder: Path, folds: pd.DataFrame, fold: int) -> CalibratedPrediction:
