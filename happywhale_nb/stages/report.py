@@ -64,7 +64,9 @@ from ..retrieval.metrics import bootstrap_interval, calibration_metrics, summary
 from ..retrieval.predictions import read_predictions
 from ..retrieval.species import evidence_of_others, fit_species
 from ..retrieval.vectors import unit_rows
-from .blending import blended_models, is_current, out_of_fold, plot_blend, weight_report
+from .blend_inputs import out_of_fold
+from .blend_plots import plot_blend
+from .blend_record import blended_models, is_current, weight_report
 from .knn import fold_embeddings, known_queries, plot_evaluation, read_folds, read_rule_tables
 from .study_split import study_card, study_folds
 
