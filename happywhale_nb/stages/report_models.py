@@ -114,7 +114,7 @@ def plot_folds(models: Mapping[str, ReportedModel]) -> Figure:
     figure, ax = plt.subplots(figsize=(6.4, 1.3 + 0.6 * len(models)), layout="constrained")
     style = {"hue": "photographs", "dodge": True, "palette": ["#17475e", "#58b4c9"], "size": 7, "jitter": False}
     sns.stripplot(pd.DataFrame(rows), x="MAP@5", y="model", ax=ax, **style)
-    ax.set(xlim=(0, 1), ylabel="", title=_folds_title(models))
+    ax.set(xlim=(0, 1), xlabel="MAP@5, out of fold (a dot is a fold)", ylabel="", title=_folds_title(models))
     ax.legend(title="", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     sns.despine(left=True)
     return figure
