@@ -30,7 +30,8 @@ from happywhale_nb.ensemble.voting import count_votes
 from happywhale_nb.ensemble.weights import PRINTED_PENALTY, printed_weights
 from happywhale_nb.evaluation.statistics import paper_falls
 from happywhale_nb.retrieval.metrics import average_precision
-from happywhale_nb.stages.blending import blended_models, out_of_fold
+from happywhale_nb.stages.blend_inputs import out_of_fold
+from happywhale_nb.stages.blend_record import blended_models
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.planning import read_plan, taken
 from happywhale_nb.workflow.study import override, read_study, study_jobs

@@ -13,8 +13,10 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.ensemble.blending import mean_scores
 from happywhale_nb.ensemble.weights import simulate
-from happywhale_nb.stages import blending
-from happywhale_nb.stages.blending import BlendOptions, blend_stage, select_runs
+from happywhale_nb.stages import blend_steps as blending
+from happywhale_nb.stages.blend_inputs import select_runs
+from happywhale_nb.stages.blend_record import BlendOptions
+from happywhale_nb.stages.blending import blend_stage
 from happywhale_nb.stages.study_split import study_folds
 
 

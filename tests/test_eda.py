@@ -17,7 +17,7 @@ from happywhale_nb.data.sampling import sampling_table
 from happywhale_nb.stages.eda import eda_stage
 from happywhale_nb.stages.eda_plots import plot_most_alike
 from happywhale_nb.stages.eda_tables import box_tables, imbalance_table, leakage
-from happywhale_nb.stages.report import _sampling_blocks
+from happywhale_nb.stages.report_data import _sampling_blocks
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -31,7 +31,8 @@ from happywhale_nb.retrieval.embeddings import read_centres, read_embeddings, wr
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import average_precision
 from happywhale_nb.stages import frozen
-from happywhale_nb.stages.blending import BlendOptions, blend_stage
+from happywhale_nb.stages.blend_record import BlendOptions
+from happywhale_nb.stages.blending import blend_stage
 from happywhale_nb.stages.encoder_input import find_encoder
 from happywhale_nb.stages.frozen import encode_stage
 from happywhale_nb.stages.gradcam import GradcamOptions, gradcam_stage

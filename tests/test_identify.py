@@ -3,10 +3,11 @@
 import pytest
 from PIL import Image
 
-from happywhale_nb.catalogue import identify as module
+from happywhale_nb.catalogue import identified as module
 from happywhale_nb.catalogue.decisions import Conflict, decide
-from happywhale_nb.catalogue.identify import OpenedCatalogue, identify
+from happywhale_nb.catalogue.identify import identify
 from happywhale_nb.catalogue.listings import encounter_view, list_decisions
+from happywhale_nb.catalogue.opened import OpenedCatalogue
 from happywhale_nb.catalogue.store import Catalogue
 from happywhale_nb.core.errors import UserError
 

@@ -18,10 +18,11 @@ from PIL import Image
 
 from happywhale_nb.catalogue.decisions import update_encounter
 from happywhale_nb.catalogue.example import ColourEmbedder, mean_colours
-from happywhale_nb.catalogue.identify import OpenedCatalogue, identify
+from happywhale_nb.catalogue.identify import identify
 from happywhale_nb.catalogue.ingest import ingest_dataset, recalibrate
 from happywhale_nb.catalogue.matching import Matcher, encounters_without_animal
 from happywhale_nb.catalogue.no_animal import drawn_seas, learn_no_animal
+from happywhale_nb.catalogue.opened import OpenedCatalogue
 from happywhale_nb.catalogue.schema import Encounter, Model
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.upload_photos import ingest_uploads

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from happywhale_nb.catalogue.embedders import TableEmbedder
-from happywhale_nb.catalogue.identify import shaped_crop
+from happywhale_nb.catalogue.opened import shaped_crop
 from happywhale_nb.core.artifacts import fingerprint, read_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.paths import fold_dir
@@ -417,7 +417,7 @@ def test_a_wide_network_is_exported_with_its_width_and_height(wide, tmp_path):
 @pytest.mark.trains
 def test_a_catalogue_of_a_wide_network_shows_its_crops_and_heat_maps_in_their_shape(wide, tmp_path):
     from happywhale_nb.catalogue.build import build_catalogue
-    from happywhale_nb.catalogue.identify import shaped_crop
+    from happywhale_nb.catalogue.opened import shaped_crop
     from happywhale_nb.server.app import make_app
     from happywhale_nb.server.state import AppState, Options
 

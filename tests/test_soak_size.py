@@ -40,7 +40,8 @@ from happywhale_nb.retrieval.metrics import (
 from happywhale_nb.retrieval.predictions import check_submission, read_predictions, write_predictions
 from happywhale_nb.retrieval.search import ExactIndex, hit_rate, make_index
 from happywhale_nb.retrieval.vectors import unit_rows
-from happywhale_nb.stages.blending import BlendOptions, blend_stage
+from happywhale_nb.stages.blend_record import BlendOptions
+from happywhale_nb.stages.blending import blend_stage
 from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.study_split import study_folds
 

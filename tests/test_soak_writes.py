@@ -50,7 +50,7 @@ from happywhale_nb.retrieval.predictions import (
     write_scores,
 )
 from happywhale_nb.retrieval.search import ExactIndex
-from happywhale_nb.stages.blending import select_runs
+from happywhale_nb.stages.blend_inputs import select_runs
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow import kaggle
 from happywhale_nb.workflow.compare import collect_results

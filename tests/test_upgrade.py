@@ -33,7 +33,8 @@ from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import list_tokens
 from happywhale_nb.server.state import AppState, Options
-from happywhale_nb.stages.blending import blend_stage, is_current
+from happywhale_nb.stages.blend_record import is_current
+from happywhale_nb.stages.blending import blend_stage
 from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.report import report_stage
 from happywhale_nb.stages.study_split import study_folds

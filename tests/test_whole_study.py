@@ -27,7 +27,8 @@ from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import map_at_5
 from happywhale_nb.retrieval.predictions import read_predictions
-from happywhale_nb.stages.blending import BlendOptions, blend_stage, is_current
+from happywhale_nb.stages.blend_record import BlendOptions, is_current
+from happywhale_nb.stages.blending import blend_stage
 from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.new_individual import PredictionOptions
 from happywhale_nb.stages.report import report_stage
