@@ -8,41 +8,19 @@ __all__ = ['SIGMAS', 'BRIGHTNESS', 'Change', 'LONGER_SIDE', 'grid_change', 'all_
 
 # %% ../../nbs/lib/stages/degraded_crops.ipynb #degraded-crops-02
 import io
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
-from ..core.artifacts import atomic, fingerprint, is_done, versions, write_json
-from ..core.errors import UserError
-from ..core.paths import fold_dir, study_dir
-from ..core.progress import bar
-from ..core.renamed import read_record
-from ..core.threads import read_ahead
-from ..data.boxes import BOX, CropMix, read_boxes
-from ..data.dataset import NEW, Dataset, read_dataset
-from ..data.protocol import add_protocol_footer
-from ..data.splits import gallery_and_queries, open_set_truth, require_catalogue
-from ..imaging.crops import height_and_width, load_crop, load_crops
-from ..imaging.degradations import DEGRADATIONS, degrade, plot_degradations
+from ..data.boxes import BOX
+from ..imaging.crops import height_and_width, load_crop
+from ..imaging.degradations import DEGRADATIONS, degrade
 from ..imaging.photo import read_upright
-from ..networks.encoders import open_encoder
-from ..networks.model import embed_views, embedding_averages, load_trained
 from ..networks.presets import Preset
-from ..retrieval.embeddings import read_embeddings
-from ..retrieval.knn import KNNHead
-from ..retrieval.metrics import average_precision, bootstrap_interval
-from ..retrieval.vectors import unit_length
-from .probes import require_encoder
-from .study_split import finished_folds, study_card, study_folds
 
 # %% ../../nbs/lib/stages/degraded_crops.ipynb #degraded-crops-06
 SIGMAS = (0.0, 0.5, 1.0, 2.0)
