@@ -152,5 +152,5 @@ def plot_pointing(maps: Mapping[str, Mapping]) -> Axes:
     title = f"{inside:.0%} of the {best} maps is inside the box, which is {area:.0%} of the crop"
     ax.set(xlim=(0, 1), xlabel="fraction inside the box", title=title)
     ax.invert_yaxis()
-    ax.legend(fontsize=8, frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
+    ax.legend(fontsize=8, frameon=False, markerscale=0.6, bbox_to_anchor=(1.01, 1), loc="upper left")
     return ax

@@ -41,7 +41,7 @@ def _plot_heatmap(ax, grid):
     table = grid.pivot(index="sigma", columns="brightness", values="map5").sort_index(axis=1, ascending=False)
     notes = grid.assign(text=[f"{r.map5:.2f}\n{r.low:.2f}–{r.high:.2f}" for r in grid.itertuples()])
     notes = notes.pivot(index="sigma", columns="brightness", values="text").reindex_like(table).to_numpy()
-    sns.heatmap(table, annot=notes, fmt="", cmap="crest_r", vmin=0, vmax=1, ax=ax, annot_kws={"fontsize": 8})
+    sns.heatmap(table, annot=notes, fmt="", cmap="crest_r", vmin=0, vmax=1, ax=ax, cbar=False)
     ax.set(xlabel="brightness (factor)", ylabel="blur σ (pixels)", title="MAP@5, 95 % interval")
 
 
@@ -64,7 +64,7 @@ def plot_grid(result: Mapping) -> plt.Figure:
         The figure.
     """
     grid = pd.DataFrame(result["grid"])
-    figure, (ax, left, right) = plt.subplots(1, 3, figsize=(11, 3.6), width_ratios=(1.5, 1, 1), layout="constrained")
+    figure, (ax, left, right) = plt.subplots(1, 3, figsize=(10, 3.6), width_ratios=(1.4, 1, 1), layout="constrained")
     _plot_heatmap(ax, grid)
     _plot_edges(left, grid, "brightness", "sigma", "brightness ", "blur σ (pixels)")
     _plot_edges(right, grid, "sigma", "brightness", "σ = ", "brightness (factor)")
