@@ -33,12 +33,14 @@ from happywhale_nb.retrieval.metrics import average_precision
 from happywhale_nb.stages import frozen
 from happywhale_nb.stages.blend_record import BlendOptions
 from happywhale_nb.stages.blending import blend_stage
+from happywhale_nb.stages.degraded_queries import sample_queries
 from happywhale_nb.stages.encoder_input import find_encoder
+from happywhale_nb.stages.fold_explainer import GradcamOptions
 from happywhale_nb.stages.frozen import encode_stage
-from happywhale_nb.stages.gradcam import GradcamOptions, gradcam_stage
+from happywhale_nb.stages.gradcam import gradcam_stage
 from happywhale_nb.stages.knn import knn_stage
 from happywhale_nb.stages.report import report_stage
-from happywhale_nb.stages.robustness import robustness_stage, sample_queries
+from happywhale_nb.stages.robustness import robustness_stage
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 from happywhale_nb.workflow import kaggle

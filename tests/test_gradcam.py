@@ -19,7 +19,9 @@ from happywhale_nb.evaluation.faithfulness import (
     pointing,
     removal_order,
 )
-from happywhale_nb.stages.gradcam import GradcamOptions, gradcam_stage, open_fold, sample_rows
+from happywhale_nb.stages.fold_explainer import GradcamOptions, open_fold
+from happywhale_nb.stages.gradcam import gradcam_stage
+from happywhale_nb.stages.gradcam_checks import sample_rows
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.notebooks import read_parameters
 from happywhale_nb.workflow.runner import check_stage
@@ -263,7 +265,7 @@ def test_occlusion_maps_are_highest_in_the_region_the_score_is_made_of(crops):
 
 
 def test_gradcam_stage_of_a_fold_that_is_not_trained_or_not_answered_is_refused(study, whole, tmp_path, monkeypatch):
-    from happywhale_nb.stages.gradcam import fold_predictions
+    from happywhale_nb.stages.matched_photos import fold_predictions
 
     dataset = read_dataset(whole / "data" / "tiny")
     with pytest.raises(UserError, match=r"oof\.csv is missing: run 06_knn for this model first"):

@@ -11,7 +11,7 @@ from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.stages.costs import measure_model
-from happywhale_nb.stages.robustness import all_changes
+from happywhale_nb.stages.degraded_crops import all_changes
 from happywhale_nb.workflow import planning
 from happywhale_nb.workflow.runner import stage_values
 from happywhale_nb.workflow.study import study_jobs

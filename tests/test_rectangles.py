@@ -380,7 +380,8 @@ def wide(tiny, tmp_path_factory):
 @pytest.mark.trains
 def test_a_study_of_wide_crops_runs_from_training_to_report(wide):
     from happywhale_nb.retrieval.knn import KNNHead
-    from happywhale_nb.stages.gradcam import GradcamOptions, gradcam_stage
+    from happywhale_nb.stages.fold_explainer import GradcamOptions
+    from happywhale_nb.stages.gradcam import gradcam_stage
     from happywhale_nb.stages.knn import knn_stage
     from happywhale_nb.stages.new_individual import PredictionOptions
     from happywhale_nb.stages.report import report_stage

@@ -16,7 +16,10 @@ from happywhale_nb.networks.presets import configure
 from happywhale_nb.retrieval.embeddings import read_embeddings
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.metrics import bootstrap_interval, map_at_5
-from happywhale_nb.stages.robustness import all_changes, degradation_costs, robustness_stage, sample_queries
+from happywhale_nb.stages.degradation_costs import degradation_costs
+from happywhale_nb.stages.degraded_crops import all_changes
+from happywhale_nb.stages.degraded_queries import sample_queries
+from happywhale_nb.stages.robustness import robustness_stage
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.stages.train import train_stage
 

@@ -173,7 +173,7 @@ def _seconds_and_disk(stage, values, found, photos, first):
 
 def _robustness_seconds(values, found, photos):
     """Seconds of embedding; photographs are cropped once, or under every change if they are degraded first."""
-    from happywhale_nb.stages.robustness import all_changes
+    from happywhale_nb.stages.degraded_crops import all_changes
 
     changes, asked = len(all_changes()), min(values["photos"], photos)
     return asked * (changes * found["embed"] + (changes if values["degrade_before_crop"] else 1) * found["crop"])
