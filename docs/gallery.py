@@ -27,7 +27,7 @@ from page_pictures import page_pictures
 from PIL import Image
 
 from happywhale_nb.core.artifacts import read_json, write_json
-from happywhale_nb.workflow.runner import stage_values
+from happywhale_nb.workflow.runner import stage_notebook, stage_values
 from happywhale_nb.workflow.study import read_study, study_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,8 +113,7 @@ def study_parameters():
     jobs, _ = study_jobs(read_study(ROOT / "studies" / "demo.yaml"))
     found = {}
     for job in jobs:
-        notebook, values = stage_values(job.stage, job.parameters)
-        found.setdefault(Path(notebook).stem, values)
+        found.setdefault(stage_notebook(job.stage).stem, stage_values(job.stage, job.parameters)[0])
     return found
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASELINES', 'TESTS', 'LINES', 'PANELS', 'removal_order', 'centre_maps', 'random_maps', 'blur_crops', 'weighted_score',
            'perturbation_curves', 'area_under_curve', 'occlusion_maps', 'compare_maps', 'evaluations_per_crop',
-           'verdicts', 'plot_curves', 'box_in_crop', 'pointing', 'pointing_metrics']
+           'occlusion_evaluations', 'verdicts', 'plot_curves', 'box_in_crop', 'pointing', 'pointing_metrics']
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-02
 from collections.abc import Callable, Mapping, Sequence
@@ -293,7 +293,19 @@ def evaluations_per_crop(baselines: Sequence[str] = BASELINES, steps: int = 12, 
     """
     orders = {"random": seeds, "centre": 1, "occlusion": 1}
     curves = 1 + sum(orders[name] for name in baselines)
-    return curves * len(TESTS) * (steps + 1) + ("occlusion" in baselines) * (1 + cells**2)
+    return curves * len(TESTS) * (steps + 1) + ("occlusion" in baselines) * occlusion_evaluations(cells)
+
+
+def occlusion_evaluations(cells: int = 6) -> int:
+    """Count the scores that `occlusion_maps` computes for a square crop.
+
+    Args:
+        cells: squares per side.
+
+    Returns:
+        The number.
+    """
+    return 1 + cells**2
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-21
 def verdicts(compared: Mapping[str, object], name: str = "Grad-CAM") -> list[str]:
