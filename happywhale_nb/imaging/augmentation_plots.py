@@ -185,7 +185,7 @@ def recipe_table(names: Sequence[str]) -> pd.DataFrame:
     """
     words = {name: {type(step).__name__: _strength(step) for step in RECIPES[name]} for name in names}
     used = [step for step in STEPS if any(step in row for row in words.values())]
-    return pd.DataFrame(words, index=used).fillna("")
+    return pd.DataFrame(words, index=used, dtype=object).fillna("")
 
 
 def _strength(step):
