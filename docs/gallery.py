@@ -110,7 +110,7 @@ def stored(output):
 
 def study_parameters():
     """The parameters with which the demo study runs each notebook first: stem → name → value."""
-    jobs, _ = study_jobs(read_study(ROOT / "studies" / "demo.yaml"))
+    _, jobs = study_jobs(read_study(ROOT / "studies" / "demo.yaml"))
     found = {}
     for job in jobs:
         found.setdefault(stage_notebook(job.stage).stem, stage_values(job.stage, job.parameters)[0])
