@@ -36,6 +36,14 @@ WIDTH = 800  # pixels of a stored picture, at most
 SMALL_PNG = 40_000  # bytes; a larger picture is a photograph, for which JPEG is smaller
 STYLE = "figure.dpi: 80\nsavefig.dpi: 80\nfont.size: 9\nfigure.max_open_warning: 0\n"
 RECORD = ROOT / "docs" / "results" / "gallery.json"
+PICTURES = {  # picture of the site's first page → notebook, and a text in the cell that shows it
+    "gallery_eda": ("01_eda", "plot_most_photographed"),
+    "gallery_augmentation": ("02_augmentation", "plot_recipes"),
+    "gallery_gradcam": ("04_gradcam", "gradcam.png"),
+    "gallery_robustness": ("05_robustness", "plot_losses"),
+    "gallery_knn": ("06_knn", "plot_examples"),
+    "gallery_plane": ("06_knn", "plot_plane"),
+}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -140,6 +148,25 @@ def run(path, style, values):
     return nbformat.writes(notebook) + "\n"
 
 
+def store_pictures(path):
+    """Write the notebook's pictures of the site's first page into nbs/images, 600 pixels wide and at most as high."""
+    cells = nbformat.read(path, as_version=4).cells
+    for name, (_, text) in PICTURES.items():
+        if PICTURES[name][0] != path.stem:
+            continue
+        cell = next(cell for cell in cells if cell.cell_type == "code" and text in cell.source and cell.outputs)
+        data = next(output.data for output in cell.outputs if output.output_type == "display_data")
+        shown = next(value for kind, value in data.items() if kind.startswith("image/"))
+        picture = Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB")
+        picture = picture.crop((0, 0, picture.width, min(picture.height, picture.width * 3 // 4)))
+        picture.thumbnail((600, 450))
+        made = io.BytesIO()
+        picture.save(made, "JPEG", quality=80, optimize=True)
+        file = ROOT / "nbs" / "images" / f"{name}.jpg"
+        if not file.is_file() or file.read_bytes() != made.getvalue():
+            file.write_bytes(made.getvalue())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="only these notebooks")
@@ -161,6 +188,7 @@ def main():
                 if not given.check:
                     path.write_text(text, encoding="utf-8")
             if not given.check:
+                store_pictures(path)
                 record = read_json(RECORD) if RECORD.is_file() else {}
                 write_json(RECORD, dict(sorted((record | {path.stem: code_fingerprint(path)}).items())))
     if not given.names and not given.check:
