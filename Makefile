@@ -7,10 +7,12 @@ export PYTHONNOUSERSITE := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help results gallery demo test test-all soak mutants bench check docs export hooks readme lock bundle
+.PHONY: help install results gallery demo test test-all soak mutants bench check docs export hooks readme lock bundle
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: .venv/.ready  ## install the pinned environment into .venv, and nothing else
 
 demo: .venv/.ready  ## draw the demo photographs and run the whole study on them
 	@happywhale demo

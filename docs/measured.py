@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -237,7 +238,7 @@ def plot_recognition(path):
                 ax.plot([row["low"], row["high"]], [i, i], color=colour, lw=2)
                 ax.plot(row["map5"], i, "o", color=colour, ms=7)
                 ax.annotate(number(row["map5"]), (row["map5"], i), (0, 6), textcoords="offset points", ha="center")
-            ax.set(xlim=(0.2, 1), ylim=(3.6, -0.6), xlabel="MAP@5", title=SETS[set_name].replace(", ", "\n", 1))
+            ax.set(xlim=(0.2, 1), ylim=(3.6, -0.6), xlabel="MAP@5", title=textwrap.fill(SETS[set_name], 30))
             ax.grid(axis="x", color="0.9")
         axes[0].set_yticks(range(len(MODELS)), list(MODELS.values()))
         figure.savefig(path, metadata={"Date": None})

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-TALL, WIDE, PHONE = {"width": 1280, "height": 1080}, {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+TALL, WIDE, PHONE = {"width": 1280, "height": 1180}, {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
 def free_port():
@@ -85,14 +85,19 @@ def page_pictures(folder):
                 if "h" in keys:
                     page.locator(".heatmap").nth(1).wait_for()
                 page.wait_for_load_state("networkidle")
+                page.wait_for_function(SHOWN)
                 page.wait_for_timeout(1000)
                 kept(page.screenshot(), Path(folder) / f"{name}.jpg")
                 page.close()
             opened.close()
 
 
+SHOWN = """() => [...document.images].filter((image) => {
+  const place = image.getBoundingClientRect();
+  return place.top < innerHeight && place.bottom > 0;
+}).every((image) => image.complete && image.naturalWidth)"""  # all pictures in the window are loaded
 VIEWS = [  # file, size, address, keys pressed
-    ("page", TALL, "/#/encounter/84", ["1", "h"]),
+    ("page", TALL, "/#/encounter/82", ["1", "h"]),
     ("page_queue", WIDE, "/", []),
     ("page_individuals", WIDE, "/#/individuals", []),
     ("page_phone", PHONE, "/#/encounter/84", ["1"]),

@@ -44,13 +44,16 @@ def test_toctrees_hold_every_notebook_and_page_once():
     landing = {"nbs/index", "docs/index"}
     assert sorted(entries) == sorted({*there, "docs/functions", "CONTRIBUTING"} - landing)
     story = [p.relative_to(ROOT).with_suffix("").as_posix() for p in NOTEBOOKS if p.name[:2].isdigit()]
-    assert toctrees(ROOT / "docs" / "index.md")[: len(story)] == story
+    listed = toctrees(ROOT / "docs" / "index.md")
+    assert listed[listed.index(story[0]) :][: len(story)] == story
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_pages_link_to_files_of_the_checkout(path):
-    links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text())
-    assert not [link for link in links if not (path.parent / link).is_file()]
+    links, folder = re.findall(r"\]\(([^)#\s]+)\)", path.read_text()), path.parent
+    if path.name == "index.md":  # the site's first page has it after the README
+        folder = ROOT
+    assert not [link for link in links if not (folder / link).is_file()]
     assert links or path.stem in {"index", "library"}
 
 

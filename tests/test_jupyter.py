@@ -190,7 +190,8 @@ def test_clean_on_save_in_a_jupyter_server_cleans_the_project_s_notebooks_and_le
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert (tmp_path / "project" / "nbs" / "copy.ipynb").read_bytes() == source.read_bytes()
     numbered = json.loads((tmp_path / "project" / "nbs" / "03_train.ipynb").read_text())
-    assert [c.get("outputs") for c in numbered["cells"]] == [c.get("outputs") for c in run["cells"]]
+    said = [["".join(o["text"]) for o in c["outputs"]] for c in numbered["cells"] if c["cell_type"] == "code"]
+    assert len(said) > 3 and all(texts == ["run 7\n"] for texts in said)
     assert not any(c.get("execution_count") or c["metadata"] for c in numbered["cells"])
     for name in ("project/outputs/03_train.ipynb", "other/nbs/03_train.ipynb"):
         cells = json.loads((tmp_path / name).read_text())["cells"]
