@@ -12,6 +12,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.stages.costs import measure_model
 from happywhale_nb.stages.degraded_crops import all_changes
+from happywhale_nb.stages.gradcam_checks import evaluations_per_query
 from happywhale_nb.workflow import planning
 from happywhale_nb.workflow.runner import stage_values
 from happywhale_nb.workflow.study import study_jobs
@@ -91,6 +92,16 @@ def test_plan_lets_an_encoder_embed_once_and_robustness_cut_once():
     assert before == pytest.approx(20 * changes * (0.01 + 0.1))
 
 
+def test_plan_counts_the_tests_of_heat_maps():
+    told, with_gradients = TOLD | {"views": 2}, evaluations_per_query()
+    assert with_gradients > 200
+    assert planning._gradcam_seconds({"photos": 20}, told, 58) == pytest.approx(20 * (with_gradients * 0.01 / 2 + 0.2))
+    assert planning._gradcam_seconds({"photos": 20}, told, 5) == pytest.approx(5 * (with_gradients * 0.01 / 2 + 0.2))
+    frozen = told | {"batch": 0, "views": 1}
+    fewer = evaluations_per_query(gradients=False)
+    assert planning._gradcam_seconds({"photos": 20}, frozen, 5) == pytest.approx(5 * (fewer * 0.01 + 0.2))
+
+
 def test_plan_is_compared_with_what_the_run_took(planned):
     run, (folder, jobs) = planned
     run()
@@ -114,6 +125,7 @@ def test_measure_model_of_a_network_and_of_an_encoder(tiny):
     network |= {"crops": "fullbody:.5 whole:.5"}
     found = measure_model(stage_values("train", given | network)[1], timed=0.2)
     assert 0 < found["embed"] < found["step"] < found["start"] and found["batch"] == 8
+    assert found["views"] == 2, "a crop and its mirror image"
     assert 0 < found["crop"] < 1 and found["crop_bytes"] > 100 and 0.1 < found["memory_gb"] < 20
     used = measure_model(stage_values("train", given | {"encoder": "efficientnet_lite0"})[1])
     assert used["step"] == 0 and used["embed"] > 0 and used["crop_bytes"] > found["crop_bytes"]
