@@ -1,13 +1,17 @@
 """The catalogue in a notebook: candidates as pictures, and decisions that go to the one store."""
 
+import shutil
+
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
 from happywhale_nb.catalogue import identified as module
 from happywhale_nb.catalogue.decisions import Conflict, decide
 from happywhale_nb.catalogue.identify import identify
 from happywhale_nb.catalogue.listings import encounter_view, list_decisions
 from happywhale_nb.catalogue.opened import OpenedCatalogue
+from happywhale_nb.catalogue.schema import Photo
 from happywhale_nb.catalogue.store import Catalogue
 from happywhale_nb.core.errors import UserError
 
@@ -59,6 +63,22 @@ def test_confirm_of_a_photograph_is_in_the_catalogue_until_undo(opened, mine, ph
     assert found.undo().state()["state"] == "undecided" == seen(mine, opened, found.encounter)["state"]
     with pytest.raises(UserError, match="nothing was decided"):
         found.undo()
+    assert found.new("Hope").state()["individual"]["name"] == "Hope", "a decision after the undo"
+
+
+def test_identify_of_a_stored_photograph_is_its_encounter_and_its_facts_are_edited_there(opened, mine, photo, tmp_path):
+    number = opened.undecided()[0]
+    with mine.reading() as session:
+        row = session.scalars(select(Photo).where(Photo.encounter_id == number)).first()
+        stored = mine.path(row)
+    copied = shutil.copy(stored, tmp_path / "renamed.jpg")
+    found = identify(copied, opened)
+    assert found.encounter == number and found.answer["id"] is not None
+    assert all(each["photo"]["id"] != row.id for each in found.answer["candidates"] if each["photo"])
+    assert found.unsure().state()["state"] == "unsure"
+    with pytest.raises(UserError, match=f"in the catalogue already, as encounter {number}"):
+        identify(copied, opened, place="Bay")
+    assert identify([copied, photo], opened).encounter is None, "only one of the two is stored"
 
 
 def test_reject_unsure_and_new_are_kept_with_their_note(opened, mine):

@@ -193,7 +193,7 @@ class Identified:
         if self.last is None:
             raise UserError("nothing was decided here yet")
         undo_decision(self.opened.catalogue, lambda: self.opened.embedder, getpass.getuser(), self.last)
-        self.last = None
+        self.last, self.version = None, self.state()["version"]
         return self
 
     def figure(self) -> Figure:

@@ -14,10 +14,11 @@ import numpy as np
 
 from .identified import Identified
 from .matching import match_encounter
-from .opened import OpenedCatalogue, match_files, open_catalogue
+from .opened import OpenedCatalogue, match_files, open_catalogue, stored_encounter
 from .store import find_catalogue
 from .upload_photos import Metadata
 from .validation import clean_side
+from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
 
 # %% ../../nbs/09_identify.ipynb #09-identify-12
@@ -27,6 +28,8 @@ def identify(
     latitude: float | None = None, longitude: float | None = None,
 ) -> Identified:  # fmt: skip
     """Rank the individuals of a catalogue for photos of one animal.
+
+    Photos that are in the catalogue already, by their content, are answered as their encounter.
 
     Args:
         photos: a file, a list of files, or the number of an encounter.
@@ -44,7 +47,8 @@ def identify(
         The answer, with methods for decisions.
 
     Raises:
-        UserError: for invalid metadata, or a photo that is missing or unreadable.
+        UserError: for invalid metadata, metadata of photos that are in the catalogue already, or a photo that is
+            missing or unreadable.
     """
     metadata, side = Metadata(name, date, place, species, latitude, longitude).cleaned(), clean_side(side)
     opened = catalogue
@@ -53,4 +57,8 @@ def identify(
     if isinstance(photos, int | np.integer):
         return Identified(opened, match_encounter(opened.matcher, getpass.getuser(), int(photos), k), int(photos))
     paths = [Path(path) for path in ([photos] if isinstance(photos, str | Path) else photos)]
+    if (number := stored_encounter(opened, paths)) is not None:
+        if metadata != Metadata() or side:
+            raise UserError(f"{paths[0].name} is in the catalogue already, as encounter {number}: edit its facts there")
+        return identify(number, opened, k)
     return Identified(opened, match_files(opened, paths, k), None, paths, metadata, side)

@@ -338,9 +338,11 @@ def _plot_test(ax, compared, test, labels):
     for order, (colour, style) in ((order, line) for order, line in LINES.items() if order in compared["curves"]):
         label = f"{labels[order]}, area {compared['areas'][order][test]:.3f}"
         ax.plot(compared["shares"], compared["curves"][order][test], style, color=colour, lw=2, label=label)
-    gain = compared["gains"]["random"][test]
-    sure = "" if gain["low"] > 0 or gain["high"] < 0 else " (not significant)"
-    ax.set(xlabel=xlabel, title=f"{test} ({better} is better): {gain['gain']:+.3f} over random{sure}")
+    words = {"random": "random", "centre": "middle"}
+    gains = {words[name]: compared["gains"][name][test] for name in words if name in compared["gains"]}
+    doubt = {name: "" if row["low"] > 0 or row["high"] < 0 else " (not shown)" for name, row in gains.items()}
+    told = ", ".join(f"{row['gain']:+.3f} over {name}{doubt[name]}" for name, row in gains.items())
+    ax.set(xlabel=xlabel, title=f"{test} ({better} is better): {told}")
     ax.title.set_fontsize(10)
     ax.legend(fontsize=8)
 

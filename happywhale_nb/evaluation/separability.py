@@ -199,8 +199,10 @@ def plot_plane(
     figure, ax = plt.subplots(figsize=(8, 6.5), layout="constrained")
     rest = ~np.isin(individuals, shown)
     ax.scatter(*points[rest].T, s=12, color="0.8", label="others" if rest.any() else None)
-    for name, colour in zip(shown, plt.get_cmap("tab20").colors, strict=False):
-        ax.scatter(*points[np.asarray(individuals, str) == name].T, s=22, color=colour, label=name)
+    strong, pale = plt.get_cmap("tab20").colors[::2], plt.get_cmap("tab20").colors[1::2]
+    for i, (name, colour) in enumerate(zip(shown, strong + pale, strict=False)):
+        marker = "o" if i < len(strong) else "s"
+        ax.scatter(*points[np.asarray(individuals, str) == name].T, s=22, color=colour, marker=marker, label=name)
     for row, picture in (pictures or {}).items():
         image = OffsetImage(picture, zoom=34 / max(picture.shape[:2]))
         ax.add_artist(AnnotationBbox(image, points[row], pad=0.1, bboxprops={"lw": 0.5, "color": "0.6"}))

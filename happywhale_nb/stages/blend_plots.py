@@ -28,7 +28,7 @@ def plot_list_scores(scores: pd.Series) -> Figure:
     ax.hlines(names, lists.clip(upper=blend), lists.clip(lower=blend), color="0.8")
     ax.plot(lists, names, "o", color="#58b4c9", label="one list")
     ax.axvline(blend, color="#17475e", label="blend")
-    ax.set(xlabel="MAP@5", ylim=(-0.6, len(lists) - 0.4))
+    ax.set(xlabel="MAP@5", xlim=(0, 1), ylim=(-0.6, len(lists) - 0.4))
     ax.set_title(f"The blend has a MAP@5 of {blend:.3f}, the best single list {lists.max():.3f}")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure

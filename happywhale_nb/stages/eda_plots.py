@@ -91,7 +91,7 @@ def plot_singletons(table: pd.DataFrame) -> Axes:
     sns.barplot(x=table["singletons"], y=_species_names(table), ax=ax, color=SEA)
     most, least = table["singletons"].iloc[0], table["singletons"].iloc[-1]
     if most > least:
-        title = f"By species, {least:.0%} to {most:.0%} of individuals have one photograph, so the prior of new differs"
+        title = f"By species, {least:.0%} to {most:.0%} of individuals have one photograph"
     else:
         title = f"{most:.0%} of the individuals of every species have one photograph"
     ax.set(xlim=(0, 1), xlabel="share of individuals with one photograph", ylabel="", title=title)
@@ -112,7 +112,7 @@ def plot_sizes(sizes: pd.DataFrame) -> Axes:
     ax.hexbin(sizes["width"], sizes["height"], gridsize=45, bins="log", cmap="mako_r", mincnt=1)
     wide, megapixels = (sizes["width"] > sizes["height"]).mean(), sizes["width"] * sizes["height"] / 1e6
     low, median, high = np.percentile(megapixels, [5, 50, 95])
-    title = f"{wide:.0%} are wider than tall; median {median:.1f} megapixels (90 % between {low:.1f} and {high:.1f})"
+    title = f"{wide:.0%} are wider than tall; median {median:.2g} megapixels (90 % between {low:.2g} and {high:.2g})"
     ax.set(xlabel="width (pixels)", ylabel="height (pixels)", title=title)
     sns.despine()
     return ax
@@ -132,6 +132,7 @@ def plot_agreement(agreement: pd.DataFrame) -> Axes:
     sns.boxenplot(agreement, x="iou", y="sources", order=median.index[::-1], ax=ax, color=SEA, showfliers=False)
     best, worst = f"median IoU {median.iloc[-1]:.2f}", f"worst {median.iloc[0]:.2f}"
     title = f"Of {len(median)} pairs, {median.index[-1]} agree best: {best} ({worst})"
+    title = title if len(median) > 1 else f"{median.index[-1]}: {best}"
     ax.set(xlim=(0, 1), xlabel="intersection over union", ylabel="", title=title)
     sns.despine(left=True)
     return ax

@@ -214,7 +214,10 @@ def _training_lines(stage, record, folder):
     told = "".join(f"{_SCORES[name]} {value:.3f}; " for name, value in scores.items())
     adapter = record.get("adapter") or {}
     lines = [adapter[name] for name in ("weights_say", "sentence") if name in adapter]
-    return [*lines, f"{told}next: happywhale knn, or run"]
+    model = record.get("parameters", {}).get("model", "")
+    words = f" -p model {model}" if model else ""
+    words += " -p quick true" if any(part.endswith("-quick") for part in folder.parts) else ""
+    return [*lines, f"{told}next: happywhale knn{words}, or run"]
 
 
 _SCORES = {
