@@ -476,6 +476,16 @@ def test_embed_command_of_an_onnx_file_gives_what_its_card_says(network, tiny, t
     assert made.of("train", [image])[0] == pytest.approx(expected, abs=1e-5)
 
 
+def test_embed_command_keeps_the_card_of_an_encoder_that_has_the_table_s_name(network, tiny, tmp_path):
+    from happywhale_nb.networks.embedder import embed_folder  # here: it needs TensorFlow
+
+    card = network.with_suffix(".json")
+    before = card.read_bytes()
+    with pytest.raises(UserError, match=f"is the card of {network.name}.*name another with --to"):
+        embed_folder(network, tiny, network.with_suffix(".parquet"))
+    assert card.read_bytes() == before and not network.with_suffix(".parquet").exists()
+
+
 def test_embedder_of_an_onnx_file_serves_many_threads_and_closes(network, tiny):
     from happywhale_nb.networks.embedder import Embedder  # here: it needs TensorFlow
 

@@ -200,8 +200,8 @@ def learning_curve(
     """Measure MAP@5 of known individuals by the number of their photos in the gallery.
 
     Args:
-        folds: for each fold, as from `knn.known_queries`: gallery embeddings `[m, d]`, their individuals `[m]`, query
-            embeddings `[n, d]`, their individuals `[n]`. Embeddings are float of length 1.
+        folds: for each fold, as from `rule_tables.known_queries`: gallery embeddings `[m, d]`, their individuals `[m]`,
+            query embeddings `[n, d]`, their individuals `[n]`. Embeddings are float of length 1.
         max_photos: maximum numbers of photos per individual; the whole gallery is added as the last.
         seed: random seed.
 

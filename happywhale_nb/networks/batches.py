@@ -118,7 +118,7 @@ def _flip(images, planned, step):
 
 
 def _geometry(images, planned, step):
-    """Move, turn and scale images by affine maps `[n, 6]`, see `augmentation.maps_in_pixels`."""
+    """Move, turn and scale images by affine maps `[n, 6]`, see `augmentation_passes.maps_in_pixels`."""
     high, wide = images.shape[1:3]
     sides = np.array([wide, high], np.float32)
     linear, shift = ops.reshape(planned, (-1, 2, 3))[:, :, :2], ops.reshape(planned, (-1, 2, 3))[:, :, 2] * sides

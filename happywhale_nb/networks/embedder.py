@@ -494,7 +494,7 @@ def embed_folder(encoder: Path | str, folder: Path | str, target: Path | str) ->
     target = Path(target)
     if target.suffix != ".parquet":
         raise UserError(f"{target}: embeddings are written as Parquet; name a file that ends with .parquet")
-    _check_card_place(target.with_suffix(".json"))
+    _check_card_place(target)
     embedder = Embedder(encoder)
     try:
         parts, images, paths, boxes = find_photos(folder)
@@ -523,10 +523,12 @@ def table_card(card: EncoderCard, path: Path, dimension: int) -> EncoderCard:
     return replace(card, **own, **none)
 
 
-def _check_card_place(path):
-    """Raise `UserError` if the path of a table's card has another file."""
+def _check_card_place(target):
+    """Raise `UserError` if the path of a table's card has another file, such as the card of an encoder."""
+    path = target.with_suffix(".json")
     try:
-        if path.exists():
-            read_card(path)
+        described = read_card(path).file if path.exists() else target.name
     except UserError:
         raise UserError(f"{path} exists and is not an encoder card: name another file with --to") from None
+    if described != target.name:
+        raise UserError(f"{path} is the card of {described}, and the table's would replace it: name another with --to")

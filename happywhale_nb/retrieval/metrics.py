@@ -257,7 +257,7 @@ def bootstrap_interval(
 
     Args:
         values: `[n]` float; for paired comparisons the differences.
-        individuals: `[n]` names.
+        individuals: `[n]` true individuals, not `new_individual` for all new ones.
         level: confidence level, in (0, 1).
         rounds: number of bootstrap samples.
         seed: random seed.

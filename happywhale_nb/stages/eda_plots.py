@@ -33,8 +33,9 @@ def _species_names(table):
 
 
 def _species_title(table):
-    largest, ratio = table["share"].iloc[:5].sum(), table["photos"].iloc[0] / table["photos"].iloc[-1]
-    return f"Five species have {largest:.0%} of the photographs; largest to smallest species: {ratio:,.0f} to 1"
+    many, ratio = len(table) > 5, table["photos"].iloc[0] / table["photos"].iloc[-1]
+    largest = f"Five species have {table['share'].iloc[:5].sum():.0%} of the photographs; " if many else ""
+    return f"{largest}largest to smallest species: {ratio:,.0f} to 1"
 
 # %% ../../nbs/lib/stages/eda_plots.ipynb #eda-plots-05
 def plot_species(table: pd.DataFrame) -> Axes:
