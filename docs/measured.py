@@ -206,7 +206,21 @@ def species():
     )
 
 
-TABLES = {f.__name__: f for f in (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species)}
+def leaderboard():
+    """How far the private score is from the public one, in draws of the public part."""
+    rows, percent = [], lambda value: "" if value is None else f"{value:.0%}"
+    for row in result("leaderboard")["results"]:
+        told = [number(row[key], 4) for key in ("drop", "sd of the drop", "by the formula")]
+        told += [percent(row["held"]), percent(row["held with it"])]
+        rows.append([row["answers"], row["weights"], *told])
+    head = ["predictions", "weights", "public minus private", "standard deviation", "by the formula", "coverage"]
+    return table([*head, "with optimism"], rows, left=2)
+
+
+TABLES = {
+    f.__name__: f
+    for f in (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species, leaderboard)
+}
 
 
 def filled(text):
