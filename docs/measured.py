@@ -115,7 +115,8 @@ def measured():
         preset = f"`{row.get('preset') or row['encoder']}`"
         rows.append([SETS[set_name], f"{MODELS[model]}: {preset}", interval(row), core_seconds(row)])
     best = recognition_row("happywhale_boxed", "crops drawn and averaged")
-    name = f"crops drawn and averaged: `{best['preset']}`"
+    how = "fine-tuned with one crop of each photograph chosen at random, embeddings averaged over all"
+    name = f"{how}: `{best['preset']}`"
     rows.insert(4, ["286 Happywhale photographs, uncropped, with boxes", name, interval(best), core_seconds(best)])
     for i in range(len(rows) - 1, 0, -1):
         rows[i][0] = "" if rows[i][0] == rows[i - 1][0] else rows[i][0]
