@@ -26,7 +26,7 @@ from nbclient import NotebookClient
 from page_pictures import page_pictures
 from PIL import Image
 
-from happywhale_nb.core.artifacts import read_json, write_json
+from happywhale_nb.core.artifacts import atomic, read_json, write_json
 from happywhale_nb.workflow.runner import stage_notebook, stage_values
 from happywhale_nb.workflow.study import read_study, study_jobs
 
@@ -99,8 +99,6 @@ def stored(output):
     """An output as it is stored; None if it is not."""
     if output.output_type == "stream":
         return None if output.name == "stderr" else nbformat.v4.new_output("stream", text=plain(output.text))
-    if output.output_type == "error":
-        sys.exit("\n".join(output.traceback))
     data = dict(output.data)
     if WIDGET in data and "text/html" not in data:
         return None
@@ -151,8 +149,8 @@ def run(path, style, values):
 def store_pictures(path):
     """Write the notebook's pictures of the site's first page into nbs/images, 600 pixels wide and at most as high."""
     cells = nbformat.read(path, as_version=4).cells
-    for name, (_, text) in PICTURES.items():
-        if PICTURES[name][0] != path.stem:
+    for name, (stem, text) in PICTURES.items():
+        if stem != path.stem:
             continue
         cell = next(cell for cell in cells if cell.cell_type == "code" and text in cell.source and cell.outputs)
         data = next(output.data for output in cell.outputs if output.output_type == "display_data")
@@ -186,7 +184,8 @@ def main():
             if not same:
                 changed.append(path.stem)
                 if not given.check:
-                    path.write_text(text, encoding="utf-8")
+                    with atomic(path) as temporary:
+                        temporary.write_text(text, encoding="utf-8")
             if not given.check:
                 store_pictures(path)
                 record = read_json(RECORD) if RECORD.is_file() else {}

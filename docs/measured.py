@@ -16,6 +16,8 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 
+from happywhale_nb.core.artifacts import atomic
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGES = ("docs/**/*.md", "nbs/index.ipynb", "nbs/lib/**/*.ipynb")
@@ -268,7 +270,8 @@ def main():
     changed = {path: text for path in paths if (text := filled_page(path)) != path.read_text(encoding="utf-8")}
     if not check:
         for path, text in changed.items():
-            path.write_text(text, encoding="utf-8")
+            with atomic(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         plot_recognition(ROOT / "nbs" / "images" / "recognition.svg")
     for path in changed:
         print(f"{'outdated' if check else 'written'}: {path.relative_to(ROOT)}")
