@@ -17,7 +17,6 @@ photograph, which is twice the time that passes where two of them are free.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import processor
 
 HERE = Path(__file__).resolve()
 SHARED = Path(os.environ.get("HAPPYWHALE_SHARED", HERE.parents[2] / "shared" / "data")) / "happywhale_photos"
@@ -290,15 +290,6 @@ def print_rows(rows, case, compared):
         likeness = f"{'' if cosine is None else f'{cosine:.4f}'} | {'' if score is None else f'{score:.3f}'}"
         numbers = f"{row['rate']:.1f} | {row['times']:.2f} | {row['core_ms']:.1f} | {row['times by cores']:.2f}"
         print(f"| {case} | {row['who']} | {numbers} | {likeness} |", flush=True)
-
-
-def processor():
-    """The processor's name, as far as the system says it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def main():

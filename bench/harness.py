@@ -8,11 +8,17 @@ only those of one run.
 
 import argparse
 import json
+import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
 def work(prepare, quick, least_seconds=0.5, most=40):
@@ -37,12 +43,62 @@ def in_process(case, who, quick):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def measured(cases, given):
+    """Time the alternatives of each case in turn; print and return the table's rows."""
+    rows = []
+    print("| case | who | median | times the first | memory, more | peak | result |\n|---|---|--:|--:|--:|--:|---|")
+    for case, alternatives in cases.items():
+        rounds = [
+            {who: in_process(case, who, given.quick) for who in alternatives}
+            for _ in range(1 if given.quick else given.rounds)
+        ]
+        first = next(iter(alternatives))
+        for who in alternatives:
+            last = rounds[-1][who]
+            row = {
+                "case": case,
+                "who": who,
+                "seconds": statistics.median(r[who]["seconds"] for r in rounds),
+                "ratio": statistics.median(r[who]["seconds"] / r[first]["seconds"] for r in rounds),
+                "more": round(last["more"]),
+                "peak": round(last["peak"]),
+                "result": last["result"],
+            }
+            rows.append(row)
+            print(
+                f"| {case} | {who} | {row['seconds']:.3g} s | {row['ratio']:.2f} | {row['more']} MB | {row['peak']} MB "
+                f"| {row['result']} |",
+                flush=True,
+            )
+    return rows
+
+
+def keep(path, rows, rounds):
+    """Write the rows into a file of results; rows of other cases stay."""
+    from happywhale_nb.core.artifacts import read_json, versions, write_json
+
+    cases = {row["case"] for row in rows}
+    others = read_json(path)["results"] if path.is_file() else []
+    facts = {"name": path.stem, "date": datetime.now(UTC).isoformat(timespec="seconds"), "rounds": rounds}
+    facts |= {"cores": os.cpu_count(), "processor": processor(), "versions": versions("numpy")}
+    write_json(path, facts | {"results": [row for row in others if row["case"] not in cases] + rows})
+
+
+def processor():
+    """The processor's name, as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def main(cases):
-    """Run the cases named on the command line (all, if none), and print the table as Markdown."""
+    """Run the cases named on the command line (all, if none), print the table as Markdown, and write it as JSON."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller inputs, one round: to see that it works")
     parser.add_argument("--rounds", type=int, default=3, help="how often the alternatives of a case take turns")
     parser.add_argument("--case", help="only this case")
+    parser.add_argument("--to", type=Path, help="the file of results; without it docs/results, or none with --quick")
     parser.add_argument("--who", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.who:
@@ -50,20 +106,7 @@ def main(cases):
         return
     if given.case and given.case not in cases:
         parser.error(f"no case {given.case!r}; there are: {'; '.join(cases)}")
-    print("| case | who | median | times the first | memory, more | peak | result |\n|---|---|--:|--:|--:|--:|---|")
-    for case, alternatives in cases.items():
-        if given.case in (None, case):
-            rounds = [
-                {who: in_process(case, who, given.quick) for who in alternatives}
-                for _ in range(1 if given.quick else given.rounds)
-            ]
-            first = next(iter(alternatives))
-            for who in alternatives:
-                seconds = statistics.median(r[who]["seconds"] for r in rounds)
-                ratio = statistics.median(r[who]["seconds"] / r[first]["seconds"] for r in rounds)
-                last = rounds[-1][who]
-                print(
-                    f"| {case} | {who} | {seconds:.3g} s | {ratio:.2f} | {last['more']:.0f} MB | {last['peak']:.0f} MB "
-                    f"| {last['result']} |",
-                    flush=True,
-                )
+    rows = measured({case: who for case, who in cases.items() if given.case in (None, case)}, given)
+    to = given.to or (None if given.quick else RESULTS / f"bench_{Path(sys.argv[0]).stem}.json")
+    if to:
+        keep(to, rows, 1 if given.quick else given.rounds)

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -85,6 +86,14 @@ def table(head, rows, left=1):
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, rule, *rows))
 
 
+def once(rows):
+    """The rows, with a first cell only where it differs from the row above."""
+    return [
+        ["" if above and above[0] == row[0] else row[0], *row[1:]]
+        for above, row in zip([None, *rows], rows, strict=False)
+    ]
+
+
 def recognition_row(set_name, model):
     rows = result("recognition")["results"]
     return next((row for row in rows if (row["set"], row["model"]) == (set_name, model)), None)
@@ -120,9 +129,7 @@ def measured():
     how = "fine-tuned with one crop of each photograph chosen at random, embeddings averaged over all"
     name = f"{how}: `{best['preset']}`"
     rows.insert(4, ["286 Happywhale photographs, uncropped, with boxes", name, interval(best), core_seconds(best)])
-    for i in range(len(rows) - 1, 0, -1):
-        rows[i][0] = "" if rows[i][0] == rows[i - 1][0] else rows[i][0]
-    return table(["data", "model", "MAP@5, known individuals", "core-seconds a fold"], rows, left=2)
+    return table(["data", "model", "MAP@5, known individuals", "core-seconds a fold"], once(rows), left=2)
 
 
 def crops():
@@ -192,9 +199,7 @@ def gap():
         rows += [
             [name, effect, interval(row, "gain"), shown[row["low"] > 0 or row["high"] < 0]] for effect, row in gained
         ]
-    for i in range(len(rows) - 1, 0, -1):
-        rows[i][0] = "" if rows[i][0] == rows[i - 1][0] else rows[i][0]
-    return table(["data", "factor", "gain of MAP@5", "shown"], rows, left=2)
+    return table(["data", "factor", "gain of MAP@5", "shown"], once(rows), left=2)
 
 
 def species():
@@ -220,10 +225,74 @@ def leaderboard():
     return table([*head, "with optimism"], rows, left=2)
 
 
-TABLES = {
-    f.__name__: f
-    for f in (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species, leaderboard)
+def adapters():
+    """What each kind of adapter gains, on photographs and two sets of aligned crops."""
+    shown = ("Lite0 224 × 224", "Lite0 256 × 128", "Lite0 384 × 192", "Lite0 128 × 128")
+    photographs, *others = [row for row in result("adapters")["results"] if row["encoder"] in shown]
+    rows = []
+    for kind in [k for k in photographs["known"] if k != "auto"] + ["auto"]:
+        known, grown = photographs["known"][kind], photographs["grown"].get(kind, {})
+        cells = [number(known["map5"]), "" if kind == "none" else interval(known["gain"], "gain")]
+        cells += [number(grown.get("map5")), number(grown.get("old"))]
+        cells += [number(photographs["others"].get(kind, {}).get("map5"))]
+        cells += [number(row["known"].get(kind, {}).get("map5")) for row in others]
+        rows.append([{"auto": "as chosen"}.get(kind, kind), *cells])
+    sets = [f"`{row['set']}` {row['encoder'].removeprefix('Lite0 ')}" for row in others]
+    return table(["kind", "`happywhale_photos`", "gain", "grown", "its old animals", "others", *sets], rows)
+
+
+SIGNALS = {
+    ("demo", "drawn"): ("direction", "distance", "length", "stability", "detector", "all five"),
+    ("EfficientNet-Lite0", "happywhale_photos"): ("direction", "distance", "length", "all five"),
+    ("demo", "happywhale_photos"): ("direction", "detector", "all five"),
 }
+
+
+def no_animal():
+    """How well each signal detects a picture without an animal."""
+    rows, found = [], {(row["network"], row["photographs"]): row for row in result("no_animal")["results"]}
+    for key, signals in SIGNALS.items():
+        network = "the demo's" if key[0] == "demo" else key[0]
+        photographs = "drawn" if key[1] == "drawn" else f"{found[key]['pictures']['boxed']} Happywhale photographs"
+        for row in found[key]["rows"]:
+            if row["signals"] in signals:
+                boxed, sent, *pieces = (number(row[k]["flagged"]) for k in ("boxed", "sent", "piece", "plain", "drawn"))
+                told = "all but the detector" if row["signals"] == "all five" and "Lite0" in network else row["signals"]
+                rows.append([f"{network}, {photographs}", told, f"{boxed}, {sent}", *pieces])
+    head = ["network, photographs", "signal", "false positives: boxed, sent", "detected: pieces", "plain colours"]
+    return table([*head, "drawn seas"], once(rows), left=2)
+
+
+def coverage():
+    """Predicted and measured coverage, with photographs or whole encounters held out."""
+    rows = []
+    for held_out, when in (("photographs", "before"), ("encounters", "after")):
+        row = result("coverage")["drawn season in bursts"][when]
+        predicted = row["asked"] if when == "before" else row["measured when built"]
+        cells = [number(predicted, 2), interval(row["later"], "rate", 2), f"{row['names in a list']:.1f}"]
+        rows.append([held_out, *cells])
+    return table(["held out", "predicted coverage", "measured coverage later", "names in a list"], rows)
+
+
+def duration(seconds):
+    """Seconds in the unit that people use: 1.0 ms, 5.4 s."""
+    unit, factor = next((u, f) for u, f in (("s", 1), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9)) if seconds * f >= 1)
+    return f"{seconds * factor:.3g} {unit}"
+
+
+def benchmark(name):
+    """The table of a script of bench/ that uses bench/harness.py: alternatives of a case, side by side."""
+    rows = []
+    for row in result(f"bench_{name}")["results"]:
+        times = f"{row['ratio']:.3g}" if row["ratio"] < 100 else f"{row['ratio']:,.0f}"
+        rows.append([row["case"], row["who"], row["result"], duration(row["seconds"]), times, f"{row['more']:,} MB"])
+    return table(["case", "", "result", "time", "times the first", "memory in addition"], once(rows), left=3)
+
+
+WRITERS = (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species, leaderboard)
+WRITERS += (adapters, no_animal, coverage)
+TABLES = {writer.__name__: writer for writer in WRITERS}
+TABLES |= {f"bench_{name}": partial(benchmark, name) for name in ("blend", "knn", "serve")}
 
 
 def filled(text):

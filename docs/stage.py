@@ -51,14 +51,15 @@ def summary(path):
 
 
 def with_summaries(text, root):
-    """A page whose lists of notebooks (toctrees) are followed by their names and summaries."""
+    """A page whose lists of notebooks get the notebooks' summaries, and a hidden table of contents for the side bar."""
 
     def described(found):
-        names = re.findall(r"^/(nbs/\S+)$", found[0], re.M)
-        lines = [f"- [{Path(name).name}](../{name}.ipynb): {summary(root / f'{name}.ipynb')}" for name in names]
-        return "\n".join([found[0], "", *lines])
+        names = re.findall(r"\((\S+)\.ipynb\)$", found[0], re.M)
+        listed = "\n".join(name.replace("../", "/", 1) for name in names)
+        lines = [f"- [{Path(name).name}]({name}.ipynb): {summary(root / 'docs' / f'{name}.ipynb')}" for name in names]
+        return "\n".join(["```{toctree}", ":hidden:", "", listed, "```", "", *lines, ""])
 
-    return re.sub(r"^```\{toctree\}.*?^```$", described, text, flags=re.M | re.S)
+    return re.sub(r"(?:^- \[\w+\]\(\.\./nbs/lib/\S+\.ipynb\)\n)+", described, text, flags=re.M)
 
 
 def signature(node):
@@ -67,6 +68,8 @@ def signature(node):
     if isinstance(node, ast.ClassDef):
         mark = "class "
         start = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        if not start and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            return f"class {node.name}:\n    " + "\n    ".join(fields(node))
     if "property" in map(ast.unparse, node.decorator_list):
         return f"{node.name}: {ast.unparse(node.returns)}" if node.returns else node.name
     words = re.sub(r"^(self|cls)\b(, )?", "", ast.unparse(start.args)) if start else ""
@@ -74,6 +77,11 @@ def signature(node):
         words = "\n    " + ",\n    ".join(parameters(start.args)) + ",\n"
     returns = f" -> {ast.unparse(node.returns)}" if getattr(node, "returns", None) else ""
     return f"{mark}{node.name}({words}){returns}"
+
+
+def fields(node):
+    """The fields of a dataclass, as its code writes them."""
+    return [ast.unparse(n) for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
 
 
 def parameters(arguments):
