@@ -133,6 +133,18 @@ def test_import_with_add_fills_in_what_was_unknown(first, tmp_path):
     assert parse_csv(first / "encounters.csv").set_index("image")["side"].to_dict() == {"q1.jpg": "right"}
 
 
+def test_import_with_add_sets_a_species_that_was_unknown_and_changes_no_other(first, tmp_path):
+    """A first import without --species is mended by a second one of the same source."""
+    source = second(tmp_path, "z.jpg,ZOË 07,,,,,,\ny.jpg,Ann,,,,,,\n", old=[("z.jpg", "z1.jpg"), ("y.jpg", "a2.jpg")])
+    train = read_dataset(first).train.set_index("image")["species"]
+    text = (first / "train.csv").read_text(encoding="utf-8")
+    (first / "train.csv").write_text(text.replace("z1.jpg,fin_whale", "z1.jpg,unknown"), encoding="utf-8")
+    result = run(source, "--to", first, "--add", "--species", "Humpback Whale")
+    assert "1 of them get what was unknown: species" in result.stdout
+    now = read_dataset(first).train.set_index("image")["species"]
+    assert now["z1.jpg"] == "humpback_whale" and now.drop("z1.jpg").equals(train.drop("z1.jpg"))
+
+
 def test_import_with_add_of_boxes_adds_those_that_are_missing(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         draw(tmp_path / "p" / name)

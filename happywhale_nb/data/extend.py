@@ -39,7 +39,7 @@ from happywhale_nb.data.importers import (
 from .left_out import LeftOut
 from .names import name_key
 from .relink import write_contents
-from .species import species_key
+from .species import one_spelling, species_key
 from .tables import read_user_table
 from .values import BOX_FIELDS
 
@@ -178,6 +178,7 @@ COMPARED = ("species", *(name for name in EXTRA_COLUMNS if name != "species_raw"
 class _Comparison:
     # collects facts of a source about photographs that the folder already has
     folder: Folder
+    species: str  # of photographs without one in the source
     differences: list[str]
     filled: dict[tuple[str, str], dict[str, str]]  # (file of the table, image) -> column -> value
 
@@ -186,9 +187,12 @@ class _Comparison:
         file = "train.csv" if part == "train" else "encounters.csv"
         for column in COMPARED:
             new, old = row[column], here.get(column, "")
-            if not new or (column == "species" and new == "unknown"):
+            is_open = not old or (column == "species" and old == "unknown")
+            if column == "species" and new in ("", "unknown"):
+                new = self.species if is_open else ""
+            if not new:
                 continue
-            if not old or (column == "species" and old == "unknown"):
+            if is_open:
                 self.filled.setdefault((file, image), {})[column] = new
             elif contradict(column, old, new):
                 self.differences.append(f"{image}: {column} is {old} here, {new} in {row['where']}")
@@ -305,11 +309,12 @@ def _known_of(folder, new):
     return Known(sorted(set(train["individual_id"])), sorted(species), files, of_animals)
 
 
-def _compare_all(source: SourceRows, folder: Folder, same: dict) -> tuple:
+def _compare_all(source: SourceRows, folder: Folder, same: dict, species: str) -> tuple:
     # `(differences, filled, boxes)` of the rows whose photographs the folder already has
     of_path = {row.path: (row.part, row.image) for row in folder.photos.itertuples()}
     places = {path: [of_path[other] for other in others] for path, others in same.items()}
-    known, comparison = _known_rows(folder), _Comparison(folder, [], {})
+    spelling = one_spelling([species], sorted(set(folder.tables["train.csv"]["species"]) - {"unknown"}))
+    known, comparison = _known_rows(folder), _Comparison(folder, spelling[species], [], {})
     old = source.rows[source.rows["path"].isin(same)]
     for row in old.to_dict("records"):
         _compare_row(row, places[row["path"]], known, comparison)
@@ -336,7 +341,7 @@ def plan_extension(source: Path | str, target: Path | str, options: ImportOption
     source, root, faults = read_rows(source, options)
     faults.refuse()
     same = same_content(source.rows["path"], folder.photos["path"])
-    differences, filled, boxes = _compare_all(source, folder, same)
+    differences, filled, boxes = _compare_all(source, folder, same, options.species)
     new = source.rows[~source.rows["path"].isin(same)].reset_index(drop=True)
     new, grouped = group_encounters(new, options.encounters)
     of_folders = options.encounters.strip().lower() == "folder"  # folders of another source may have the same names
