@@ -124,16 +124,18 @@ def answer_html(identified: "Identified") -> str:
     return str(Markup("<p>{}</p>{}").format(f"Catalogue {name}:{said}", picture))
 
 # %% ../../nbs/lib/catalogue/answer_display.ipynb #answer-display-14
-def answer_text(catalogue: Catalogue, answer: dict) -> str:
+def answer_text(catalogue: Catalogue, answer: dict, state: dict | None = None) -> str:
     """Format an answer as lines of text.
 
     Args:
         catalogue: the catalogue of the answer.
         answer: as in `schemas.AnswerView`.
+        state: the encounter, as in `schemas.EncounterView`; None if the photos are not yet in the catalogue.
 
     Returns:
         A note if the photos probably show no animal; for each candidate rank, name, probability, * if it is in the
-        conformal set, and the file of its nearest photo; last the coverage of such sets.
+        conformal set, and the file of its nearest photo; last the coverage of such sets, and the decision if there is
+        one.
     """
     lines = [f"catalogue {catalogue.name}, {catalogue.folder}"]
     if answer.get("no_animal"):
@@ -142,7 +144,7 @@ def answer_text(catalogue: Catalogue, answer: dict) -> str:
         star, photo = "*" if each["in_set"] else " ", each["photo"]["name"] if each["photo"] else ""
         name = candidate_name(each, "new ({})")
         lines.append(f"{each['rank']:>2}. {name:<20} {each['probability']:6.1%} {star} {photo}")
-    return "\n".join([*lines, list_sentence(answer)])
+    return "\n".join([*lines, list_sentence(answer) + _decision_text(state)])
 
 # %% ../../nbs/lib/catalogue/answer_display.ipynb #answer-display-17
 def decision_controls(identified: "Identified") -> object:

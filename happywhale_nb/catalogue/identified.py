@@ -213,7 +213,7 @@ class Identified:
         return decision_controls(self)
 
     def __repr__(self):
-        return answer_text(self.opened.catalogue, self.answer)
+        return answer_text(self.opened.catalogue, self.answer, self.state())
 
     def _repr_html_(self):
         return answer_html(self)
