@@ -64,7 +64,7 @@ MISTAKES = {
     ),
     "fold out of range": (None, ["-p", "fold", "9"], ["fold 9 does not exist", "0 to 4"]),
     "unknown boxes": (None, ["-p", "crops", "yolo99"], ["no boxes called 'yolo99'", "fullbody"]),
-    "no such folder": (None, ["-p", "data_dir", "nowhere"], ["no data folder at", "nowhere", "happywhale demo"]),
+    "no such folder": (None, ["-p", "data_dir", "nowhere"], ["no data folder at", "nowhere", "happywhale data draw"]),
     "a column is missing": (spoil_column, [], ["train.csv", "no column 'individual_id'", "found: image, species, who"]),
     "an image is missing": (spoil_image, [], ["train.csv, row", "is not in", "train_images"]),
 }

@@ -75,7 +75,7 @@ def _search_data(root):
             return folder
     searched = ", ".join(str(p) for p in [attached, *candidates])
     raise UserError(
-        f"no data found (looked in {searched}): draw demo data with `happywhale data draw`, or specify a folder, data_dir"
+        f"no data found (looked in {searched}): specify a folder, data_dir, or draw the demo's: `happywhale data draw`"
     )
 
 # %% ../../nbs/lib/core/paths.ipynb #paths-11
@@ -98,7 +98,7 @@ def find_data(data_dir: Path | str = "") -> Path:
         return _search_data(root)
     folder = (root / Path(named).expanduser()).resolve()
     if not folder.is_dir():
-        raise UserError(f"no data folder at {folder}: check the path, or draw the demo data with `happywhale data draw`")
+        raise UserError(f"no data folder at {folder}: check the path, or draw the demo's with `happywhale data draw`")
     return folder
 
 # %% ../../nbs/lib/core/paths.ipynb #paths-15
