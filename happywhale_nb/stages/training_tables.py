@@ -74,7 +74,7 @@ def fold_table(folds: pd.DataFrame, fold: int) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/lib/stages/training_tables.ipynb #training-tables-13
-PAPER_DATA = {"photographs": 51_033, "individuals": 15_587}
+PAPER_DATA = {"photographs in all": 51_033, "individuals in all": 15_587}
 
 
 def score_table(record: Mapping, folds: pd.DataFrame) -> pd.DataFrame:
@@ -85,13 +85,13 @@ def score_table(record: Mapping, folds: pd.DataFrame) -> pd.DataFrame:
         folds: table from `study_folds`.
 
     Returns:
-        Columns: MAP@5, photographs and individuals of the data. Rows: the paper's networks, then the fold if it has a
+        Columns: MAP@5, photographs and individuals of all folds. Rows: the paper's networks, then the fold if it has a
         score.
     """
     rows = {f"paper, {preset}": {"MAP@5": score} | PAPER_DATA for preset, score in PAPER_SCORES.items()}
     score = record["result"].get(score_name(folds))
     if score is not None:
-        counts = {"photographs": len(folds), "individuals": folds["individual_id"].nunique()}
+        counts = {"photographs in all": len(folds), "individuals in all": folds["individual_id"].nunique()}
         name, number = record["parameters"]["model"], record["parameters"]["fold"]
         rows[f"{name}, fold {number}"] = {"MAP@5": score} | counts
     return pd.DataFrame.from_dict(rows, orient="index")
