@@ -16,7 +16,14 @@ from happywhale_nb.catalogue.corrections import withdraw_encounter
 from happywhale_nb.catalogue.decisions import decide, give_species, make_individual, merge, rename_individual
 from happywhale_nb.catalogue.edits import edit_encounter, set_crop
 from happywhale_nb.catalogue.example import ColourEmbedder
-from happywhale_nb.catalogue.ingest import folder_table, ingest_dataset, re_embed, recalibrate, update_metadata
+from happywhale_nb.catalogue.ingest import (
+    folder_table,
+    ingest_dataset,
+    re_embed,
+    recalibrate,
+    take_boxes,
+    update_metadata,
+)
 from happywhale_nb.catalogue.known_names import read_names
 from happywhale_nb.catalogue.listings import annotated, sightings
 from happywhale_nb.catalogue.photo_files import missing_photos
@@ -447,6 +454,25 @@ def test_box_drawn_while_another_model_is_in_use_leaves_no_stale_embedding(field
         both = session.scalars(rows).all()
     assert list(vectors) == ["10 5 50 30 60 40"] and len(both) == 2
     assert pack_vector(shown) in {row.vector for row in both} and pack_vector(-shown) in {row.vector for row in both}
+
+
+def test_boxes_that_come_after_the_build_are_taken_where_no_person_has_decided(field):
+    """A table of boxes made later reaches photographs that the catalogue has; a removed box stays removed."""
+    with field.catalogue.reading() as session:
+        numbers = dict(session.execute(select(Photo.name, Photo.id)).all())
+    for box in ((10, 5, 50, 30), None):
+        set_crop(field.catalogue, field.embedder, "Ann", numbers["a1.jpg"], box, field.met("a1.jpg").version)
+    boxes = pd.DataFrame({"image": ["a0.jpg", "a1.jpg"], "xmin": 1, "ymin": 2, "xmax": 30, "ymax": 32})
+    (field.data / "boxes").mkdir()
+    boxes.to_csv(field.data / "boxes" / "ours.csv", index=False)
+    seen, dataset = field.met("a0.jpg").version, read_dataset(field.data)
+    assert take_boxes(field.catalogue, field.embedder, dataset) == 1
+    assert re_embed(field.catalogue, field.embedder, "colours") == 1
+    assert take_boxes(field.catalogue, field.embedder, dataset) == 0
+    with field.catalogue.reading() as session:
+        crops = {photo.name: (crop.source, crop.x0) for photo, _, crop in session.execute(annotated()).all()}
+    assert crops["a0.jpg"] == ("ours", 1) and {crops[name] for name in crops if name != "a0.jpg"} == {("whole", None)}
+    assert field.met("a0.jpg").version == seen + 1, "somebody who looks at the encounter is told"
 
 
 def test_training_photographs_are_known_by_content_whatever_they_are_called(field):

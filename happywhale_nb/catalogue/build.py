@@ -30,6 +30,7 @@ from happywhale_nb.catalogue.ingest import (
     folder_table,
     ingest_dataset,
     re_embed,
+    take_boxes,
     recalibrate,
     update_metadata,
 )
@@ -43,6 +44,7 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.renamed import read_record
 from ..data.boxes import box_paths
+from ..data.check import count_noun
 from ..data.dataset import Dataset, read_dataset
 from ..data.encounters import parse_rule
 from ..data.folder_rules import read_rules
@@ -267,6 +269,8 @@ def _ingest(catalogue, embedder, dataset, source, log):
     added = ingest_dataset(catalogue, embedder, dataset, title, stored_embeddings(source, dataset), log)
     for line in update_metadata(catalogue, dataset, getpass.getuser()):
         log(line)
+    if boxed := take_boxes(catalogue, embedder, dataset):
+        log(f"{count_noun(boxed, 'photograph')} without a box: that of the data folder's tables is used from now on")
     re_embed(catalogue, embedder, title)  # photos from an interrupted build by another model, or with a changed box
     return added
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOT', 'READ', 'PhotoEmbedder', 'folder_table', 'ingest_dataset', 'check_fingerprint', 'register_model',
            'refuse_made_elsewhere', 'check_vectors', 'add_detected_boxes', 'count_uncropped', 'embed_missing',
-           'crop_row', 'update_metadata', 'recalibrate', 're_embed', 'crop_boxes']
+           'crop_row', 'update_metadata', 'recalibrate', 're_embed', 'crop_boxes', 'take_boxes']
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-02
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ from .grouping import encounter_names, known_units, own_name, say_unchecked
 from .known_names import read_names
 from .listings import annotated
 from .photo_files import file_columns, missing_photos
-from .schema import Annotation, Crop, Embedding, Encounter, Individual, Model, Photo
+from .schema import Annotation, Crop, Decision, Embedding, Encounter, Individual, Model, Photo
 from happywhale_nb.catalogue.store import (
     BOX_FIELDS,
     WHOLE,
@@ -619,3 +619,37 @@ def crop_boxes(rows: Iterable[tuple[Photo, Crop]]) -> pd.DataFrame:
             boxes.append({"image": Path(name).name, "part": part} | numbers)
     table = pd.DataFrame(boxes, columns=[*BOX_COLUMNS, "part"])
     return table.assign(source="person", confidence=1.0)
+
+# %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-42
+def take_boxes(catalogue: Catalogue, embedder: PhotoEmbedder, dataset: Dataset) -> int:
+    """Give the photos without a box those that the folder's tables have now; `re_embed` then embeds them again.
+
+    Args:
+        catalogue: the catalogue.
+        embedder: such as a `networks.embedder.Embedder`, of the catalogue's model.
+        dataset: the folder that the catalogue was built from.
+
+    Returns:
+        The count of photos that got a box.
+    """
+    boxes = read_boxes(dataset.root)
+    if boxes.empty or not embedder.settings.get("embeds", True):
+        return 0
+    with catalogue.writing() as session:
+        decided = _boxed_by_people(session)
+        rows = session.execute(annotated().where(~Photo.kept, Crop.source == "whole")).all()
+        rows = [(photo, crop) for photo, _, crop in rows if photo.id not in decided]
+        crops = embedder.crop_boxes([str(dataset.root / photo.path) for photo, _ in rows], boxes)
+        taken = [(photo, row, crop_row(*crop)) for (photo, row), crop in zip(rows, crops, strict=True) if crop[1]]
+        for photo, row, columns in taken:
+            for name, value in columns.items():
+                setattr(row, name, value)
+            session.get(Encounter, photo.encounter_id).version += 1
+    return len(taken)
+
+
+def _boxed_by_people(session):
+    """Ids of the photos whose box a person has drawn or removed."""
+    edits = select(Decision.after).where(Decision.kind == "edit", Decision.undone_by_id.is_(None))
+    photos = [edit.get("photos", {}) for edit in session.scalars(edits)]
+    return {int(number) for each in photos for number, values in each.items() if "box" in values}
