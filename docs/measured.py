@@ -40,8 +40,8 @@ CROPS = {
     "adapter": "an adapter, one crop",
     "adapter of averaged crops": "an adapter, crops averaged",
     "one crop": "fine-tuned, one crop",
-    "crops drawn": "fine-tuned, crops drawn",
-    "crops drawn and averaged": "fine-tuned, crops drawn and averaged",
+    "crops drawn": "fine-tuned, one random crop",
+    "crops drawn and averaged": "fine-tuned, random crops, averaged",
     "crops drawn and averaged, two trainings": "two such trainings combined",
 }
 BOXES = {
@@ -123,12 +123,12 @@ def measured():
     chosen = [(s, m) for s in ("happywhale_photos", "humpback", "rightwhale80") for m in MODELS]
     for set_name, model in chosen:
         row = recognition_row(set_name, model)
-        preset = f"`{row.get('preset') or row['encoder']}`"
-        rows.append([SETS[set_name], f"{MODELS[model]}: {preset}", interval(row), core_seconds(row)])
+        name = " ".join([row.get("preset") or row["encoder"], *row.get("overrides", "").split()])
+        rows.append([SETS[set_name], f"{MODELS[model]}: `{name}`", interval(row), core_seconds(row)])
     best = recognition_row("happywhale_boxed", "crops drawn and averaged")
-    how = "fine-tuned with one crop of each photograph chosen at random, embeddings averaged over all"
-    name = f"{how}: `{best['preset']}`"
-    rows.insert(4, ["286 Happywhale photographs, uncropped, with boxes", name, interval(best), core_seconds(best)])
+    how = "fine-tuned on a random crop of each photograph, embeddings averaged over all its crops"
+    name = f"{how}: `{best['preset']} {best['overrides']}`"
+    rows.insert(4, ["286 Happywhale photographs, uncropped, with boxes", name, interval(best), ""])  # another machine
     return table(["data", "model", "MAP@5, known individuals", "core-seconds a fold"], once(rows), left=2)
 
 
@@ -161,7 +161,7 @@ def subsets():
         most = f", at most {row['most']} photographs each" if row["most"] else ""
         values = [number(row["map5"][name]) for name in ("adapter", "fine-tuned")]
         rows.append([what + most, row["known"], *values, interval(row, "gain")])
-    return table(["", "named photographs", "adapter", "fine-tuned", "gain"], rows)
+    return table(["", "photographs to fit or train on", "adapter", "fine-tuned", "gain"], rows)
 
 
 def detectors():
@@ -187,12 +187,18 @@ def speed():
     return table(["EfficientNet-Lite0, 224 pixels", *CASES.values(), "times timm"], rows)
 
 
+def effect_name(row):
+    """A factor, or the interactions that cannot be told apart from each other."""
+    names = {"backbone": "backbone and resolution"}
+    return ", or ".join([names.get(row["effect"], row["effect"]), *filter(None, [row["aliases"]])])
+
+
 def gap():
     """What each factor of the paper's Table 4 is worth."""
     rows = []
     for found in result("gap")["results"]:
         name = SETS.get(found["set"], "286 Happywhale photographs, uncropped, with boxes")
-        gained = [(row["effect"], row) for row in found["effects"] if row.get("low") is not None]
+        gained = [(effect_name(row), row) for row in found["effects"] if row.get("low") is not None]
         gained += [(f"{key} (removed)", row) for key, row in found["without"].items()]
         gained += [("all four factors together", found["gap"])]
         shown = {True: "yes", False: "no"}

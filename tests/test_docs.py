@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from happywhale_nb.catalogue.example import ColourEmbedder
 from happywhale_nb.cli.main import main
 from happywhale_nb.networks.presets import MEASURED
 from happywhale_nb.retrieval.conformal import CandidateSets
@@ -75,6 +76,17 @@ def test_page_on_detectors_names_the_crops_that_gain_beyond_chance():
     assert beyond.keys() == {("efficientnet_lite0, untrained", "own, animals held out")}
     said = "it gains {gain:.3f}, {low:.4f} to {high:.4f}".format(**next(iter(beyond.values()))).replace("0.", ".")
     assert said in (ROOT / "docs" / "howto" / "detectors.md").read_text(encoding="utf-8")
+
+
+def test_python_of_the_page_on_the_library_runs(tiny, capsys):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "library.md").read_text(), flags=re.M | re.S)
+    network = 'Embedder("efficientnet_lite0")'
+    assert '"data/demo"' in code and network in code
+    exec(
+        code.replace('"data/demo"', repr(str(tiny))).replace(network, "ColourEmbedder()"),
+        {"ColourEmbedder": ColourEmbedder},
+    )
+    assert 0 < float(capsys.readouterr().out.split()[0]) < 1
 
 
 OWN = [p for p in NOTEBOOKS if p.parent.name != "cli"]  # those of the commands speak of old names, too
