@@ -50,16 +50,32 @@ def summary(path):
     return re.search(r"^> (.+)", source(json.loads(read(path))["cells"][0]), re.M)[1]
 
 
-def with_summaries(text, root):
-    """A page whose lists of notebooks get the notebooks' summaries, and a hidden table of contents for the side bar."""
+WING = re.compile(r"^## (\w+)\n\n(.+?)\n\n((?:- \[\w+\]\(\.\./nbs/lib/\S+\.ipynb\)\n)+)", re.M | re.S)
+
+
+def hidden_toctree(entries):
+    """A table of contents for the side bar alone."""
+    return "\n".join(["```{toctree}", ":hidden:", "", *entries, "```", ""])
+
+
+def library(root):
+    """The page on the library with the notebooks' summaries, and a page for each wing, `{path: text}`.
+
+    The side bar shows the wings, and the notebooks of the one that is open."""
+    text, pages = read(root / "docs" / "library.md"), {}
 
     def described(found):
-        names = re.findall(r"\((\S+)\.ipynb\)$", found[0], re.M)
-        listed = "\n".join(name.replace("../", "/", 1) for name in names)
+        wing, intro, links = found.groups()
+        names = re.findall(r"\((\S+)\.ipynb\)$", links, re.M)
         lines = [f"- [{Path(name).name}]({name}.ipynb): {summary(root / 'docs' / f'{name}.ipynb')}" for name in names]
-        return "\n".join(["```{toctree}", ":hidden:", "", listed, "```", "", *lines, ""])
+        below = "\n".join(lines).replace("](../", "](../../")
+        toctree = hidden_toctree(name.replace("../", "/", 1) for name in names)
+        above = intro.replace("](../", "](../../")
+        pages[f"library/{wing}"] = f"# {wing}\n\n> {above}\n\n{toctree}\n{below}\n"
+        return "\n".join([f"## {wing}", "", intro, "", *lines, ""])
 
-    return re.sub(r"(?:^- \[\w+\]\(\.\./nbs/lib/\S+\.ipynb\)\n)+", described, text, flags=re.M)
+    text = WING.sub(described, text)
+    return {"library": f"{text}\n{hidden_toctree(f'/docs/{page}' for page in pages)}"} | pages
 
 
 def signature(node):
@@ -178,8 +194,8 @@ def stage(root, folder):
             write(target / place, json.dumps(page(json.loads(read(path)))))
     for path in root.glob("docs/**/*.md"):
         if path.name != "index.md":
-            write(target / path.relative_to(root), with_summaries(read(path), root))
-    for name, text in functions(root).items():
+            write(target / path.relative_to(root), read(path))
+    for name, text in (library(root) | functions(root)).items():
         write(target / "docs" / f"{name}.md", text)
 
 

@@ -257,7 +257,7 @@ BENCHES = {
     "serve.py": "50 clients, a photograph each",
     "train.py": "embedding one crop",
 }
-LONG = {"encoders.py", "images.py", "serve.py", "train.py"}  # tried by `make soak`
+LONG = {"encoders.py", "images.py", "knn.py", "serve.py", "train.py"}  # tried by `make soak`
 
 
 def test_every_benchmark_has_a_case_to_try():

@@ -328,6 +328,7 @@ def command(project, *words):
     return subprocess.run([str(Path(sys.executable).with_name("happywhale")), *map(str, words)], cwd=project, **how)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_trained_network_and_efficientnet_are_blended_and_grad_cam_goes_through_the_adapter(split, lite, tmp_path):
     from happywhale_nb.networks.model import build_network, inference_model

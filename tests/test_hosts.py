@@ -87,6 +87,7 @@ def ended(processes, folder, seconds=200):
     return codes, [(folder / f"{k}.log").read_text() for k in range(len(processes))]
 
 
+@pytest.mark.soak
 def test_train_stage_in_two_processes_one_killed_once_gives_the_results_of_one_process(tiny, tmp_path, compiled):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()

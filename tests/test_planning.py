@@ -131,6 +131,7 @@ def test_measure_model_of_a_network_and_of_an_encoder(tiny):
     assert used["step"] == 0 and used["embed"] > 0 and used["crop_bytes"] > found["crop_bytes"]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_measure_together_is_a_process_each_and_names_a_fault(tiny):
     values = stage_values("train", {"data_dir": str(tiny), "folds": 2, "preset": "small_resnet_arcface"})[1]

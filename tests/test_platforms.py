@@ -102,6 +102,7 @@ def test_check_without_posix_finds_the_imported_folder_whole(told):
     assert set(read_dataset(folder / "mine").train["individual_id"]) == {"Ñandú_→_3", "W2"}
 
 
+@pytest.mark.soak
 @pytest.mark.trains
 def test_all_modules_without_posix_are_imported_and_a_quick_training_leaves_its_fold(tiny, project):
     names = [f"happywhale_nb.{module_name(path)}" for path in MODULES]

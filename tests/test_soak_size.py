@@ -390,6 +390,6 @@ def test_size_of_a_million_rows_is_exact_and_fits(name, table, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", [*PARTS][:-1])  # the rehearsal has its own size
 def test_size_of_some_thousand_rows_is_exact(name, tmp_path):
     measure(name, FEW, tmp_path)

@@ -177,6 +177,7 @@ def test_run_notices_results_made_by_hand_with_other_parameters(finished, checko
     assert {title for title, state in states.items() if state != "done"} == REST - {"03_train basic_cnn fold 1"}
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_run_of_work_found_done_keeps_its_record(half, checkout, tiny):
     path, folder = half
@@ -339,6 +340,7 @@ def test_study_jobs_of_sources_or_weights_that_are_not_there_are_refused(tiny, m
 # --- graphics cards
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize(("cards", "expected"), [("7", {"7"}), pytest.param("3,5", {"3", "5"}, marks=pytest.mark.soak)])
 def test_run_of_two_trainings_gives_each_a_graphics_card_of_its_own(checkout, tiny, cards, expected):

@@ -156,7 +156,7 @@ def growing():
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_train_on_growing_crops_stopped_after_each_epoch_ends_with_the_weights_of_a_whole_training(
     crops, tmp_path, inside
 ):

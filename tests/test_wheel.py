@@ -144,6 +144,7 @@ def test_notebooks_are_copied_once_and_a_changed_copy_is_left(happywhale):
     assert copy.read_bytes() == original
 
 
+@pytest.mark.soak
 def test_serve_demo_answers_from_an_empty_folder(venv, tmp_path):
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
