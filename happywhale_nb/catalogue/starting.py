@@ -477,7 +477,7 @@ def _build(start, place, dataset, log, model="", name="", **more):
         return build_catalogue(place, data, model, name=name, log=log, **more)
 
 # %% ../../nbs/lib/catalogue/starting.ipynb #starting-19
-TRAINING_PAYS_FROM = 108  # photographs of known animals, as in docs/results/encoders_subsets.json
+TRAINING_PAYS_FROM = 108  # photographs trained on, as in docs/results/encoders_subsets.json
 
 
 def training_line(dataset: Dataset, least: int = TRAINING_PAYS_FROM) -> str:
@@ -485,7 +485,7 @@ def training_line(dataset: Dataset, least: int = TRAINING_PAYS_FROM) -> str:
 
     Args:
         dataset: the data folder; new individuals in its table do not count.
-        least: minimum of photographs of known individuals.
+        least: minimum of photographs that are trained on; a fold of five trains on four fifths of the named ones.
 
     Returns:
         A sentence.
@@ -493,10 +493,12 @@ def training_line(dataset: Dataset, least: int = TRAINING_PAYS_FROM) -> str:
     from happywhale_nb.networks.presets import RULE
 
     known = int((~dataset.train["individual_id"].fillna("").isin(["", NEW])).sum())
-    verdict = "pays" if known >= least else "does not pay yet"
+    trained = known * 4 // 5
+    verdict = "pays" if trained >= least else "does not pay yet"
     presets = ", ".join(f"{preset} ({case})" for case, preset in RULE if preset.startswith("efficientnet_lite0"))
     how = f"`happywhale run -p data_dir {dataset.root} -p preset PRESET`, PRESET depending on their content: {presets}"
-    return f"training {verdict} with {known:,} named photographs (it does from about {least:,}): {how}"
+    counts = f"{known:,} named photographs, of which a fold of five trains on {trained:,}"
+    return f"training {verdict} with {counts} (it does from about {least:,}): {how}"
 
 # %% ../../nbs/lib/catalogue/starting.ipynb #starting-20
 def boxes_line(dataset: Dataset) -> str:

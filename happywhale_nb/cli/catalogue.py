@@ -392,7 +392,7 @@ def relink(folder, photos, dry_run):
 @click.option("--photos", is_flag=True, help="For wildbook, camtrap-dp: write a zip that includes the photographs.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be left out or refused.")
 def export(folder, kind, output, species, occasions, submitter, photos, dry_run):
-    """Export decided encounters: a CSV table, a Wildbook sheet, Camtrap DP, capture histories for MARK or RMark.
+    """Export the catalogue: a CSV table, a Wildbook sheet, Camtrap DP, capture histories for MARK or RMark.
 
     \b
     Example: happywhale catalogue export outputs/demo/catalogue wildbook --submitter ana -o sheet.xlsx
