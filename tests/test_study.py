@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.networks.presets import configure
 from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.assets import find_snakefile
 from happywhale_nb.workflow.provenance import done_file, record_paths
@@ -335,6 +336,17 @@ def test_study_jobs_of_sources_or_weights_that_are_not_there_are_refused(tiny, m
     content = {"data_dir": str(tiny), "study": "drawn", "models": {"basic_cnn": model}}
     with pytest.raises(UserError, match=re.escape(expected)):
         study_jobs(content)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_two_models_of_a_study_are_the_same_training(path):
+    trainings = []
+    for name, values in read_study(path)["models"].items():
+        numbers = {key: int(values.get(key, 0)) for key in ("epochs", "image_size")}
+        preset = configure(values.get("preset", name), **numbers, overrides=values.get("overrides", ""))
+        crops = values.get("crops", "auto")
+        trainings.append((preset, preset.sources if crops == "auto" else crops, values.get("seed", 0)))
+    assert len(set(trainings)) == len(trainings)
 
 
 # --- graphics cards
