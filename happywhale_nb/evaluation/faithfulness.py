@@ -342,7 +342,7 @@ def _plot_test(ax, compared, test, labels):
     gains = {words[name]: compared["gains"][name][test] for name in words if name in compared["gains"]}
     doubt = {name: "" if row["low"] > 0 or row["high"] < 0 else " (not shown)" for name, row in gains.items()}
     told = ", ".join(f"{row['gain']:+.3f} over {name}{doubt[name]}" for name, row in gains.items())
-    ax.set(xlabel=xlabel, title=f"{test} ({better} is better): {told}")
+    ax.set(xlabel=xlabel, title=f"{test} ({better} is better):\n{told}")
     ax.title.set_fontsize(10)
     ax.legend(fontsize=8)
 

@@ -88,7 +88,8 @@ def headline_tiles(study: StudyResults, test: Mapping[str, float] | None) -> lis
         Labels and values.
     """
     best = study.models[study.best].search
-    seconds = sum(fold["train_seconds"] for model in study.models.values() for fold in model.training.values())
+    trainings = {name.partition("@")[0]: model.training for name, model in study.models.items()}  # snapshots share one
+    seconds = sum(fold["train_seconds"] for folds in trainings.values() for fold in folds.values())
     low, high = best["open_set"]["intervals"]["map5"]
     new = f"{best['oof']['fraction_new']:.0%} of {best['oof']['n']:,} new"
     tiles = [

@@ -56,7 +56,8 @@ def separability_section(study: StudyResults) -> SectionResult:
     except UserError as error:
         return SectionResult(missing=str(error))
     table = pd.DataFrame({name: each.as_dict() for name, each in found.items()}).T.rename_axis("model")
-    figure = plot_similarities({name: found[name] for name in study.ranked[:6]})
+    trainings = {name.partition("@")[0]: name for name in reversed(study.ranked)}  # of each the best snapshot or crop
+    figure = plot_similarities({name: found[name] for name in study.ranked if name in trainings.values()})
     blocks = [table_block(table.astype({"queries": int})), figure_block(study, figure, "Cosines")]
     if table["queries"].iloc[0] >= 4:
         note = note_block(f"{study.best}: held-out photographs of its first fold, mapped by t-SNE.")
