@@ -30,8 +30,8 @@ from happywhale_nb.catalogue.ingest import (
     folder_table,
     ingest_dataset,
     re_embed,
-    take_boxes,
     recalibrate,
+    take_boxes,
     update_metadata,
 )
 from .licences import Licence, accept_licence, licence_of, refuse_unasked
