@@ -1,7 +1,7 @@
 """The paper's study in small, on photographs, flukes and the demo: does its order come out?
 
 Each set becomes a data folder (those of bench/recognition.py), and `happywhale plan` and `happywhale run` do the rest:
-studies/paper_small.yaml, or studies/paper_flukes.yaml for flukes. What the study's records say is gathered here, and
+studies/paper_small.yaml, studies/paper_demo.yaml or studies/paper_flukes.yaml. What the study's records say is gathered here, and
 what the run took beside what was planned.
 
     python bench/paper_small.py [--quick] [--set NAME ...] --work FOLDER
@@ -36,7 +36,7 @@ from happywhale_nb.stages.study_split import study_folds
 from happywhale_nb.workflow.planning import read_plan, taken
 from happywhale_nb.workflow.study import override, read_study, study_jobs
 
-STUDIES = {"happywhale_boxed": "paper_small", "demo": "paper_small", "humpback": "paper_flukes"}
+STUDIES = {"happywhale_boxed": "paper_small", "demo": "paper_demo", "humpback": "paper_flukes"}
 MAIN = "small_paper_arcface"
 
 

@@ -299,7 +299,7 @@ def test_study_jobs_without_a_specialists_boxes_are_refused(tiny):
         study_jobs(content)
 
 
-@pytest.mark.parametrize(("name", "trainings"), [("demo", 3), ("paper", 9), ("paper_small", 9)])
+@pytest.mark.parametrize(("name", "trainings"), [("demo", 3), ("paper", 9), ("paper_small", 9), ("paper_demo", 9)])
 def test_study_jobs_of_the_given_studies_are_valid(tiny, name, trainings):
     content = read_study(ROOT / "studies" / f"{name}.yaml") | {"data_dir": str(tiny), "study": "drawn", "folds": 3}
     jobs = study_jobs(content)[1]

@@ -170,7 +170,7 @@ def plan(study, parameters, was_taken, device, other):
 
 # %% ../../nbs/lib/cli/study.ipynb #study-12
 @click.command()
-@click.argument("study", default="demo", type=click.Choice(["demo", "paper_small", "gap"]))
+@click.argument("study", default="demo", type=click.Choice(["demo", "paper_demo", "gap"]))
 @parameters_option
 @renamed_option("--draw-only", "`happywhale data draw`", is_flag=True)
 @click.pass_context
@@ -179,9 +179,9 @@ def demo(ctx, study, parameters):
 
     \b
     Examples: happywhale demo
-              happywhale demo paper_small
+              happywhale demo paper_demo
 
-    STUDY is another study to run on them. paper_small is a small version of the paper's study (40 minutes on two
+    STUDY is another study to run on them. paper_demo is a small version of the paper's study (40 minutes on two
     cores). gap examines why the paper's third network was better than its second (two hours).
     """
     from happywhale_nb.demo.dataset import draw_demo
