@@ -5,6 +5,7 @@ Sources are looked at in `make test`; the site that Sphinx builds from them, in 
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FunctionType
 from urllib.parse import unquote, urlsplit
 
+import click
 import pytest
 
 from happywhale_nb.catalogue.example import ColourEmbedder
@@ -112,6 +114,36 @@ def test_commands_and_parameters_that_a_text_names_are_there(path):
         if not re.match(r"\W*kaggle ", line):
             for name in re.findall(r"-p ([a-z_0-9]+) ", line):
                 assert any(name in parameters for parameters in stages), line
+
+
+def shell_commands(text):
+    """The commands of this project in a text's shell blocks, as lists of words; those with an ellipsis are left out."""
+    for block in re.findall(r"^```(?:sh|bat)\n(.*?)^```$", text, flags=re.M | re.S):
+        for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines():
+            if line.startswith("happywhale ") and "…" not in line:
+                words = shlex.split(line, comments=True)
+                end = next((i for i, word in enumerate(words) if word in ("&&", "|", ";", ">", "<", "&")), len(words))
+                yield words[1:end]
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_commands_of_a_text_have_the_options_that_it_gives_them(path):
+    for words in shell_commands(written(path)):
+        command, context = main, click.Context(main, info_name="happywhale")
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            name, words = words[0], words[1:]
+            command = command.get_command(context, name)
+            context = click.Context(command, parent=context, info_name=name)
+        if "--help" not in words and not isinstance(command, click.Group):
+            command.make_context(command.name, words, parent=context.parent)  # raises what a person would see
+
+
+def test_shell_commands_are_found_and_a_wrong_option_is_refused():
+    assert sum(1 for path in WRITTEN for _ in shell_commands(written(path))) > 100
+    (words,) = shell_commands("```sh\nhappywhale serve --demo \\\n    --doom   # a comment\n```")
+    assert words == ["serve", "--demo", "--doom"]
+    with pytest.raises(click.UsageError, match="--doom"):
+        main.get_command(click.Context(main), "serve").make_context("serve", words[1:])
 
 
 def load(path):
