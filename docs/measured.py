@@ -291,8 +291,8 @@ def benchmark(name):
     rows = []
     for row in result(f"bench_{name}")["results"]:
         times = f"{row['ratio']:.3g}" if row["ratio"] < 100 else f"{row['ratio']:,.0f}"
-        rows.append([row["case"], row["who"], row["result"], duration(row["seconds"]), times, f"{row['more']:,} MB"])
-    return table(["case", "", "result", "time", "times the first", "memory in addition"], once(rows), left=3)
+        rows.append([row["case"], row["who"], row["result"], duration(row["seconds"]), times, f"{row['peak']:,} MB"])
+    return table(["case", "", "result", "time", "times the first", "peak memory"], once(rows), left=3)
 
 
 WRITERS = (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species, leaderboard)
