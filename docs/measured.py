@@ -247,6 +247,30 @@ def adapters():
     return table(["kind", "`happywhale_photos`", "gain", "grown", "its old animals", "others", *sets], rows)
 
 
+SMALL = {
+    "basic_cnn": "basic CNN",
+    "small_paper_arcmargin": "the same shape as ResNet50 + ArcMargin: EfficientNet-Lite0, fixed margin",
+    "small_paper_arcface": "the same shape as EfficientNetB5 + ArcFace: larger crops, random crops and margins",
+}
+
+
+def paper_small():
+    """The paper's study in small: its three networks and the blend, and what it took."""
+    rows, content = [], result("paper_small")
+    for name in ("happywhale_boxed", "humpback", "demo"):
+        if found := content.get(name):
+            data = SETS.get(name, "286 Happywhale photographs, uncropped, with boxes")
+            for model, told in SMALL.items():
+                row = found["models"][model]
+                rows.append([data, told, interval(row, "map5_known"), ", ".join(map(number, row["by_fold"]))])
+            blend, taken = found["blend"], found["plan"]["all"]
+            value = f"{number(blend['fitted'])} ({number(blend['expected'])} expected on others)"
+            rows.append([data, f"the blend of all {blend['lists']} models, all photographs", value, ""])
+            minutes = f"{taken['planned']:.0f} minutes planned, {taken['taken']:.0f} taken"
+            rows.append([data, f"all notebooks, one by one: {minutes}", "", ""])
+    return table(["data", "network", "MAP@5 of known individuals", "folds"], once(rows), left=2)
+
+
 SIGNALS = {
     ("demo", "drawn"): ("direction", "distance", "length", "stability", "detector", "all five"),
     ("EfficientNet-Lite0", "happywhale_photos"): ("direction", "distance", "length", "all five"),
@@ -296,7 +320,7 @@ def benchmark(name):
 
 
 WRITERS = (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species, leaderboard)
-WRITERS += (adapters, no_animal, coverage)
+WRITERS += (paper_small, adapters, no_animal, coverage)
 TABLES = {writer.__name__: writer for writer in WRITERS}
 TABLES |= {f"bench_{name}": partial(benchmark, name) for name in ("blend", "knn", "serve")}
 
