@@ -310,19 +310,24 @@ def duration(seconds):
     return f"{seconds * factor:.3g} {unit}"
 
 
-def benchmark(name):
-    """The table of a script of bench/ that uses bench/harness.py: alternatives of a case, side by side."""
+def benchmark(name, memory=True):
+    """The table of a script of bench/ that uses bench/harness.py: alternatives of a case, side by side.
+
+    Without `memory` for a script whose work is done by another process."""
     rows = []
     for row in result(f"bench_{name}")["results"]:
         times = f"{row['ratio']:.3g}" if row["ratio"] < 100 else f"{row['ratio']:,.0f}"
-        rows.append([row["case"], row["who"], row["result"], duration(row["seconds"]), times, f"{row['peak']:,} MB"])
-    return table(["case", "", "result", "time", "times the first", "peak memory"], once(rows), left=3)
+        peak = [f"{row['peak']:,} MB"] if memory else []
+        rows.append([row["case"], row["who"], row["result"], duration(row["seconds"]), times, *peak])
+    head = ["case", "", "result", "time", "times the first", *["peak memory"] * memory]
+    return table(head, once(rows), left=3)
 
 
 WRITERS = (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species, leaderboard)
 WRITERS += (paper_small, adapters, no_animal, coverage)
 TABLES = {writer.__name__: writer for writer in WRITERS}
-TABLES |= {f"bench_{name}": partial(benchmark, name) for name in ("blend", "knn", "serve")}
+TABLES |= {f"bench_{name}": partial(benchmark, name) for name in ("blend", "knn")}
+TABLES["bench_serve"] = partial(benchmark, "serve", memory=False)
 
 
 def filled(text):
