@@ -1,8 +1,8 @@
 """The paper's study in small, on photographs, flukes and the demo: does its order come out?
 
 Each set becomes a data folder (those of bench/recognition.py), and `happywhale plan` and `happywhale run` do the rest:
-studies/paper_small.yaml, studies/paper_demo.yaml or studies/paper_flukes.yaml. What the study's records say is gathered here, and
-what the run took beside what was planned.
+studies/paper_small.yaml, studies/paper_demo.yaml or studies/paper_flukes.yaml. What the study's records say is gathered
+here, and what the run took beside what was planned.
 
     python bench/paper_small.py [--quick] [--set NAME ...] --work FOLDER
 
