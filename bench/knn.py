@@ -115,7 +115,8 @@ def million(kind, asked, cosine):
         told = "all of them"
         if kind is FaissIndex:
             began = time.perf_counter()
-            cells = f"{getattr(index.engine, 'nprobe', 'all')} of {getattr(index.engine, 'nlist', 'no')} cells"
+            engine = index.engine
+            cells = f"{engine.nprobe} of {engine.nlist} cells" if hasattr(engine, "nprobe") else "everything searched"
             learnt = time.perf_counter() - began
             told = f"recall@{NEIGHBOURS} {index.recall(queries, NEIGHBOURS):.4f}, {cells}, learnt in {learnt:.0f} s"
 

@@ -250,7 +250,8 @@ def adapters():
 SMALL = {
     "basic_cnn": "basic CNN",
     "small_paper_arcmargin": "the same shape as ResNet50 + ArcMargin: EfficientNet-Lite0, fixed margin",
-    "small_paper_arcface": "the same shape as EfficientNetB5 + ArcFace: larger crops, random crops and margins",
+    "small_paper_arcface": "the same shape as EfficientNetB5 + ArcFace: larger and random crops, random margins, "
+    "class weights, other augmentation",
 }
 
 
@@ -264,10 +265,10 @@ def paper_small():
                 row = found["models"][model]
                 rows.append([data, told, interval(row, "map5_known"), ", ".join(map(number, row["by_fold"]))])
             blend, taken = found["blend"], found["plan"]["all"]
-            value = f"{number(blend['fitted'])} ({number(blend['expected'])} expected on others)"
+            value = f"{number(blend['fitted'])}; weights fitted on other folds: {number(blend['expected'])}"
             rows.append([data, f"the blend of all {blend['lists']} models, all photographs", value, ""])
             minutes = f"{taken['planned']:.0f} minutes planned, {taken['taken']:.0f} taken"
-            rows.append([data, f"all notebooks, one by one: {minutes}", "", ""])
+            rows.append([data, f"sum over all notebooks, of which two run at the same time: {minutes}", "", ""])
     return table(["data", "network", "MAP@5 of known individuals", "folds"], once(rows), left=2)
 
 

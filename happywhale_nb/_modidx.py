@@ -6874,6 +6874,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'happywhale_nb/workflow/kaggle.py'),
                                                'happywhale_nb.workflow.kaggle.next_steps': ( 'lib/workflow/kaggle.html#next_steps',
                                                                                              'happywhale_nb/workflow/kaggle.py'),
+                                               'happywhale_nb.workflow.kaggle.offer_submission': ( 'lib/workflow/kaggle.html#offer_submission',
+                                                                                                   'happywhale_nb/workflow/kaggle.py'),
                                                'happywhale_nb.workflow.kaggle.pack_encoder': ( 'lib/workflow/kaggle.html#pack_encoder',
                                                                                                'happywhale_nb/workflow/kaggle.py'),
                                                'happywhale_nb.workflow.kaggle.pack_installed': ( 'lib/workflow/kaggle.html#pack_installed',

@@ -89,6 +89,7 @@ def test_kaggle_build_makes_notebooks_that_install_first_and_have_the_chosen_val
         assert first.cell_type == "code" and "--no-index" in first.source and "restore_outputs()" in first.source
         assert ('os.environ["KERAS_BACKEND"] = "jax"' in first.source) == card["enable_tpu"]
         assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+        assert ("offer_submission(folder)" in notebook.cells[-1].source) == (name == "07_blending")
         original = read_parameters(ROOT / "nbs" / f"{name}.ipynb")
         values = {n: p.default for n, p in read_parameters(path).items()}
         chosen = {"folds": 2, "fold": 1, "quick": True, "neighbors": 7, "max_hours": 1e-6}
