@@ -40,15 +40,15 @@ CROPS = {
     "adapter": "an adapter, one crop",
     "adapter of averaged crops": "an adapter, crops averaged",
     "one crop": "fine-tuned, one crop",
-    "crops drawn": "fine-tuned, one random crop",
-    "crops drawn and averaged": "fine-tuned, random crops, averaged",
+    "crops drawn": "fine-tuned on random crops, one fixed crop embedded",
+    "crops drawn and averaged": "fine-tuned on random crops, embeddings of all crops averaged",
     "crops drawn and averaged, two trainings": "two such trainings combined",
 }
 BOXES = {
     "own, animals held out": "own detector, trained on other animals",
     "own, drawn animals": "own detector, trained on drawn animals",
     "yolo_fullbody_achilleess": "given full-body boxes",
-    "detic_full": "given Detic boxes, on 218 of 286",
+    "detic_full": "given Detic boxes on 218 photographs, the other 68 whole",
     "backfin_KingOF": "given dorsal fins",
 }
 NETWORKS = {
@@ -184,7 +184,7 @@ def speed():
         cases = {row["case"]: row for row in content if row["who"] == who}
         cells = [f"{cases[case]['rate']:.0f}" if case in cases else "" for case in CASES]
         rows.append([who, *cells, f"{cases['photographs']['times']:.1f}"])
-    return table(["EfficientNet-Lite0, 224 pixels", *CASES.values(), "times timm"], rows)
+    return table(["EfficientNet-Lite0, 224 pixels", *CASES.values(), "times timm, from files"], rows)
 
 
 def effect_name(row):
