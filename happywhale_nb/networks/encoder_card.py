@@ -54,7 +54,7 @@ class EncoderCard:
         output: name of the output that is the embedding; "": the only output.
         data: further files with the encoder's weights, relative to the card.
         mirror: average with the mirror image: "" (no), "side" (left to right) or "top" (top to bottom).
-        crops: sources of boxes, as in the parameter `crops` of a training.
+        crops: sources of boxes, the preferred first, such as "detic whole", or "auto"; see `boxes.CropMix.parse`.
         tta_sources: sources whose crops are averaged, as in the parameter of that name; "": one crop.
         margin: of a crop, a fraction of the box on each side.
         keep_aspect: whether a box is extended to the aspect ratio of the input; otherwise the crop is stretched.
