@@ -351,8 +351,8 @@ class ExactIndex(NamedVectors):
 
     Args:
         dtype: `float32`, or `float16` for half the memory; neighbours are exact for the stored values.
-        block: numbers of queries and vectors multiplied at a time; a buffer has 4 bytes times their product (64 MiB), with
-            one for each core, at most four.
+        block: numbers of queries and vectors multiplied at a time; a buffer has 4 bytes times their product (64 MiB),
+            with one for each core, at most four.
     """
 
     def __init__(self, dtype: str = "float32", block: tuple[int, int] = (256, 65536)) -> None:
