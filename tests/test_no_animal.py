@@ -389,6 +389,7 @@ def test_knn_stage_of_few_queries_marks_nothing_and_says_why(fold):
 # --- the demo's network, and the benchmark
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_demo_catalogue_flags_blue_pictures_and_empty_seas_and_no_animal_to_upload(tmp_path):
     from happywhale_nb.catalogue.build import demo_catalogue

@@ -113,6 +113,7 @@ def test_all_modules_without_posix_are_imported_and_a_quick_training_leaves_its_
     assert len(list(project.glob("outputs/*/*/fold0/model.keras"))) == 1
 
 
+@pytest.mark.soak
 @pytest.mark.server
 def test_serve_without_posix_shows_its_page_and_scripts(tmp_path):
     with contextlib.closing(socket.socket()) as probe:

@@ -240,7 +240,7 @@ def test_project_root_is_the_nearest_folder_with_settings_and_notebooks(root, tm
 
 
 def test_find_data_looks_in_the_given_order_of_places(root, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"no data found .*data/happywhale, .*data/demo\): draw demo data"):
+    with pytest.raises(UserError, match=r"no data found .*data/happywhale, .*data/demo\): specify a folder"):
         find_data()
     demo = data_in(root / "data" / "demo")
     assert find_data() == demo

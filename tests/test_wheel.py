@@ -32,6 +32,7 @@ models: {basic_cnn: {}}
 eda: false
 gradcam: false
 robustness: false
+blend: false
 """
 
 
@@ -101,7 +102,6 @@ def test_import_and_run_of_a_folder_leave_data_and_outputs_in_the_current_folder
     assert (folder / "report.html").is_file()
     (record,) = (folder / "basic_cnn" / "fold1").glob("03_train-*.run.json")
     assert json.loads(record.read_text())["commit"] is None
-    assert "Nothing to do" in happywhale(*RUN, "mine.yaml")
 
 
 def test_record_of_a_run_inside_somebody_elses_repository_names_no_commit_of_it(venv, tmp_path):
