@@ -517,6 +517,6 @@ def boxes_line(dataset: Dataset) -> str:
     return (
         "there are no boxes, so whole photographs are embedded, with the sea around the animal; boxes can improve "
         "the ranking (MAP@5 .845 instead of .821 on 286 photographs of 14 animals): draw them on the page, run "
-        f"`happywhale detector apply {dataset.root}`, or put a table of boxes (image, x, y, w, h) into "
-        f"{dataset.root / 'boxes'} and start again"
+        f"`happywhale detector apply {dataset.root} --detector FILE`, or put a table of boxes (image, x, y, w, h) into "
+        f"{dataset.root / 'boxes'}; after either of these start again"
     )
