@@ -636,9 +636,11 @@ def take_boxes(catalogue: Catalogue, embedder: PhotoEmbedder, dataset: Dataset) 
     if boxes.empty or not embedder.settings.get("embeds", True):
         return 0
     with catalogue.writing() as session:
-        decided = _boxed_by_people(session)
-        rows = session.execute(annotated().where(~Photo.kept, Crop.source == "whole")).all()
-        rows = [(photo, crop) for photo, _, crop in rows if photo.id not in decided]
+        whole = session.execute(annotated().where(~Photo.kept, Crop.source == "whole")).all()
+        decided = _boxed_by_people(session) if whole else set()
+        rows = [(photo, crop) for photo, _, crop in whole if photo.id not in decided]
+        if not rows:
+            return 0
         crops = embedder.crop_boxes([str(dataset.root / photo.path) for photo, _ in rows], boxes)
         taken = [(photo, row, crop_row(*crop)) for (photo, row), crop in zip(rows, crops, strict=True) if crop[1]]
         for photo, row, columns in taken:
