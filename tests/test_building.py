@@ -473,6 +473,11 @@ def test_boxes_that_come_after_the_build_are_taken_where_no_person_has_decided(f
         crops = {photo.name: (crop.source, crop.x0) for photo, _, crop in session.execute(annotated()).all()}
     assert crops["a0.jpg"] == ("ours", 1) and {crops[name] for name in crops if name != "a0.jpg"} == {("whole", None)}
     assert field.met("a0.jpg").version == seen + 1, "somebody who looks at the encounter is told"
+    with field.catalogue.writing() as session:
+        for _, _, crop in session.execute(annotated()).all():
+            crop.source = "ours"
+    field.embedder.crop_boxes = None  # where every photograph has a box, nothing is chosen
+    assert take_boxes(field.catalogue, field.embedder, dataset) == 0
 
 
 def test_training_photographs_are_known_by_content_whatever_they_are_called(field):
