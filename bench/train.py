@@ -81,7 +81,7 @@ def preset_training(preset, classes=1000, precision="float32"):
         from happywhale_nb.networks.model import build_network, build_optimizer, compile_trainer
         from happywhale_nb.networks.presets import configure
 
-        devices.prepare(precision)
+        devices.prepare(precision).__enter__()  # for the whole process, which times this alone
         batch = 2 if quick else PRESETS[preset][1]
         config = configure(preset, overrides="weights=")
         network = build_network(config, classes)

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
+from hoststate import changes, host_state
 from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_lessons
@@ -17,6 +18,9 @@ from nbdev.test import test_nb as run_lessons
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+
+
+SHELLS = {"random", "Matplotlib", "Matplotlib's backend"}  # what IPython and nbdev change, in whose shell lessons run
 
 
 @pytest.fixture
@@ -44,9 +48,11 @@ def alone(monkeypatch, notebook):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(NBS).with_suffix("").as_posix())
-def test_lessons_of_a_notebook_hold(notebook, alone):
+def test_lessons_of_a_notebook_hold_and_leave_the_process_as_it_was(notebook, alone):
+    before = host_state()
     passed, _ = run_lessons(notebook, skip_flags=get_config(path=ROOT).tst_flags.split(), basepath=NBS)
     assert passed
+    assert changes(before, host_state(), but=SHELLS) == {}
 
 
 def test_nbdev_test_runs_the_lessons_of_a_notebook():

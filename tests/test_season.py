@@ -12,7 +12,7 @@ from happywhale_nb.demo.season import N_UPLOADS, PLACES, draw_season, plan_seaso
 
 @pytest.fixture(scope="module")
 def season(tmp_path_factory):
-    return draw_season(tmp_path_factory.mktemp("season") / "a", 3, 8, 4, (64, 80), workers=1, progress=False)
+    return draw_season(tmp_path_factory.mktemp("season") / "a", 3, 8, 4, (64, 80), n_jobs=1, progress=False)
 
 
 def contents(folder):
@@ -20,7 +20,7 @@ def contents(folder):
 
 
 def test_draw_season_with_one_seed_writes_the_same_bytes_from_any_number_of_workers(season, tmp_path):
-    again = draw_season(tmp_path / "b", 3, 8, 4, (64, 80), workers=4, progress=False)
+    again = draw_season(tmp_path / "b", 3, 8, 4, (64, 80), n_jobs=4, progress=False)
     assert contents(again) == contents(season)
     assert contents(draw_season(tmp_path / "c", 4, 8, 4, (64, 80), progress=False)) != contents(season)
 

@@ -352,7 +352,7 @@ def unpack_writer():
 
 def write_demo(path, word):
     how = {"individuals": 2, "train_photos": 3, "test_photos": 1, "size": (96, 96), "progress": False}
-    draw_demo(path, seed=len(word) + (word == "old"), workers=1, **how)
+    draw_demo(path, seed=len(word) + (word == "old"), n_jobs=1, **how)
 
 
 def read_demo(path):

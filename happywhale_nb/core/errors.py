@@ -13,7 +13,7 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 # %% ../../nbs/lib/core/errors.ipynb #errors-03
-class UserError(Exception):
+class UserError(ValueError):
     """A fault in a user's input, files or system; the message says what, where, and what to do."""
 
 

@@ -59,6 +59,8 @@ def _resource_paths(read, source):
     try:
         description = json.loads(decode_text(read(DESCRIPTION), DESCRIPTION)[0])
         resources = {r["name"]: r["path"] for r in description["resources"] if isinstance(r.get("path"), str)}
+    except UserError:
+        raise
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source} is not a Camtrap DP package: {DESCRIPTION} has no resources ({error!r})") from None
     if missing := [name for name in ("media", "observations") if name not in resources]:

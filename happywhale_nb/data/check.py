@@ -24,6 +24,7 @@ from PIL import Image
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
+from ..core.threads import thread_count
 from .boxes import BOX, box_paths, read_boxes
 from happywhale_nb.data.check_values import (
     check_boxes,
@@ -391,7 +392,7 @@ def _files_there(check, listed):
 
 
 def _inspect_all(paths, deep, progress):
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(thread_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow warns about large images and odd EXIF; both are findings here
         jobs = pool.map(lambda path: inspect_photo(path, deep), paths)
         return list(bar(jobs, "decoding" if deep else "headers", len(paths), disable=not progress))

@@ -52,6 +52,8 @@ def read_json_file(source: Path) -> tuple[object, tuple[str, ...]]:
         return json.loads(text), notes
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}") from None
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{source} is not JSON: {error}") from None
 

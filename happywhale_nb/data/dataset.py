@@ -159,6 +159,8 @@ def _listed_names(root, part):
     # names of the photographs of a part, as far as its table or folder can be read
     try:
         return set(parse_csv(root / TABLES[part], encoding="utf-8-sig", usecols=["image"])["image"])
+    except UserError:
+        raise
     except (OSError, ValueError, pd.errors.ParserWarning):  # faults of these tables are reported when they are read
         folder = photo_folder(root, part)
         return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()

@@ -150,6 +150,8 @@ def parse_date(text: str, order: str = "") -> str:
         return ""
     try:
         day, time = _day_and_time(plain, order)
+    except UserError:
+        raise
     except ValueError:
         day = time = ""
     if not day or (time and len(day) != 10):

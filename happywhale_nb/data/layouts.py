@@ -21,6 +21,7 @@ import pandas as pd
 from ..core.errors import UserError
 from ..core.platforms import readable_name
 from ..core.progress import bar
+from ..core.threads import thread_count
 from .columns import SourceRows
 from .dates import MONTHS, AmbiguousDate, exif_date, parse_date
 from happywhale_nb.data.formats import (
@@ -569,7 +570,7 @@ def read_folders(source: Path | str, layout: str = "", follow_links: bool = Fals
         raise UserError(f"{source} is a data folder already: `happywhale data check` says whether it can be used")
     files, links = walk_files(source, follow_links)
     files, made = _without_data_folders(files, source)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(thread_count()) as pool:
         looks = dict(zip(files, bar(pool.map(_look_into, files), "reading", len(files), delay=1), strict=True))
     places = {path: tuple(map(readable_name, path.relative_to(source).parts[:-1])) for path in files}
     folders = {places[path] for path, (reason, _) in looks.items() if reason != NO_PHOTOGRAPH}

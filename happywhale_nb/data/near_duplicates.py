@@ -8,7 +8,6 @@ __all__ = ['THUMBNAIL_SIDE', 'ROWS_AT_ONCE', 'MAX_HASH_DISTANCE', 'NEAR_CORRELAT
            'same_pictures', 'read_near_duplicates', 'find_near_duplicates', 'among_train']
 
 # %% ../../nbs/lib/data/near_duplicates.ipynb #near_duplicates-02
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -21,6 +20,7 @@ from PIL import Image
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
+from ..core.threads import thread_count
 from .dataset import Dataset
 from .formats import open_photo, upright
 
@@ -70,6 +70,8 @@ def _read_thumbnail(path):
     try:
         with open_photo(path) as photo:
             return grey_thumbnail(photo)
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be decoded ({error}): see `happywhale data check --deep`") from None
 
@@ -89,7 +91,7 @@ def read_thumbnails(paths: Sequence[Path], progress: bool = True) -> np.ndarray:
     """
     if not len(paths):
         return np.empty((0, THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(thread_count()) as pool:
         jobs = pool.map(_read_thumbnail, paths)
         return np.stack(list(bar(jobs, "thumbnails", len(paths), disable=not progress)))
 
@@ -127,7 +129,7 @@ def close_hashes(hashes: np.ndarray, max_distance: int) -> np.ndarray:
         pairs = np.column_stack([rows[a], others[b], bits[a, b]])
         return pairs[pairs[:, 0] < pairs[:, 1]]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(thread_count()) as pool:
         pairs = list(pool.map(compare, _bands(hashes, max_distance)))
     return np.unique(np.concatenate([np.empty((0, 3), np.int64), *pairs]), axis=0)
 

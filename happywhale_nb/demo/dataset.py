@@ -7,7 +7,6 @@ __all__ = ['SHARE_SINGLE', 'SHARE_NEW', 'photos_each', 'assign_species', 'hex_na
            'write_tables', 'check_sizes', 'draw_demo']
 
 # %% ../../nbs/lib/demo/dataset.ipynb #demo-02
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pandas as pd
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
-from ..core.threads import single_opencv_thread
+from ..core.threads import single_opencv_thread, thread_count
 from .animals import BUILDS, draw_animal, stream
 from .scenes import sea_tile, take_photo
 
@@ -226,13 +225,13 @@ def check_sizes(seed: int, individuals: int, train_photos: int, test_photos: int
         )
 
 # %% ../../nbs/lib/demo/dataset.ipynb #demo-22
-def _draw_all(folder, seed, table, size, workers, progress_bar):
+def _draw_all(folder, seed, table, size, n_jobs, progress_bar):
     """Draw all photos of `table`, one animal in a thread, and write its tables."""
     for name in ("", "train_images", "test_images"):
         (folder / name).mkdir()
     rows, tile = [], sea_tile(seed)
     groups = [group for _, group in table.groupby("animal")]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(thread_count(n_jobs)) as pool:
         for boxes in pool.map(lambda group: draw_group(folder, seed, group, size, tile), groups):
             rows += boxes
             progress_bar.update(len(boxes))
@@ -246,7 +245,7 @@ def draw_demo(
     train_photos: int = 570,
     test_photos: int = 150,
     size: tuple[int, int] = (320, 400),
-    workers: int | None = None,
+    n_jobs: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Draw a demo data set in Happywhale's layout; the same arguments give the same bytes.
@@ -258,7 +257,7 @@ def draw_demo(
         train_photos: number of training photos, at least one for each individual.
         test_photos: number of test photos, at least 1.
         size: the smallest and the largest width of a photo in pixels, 96 to 2048.
-        workers: threads; None: one for each processor.
+        n_jobs: number of threads; see `core.threads.thread_count`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -271,5 +270,5 @@ def draw_demo(
     table, root = plan_photos(seed, individuals, train_photos, test_photos), Path(root)
     photo_bar = bar(None, "drawing", len(table), disable=not progress)
     with single_opencv_thread(), atomic(root) as folder, photo_bar:
-        _draw_all(folder, seed, table, size, workers, photo_bar)
+        _draw_all(folder, seed, table, size, n_jobs, photo_bar)
     return root

@@ -25,7 +25,7 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import project_root
 from ..core.progress import bar
-from ..core.threads import single_opencv_thread
+from ..core.threads import single_opencv_thread, thread_count
 from .animals import Animal, draw_animal, stream
 from .dataset import draw_demo, draw_group, hex_names, write_tables
 from .scenes import sea_tile, take_photo
@@ -234,13 +234,13 @@ def write_season(folder: Path, table: pd.DataFrame, boxes: pd.DataFrame) -> None
         os.replace(folder / "test_images" / image, folder / "to_drop" / image)
 
 # %% ../../nbs/lib/demo/season.ipynb #season-18
-def _draw_all(folder, seed, table, size, workers, photo_bar):
+def _draw_all(folder, seed, table, size, n_jobs, photo_bar):
     """Draw all photos of `table`, one animal in a thread, and write its tables."""
     for name in ("", "train_images", "test_images"):
         (folder / name).mkdir()
     boxes, sides, tile = [], {}, sea_tile(seed)
     groups = [group for _, group in table.groupby("animal")]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(thread_count(n_jobs)) as pool:
         for rows, sides_of_one in pool.map(lambda group: draw_individual(folder, seed, group, size, tile), groups):
             boxes += rows
             sides.update(sides_of_one)
@@ -262,7 +262,7 @@ def draw_season(
     individuals: int = 32,
     undecided: int = 18,
     size: tuple[int, int] = (320, 400),
-    workers: int | None = None,
+    n_jobs: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Draw a season into a data folder; the same arguments give the same bytes.
@@ -273,7 +273,7 @@ def draw_season(
         individuals: number of identified individuals, at least 8.
         undecided: number of undecided encounters, at least 4.
         size: the smallest and the largest width of a photo in pixels.
-        workers: threads; None: one for each processor.
+        n_jobs: number of threads; see `core.threads.thread_count`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -287,7 +287,7 @@ def draw_season(
     table["test"] = table["subset"] != "known"
     photo_bar = bar(None, "drawing", len(table), disable=not progress)
     with single_opencv_thread(), atomic(folder) as temporary, photo_bar:
-        _draw_all(temporary, seed, table, size, workers, photo_bar)
+        _draw_all(temporary, seed, table, size, n_jobs, photo_bar)
     return folder
 
 # %% ../../nbs/lib/demo/season.ipynb #season-22

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.threads import image_pool, single_opencv_thread
+from ..core.threads import in_threads, single_opencv_thread
 from .augmentation_passes import PASSES
 from .augmentation_plan import plan, recipe_passes
 from .augmentation_steps import Step
 
 # %% ../../nbs/02_augmentation.ipynb #02-augmentation-62
 def augment(
-    images: np.ndarray, recipe: Sequence[Step], seed: int | Sequence[int] = 0, planned: np.ndarray | None = None
+    images: np.ndarray,
+    recipe: Sequence[Step],
+    seed: int | Sequence[int] = 0,
+    planned: np.ndarray | None = None,
+    n_jobs: int | None = None,
 ) -> np.ndarray:
     """Augment a batch for training.
 
@@ -26,6 +30,7 @@ def augment(
         recipe: steps in order, such as `RECIPES["paper"]`.
         seed: an integer ≥ 0, or several; the result depends on no other randomness and not on the number of threads.
         planned: `[n, columns]` float32, output of `plan`; None: drawn with the seed and the images' aspect.
+        n_jobs: number of threads; see `core.threads.thread_count`.
 
     Returns:
         `[n, h, w, 3]` uint8.
@@ -42,5 +47,5 @@ def augment(
         out[i] = pixels
 
     with single_opencv_thread():
-        list(image_pool().map(augment_one, range(len(images))))
+        in_threads(augment_one, range(len(images)), n_jobs)
     return out

@@ -9,7 +9,6 @@ __all__ = ['LOSSLESS', 'JPEG_OPTIONS', 'IN_MEMORY', 'height_and_width', 'size_of
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-02
 import math
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ import pandas as pd
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
-from ..core.threads import single_opencv_thread
+from ..core.threads import in_threads, single_opencv_thread, thread_count
 from ..data.boxes import BEYOND, BOX, LEAST, CropMix, read_boxes
 from ..data.dataset import Dataset
 from ..data.formats import open_photo
@@ -298,7 +297,6 @@ class Crops:
     ) -> None:
         self.folder, self.keys, self.make = Path(folder), np.asarray(keys), make
         self.shape, self.dtype = (len(keys), *height_and_width(size), 3), np.dtype(np.uint8)
-        self.pool = ThreadPoolExecutor(os.cpu_count())
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -309,7 +307,7 @@ class Crops:
             return self.one(int(indices))
         if not len(indices):
             return np.empty((0, *self.shape[1:]), np.uint8)
-        return np.stack(list(self.pool.map(self.one, indices.tolist())))
+        return np.stack(in_threads(self.one, indices.tolist()))
 
     def one(self, i: int) -> np.ndarray:
         """Read crop `i`; make it from its image if its file is absent or damaged.
@@ -346,7 +344,7 @@ def _read_all(crops, into_memory):
         if into_memory:
             array[i] = pixels
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(thread_count()) as pool:
         jobs = pool.map(read, range(len(crops)))
         try:
             for _ in bar(jobs, "crops", len(crops), delay=1):

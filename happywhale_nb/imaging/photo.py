@@ -95,6 +95,8 @@ def decoding(path: Path | str | BinaryIO) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(" file <_io.", " photograph <_io.").split(" <_io.")[0]
         remedy = "replace the file, remove its row, or leave such photographs out"
@@ -119,6 +121,8 @@ def read_upright(path: Path | str, side: int = 0) -> np.ndarray:
     try:
         with open_photo(path) as photo:
             return upright_pixels(photo, (side, side) if side else None)
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be shown ({error})") from None
 

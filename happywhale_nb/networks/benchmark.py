@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from ..core.artifacts import versions
@@ -79,15 +78,15 @@ def compare_architectures(presets: Sequence[str] = BENCHMARKED, classes: int = 1
         UserError: for an unknown preset.
     """
     configs, rows = {name: configure(name) for name in presets}, []
-    devices.prepare()
-    for name, config in bar(configs.items(), "architectures", unit="model"):
-        keras.utils.clear_session()
-        row = {"preset": name, "backbone": config.backbone, "image_size": config.image_size}
-        row |= {"aspect": config.aspect} if config.aspect != 1 else {}
-        costs = cost(build_network(replace(config, weights=""), classes))
-        rows.append({**row, **costs, "photographs a second": images_per_second(config, classes)})
+    with devices.prepare():
+        for name, config in bar(configs.items(), "architectures", unit="model"):
+            row = {"preset": name, "backbone": config.backbone, "image_size": config.image_size}
+            row |= {"aspect": config.aspect} if config.aspect != 1 else {}
+            costs = cost(build_network(replace(config, weights=""), classes))
+            rows.append({**row, **costs, "photographs a second": images_per_second(config, classes)})
+        line = devices.device_line()
     used = versions("keras", "tensorflow", "numpy")
-    return {"device": devices.device_line(), "classes": classes, "models": rows, "versions": used}
+    return {"device": line, "classes": classes, "models": rows, "versions": used}
 
 # %% ../../nbs/lib/networks/benchmark.ipynb #benchmark-11
 @dataclass(frozen=True)
@@ -179,7 +178,8 @@ def time_training(
         model.save(Path(folder) / "model.keras")
         size_mb = (Path(folder) / "model.keras").stat().st_size / 1e6
     embedding = _embed_seconds(model, config, crops, seconds), _averaged_views(config)
-    facts = *embedding, size_mb, peak_memory_gb(), devices.device_line()
+    with devices.prepare():
+        facts = *embedding, size_mb, peak_memory_gb(), devices.device_line()
     return TrainingSpeed(clock.ends[WARM - 1] - began, clock.step, size, *facts)
 
 # %% ../../nbs/lib/networks/benchmark.ipynb #benchmark-14

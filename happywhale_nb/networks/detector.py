@@ -9,7 +9,6 @@ __all__ = ['SIDE', 'STORED_SIDE', 'Tensor', 'BoxFromCells', 'build_detector', 'b
            'learn_detector']
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-02
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -25,7 +24,7 @@ from keras import layers, ops
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
-from ..core.threads import read_ahead
+from ..core.threads import read_ahead, thread_count
 from ..data.boxes import BOX, CropMix, iou, read_boxes
 from ..data.dataset import Dataset
 from ..data.parts import split_path
@@ -38,7 +37,7 @@ from ..imaging.crops import load_crop, load_crops
 from ..imaging.photo import photo_size
 from .detector_card import DetectorCard
 from .detectors import DETECTED, detector_fingerprint, file_sha256
-from .devices import compiled
+from .devices import compiled, seeded
 from .folder_boxes import unboxed_paths
 from .schedules import WarmupCosine
 
@@ -206,9 +205,9 @@ def train_detector(
     Returns:
         The trained model (see `build_detector`).
     """
-    keras.utils.set_random_seed(seed)
     batches, steps = detector_batches(photos, boxes.astype(np.float32), epochs, batch_size, seed)
-    model = build_detector()
+    with seeded(seed):
+        model = build_detector()
     rate = WarmupCosine(2e-3, steps * epochs, 2 * steps)
     optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0)
     trainer = keras.Model(model.input, model.output)  # keeps the optimizer out of the model, a third of the file size
@@ -423,7 +422,7 @@ class OwnDetector:
         """
         tables = [pd.DataFrame(columns=DETECTED)]
         with (
-            ThreadPoolExecutor(os.cpu_count()) as readers,
+            ThreadPoolExecutor(thread_count()) as readers,
             closing(read_ahead(lambda path: load_crop(path, STORED_SIDE), paths, 128, readers)) as photos,
         ):
             for start in bar(range(0, len(paths), 128), "detecting", unit="batch", disable=quiet):

@@ -25,7 +25,7 @@ import pandas as pd
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
-from ..core.threads import read_ahead
+from ..core.threads import read_ahead, thread_count
 from ..data.boxes import BOX, BOX_COLUMNS, LEAST, iou
 from ..data.parts import split_path
 from ..imaging.crops import load_crop
@@ -312,7 +312,7 @@ class OnnxDetector:
         """
         size, tables = self.fixed or BATCH, [pd.DataFrame(columns=DETECTED)]
         with (
-            ThreadPoolExecutor(os.cpu_count()) as readers,
+            ThreadPoolExecutor(thread_count()) as readers,
             closing(read_ahead(lambda path: detector_pixels(path, self.card), paths, size, readers)) as read,
         ):
             for start in bar(range(0, len(paths), size), "detecting", unit="batch", disable=quiet):

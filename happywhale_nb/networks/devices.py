@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'Device', 'hide_gpus_from_tensorflow', 'detect_device', 'best_precision', 'process_count',
            'init_processes', 'process_index', 'is_main', 'barrier', 'assert_same', 'shutdown', 'undistributed',
-           'local_copy', 'replicas', 'prepare', 'device_line', 'compiled', 'accelerated', 'first_line',
+           'local_copy', 'replicas', 'prepare', 'device_line', 'compiled', 'accelerated', 'seeded', 'first_line',
            'require_tensorflow']
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-02
 import contextlib
 import os
+import random
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -237,15 +238,17 @@ def replicas(devices: int = 0) -> int:
     return process_count() * (devices or (1 if device.kind == "cpu" else device.count))
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-22
-def prepare(precision: str = "auto", devices: int = 0) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def prepare(precision: str = "auto", devices: int = 0) -> Iterator[None]:
     """Connect to the other processes, if any, and configure Keras for the available devices.
 
     Args:
         precision: one of `PRECISIONS`; `"auto"` for `best_precision`.
         devices: as for `replicas`.
 
-    Returns:
-        A context in which to build and compile the network.
+    Yields:
+        Nothing: the network is built, compiled and trained in the body of `with`. Afterwards Keras has the dtype policy
+        and the distribution that it had before.
 
     Raises:
         UserError: For an unknown precision, or more devices than available; also as `init_processes` does.
@@ -254,20 +257,39 @@ def prepare(precision: str = "auto", devices: int = 0) -> contextlib.AbstractCon
     device, parts = detect_device(), replicas(devices)
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r}: one of {', '.join(PRECISIONS)}")
+    policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(best_precision(device) if precision == "auto" else precision)
+    try:
+        with _distributed(device, parts):
+            yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _distributed(device: Device, parts: int) -> contextlib.AbstractContextManager:
+    # the scope in which a network is spread over devices
     if device.backend == "jax":
-        keras.distribution.set_distribution(_data_parallel(parts // process_count()) if parts > 1 else None)
-    elif parts > 1:
+        return _data_parallel(parts // process_count() if parts > 1 else 0)
+    if parts > 1:
         return (tf.distribute.TPUStrategy() if device.kind == "tpu" else tf.distribute.MirroredStrategy()).scope()
     return contextlib.nullcontext()
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-29
-def _data_parallel(each: int) -> keras.distribution.DataParallel:
+@contextlib.contextmanager
+def _data_parallel(each: int) -> Iterator[None]:
     # over the first `each` devices of every process; each process reads its part of a batch (see `process_index`)
     import jax
 
-    used = [d for k in range(process_count()) for d in jax.local_devices(process_index=k)[:each]]
-    return keras.distribution.DataParallel(devices=[f"{d.platform}:{d.id}" for d in used], auto_shard_dataset=False)
+    before, spread = keras.distribution.distribution(), None
+    if each:
+        used = [d for k in range(process_count()) for d in jax.local_devices(process_index=k)[:each]]
+        names = [f"{d.platform}:{d.id}" for d in used]
+        spread = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+    keras.distribution.set_distribution(spread)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-18
 def device_line(devices: int = 0) -> str:
@@ -302,6 +324,24 @@ def accelerated() -> bool:
         True on a GPU or TPU.
     """
     return detect_device().kind != "cpu"
+
+# %% ../../nbs/lib/networks/devices.ipynb #devices-34
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Build networks repeatably in this block: Keras' layers take their seeds from `seed`.
+
+    Args:
+        seed: an integer.
+
+    Yields:
+        Nothing; afterwards Python's `random` goes on as if the block had not been.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-24
 def first_line(devices: int = 0) -> str:

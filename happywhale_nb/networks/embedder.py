@@ -8,7 +8,6 @@ __all__ = ['Result', 'next_batch', 'run_joined', 'WaitingRoom', 'resolve_futures
            'embed_folder', 'table_card']
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-02
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ import tensorflow as tf
 
 from ..core.errors import Busy, UserError
 from ..core.progress import bar
-from ..core.threads import read_ahead
+from ..core.threads import read_ahead, thread_count
 from ..data.boxes import BOX, BOX_COLUMNS
 from ..data.parts import split_path
 from ..imaging.crops import load_crop
@@ -198,7 +197,12 @@ class NetworkThread:
 
         Returns:
             Vectors `[n, d]` of the crops, or the result of the function.
+
+        Raises:
+            UserError: in a forked child of the process that made it.
         """
+        if not self.thread.is_alive():
+            raise UserError("this network was opened before a fork: open it in the child, or use spawn instead of fork")
         future = Future()
         self.jobs.put((work, future))
         return future.result()
@@ -339,7 +343,7 @@ class LoadedEncoder(CroppingEncoder):
         grow_gpu_memory()
         super().__init__(encoder)
         self.detector = open_detector(detector) if detector else None
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), "decode")
+        self._decoders = ThreadPoolExecutor(thread_count(), "decode")
         self.thread, self.detector_thread = _start_encoder(self.encoder, limit), _start_detector(self.detector, limit)
 
     def call(self, function: Callable[[], Result]) -> Result:

@@ -48,6 +48,7 @@ from ..retrieval.vectors import unit_rows
 
 if TYPE_CHECKING:
     import torch
+from ..core.quiet import quiet_logger
 
 # %% ../../nbs/lib/networks/hub_models.ipynb #hub_models-06
 def read_tensors(path: Path | str) -> dict[str, "torch.Tensor"]:
@@ -342,17 +343,15 @@ def write_onnx(network: "torch.nn.Module", card: EncoderCard, path: Path | str) 
     Raises:
         UserError: if it cannot be converted.
     """
-    import logging
-
     import torch
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     sample = torch.zeros(2, 3, card.height, card.width)
     names = {"input_names": ["pixels"], "output_names": ["vectors"], "opset_version": OPSET}
     shapes = ({0: torch.export.Dim("batch")},)
     options = {"dynamo": True, "external_data": False, "dynamic_shapes": shapes, "verbose": False}
     try:
-        torch.onnx.export(network, (sample,), str(path), **options, **names)
+        with quiet_logger("torch.onnx"):
+            torch.onnx.export(network, (sample,), str(path), **options, **names)
     except ImportError as error:
         raise not_installed(error, "hub") from None
     except Exception as error:  # exporters raise exceptions of any type

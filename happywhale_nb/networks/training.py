@@ -36,6 +36,7 @@ from happywhale_nb.networks.devices import (
     process_count,
     process_index,
     replicas,
+    seeded,
 )
 from .model import build_network, build_optimizer, compile_trainer, inference_model, resized
 from .presets import MIRROR_AXES, Preset, epoch_costs
@@ -59,6 +60,7 @@ class TrainingOptions:
         devices: accelerators of each process over which a batch is distributed, from 1; 0 (default): all of them.
         save_every: seconds between two checkpoints, from 0; default 30.
         inside: whether batches are augmented inside the network; None (default): on accelerators only.
+        verbose: whether to print the devices and a progress bar; default True.
     """
 
     snapshots: str = ""
@@ -70,6 +72,7 @@ class TrainingOptions:
     save_every: float = 30.0
     inside: bool | None = None
     other_crops: str = ""
+    verbose: bool = True
 
 # %% ../../nbs/lib/networks/training.ipynb #training-21
 DEFAULTS = TrainingOptions()
@@ -211,7 +214,7 @@ def _fit_resumably(phases, config, data, state, callbacks, options, inside):
             end = PhaseEnd(phase.last)
             inner = [*callbacks, end, DropoutSeeds(data.seed), checkpoint]
             if len(history) < phase.last:
-                _fit_epochs(phase, config, data, inner, len(history), inside)
+                _fit_epochs(phase, config, data, inner, len(history), inside, options.verbose)
                 if not end.reached:
                     break
     for callback in callbacks:
@@ -219,7 +222,7 @@ def _fit_resumably(phases, config, data, state, callbacks, options, inside):
     return checkpoint.history
 
 # %% ../../nbs/lib/networks/training.ipynb #training-14
-def _fit_epochs(phase, config, data, callbacks, done, inside):
+def _fit_epochs(phase, config, data, callbacks, done, inside, verbose):
     """Train the epochs of a phase after the first `done` of the training."""
     recipe, size = lookup(RECIPES, config.recipe, "recipe"), data.batch_size
     batches = training_batches(
@@ -235,7 +238,7 @@ def _fit_epochs(phase, config, data, callbacks, done, inside):
         (process_index(), process_count()),
         phase.shape,
     )
-    if is_main():
+    if verbose and is_main():
         callbacks = [*callbacks, ProgressBar(config.epochs, data.steps, done, epoch_costs(config))]
     epochs = {"epochs": config.epochs, "initial_epoch": done, "steps_per_epoch": data.steps}
     with readable_errors():
@@ -284,7 +287,7 @@ def train(
         stamp: fingerprint of the training's inputs; a checkpoint with another stamp is refused.
         seed: of weights, order, augmentation and dropout.
         callbacks: functions from the `inference_model` to a callback; default none.
-        options: precision, devices, save_every and inside are used.
+        options: precision, devices, save_every, inside and verbose are used.
 
     Returns:
         `(model, history)`: the `inference_model`, and one dict per epoch: epoch, loss, accuracy and top5 (of plain
@@ -298,18 +301,16 @@ def train(
 # %% ../../nbs/lib/networks/training.ipynb #training-18
 def _train(config, samples, state, seed, callbacks, options):
     """`train`, with the state of its folder."""
-    keras.utils.set_random_seed(seed)
-    scope = prepare(options.precision, options.devices)
-    if is_main():
-        print(first_line(options.devices), flush=True)
-    data = _training_data(config, samples, config.batch_size * replicas(options.devices), seed)
-    species = data.targets.species
-    with scope:
+    with seeded(seed), prepare(options.precision, options.devices):
+        if options.verbose and is_main():
+            print(first_line(options.devices), flush=True)
+        data = _training_data(config, samples, config.batch_size * replicas(options.devices), seed)
+        species = data.targets.species
         network = build_network(config, len(data.targets.margins), 0 if species is None else species.max() + 1)
         model = inference_model(network)
         built = [build(model) for build in callbacks]
         history = fit_network(network, config, data, state, built, options)
-    return local_copy(model), history
+        return local_copy(model), history
 
 
 def _training_data(config, samples, size, seed):

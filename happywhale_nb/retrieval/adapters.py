@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ..core.errors import UserError, lookup
 from ..data.dataset import NEW
@@ -477,8 +476,7 @@ def choose_adapter(
     codes, none = _codes(names, len(rows)), fit_adapter(rows, names, "none")
     drawn = _drawn_rows(codes, seed)
     apart = None if encounters is None else np.asarray(encounters)[drawn]
-    with threadpool_limits(limits=1 if len(drawn) <= FEW else None, user_api="blas"):
-        tables = _rounds(rows[drawn], names[drawn], codes[drawn], apart, fit, seed)
+    tables = _rounds(rows[drawn], names[drawn], codes[drawn], apart, fit, seed)
     decided = _decide(none, *tables, names[drawn], deal_photographs(codes[drawn], apart, seed=seed))
     if decided.used:
         decided = replace(decided, adapter=fit(rows, names)[decided.kind])

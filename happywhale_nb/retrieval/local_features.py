@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from ..core.errors import UserError
 
@@ -204,11 +203,10 @@ def match_candidates(
 # %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-22ar
 def _local_scores(queries, gallery, order, rows_of, options):
     """For each query and candidate the highest score over the candidate's images."""
-    with threadpool_limits(limits=1, user_api="blas"):  # threads cost more than they save for such small products
-        return [
-            [max(match_features(query, gallery[row], **options).score for row in rows_of[k]) for k in candidates]
-            for query, candidates in zip(queries, order, strict=True)
-        ]
+    return [
+        [max(match_features(query, gallery[row], **options).score for row in rows_of[k]) for k in candidates]
+        for query, candidates in zip(queries, order, strict=True)
+    ]
 
 # %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-26
 class Fusion:

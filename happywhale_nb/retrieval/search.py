@@ -9,21 +9,20 @@ __all__ = ['AGGREGATES', 'INDEXES', 'block_candidates', 'order_neighbours', 'nea
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-02
 import importlib.util
-import os
 import queue
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Self
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ..core.artifacts import atomic, fingerprint, read_json, write_json
 from ..core.errors import UserError, not_installed
+from ..core.threads import in_threads, thread_count
 from .vectors import unit_rows
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-08
@@ -111,17 +110,27 @@ def _recompute_ties(queries, vectors, scores, columns, wanted, margin):
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-13
 def nearest(
-    queries: np.ndarray, vectors: np.ndarray, k: int, block: tuple[int, int] = (256, 65536), limit: int = 2**23
+    queries: np.ndarray,
+    vectors: np.ndarray,
+    k: int,
+    block: tuple[int, int] = (768, 65536),
+    limit: int = 2**23,
+    n_jobs: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k largest cosines of each query, exactly.
+
+    BLAS multiplies, with the threads that it is allowed; its setting is never changed. Further threads, if there are
+    cores for them, look for the largest products of one block while another is multiplied.
 
     Args:
         queries: `[n, d]` float32, rows of length 1.
         vectors: `[m, d]` float32 or float16, rows of length 1.
         k: number of neighbours, 1 ≤ k ≤ m.
-        block: numbers of queries and vectors multiplied at a time; a buffer has 4 bytes times their product, with one
-            buffer for each core, up to four.
+        block: numbers of queries and vectors in memory at a time, in all threads together; each takes 4 bytes times
+            their product.
         limit: maximum number of cosines examined at a time.
+        n_jobs: number of threads beside BLAS's own, up to four; see `core.threads.thread_count`. None: one for every
+            four that may be used.
 
     Returns:
         `(cosine [n, k] float32, best first, row [n, k] int64)`; ties in the order of rows.
@@ -129,30 +138,29 @@ def nearest(
     if len(queries) == 0:
         return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
     factor = 1 if vectors.dtype == np.float32 else 8  # a float16 block is converted each time
-    height, width = max(1, min(factor * block[0], limit // (64 * k))), min(max(1, block[1] // factor), len(vectors))
+    workers = min(4, max(1, thread_count() // 4) if n_jobs is None else thread_count(n_jobs))
+    width = min(max(1, block[1] // factor), len(vectors))
+    height = max(1, min(factor * block[0] // workers, -(-len(queries) // workers), limit // (64 * k)))
     batches = [queries[start : start + height] for start in range(0, len(queries), height)]
-    results = _in_parallel(batches, lambda batch, buffer: _in_halves(batch, vectors, k, width, buffer, limit), width)
+    search = partial(_in_halves, vectors=vectors, k=k, width=width, limit=limit)
+    results = _in_parallel(batches, search, width, workers)
     return tuple(np.concatenate(column) for column in zip(*results, strict=True))
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-13a
-def _in_parallel(batches, search, width):
-    """Run `search(batch, buffer)` for each of `batches`, in up to four threads that share the cores."""
-    cores = os.cpu_count() or 1
-    workers, buffers = min(4, cores, len(batches)), queue.SimpleQueue()
-    for _ in range(workers):
+def _in_parallel(batches, search, width, workers):
+    """Run `search(batch, buffer=…)` for each of `batches`, in several threads with a buffer each."""
+    buffers = queue.SimpleQueue()
+    for _ in range(min(workers, len(batches))):
         buffers.put(np.empty(len(batches[0]) * (width + 31), np.float32))
 
     def with_buffer(batch):
         buffer = buffers.get()
         try:
-            return search(batch, buffer)
+            return search(batch, buffer=buffer)
         finally:
             buffers.put(buffer)
 
-    if workers == 1:
-        return [with_buffer(batch) for batch in batches]
-    with threadpool_limits(cores // workers, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(with_buffer, batches))
+    return in_threads(with_buffer, batches, workers)
 
 # %% ../../nbs/lib/retrieval/search.ipynb #search-14
 def _in_halves(queries, vectors, k, width, buffer, limit):

@@ -7,7 +7,6 @@ __all__ = ['PAPER_COUNTS', 'species_table', 'imbalance', 'imbalance_table', 'pho
            'box_agreement', 'BoxTables', 'box_tables', 'sampling_bias', 'leakage', 'describe_leakage']
 
 # %% ../../nbs/lib/stages/eda_tables.ipynb #eda-tables-02
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
+from ..core.threads import thread_count
 from ..data.boxes import BOX, clean_boxes, iou, read_box_tables
 from ..data.dataset import Dataset, read_dataset, read_sizes
 from ..data.dates import read_dates
@@ -131,7 +131,7 @@ def photo_sizes(dataset: Dataset) -> pd.DataFrame | None:
         return sizes
     if not dataset.has_photos:
         return None
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(thread_count()) as pool:
         sizes = np.array(list(pool.map(_header_size, dataset.train_paths())))
     return pd.DataFrame({"image": dataset.train["image"], "width": sizes[:, 0], "height": sizes[:, 1]})
 

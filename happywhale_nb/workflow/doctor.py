@@ -185,9 +185,9 @@ except ImportError as failure:
 try:
     import keras
     from happywhale_nb.networks.devices import detect_device, device_line, prepare
-    prepare()
-    float(keras.ops.sum(keras.layers.Conv2D(4, 3)(keras.ops.ones((1, 8, 8, 3)))))
-    line, kind = device_line(), detect_device().kind
+    with prepare():
+        float(keras.ops.sum(keras.layers.Conv2D(4, 3)(keras.ops.ones((1, 8, 8, 3)))))
+        line, kind = device_line(), detect_device().kind
 except Exception as failure:
     error = f"{type(failure).__name__}: {failure}".splitlines()[0]
 print("PROBED" + json.dumps({"opencv": opencv, "error": error, "line": line, "kind": kind}))
