@@ -21,14 +21,14 @@ import numpy as np
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.artifacts import atomic
-from happywhale_nb.core.paths import fold_dir, study_dir
+from happywhale_nb.core.paths import find_data, fold_dir, study_dir
 from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
 from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries
 from happywhale_nb.stages.encoder_input import model_name
 from happywhale_nb.stages.study_split import study_folds
 
-dataset, folder = read_dataset(data_dir, need_photos=False), study_dir(study, data_dir, quick)
+dataset, folder = read_dataset(find_data(data_dir), need_photos=False), study_dir(study, data_dir, quick)
 
 
 def drawn(images, names, *seed):

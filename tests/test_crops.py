@@ -248,7 +248,7 @@ def test_load_crops_of_a_large_set_reads_rows_when_they_are_asked_for(six, tmp_p
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, UserError])
 def test_load_crops_that_was_interrupted_goes_on_with_what_is_there(six, tmp_path, monkeypatch, fault):
     paths, chosen = six
-    monkeypatch.setattr(crops_module.os, "cpu_count", lambda: 1)  # one photograph after the other
+    monkeypatch.setattr(crops_module, "thread_count", lambda: 1)  # one photograph after the other
     decoded = []
 
     def decode(path, *how):

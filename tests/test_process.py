@@ -180,6 +180,14 @@ def test_search_head_augmentation_and_plots_leave_the_process_as_it_was(tiny, im
     assert changes(before, host_state()) == {}
 
 
+def test_a_relative_path_is_of_the_working_directory(tiny_copy, monkeypatch):
+    monkeypatch.chdir(tiny_copy.parent)
+    assert read_dataset(tiny_copy.name).root == tiny_copy
+    assert read_dataset(Path(tiny_copy.name)).root == tiny_copy
+    with pytest.raises(UserError, match=f"no data folder at {tiny_copy.parent}/data/demo"):
+        read_dataset("data/demo")
+
+
 @pytest.mark.trains
 def test_train_leaves_seeds_policy_and_threads_and_says_nothing_if_asked(images, tmp_path, capfd):
     import keras

@@ -83,8 +83,9 @@ def find_data(data_dir: Path | str = "") -> Path:
     """Find the data folder.
 
     Args:
-        data_dir: the folder, a relative one from the project root; `""`: `$HAPPYWHALE_DATA`, else the first folder
-            with a `train.csv` among Kaggle's input, `data/happywhale` and `data/demo`.
+        data_dir: the folder, a relative one from the project root, whatever the working directory; `""`:
+            `$HAPPYWHALE_DATA`, else the first folder with a `train.csv` among Kaggle's input, `data/happywhale` and
+            `data/demo`.
 
     Returns:
         The folder, as an absolute path.

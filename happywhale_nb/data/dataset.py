@@ -335,7 +335,8 @@ def read_dataset(data_dir: Path | str = "", need_photos: bool = True) -> Dataset
     """Find, read and check a data folder.
 
     Args:
-        data_dir: the folder, as for `core.paths.find_data`.
+        data_dir: the folder, a relative one from the working directory; `""`: the study's, as `core.paths.find_data`
+            finds it.
         need_photos: whether tables without their photographs raise an error. Only names are checked, not pixels: an
             unreadable photograph is reported on decoding, and by `happywhale data check`.
 
@@ -345,7 +346,7 @@ def read_dataset(data_dir: Path | str = "", need_photos: bool = True) -> Dataset
     Raises:
         UserError: If something is missing or wrong; the message names file, column or row.
     """
-    root = find_data(data_dir)
+    root = find_data(Path(data_dir).expanduser().absolute() if data_dir else "")
     folders = {part: photo_folder(root, part) for part in TABLES}
     tables = {"train": _read_train(root), "test": _read_test(root, folders["test"], need_photos)}
     if need_photos and not folders["train"].is_dir():

@@ -13,9 +13,9 @@ import numpy as np
 from keras import layers
 
 from ..core.errors import UserError, not_installed
+from .devices import seeded
 from .heads import GeM
 from .runtimes import compiled_graph
-from .devices import seeded
 
 # %% ../../nbs/lib/networks/openvino_layers.ipynb #openvino_layers-05
 _PADDINGS = {"same": "same_upper", "valid": "valid"}

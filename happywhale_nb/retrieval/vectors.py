@@ -16,6 +16,8 @@ from ..core.errors import UserError
 def unit_length(rows: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Divide embeddings by their Euclidean length; the only place in the package that does so.
 
+    Very short and very long rows are scaled first, so that their squares neither vanish nor overflow.
+
     Args:
         rows: `[..., d]` float32 or float64.
         least: minimum divisor; with a value above 0 a row of zeros stays zero.
@@ -24,12 +26,29 @@ def unit_length(rows: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, np.nd
         `(unit [..., d], lengths [..., 1])`, both of the dtype of `rows`. Rows whose length is zero (with `least` 0) or
         not finite have undefined values: see `check_lengths`.
     """
-    lengths = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), least)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return rows / lengths, lengths
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+        extreme = ~((lengths > _SAFE[0]) & (lengths < _SAFE[1]))[..., 0]  # squares were lost, or are zero or not finite
+        unit = rows / np.maximum(lengths, least)
+        if extreme.any():
+            unit[extreme], lengths[extreme] = _unit_extremes(rows[extreme], least)
+    return unit, np.maximum(lengths, least)
+
+
+_SAFE = (1e-15, 1e15)  # lengths whose squares are exact enough in float32
+
+
+def _unit_extremes(rows, least):
+    """`unit_length` of very short and very long rows, by way of rows between 0.5 and 1, which powers of two make."""
+    rows = rows.astype(np.float64)
+    _, exponent = np.frexp(np.abs(rows).max(axis=-1, keepdims=True, initial=0))
+    scaled = np.ldexp(rows, -exponent)
+    norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
+    lengths = np.ldexp(norms, exponent)
+    return np.where(lengths >= least, scaled / norms, rows / max(least, 1e-300)), lengths
 
 # %% ../../nbs/lib/retrieval/vectors.ipynb #vectors-07
-class VectorError(UserError, ValueError):
+class VectorError(UserError):
     """An embedding that cannot be compared."""
 
 # %% ../../nbs/lib/retrieval/vectors.ipynb #vectors-08

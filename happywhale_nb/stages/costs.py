@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.paths import study_dir
+from ..core.paths import find_data, study_dir
 from ..data.boxes import read_boxes, wanted_sources
 from ..data.dataset import read_dataset
 from ..data.splits import gallery_and_queries
@@ -45,7 +45,7 @@ def measure_model(values: Mapping[str, object], timed: float = 10.0) -> dict[str
     Raises:
         UserError: for invalid parameters, or a photograph that cannot be read.
     """
-    dataset = read_dataset(values["data_dir"])
+    dataset = read_dataset(find_data(values["data_dir"]))
     folder = study_dir(values["study"], dataset.root, values["quick"])
     folds = study_folds(dataset, folder, values["folds"], values["seed"], values["split"], save=False)
     rows = folds.iloc[np.unique(np.linspace(0, len(folds) - 1, SAMPLE).astype(int))]

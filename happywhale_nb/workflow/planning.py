@@ -23,7 +23,7 @@ import pandas as pd
 
 from ..core.artifacts import read_json, write_json
 from ..core.errors import UserError
-from ..core.paths import study_dir
+from ..core.paths import find_data, study_dir
 from ..core.progress import bar
 from ..core.renamed import read_record
 from ..data.boxes import CropMix, read_boxes, wanted_sources
@@ -332,7 +332,7 @@ def _plan_jobs(jobs, models):
 def _study_tables(job):
     """The data set, the table of folds and the sources of boxes of a training; all jobs of a study share them."""
     values = stage_values("train", job.parameters)[1]
-    dataset = read_dataset(values["data_dir"], need_photos=False)
+    dataset = read_dataset(find_data(values["data_dir"]), need_photos=False)
     folder = study_dir(values["study"], dataset.root, values["quick"])
     folds = study_folds(dataset, folder, values["folds"], values["seed"], values["split"], save=False)
     return dataset, folds, read_boxes(dataset.root)["source"].unique()

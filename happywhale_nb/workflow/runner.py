@@ -131,7 +131,7 @@ def check_stage(stage: str, values: Mapping) -> Dataset:
     """
     record = STAGES[stage]
     check_ranges(record, values)
-    dataset = read_dataset(values["data_dir"], need_photos=record.needs_photos)
+    dataset = read_dataset(find_data(values["data_dir"]), need_photos=record.needs_photos)
     folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
     if "folds" in values:
         folds = study_folds(dataset, folder, values["folds"], values["seed"], values.get("split", ""), save=False)

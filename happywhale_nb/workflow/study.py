@@ -30,7 +30,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 # %% ../../nbs/lib/workflow/study.ipynb #study-02a
 from ..core.artifacts import atomic
 from ..core.errors import UserError, lookup
-from ..core.paths import project_root, study_dir
+from ..core.paths import find_data, project_root, study_dir
 from ..data.boxes import CropMix, check_other_crops, read_boxes, wanted_sources
 from ..data.dataset import Dataset, read_dataset
 from ..data.splits import fold_numbers, require_catalogue
@@ -561,7 +561,7 @@ def study_notes(content: Mapping, where: str = "study") -> list[str]:
         UserError: as of `study_sources`.
     """
     study = check_study(content, where)
-    return study_sources(study, read_dataset(study.shared.get("data_dir", ""), need_photos=False), where)
+    return study_sources(study, read_dataset(find_data(study.shared.get("data_dir", "")), need_photos=False), where)
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-71
 def study_jobs(content: Mapping, where: str = "study") -> tuple[Path, list[Job]]:
@@ -578,7 +578,7 @@ def study_jobs(content: Mapping, where: str = "study") -> tuple[Path, list[Job]]
         UserError: if the content (see `check_study`) or the data (see `read_dataset`) have a mistake.
     """
     study = check_study(content, where)
-    dataset = read_dataset(study.shared.get("data_dir", ""), need_photos=False)
+    dataset = read_dataset(find_data(study.shared.get("data_dir", "")), need_photos=False)
     shared = study.shared | {"data_dir": str(dataset.root)}
     defaults = stage_values("train", shared)[1]
     folder = study_dir(defaults["study"], dataset.root, defaults["quick"])
