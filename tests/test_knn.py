@@ -245,11 +245,11 @@ def test_rank_of_vectors_that_cannot_be_compared_names_the_row(rows, said):
     [
         ({"aggregate": "mean"}, "choose max, vote, softmax_sum"),
         ({"search": "annoy"}, "choose auto, exact, faiss, sklearn"),
-        ({"temperature": 0}, "temperature is above 0"),
-        ({"temperature": -1.0}, "temperature is above 0"),
-        ({"centre_weight": 1}, "a fraction from 0 to below 1"),
-        ({"centre_weight": 1.5}, "a fraction from 0 to below 1"),
-        ({"centre_weight": -0.3}, "a fraction from 0 to below 1"),
+        ({"temperature": 0}, "temperature=.*: give a number above 0"),
+        ({"temperature": -1.0}, "temperature=.*: give a number above 0"),
+        ({"centre_weight": 1}, "centre_weight=.*: give a number from 0 to below 1"),
+        ({"centre_weight": 1.5}, "centre_weight=.*: give a number from 0 to below 1"),
+        ({"centre_weight": -0.3}, "centre_weight=.*: give a number from 0 to below 1"),
         ({"centre_weight": 0.5, "aggregate": "vote"}, "is not for votes"),
     ],
 )

@@ -94,9 +94,9 @@ def test_average_precision_of_a_sixth_answer_is_zero():
 @pytest.mark.parametrize(
     ("truth", "answers", "said"),
     [
-        (np.arange(3), np.arange(3), r"\[n\] and \[n, m\], best first"),
-        (np.zeros((3, 1), int), np.zeros((3, 2), int), r"\[n\] and \[n, m\], best first"),
-        (np.arange(3), np.zeros((3, 2, 2), int), r"\[n\] and \[n, m\], best first"),
+        (np.arange(3), np.arange(3), r"give \[n\], and \[n, m\]"),
+        (np.zeros((3, 1), int), np.zeros((3, 2), int), r"give \[n\], and \[n, m\]"),
+        (np.arange(3), np.zeros((3, 2, 2), int), r"give \[n\], and \[n, m\]"),
         (np.arange(2), np.zeros((3, 2), int), "2 truths for 3 rows"),
         (np.arange(3), np.array([["0"], ["1"], ["2"]]), "both alike"),
         (np.array(["0", "1"]), np.array([[0], [1]]), "both alike"),

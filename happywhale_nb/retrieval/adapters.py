@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHOSEN_FROM', 'POWERS', 'PARTS', 'MOST', 'LEAST_QUERIES', 'LEAST_ANIMALS', 'ROUNDS', 'FEW', 'Fit', 'FitAll', 'Spread',
            'shrunk_spread', 'fit_adapters', 'fit_adapter', 'deal_photographs', 'cross_scores', 'AdapterChoice',
-           'choose_adapter', 'BlockWeights', 'fit_weights']
+           'choose_adapter', 'EmbeddingAdapter', 'BlockWeights', 'fit_weights']
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-02
 import time
@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Self
 
 import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 
 from ..core.errors import UserError, lookup
 from ..data.dataset import NEW
@@ -481,6 +484,58 @@ def choose_adapter(
     if decided.used:
         decided = replace(decided, adapter=fit(rows, names)[decided.kind])
     return replace(decided, seconds=time.perf_counter() - began)
+
+# %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-48
+class EmbeddingAdapter(TransformerMixin, BaseEstimator):
+    """Adapts embeddings to a gallery: a transformer of scikit-learn.
+
+    Args:
+        kind: one of `KINDS`, but not `arcface`; "auto": the best one, if cross-validation shows that it helps.
+        seed: random seed of that choice.
+
+    Attributes:
+        adapter_: the fitted adapter, of kind `none` if "auto" has found none that helps.
+        n_features_in_: d, the width of the embeddings.
+    """
+
+    def __init__(self, kind: str = "auto", seed: int = 0) -> None:
+        self.kind = kind
+        self.seed = seed
+
+    def fit(self, X: np.ndarray, y: Sequence[str]) -> Self:
+        """Fit to identified photographs.
+
+        Args:
+            X: `[n, d]` embeddings of any length.
+            y: `[n]` individuals shown; `new_individual` is not allowed.
+
+        Returns:
+            the transformer.
+
+        Raises:
+            UserError: for an unknown kind, vectors that cannot be compared, or too few photographs.
+        """
+        names = np.asarray(y).astype(str)
+        auto = self.kind == "auto"
+        self.adapter_ = choose_adapter(X, names, self.seed).adapter if auto else fit_adapter(X, names, self.kind)
+        self.n_features_in_ = np.shape(X)[1]
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """Adapt embeddings.
+
+        Args:
+            X: `[n, d]` of any length, from the encoder that the adapter was fitted to.
+
+        Returns:
+            `[n, k]` float32, rows of length 1.
+
+        Raises:
+            NotFittedError: before `fit`.
+            VectorError: for vectors of another width, or that cannot be compared.
+        """
+        check_is_fitted(self)
+        return self.adapter_.transform(X)
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-41
 @dataclass(frozen=True)

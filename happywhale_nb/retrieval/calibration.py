@@ -12,9 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.validation import check_is_fitted
 
+from ..core.arguments import check_number, check_same_length, check_scores
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .metrics import rank_of_truth
@@ -37,7 +40,7 @@ def _curve_inputs(scores, method):
     return np.column_stack([scores[:, 0], lead]) if method == "logistic" else scores[:, 0]
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-05a
-class TopOneCalibrator:
+class TopOneCalibrator(BaseEstimator):
     """Estimates the probability that the first prediction is correct from the scores of a ranking.
 
     Args:
@@ -62,11 +65,14 @@ class TopOneCalibrator:
             the calibrator.
 
         Raises:
-            UserError: for an unknown method.
+            UserError: for an unknown method, no rows, scores with a NaN, or columns of different length.
         """
         if self.method not in METHODS:
-            raise UserError(f"confidence {self.method!r} is not known: choose {' or '.join(METHODS)}")
-        correct = np.asarray(correct, dtype=bool)
+            raise UserError(f"method={self.method!r} is not known: choose {' or '.join(METHODS)}")
+        scores, correct = check_scores(scores, 2), np.asarray(correct, dtype=bool)
+        check_same_length(scores=scores, correct=correct)
+        if not len(correct):
+            raise UserError("no rankings to learn from: give at least one")
         self.constant_, self.curve_ = _laplace(correct), None
         if self.constant_ is None:
             curve = LogisticRegression(C=100) if self.method == "logistic" else IsotonicRegression(out_of_bounds="clip")
@@ -81,9 +87,15 @@ class TopOneCalibrator:
 
         Returns:
             `[n]` float in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+            UserError: for scores with a NaN.
         """
-        if self.constant_ is not None:
-            return np.full(len(scores), self.constant_)
+        check_is_fitted(self)
+        scores = check_scores(scores, 2)
+        if self.constant_ is not None or not len(scores):
+            return np.full(len(scores), self.constant_, float)
         inputs = _curve_inputs(scores, self.method)
         return self.curve_.predict_proba(inputs)[:, 1] if self.method == "logistic" else self.curve_.predict(inputs)
 
@@ -175,7 +187,7 @@ def _fit_utility(names, values, truth, weight):
     return temperature, bent / sharp, new * temperature, other * temperature
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-11b
-class CandidateProbabilities:
+class CandidateProbabilities(BaseEstimator):
     """Estimates the probability of each ranked individual, of `new_individual`, and of someone not listed.
 
     A conditional logit (McFadden 1974). Let f(s) = s + bend · max(s, 0)² / 2, with scores s in units of cosine. The
@@ -235,7 +247,11 @@ class CandidateProbabilities:
 
         Returns:
             the estimator.
+
+        Raises:
+            UserError: for scores with a NaN, or columns of different length.
         """
+        check_same_length(ids=ids, scores=check_scores(scores), truth=truth)
         numbers = _fit_utility(*_alternatives(ids, scores, threshold), truth, weight)
         self.temperature_, self.bend_, self.b_new_, self.b_other_ = numbers
         return self
@@ -253,7 +269,14 @@ class CandidateProbabilities:
         Returns:
             `(listed [n, m + 1], other [n])`: of the names in the order of `rank_new`, and of someone not listed; each
             row and its other sum to 1. A row without individuals (empty gallery) is new with probability 1.
+
+        Raises:
+            UserError: for parameters out of range, scores with a NaN, or columns of different length.
         """
+        temperature, bend, *_ = self.numbers
+        check_number("temperature", temperature, 0, ends="(]")
+        check_number("bend", bend, 0)
+        check_same_length(ids=ids, scores=check_scores(scores))
         return _probabilities(*_alternatives(ids, scores, threshold), self.numbers)
 
     def equivalent_threshold(self, threshold: float) -> float:

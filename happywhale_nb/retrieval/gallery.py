@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
+from sklearn.exceptions import NotFittedError
 
+from ..core.arguments import check_number
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .knn import Candidates, KNNHead, RankMixin, aggregate_neighbours, nearest_first
@@ -105,17 +107,22 @@ class LabelledRows:
     @property
     def vectors(self) -> np.ndarray:
         """`[m, d]` float32, rows of length 1, in the order of arrival."""
-        return self._rows[: self._size]
+        return self._fitted()._rows[: self._size]
 
     @property
     def codes_(self) -> np.ndarray:
         """`[m]` int, the label of each row, an index into `classes_`; -1: unidentified."""
-        return self._codes[: self._size]
+        return self._fitted()._codes[: self._size]
 
     @property
     def classes_(self) -> np.ndarray:
         """`[c]` str, all labels so far, in the order of arrival."""
-        return self._labels.names
+        return self._fitted()._labels.names
+
+    def _fitted(self) -> Self:
+        if not hasattr(self, "_rows"):
+            raise NotFittedError(f"this {type(self).__name__} has no rows: call fit first")
+        return self
 
     def fit(self, X: np.ndarray, y: Sequence[str]) -> Self:
         """Replace all rows.
@@ -149,7 +156,7 @@ class LabelledRows:
             ValueError: if the numbers of vectors and labels differ.
             UserError: for vectors that cannot be compared, and for `new_individual` among the labels.
         """
-        unit = unit_rows(vectors, width=self.n_features_in_)
+        unit = unit_rows(vectors, width=self._fitted().n_features_in_)
         codes, end = self._labels.encode(labels, len(vectors)), self._size + len(unit)
         if end > len(self._rows):
             capacity = max(end, 2 * len(self._rows))
@@ -286,6 +293,7 @@ class Gallery(RankMixin, LabelledRows):
     """
 
     def __init__(self, n_neighbors: int = 50) -> None:
+        check_number("n_neighbors", n_neighbors, 1, whole=True)
         self.head = KNNHead(n_neighbors)
         self._mask = None
 
@@ -330,7 +338,7 @@ class Gallery(RankMixin, LabelledRows):
         Raises:
             UserError: for vectors that cannot be compared.
         """
-        return unit_rows(X, "photograph", width=self.n_features_in_)
+        return unit_rows(X, "photograph", width=self._fitted().n_features_in_)
 
     def kneighbors(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find the nearest open rows.

@@ -11,18 +11,27 @@ __all__ = ['BLOCK', 'SEARCHES', 'unit_vectors', 'Candidates', 'aggregate_neighbo
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
+from sklearn.utils.validation import (
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
+from ..core.arguments import check_number
 from ..core.errors import UserError
 from ..data.dataset import NEW
-from .metrics import map_at_5
+from .metrics import is_nobody, map_at_5, nobody
 from .search import AGGREGATES, make_index
 from .vectors import VectorError, check_lengths, unit_length
 
@@ -41,7 +50,7 @@ def unit_vectors(X: np.ndarray, width: int | None = None) -> np.ndarray:
         VectorError: names the first row that is zero or not finite; or if d is not `width`.
         ValueError: if `X` is not such an array.
     """
-    X = check_array(X, dtype=(np.float64, np.float32), allow_nd=True, ensure_all_finite=False)
+    X = check_array(X, dtype=(np.float64, np.float32), allow_nd=True, ensure_all_finite=False, ensure_min_samples=0)
     if width and X.shape[-1] != width:
         raise VectorError(
             f"X has {X.shape[-1]} features, but KNNHead is expecting {width} features as input: of another model?"
@@ -150,9 +159,12 @@ def ids_of_codes(classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
         codes: int array of any shape, indices into `classes`; -1: none.
 
     Returns:
-        str array of the same shape, "" where there is none.
+        array of the same shape and the dtype of `classes`, `metrics.nobody` where there is none: "" among names.
     """
-    return np.where(codes >= 0, classes.astype(str)[codes], "")
+    classes = classes if classes.dtype.kind in "iufUS" else classes.astype(object)
+    padding = "" if all(isinstance(name, str) for name in classes.tolist()) else nobody(classes.dtype)
+    padded = np.append(classes, np.array([padding], classes.dtype))
+    return padded[np.where(codes >= 0, codes, len(classes))]
 
 
 def top_five_ids(classes: np.ndarray, entries: Candidates, n: int) -> np.ndarray:
@@ -164,7 +176,7 @@ def top_five_ids(classes: np.ndarray, entries: Candidates, n: int) -> np.ndarray
         n: number of queries.
 
     Returns:
-        `[n, 5]` str, best first, "" where there are fewer.
+        `[n, 5]` of the dtype of `classes`, best first, padded where there are fewer.
     """
     entry, _ = top_candidates(entries, n, 5)
     return ids_of_codes(classes, np.where(entry >= 0, entries.code[entry], -1))
@@ -216,22 +228,22 @@ class RankMixin:
     """Gives a `CandidateScorer` the method `rank`."""
 
     def rank(self, X: np.ndarray, n_ranked: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Rank individuals for each query.
+        """Rank individuals for each query, the same way for any n.
 
         Args:
             X: `[n, d]` queries, n ≥ 0; for a `KNNHead` also `[n, views, d]`.
             n_ranked: length of the rankings.
 
         Returns:
-            `(ids [n, n_ranked] str, scores [n, n_ranked] float64)`, best first; "" and -inf where there are fewer.
+            `(ids [n, n_ranked], scores [n, n_ranked] float64)`, best first, ids of the dtype of `classes_`; where there
+            are fewer, "" (`metrics.nobody` of another dtype) and -inf.
 
         Raises:
             UserError: for vectors that cannot be compared.
         """
-        if len(np.shape(X)) > 1 and np.shape(X)[0] == 0:
-            return np.empty((0, n_ranked), str), np.empty((0, n_ranked))
+        check_number("n_ranked", n_ranked, 1, whole=True)
         X = self.check_queries(X)
-        blocks = [_ranked(self, X[i : i + BLOCK], n_ranked) for i in range(0, len(X), BLOCK)]
+        blocks = [_ranked(self, X[i : i + BLOCK], n_ranked) for i in range(0, max(len(X), 1), BLOCK)]
         codes, scores = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
         return ids_of_codes(self.classes_, codes), scores
 
@@ -302,10 +314,10 @@ def _check_choices(head):
     """Refuse options of a head that are unknown or out of range."""
     for name, known in (("aggregate", AGGREGATES), ("search", SEARCHES)):
         if (value := getattr(head, name)) not in known:
-            raise UserError(f"{name} {value!r} is not known: choose {', '.join(known)}")
-    if not head.temperature > 0 or not 0 <= head.centre_weight < 1:
-        values = f"temperature={head.temperature}, centre_weight={head.centre_weight}"
-        raise UserError(f"{values}: a temperature is above 0, a fraction from 0 to below 1")
+            raise UserError(f"{name}={value!r} is not known: choose {', '.join(known)}")
+    check_number("n_neighbors", head.n_neighbors, 1, whole=True)
+    check_number("temperature", head.temperature, 0, ends="(]")
+    check_number("centre_weight", head.centre_weight, 0, 1, "[)")
 
 
 def _names_and_codes(y):
@@ -313,6 +325,10 @@ def _names_and_codes(y):
     with warnings.catch_warnings():  # most individuals have a single image: this is still a classification
         warnings.filterwarnings("ignore", "The number of unique classes")
         check_classification_targets(y)
+    missing = is_nobody(y)
+    if missing.any():
+        row = int(np.argmax(missing))
+        raise UserError(f"y[{row}] is {y.tolist()[row]!r}, which is nobody: leave such photographs out of the gallery")
     names, codes = np.unique(y, return_inverse=True)
     if NEW in names.astype(str):
         raise UserError(f"{NEW!r} is not an individual: leave such photographs out of the gallery")
@@ -327,6 +343,34 @@ def _centres_of(head, centres):
         )
     vectors = unit_vectors(centres[1], head.n_features_in_)
     return _known_centres(np.asarray(centres[0]), vectors, head.classes_)
+
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-16d
+def _check_columns(head, X, reset):
+    """Keep (`reset`) or compare the names of the columns, if X is a data frame."""
+    if hasattr(X, "columns"):
+        validate_data(head, X, reset=reset, skip_check_array=True)
+
+
+def _all_scores(head, X):
+    """`[n, c]` keys of all individuals, in the order of the ranking; see `KNNHead.decision_function`."""
+    entries, floor = head.score_candidates(X)
+    if head.aggregate == "vote":
+        lowest = np.zeros(len(floor))
+    else:
+        lowest = floor.copy()
+        np.minimum.at(lowest, entries.row, entries.key)
+        lowest -= 1e-6
+    rank = np.arange(len(entries.row)) - np.searchsorted(entries.row, entries.row)
+    scores = np.repeat(lowest[:, None], len(head.classes_), axis=1)
+    scores[entries.row, entries.code] = entries.key - rank * 1e-9
+    return scores
+
+
+def _fitted_temperature(scores, codes):
+    """The temperature with the largest likelihood of the true classes, between 0.001 and 10."""
+    rows = np.arange(len(codes))
+    loss = lambda log_t: -log_softmax(scores / np.exp(log_t), axis=1)[rows, codes].mean()  # noqa: E731
+    return float(np.exp(minimize_scalar(loss, bounds=np.log([1e-3, 10]), method="bounded").x))
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-14a
 class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
@@ -346,10 +390,13 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
         search: `auto`, `exact` or `faiss` (see `search.make_index`), or `sklearn`, the paper's NearestNeighbors.
 
     Attributes:
-        classes_: `[c]` the individuals, sorted.
+        classes_: `[c]` the individuals, sorted, of the dtype of `y`.
+        n_features_in_: d, the width of the embeddings.
+        feature_names_in_: `[d]` the names of the columns, if `X` was a data frame.
         codes_: `[m]` int, the individual of each gallery row, an index into `classes_`.
         gallery_: the index of the rows.
         centres_: codes and vectors of the class centres, or None.
+        proba_temperature_: temperature of `predict_proba`; before `calibrate` that of `softmax_sum`.
     """
 
     def __init__(
@@ -382,13 +429,17 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
             UserError: for unknown options, missing centres, or `new_individual` in `y`.
         """
         _check_choices(self)
+        _check_columns(self, X, reset=True)
         X, y = unit_vectors(X), column_or_1d(y, warn=True)
         check_consistent_length(X, y)
+        if not len(X):
+            raise UserError("Found array with 0 sample(s): a gallery has at least one photograph (a minimum of 1)")
         self.classes_, codes = _names_and_codes(y)
         rows = X.reshape(-1, X.shape[-1])
         self.n_features_in_, self.codes_ = X.shape[-1], np.repeat(codes, len(rows) // len(X))
         self.gallery_ = _index(self.search, rows)
         self.centres_ = _centres_of(self, centres) if self.centre_weight else None
+        self.proba_temperature_ = self.temperature
         return self
 
     def check_queries(self, X: np.ndarray) -> np.ndarray:
@@ -405,6 +456,7 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
             NotFittedError: before `fit`.
         """
         check_is_fitted(self)
+        _check_columns(self, X, reset=False)
         return unit_vectors(X, self.n_features_in_)
 
     def kneighbors(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -420,9 +472,12 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
             VectorError: for vectors that cannot be compared.
         """
         X, k = self.check_queries(X), min(self.n_neighbors, len(self.codes_))
+        shape = len(X), k * (X.shape[1] if X.ndim == 3 else 1)
+        if not len(X):
+            return np.empty(shape), np.empty(shape, int)
         values, index = self.gallery_.kneighbors(X.reshape(-1, X.shape[-1]), k)
         cosine = 1 - values if self.search == "sklearn" else values
-        return nearest_first(cosine.reshape(len(X), -1), index.reshape(len(X), -1))
+        return nearest_first(cosine.reshape(shape), index.reshape(shape))
 
     def score_candidates(self, X: np.ndarray) -> tuple[Candidates, np.ndarray]:
         """Score all individuals among the neighbours of queries.
@@ -449,7 +504,7 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
         """Predict the individual of each query.
 
         Args:
-            X: `[n, d]` or `[n, views, d]` queries, n ≥ 1.
+            X: `[n, d]` or `[n, views, d]` queries, n ≥ 0.
 
         Returns:
             `[n]` the individual that ranks first.
@@ -459,6 +514,65 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
         """
         codes, _ = _ranked(self, X, 1)
         return self.classes_[codes[:, 0]]
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """Score all individuals of the gallery for each query, in the order of `rank`.
+
+        Args:
+            X: `[n, d]` or `[n, views, d]` queries, n ≥ 0.
+
+        Returns:
+            `[n, c]` float64: the score of each individual among the query's neighbours (for a vote their number), and
+            for all others one value just below the lowest of them. For two individuals `[n]`, as everywhere in
+            scikit-learn: the score of the second minus that of the first.
+
+        Raises:
+            VectorError: for vectors that cannot be compared.
+        """
+        scores = _all_scores(self, X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Estimate the probability of each individual of the gallery; `new_individual` is none of them.
+
+        It is a softmax over the individuals' scores, divided by a temperature. Before `calibrate` the temperature is
+        the parameter, so that the order is right and the size is only a guess.
+
+        Args:
+            X: `[n, d]` or `[n, views, d]` queries, n ≥ 0.
+
+        Returns:
+            `[n, c]` float64, rows that sum to 1.
+
+        Raises:
+            VectorError: for vectors that cannot be compared.
+        """
+        return softmax(_all_scores(self, X) / self.proba_temperature_, axis=1)
+
+    def calibrate(self, X: np.ndarray, y: np.ndarray) -> Self:
+        """Fit the temperature of `predict_proba` to queries with known truth (temperature scaling, Guo et al. 2017).
+
+        Args:
+            X: `[n, d]` or `[n, views, d]` queries that are not in the gallery, best of other encounters.
+            y: `[n]` their individuals, all of them in the gallery.
+
+        Returns:
+            the head.
+
+        Raises:
+            VectorError: for vectors that cannot be compared.
+            UserError: for no queries, or an individual that is not in the gallery.
+        """
+        scores, y = _all_scores(self, X), column_or_1d(y)
+        codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
+        if not len(y) or len(scores) != len(y):
+            raise UserError(f"{len(scores)} queries and {len(y)} individuals: give one to each, at least one")
+        unknown = self.classes_[codes] != y
+        if unknown.any():
+            row = int(np.argmax(unknown))
+            raise UserError(f"y[{row}]={y.tolist()[row]!r} is not in the gallery: calibrate on known individuals")
+        self.proba_temperature_ = _fitted_temperature(scores, codes)
+        return self
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-23
 def rank_sets(
@@ -473,8 +587,8 @@ def rank_sets(
         n_ranked: length of the rankings.
 
     Returns:
-        `(names [s], ids [s, n_ranked] str, scores [s, n_ranked] float64, drivers [s, n_ranked] int)`, sets in
-        alphabetical order; drivers are the rows of X that contribute most, -1 where there are fewer predictions.
+        `(names [s], ids [s, n_ranked], scores [s, n_ranked] float64, drivers [s, n_ranked] int)`, sets in alphabetical
+        order; drivers are the rows of X that contribute most, -1 where there are fewer predictions.
 
     Raises:
         UserError: for vectors that cannot be compared.
@@ -526,7 +640,7 @@ def neighbour_grid(
     Returns:
         one row for each k, one column for each rule.
     """
-    head, truth = KNNHead(n_neighbors=max(ks)).fit(X, y), np.asarray(truth, dtype=str)
+    head, truth = KNNHead(n_neighbors=max(ks)).fit(X, np.asarray(y, str)), np.asarray(truth, dtype=str)
     cosine, index = head.kneighbors(queries)
     table = pd.DataFrame(index=pd.Index([k for k in ks if k <= cosine.shape[1]], name="k"))
     for rule in aggregates:
@@ -546,7 +660,7 @@ def within_map5(vectors: np.ndarray, individuals: Sequence[str]) -> float:
     Returns:
         a value in [0, 1], NaN if no individual has two images.
     """
-    head = KNNHead().fit(vectors, individuals)
+    head = KNNHead().fit(vectors, np.asarray(individuals, str))
     cosine, index = head.kneighbors(vectors)
     others = np.where(index == np.arange(len(index))[:, None], -1, head.codes_[index])
     ids = top_five_ids(head.classes_, aggregate_neighbours(others, cosine), len(vectors))

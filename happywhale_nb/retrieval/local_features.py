@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.validation import check_is_fitted
 
 from ..core.errors import UserError
 
@@ -209,7 +211,7 @@ def _local_scores(queries, gallery, order, rows_of, options):
     ]
 
 # %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-26
-class Fusion:
+class Fusion(BaseEstimator):
     """Learns the probability that a candidate is the query's individual, from cosine and local score.
 
     Attributes:
@@ -243,7 +245,11 @@ class Fusion:
 
         Returns:
             `[n, m]` float in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
         """
+        check_is_fitted(self)
         return self.model_.predict_proba(_pairs(evidence))[:, 1].reshape(evidence.ids.shape)
 
 # %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-26r

@@ -30,7 +30,7 @@ def nobody(dtype: np.dtype) -> object:
 
     Returns:
         "" for text, the smallest number for signed integers, the largest for unsigned ones, NaN for other numbers, and
-        None for objects.
+        None for objects; rankings of objects that are all text are padded with "".
     """
     dtype = np.dtype(dtype)
     if dtype.kind in "iu":
@@ -94,7 +94,7 @@ def check_truth(truth: Sequence) -> np.ndarray:
     missing = is_nobody(truth)
     if truth.ndim == 1 and missing.any():
         row = int(np.argmax(missing))
-        raise UserError(f"truth[{row}] is missing ({truth[row]!r}; {missing.sum()} such rows): leave them out")
+        raise UserError(f"truth[{row}] is missing ({truth.tolist()[row]!r}; {missing.sum()} such rows): leave them out")
     return truth
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-04

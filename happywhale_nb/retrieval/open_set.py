@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
+from ..core.arguments import check_number, check_same_length, check_scores
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .metrics import rank_of_truth
@@ -29,8 +30,13 @@ def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray,
 
     Returns:
         `[n, n_ranked]` str, best first, "" where there are fewer.
+
+    Raises:
+        UserError: for scores with a NaN, or ids and scores of different shape.
     """
-    ids, scores = np.asarray(ids, dtype=str), np.asarray(scores, dtype=float)
+    ids, scores = np.asarray(ids, dtype=str), check_scores(scores, 0)
+    if ids.shape != scores.shape:
+        raise UserError(f"ids have the shape {list(ids.shape)}, scores {list(scores.shape)}: give a score to each")
     names = np.concatenate([ids, np.full((len(ids), 1), NEW)], axis=1)
     column = np.broadcast_to(np.asarray(threshold, dtype=float), len(ids))[:, None]
     order = np.argsort(-np.concatenate([scores, column], axis=1), axis=1, kind="stable")[:, :n_ranked]
@@ -178,7 +184,17 @@ def fit_threshold(
 
     Returns:
         the threshold; below all scores (-1 or lower) if no truth is new, above all scores (1 or higher) if all are.
+
+    Raises:
+        UserError: for a prior or a number of thresholds out of range, scores with a NaN, columns of different length,
+            or no rows.
     """
+    check_same_length(ids=ids, scores=check_scores(scores), truth=truth)
+    check_number("n_grid", n_grid, 2, whole=True)
+    if prior_new is not None:
+        check_number("prior_new", prior_new, 0, 1, "()")
+    if not len(truth):
+        raise UserError("no rankings to fit a threshold to: give at least one")
     new = np.asarray(truth) == NEW
     if not new.any() or new.all():
         return _threshold_beyond(scores, new.any())
@@ -207,12 +223,19 @@ def threshold_for_fraction(scores: np.ndarray, fraction_new: float) -> float:
 
     Args:
         scores: `[n, m]` float, of rankings, descending.
-        fraction_new: the fraction, in (0, 1).
+        fraction_new: the fraction, in [0, 1].
 
     Returns:
         the threshold.
+
+    Raises:
+        UserError: for another fraction, scores with a NaN, or no rows.
     """
-    return float(np.quantile(np.asarray(scores, dtype=float)[:, 0], fraction_new, method="higher"))
+    check_number("fraction_new", fraction_new, 0, 1)
+    scores = check_scores(scores)
+    if not len(scores):
+        raise UserError("no rankings to find a threshold for: give at least one")
+    return float(np.quantile(scores[:, 0], fraction_new, method="higher"))
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-18
 def estimate_prior_new(scores: np.ndarray, truth: Sequence[str], queries: np.ndarray, rounds: int = 1000) -> float:
@@ -228,8 +251,10 @@ def estimate_prior_new(scores: np.ndarray, truth: Sequence[str], queries: np.nda
         the fraction, in [0, 1].
 
     Raises:
-        UserError: if no truth is `new_individual`, or all are.
+        UserError: if no truth is `new_individual`, or all are; for scores with a NaN, or columns of different length.
     """
+    check_same_length(scores=check_scores(scores), truth=truth)
+    check_scores(queries, name="queries")
     new = np.asarray(truth) == NEW
     if not 0 < new.sum() < len(new):
         raise UserError("a fraction of new animals can only be estimated from folds with both known and new animals")
@@ -269,7 +294,12 @@ def fit_species_thresholds(
 
     Returns:
         `(common, {species: threshold})`; a species without both known and new rows has the common threshold.
+
+    Raises:
+        UserError: as `fit_threshold`, and for a negative strength.
     """
+    check_number("strength", strength, 0)
+    check_same_length(scores=scores, species=species)
     ids, scores, truth, species = map(np.asarray, (ids, scores, truth, species))
     common, thresholds = fit_threshold(ids, scores, truth, prior_new), {}
     for name in np.unique(species):
