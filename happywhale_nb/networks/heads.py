@@ -14,6 +14,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from ..core.arguments import check_number
+from ..core.errors import UserError
+
 # %% ../../nbs/lib/networks/heads.ipynb #heads-05
 @keras.saving.register_keras_serializable("happywhale_nb")
 class GeM(keras.layers.Layer):
@@ -35,9 +38,11 @@ class GeM(keras.layers.Layer):
         self.p = self.add_weight(name="p", shape=(), initializer=keras.initializers.Constant(self.power))
 
     def call(self, features):
-        """Pool a feature map."""
-        powers = ops.power(ops.maximum(ops.cast(features, "float32"), 1e-6), self.p)
-        return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.p)
+        """Pool a feature map; divided by its maximum first, so that no power overflows."""
+        features = ops.maximum(ops.cast(features, "float32"), 1e-6)
+        largest = ops.stop_gradient(ops.max(features, axis=(1, 2), keepdims=True))
+        mean = ops.power(ops.mean(ops.power(features / largest, self.p), axis=(1, 2)), 1 / self.p)
+        return mean * largest[:, 0, 0]
 
     def compute_output_shape(self, input_shape):
         """Return `(b, c)`."""
@@ -276,40 +281,89 @@ def add_angular_margin(cosine: keras.KerasTensor, margin: float | keras.KerasTen
     shifted = cosine * ops.cos(margin) - sine * ops.sin(margin)
     return ops.where(cosine > -ops.cos(margin), shifted, cosine - margin * ops.sin(margin))
 
+# %% ../../nbs/lib/networks/heads.ipynb #heads-16a
+def _is_traced(tensor):
+    """Whether a tensor has no values yet."""
+    try:
+        ops.convert_to_numpy(tensor)
+    except Exception:  # each backend has its own
+        return True
+    return False
+
+
+def _labels(y_true, margin):
+    """Classes `[b]` int32 and margins `[b, 1]` float32 of the labels that a loss takes."""
+    y_true = ops.convert_to_tensor(y_true)
+    if len(y_true.shape) == 1:
+        y_true = y_true[:, None]
+    if len(y_true.shape) != 2 or y_true.shape[1] not in (1, 2):
+        raise UserError(f"labels have the shape {list(y_true.shape)}: give integer classes [b], or [b, 2] with margins")
+    label = ops.cast(y_true[:, 0], "int32")
+    if y_true.shape[1] == 2:
+        return label, ops.cast(y_true[:, 1:], "float32")
+    return label, ops.full_like(ops.cast(y_true, "float32"), margin)
+
+# %% ../../nbs/lib/networks/heads.ipynb #heads-16c
+def _one_hot(label, classes):
+    """`[b, classes]` float32; NaN for a class out of range, or an error where there can be one."""
+    wrong = (label < 0) | (label >= classes)
+    if not _is_traced(label):
+        if ops.convert_to_numpy(wrong).any():
+            found = ops.convert_to_numpy(label)
+            raise UserError(f"classes go from 0 to {classes - 1}, and labels from {found.min()} to {found.max()}")
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.debugging.assert_equal(tf.reduce_any(wrong), False, f"a label is not a class from 0 to {classes - 1}")
+    return ops.one_hot(label, classes, dtype="float32") + ops.where(wrong, np.float32(np.nan), np.float32(0))[:, None]
+
 # %% ../../nbs/lib/networks/heads.ipynb #heads-18
 @keras.saving.register_keras_serializable("happywhale_nb")
 class ArcFaceLoss(keras.losses.Loss):
-    """Additive angular margin loss (Deng et al. 2019, equation 3) on cosines, with a margin for each sample.
+    """Additive angular margin loss (Deng et al. 2019, equation 3) on the cosines of a `CosineClassifier`.
 
     Args:
         scale: s, the factor before the softmax, above 0.
         label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
         name: of the loss.
+        margin: m in radians, in [0, π/2), for labels that come without one.
         **kwargs: of `keras.losses.Loss`.
 
     Raises:
-        ValueError: for a scale or smoothing outside its range.
+        UserError: for a number outside its range.
     """
 
     def __init__(
-        self, scale: float = 30.0, label_smoothing: float = 0.0, name: str = "arcface", **kwargs: object
+        self,
+        scale: float = 30.0,
+        label_smoothing: float = 0.0,
+        name: str = "arcface",
+        margin: float = 0.5,
+        **kwargs: object,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        if scale <= 0 or not 0 <= label_smoothing < 1:
-            raise ValueError(f"scale has to be positive and label_smoothing in [0, 1): {scale} and {label_smoothing}")
-        self.scale, self.label_smoothing = scale, label_smoothing
+        check_number("scale", scale, 0, ends="(]")
+        check_number("label_smoothing", label_smoothing, 0, 1, "[)")
+        check_number("margin", margin, 0, np.pi / 2, "[)")
+        self.scale, self.label_smoothing, self.margin = scale, label_smoothing, margin
 
     def call(self, y_true, y_pred):
         """Return one loss per sample, `[b]`, the mean of its parts' losses.
 
         Args:
-            y_true: `[b, 2]` float32: class (exact up to 16,777,216) and margin in radians, in [0, π/2).
+            y_true: `[b]` or `[b, 1]` integer classes from 0 (exact up to 16,777,216), for the loss's own margin; or
+                `[b, 2]` float32: class, and margin in radians, in [0, π/2).
             y_pred: cosines `[b, classes]`, or `[b, parts, classes]`.
+
+        Raises:
+            UserError: for labels of another shape; for a class out of range under TensorFlow. In a compiled step its
+                loss is NaN, or TensorFlow's InvalidArgumentError is raised.
         """
-        y_pred, y_true = _parts(ops.cast(y_pred, "float32")), ops.cast(y_true, "float32")[:, None]
-        true_class = ops.one_hot(ops.cast(y_true[:, :, 0], "int32"), y_pred.shape[-1], dtype="float32")
+        y_pred = _parts(ops.cast(y_pred, "float32"))
+        label, margin = _labels(y_true, self.margin)
+        true_class = _one_hot(label, y_pred.shape[-1])[:, None]
         true_cosine = ops.sum(true_class * y_pred, axis=-1, keepdims=True)
-        logits = y_pred + true_class * (add_angular_margin(true_cosine, y_true[:, :, 1:]) - true_cosine)
+        logits = y_pred + true_class * (add_angular_margin(true_cosine, margin[:, None]) - true_cosine)
         target = ops.broadcast_to(true_class, ops.shape(logits))
         losses = keras.losses.categorical_crossentropy(
             target, self.scale * logits, from_logits=True, label_smoothing=self.label_smoothing
@@ -318,7 +372,8 @@ class ArcFaceLoss(keras.losses.Loss):
 
     def get_config(self):
         """Return what the loss is built from."""
-        return super().get_config() | {"scale": self.scale, "label_smoothing": self.label_smoothing}
+        values = {"scale": self.scale, "label_smoothing": self.label_smoothing, "margin": self.margin}
+        return super().get_config() | values
 
 # %% ../../nbs/lib/networks/heads.ipynb #heads-53
 @keras.saving.register_keras_serializable("happywhale_nb")
@@ -331,24 +386,26 @@ class SoftmaxLoss(keras.losses.Loss):
         **kwargs: of `keras.losses.Loss`.
 
     Raises:
-        ValueError: for a smoothing outside its range.
+        UserError: for a smoothing outside its range.
     """
 
     def __init__(self, label_smoothing: float = 0.0, name: str = "softmax", **kwargs: object) -> None:
         super().__init__(name=name, **kwargs)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing has to be in [0, 1): {label_smoothing}")
+        check_number("label_smoothing", label_smoothing, 0, 1, "[)")
         self.label_smoothing = label_smoothing
 
     def call(self, y_true, y_pred):
         """Return one loss per sample, `[b]`.
 
         Args:
-            y_true: `[b, 2]` float32: class and margin, as for `ArcFaceLoss`; the margin is ignored.
+            y_true: as for `ArcFaceLoss`; a margin is ignored.
             y_pred: logits `[b, classes]`.
+
+        Raises:
+            UserError: as of `ArcFaceLoss.call`.
         """
         logits = ops.cast(y_pred, "float32")
-        target = ops.one_hot(ops.cast(y_true[:, 0], "int32"), logits.shape[-1], dtype="float32")
+        target = _one_hot(_labels(y_true, 0.0)[0], logits.shape[-1])
         return keras.losses.categorical_crossentropy(
             target, logits, from_logits=True, label_smoothing=self.label_smoothing
         )
@@ -368,13 +425,13 @@ def accuracy(y_true: keras.KerasTensor, y_pred: keras.KerasTensor) -> keras.Kera
     """Return whether the true class has the largest plain cosine.
 
     Args:
-        y_true: `[b, 2]` class and margin, as for `ArcFaceLoss`; the margin is ignored.
+        y_true: as for `ArcFaceLoss`; a margin is ignored.
         y_pred: cosines `[b, classes]`, or `[b, parts, classes]`, which are averaged over the parts.
 
     Returns:
         `[b]` 0 or 1.
     """
-    return keras.metrics.sparse_categorical_accuracy(y_true[:, 0], ops.mean(_parts(y_pred), axis=1))
+    return keras.metrics.sparse_categorical_accuracy(_labels(y_true, 0.0)[0], ops.mean(_parts(y_pred), axis=1))
 
 # %% ../../nbs/lib/networks/heads.ipynb #heads-28
 @keras.saving.register_keras_serializable("happywhale_nb")
@@ -382,10 +439,11 @@ def top5(y_true: keras.KerasTensor, y_pred: keras.KerasTensor) -> keras.KerasTen
     """Return whether the true class is among the five largest plain cosines.
 
     Args:
-        y_true: `[b, 2]` class and margin, as for `ArcFaceLoss`; the margin is ignored.
+        y_true: as for `ArcFaceLoss`; a margin is ignored.
         y_pred: cosines `[b, classes]`, or `[b, parts, classes]`, which are averaged over the parts.
 
     Returns:
         `[b]` 0 or 1.
     """
-    return keras.metrics.sparse_top_k_categorical_accuracy(y_true[:, 0], ops.mean(_parts(y_pred), axis=1), k=5)
+    label, cosines = _labels(y_true, 0.0)[0], ops.mean(_parts(y_pred), axis=1)
+    return keras.metrics.sparse_top_k_categorical_accuracy(label, cosines, k=5)

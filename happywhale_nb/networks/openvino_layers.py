@@ -13,7 +13,6 @@ import numpy as np
 from keras import layers
 
 from ..core.errors import UserError, not_installed
-from .devices import seeded
 from .heads import GeM
 from .runtimes import compiled_graph
 
@@ -47,9 +46,12 @@ def _relu(ops, layer, x):
 
 
 def _gem(ops, layer, x):
-    power = float(layer.get_weights()[0])
-    powers = ops.power(ops.maximum(x, np.float32(1e-6)), np.float32(power))
-    return ops.power(ops.reduce_mean(powers, np.array([2, 3])), np.float32(1 / power))
+    power, places = float(layer.get_weights()[0]), np.array([2, 3])
+    x = ops.maximum(x, np.float32(1e-6))
+    largest = ops.reduce_max(x, places, True)
+    powers = ops.power(ops.divide(x, largest), np.float32(power))
+    mean = ops.power(ops.reduce_mean(powers, places), np.float32(1 / power))
+    return ops.multiply(mean, ops.squeeze(largest, places))
 
 # %% ../../nbs/lib/networks/openvino_layers.ipynb #openvino_layers-07
 LAYERS = {

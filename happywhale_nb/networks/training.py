@@ -89,6 +89,9 @@ class Samples:
         labels: `[m]` their integer classes, below `classes`.
         classes: number of classes, from 2.
         species: `[m]` their species as integers from 0, for a preset with a species head; None (default): unknown.
+
+    Raises:
+        UserError: If a label is not such an integer.
     """
 
     crops: np.ndarray | Crops | list
@@ -96,6 +99,13 @@ class Samples:
     labels: np.ndarray
     classes: int
     species: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse labels that are not classes."""
+        labels = np.asarray(self.labels)
+        if labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < self.classes):
+            found = f"{labels.min()} to {labels.max()}" if labels.dtype.kind in "iuf" and len(labels) else labels.dtype
+            raise UserError(f"labels: give integers from 0 to {self.classes - 1}, not {found}")
 
 # %% ../../nbs/lib/networks/training.ipynb #training-08
 def build_targets(
