@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['WeightReport', 'fit_model_weights', 'summarise_fit', 'error_correlation', 'mean_scores', 'read_no_fin', 'read_truth',
-           'score_file', 'blend_files']
+           'score_file', 'blend_files', 'blend_rankings', 'fit_ranking_weights']
 
 # %% ../../nbs/lib/ensemble/blending.ipynb #blending-02
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..core.arguments import check_same_length
 from ..core.errors import UserError
 from ..data.dataset import NEW, read_table
 from ..data.parts import of_part, with_parts
-from .ranked_lists import RankedLists, read_ranked_lists
+from .ranked_lists import RankedLists, ranked_lists, read_ranked_lists
 from .voting import VoteTable, count_votes
 from .weights import RankMargins, leave_one_out_loss, nested_cross_validation, weight_intervals
-from ..retrieval.metrics import average_precision, summary
+from ..retrieval.metrics import average_precision, check_truth, summary
 from ..retrieval.predictions import write_predictions
 
 # %% ../../nbs/lib/ensemble/blending.ipynb #blending-05
@@ -315,3 +316,66 @@ def _fit_to_truth(lists, table, voting, counts, no_fin_csv, min_gain):
     votes = count_votes(lists, voting, counts, read_no_fin(no_fin_csv, voting, lists.images))
     truth, folds, individuals = (table[name].to_numpy(dtype=str) for name in ("truth", "fold", "individual_id"))
     return fit_model_weights(votes, truth, folds, individuals, min_gain)
+
+# %% ../../nbs/lib/ensemble/blending.ipynb #blending-31
+def blend_rankings(
+    predictions: Mapping[str, np.ndarray],
+    weights: Mapping[str, float] | None = None,
+    voting: str = "paper",
+    counts: Mapping[str, int] | None = None,
+) -> np.ndarray:
+    """Blend the predictions of several models by votes.
+
+    Args:
+        predictions: `[n, k]` names of each model for the same n photos, best first, "" where there are fewer.
+        weights: weight of each model; None: 1 each.
+        voting: a key of `voting.VOTES`.
+        counts: number of photos in the catalogue by name; needed for the rule `notebook`.
+
+    Returns:
+        `[n, 5]` str, best first, "" where there are fewer.
+
+    Raises:
+        UserError: for an unknown rule, a model without a weight, or arrays that do not fit.
+    """
+    lists = ranked_lists(predictions)
+    if voting == "notebook" and counts is None:
+        raise UserError("the rule notebook needs the number of photos of each individual: give counts")
+    if weights is not None and set(weights) != set(predictions):
+        different = ", ".join(sorted(set(weights) ^ set(predictions)))
+        raise UserError(f"weights and predictions differ in {different}: give one weight to each model")
+    numbers = [1.0 if weights is None else weights[name] for name in predictions]
+    return count_votes(lists, voting, counts).predict(np.array(numbers))
+
+
+def fit_ranking_weights(
+    predictions: Mapping[str, np.ndarray],
+    truth: Sequence[str],
+    folds: Sequence,
+    individuals: Sequence[str] | None = None,
+    voting: str = "paper",
+    counts: Mapping[str, int] | None = None,
+    **how: object,
+) -> WeightReport:
+    """Fit the weights for `blend_rankings` to out-of-fold predictions.
+
+    Args:
+        predictions: `[n, k]` names of each model for the same n photos, best first, "" where there are fewer.
+        truth: `[n]` names, with `new_individual`.
+        folds: `[n]` fold of each photo, at least two different ones.
+        individuals: `[n]` individual on each photo, for the bootstrap; None: `truth`.
+        voting: a key of `voting.VOTES`.
+        counts: number of photos in the catalogue by name; needed for the rule `notebook`.
+        **how: of `fit_model_weights`, such as `min_gain`.
+
+    Returns:
+        the `WeightReport`; the column weight of its `models` has the weights.
+
+    Raises:
+        UserError: as `blend_rankings`; and if there is only one fold.
+    """
+    truth = check_truth(truth)
+    individuals = truth if individuals is None else np.asarray(individuals)
+    check_same_length(truth=truth, folds=folds, individuals=individuals, predictions=next(iter(predictions.values())))
+    votes = count_votes(ranked_lists(predictions), voting, counts)
+    return fit_model_weights(votes, truth.astype(str), np.asarray(folds), individuals, **how)
