@@ -104,7 +104,7 @@ bundle: .venv/.ready  ## bundle/: every wheel with its hash, for a station witho
 
 lock:  ## pin the requirements of settings.ini anew, with hashes
 	$(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install --quiet uv
-	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("settings.ini"); d = c["DEFAULT"]; print("\n".join(" ".join(d[k + "requirements"] for k in ("", "dev_", "kaggle_", "export_", "search_", "qdrant_", "slurm_", "postgres_", "tensorboard_", "heic_", "docs_")).split() + ["setuptools>=70.1"]))' \
+	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("settings.ini"); d = c["DEFAULT"]; print("\n".join(" ".join(d[k + "requirements"] for k in ("", "train_", "serve_", "study_", "notebooks_", "export_", "search_", "qdrant_", "postgres_", "track_", "heic_", "docs_", "dev_")).split() + ["setuptools>=70.1"]))' \
 	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements.lock
 	grep '^opencv-python==' requirements.lock | tr -d '\\' | sed 's/opencv-python/opencv-python-headless/' \
 	| .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes --no-annotate --no-header - -o requirements-headless.lock

@@ -11,7 +11,10 @@ root = Path(__file__).parent
 settings = ConfigParser(delimiters=["="])
 settings.read(root / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-extras = "dev kaggle export hub search qdrant slurm postgres tensorboard heic docs gpu jax-gpu".split()  # noqa: SIM905
+extras = {
+    key.removesuffix("_requirements"): value.split() for key, value in cfg.items() if key.endswith("_requirements")
+}
+extras["all"] = [*(each for name in cfg["all_extras"].split() for each in extras[name]), *extras["all"]]
 
 
 def without_outputs(text):
@@ -45,12 +48,21 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
-    classifiers=["Programming Language :: Python :: 3", f"Intended Audience :: {cfg['audience']}"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        f"Intended Audience :: {cfg['audience']}",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")),
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=f">={cfg['min_python']}",
     cmdclass={"build_py": BuildWithCopies},
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     package_data={
         cfg["lib_path"]: [
+            "py.typed",
             "catalogue/migrations/**/*",
             "demo/assets/*",
             "evaluation/assets/*",
@@ -61,7 +73,7 @@ setup(
         ]
     },
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in extras},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     long_description=(root / "README.md").read_text(encoding="utf-8") if (root / "README.md").exists() else "",
     long_description_content_type="text/markdown",

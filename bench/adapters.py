@@ -28,8 +28,8 @@ from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.demo.season import draw_season
 from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.networks.adapter_training import train_arcface
-from happywhale_nb.networks.card_encoder import CardEncoder
-from happywhale_nb.networks.keras_encoders import BATCH_SIZES, lite_card, lite_file, lite_function
+from happywhale_nb.networks.card_encoder import BATCH_SIZES, CardEncoder
+from happywhale_nb.networks.keras_encoders import lite_card, lite_file, lite_function
 from happywhale_nb.retrieval.adapter import KINDS
 from happywhale_nb.retrieval.adapters import (
     choose_adapter,

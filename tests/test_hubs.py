@@ -429,7 +429,7 @@ def test_without_pytorch_the_extra_is_named_and_its_size(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     repository(tmp_path / "hub", "BVRA/MegaDescriptor-T-224", config__json='{"architecture": "x"}')
     line = refused("megadescriptor-t-224", "--accept-licence", "--hub", tmp_path / "hub", "--to", tmp_path / "out")
-    assert "happywhale_nb[hub]" in line and "5.5 GB" in line
+    assert "happywhale_nb[hubs]" in line and "5.5 GB" in line
 
 
 def test_converted_file_that_differs_from_the_original_is_not_written(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def make_environment(folder):
         )
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    wanted, venv = [*settings["DEFAULT"]["hub_requirements"].split(), *BESIDES.split()], folder / "venv"
+    wanted, venv = [*settings["DEFAULT"]["hubs_requirements"].split(), *BESIDES.split()], folder / "venv"
     run(sys.executable, "-m", "venv", venv, cwd=folder)
     pip = (bin_of(venv) / "python", "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "30")
     try:

@@ -191,7 +191,7 @@ def relink(ctx, data_dir, photos, by_name, dry_run):
 @click.option("--to", "target", type=PATH, help="The data folder [data/happywhale].")
 @click.option("--competition", default=COMPETITION, show_default=True, help="The Kaggle competition.")
 def download_(target, competition):
-    """Download the competition's data with Kaggle's client, which is an extra: pip install 'happywhale_nb[kaggle]'.
+    """Download the competition's data with Kaggle's client, which is an extra: pip install 'happywhale_nb[study]'.
 
     \b
     Example: happywhale data download

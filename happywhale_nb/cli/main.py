@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from ..core.errors import UserError
+from ..core.errors import EXTRA_OF, UserError, not_installed
 from ..core.platforms import check_platform, lenient_console
 from ..core.quiet import quiet_tensorflow
 from ..workflow.registry import command_stages
@@ -95,6 +95,11 @@ class MainGroup(LazyGroup):
             return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXTRA_OF:
+                raise
+            click.echo(f"error: {not_installed(error, EXTRA_OF[error.name.partition('.')[0]])}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("\ninterrupted; run the same command again to resume", err=True)

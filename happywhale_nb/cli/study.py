@@ -16,6 +16,7 @@ import click
 
 from .options import PATH, json_option, parameters_option, renamed_option
 from ..core.artifacts import atomic
+from ..core.errors import require
 from ..core.paths import find_checkout, project_root
 from ..core.renamed import read_record
 from ..workflow.assets import find_study
@@ -109,6 +110,7 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     from happywhale_nb.workflow.study import plan_states, run_jobs, study_folders, study_jobs, study_notes
 
     began = time.time()
+    require("snakemake", "papermill")
     content = _read_content(study, dict(parameters))
     check = check_data(*study_folders(content, str(study or "study")))
     folder, jobs = study_jobs(content, str(study or "study"))
@@ -187,6 +189,7 @@ def demo(ctx, study, parameters):
     from happywhale_nb.demo.dataset import draw_demo
 
     file, folder = find_study(study), project_root() / "data" / "demo"
+    require("tensorflow", "snakemake", "papermill")  # before the drawing, which takes half a minute
     if not (folder / "train.csv").is_file():
         draw_demo(folder)
     ctx.invoke(run, study=file, parameters=(("data_dir", str(folder)), *parameters))

@@ -41,7 +41,7 @@ def kaggle_client() -> "KaggleApi":
             client = KaggleApi()
             client.authenticate()
     except ImportError:
-        raise UserError("Kaggle's client is not installed: pip install 'happywhale_nb[kaggle]'") from None
+        raise UserError("Kaggle's client is not installed: pip install 'happywhale_nb[study]'") from None
     except (OSError, ValueError) as error:
         raise UserError(f"Kaggle's credentials cannot be read: {error}") from None
     except SystemExit:

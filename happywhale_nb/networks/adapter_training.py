@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['SCALE', 'MARGIN', 'START', 'build_projection', 'train_arcface']
 
+# %% ../../nbs/lib/networks/adapter_training.ipynb #adapter_training-02-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/adapter_training.ipynb #adapter_training-02
 from collections.abc import Sequence
 

@@ -7,6 +7,11 @@ __all__ = ['BACKBONES', 'small_resnet', 'basic_cnn', 'small_efficientnet', 'Caff
            'swin', 'Position', 'vit', 'feature_maps', 'backbone_layers', 'copy_weights', 'freeze_norms', 'freeze_early',
            'cost']
 
+# %% ../../nbs/lib/networks/backbones.ipynb #backbones-02-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/backbones.ipynb #backbones-02
 import math
 from collections.abc import Callable, Sequence

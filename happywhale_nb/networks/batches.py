@@ -6,6 +6,11 @@
 __all__ = ['OPERATIONS', 'epoch_orders', 'portion', 'draw_crops', 'scaled_down', 'Augmenter', 'augmented', 'BatchReader',
            'training_batches']
 
+# %% ../../nbs/lib/networks/batches.ipynb #batches-02-needs
+from ..core.errors import require
+
+require("keras", "tensorflow")
+
 # %% ../../nbs/lib/networks/batches.ipynb #batches-02
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

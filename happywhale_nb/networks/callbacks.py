@@ -7,6 +7,11 @@ __all__ = ['plain_metrics', 'seed_generators', 'TrainingState', 'Checkpoint', 'D
            'progress_line', 'pace', 'ProgressBar', 'TrainingCallback', 'Snapshots', 'Patience', 'EarlyStop',
            'TensorBoard', 'Unfinished', 'Deadline']
 
+# %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-02-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/callbacks.ipynb #callbacks-02
 import sys
 import time
@@ -474,7 +479,7 @@ class TensorBoard(TrainingCallback):
         try:
             from tensorboard.summary import Writer
         except ImportError:
-            raise UserError("tensorboard is not installed: pip install 'happywhale_nb[tensorboard]'") from None
+            raise UserError("tensorboard is not installed: pip install 'happywhale_nb[track]'") from None
         self.writer = Writer(str(folder)) if folder else None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

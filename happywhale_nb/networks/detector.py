@@ -4,12 +4,17 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'STORED_SIDE', 'Tensor', 'BoxFromCells', 'build_detector', 'box_loss', 'random_windows', 'detector_batches',
-           'train_detector', 'mirror_averaged', 'detector_input', 'box_table', 'detect_boxes', 'whole_photos',
-           'boxed_photos', 'evaluate_detector', 'read_detector', 'own_card', 'OwnDetector', 'write_own_boxes',
-           'learn_detector']
+           'train_detector', 'mirror_averaged', 'detector_input', 'detector_function', 'box_table', 'detect_boxes',
+           'whole_photos', 'boxed_photos', 'evaluate_detector', 'read_detector', 'own_card', 'OwnDetector',
+           'write_own_boxes', 'learn_detector']
+
+# %% ../../nbs/lib/networks/detector.ipynb #detector-02-needs
+from ..core.errors import require
+
+require("keras", "tensorflow")
 
 # %% ../../nbs/lib/networks/detector.ipynb #detector-02
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -35,9 +40,10 @@ from ..imaging.augmentation_passes import warp
 from ..imaging.augmentation_recipes import RECIPES
 from ..imaging.crops import load_crop, load_crops
 from ..imaging.photo import photo_size
+from .card_encoder import run_padded
 from .detector_card import DetectorCard
 from .detectors import DETECTED, detector_fingerprint, file_sha256
-from .devices import compiled, seeded
+from .devices import compiled, grow_gpu_memory, seeded
 from .folder_boxes import unboxed_paths
 from .schedules import WarmupCosine
 
@@ -244,6 +250,22 @@ def detector_input(photos: np.ndarray) -> np.ndarray:
     """
     return tf.image.resize(tf.cast(photos, tf.float32), (SIDE, SIDE), antialias=True).numpy()
 
+# %% ../../nbs/lib/networks/detector.ipynb #detector-40
+def detector_function(detector: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Make the function that runs a detector on batches of any size.
+
+    Args:
+        detector: a model of `detector.build_detector`.
+
+    Returns:
+        A function from whole photos `[n, s, s, 3]` to boxes and spreads `[n, 5]` (see `detector.box_table`).
+    """
+    network = mirror_averaged(detector)
+    if keras.backend.backend() != "tensorflow":
+        return lambda photos: run_padded(network.predict_on_batch, detector_input(photos))
+    traced = tf.function(network, input_signature=[tf.TensorSpec((None, SIDE, SIDE, 3))])  # traced once for all n
+    return lambda photos: traced(detector_input(photos)).numpy()
+
 # %% ../../nbs/lib/networks/detector.ipynb #detector-17a
 def box_table(detections: np.ndarray) -> pd.DataFrame:
     """Convert a detector's output to a table.
@@ -407,6 +429,7 @@ class OwnDetector:
     """
 
     def __init__(self, path: Path | str) -> None:
+        grow_gpu_memory()
         self.model, self.card = read_detector(path), own_card(path)
         self.fingerprint = detector_fingerprint(self.card)
 

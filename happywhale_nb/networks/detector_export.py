@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['reduction_matrix', 'detector_network', 'export_card', 'export_detector', 'with_probe']
 
+# %% ../../nbs/lib/networks/detector_export.ipynb #detector_export-02-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/detector_export.ipynb #detector_export-02
 import shutil
 import tempfile

@@ -157,7 +157,7 @@ def open_session(path: Path | str) -> object:
     Raises:
         UserError: if ONNX Runtime is not installed, or the file is missing, not ONNX, or has another input.
     """
-    runtime = import_optional("onnxruntime", "export")
+    runtime = import_optional("onnxruntime", "serve")
     if not Path(path).is_file():
         raise UserError(f"there is no detector {path}")
     options = runtime.SessionOptions()

@@ -5,8 +5,13 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'Device', 'hide_gpus_from_tensorflow', 'detect_device', 'best_precision', 'process_count',
            'init_processes', 'process_index', 'is_main', 'barrier', 'assert_same', 'shutdown', 'undistributed',
-           'local_copy', 'replicas', 'prepare', 'device_line', 'compiled', 'accelerated', 'seeded', 'first_line',
-           'require_tensorflow']
+           'local_copy', 'replicas', 'prepare', 'device_line', 'compiled', 'accelerated', 'seeded', 'grow_gpu_memory',
+           'first_line', 'require_tensorflow']
+
+# %% ../../nbs/lib/networks/devices.ipynb #devices-02-needs
+from ..core.errors import require
+
+require("keras", "tensorflow")
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-02
 import contextlib
@@ -342,6 +347,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+# %% ../../nbs/lib/networks/devices.ipynb #devices-37
+def grow_gpu_memory() -> None:
+    """Let TensorFlow allocate a GPU's memory as needed, not all of it; no effect after its first use of the GPU."""
+    if keras.backend.backend() == "tensorflow":
+        for gpu in tf.config.list_physical_devices("GPU"):
+            try:
+                tf.config.experimental.set_memory_growth(gpu, True)
+            except RuntimeError:
+                return  # the GPU is already in use by this process
 
 # %% ../../nbs/lib/networks/devices.ipynb #devices-24
 def first_line(devices: int = 0) -> str:

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['STAGES', 'SCALES', 'lite_blocks', 'efficientnet_lite', 'lite_checkpoint', 'load_lite_weights']
 
+# %% ../../nbs/lib/networks/efficientnet_lite.ipynb #efficientnet_lite-03-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/efficientnet_lite.ipynb #efficientnet_lite-03
 import importlib.util
 import math

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Result', 'next_batch', 'run_joined', 'WaitingRoom', 'resolve_futures', 'serve_jobs', 'NetworkThread',
-           'detector_function', 'grow_gpu_memory', 'CroppingEncoder', 'LoadedEncoder', 'photo_boxes', 'Embedder',
-           'embed_folder', 'table_card']
+           'CroppingEncoder', 'LoadedEncoder', 'photo_boxes', 'Embedder', 'embed_folder', 'table_card']
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-02
 import queue
@@ -16,12 +15,10 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from ..core.errors import Busy, UserError
 from ..core.progress import bar
@@ -30,11 +27,10 @@ from ..data.boxes import BOX, BOX_COLUMNS
 from ..data.parts import split_path
 from ..imaging.crops import load_crop
 from ..imaging.photo import photo_size
-from .detector import SIDE, STORED_SIDE, box_table, detector_input, mirror_averaged
+from .card_encoder import BATCH_SIZES
 from .detectors import DETECTED, best_boxes, open_detector
 from .encoder_card import EncoderCard, files_digest, read_card, write_card
 from .encoders import Encoder, open_encoder
-from .keras_encoders import BATCH_SIZES, run_padded
 from happywhale_nb.networks.loading import (
     DETECTOR,
     boxes_and_frames,
@@ -46,6 +42,9 @@ from happywhale_nb.networks.loading import (
 from .presets import used_preset
 from ..retrieval.embeddings import Embeddings, image_embeddings, write_embeddings
 from ..retrieval.vectors import unit_length
+
+if TYPE_CHECKING:
+    import keras
 
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-05
 def next_batch(jobs: queue.SimpleQueue, first: tuple) -> tuple[list[tuple], list[tuple | None]]:
@@ -217,32 +216,6 @@ class NetworkThread:
         self.batches += 1
         return run_joined(self.run, crops)
 
-# %% ../../nbs/lib/networks/embedder.ipynb #embedder-15
-def detector_function(detector: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """Make the function that runs a detector on batches of any size.
-
-    Args:
-        detector: a model of `detector.build_detector`.
-
-    Returns:
-        A function from whole photos `[n, s, s, 3]` to boxes and spreads `[n, 5]` (see `detector.box_table`).
-    """
-    network = mirror_averaged(detector)
-    if keras.backend.backend() != "tensorflow":
-        return lambda photos: run_padded(network.predict_on_batch, detector_input(photos))
-    traced = tf.function(network, input_signature=[tf.TensorSpec((None, SIDE, SIDE, 3))])  # traced once for all n
-    return lambda photos: traced(detector_input(photos)).numpy()
-
-
-def grow_gpu_memory() -> None:
-    """Let TensorFlow allocate a GPU's memory as needed, not all of it; no effect after its first use of the GPU."""
-    if keras.backend.backend() == "tensorflow":
-        for gpu in tf.config.list_physical_devices("GPU"):
-            try:
-                tf.config.experimental.set_memory_growth(gpu, True)
-            except RuntimeError:
-                return  # the GPU is already in use by this process
-
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-18a
 class CroppingEncoder:
     """An encoder that crops photos as in its training.
@@ -316,6 +289,8 @@ def _start_detector(detector, limit):
         return None
     if not hasattr(detector, "model"):
         return NetworkThread(lambda pixels: pixels, limit)
+    from happywhale_nb.networks.detector import STORED_SIDE, detector_function  # here: they need Keras
+
     detect = detector_function(detector.model)
     detect(np.zeros((1, STORED_SIDE, STORED_SIDE, 3), np.float32))
     return NetworkThread(detect, limit)
@@ -340,7 +315,6 @@ class LoadedEncoder(CroppingEncoder):
     def __init__(
         self, encoder: Encoder | Path | str, detector: Path | str | None = None, limit: int = 256
     ) -> None:
-        grow_gpu_memory()
         super().__init__(encoder)
         self.detector = open_detector(detector) if detector else None
         self._decoders = ThreadPoolExecutor(thread_count(), "decode")
@@ -363,7 +337,7 @@ class LoadedEncoder(CroppingEncoder):
             return self.thread.do(function)
 
     @property
-    def model(self) -> keras.Model:
+    def model(self) -> "keras.Model":
         """The Keras network of a study's model, for Grad-CAM.
 
         Raises:
@@ -392,6 +366,8 @@ def photo_boxes(paths: Sequence[Path | str], detections: np.ndarray) -> pd.DataF
         Table of `boxes.BOX_COLUMNS` and part, with the source `DETECTOR`, in pixels of the upright photos. The part is
         "" outside a data folder.
     """
+    from happywhale_nb.networks.detector import box_table  # here: it needs Keras
+
     table = box_table(detections)
     sizes = np.array([photo_size(path) for path in paths], float).reshape(-1, 2)
     table[BOX] = np.round(table[BOX].to_numpy(float) * np.tile(sizes, 2), 1)
@@ -401,6 +377,8 @@ def photo_boxes(paths: Sequence[Path | str], detections: np.ndarray) -> pd.DataF
 # %% ../../nbs/lib/networks/embedder.ipynb #embedder-19a
 def _detections(thread, decoders, paths):
     """Run a detector's thread on photos; return `[n, 5]` of `detector_function`. `decoders` is an executor."""
+    from happywhale_nb.networks.detector import STORED_SIDE  # here: it needs Keras
+
     outputs, decode = [np.empty((0, 5), np.float32)], lambda path: load_crop(path, STORED_SIDE)
     with closing(read_ahead(decode, paths, BATCH_SIZES[-1], decoders)) as photos:
         for start in range(0, len(paths), BATCH_SIZES[-1]):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
-from .card_encoder import CardEncoder, Encoder
+from .card_encoder import BATCH_SIZES, CardEncoder, Encoder
 from happywhale_nb.networks.encoder_card import (
     CARD,
     TRAINED,
@@ -157,7 +157,7 @@ def _card_encoder(file, card, folder):
     if file.suffix == ".keras":
         return _as_card(_fold_encoder(file), card, folder)
     if file.suffix == ".pth":
-        from happywhale_nb.networks.keras_encoders import BATCH_SIZES, lite_function, lite_runtime
+        from happywhale_nb.networks.keras_encoders import lite_function, lite_runtime
 
         run = lite_function(file, card, runtime := lite_runtime())
         batch_sizes = BATCH_SIZES if runtime == "keras" else batch_sizes

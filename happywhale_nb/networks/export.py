@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['FORMATS', 'exportable', 'export_encoder', 'export_model']
 
+# %% ../../nbs/lib/networks/export.ipynb #export-02-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/export.ipynb #export-02
 import shutil
 from collections.abc import Sequence

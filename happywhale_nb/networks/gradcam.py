@@ -7,6 +7,11 @@ __all__ = ['COLOURS', 'PROBES', 'OPACITY', 'feature_layers', 'last_feature_layer
            'weighted_sum', 'enlarge_maps', 'crop_batches', 'TracedModel', 'Probe', 'after_adapter', 'grad_cam',
            'similarity_cam', 'overlay', 'match_heat', 'heat_png']
 
+# %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-02-needs
+from ..core.errors import require
+
+require("keras", "tensorflow")
+
 # %% ../../nbs/lib/networks/gradcam.ipynb #gradcam-02
 import difflib
 from collections.abc import Callable, Iterator, Mapping

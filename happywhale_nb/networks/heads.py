@@ -6,6 +6,11 @@
 __all__ = ['GeM', 'Parts', 'neck', 'unit_parts', 'CosineClassifier', 'SoftmaxClassifier', 'add_angular_margin', 'ArcFaceLoss',
            'SoftmaxLoss', 'accuracy', 'top5']
 
+# %% ../../nbs/lib/networks/heads.ipynb #heads-02-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/heads.ipynb #heads-02
 from collections.abc import Collection
 from functools import partial

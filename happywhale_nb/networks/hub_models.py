@@ -219,7 +219,7 @@ def transformers_network(config: Mapping, tensors: Mapping[str, "torch.Tensor"])
         from transformers import AutoModel
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
-        raise not_installed(error, "hub") from None
+        raise not_installed(error, "hubs") from None
 
     disable_progress_bar()
     with _weights_folder(tensors, config) as folder:
@@ -353,7 +353,7 @@ def write_onnx(network: "torch.nn.Module", card: EncoderCard, path: Path | str) 
         with quiet_logger("torch.onnx"):
             torch.onnx.export(network, (sample,), str(path), **options, **names)
     except ImportError as error:
-        raise not_installed(error, "hub") from None
+        raise not_installed(error, "hubs") from None
     except Exception as error:  # exporters raise exceptions of any type
         raise UserError(f"{card.name} cannot be converted to ONNX ({_first_line(error)})") from None
 
@@ -506,7 +506,7 @@ def _need_torch():
         import torch
         import torchvision
     except ImportError as error:
-        raise UserError(f"{not_installed(error, 'hub')} (5.5 GB)") from None
+        raise UserError(f"{not_installed(error, 'hubs')} (5.5 GB)") from None
     return torch, timm, torchvision, safetensors
 
 

@@ -172,7 +172,7 @@ def remote_repository(source: HubSource) -> Repository:
     try:
         from huggingface_hub import constants, hf_hub_download
     except ImportError:
-        raise UserError("the hub's client is not installed: pip install 'happywhale_nb[hub]'") from None
+        raise UserError("the hub's client is not installed: pip install 'happywhale_nb[hubs]'") from None
 
     def find(name):
         try:

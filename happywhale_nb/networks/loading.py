@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import pandas as pd
 
-from ..core.errors import UserError
+from ..core.errors import UserError, require
 from ..core.renamed import ADDED, read_record
 from ..data.boxes import BOX, BOX_COLUMNS, CropMix, read_boxes
 from ..data.dataset import read_dataset
@@ -24,11 +24,13 @@ from ..data.formats import photos_in
 from ..data.left_out import left_out_lines
 from ..data.parts import split_path
 from ..imaging.crops import LOSSLESS, decode_crop, encode_crop, load_crop
-from . import backbones, heads  # noqa: F401 - register the layers that a stored model names
 from .presets import Preset, used_preset
 
+if TYPE_CHECKING:
+    import keras
+
 # %% ../../nbs/lib/networks/loading.ipynb #loading-05
-def read_model(path: Path | str) -> tuple[keras.Model, dict]:
+def read_model(path: Path | str) -> tuple["keras.Model", dict]:
     """Read a fold's model without running code from its file.
 
     Args:
@@ -44,7 +46,7 @@ def read_model(path: Path | str) -> tuple[keras.Model, dict]:
     return load_model(path), record
 
 
-def load_model(path: Path | str) -> keras.Model:
+def load_model(path: Path | str) -> "keras.Model":
     """Read a model of this project without running code from its file; the project's layers are known.
 
     Args:
@@ -59,6 +61,11 @@ def load_model(path: Path | str) -> keras.Model:
     path = Path(path)
     if not path.is_file() or path.suffix != ".keras":
         raise UserError(f"there is no model {path}: name a model.keras of outputs/<study>/<model>/fold<k>/")
+    require("keras")
+    import keras
+
+    from happywhale_nb.networks import backbones, heads  # noqa: F401 - register the layers that a stored model names
+
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a file that is not a model can raise any exception

@@ -7,6 +7,11 @@ __all__ = ['SPECIES_SCALE', 'OWN', 'build_network', 'inference_model', 'create_m
            'compile_trainer', 'mirror_axis', 'embedding_averages', 'build_encoder', 'embed', 'embed_views',
            'load_trained', 'library_versions', 'class_centres']
 
+# %% ../../nbs/lib/networks/model.ipynb #model-02-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/model.ipynb #model-02
 import weakref
 from collections.abc import Sequence

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['LAYERS', 'openvino_model', 'openvino_function']
 
+# %% ../../nbs/lib/networks/openvino_layers.ipynb #openvino_layers-03-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/openvino_layers.ipynb #openvino_layers-03
 from collections.abc import Callable
 

@@ -243,7 +243,7 @@ def load_graph(path: Path | str, runtime: str = "", card: EncoderCard | None = N
         try:
             return lookup(RUNTIMES, name, "runtime")(path, card)
         except ImportError as error:
-            faults.insert(0, not_installed(error, "export"))
+            faults.insert(0, not_installed(error, "export" if name == "openvino" else "serve"))
         except UserError:
             raise
         except Exception as error:  # each runtime has its own exceptions

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['LOWEST', 'RATE_PER_PHOTO', 'WarmupCosine', 'WarmupExponential', 'TwoRateAdamW']
 
+# %% ../../nbs/lib/networks/schedules.ipynb #schedules-03-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/schedules.ipynb #schedules-03
 import math
 

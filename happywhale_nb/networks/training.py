@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'TrainingOptions', 'Samples', 'build_targets', 'TrainingData', 'fit_network', 'readable_errors', 'train']
 
+# %% ../../nbs/lib/networks/training.ipynb #training-02-needs
+from ..core.errors import require
+
+require("keras")
+
 # %% ../../nbs/lib/networks/training.ipynb #training-02
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

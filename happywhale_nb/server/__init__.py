@@ -1,0 +1,3 @@
+from ..core.errors import require
+
+require("fastapi", "uvicorn", "limits")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.artifacts import atomic
-from ..core.errors import UserError
+from ..core.errors import UserError, require
 from ..core.paths import project_root
 from ..core.platforms import rename_patiently
 from ..core.progress import text_only
@@ -217,8 +217,10 @@ def run_notebook(notebook: Path | str, output: Path | str, values: Mapping) -> N
         values: parameters, name → value.
 
     Raises:
-        UserError: if a cell fails, with its message and the path of the partly executed notebook.
+        UserError: if a cell fails, with its message and the path of the partly executed notebook; if papermill is not
+            installed.
     """
+    require("papermill", "nbformat")
     with _without_grammars():  # here and not above: it takes a second to import, and most calls do not need it
         import nbformat
         import papermill
@@ -226,8 +228,12 @@ def run_notebook(notebook: Path | str, output: Path | str, values: Mapping) -> N
 
     output = own_output(Path(output))
     failed, log = output.with_suffix(".failed.ipynb"), output.with_suffix(".log")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without TensorFlow's start messages in the notebook
-    with text_only(), atomic(output) as temporary, _stderr_of_children(temporary.with_suffix(".log")) as terminal:
+    with (
+        _without_start_messages(),
+        text_only(),
+        atomic(output) as temporary,
+        _stderr_of_children(temporary.with_suffix(".log")) as terminal,
+    ):
         try:
             _execute(notebook, temporary, values, terminal)
             nbformat.write(collapse_bars(nbformat.read(temporary, as_version=4)), temporary)
@@ -259,6 +265,19 @@ def _several():
     return os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", "1") not in ("", "1")
 
 # %% ../../nbs/lib/workflow/notebooks.ipynb #notebooks-19a
+@contextmanager
+def _without_start_messages():
+    """Kernels started in this block print no start messages of TensorFlow, unless the environment asks for them."""
+    name = "TF_CPP_MIN_LOG_LEVEL"
+    added = name not in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if added:
+            os.environ.pop(name, None)
+
+
 def _execute(notebook, target, values, terminal):
     """Run `notebook` by papermill, the executed copy to `target`, bars to the open file `terminal`."""
     import papermill
