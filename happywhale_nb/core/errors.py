@@ -55,7 +55,7 @@ def lookup(table: Mapping[str, Value], name: str, noun: str) -> Value:
 EXTRA_OF = {  # package, as it is imported → the extra that installs it
     **dict.fromkeys(("tensorflow", "keras", "h5py"), "train"),
     **dict.fromkeys(("sqlalchemy", "alembic", "fastapi", "uvicorn", "limits", "onnxruntime"), "serve"),
-    **dict.fromkeys(("snakemake", "papermill", "nbformat", "nbclient", "kaggle"), "study"),
+    **dict.fromkeys(("snakemake", "papermill", "nbformat", "nbclient", "kaggle", "requests"), "study"),
     **dict.fromkeys(("jupyterlab", "ipywidgets", "IPython"), "notebooks"),
     **dict.fromkeys(("openvino", "onnx", "tf2onnx"), "export"),
 }

@@ -227,6 +227,8 @@ def backend_finding(backend: str) -> Diagnosis:
     if backend not in EXTRAS:
         remedy = f"set KERAS_BACKEND (or ~/.keras/keras.json): {' or '.join(EXTRAS)}"
         return Diagnosis("backend", f"{backend!r}", remedy)
+    if find_spec("keras") is None:
+        return Diagnosis("backend", "no Keras; what trains networks needs `pip install 'happywhale_nb[train]'`")
     if find_spec(backend) is None:
         return Diagnosis("backend", f"{backend} is not installed", f"`pip install {backend}`, or unset KERAS_BACKEND")
     return Diagnosis("backend", backend)
