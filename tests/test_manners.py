@@ -1,0 +1,292 @@
+"""What engineers expect of a library: scikit-learn's manners, arguments that are checked, extras that are named."""
+
+import re
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import happywhale_nb
+from happywhale_nb.core.errors import EXTRA_OF, MissingExtra, UserError, require
+from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, make_folds
+from happywhale_nb.data.splitters import GallerySplit
+from happywhale_nb.ensemble.blending import blend_rankings
+from happywhale_nb.retrieval.adapters import EmbeddingAdapter
+from happywhale_nb.retrieval.calibration import CandidateProbabilities, TopOneCalibrator
+from happywhale_nb.retrieval.conformal import CandidateSets, CoverageWarning
+from happywhale_nb.retrieval.gallery import Gallery
+from happywhale_nb.retrieval.identifier import calibrate
+from happywhale_nb.retrieval.knn import KNNHead
+from happywhale_nb.retrieval.local_features import Fusion
+from happywhale_nb.retrieval.metrics import classification_metrics, map_at_5, map_at_5_scorer
+from happywhale_nb.retrieval.open_set import estimate_prior_new, fit_threshold, rank_new, threshold_for_fraction
+from happywhale_nb.retrieval.vectors import unit_length, unit_rows
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def known(rng):
+    """Vectors of thirty individuals, four photographs each, in a random order, and their numbers."""
+    who = rng.permutation(np.repeat(np.arange(30), 4))
+    return rng.standard_normal((30, 16))[who] + 0.9 * rng.standard_normal((120, 16)), who
+
+
+@pytest.mark.parametrize("kind", [int, str, float, object, np.uint8])
+def test_rank_and_predict_give_labels_of_the_dtype_of_y_and_pad_with_nobody(known, kind):
+    X, who = known
+    y = np.array([f"w{i}" for i in who], object) if kind is object else who.astype(kind)
+    head = KNNHead().fit(X, y)
+    ids, scores = head.rank(X[:5], 40)
+    assert ids.dtype == head.classes_.dtype == head.predict(X[:5]).dtype
+    assert (ids[:, 0] == y[:5]).all() and np.isneginf(scores[:, 30:]).all()
+    assert not np.isin(ids[:, 30:], head.classes_).any()
+    assert map_at_5(y[:5], ids[:, 30:]) == 0
+    assert map_at_5(y[:5], ids) == 1
+
+
+@pytest.mark.parametrize("aggregate", ["max", "vote", "softmax_sum"])
+def test_decision_function_and_probabilities_have_the_order_of_the_ranking(known, aggregate):
+    X, y = known
+    head = KNNHead(20, aggregate).fit(X[:90], y[:90])
+    ids, scores = head.rank(X[90:])
+    for values in (head.decision_function(X[90:]), head.predict_proba(X[90:])):
+        best = head.classes_[np.argsort(-values, axis=1, kind="stable")[:, :5]]
+        assert (best == ids)[np.isfinite(scores)].all()
+    np.testing.assert_allclose(head.predict_proba(X[90:]).sum(axis=1), 1)
+
+
+def test_calibrate_makes_the_probabilities_of_the_truth_likelier(known):
+    X, y = known
+    part = np.arange(120) % 4
+    head = KNNHead(temperature=0.005).fit(X[part < 2], y[part < 2])
+    there = np.isin(y, head.classes_)
+    ask, judge = (part == 2) & there, (part == 3) & there
+    rows, codes = np.arange(judge.sum()), np.searchsorted(head.classes_, y[judge])
+    before = np.log(head.predict_proba(X[judge])[rows, codes]).mean()
+    after = np.log(head.calibrate(X[ask], y[ask]).predict_proba(X[judge])[rows, codes]).mean()
+    assert after > before
+    with pytest.raises(UserError, match=r"y\[0\]=99 is not in the gallery"):
+        head.calibrate(X[:1], [99])
+
+
+def test_a_head_keeps_the_names_of_columns_and_refuses_others(known):
+    X, y = known
+    frame = pd.DataFrame(X).rename(columns=str)
+    head = KNNHead().fit(frame, y)
+    assert head.feature_names_in_.tolist() == list(frame)
+    with pytest.raises(ValueError, match="feature names should match"):
+        head.predict(frame[frame.columns[::-1]])
+
+
+def test_scorer_is_map_at_5_in_cross_validation_with_numbers_and_text(known):
+    X, y = known
+    cv = GallerySplit("stratified", 3)
+    found = {kind: cross_val_score(KNNHead(), X, y.astype(kind), scoring=map_at_5_scorer, cv=cv) for kind in (int, str)}
+    np.testing.assert_array_equal(found[int], found[str])
+    by_hand = [map_at_5(y[q], KNNHead().fit(X[g], y[g]).rank(X[q])[0]) for g, q in cv.split(X, y)]
+    np.testing.assert_allclose(found[int], by_hand)
+    pipeline = make_pipeline(StandardScaler(), KNNHead())
+    search = GridSearchCV(pipeline, {"knnhead__n_neighbors": [1, 20]}, scoring=map_at_5_scorer, cv=cv).fit(X, y)
+    assert 0 < search.best_score_ <= 1
+    theirs = KNeighborsClassifier(1).fit(X, y)
+    assert map_at_5_scorer(theirs, X, y) == 1
+
+
+@pytest.mark.parametrize("split", ["stratified", "open:0.3", "disjoint", "similar", "encounter", "time", "place"])
+def test_gallery_split_counts_the_rows_as_they_are_given(known, split):
+    X, y = known
+    kind = split.split(":")[0]
+    groups = {"similar": y // 2, "encounter": np.arange(120) // 2, "time": pd.date_range("2020-01-01", periods=120)}
+    groups = (groups | {"place": np.array(list("abcdefgh"))[y % 8]}).get(kind)
+    table = pd.DataFrame({"image": [f"{i:09}" for i in range(120)], "individual_id": y, "species": ""})
+    found = list(GallerySplit(split, 3).split(X, y, groups))
+    assert len(found) == GallerySplit(split, 3).get_n_splits() == 3
+    for gallery, query in found:
+        assert not set(gallery) & set(query) and (np.diff(gallery) > 0).all()
+        if kind == "disjoint":
+            assert not set(y[gallery]) & set(y[query])
+        if kind == "open":
+            assert set(y[query]) - set(y[gallery])
+        if kind in ("similar", "encounter", "place"):
+            assert not set(np.asarray(groups)[gallery]) & set(np.asarray(groups)[query])
+        if kind == "time":
+            assert groups[gallery].max() < groups[query].min()
+    if kind in ("stratified", "open", "disjoint"):  # the same folds as those of the table, whatever its order
+        shuffled = table.sample(frac=1, random_state=1)
+        folds = make_folds(shuffled, 3, split=split)
+        for number, (gallery, _) in zip(fold_numbers(folds), found, strict=True):
+            names = folds["image"][gallery_and_queries(folds, number)[0]].astype(int)
+            assert sorted(names) == gallery.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"individual_id": [None, "a", "b"]}, "individual_id of x is missing (1 such rows)"),
+        ({"image": ["x", "x", "z"]}, "x is in the table twice"),
+        ({"species": None}, "no column 'species'"),
+    ],
+)
+def test_make_folds_of_a_table_that_cannot_be_split_is_refused(change, said):
+    table = pd.DataFrame({"image": list("xyz"), "individual_id": list("aab"), "species": "orca"})
+    for name, values in change.items():
+        table = table.drop(columns=name) if values is None else table.assign(**{name: values})
+    with pytest.raises(UserError, match=re.escape(said)):
+        make_folds(table, 2)
+
+
+@pytest.mark.parametrize(
+    ("truth", "predictions", "said"),
+    [
+        (["7"], [[7]], "truth holds text, predictions numbers"),
+        (np.array([7], object), np.array([["7"]], object), "truth holds numbers, predictions text"),
+        ([b"a"], [["a"]], "truth holds bytes, predictions text"),
+        (["a"], ["a"], "give [n], and [n, m]"),
+        (["a"], [[]], "with m from 1"),
+        (["a", ""], [["a"], ["b"]], "truth[1] is missing"),
+        ([1.0, np.nan], [[1.0], [2.0]], "truth[1] is missing"),
+        (["a", "b"], [["a"]], "2 truths for 1 rows"),
+    ],
+)
+def test_metrics_refuse_what_could_only_score_zero(truth, predictions, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        map_at_5(truth, predictions)
+
+
+def test_macro_f1_is_over_the_classes_of_the_truth_or_of_both():
+    truth, first = ["a", "a", "b"], ["a", "a", "c"]
+    assert classification_metrics(truth, first)["macro_f1"] == 0.5
+    assert classification_metrics(truth, first, classes="both")["macro_f1"] == pytest.approx(1 / 3)
+    with pytest.raises(UserError, match="unknown choice of classes 'all'"):
+        classification_metrics(truth, first, classes="all")
+
+
+def test_estimators_have_a_repr_are_cloned_and_say_when_they_are_not_fitted():
+    vectors, ids, scores = np.eye(3), [["a", "b"]], [[0.9, 0.5]]
+    asked = {
+        KNNHead(7): lambda e: e.rank(vectors),
+        CandidateSets(0.2): lambda e: e.predict(ids, scores, 0.5),
+        TopOneCalibrator("isotonic"): lambda e: e.predict(scores),
+        EmbeddingAdapter("lda"): lambda e: e.transform(vectors),
+        Fusion(): lambda e: e.probabilities(None),
+    }
+    for estimator, ask in asked.items():
+        copy = clone(estimator)
+        assert repr(copy) == repr(estimator) and copy.get_params() == estimator.get_params()
+        with pytest.raises(NotFittedError):
+            ask(copy)
+    assert clone(CandidateProbabilities(bend=2.0)).bend == 2
+    for ask in (lambda g: g.rank(vectors), lambda g: g.extend(vectors, ["a"] * 3), lambda g: g.under()):
+        with pytest.raises(NotFittedError, match="call fit first"):
+            ask(Gallery())
+
+
+WRONG = {
+    "n_neighbors='a'": lambda X, y: KNNHead("a").fit(X, y),
+    "n_neighbors=0": lambda X, y: KNNHead(0).fit(X, y),
+    "temperature=nan": lambda X, y: KNNHead(temperature=np.nan).fit(X, y),
+    "n_ranked=0": lambda X, y: KNNHead().fit(X, y).rank(X, 0),
+    "y[0] is ''": lambda X, y: KNNHead().fit(X[:2], ["", "a"]),
+    "alpha=2": lambda X, y: CandidateSets(2).fit([["a"]], [[0.5]], 0.4, ["a"]),
+    "min_rows=0": lambda X, y: CandidateSets(min_rows=0).fit([["a"]], [[0.5]], 0.4, ["a"]),
+    "scores[0, 0] is nan": lambda X, y: CandidateSets().fit([["a"]], [[np.nan]], 0.4, ["a"]),
+    "scores[0, 1] is nan": lambda X, y: TopOneCalibrator().fit([[0.5, np.nan]], [True]),
+    "method='best'": lambda X, y: TopOneCalibrator("best").fit([[0.5, 0.4]], [True]),
+    "prior_new=1.5": lambda X, y: fit_threshold([["a"] * 5], [[0.5] * 5], ["a"], 1.5),
+    "fraction_new=2": lambda X, y: threshold_for_fraction([[0.5]], 2),
+    "queries[0, 0] is inf": lambda X, y: estimate_prior_new([[0.5]], ["a"], [[np.inf]]),
+    "ids have the shape [1, 2]": lambda X, y: rank_new([["a", "b"]], [[0.5]], 0.4),
+    "temperature=0": lambda X, y: CandidateProbabilities(0).predict([["a"]], [[0.5]], 0.4),
+    "n_splits=1": lambda X, y: list(GallerySplit(n_splits=1).split(X, y)),
+    "split 'random' is not known": lambda X, y: list(GallerySplit("random").split(X, y)),
+    "weights and predictions differ in b": lambda X, y: blend_rankings({"a": [["x"]]}, {"a": 1, "b": 1}),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_wrong_argument_is_named_with_its_value(known, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        WRONG[said](*known)
+    assert isinstance(refused.value, UserError) and "\n" not in str(refused.value)
+
+
+def test_no_queries_get_no_answers_from_any_method(known):
+    X, y = known
+    head, none = KNNHead().fit(X, y), np.empty((0, 16))
+    assert head.predict(none).shape == (0,) and head.predict_proba(none).shape == (0, 30)
+    assert head.decision_function(none).shape == (0, 30) and head.rank(none)[0].shape == (0, 5)
+    assert [part.shape for part in head.kneighbors(none)] == [(0, 50)] * 2
+
+
+def test_a_promise_that_ends_is_told(rng):
+    ids = np.array([[f"w{i}" for i in range(5)]] * 200)
+    scores = -np.sort(-rng.random((200, 5)), axis=1)
+    truth = np.where(rng.random(200) < 0.4, "w0", "nobody here")
+    with pytest.warns(CoverageWarning, match="90% cannot be promised"):
+        CandidateSets().fit(ids, scores, -1.0, truth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CandidateSets().fit(ids, scores, -1.0, np.full(200, "w0"))
+    X, who = rng.standard_normal((240, 8)), np.repeat(np.arange(60), 4).astype(str)
+    with pytest.warns(CoverageWarning, match="no short list can be promised"):
+        calibrate(X, who)
+
+
+def test_vectors_of_any_length_have_a_direction():
+    tiny, huge = np.array([[3e-30, 4e-30]]), np.array([[3e300, 4e300]])
+    for rows in (tiny, huge, tiny.astype(np.float32), np.array([[3e-320, 4e-320]])):
+        np.testing.assert_allclose(unit_length(rows)[0], [[0.6, 0.8]], rtol=1e-3)
+        np.testing.assert_allclose(unit_rows(rows), [[0.6, 0.8]], rtol=1e-3)
+    assert KNNHead().fit([*tiny, [0.0, 1.0]], ["a", "b"]).predict(huge).tolist() == ["a"]
+    ordinary = np.random.default_rng(1).standard_normal((50, 7))
+    assert (unit_length(ordinary)[0] == ordinary / np.linalg.norm(ordinary, axis=1, keepdims=True)).all()
+
+
+def test_a_missing_extra_is_named_in_one_line(monkeypatch):
+    assert set(EXTRA_OF.values()) <= {"train", "serve", "study", "notebooks", "export"}
+    for package, extra in EXTRA_OF.items():
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(
+            ImportError, match=rf"{package} is not installed: pip install 'happywhale_nb\[{extra}\]'"
+        ) as e:
+            require(package)
+        assert isinstance(e.value, MissingExtra | UserError) and e.value.name == package
+
+
+# as if only the core was installed: what needs more says so, and everything else works
+CORE = """
+import sys
+for name in "tensorflow keras jax sqlalchemy alembic fastapi uvicorn snakemake papermill nbformat onnxruntime".split():
+    sys.modules[name] = None
+import numpy as np, happywhale_nb
+from happywhale_nb.core.errors import MissingExtra
+missing = {}
+for name in happywhale_nb.__all__:
+    try:
+        getattr(happywhale_nb, name)
+    except MissingExtra as error:
+        missing[name] = str(error).partition("[")[2].partition("]")[0]
+print(missing)
+"""
+
+
+def test_the_core_alone_offers_everything_but_networks_and_catalogues():
+    done = subprocess.run([sys.executable, "-c", CORE], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    wanted = dict.fromkeys(("create_model", "ArcFaceLoss"), "train")
+    wanted |= dict.fromkeys(("Catalogue", "identify", "build_catalogue"), "serve")
+    assert eval(done.stdout) == wanted
+    assert {"KNNHead", "calibrate", "GallerySplit", "Embedder", "load_model"} <= set(happywhale_nb.__all__)
