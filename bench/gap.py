@@ -2,9 +2,10 @@
 
 The fourteen runs are those of studies/gap.yaml, on fold 0 of each set (on flukes twelve: not those about rare animals).
 Eight are half of all combinations of the factors. Five take one thing away from the run with all of them: resolution,
-grey pictures, augmentation, pretraining, weights of rare animals; and one draws rare animals more often instead, which is compared with doing nothing. Effects
-and their intervals are those of `happywhale_nb.evaluation.factorial`. Flukes have no boxes and all have the same crops,
-so that the other three factors have all their combinations there.
+grey pictures, augmentation, pretraining, weights of rare animals; and one draws rare animals more often instead, which
+is compared with doing nothing. Effects and their intervals are those of
+`happywhale_nb.evaluation.factorial`. Flukes have no boxes and all have the same crops, so that the other three factors
+have all their combinations there.
 
     python bench/gap.py [--quick] [--set NAME ...] [--run NAME ...] [--work FOLDER]
 
@@ -89,11 +90,14 @@ def analyse(set_name, found):
     return effects, facts | {"effects": table.to_dict("records")}
 
 
-def in_the_dark(dataset, study):
-    """What pictures at six tenths of their brightness cost the runs with grey pictures and without (section 4.3)."""
+def in_the_dark(dataset, study, photos=120):
+    """What pictures at six tenths of their brightness cost the runs with grey pictures and without (section 4.3).
+
+    On at most so many photographs, because all other degradations are measured along with it.
+    """
     found, folds = {}, study_folds(dataset, study)
     for name in ("all_high", "all_high_without_grey"):
-        grid = robustness_stage(dataset, study, name, folds, 0)["grid"]
+        grid = robustness_stage(dataset, study, name, folds, 0, photos)["grid"]
         found[name] = next(row for row in grid if (row["sigma"], row["brightness"]) == (0.0, 0.6))
     return found
 

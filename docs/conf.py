@@ -53,7 +53,23 @@ def _display(self, node):
     raise nodes.SkipNode
 
 
+def _note_functions(app, doctree):
+    """Enter what the pages of functions list into the site's inventory, so that other sites can link to it."""
+    if not app.env.docname.startswith("docs/functions/"):
+        return
+    domain, module = app.env.get_domain("py"), ""
+    for section in doctree.findall(nodes.section):
+        title, name = section[0].astext(), section["ids"][0]
+        if isinstance(section.parent.parent, nodes.document):  # a module, below the page's title
+            module = f"happywhale_nb.{title}"
+        elif module:
+            parts = title.split(".")
+            kind = "method" if len(parts) > 1 else "class" if title[:1].isupper() else "function"
+            domain.note_object(f"{module}.{title}", kind, name, location=section)
+
+
 def setup(app):
     """Equations become MathML, which browsers draw themselves: MathJax would come from a server."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
+    app.connect("doctree-read", _note_functions)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

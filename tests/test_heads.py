@@ -11,6 +11,7 @@ from happywhale_nb.networks.heads import (
     CosineClassifier,
     GeM,
     Parts,
+    SoftmaxLoss,
     accuracy,
     add_angular_margin,
     neck,
@@ -125,7 +126,7 @@ def test_ArcFaceLoss_has_finite_gradients_where_cosines_are_1_and_minus_1():
 
 @pytest.mark.parametrize("how", [(0.0, 0.0), (-30.0, 0.0), (30.0, 1.0), (30.0, -0.1)])
 def test_ArcFaceLoss_with_an_impossible_scale_or_smoothing_is_refused(how):
-    with pytest.raises(ValueError, match=r"scale has to be positive and label_smoothing in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"(scale|label_smoothing)=.*: give a number"):
         ArcFaceLoss(*how)
 
 
@@ -233,3 +234,41 @@ def test_neck_of_parts_gives_each_cell_its_own_numbers_of_length_1():
     maps[1][:, 1, 0] += np.arange(6)  # the third cell, row by row
     changed = np.abs(numbers(model(maps)).reshape(3, 4, 2) - found).max(axis=-1) > 1e-6
     assert changed[:, 2].all() and not changed[:, [0, 1, 3]].any()
+
+
+def test_losses_take_integer_labels_and_refuse_those_that_are_no_classes():
+    cosines = np.tanh(np.random.default_rng(0).normal(size=(4, 6))).astype("float32")
+    labels = np.array([0, 5, 2, 2])
+    pairs = np.column_stack([labels, np.full(4, 0.3)]).astype("float32")
+    loss = ArcFaceLoss(margin=0.3)
+    for given in (labels, labels[:, None], labels.astype("uint8")):
+        assert float(loss(given, cosines)) == pytest.approx(float(loss(pairs, cosines)))
+        assert ops.convert_to_numpy(accuracy(given, cosines)).tolist() == (cosines.argmax(axis=1) == labels).tolist()
+    for kind in (loss, SoftmaxLoss()):
+        for wrong, said in (([0, 6, 1, 1], "labels from 0 to 6"), ([0, -1, 1, 1], "labels from -1 to 1")):
+            with pytest.raises(ValueError, match=said):
+                kind(np.array(wrong), cosines)
+        with pytest.raises(ValueError, match=r"give integer classes \[b\]"):
+            kind(np.eye(4, 6), cosines)
+    again = ArcFaceLoss.from_config(loss.get_config())
+    assert again.margin == 0.3
+
+
+def test_a_label_out_of_range_stops_a_compiled_training_or_makes_its_loss_nan():
+    pixels = keras.Input((4,))
+    model = keras.Model(pixels, CosineClassifier(3)(pixels))
+    data = np.ones((4, 4), "float32"), np.array([0, 1, 2, 3])
+    model.compile("sgd", ArcFaceLoss(), jit_compile=False)
+    if keras.backend.backend() == "tensorflow":
+        with pytest.raises(Exception, match="a label is not a class from 0 to 2"):
+            model.fit(*data, verbose=0)
+    else:
+        assert np.isnan(model.fit(*data, verbose=0).history["loss"][0])
+
+
+@pytest.mark.parametrize("power", [1.0, 3.0, 60.0, 1000.0])
+def test_gem_of_any_power_is_finite_and_between_mean_and_maximum(power):
+    maps = np.random.default_rng(1).uniform(0, 50, (2, 5, 5, 3)).astype("float32")
+    pooled = ops.convert_to_numpy(GeM(power)(maps))
+    assert np.isfinite(pooled).all()
+    assert (pooled >= maps.mean(axis=(1, 2)) - 1e-3).all() and (pooled <= maps.max(axis=(1, 2)) + 1e-3).all()

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -290,3 +291,30 @@ def test_the_core_alone_offers_everything_but_networks_and_catalogues():
     wanted |= dict.fromkeys(("Catalogue", "identify", "build_catalogue"), "serve")
     assert eval(done.stdout) == wanted
     assert {"KNNHead", "calibrate", "GallerySplit", "Embedder", "load_model"} <= set(happywhale_nb.__all__)
+
+
+WRONG_USES = """
+from happywhale_nb.data.splitters import GallerySplit
+from happywhale_nb.retrieval.knn import KNNHead
+KNNHead(neighbours=5)
+KNNHead("a")
+GallerySplit(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_users_script_has_types_and_wrong_uses_are_found(tmp_path):
+    (tmp_path / "wrong.py").write_text(WRONG_USES)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--disable-error-code",
+        "import-untyped",
+        "--cache-dir",
+        tmp_path / "cache",
+    ]
+    script = Path(__file__).parent / "fixtures" / "users_script.py"
+    done = subprocess.run([*command, script, tmp_path / "wrong.py"], capture_output=True, text=True, cwd=tmp_path)
+    found = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert len(found) == 3 and all("wrong.py" in line for line in found), done.stdout + done.stderr

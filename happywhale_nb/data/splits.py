@@ -9,11 +9,11 @@ __all__ = ['SPLIT_KINDS', 'SELDOM', 'FOLD_COLUMNS', 'parse_split', 'check_table'
 # %% ../../nbs/lib/data/splits.ipynb #splits-02
 import difflib
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -313,7 +313,7 @@ def gallery_and_queries(folds: pd.DataFrame, fold: int) -> tuple[np.ndarray, np.
     return gallery, query
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-28
-def open_set_truth(individuals: Sequence[str], gallery_individuals: Sequence[str]) -> np.ndarray:
+def open_set_truth(individuals: ArrayLike, gallery_individuals: ArrayLike) -> np.ndarray:
     """Return the correct prediction for each query, given a gallery.
 
     Args:

@@ -6,11 +6,12 @@
 __all__ = ['GallerySplit']
 
 # %% ../../nbs/lib/data/splitters.ipynb #splitters-02
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError
@@ -71,7 +72,7 @@ class GallerySplit:
     seed: int = 0
 
     def split(
-        self, X: np.ndarray | pd.DataFrame, y: Sequence | None = None, groups: Sequence | None = None
+        self, X: np.ndarray | pd.DataFrame, y: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Split rows, in the order in which they are given.
 

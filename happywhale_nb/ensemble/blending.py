@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core.arguments import check_same_length
 from ..core.errors import UserError
@@ -350,9 +351,9 @@ def blend_rankings(
 
 def fit_ranking_weights(
     predictions: Mapping[str, np.ndarray],
-    truth: Sequence[str],
-    folds: Sequence,
-    individuals: Sequence[str] | None = None,
+    truth: ArrayLike,
+    folds: ArrayLike,
+    individuals: ArrayLike | None = None,
     voting: str = "paper",
     counts: Mapping[str, int] | None = None,
     **how: object,

@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from ..core.progress import bar
@@ -256,7 +257,7 @@ def _bootstrap_correlations(x, y, rows_of, rounds, seed):
 
 # %% ../../nbs/lib/evaluation/error_analysis.ipynb #errors-18
 def rank_correlation(
-    x: np.ndarray, y: np.ndarray, individual_ids: Sequence[str], rounds: int = 500, seed: int = 0
+    x: np.ndarray, y: np.ndarray, individual_ids: ArrayLike, rounds: int = 500, seed: int = 0
 ) -> tuple[float, float, float]:
     """Spearman's correlation with its 95 % interval, a bootstrap over individuals.
 

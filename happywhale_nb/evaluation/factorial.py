@@ -13,6 +13,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from ..core.errors import UserError
 from ..retrieval.metrics import mean_gain
@@ -76,7 +77,7 @@ class Effects:
     gap: dict[str, float]
 
 
-def measure_effects(design: pd.DataFrame, precision: np.ndarray, individuals: Sequence[str]) -> Effects:
+def measure_effects(design: pd.DataFrame, precision: np.ndarray, individuals: ArrayLike) -> Effects:
     """Estimate main effects and two-factor interactions.
 
     Args:

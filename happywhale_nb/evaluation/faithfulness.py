@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from ..imaging.crops import Crops, height_and_width
 from ..retrieval.metrics import mean_gain
@@ -222,7 +223,7 @@ def compare_maps(
     crops: np.ndarray | Crops,
     maps: np.ndarray,
     grain: int | tuple[int, int],
-    individual_ids: Sequence[str],
+    individual_ids: ArrayLike,
     steps: int = 12,
     seeds: int = 3,
     batch_size: int = 32,
@@ -433,7 +434,7 @@ def pointing(maps: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
     return {"mass": mass, "peak": inside.reshape(n, -1)[np.arange(n), top], "area": inside.mean(axis=(1, 2))}
 
 # %% ../../nbs/lib/evaluation/faithfulness.ipynb #faithfulness-41
-def pointing_metrics(maps: np.ndarray, boxes: np.ndarray, individual_ids: Sequence[str]) -> dict[str, object]:
+def pointing_metrics(maps: np.ndarray, boxes: np.ndarray, individual_ids: ArrayLike) -> dict[str, object]:
     """Average `pointing` over photos.
 
     Args:

@@ -6,11 +6,12 @@
 __all__ = ['OUTCOME_KINDS', 'classify_outcomes', 'read_outcomes', 'tabulate_outcomes', 'fold_metrics']
 
 # %% ../../nbs/lib/evaluation/per_query.ipynb #outcomes-02
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core.arguments import check_same_length
 from ..core.errors import UserError
@@ -97,14 +98,14 @@ def read_outcomes(folder: Path, model: str, folds: pd.DataFrame) -> pd.DataFrame
     outcomes = pd.concat(tables, ignore_index=True)
     return outcomes.assign(kind=classify_outcomes(outcomes))
 
-# %% ../../nbs/lib/evaluation/per_query.ipynb #outcomes-13
+# %% ../../nbs/lib/evaluation/per_query.ipynb #outcomes-23
 def tabulate_outcomes(
-    truth: Sequence[str],
+    truth: ArrayLike,
     predictions: np.ndarray,
-    individuals: Sequence[str] | None = None,
-    species: Sequence[str] | None = None,
-    folds: Sequence[int] | None = None,
-    gallery: Sequence[str] | None = None,
+    individuals: ArrayLike | None = None,
+    species: ArrayLike | None = None,
+    folds: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
     species_of: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Make the table of `read_outcomes` of predictions in memory.

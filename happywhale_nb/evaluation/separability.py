@@ -14,12 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from numpy.typing import ArrayLike
 
 from ..core.errors import UserError, lookup
 from ..retrieval.metrics import bootstrap_interval
 
 # %% ../../nbs/lib/evaluation/separability.ipynb #separability-05
-def silhouettes(cosines: np.ndarray, owners: Sequence[str], individuals: Sequence[str]) -> np.ndarray:
+def silhouettes(cosines: np.ndarray, owners: ArrayLike, individuals: ArrayLike) -> np.ndarray:
     """Compute the silhouettes of queries among the photographs of a gallery (Rousseeuw 1987, equation 2).
 
     Args:
@@ -181,7 +182,7 @@ def plane(vectors: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarra
 
 # %% ../../nbs/lib/evaluation/separability.ipynb #separability-15
 def plot_plane(
-    points: np.ndarray, individuals: Sequence[str], pictures: Mapping[int, np.ndarray] | None = None, most: int = 12
+    points: np.ndarray, individuals: ArrayLike, pictures: Mapping[int, np.ndarray] | None = None, most: int = 12
 ) -> Figure:
     """Plot embeddings in two dimensions: the individuals with the most photographs in colours, the others grey.
 

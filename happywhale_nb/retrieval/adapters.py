@@ -16,6 +16,7 @@ from functools import cache
 from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -132,7 +133,7 @@ def _spread(rows, codes, which):
     return shrunk_spread(differences)
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-15a
-def fit_adapters(vectors: np.ndarray, individuals: Sequence[str], kinds: Sequence[str]) -> dict[str, Adapter]:
+def fit_adapters(vectors: np.ndarray, individuals: ArrayLike, kinds: Sequence[str]) -> dict[str, Adapter]:
     """Fit several adapters to the same identified photographs.
 
     Args:
@@ -158,7 +159,7 @@ def fit_adapters(vectors: np.ndarray, individuals: Sequence[str], kinds: Sequenc
     return {kind: Adapter(means[kind].astype("f4"), matrices[kind].astype("f4"), kind) for kind in kinds}
 
 
-def fit_adapter(vectors: np.ndarray, individuals: Sequence[str], kind: str) -> Adapter:
+def fit_adapter(vectors: np.ndarray, individuals: ArrayLike, kind: str) -> Adapter:
     """Fit one adapter: see `fit_adapters`.
 
     Args:
@@ -191,7 +192,7 @@ def _deal(groups, parts, rng):
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-25
 def deal_photographs(
-    codes: np.ndarray, encounters: Sequence | None = None, parts: int = PARTS, seed: int = 0
+    codes: np.ndarray, encounters: ArrayLike | None = None, parts: int = PARTS, seed: int = 0
 ) -> np.ndarray:
     """Assign photographs to parts, evenly within each individual.
 
@@ -243,7 +244,7 @@ def _cross(vectors, names, part, fit, old):
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-29
 def cross_scores(
-    vectors: np.ndarray, individuals: Sequence[str], part: np.ndarray, fit: FitAll, old: np.ndarray | None = None
+    vectors: np.ndarray, individuals: ArrayLike, part: np.ndarray, fit: FitAll, old: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Cross-validate adapters: score them on photographs that they were not fitted to.
 
@@ -450,10 +451,10 @@ def _auroc(cosines, old, asked):
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-35
 def choose_adapter(
     vectors: np.ndarray,
-    individuals: Sequence[str],
+    individuals: ArrayLike,
     seed: int = 0,
     kinds: Sequence[str] = CHOSEN_FROM,
-    encounters: Sequence | None = None,
+    encounters: ArrayLike | None = None,
     trained: Mapping[str, Fit] | None = None,
 ) -> AdapterChoice:
     """Decide by cross-validation whether to use an adapter for a gallery, and fit it.
@@ -502,7 +503,7 @@ class EmbeddingAdapter(TransformerMixin, BaseEstimator):
         self.kind = kind
         self.seed = seed
 
-    def fit(self, X: np.ndarray, y: Sequence[str]) -> Self:
+    def fit(self, X: np.ndarray, y: ArrayLike) -> Self:
         """Fit to identified photographs.
 
         Args:
@@ -619,7 +620,7 @@ def _grid_scores(blocks, codes, part, grid):
 
 
 def fit_weights(
-    blocks: Sequence[np.ndarray], individuals: Sequence[str], seed: int = 0, encounters: Sequence | None = None
+    blocks: Sequence[np.ndarray], individuals: ArrayLike, seed: int = 0, encounters: ArrayLike | None = None
 ) -> BlockWeights:
     """Fit the weights of several encoders by cross-validation.
 

@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'NOT_LISTED', 'PRIOR_TEMPERATURE', 'PRIOR_MEAN', 'PRIOR_SD
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator
@@ -233,7 +234,7 @@ class CandidateProbabilities(BaseEstimator):
         ids: np.ndarray,
         scores: np.ndarray,
         threshold: float | np.ndarray,
-        truth: Sequence[str],
+        truth: ArrayLike,
         weight: np.ndarray | None = None,
     ) -> "CandidateProbabilities":
         """Fit to rankings with known truth.

@@ -8,10 +8,10 @@ __all__ = ['NO_LIST', 'UNCHECKED', 'set_sizes', 'CoverageWarning', 'set_distance
 
 # %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-02
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
@@ -73,8 +73,8 @@ def set_distances(
     ids: np.ndarray,
     scores: np.ndarray,
     threshold: float | np.ndarray,
-    truth: Sequence[str],
-    groups: Sequence[str] | None = None,
+    truth: ArrayLike,
+    groups: ArrayLike | None = None,
     alpha: float = 0.1,
     min_rows: int = 100,
 ) -> dict[str, float]:
@@ -137,8 +137,8 @@ class CandidateSets(BaseEstimator):
         ids: np.ndarray,
         scores: np.ndarray,
         threshold: float | np.ndarray,
-        truth: Sequence[str],
-        groups: Sequence[str] | None = None,
+        truth: ArrayLike,
+        groups: ArrayLike | None = None,
     ) -> "CandidateSets":
         """Learn the distances from rankings with known truth.
 
@@ -169,7 +169,7 @@ class CandidateSets(BaseEstimator):
         ids: np.ndarray,
         scores: np.ndarray,
         threshold: float | np.ndarray,
-        groups: Sequence[str] | None = None,
+        groups: ArrayLike | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compute the rankings with `new_individual`, and the size of each candidate set.
 
@@ -198,7 +198,7 @@ class CandidateSets(BaseEstimator):
         ids: np.ndarray,
         scores: np.ndarray,
         threshold: float | np.ndarray,
-        groups: Sequence[str] | None = None,
+        groups: ArrayLike | None = None,
     ) -> np.ndarray:
         """Compute the candidate sets.
 
@@ -265,8 +265,8 @@ class Coverage:
 
 # %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-15
 def measure_coverage(
-    covered: Sequence[bool],
-    encounters: Sequence,
+    covered: ArrayLike,
+    encounters: ArrayLike,
     alpha: float = 0.1,
     distance: float = 0.0,
     is_unchecked: bool = False,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
 
 from ..core.arguments import check_number
@@ -124,7 +125,7 @@ class LabelledRows:
             raise NotFittedError(f"this {type(self).__name__} has no rows: call fit first")
         return self
 
-    def fit(self, X: np.ndarray, y: Sequence[str]) -> Self:
+    def fit(self, X: np.ndarray, y: ArrayLike) -> Self:
         """Replace all rows.
 
         Args:
@@ -142,7 +143,7 @@ class LabelledRows:
         self._rows, self._codes = np.empty((16, self.n_features_in_), np.float32), np.empty(16, int)
         return self.extend(X, y)
 
-    def extend(self, vectors: np.ndarray, labels: Sequence[str]) -> Self:
+    def extend(self, vectors: np.ndarray, labels: ArrayLike) -> Self:
         """Add rows.
 
         Args:
@@ -165,7 +166,7 @@ class LabelledRows:
         self._size = end
         return self
 
-    def relabel(self, rows: Sequence[int], labels: Sequence[str]) -> Self:
+    def relabel(self, rows: Sequence[int], labels: ArrayLike) -> Self:
         """Change labels.
 
         Args:

@@ -8,10 +8,10 @@ __all__ = ['DEPTH', 'DEFAULT_THRESHOLD', 'MIN_HELD_OUT', 'Calibration', 'learn_c
 
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-02
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError
@@ -250,9 +250,9 @@ def _without_offset(model):
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-14
 def learn_calibration(
     vectors: np.ndarray,
-    individuals: Sequence[str],
-    encounters: Sequence,
-    held_out: Sequence[bool],
+    individuals: ArrayLike,
+    encounters: ArrayLike,
+    held_out: ArrayLike,
     alpha: float = 0.1,
     max_queries: int = 4000,
     seed: int = 0,
@@ -299,9 +299,9 @@ def learn_calibration(
 # %% ../../nbs/lib/retrieval/identifier.ipynb #identifier-14c
 def calibrate(
     vectors: np.ndarray,
-    individuals: Sequence[str],
-    encounters: Sequence | None = None,
-    held_out: Sequence[bool] | None = None,
+    individuals: ArrayLike,
+    encounters: ArrayLike | None = None,
+    held_out: ArrayLike | None = None,
     alpha: float = 0.1,
     max_queries: int = 4000,
     seed: int = 0,

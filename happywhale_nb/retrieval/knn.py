@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -576,7 +577,7 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-23
 def rank_sets(
-    head: CandidateScorer, X: np.ndarray, sets: Sequence, n_ranked: int = 5
+    head: CandidateScorer, X: np.ndarray, sets: ArrayLike, n_ranked: int = 5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rank individuals for sets of images, each of one individual.
 
@@ -623,7 +624,7 @@ def neighbour_grid(
     X: np.ndarray,
     y: np.ndarray,
     queries: np.ndarray,
-    truth: Sequence[str],
+    truth: ArrayLike,
     ks: Sequence[int] = (1, 3, 5, 10, 20, 50, 75, 100),
     aggregates: Sequence[str] = ("max", "vote"),
 ) -> pd.DataFrame:
@@ -650,7 +651,7 @@ def neighbour_grid(
     return table
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-29
-def within_map5(vectors: np.ndarray, individuals: Sequence[str]) -> float:
+def within_map5(vectors: np.ndarray, individuals: ArrayLike) -> float:
     """Compute leave-one-out MAP@5: each image is a query among all others, for individuals with two or more images.
 
     Args:

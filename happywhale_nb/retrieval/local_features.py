@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
@@ -169,7 +170,7 @@ class Evidence:
 # %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-22a
 def match_candidates(
     cosines: np.ndarray,
-    individuals: Sequence[str],
+    individuals: ArrayLike,
     queries: Sequence[Features],
     gallery: Sequence[Features],
     top: int = 20,
@@ -218,7 +219,7 @@ class Fusion(BaseEstimator):
         model_: fitted `LogisticRegression` over (cosine, local).
     """
 
-    def fit(self, evidence: Evidence, truth: Sequence[str]) -> "Fusion":
+    def fit(self, evidence: Evidence, truth: ArrayLike) -> "Fusion":
         """Fit to candidates with known truth.
 
         Args:
@@ -275,7 +276,7 @@ def rerank(evidence: Evidence, scores: np.ndarray, n_ranked: int = 5) -> tuple[n
     return ids, np.pad(np.take_along_axis(np.asarray(scores, float), order, axis=1), gap, constant_values=-np.inf)
 
 # %% ../../nbs/lib/retrieval/local_features.ipynb #local-match-30
-def cross_probabilities(evidence: Evidence, truth: Sequence[str], parts: int = 2, seed: int = 0) -> np.ndarray:
+def cross_probabilities(evidence: Evidence, truth: ArrayLike, parts: int = 2, seed: int = 0) -> np.ndarray:
     """Predict a probability for each candidate by a `Fusion` fitted on queries of other individuals.
 
     Args:

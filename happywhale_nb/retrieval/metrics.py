@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.base import BaseEstimator
 from sklearn.metrics import f1_score, roc_auc_score
@@ -78,7 +79,7 @@ def _checked(truth, predictions):
     return truth, predictions
 
 
-def check_truth(truth: Sequence) -> np.ndarray:
+def check_truth(truth: ArrayLike) -> np.ndarray:
     """Refuse a truth that is missing.
 
     Args:
@@ -98,7 +99,7 @@ def check_truth(truth: Sequence) -> np.ndarray:
     return truth
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-04
-def rank_of_truth(truth: Sequence, predictions: np.ndarray) -> np.ndarray:
+def rank_of_truth(truth: ArrayLike, predictions: np.ndarray) -> np.ndarray:
     """Find the rank of the truth in each row.
 
     Args:
@@ -119,7 +120,7 @@ def rank_of_truth(truth: Sequence, predictions: np.ndarray) -> np.ndarray:
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-04a
-def average_precision(truth: Sequence, predictions: np.ndarray) -> np.ndarray:
+def average_precision(truth: ArrayLike, predictions: np.ndarray) -> np.ndarray:
     """Score each row: 1/rank of the truth among the first five predictions, or 0.
 
     A repeated name scores nothing more, but takes up a rank (Kaggle's definition, Happywhale evaluation page).
@@ -138,7 +139,7 @@ def average_precision(truth: Sequence, predictions: np.ndarray) -> np.ndarray:
     return np.divide(1.0, rank, out=np.zeros(len(rank)), where=(rank > 0) & (rank <= 5))
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-04ar
-def map_at_5(truth: Sequence, predictions: np.ndarray) -> float:
+def map_at_5(truth: ArrayLike, predictions: np.ndarray) -> float:
     """Compute the mean of `average_precision` over the rows.
 
     Args:
@@ -152,7 +153,7 @@ def map_at_5(truth: Sequence, predictions: np.ndarray) -> float:
     return float(scores.mean()) if len(scores) else float("nan")
 
 
-def map_at_5_scorer(estimator: BaseEstimator, X: np.ndarray, y: Sequence) -> float:
+def map_at_5_scorer(estimator: BaseEstimator, X: np.ndarray, y: ArrayLike) -> float:
     """Compute MAP@5 of a classifier, as a `scoring` of scikit-learn: `cross_val_score(…, scoring=map_at_5_scorer)`.
 
     Args:
@@ -180,7 +181,7 @@ def _class_scores(estimator, X):
     return score(X)
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-07
-def top_k_accuracy(truth: Sequence, predictions: np.ndarray, k: int = 1) -> float:
+def top_k_accuracy(truth: ArrayLike, predictions: np.ndarray, k: int = 1) -> float:
     """Compute the fraction of rows whose truth is among the first k predictions (one point of the CMC curve).
 
     Args:
@@ -197,7 +198,7 @@ def top_k_accuracy(truth: Sequence, predictions: np.ndarray, k: int = 1) -> floa
     return cmc(truth, predictions, (k,))[k]
 
 
-def cmc(truth: Sequence, predictions: np.ndarray, ranks: Sequence[int] = (1, 3, 5, 10)) -> dict[int, float]:
+def cmc(truth: ArrayLike, predictions: np.ndarray, ranks: Sequence[int] = (1, 3, 5, 10)) -> dict[int, float]:
     """Compute the CMC curve.
 
     Args:
@@ -217,7 +218,7 @@ def cmc(truth: Sequence, predictions: np.ndarray, ranks: Sequence[int] = (1, 3, 
     return {k: float(((rank > 0) & (rank <= k)).mean()) if len(rank) else float("nan") for k in ranks}
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-10
-def summary(truth: Sequence[str], predictions: np.ndarray, new: str = NEW) -> dict[str, float]:
+def summary(truth: ArrayLike, predictions: np.ndarray, new: str = NEW) -> dict[str, float]:
     """Compute the main metrics: MAP@5 (all, known, new), top 1, top 5 and the fraction of new rows.
 
     Args:
@@ -242,7 +243,7 @@ def summary(truth: Sequence[str], predictions: np.ndarray, new: str = NEW) -> di
     }
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-10a
-def summary_by(groups: Sequence[str], truth: Sequence[str], predictions: np.ndarray, new: str = NEW) -> pd.DataFrame:
+def summary_by(groups: ArrayLike, truth: ArrayLike, predictions: np.ndarray, new: str = NEW) -> pd.DataFrame:
     """Compute the `summary` of each group.
 
     Args:
@@ -263,7 +264,7 @@ def summary_by(groups: Sequence[str], truth: Sequence[str], predictions: np.ndar
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-13
 def classification_metrics(
-    truth: Sequence[str], first: Sequence[str], new: str = NEW, classes: str = "truth"
+    truth: ArrayLike, first: ArrayLike, new: str = NEW, classes: str = "truth"
 ) -> dict[str, float]:
     """Compute accuracy and macro-F1 of the first predictions.
 
@@ -299,7 +300,7 @@ def _accuracy_and_f1(truth, first, classes):
     return float((truth == first).mean()), float(f1)
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-16
-def auroc_new(truth: Sequence[str], score: np.ndarray, new: str = NEW) -> float:
+def auroc_new(truth: ArrayLike, score: np.ndarray, new: str = NEW) -> float:
     """Compute the area under the ROC curve of detecting new rows by a low score.
 
     Args:
@@ -321,7 +322,7 @@ def auroc_new(truth: Sequence[str], score: np.ndarray, new: str = NEW) -> float:
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-16a
 def balanced_accuracies(
-    truth: Sequence[str], first: Sequence[str], individuals: Sequence[str], new: str = NEW
+    truth: ArrayLike, first: ArrayLike, individuals: ArrayLike, new: str = NEW
 ) -> dict[str, float]:
     """Compute AnimalCLEF 2025's balanced accuracies of the first predictions.
 
@@ -351,7 +352,7 @@ def _mean_of_means(values, groups):
     return float((np.bincount(index, values) / np.bincount(index)).mean())
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-19
-def calibration_metrics(correct: Sequence[bool], confidence: Sequence[float], bins: int = 10) -> dict:
+def calibration_metrics(correct: ArrayLike, confidence: ArrayLike, bins: int = 10) -> dict:
     """Measure the calibration of confidences.
 
     Args:
@@ -388,7 +389,7 @@ def _reliability_table(correct, confidence, bins):
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-22
 def bootstrap_interval(
-    values: Sequence[float], individuals: Sequence[str], level: float = 0.95, rounds: int = 2000, seed: int = 0
+    values: ArrayLike, individuals: ArrayLike, level: float = 0.95, rounds: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Compute a cluster bootstrap interval of a mean: individuals are drawn with replacement.
 
@@ -420,7 +421,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-22a
-def mean_gain(values: Sequence[float], individuals: Sequence[str]) -> dict[str, float]:
+def mean_gain(values: ArrayLike, individuals: ArrayLike) -> dict[str, float]:
     """Compute the mean of paired differences and its 95 % interval.
 
     Args:
@@ -435,7 +436,7 @@ def mean_gain(values: Sequence[float], individuals: Sequence[str]) -> dict[str, 
 
 
 def paired_gain(
-    truth: Sequence[str], before: np.ndarray, after: np.ndarray, individuals: Sequence[str]
+    truth: ArrayLike, before: np.ndarray, after: np.ndarray, individuals: ArrayLike
 ) -> dict[str, float]:
     """Compute the paired gain in MAP@5 between two sets of predictions for the same images.
 
@@ -451,7 +452,7 @@ def paired_gain(
     return mean_gain(average_precision(truth, after) - average_precision(truth, before), individuals)
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-22b
-def student_interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
+def student_interval(values: ArrayLike, level: float = 0.95) -> dict[str, float]:
     """Compute a Student-t interval (n − 1 degrees of freedom) of the mean over folds.
 
     Args:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 
 from .vectors import unit_rows
@@ -169,7 +170,7 @@ def _shortage(photographs, individuals, empty, rate):
 # %% ../../nbs/lib/retrieval/no_animal.ipynb #no_animal-17
 def fit_no_animal(
     vectors: np.ndarray,
-    individuals: Sequence[str],
+    individuals: ArrayLike,
     empty: np.ndarray,
     kinds: Sequence[str],
     ways: Sequence[str] | None = None,
@@ -210,7 +211,7 @@ def fit_no_animal(
     return NoAnimal(tuple(direction.round(5).tolist()), round(limit - offset, 5), **known)
 
 # %% ../../nbs/lib/retrieval/no_animal.ipynb #no_animal-24
-def all_flagged(flags: np.ndarray, groups: Sequence) -> list:
+def all_flagged(flags: np.ndarray, groups: ArrayLike) -> list:
     """List the groups whose photographs are all flagged.
 
     Args:

@@ -7,10 +7,9 @@ __all__ = ['rank_new', 'with_threshold', 'insert_new', 'precision_by_threshold',
            'threshold_for_fraction', 'estimate_prior_new', 'fit_species_thresholds']
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-02
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 
 from ..core.arguments import check_number, check_same_length, check_scores
@@ -73,7 +72,7 @@ def insert_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarra
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-07
 def precision_by_threshold(
-    ids: np.ndarray, scores: np.ndarray, truth: Sequence[str], grid: Sequence[float]
+    ids: np.ndarray, scores: np.ndarray, truth: ArrayLike, grid: ArrayLike
 ) -> np.ndarray:
     """Compute the `average_precision` of every row under every threshold.
 
@@ -115,9 +114,9 @@ def score_grid(scores: np.ndarray, n_grid: int = 201) -> np.ndarray:
 def threshold_curve(
     ids: np.ndarray,
     scores: np.ndarray,
-    truth: Sequence[str],
-    individuals: Sequence[str] | None = None,
-    grid: Sequence[float] | None = None,
+    truth: ArrayLike,
+    individuals: ArrayLike | None = None,
+    grid: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Compute the metrics of every threshold.
 
@@ -169,7 +168,7 @@ def _balanced_weights(individuals, new):
 def fit_threshold(
     ids: np.ndarray,
     scores: np.ndarray,
-    truth: Sequence[str],
+    truth: ArrayLike,
     prior_new: float | None = None,
     n_grid: int = 201,
 ) -> float:
@@ -238,7 +237,7 @@ def threshold_for_fraction(scores: np.ndarray, fraction_new: float) -> float:
     return float(np.quantile(scores[:, 0], fraction_new, method="higher"))
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-18
-def estimate_prior_new(scores: np.ndarray, truth: Sequence[str], queries: np.ndarray, rounds: int = 1000) -> float:
+def estimate_prior_new(scores: np.ndarray, truth: ArrayLike, queries: np.ndarray, rounds: int = 1000) -> float:
     """Estimate the fraction of new individuals among unlabelled images (Saerens et al. 2002, equations 2.8 and 2.9).
 
     Args:
@@ -277,8 +276,8 @@ def _fixed_point(probability, learnt, rounds):
 def fit_species_thresholds(
     ids: np.ndarray,
     scores: np.ndarray,
-    truth: Sequence[str],
-    species: Sequence[str],
+    truth: ArrayLike,
+    species: ArrayLike,
     strength: float = 200,
     prior_new: float | None = None,
 ) -> tuple[float, dict[str, float]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
 from .metrics import calibration_metrics
@@ -180,9 +181,9 @@ def evidence_of_others(
 # %% ../../nbs/lib/retrieval/species.ipynb #species-10
 def fit_species(
     vectors: np.ndarray,
-    individuals: Sequence[str],
-    species: Sequence[str],
-    held_out: Sequence[bool] | None = None,
+    individuals: ArrayLike,
+    species: ArrayLike,
+    held_out: ArrayLike | None = None,
     max_queries: int = 2000,
     seed: int = 0,
 ) -> SpeciesModel:
@@ -245,7 +246,7 @@ def _fitted(evidence, truth, owners, alone):
 
 # %% ../../nbs/lib/retrieval/species.ipynb #species-15
 def combine_species(
-    likely: Mapping[str, float], species: Sequence[str], probabilities: Sequence[float]
+    likely: Mapping[str, float], species: ArrayLike, probabilities: Sequence[float]
 ) -> dict[str, float]:
     """Combine the candidates' probabilities with the species prediction from photographs.
 
@@ -270,8 +271,8 @@ def combine_species(
 def doubtful_species(
     model: SpeciesModel,
     vectors: np.ndarray,
-    individuals: Sequence[str],
-    species: Sequence[str],
+    individuals: ArrayLike,
+    species: ArrayLike,
     limit: float = 0.1,
 ) -> list[dict]:
     """List animals whose recorded species is unlikely.
