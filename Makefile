@@ -83,7 +83,7 @@ ifeq ($(GPU),1)
 	@echo "An NVIDIA card: its libraries for TensorFlow and JAX are installed too, 3 GB more (make GPU=0 ... does without)"
 endif
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock $(if $(filter 1,$(GPU)),-r requirements-gpu.lock)
+	@$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements.lock $(if $(filter 1,$(GPU)),-r requirements-gpu.lock)
 	@[ "$(GPU)" = 1 ] || ! grep -sqx 1 .venv/gpu || $(BIN)/python -m pip uninstall --quiet --yes -r requirements-gpu.lock
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { $(BIN)/python -m pip uninstall --quiet --yes opencv-python && $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-headless.lock; }
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .

@@ -254,10 +254,11 @@ BENCHES = {
     "encoders.py": "alone",
     "images.py": "memory",
     "knn.py": "one query, 51,033 known",
+    "library.py": "photographs of 512 px to 224",
     "serve.py": "50 clients, a photograph each",
     "train.py": "embedding one crop",
 }
-LONG = {"encoders.py", "images.py", "knn.py", "serve.py", "train.py"}  # tried by `make soak`
+LONG = {"encoders.py", "images.py", "knn.py", "library.py", "serve.py", "train.py"}  # tried by `make soak`
 
 
 def test_every_benchmark_has_a_case_to_try():

@@ -260,6 +260,7 @@ def seen(notebook):
     return "\n".join(texts)
 
 
+@pytest.mark.soak
 @pytest.mark.wheel
 def test_kaggle_notebooks_on_a_stand_in_train_in_two_versions_and_answer(image, built, tiny, tmp_path):
     code = f"import importlib.util as u; print([n for n in {LACKING} if u.find_spec(n)])"

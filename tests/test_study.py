@@ -458,6 +458,7 @@ def test_run_with_a_killed_kernel_says_so_and_only_its_fold_is_left(half, checko
     assert (folder / "basic_cnn" / "fold0" / "model.keras").stat().st_mtime_ns == before
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_run_after_a_killed_runner_waits_for_its_kernel_and_ends_with_the_same_submission(half, finished, checkout):
     path, folder = half

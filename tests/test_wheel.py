@@ -91,6 +91,7 @@ def test_wheel_has_the_notebooks_without_outputs_the_studies_and_the_workflow(wh
     assert "happywhale_nb/demo/assets/probe.png" in found
 
 
+@pytest.mark.soak
 def test_import_and_run_of_a_folder_leave_data_and_outputs_in_the_current_folder(happywhale, source):
     happywhale(*IMPORT, source, "--to", "data/mine", "--species", "humpback_whale")
     (happywhale.place / "mine.yaml").write_text(STUDY)
