@@ -83,8 +83,8 @@ def test_best_precision_of_a_device_is_what_it_computes_fast(kind, name, precisi
 
 
 def test_prepare_and_replicas_of_what_is_not_there_are_refused():
-    with pytest.raises(UserError, match="precision='half': one of auto, float32"):
-        prepare("half")
+    with pytest.raises(UserError, match="precision='half': one of auto, float32"), prepare("half"):
+        pass
     with pytest.raises(UserError, match="devices=2, but 1 of kind cpu were found"):
         replicas(2)
     assert replicas(0) == replicas(1) == 1

@@ -176,7 +176,7 @@ def test_each_error_of_the_hubs_client_has_its_own_line(case):
 
 def test_hubs_client_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"happywhale_nb\[hub\]"):
+    with pytest.raises(UserError, match=r"happywhale_nb\[hubs\]"):
         remote_repository(HubSource("hub", "lab/fins"))
 
 

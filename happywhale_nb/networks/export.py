@@ -146,7 +146,7 @@ def _export(source, card, target, file_format, photos, min_cosine, trained):
         write_new_card(target, made, change=True)
     return worst
 
-
+# %% ../../nbs/lib/networks/export.ipynb #export-12
 def export_model(
     model: keras.Model,
     target: Path | str,

@@ -12,6 +12,7 @@ from ..core.errors import require
 require("keras")
 
 # %% ../../nbs/lib/networks/heads.ipynb #heads-02
+import sys
 from collections.abc import Collection
 from functools import partial
 
@@ -317,8 +318,7 @@ def _one_hot(label, classes):
             found = ops.convert_to_numpy(label)
             raise UserError(f"classes go from 0 to {classes - 1}, and labels from {found.min()} to {found.max()}")
     elif keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
+        tf = sys.modules["tensorflow"]  # the backend has loaded it
         tf.debugging.assert_equal(tf.reduce_any(wrong), False, f"a label is not a class from 0 to {classes - 1}")
     return ops.one_hot(label, classes, dtype="float32") + ops.where(wrong, np.float32(np.nan), np.float32(0))[:, None]
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'SEARCHES', 'unit_vectors', 'Candidates', 'aggregate_neighbours', 'top_candidates', 'ids_of_codes',
-           'top_five_ids', 'CandidateScorer', 'RankMixin', 'nearest_first', 'KNNHead', 'rank_sets', 'neighbour_grid',
-           'within_map5']
+           'top_five_ids', 'CandidateScorer', 'RankMixin', 'nearest_first', 'ClassScoreMixin', 'KNNHead', 'rank_sets',
+           'neighbour_grid', 'within_map5']
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-02
 import warnings
@@ -373,8 +373,71 @@ def _fitted_temperature(scores, codes):
     loss = lambda log_t: -log_softmax(scores / np.exp(log_t), axis=1)[rows, codes].mean()  # noqa: E731
     return float(np.exp(minimize_scalar(loss, bounds=np.log([1e-3, 10]), method="bounded").x))
 
+# %% ../../nbs/lib/retrieval/knn.ipynb #knn-16e
+class ClassScoreMixin:
+    """Gives a fitted `KNNHead` scores and probabilities of all its individuals."""
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """Score all individuals of the gallery for each query, in the order of `rank`.
+
+        Args:
+            X: `[n, d]` or `[n, views, d]` queries, n ≥ 0.
+
+        Returns:
+            `[n, c]` float64: the score of each individual among the query's neighbours (for a vote their number), and
+            for all others one value just below the lowest of them. For two individuals `[n]`, as everywhere in
+            scikit-learn: the score of the second minus that of the first.
+
+        Raises:
+            VectorError: for vectors that cannot be compared.
+        """
+        scores = _all_scores(self, X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Estimate the probability of each individual of the gallery; `new_individual` is none of them.
+
+        It is a softmax over the individuals' scores, divided by a temperature. Before `calibrate` the temperature is
+        the parameter, so that the order is right and the size is only a guess.
+
+        Args:
+            X: `[n, d]` or `[n, views, d]` queries, n ≥ 0.
+
+        Returns:
+            `[n, c]` float64, rows that sum to 1.
+
+        Raises:
+            VectorError: for vectors that cannot be compared.
+        """
+        return softmax(_all_scores(self, X) / self.proba_temperature_, axis=1)
+
+    def calibrate(self, X: np.ndarray, y: np.ndarray) -> Self:
+        """Fit the temperature of `predict_proba` to queries with known truth (temperature scaling, Guo et al. 2017).
+
+        Args:
+            X: `[n, d]` or `[n, views, d]` queries that are not in the gallery, best of other encounters.
+            y: `[n]` their individuals, all of them in the gallery.
+
+        Returns:
+            the head.
+
+        Raises:
+            VectorError: for vectors that cannot be compared.
+            UserError: for no queries, or an individual that is not in the gallery.
+        """
+        scores, y = _all_scores(self, X), column_or_1d(y)
+        codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
+        if not len(y) or len(scores) != len(y):
+            raise UserError(f"{len(scores)} queries and {len(y)} individuals: give one to each, at least one")
+        unknown = self.classes_[codes] != y
+        if unknown.any():
+            row = int(np.argmax(unknown))
+            raise UserError(f"y[{row}]={y.tolist()[row]!r} is not in the gallery: calibrate on known individuals")
+        self.proba_temperature_ = _fitted_temperature(scores, codes)
+        return self
+
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-14a
-class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
+class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
     """Ranks individuals for a query embedding by its nearest gallery images.
 
     Cosines that are equal to six decimals are ordered by gallery row; among more than k equal ones, `sklearn` may
@@ -515,65 +578,6 @@ class KNNHead(RankMixin, ClassifierMixin, BaseEstimator):
         """
         codes, _ = _ranked(self, X, 1)
         return self.classes_[codes[:, 0]]
-
-    def decision_function(self, X: np.ndarray) -> np.ndarray:
-        """Score all individuals of the gallery for each query, in the order of `rank`.
-
-        Args:
-            X: `[n, d]` or `[n, views, d]` queries, n ≥ 0.
-
-        Returns:
-            `[n, c]` float64: the score of each individual among the query's neighbours (for a vote their number), and
-            for all others one value just below the lowest of them. For two individuals `[n]`, as everywhere in
-            scikit-learn: the score of the second minus that of the first.
-
-        Raises:
-            VectorError: for vectors that cannot be compared.
-        """
-        scores = _all_scores(self, X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Estimate the probability of each individual of the gallery; `new_individual` is none of them.
-
-        It is a softmax over the individuals' scores, divided by a temperature. Before `calibrate` the temperature is
-        the parameter, so that the order is right and the size is only a guess.
-
-        Args:
-            X: `[n, d]` or `[n, views, d]` queries, n ≥ 0.
-
-        Returns:
-            `[n, c]` float64, rows that sum to 1.
-
-        Raises:
-            VectorError: for vectors that cannot be compared.
-        """
-        return softmax(_all_scores(self, X) / self.proba_temperature_, axis=1)
-
-    def calibrate(self, X: np.ndarray, y: np.ndarray) -> Self:
-        """Fit the temperature of `predict_proba` to queries with known truth (temperature scaling, Guo et al. 2017).
-
-        Args:
-            X: `[n, d]` or `[n, views, d]` queries that are not in the gallery, best of other encounters.
-            y: `[n]` their individuals, all of them in the gallery.
-
-        Returns:
-            the head.
-
-        Raises:
-            VectorError: for vectors that cannot be compared.
-            UserError: for no queries, or an individual that is not in the gallery.
-        """
-        scores, y = _all_scores(self, X), column_or_1d(y)
-        codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
-        if not len(y) or len(scores) != len(y):
-            raise UserError(f"{len(scores)} queries and {len(y)} individuals: give one to each, at least one")
-        unknown = self.classes_[codes] != y
-        if unknown.any():
-            row = int(np.argmax(unknown))
-            raise UserError(f"y[{row}]={y.tolist()[row]!r} is not in the gallery: calibrate on known individuals")
-        self.proba_temperature_ = _fitted_temperature(scores, codes)
-        return self
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-23
 def rank_sets(
