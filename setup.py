@@ -1,12 +1,16 @@
 """Builds the package from settings.ini, the one source of name, version and requirements."""
 
 import json
+import re
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
+if sys.version_info < (3, 11):  # noqa: UP036 - whoever runs this file with an old Python reads why
+    sys.exit(f"happywhale_nb needs Python 3.11 or later; this is {sys.version.split()[0]}: install with another Python")
 root = Path(__file__).parent
 settings = ConfigParser(delimiters=["="])
 settings.read(root / "settings.ini", encoding="utf-8")
@@ -24,6 +28,11 @@ def without_outputs(text):
         if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def for_an_index(readme):
+    """The README as a package index shows it: without pictures and links that lead into the checkout."""
+    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]+\)", r"\1", re.sub(r"<img [^>]*>\n*", "", readme))
 
 
 class BuildWithCopies(build_py):
@@ -75,6 +84,8 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
-    long_description=(root / "README.md").read_text(encoding="utf-8") if (root / "README.md").exists() else "",
+    long_description=for_an_index((root / "README.md").read_text(encoding="utf-8"))
+    if (root / "README.md").exists()
+    else "",
     long_description_content_type="text/markdown",
 )

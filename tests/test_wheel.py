@@ -1,6 +1,7 @@
 """The project installed from its wheel, with no checkout in sight: from an empty folder it does what it does in one."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -89,6 +90,24 @@ def test_wheel_has_the_notebooks_without_outputs_the_studies_and_the_workflow(wh
     notices = [data for name, data in found.items() if name.endswith("dist-info/licenses/NOTICE")]
     assert notices == [(ROOT / "NOTICE").read_bytes()]
     assert "happywhale_nb/demo/assets/probe.png" in found
+    assert "happywhale_nb/py.typed" in found
+
+
+def test_wheel_says_what_it_is_and_which_extras_it_has(wheel):
+    (text,) = [data.decode() for name, data in contents(wheel).items() if name.endswith("dist-info/METADATA")]
+    head, _, readme = text.partition("\n\n")
+    assert not re.search(r"\]\((?!https?://)", readme) and "<img" not in readme and "| notebook |" in readme
+    extras = re.findall(r"^Provides-Extra: (\S+)$", head, re.M)
+    wanted = "train gpu jax-gpu serve study notebooks search qdrant postgres export hubs heic track docs dev all"
+    assert sorted(extras) == sorted(wanted.split())
+    core = [line for line in re.findall(r"^Requires-Dist: (.+)$", head, re.M) if "extra ==" not in line]
+    heavy = "tensorflow keras jupyterlab papermill snakemake fastapi alembic sqlalchemy nbdev onnx"
+    assert len(core) < 20 and not [line for line in core if re.split(r"\W", line)[0] in heavy.split()]
+    every = {
+        re.split(r"[^\w-]", line)[0]
+        for line in re.findall(r"^Requires-Dist: (.+extra == ['\"]all['\"].*)$", head, re.M)
+    }
+    assert {"jupyterlab", "papermill", "nbdev", "tensorflow", "fastapi", "snakemake"} <= every
 
 
 @pytest.mark.soak
