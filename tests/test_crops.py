@@ -17,9 +17,11 @@ from PIL import Image
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.boxes import BOX
 from happywhale_nb.data.dataset import read_dataset
+from happywhale_nb.data.formats import ORIENTATION, open_photo, upright
 from happywhale_nb.imaging import crops as crops_module
+from happywhale_nb.imaging import photo as photo_module
 from happywhale_nb.imaging.crops import Crops, cut_crops, load_crop, load_crops, study_crops
-from happywhale_nb.imaging.photo import upright_size
+from happywhale_nb.imaging.photo import upright_pixels, upright_size
 
 NO_BOX = [*BOX, "W", "H"]
 quick = settings(
@@ -335,3 +337,32 @@ def test_study_crops_of_one_name_in_both_parts_cuts_each_by_its_own_box(tmp_path
     dataset = read_dataset(tmp_path)
     crops = {p: study_crops(dataset, ["a.png"], config, "auto", tmp_path / "s", p)[0][0] for p in ("train", "test")}
     assert (crops["train"] == [255, 0, 0]).all() and (crops["test"] == [0, 0, 255]).all()
+
+
+@pytest.mark.parametrize("size", [None, (300, 200), (100, 70), (30, 20)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("turned", [1, 6])
+def test_opencv_decodes_a_jpeg_to_the_pixels_of_pillow(tmp_path, size, mode, turned):
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = turned
+    picture = Image.fromarray(coarse).resize((823, 601), Image.Resampling.BICUBIC).convert(mode)
+    for quality, subsampling in ((95, 0), (80, 2)):
+        picture.save(tmp_path / "a.jpg", quality=quality, subsampling=subsampling, exif=exif)
+        with open_photo(tmp_path / "a.jpg") as one, open_photo(tmp_path / "a.jpg") as two:
+            two.draft("RGB", size) if size else None
+            assert (upright_pixels(one, size) == np.asarray(upright(two))).all()
+    with open_photo(tmp_path / "a.jpg") as photo:
+        assert (photo_module._jpeg_pixels(photo) is not None) == (mode == "RGB" and turned == 1)
+
+
+def test_a_truncated_jpeg_is_refused_whatever_decodes_it(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(tmp_path / "whole.jpg")
+    body = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(body[: len(body) // 2])
+    with pytest.raises(UserError, match="cannot be decoded"):
+        load_crop(tmp_path / "cut.jpg", 64)
+    (tmp_path / "more.jpg").write_bytes(body + b"\0" * 20)
+    assert (load_crop(tmp_path / "more.jpg", 64) == load_crop(tmp_path / "whole.jpg", 64)).all()

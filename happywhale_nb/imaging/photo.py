@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import Undecodable, UserError
-from ..data.formats import ORIENTATION, open_photo, to_rgb, upright, upright_size
+from ..data.formats import ORIENTATION, open_photo, orientation, to_rgb, upright, upright_size
 
 # %% ../../nbs/lib/imaging/photo.ipynb #photo-17
 def photo_size(path: Path | str | BinaryIO) -> tuple[int, int]:
@@ -48,6 +48,29 @@ def rgb_pixels(photo: Image.Image) -> np.ndarray:
     """
     return np.asarray(to_rgb(photo))
 
+# %% ../../nbs/lib/imaging/photo.ipynb #photo-31
+_SCALES = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
+_SCALES |= {8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+def _jpeg_pixels(photo):
+    """The pixels of an ordinary JPEG, opened and not yet decoded, by OpenCV; None for any other image."""
+    if photo.format != "JPEG" or photo.mode != "RGB" or orientation(photo) != 1:
+        return None
+    scale = (getattr(photo, "decoderconfig", None) or (1,))[0]
+    if scale not in _SCALES:
+        return None
+    place = photo.fp.tell()
+    photo.fp.seek(0)
+    data = photo.fp.read()
+    photo.fp.seek(place)
+    if data[-2:] != b"\xff\xd9":  # truncated, or followed by something else
+        return None
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _SCALES[scale] | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None or pixels.shape != (photo.size[1], photo.size[0], 3):
+        return None
+    return pixels if scale == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
 # %% ../../nbs/lib/imaging/photo.ipynb #photo-19
 def upright_pixels(photo: Image.Image, min_size: tuple[int, int] | None = None) -> np.ndarray:
     """Return the pixels of an opened image as it is displayed upright.
@@ -65,7 +88,8 @@ def upright_pixels(photo: Image.Image, min_size: tuple[int, int] | None = None) 
     """
     if min_size is not None:
         photo.draft("RGB", min_size)
-    return np.asarray(upright(photo))
+    pixels = _jpeg_pixels(photo)
+    return np.asarray(upright(photo)) if pixels is None else pixels
 
 # %% ../../nbs/lib/imaging/photo.ipynb #photo-27
 def photo_title(path: Path | str | BinaryIO) -> str:
