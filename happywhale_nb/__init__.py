@@ -7,6 +7,7 @@ that `import happywhale_nb` loads nothing and what needs no network never loads 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
@@ -46,7 +47,20 @@ _HOMES = {
     "build_catalogue": "catalogue.build",
     "UserError": "core.errors",
 }
-__all__ = [*_HOMES, "__version__"]
+# what needs an extra, and is not listed without it; asking for it by name says which
+_NEEDS = {"create_model": "keras", "ArcFaceLoss": "keras"}
+_NEEDS |= dict.fromkeys(("Catalogue", "identify", "build_catalogue"), "sqlalchemy")
+
+
+def _is_there(name: str) -> bool:
+    """Whether what a public name needs is installed."""
+    try:
+        return name not in _NEEDS or find_spec(_NEEDS[name]) is not None
+    except ValueError:  # loaded by hand, or blocked
+        return False
+
+
+__all__ = [*filter(_is_there, _HOMES), "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -60,4 +74,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """All names: those that are loaded, and those that can be."""
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

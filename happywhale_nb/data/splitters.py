@@ -42,8 +42,9 @@ def _pairs(images, groups):
 def _with_groups(table, groups, kind):
     """`(table, split, pairs)` for `make_folds` with the groups that the caller gives."""
     if groups is None:
-        if kind == "similar":
-            raise UserError("groups are missing: give the group of near-duplicates of each row")
+        needed = {"similar": "group of near-duplicates", "encounter": "encounter"}.get(kind)
+        if needed and not (kind == "encounter" and {"encounter", "date"} & set(table)):
+            raise UserError(f"groups are missing: give the {needed} of each row")
         return table, kind, None
     check_same_length(X=table, groups=groups)
     groups = pd.Series(np.asarray(groups))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from ..core.arguments import check_same_length
+from ..core.arguments import as_names, check_same_length
 from ..core.errors import UserError
 from ..data.dataset import read_table
 from ..retrieval.predictions import PREDICTION_COLUMNS
@@ -276,7 +276,7 @@ def ranked_lists(predictions: Mapping[str, np.ndarray], images: Sequence[str] | 
     Raises:
         UserError: if there is no model, or the arrays differ in length or are no lists.
     """
-    arrays = {name: np.asarray(rows, dtype=str) for name, rows in predictions.items()}
+    arrays = {name: as_names(rows) for name, rows in predictions.items()}
     if not arrays:
         raise UserError("no predictions: give those of at least one model")
     check_same_length(**arrays, **({} if images is None else {"images": images}))

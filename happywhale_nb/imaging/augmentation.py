@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..core.errors import UserError
 from ..core.threads import in_threads, single_opencv_thread
 from .augmentation_passes import PASSES
 from .augmentation_plan import plan, recipe_passes
@@ -34,8 +35,14 @@ def augment(
 
     Returns:
         `[n, h, w, 3]` uint8.
+
+    Raises:
+        UserError: for images of another dtype or shape.
     """
-    images, passes = np.asarray(images), recipe_passes(recipe)
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(f"images are {images.dtype} {list(images.shape)}: give uint8 [n, h, w, 3]")
+    passes = recipe_passes(recipe)
     if planned is None:
         planned = plan(recipe, len(images), seed, images.shape[2] / images.shape[1])
     out = np.empty_like(images)

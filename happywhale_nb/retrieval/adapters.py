@@ -17,9 +17,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..core.arguments import as_names
 from ..core.errors import UserError, lookup
 from ..data.dataset import NEW
 from .adapter import KINDS, Adapter
@@ -487,7 +488,7 @@ def choose_adapter(
     return replace(decided, seconds=time.perf_counter() - began)
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-48
-class EmbeddingAdapter(TransformerMixin, BaseEstimator):
+class EmbeddingAdapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Adapts embeddings to a gallery: a transformer of scikit-learn.
 
     Args:
@@ -516,7 +517,10 @@ class EmbeddingAdapter(TransformerMixin, BaseEstimator):
         Raises:
             UserError: for an unknown kind, vectors that cannot be compared, or too few photographs.
         """
-        names = np.asarray(y).astype(str)
+        names = as_names(y)
+        if names.ndim != 1 or np.ndim(X) != 2 or (names == "").any():
+            raise UserError("give X [n, d], and y [n] with a name for each row: leave unidentified photographs out")
+        self._check_columns(X, reset=True)
         auto = self.kind == "auto"
         self.adapter_ = choose_adapter(X, names, self.seed).adapter if auto else fit_adapter(X, names, self.kind)
         self.n_features_in_ = np.shape(X)[1]
@@ -536,7 +540,20 @@ class EmbeddingAdapter(TransformerMixin, BaseEstimator):
             VectorError: for vectors of another width, or that cannot be compared.
         """
         check_is_fitted(self)
+        if np.ndim(X) != 2:
+            raise VectorError(f"X has the shape {list(np.shape(X))}: give [n, d]")
+        self._check_columns(X, reset=False)
         return self.adapter_.transform(X)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.adapter_.matrix.shape[1]
+
+    def _check_columns(self, X, reset):
+        if hasattr(X, "columns"):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        elif reset and hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-41
 @dataclass(frozen=True)

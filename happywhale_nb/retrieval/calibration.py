@@ -18,7 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
-from ..core.arguments import check_number, check_same_length, check_scores
+from ..core.arguments import as_names, check_number, check_same_length, check_scores
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .metrics import rank_of_truth
@@ -171,7 +171,7 @@ def _fit_utility(names, values, truth, weight):
     scale = np.array([1, 1, PRIOR_TEMPERATURE, PRIOR_TEMPERATURE])[:, None, None]
     terms = _utility_terms(names, values) / PRIOR_TEMPERATURE * scale
     offset, rows = np.where(np.isfinite(values), 0, -np.inf), np.arange(len(names))
-    rank = rank_of_truth(truth, names[:, :-1])
+    rank = rank_of_truth(as_names(truth), names[:, :-1])
     chosen = np.where(rank > 0, rank - 1, names.shape[1] - 1)
     weight = np.ones(len(names)) if weight is None else np.asarray(weight, dtype=float)
 

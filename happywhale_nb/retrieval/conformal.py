@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ..core.arguments import check_number, check_same_length, check_scores
+from ..core.arguments import as_names, check_number, check_same_length, check_scores
 from .metrics import rank_of_truth
 from .open_set import insert_new
 
@@ -44,7 +44,7 @@ def _conformal_quantile(distances, alpha):
 def _distances_to_truth(ids, scores, threshold, truth):
     """`[n]` how far the truth's score lies below the best; infinite if the truth is not ranked."""
     names, all_scores = insert_new(ids, scores, threshold)
-    rank = rank_of_truth(truth, names)
+    rank = rank_of_truth(as_names(truth), names)
     own = all_scores[np.arange(len(rank)), np.maximum(rank - 1, 0)]
     return np.where(rank > 0, all_scores[:, 0] - own, np.inf)
 

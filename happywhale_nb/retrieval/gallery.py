@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
 
-from ..core.arguments import check_number
+from ..core.arguments import as_names, check_number
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .knn import Candidates, KNNHead, RankMixin, aggregate_neighbours, nearest_first
@@ -40,7 +40,7 @@ class LabelCodes:
         """Look up codes; a new label gets the next code.
 
         Args:
-            labels: `[n]`, "" for unidentified.
+            labels: `[n]`, "", None or NaN for unidentified.
             n: required number of labels.
 
         Returns:
@@ -50,9 +50,9 @@ class LabelCodes:
             ValueError: for another number of labels.
             UserError: if `new_individual` is among them; then no label is added.
         """
-        labels = [str(label) for label in labels]
+        labels = as_names(list(labels)).tolist()
         if len(labels) != n:
-            raise ValueError(f"{len(labels)} labels for {n} rows: give one to each")
+            raise UserError(f"{len(labels)} labels for {n} rows: give one to each")
         if NEW in labels:
             raise UserError(f"{NEW!r} is not an individual: give such a photograph the label ''")
         return np.array([self._code_of.setdefault(s, len(self._code_of)) if s else -1 for s in labels], dtype=int)
@@ -369,5 +369,7 @@ class Gallery(RankMixin, LabelledRows):
             UserError: for vectors that cannot be compared.
         """
         cosine, index = self.kneighbors(X)
+        if not cosine.shape[1]:
+            raise UserError("no row of the gallery is open and has a label: nobody can be ranked")
         codes, rule = self.codes_[index], self.head
         return aggregate_neighbours(codes, cosine, rule.aggregate, rule.temperature), cosine[:, -1]

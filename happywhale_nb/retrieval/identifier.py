@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.arguments import check_number, check_same_length
+from ..core.arguments import as_names, check_number, check_same_length
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .calibration import CandidateProbabilities
@@ -263,8 +263,8 @@ def learn_calibration(
 
     Args:
         vectors: `[n, d]` of all photographs, any length.
-        individuals: `[n]` names, "" for unidentified.
-        encounters: `[n]` the encounter of each photograph.
+        individuals: `[n]` names, "", None or NaN for unidentified.
+        encounters: `[n]` the encounter of each photograph; one with "", None or NaN is its own encounter.
         held_out: `[n]` bool, photographs that were not in the network's training set; with fewer than `MIN_HELD_OUT`
             identified ones, all identified photographs are queries.
         alpha: fraction of photographs whose truth may be outside the set, in (0, 1).
@@ -280,7 +280,8 @@ def learn_calibration(
     check_same_length(vectors=vectors, individuals=individuals, encounters=encounters, held_out=held_out)
     check_number("alpha", alpha, 0, 1, "()")
     check_number("max_queries", max_queries, 1, whole=True)
-    individuals, encounters = np.asarray(individuals, dtype=str), np.asarray(encounters, dtype=str)
+    individuals, encounters = as_names(individuals), as_names(encounters)
+    encounters = np.where(encounters == "", [f"\0{i}" for i in range(len(encounters))], encounters)
     rng = np.random.default_rng(seed)
     rows, optimistic = _choose_queries(individuals != "", np.asarray(held_out, dtype=bool), max_queries, rng)
     if not len(rows):

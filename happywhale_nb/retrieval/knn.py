@@ -8,7 +8,6 @@ __all__ = ['BLOCK', 'SEARCHES', 'unit_vectors', 'Candidates', 'aggregate_neighbo
            'neighbour_grid', 'within_map5']
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-02
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
@@ -20,7 +19,6 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.neighbors import NearestNeighbors
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     check_array,
     check_consistent_length,
@@ -29,10 +27,10 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from ..core.arguments import check_number
+from ..core.arguments import as_names, check_number, check_same_length, is_nobody, nobody
 from ..core.errors import UserError
 from ..data.dataset import NEW
-from .metrics import is_nobody, map_at_5, nobody
+from .metrics import map_at_5
 from .search import AGGREGATES, make_index
 from .vectors import VectorError, check_lengths, unit_length
 
@@ -56,6 +54,8 @@ def unit_vectors(X: np.ndarray, width: int | None = None) -> np.ndarray:
         raise VectorError(
             f"X has {X.shape[-1]} features, but KNNHead is expecting {width} features as input: of another model?"
         )
+    if X.ndim > 3 or 0 in X.shape[1:]:
+        raise VectorError(f"X has the shape {list(X.shape)}: give [n, d], or [n, views, d]")
     unit, lengths = unit_length(X)
     check_lengths(lengths, "embedding")
     return unit
@@ -317,20 +317,22 @@ def _check_choices(head):
         if (value := getattr(head, name)) not in known:
             raise UserError(f"{name}={value!r} is not known: choose {', '.join(known)}")
     check_number("n_neighbors", head.n_neighbors, 1, whole=True)
-    check_number("temperature", head.temperature, 0, ends="(]")
+    check_number("temperature", head.temperature, 0, ends="()")
     check_number("centre_weight", head.centre_weight, 0, 1, "[)")
 
 
 def _names_and_codes(y):
     """The individuals `[c]`, sorted, and the code of each label `[n]`."""
-    with warnings.catch_warnings():  # most individuals have a single image: this is still a classification
-        warnings.filterwarnings("ignore", "The number of unique classes")
-        check_classification_targets(y)
     missing = is_nobody(y)
     if missing.any():
         row = int(np.argmax(missing))
         raise UserError(f"y[{row}] is {y.tolist()[row]!r}, which is nobody: leave such photographs out of the gallery")
-    names, codes = np.unique(y, return_inverse=True)
+    if y.dtype.kind == "c" or (y.dtype.kind == "f" and (y != np.round(y)).any()):
+        raise UserError("Unknown label type: continuous; y names individuals, by text or whole numbers")
+    try:
+        names, codes = np.unique(y, return_inverse=True)
+    except TypeError:
+        raise UserError("y mixes text and numbers: name all individuals alike") from None
     if NEW in names.astype(str):
         raise UserError(f"{NEW!r} is not an individual: leave such photographs out of the gallery")
     return names, codes
@@ -342,14 +344,20 @@ def _centres_of(head, centres):
         raise UserError(
             "centre_weight needs the network's class centres (centres.parquet; train again), and is not for votes"
         )
-    vectors = unit_vectors(centres[1], head.n_features_in_)
-    return _known_centres(np.asarray(centres[0]), vectors, head.classes_)
+    names, vectors = np.asarray(centres[0]), unit_vectors(centres[1], head.n_features_in_)
+    check_same_length(names=names, vectors=vectors)
+    found = _known_centres(names, vectors, head.classes_) if names.dtype.kind == head.classes_.dtype.kind else [()]
+    if not len(found[0]):
+        raise UserError("no class centre has the name of an individual in y: give names of the same kind")
+    return found
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-16d
 def _check_columns(head, X, reset):
     """Keep (`reset`) or compare the names of the columns, if X is a data frame."""
     if hasattr(X, "columns"):
         validate_data(head, X, reset=reset, skip_check_array=True)
+    elif reset and hasattr(head, "feature_names_in_"):
+        del head.feature_names_in_
 
 
 def _all_scores(head, X):
@@ -501,7 +509,7 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
         self.classes_, codes = _names_and_codes(y)
         rows = X.reshape(-1, X.shape[-1])
         self.n_features_in_, self.codes_ = X.shape[-1], np.repeat(codes, len(rows) // len(X))
-        self.gallery_ = _index(self.search, rows)
+        self.gallery_, self.search_ = _index(self.search, rows), self.search
         self.centres_ = _centres_of(self, centres) if self.centre_weight else None
         self.proba_temperature_ = self.temperature
         return self
@@ -520,6 +528,7 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
             NotFittedError: before `fit`.
         """
         check_is_fitted(self)
+        _check_choices(self)
         _check_columns(self, X, reset=False)
         return unit_vectors(X, self.n_features_in_)
 
@@ -540,7 +549,7 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
         if not len(X):
             return np.empty(shape), np.empty(shape, int)
         values, index = self.gallery_.kneighbors(X.reshape(-1, X.shape[-1]), k)
-        cosine = 1 - values if self.search == "sklearn" else values
+        cosine = 1 - values if self.search_ == "sklearn" else values
         return nearest_first(cosine.reshape(shape), index.reshape(shape))
 
     def score_candidates(self, X: np.ndarray) -> tuple[Candidates, np.ndarray]:
@@ -557,6 +566,8 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
         """
         cosine, index = self.kneighbors(X)
         codes, floor = self.codes_[index], cosine[:, -1]
+        if self.centre_weight and self.centres_ is None:
+            raise UserError("centre_weight was set after fit: fit again, with centres")
         if not self.centre_weight:
             return aggregate_neighbours(codes, cosine, self.aggregate, self.temperature), floor
         centre_cosines = _centre_cosines(self.check_queries(X), *self.centres_, len(self.classes_))
@@ -598,6 +609,7 @@ def rank_sets(
     Raises:
         UserError: for vectors that cannot be compared.
     """
+    check_same_length(X=X, sets=sets)
     entries, floor = head.score_candidates(X)
     names, set_index, sizes = np.unique(np.asarray(sets), return_inverse=True, return_counts=True)
     fused = _fused(entries, floor, set_index, sizes, head.aggregate == "vote")
@@ -645,7 +657,7 @@ def neighbour_grid(
     Returns:
         one row for each k, one column for each rule.
     """
-    head, truth = KNNHead(n_neighbors=max(ks)).fit(X, np.asarray(y, str)), np.asarray(truth, dtype=str)
+    head, truth = KNNHead(n_neighbors=max(ks)).fit(X, as_names(y)), as_names(truth)
     cosine, index = head.kneighbors(queries)
     table = pd.DataFrame(index=pd.Index([k for k in ks if k <= cosine.shape[1]], name="k"))
     for rule in aggregates:
@@ -665,7 +677,7 @@ def within_map5(vectors: np.ndarray, individuals: ArrayLike) -> float:
     Returns:
         a value in [0, 1], NaN if no individual has two images.
     """
-    head = KNNHead().fit(vectors, np.asarray(individuals, str))
+    head = KNNHead().fit(vectors, as_names(individuals))
     cosine, index = head.kneighbors(vectors)
     others = np.where(index == np.arange(len(index))[:, None], -1, head.codes_[index])
     ids = top_five_ids(head.classes_, aggregate_neighbours(others, cosine), len(vectors))

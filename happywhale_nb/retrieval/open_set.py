@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 
-from ..core.arguments import check_number, check_same_length, check_scores
+from ..core.arguments import as_names, check_number, check_same_length, check_scores
 from ..core.errors import UserError
 from ..data.dataset import NEW
 from .metrics import rank_of_truth
@@ -22,7 +22,7 @@ def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray,
     """Insert `new_individual` with score `threshold` into rankings.
 
     Args:
-        ids: `[n, m]` str, individuals, best first, "" where there are fewer.
+        ids: `[n, m]` individuals, best first, padded where there are fewer; numbers become text.
         scores: `[n, m]` float, descending, -inf where there are fewer.
         threshold: score of `new_individual`, a number or `[n]`; it ranks before individuals with a lower score.
         n_ranked: length of the resulting rankings, at most m + 1.
@@ -31,15 +31,23 @@ def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray,
         `[n, n_ranked]` str, best first, "" where there are fewer.
 
     Raises:
-        UserError: for scores with a NaN, or ids and scores of different shape.
+        UserError: for scores or a threshold with a NaN, or ids, scores and thresholds that do not fit.
     """
-    ids, scores = np.asarray(ids, dtype=str), check_scores(scores, 0)
+    ids, scores = as_names(ids), check_scores(scores, 0)
     if ids.shape != scores.shape:
         raise UserError(f"ids have the shape {list(ids.shape)}, scores {list(scores.shape)}: give a score to each")
+    _check_threshold(threshold, len(ids))
     names = np.concatenate([ids, np.full((len(ids), 1), NEW)], axis=1)
     column = np.broadcast_to(np.asarray(threshold, dtype=float), len(ids))[:, None]
     order = np.argsort(-np.concatenate([scores, column], axis=1), axis=1, kind="stable")[:, :n_ranked]
     return np.take_along_axis(names, order, axis=1)
+
+
+def _check_threshold(threshold, n):
+    values = np.asarray(threshold, dtype=float)
+    if values.shape not in ((), (n,)) or np.isnan(values).any():
+        told = f"threshold has the shape {list(values.shape)}, or a NaN"
+        raise UserError(f"{told}: give a number, or one for each of {n} rows")
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-51
 def with_threshold(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
@@ -85,8 +93,9 @@ def precision_by_threshold(
     Returns:
         `[g, n]` float32 in [0, 1].
     """
-    scores, new = np.asarray(scores, dtype=float)[:, :5], np.asarray(truth) == NEW
-    rank = rank_of_truth(truth, np.asarray(ids)[:, :5])
+    truth = as_names(truth)
+    scores, new = np.asarray(scores, dtype=float)[:, :5], truth == NEW
+    rank = rank_of_truth(truth, as_names(ids)[:, :5])
     precision_of_rank = np.array([0, 1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 0], dtype=np.float32)
     precision = np.empty((len(grid), len(new)), np.float32)
     for i, threshold in enumerate(grid):

@@ -105,15 +105,13 @@ def plot_folds(models: Mapping[str, ReportedModel]) -> Figure:
     Returns:
         The figure.
     """
-    rows = [
-        {"model": name, "MAP@5": fold[key], "photographs": label}
-        for name, model in models.items()
-        for fold in model.search["folds"].values()
-        for key, label in (("map5", "all"), ("map5_known", "known individuals"))
-    ]
     figure, ax = plt.subplots(figsize=(6.4, 1.3 + 0.6 * len(models)), layout="constrained")
-    style = {"hue": "photographs", "dodge": True, "palette": ["#17475e", "#58b4c9"], "size": 7, "jitter": False}
-    sns.stripplot(pd.DataFrame(rows), x="MAP@5", y="model", ax=ax, **style)
+    kinds = (("map5", "all", "#17475e", -0.2), ("map5_known", "known individuals", "#58b4c9", 0.2))
+    for key, label, colour, offset in kinds:
+        dots = [(fold[key], i + offset) for i, m in enumerate(models.values()) for fold in m.search["folds"].values()]
+        ax.scatter(*zip(*dots, strict=True), s=49, color=colour, label=label)
+    ax.set_yticks(range(len(models)), labels=list(models))
+    ax.set_ylim(len(models) - 0.5, -0.5)
     ax.set(xlim=(0, 1), xlabel="MAP@5, out of fold (a dot is a fold)", ylabel="", title=_folds_title(models))
     ax.legend(title="", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     sns.despine(left=True)
