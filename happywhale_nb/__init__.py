@@ -16,9 +16,12 @@ _HOMES = {
     "read_dataset": "data.dataset",
     "check_folder": "data.check",
     "make_folds": "data.splits",
+    "open_set_truth": "data.splits",
     "GallerySplit": "data.splitters",
     "draw_demo": "demo.dataset",
     "load_crop": "imaging.crops",
+    "augment": "imaging.augmentation",
+    "RECIPES": "imaging.augmentation_recipes",
     "read_embeddings": "retrieval.embeddings",
     "KNNHead": "retrieval.knn",
     "EmbeddingAdapter": "retrieval.adapters",
@@ -30,16 +33,19 @@ _HOMES = {
     "identify_individual": "retrieval.identifier",
     "map_at_5": "retrieval.metrics",
     "map_at_5_scorer": "retrieval.metrics",
+    "summary": "retrieval.metrics",
     "read_predictions": "retrieval.predictions",
     "write_predictions": "retrieval.predictions",
     "blend_files": "ensemble.blending",
     "blend_rankings": "ensemble.blending",
+    "fit_ranking_weights": "ensemble.blending",
     "score_file": "ensemble.blending",
     "tabulate_outcomes": "evaluation.per_query",
     "configure": "networks.presets",
     "create_model": "networks.model",
     "load_model": "networks.loading",
     "ArcFaceLoss": "networks.heads",
+    "export_model": "networks.export",
     "embed_folder": "networks.embedder",
     "Embedder": "networks.embedder",
     "Catalogue": "catalogue.store",
@@ -48,7 +54,7 @@ _HOMES = {
     "UserError": "core.errors",
 }
 # what needs an extra, and is not listed without it; asking for it by name says which
-_NEEDS = {"create_model": "keras", "ArcFaceLoss": "keras"}
+_NEEDS = dict.fromkeys(("create_model", "ArcFaceLoss", "export_model"), "keras")
 _NEEDS |= dict.fromkeys(("Catalogue", "identify", "build_catalogue"), "sqlalchemy")
 
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from ..core.arguments import as_names, check_same_length
+from ..core.arguments import check_same_length
 from ..core.errors import UserError
+from ..core.labels import as_names
 from ..data.dataset import read_table
 from ..retrieval.predictions import PREDICTION_COLUMNS
 

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..core.arguments import as_names
 from ..core.errors import UserError, lookup
+from ..core.labels import as_names
 from ..data.dataset import NEW
 from .adapter import KINDS, Adapter
 from .knn import KNNHead

@@ -18,8 +18,9 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
-from ..core.arguments import as_names, check_number, check_same_length, check_scores
+from ..core.arguments import check_number, check_same_length, check_scores
 from ..core.errors import UserError
+from ..core.labels import as_names
 from ..data.dataset import NEW
 from .metrics import rank_of_truth
 from .open_set import insert_new

@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ..core.arguments import as_names, check_number, check_same_length, check_scores
+from ..core.arguments import check_number, check_same_length, check_scores
+from ..core.labels import as_names
 from .metrics import rank_of_truth
 from .open_set import insert_new
 

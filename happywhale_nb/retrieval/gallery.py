@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
 
-from ..core.arguments import as_names, check_number
+from ..core.arguments import check_number
 from ..core.errors import UserError
+from ..core.labels import as_names
 from ..data.dataset import NEW
 from .knn import Candidates, KNNHead, RankMixin, aggregate_neighbours, nearest_first
 from .search import block_candidates, order_neighbours

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.arguments import as_names, check_number, check_same_length
+from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError
+from ..core.labels import as_names
 from ..data.dataset import NEW
 from .calibration import CandidateProbabilities
 from .conformal import Coverage, CoverageWarning, measure_coverage, set_distances, set_sizes

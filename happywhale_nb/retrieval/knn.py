@@ -27,8 +27,9 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from ..core.arguments import as_names, check_number, check_same_length, is_nobody, nobody
+from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError
+from ..core.labels import as_names, is_nobody, nobody
 from ..data.dataset import NEW
 from .metrics import map_at_5
 from .search import AGGREGATES, make_index
@@ -327,7 +328,7 @@ def _names_and_codes(y):
     if missing.any():
         row = int(np.argmax(missing))
         raise UserError(f"y[{row}] is {y.tolist()[row]!r}, which is nobody: leave such photographs out of the gallery")
-    if y.dtype.kind == "c" or (y.dtype.kind == "f" and (y != np.round(y)).any()):
+    if y.dtype.kind == "c" or (y.dtype.kind == "f" and not (np.isfinite(y) & (y == np.round(y))).all()):
         raise UserError("Unknown label type: continuous; y names individuals, by text or whole numbers")
     try:
         names, codes = np.unique(y, return_inverse=True)
@@ -346,10 +347,9 @@ def _centres_of(head, centres):
         )
     names, vectors = np.asarray(centres[0]), unit_vectors(centres[1], head.n_features_in_)
     check_same_length(names=names, vectors=vectors)
-    found = _known_centres(names, vectors, head.classes_) if names.dtype.kind == head.classes_.dtype.kind else [()]
-    if not len(found[0]):
-        raise UserError("no class centre has the name of an individual in y: give names of the same kind")
-    return found
+    if (names.dtype.kind in "UOS") != (head.classes_.dtype.kind in "UOS"):
+        raise UserError("class centres and individuals are not named alike: give names of y's kind, text or numbers")
+    return _known_centres(names, vectors, head.classes_)
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-16d
 def _check_columns(head, X, reset):
@@ -358,6 +358,15 @@ def _check_columns(head, X, reset):
         validate_data(head, X, reset=reset, skip_check_array=True)
     elif reset and hasattr(head, "feature_names_in_"):
         del head.feature_names_in_
+
+
+def _check_again(head, X):
+    """Refuse queries of a head that is not fitted, or whose options were set to something else since."""
+    check_is_fitted(head)
+    _check_choices(head)
+    if head.centre_weight and head.centres_ is None:
+        raise UserError("centre_weight was set after fit: fit again, with centres")
+    _check_columns(head, X, reset=False)
 
 
 def _all_scores(head, X):
@@ -527,9 +536,7 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
             VectorError: for vectors that cannot be compared.
             NotFittedError: before `fit`.
         """
-        check_is_fitted(self)
-        _check_choices(self)
-        _check_columns(self, X, reset=False)
+        _check_again(self, X)
         return unit_vectors(X, self.n_features_in_)
 
     def kneighbors(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -566,8 +573,6 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
         """
         cosine, index = self.kneighbors(X)
         codes, floor = self.codes_[index], cosine[:, -1]
-        if self.centre_weight and self.centres_ is None:
-            raise UserError("centre_weight was set after fit: fit again, with centres")
         if not self.centre_weight:
             return aggregate_neighbours(codes, cosine, self.aggregate, self.temperature), floor
         centre_cosines = _centre_cosines(self.check_queries(X), *self.centres_, len(self.classes_))

@@ -17,8 +17,9 @@ from scipy import stats
 from sklearn.base import BaseEstimator
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ..core.arguments import as_labels, check_number, check_same_length, is_nobody
+from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError, lookup
+from ..core.labels import as_labels, is_nobody
 from ..data.dataset import NEW
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-03b

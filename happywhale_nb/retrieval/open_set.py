@@ -12,8 +12,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 
-from ..core.arguments import as_names, check_number, check_same_length, check_scores
+from ..core.arguments import check_number, check_same_length, check_scores
 from ..core.errors import UserError
+from ..core.labels import as_names
 from ..data.dataset import NEW
 from .metrics import rank_of_truth
 
