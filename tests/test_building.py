@@ -360,7 +360,7 @@ def test_calibration_takes_photographs_of_one_day_for_one_encounter_also_in_an_o
         for photo, met in session.execute(select(Photo, Encounter).join(Encounter)).all():
             met.name, photo.given, met.date = f"train_images/{photo.name}", None, "2019-07-13"
     monkeypatch.setattr(
-        "happywhale_nb.catalogue.ingest.learn_calibration",
+        "happywhale_nb.catalogue.ingest.calibrate",
         lambda vectors, names, units, queries: given.update(units=units) or calibrate(vectors, names, units, queries),
     )
     recalibrate(field.catalogue)

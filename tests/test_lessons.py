@@ -20,7 +20,8 @@ NBS = ROOT / "nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 
 
-SHELLS = {"random", "Matplotlib", "Matplotlib's backend"}  # what IPython and nbdev change, in whose shell lessons run
+# what IPython and nbdev change, in whose shell lessons run, and the command, whose hook goes when TensorFlow comes
+SHELLS = {"random", "Matplotlib", "Matplotlib's backend", "import hooks"}
 
 
 @pytest.fixture

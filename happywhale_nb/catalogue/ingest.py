@@ -48,7 +48,7 @@ from ..data.names import is_nobody, name_key
 from ..data.parts import split_path
 from ..data.values import Faults, parse_side
 from ..retrieval.embeddings import UNKNOWN_PART, Embeddings, find_rows
-from ..retrieval.identifier import Calibration, learn_calibration
+from ..retrieval.identifier import Calibration, calibrate
 from ..retrieval.no_animal import NoAnimal
 from ..retrieval.species import fit_species
 
@@ -535,7 +535,7 @@ def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None) -> Cali
     queries = ~np.array(trained, bool)
     labels = np.array(individuals).astype(str)
     vectors = unpack_vectors(vectors, width)
-    calibration = say_unchecked(learn_calibration(vectors, labels, units, queries), unchecked, len(photos))
+    calibration = say_unchecked(calibrate(vectors, labels, units, queries, warn=False), unchecked, len(photos))
     learnt = {"no_animal": no_animal or (stored and NoAnimal.from_dict(stored))}
     calibration = replace(calibration, **learnt, species=fit_species(vectors, labels, species, queries))
     with catalogue.writing() as session:

@@ -97,9 +97,10 @@ class MainGroup(LazyGroup):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in EXTRA_OF:
+            extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+            if not extra:
                 raise
-            click.echo(f"error: {not_installed(error, EXTRA_OF[error.name.partition('.')[0]])}", err=True)
+            click.echo(f"error: {not_installed(error, extra)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("\ninterrupted; run the same command again to resume", err=True)

@@ -348,7 +348,7 @@ def blend_rankings(
     numbers = [1.0 if weights is None else weights[name] for name in predictions]
     return count_votes(lists, voting, counts).predict(np.array(numbers))
 
-
+# %% ../../nbs/lib/ensemble/blending.ipynb #blending-33
 def fit_ranking_weights(
     predictions: Mapping[str, np.ndarray],
     truth: ArrayLike,

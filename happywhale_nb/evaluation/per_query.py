@@ -56,11 +56,15 @@ def _fold_outcomes(fold_folder, folds, fold):
     table = _query_truth(folds, fold)
     _, predictions = read_predictions(fold_folder / "oof.csv", table["image"])
     species = folds.drop_duplicates("individual_id").set_index("individual_id")["species"]
-    table["first"] = predictions[:, 0]
-    table["first_species"] = table["first"].map(species).fillna("")
-    table["rank"] = rank_of_truth(table["truth"].to_numpy(str), predictions)
-    table["score"] = np.divide(1.0, table["rank"], out=np.zeros(len(table)), where=table["rank"] > 0)
-    return table.join(_confidences(fold_folder, table["image"]))
+    return _scored(table, predictions, species).join(_confidences(fold_folder, table["image"]))
+
+
+def _scored(table, predictions, species_of):
+    """The table with the columns first, first_species, rank and score of its predictions `[n, m]`."""
+    first = pd.Series(predictions[:, 0], table.index)
+    rank = rank_of_truth(table["truth"].to_numpy(str), predictions[:, :5])
+    score = np.divide(1.0, rank, out=np.zeros(len(rank)), where=rank > 0)
+    return table.assign(first=first, first_species=first.map(species_of).fillna(""), rank=rank, score=score)
 
 
 def _confidences(fold_folder, images):
@@ -126,18 +130,15 @@ def tabulate_outcomes(
         UserError: if the arrays do not fit, or a truth is missing.
     """
     truth = check_truth(truth).astype(str)
-    rank = rank_of_truth(truth, np.asarray(predictions, dtype=str)[:, :5])
     columns = {"individual_id": truth if individuals is None else individuals}
     columns |= {"species": np.full(len(truth), "") if species is None else species}
     columns |= {"fold": np.zeros(len(truth), int) if folds is None else folds}
-    check_same_length(truth=truth, **columns)
+    check_same_length(truth=truth, predictions=predictions, **columns)
     table = pd.DataFrame({"image": np.arange(len(truth)).astype(str)} | {k: np.asarray(v) for k, v in columns.items()})
     known = pd.Series([] if gallery is None else list(gallery), dtype=str).value_counts()
     table["truth"], table["known"] = truth, pd.Series(truth).map(known).fillna(0).astype(int)
-    table["first"] = np.asarray(predictions, dtype=str)[:, 0]
     known_species = table.drop_duplicates("individual_id").set_index("individual_id")["species"]
-    table["first_species"] = table["first"].map(known_species if species_of is None else species_of).fillna("")
-    table["rank"], table["score"] = rank, np.divide(1.0, rank, out=np.zeros(len(rank)), where=rank > 0)
+    table = _scored(table, np.asarray(predictions, dtype=str), known_species if species_of is None else species_of)
     return table.assign(kind=classify_outcomes(table))
 
 # %% ../../nbs/lib/evaluation/per_query.ipynb #outcomes-10

@@ -19,6 +19,7 @@ from .encoder_card import EncoderCard, check_card, files_digest, write_card
 from .graph_files import further_files
 from .probe import doubt, embed_probe, probe_picture
 from .runtimes import Graph, choose_output, graph_function, load_graph, run_graph
+from ..retrieval.vectors import unit_length
 
 # %% ../../nbs/lib/networks/new_card.ipynb #new_card-07
 def input_of(path: Path | str, graph: Graph) -> dict[str, object]:
@@ -118,7 +119,7 @@ def _expected(vector, card):
     if len(vector) != card.dimension or not np.isfinite(vector).all() or not vector.any():
         wanted = f"{card.dimension} finite ones are expected"
         raise UserError(f"the original's embedding has {len(vector)} numbers: {wanted}")
-    return (vector / np.linalg.norm(vector)).round(7).tolist()
+    return unit_length(vector)[0].round(7).tolist()
 
 # %% ../../nbs/lib/networks/new_card.ipynb #new_card-11
 def read_expected(path: Path | str) -> np.ndarray:

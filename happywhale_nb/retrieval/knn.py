@@ -29,7 +29,7 @@ from sklearn.utils.validation import (
 
 from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError
-from ..core.labels import as_names, is_nobody, nobody
+from ..core.labels import as_names, is_missing, padding
 from ..data.dataset import NEW
 from .metrics import map_at_5
 from .search import AGGREGATES, make_index
@@ -161,11 +161,11 @@ def ids_of_codes(classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
         codes: int array of any shape, indices into `classes`; -1: none.
 
     Returns:
-        array of the same shape and the dtype of `classes`, `metrics.nobody` where there is none: "" among names.
+        array of the same shape and the dtype of `classes`, `core.labels.padding` where there is none: "" among names.
     """
     classes = classes if classes.dtype.kind in "iufUS" else classes.astype(object)
-    padding = "" if all(isinstance(name, str) for name in classes.tolist()) else nobody(classes.dtype)
-    padded = np.append(classes, np.array([padding], classes.dtype))
+    filler = "" if all(isinstance(name, str) for name in classes.tolist()) else padding(classes.dtype)
+    padded = np.append(classes, np.array([filler], classes.dtype))
     return padded[np.where(codes >= 0, codes, len(classes))]
 
 
@@ -238,7 +238,7 @@ class RankMixin:
 
         Returns:
             `(ids [n, n_ranked], scores [n, n_ranked] float64)`, best first, ids of the dtype of `classes_`; where there
-            are fewer, "" (`metrics.nobody` of another dtype) and -inf.
+            are fewer, "" (`core.labels.padding` of another dtype) and -inf.
 
         Raises:
             UserError: for vectors that cannot be compared.
@@ -324,7 +324,7 @@ def _check_choices(head):
 
 def _names_and_codes(y):
     """The individuals `[c]`, sorted, and the code of each label `[n]`."""
-    missing = is_nobody(y)
+    missing = is_missing(y)
     if missing.any():
         row = int(np.argmax(missing))
         raise UserError(f"y[{row}] is {y.tolist()[row]!r}, which is nobody: leave such photographs out of the gallery")

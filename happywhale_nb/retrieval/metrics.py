@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError, lookup
-from ..core.labels import as_labels, is_nobody
+from ..core.labels import as_labels, is_missing
 from ..data.dataset import NEW
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-03b
@@ -61,7 +61,7 @@ def check_truth(truth: ArrayLike) -> np.ndarray:
         UserError: if one is missing: "", None or NaN.
     """
     truth = as_labels(truth)
-    missing = is_nobody(truth)
+    missing = is_missing(truth)
     if truth.ndim == 1 and missing.any():
         row = int(np.argmax(missing))
         raise UserError(f"truth[{row}] is missing ({truth.tolist()[row]!r}; {missing.sum()} such rows): leave them out")
@@ -73,7 +73,8 @@ def rank_of_truth(truth: ArrayLike, predictions: np.ndarray) -> np.ndarray:
 
     Args:
         truth: `[n]` names, or numbers that stand for them.
-        predictions: `[n, m]` of the same kind, best first, m ≥ 1; padded where there are fewer (see `nobody`).
+        predictions: `[n, m]` of the same kind, best first, m ≥ 1; padded where there are fewer (see
+            `core.labels.padding`).
 
     Returns:
         `[n]` int, the rank of the first occurrence, from 1; 0 where the truth does not occur. A truth that is padding
@@ -85,7 +86,7 @@ def rank_of_truth(truth: ArrayLike, predictions: np.ndarray) -> np.ndarray:
     truth, predictions = _checked(truth, predictions)
     if not len(truth):
         return np.zeros(0, int)
-    hit = (predictions == truth[:, None]) & ~is_nobody(truth)[:, None]
+    hit = (predictions == truth[:, None]) & ~is_missing(truth)[:, None]
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 
 # %% ../../nbs/lib/retrieval/metrics.ipynb #metrics-04a

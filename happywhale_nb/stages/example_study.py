@@ -18,6 +18,7 @@ from ..data.dataset import Dataset
 from ..retrieval.embeddings import image_embeddings, write_embeddings
 from ..retrieval.knn import KNNHead
 from ..retrieval.rankings import Fold
+from ..retrieval.vectors import unit_length
 from .fold_ranking import rank_fold
 
 # %% ../../nbs/lib/stages/example_study.ipynb #example-study-04
@@ -83,7 +84,7 @@ def write_example_study(folder: Path | str) -> ExampleStudy:
     parts, images = np.repeat(["train", "test"], [120, 20]), [*folds["image"], *test["image"]]
     for k, path in enumerate(study.fold_folders):
         vectors = np.concatenate([centres[BELUGA], centres]) + 0.9 * rng.normal(size=(140, 12))
-        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit, _ = unit_length(vectors)
         path.mkdir(parents=True)
         write_embeddings(path / "embeddings.parquet", image_embeddings(parts, images, unit))
         config = {name: {} for name in ("protocol", "parameters", "result", "versions")}
