@@ -324,8 +324,28 @@ def benchmark(name, memory=True):
     return table(head, once(rows), left=3)
 
 
+INSTALLED = {
+    "": "work with vectors, tables, metrics, splits, photographs, drawn animals",
+    "[serve]": "keep a lab's catalogue, with an ONNX encoder",
+    "[serve,train]": "start a catalogue of photographs without an encoder's file, or train networks",
+    "[serve,train,study]": "run the study: notebooks by papermill, folds by Snakemake",
+    "[all]": "have everything, with JupyterLab and nbdev",
+}
+
+
+def installation():
+    """What each set of extras installs, under the oldest Python."""
+    steps = result("soak_pythons")["table"][0]["steps"]
+    rows = []
+    for step in steps:
+        name = f"'happywhale_nb{step['extras']}'" if step["extras"] else "happywhale_nb"
+        cells = [INSTALLED[step["extras"]], f"`pip install {name}`", step["packages"], f"{step['gigabytes']:.1f} GB"]
+        rows.append([*cells, f"{step['seconds']:.0f} s"])
+    return table(["you want to", "line", "packages", "on disk", "more time"], rows, left=2)
+
+
 WRITERS = (recognition, measured, crops, ablation, subsets, detectors, speed, gap, species, leaderboard)
-WRITERS += (paper_small, adapters, no_animal, coverage)
+WRITERS += (paper_small, adapters, no_animal, coverage, installation)
 TABLES = {writer.__name__: writer for writer in WRITERS}
 TABLES |= {f"bench_{name}": partial(benchmark, name) for name in ("blend", "knn")}
 TABLES["bench_serve"] = partial(benchmark, "serve", memory=False)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import select
 
+from happywhale_nb.catalogue.build import build_catalogue
 from happywhale_nb.catalogue.corrections import withdraw_encounter
 from happywhale_nb.catalogue.decisions import decide, give_species, make_individual, merge, rename_individual
 from happywhale_nb.catalogue.edits import edit_encounter, set_crop
@@ -353,6 +354,50 @@ def test_build_again_on_postgresql_takes_in_what_is_new(postgres, tmp_path):
     field.catalogue.close()
 
 
+def test_a_file_under_the_names_of_two_individuals_is_told(field):
+    shutil.copy(field.data / "train_images" / "a.jpg", field.data / "train_images" / "copy.jpg")
+    field.rows.append({"image": "copy.jpg", "individual_id": "Nova"})
+    field.rows.append({"image": "same.jpg", "individual_id": "Hope"})
+    shutil.copy(field.data / "train_images" / "a.jpg", field.data / "train_images" / "same.jpg")
+    assert field.build() == 2
+    said = "1 photograph is there under several individuals (train_images/a.jpg is Hope, train_images/copy.jpg is Nova)"
+    assert [line for line in field.told if said in line]
+
+
+def test_a_refused_first_build_leaves_nothing_and_bars_can_be_hidden(field, tmp_path, capsys):
+    names = [row["image"] for row in field.rows]
+    np.save(tmp_path / "mine.npy", RNG.standard_normal((len(names), 8)))
+    (tmp_path / "mine.txt").write_text("\n".join(names))
+    photo, place = field.data / "train_images" / names[0], tmp_path / "new" / "place"
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:100])
+    (tmp_path / "new").mkdir()
+
+    def build():
+        return build_catalogue(place, field.data, tmp_path / "mine.npy", agree=lambda licence: True, progress=False)
+
+    with pytest.raises(UserError, match=f"1 photographs cannot be used:\n.*{names[0]}"):
+        build()
+    assert not place.exists()
+    place.mkdir()
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(UserError):
+        build()
+    assert [path.name for path in place.iterdir()] == ["notes.txt"]
+    photo.write_bytes(whole)
+    capsys.readouterr()
+    built = build()
+    assert built.added == len(names) and capsys.readouterr().err == ""
+    photo.write_bytes(whole[:100])
+    draw(field.data / "train_images" / "later.jpg")
+    with pytest.raises(UserError):
+        field.rows.append({"image": "later.jpg", "individual_id": "Hope"})
+        pd.DataFrame(field.rows).fillna("").to_csv(field.data / "train.csv", index=False)
+        build()  # without a vector of later.jpg
+    assert len(Catalogue(place).folder.name) and (place / "catalogue.json").is_file()
+    built.catalogue.close()
+
+
 @pytest.mark.rest
 def test_calibration_takes_photographs_of_one_day_for_one_encounter_also_in_an_old_catalogue(field, monkeypatch):
     given = {}
@@ -361,7 +406,7 @@ def test_calibration_takes_photographs_of_one_day_for_one_encounter_also_in_an_o
             met.name, photo.given, met.date = f"train_images/{photo.name}", None, "2019-07-13"
     monkeypatch.setattr(
         "happywhale_nb.catalogue.ingest.calibrate",
-        lambda vectors, names, units, queries: given.update(units=units) or calibrate(vectors, names, units, queries),
+        lambda *data, warn: given.update(units=data[2]) or calibrate(*data, warn=warn),
     )
     recalibrate(field.catalogue)
     assert len(set(given["units"])) == 3 and list(given["units"]) == sorted(given["units"])

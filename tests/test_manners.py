@@ -11,25 +11,31 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
 from happywhale_nb.core.errors import EXTRA_OF, MissingExtra, UserError, require
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, make_folds, open_set_truth
 from happywhale_nb.data.splitters import GallerySplit
+from happywhale_nb.demo.dataset import draw_demo
 from happywhale_nb.ensemble.blending import blend_rankings
 from happywhale_nb.imaging.augmentation import augment
 from happywhale_nb.imaging.augmentation_recipes import RECIPES
+from happywhale_nb.imaging.crops import load_crop
+from happywhale_nb.networks.embedder import Embedder
+from happywhale_nb.networks.presets import configure
 from happywhale_nb.retrieval.adapters import EmbeddingAdapter
 from happywhale_nb.retrieval.calibration import CandidateProbabilities, TopOneCalibrator
 from happywhale_nb.retrieval.conformal import CandidateSets, CoverageWarning
 from happywhale_nb.retrieval.gallery import Gallery
-from happywhale_nb.retrieval.identifier import calibrate
-from happywhale_nb.retrieval.knn import KNNHead
+from happywhale_nb.retrieval.identifier import Calibration, calibrate, identify_individual
+from happywhale_nb.retrieval.knn import KNNHead, rank_sets
 from happywhale_nb.retrieval.local_features import Fusion
 from happywhale_nb.retrieval.metrics import classification_metrics, map_at_5, map_at_5_scorer
 from happywhale_nb.retrieval.open_set import estimate_prior_new, fit_threshold, rank_new, threshold_for_fraction
@@ -224,6 +230,29 @@ WRONG = {
     "images are float32": lambda X, y: augment(np.zeros((1, 8, 8, 3), np.float32), RECIPES["paper"]),
     "n_splits=1": lambda X, y: list(GallerySplit(n_splits=1).split(X, y)),
     "split 'random' is not known": lambda X, y: list(GallerySplit("random").split(X, y)),
+    "scores[1] ascend: 0.1 stands before 0.4": lambda X, y: rank_new([["a", "b"]] * 2, [[0.5, 0.4], [0.1, 0.4]], 0.4),
+    "scores[0] ascend": lambda X, y: fit_threshold([["a", "b"]], [[0.1, 0.4]], ["a"]),
+    "threshold='high'": lambda X, y: rank_new([["a"]], [[0.5]], "high"),
+    "X has the shape [16], sets [1]": lambda X, y: rank_sets(KNNHead().fit(X, y), X[0], ["a"]),
+    "sets [2]: give X": lambda X, y: rank_sets(KNNHead().fit(X, y), X[:2], ["a", None]),
+    "k='many'": lambda X, y: identify_individual(Gallery().fit(X, y), Calibration(), X[:1], k="many"),
+    "calibration is None": lambda X, y: identify_individual(Gallery().fit(X, y), None, X[:1]),
+    "allowed is of int64": lambda X, y: Gallery().fit(X, y).under(np.arange(len(X))),
+    "left_out is of bool and shape [1]": lambda X, y: Gallery().fit(X, y).under(left_out=[True]),
+    "truth has the shape []": lambda X, y: map_at_5(None, [["a"]]),
+    "vectors [], individuals []": lambda X, y: calibrate(None, None),
+    "individuals [2]": lambda X, y: open_set_truth(["a", None], ["a"]),
+    "train is None": lambda X, y: make_folds(None),
+    "predictions is None": lambda X, y: blend_rankings(None),
+    "root is None": lambda X, y: draw_demo(None),
+    "encoder is of the type int": lambda X, y: Embedder(3),
+    "preset is None": lambda X, y: configure(None),
+    "a crop's size is one number": lambda X, y: load_crop("a.jpg", None),
+    "path is None": lambda X, y: load_crop(None, 32),
+    "box=(1, 2)": lambda X, y: load_crop("a.jpg", 32, (1, 2)),
+    "recipe='paper'": lambda X, y: augment(np.zeros((1, 8, 8, 3), np.uint8), "paper"),
+    "seed=-1": lambda X, y: augment(np.zeros((1, 8, 8, 3), np.uint8), RECIPES["paper"], -1),
+    "this recipe's is [1, 22]": lambda X, y: augment(np.zeros((1, 8, 8, 3), np.uint8), RECIPES["paper"], 0, X),
     "weights and predictions differ in b": lambda X, y: blend_rankings({"a": [["x"]]}, {"a": 1, "b": 1}),
 }
 
@@ -233,6 +262,35 @@ def test_a_wrong_argument_is_named_with_its_value(known, said):
     with pytest.raises(ValueError, match=re.escape(said)) as refused:
         WRONG[said](*known)
     assert isinstance(refused.value, UserError) and "\n" not in str(refused.value)
+
+
+def test_rankings_are_padded_to_their_length():
+    assert rank_new([["a", "b"]], [[0.5, 0.3]], 0.4, 5).tolist() == [["a", "new_individual", "b", "", ""]]
+
+
+def test_nothing_that_cannot_be_compared_warns_before_it_is_refused():
+    for wrong in (np.nan, np.inf, -np.inf):
+        for dtype in (np.float32, np.float64):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with pytest.raises(UserError, match="NaN or an infinity"):
+                    unit_rows(np.array([[1e30, 1], [wrong, 1]], dtype))
+
+
+def test_embedding_adapter_is_a_transformer_as_scikit_learn_wants_them():
+    zero = {"check_estimators_dtypes": "a vector of zeros has no direction: it is refused by its row"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_estimator(EmbeddingAdapter("within"), expected_failed_checks=zero, on_skip=None)
+
+
+def test_groups_are_routed_to_the_splitter(known):
+    X, y = known
+    how = {"cv": GallerySplit("encounter", 3), "scoring": map_at_5_scorer}
+    wanted = cross_val_score(KNNHead(), X, y, groups=np.arange(120) // 2, **how)
+    with config_context(enable_metadata_routing=True):
+        found = cross_val_score(KNNHead(), X, y, params={"groups": np.arange(120) // 2}, **how)
+    assert found.tolist() == wanted.tolist()
 
 
 def test_no_queries_get_no_answers_from_any_method(known):

@@ -39,7 +39,6 @@ print(json.dumps({
     "metadata": metadata.version("happywhale_nb"),
     "model": demo_model().stat().st_size,
     "page": (Path(happywhale_nb.__file__).parent / "server" / "web" / "index.html").is_file(),
-    "packages": len(list(metadata.distributions())),
 }))
 """
 
@@ -108,6 +107,30 @@ def table():
         keep_result("pythons", rows, time.monotonic() - began)
 
 
+# what is installed one after the other, each with what is there before: extras, and what then works
+STEPS = ("", "[serve]", "[serve,train]", "[serve,train,study]", "[all]")
+CORE = "from happywhale_nb import *; from happywhale_nb import __all__ as names; print(len(names))"
+
+
+def measure(venv):
+    """Packages and bytes of an environment."""
+    count = "from importlib import metadata; print(len(list(metadata.distributions())))"
+    packages = int(run(bin_of(venv) / "python", "-c", count, cwd=venv))
+    size = sum(path.stat().st_size for path in venv.rglob("*") if path.is_file() and not path.is_symlink())
+    return {"packages": packages, "gigabytes": round(size / 1e9, 2)}
+
+
+def with_opencv(venv, outside):
+    """As in the Makefile: opencv-python needs a library of the system, its version without windows does not."""
+    if not subprocess.run([bin_of(venv) / "python", "-c", "import cv2"], capture_output=True, timeout=120).returncode:
+        return "with windows"
+    pip = (bin_of(venv) / "python", "-m", "pip")
+    run(*pip, "uninstall", "--quiet", "--yes", "opencv-python", cwd=outside)
+    locked = ROOT / "requirements-headless.lock"
+    run(*pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", locked, cwd=outside)
+    return "headless"
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(5400)
 @pytest.mark.parametrize("version", PYTHONS)
@@ -116,26 +139,21 @@ def test_wheel_under_each_python_installs_with_the_locked_versions_and_works(ver
     if why:
         table.append({"python": version, "missing": why})
         pytest.skip(why)
-    began, venv = time.monotonic(), tmp_path / "venv"
+    venv, steps, limits = tmp_path / "venv", [], constraints(tmp_path)
     run(python, "-m", "venv", venv, cwd=outside)
-    pip = (bin_of(venv) / "python", "-m", "pip")
-    run(*pip, "install", "--quiet", "--constraint", constraints(tmp_path), wheel, cwd=outside, minutes=60)
-    installed = time.monotonic() - began
-    # as in the Makefile: opencv-python needs a library of the system, its version without windows does not
-    windows = subprocess.run([bin_of(venv) / "python", "-c", "import cv2"], capture_output=True, timeout=120)
-    if windows.returncode:
-        run(*pip, "uninstall", "--quiet", "--yes", "opencv-python", cwd=outside)
-        locked = ROOT / "requirements-headless.lock"
-        run(*pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", locked, cwd=outside)
-    else:
+    pip, opencv = (bin_of(venv) / "python", "-m", "pip"), "with windows"
+    for extras in STEPS:
+        began = time.monotonic()
+        run(*pip, "install", "--quiet", "--constraint", limits, f"{wheel}{extras}", cwd=outside, minutes=60)
+        seconds = round(time.monotonic() - began, 1)
+        opencv = with_opencv(venv, outside) if not extras else opencv
+        run(bin_of(venv) / "python", "-c", CORE, cwd=outside)
+        steps.append({"extras": extras, "seconds": seconds} | measure(venv))
+    if opencv == "with windows":
         run(*pip, "check", cwd=outside)
-    facts = look(venv, outside, tensorflow=True)
-    size = sum(path.stat().st_size for path in venv.rglob("*") if path.is_file() and not path.is_symlink())
+    look(venv, outside, tensorflow=True)
     told = run(bin_of(venv) / "python", "-c", "import platform; print(platform.python_version())", cwd=outside)
-    row = {"python": version, "missing": None, "found": told.strip(), "packages": facts["packages"]}
-    row |= {"opencv": "headless" if windows.returncode else "with windows", "gigabytes": round(size / 1e9, 2)}
-    row |= {"seconds to install": round(installed, 1), "seconds": round(time.monotonic() - began, 1)}
-    table.append(row)
+    table.append({"python": version, "missing": None, "found": told.strip(), "opencv": opencv, "steps": steps})
     shutil.rmtree(venv)
 
 

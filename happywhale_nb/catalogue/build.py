@@ -38,10 +38,12 @@ from .licences import Licence, accept_licence, licence_of, refuse_unasked
 from .no_animal import learn_no_animal
 from .photo_files import is_data_of, missing_line, missing_photos
 from .schema import Photo
-from .store import CARD, Card, Catalogue, create_catalogue
+from .store import CARD, Card, Catalogue, create_catalogue, discard_empty
 from .training_photos import TrainedOn, mark_trained, trained_on, write_trained
+from ..core.arguments import check_kind
 from ..core.artifacts import atomic
 from ..core.errors import UserError
+from ..core.progress import no_bars
 from ..core.renamed import read_record
 from ..data.boxes import box_paths
 from ..data.check import count_noun
@@ -147,6 +149,7 @@ def build_catalogue(
     folder: Path | str, data_dir: Path | str, model: Path | str = "", database: str = "",
     detector: Path | str = "", name: str = "", log: Callable[[str], None] = lambda line: None,
     agree: Callable[[Licence], bool] = refuse_unasked, refine: Refine | None = None, opened: Opened | None = None,
+    progress: bool = True,
 ) -> Built:  # fmt: skip
     """Build a catalogue from a data folder, or add the folder's new photos to it.
 
@@ -161,31 +164,38 @@ def build_catalogue(
         agree: asks the user to accept a licence that forbids commercial use, see `licences.accept_licence`.
         refine: may replace the encoder once all photos are embedded; see `Refine`.
         opened: result of `open_model`; None: it is called here.
+        progress: whether to show progress bars.
 
     Returns:
         The catalogue, its embedder, the count of added photos, and the calibration.
 
     Raises:
-        UserError: for a missing or unusable file, and for a catalogue of another model or folder.
+        UserError: for a missing or unusable file, and for a catalogue of another model or folder. Of a new catalogue
+            to which no photo could be added nothing is left.
     """
+    for argument, path in {"folder": folder, "data_dir": data_dir, "model": model, "detector": detector}.items():
+        check_kind(argument, path)
     dataset, folder = read_dataset(data_dir), Path(folder).absolute()
     folder_table(dataset)  # errors in its tables are raised before anything is created
-    embedder, source, licence = opened or open_model(folder, model, detector, agree)
     rule = read_rules(dataset.root).encounters
     parse_rule(rule)
-    catalogue = _open_or_create(folder, dataset, name, database, log)
-    catalogue.keep_licence(licence)
-    catalogue.keep_rule(rule)
-    if not (folder / "model").is_dir():
-        keep_model(folder, source, detector)
-    elif detector:
-        keep_detector(detector, folder / "model")
-    added = _ingest(catalogue, embedder, dataset, source, log)
-    if line := missing_line(catalogue, len(missing_photos(catalogue))):
-        log(line)
-    if refine is not None:
-        embedder, source = refine(catalogue, embedder, source)
-    return Built(catalogue, embedder, added, change_over(catalogue, embedder, source, detector, log, agree))
+    embedder, source, licence = opened or open_model(folder, model, detector, agree)
+    is_new = not (folder / CARD).is_file()
+    with no_bars(not progress):
+        catalogue = _open_or_create(folder, dataset, name, database, log)
+        catalogue.keep_licence(licence)
+        catalogue.keep_rule(rule)
+        try:
+            added = _ingest(catalogue, embedder, dataset, source, detector, log)
+        except UserError:
+            if is_new:
+                discard_empty(catalogue)
+            raise
+        if line := missing_line(catalogue, len(missing_photos(catalogue))):
+            log(line)
+        if refine is not None:
+            embedder, source = refine(catalogue, embedder, source)
+        return Built(catalogue, embedder, added, change_over(catalogue, embedder, source, detector, log, agree))
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-10
 def _model_files(folder, model, detector):
@@ -263,9 +273,13 @@ def _open_or_create(folder, dataset, name, database, log):
     return catalogue
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-10b
-def _ingest(catalogue, embedder, dataset, source, log):
-    """Add new photos and new metadata of a data folder. Returns the count of added photos."""
-    title = model_name(source)
+def _ingest(catalogue, embedder, dataset, source, detector, log):
+    """Keep the model, and add new photos and new metadata of a data folder. Returns the count of added photos."""
+    title, kept = model_name(source), catalogue.folder / "model"
+    if not kept.is_dir():
+        keep_model(catalogue.folder, source, detector)
+    elif detector:
+        keep_detector(detector, kept)
     added = ingest_dataset(catalogue, embedder, dataset, title, stored_embeddings(source, dataset), log)
     for line in update_metadata(catalogue, dataset, getpass.getuser()):
         log(line)

@@ -205,6 +205,7 @@ def _without_known(catalogue, listed, new, log):
         known = [photo for photo in session.scalars(select(Photo)) if photo.sha256 in contents] if contents else []
         gone = {photo.sha256: photo for photo in known if not photo.kept and photo.path not in listed}
         uploads = {photo.sha256 for photo in known if photo.kept and not photo.withdrawn}
+        seen = [(photo.sha256, photo.path, (photo.given or {}).get("individual_id", "")) for photo in known]
         for row in new.itertuples():
             if (photo := gone.pop(row.sha256, None)) is not None:
                 photo.path, photo.name = row.path, clean_name(row.image)
@@ -215,7 +216,24 @@ def _without_known(catalogue, listed, new, log):
         log(f"{_several(moved)} were renamed or moved; the catalogue keeps their records")
     if uploaded:
         log(f"{_several(uploaded)} were uploaded before; the catalogue keeps their records")
-    return new[~new["path"].isin(moved | uploaded)].reset_index(drop=True)
+    added = new[~new["path"].isin(moved | uploaded)].reset_index(drop=True)
+    if line := _named_twice([*seen, *added[["sha256", "path", "individual_id"]].itertuples(index=False)]):
+        log(line)
+    return added
+
+
+def _named_twice(photos):
+    """A sentence about files `(sha256, path, individual)` with the same content under several individuals, or ""."""
+    names = {}
+    for sha256, path, individual in photos:
+        if individual:
+            names.setdefault(sha256, {}).setdefault(name_key(individual), f"{path} is {individual}")
+    pairs = [", ".join(list(told.values())[:3]) for told in names.values() if len(told) > 1]
+    if not pairs:
+        return ""
+    shown = "; ".join(pairs[:3]) + ("; …" if len(pairs) > 3 else "")
+    count = f"{len(pairs):,} photographs are" if len(pairs) > 1 else "1 photograph is"
+    return f"{count} there under several individuals ({shown}): the same file can show only one, so correct the tables"
 
 
 def _several(paths):

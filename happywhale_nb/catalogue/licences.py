@@ -100,7 +100,9 @@ def refuse_unasked(licence: Licence) -> bool:
     Raises:
         UserError: always; it names the flag.
     """
-    raise UserError(f"{licence.sentence}: give --accept-licence to accept these terms")
+    raise UserError(
+        f"{licence.sentence}: give --accept-licence to accept these terms (in Python agree=lambda licence: True)"
+    )
 
 
 def accept_licence(

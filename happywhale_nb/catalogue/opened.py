@@ -124,7 +124,7 @@ def stored_encounter(opened: OpenedCatalogue, paths: Sequence[Path]) -> int | No
     query = select(Photo.sha256, Photo.encounter_id).join(Encounter, Encounter.id == Photo.encounter_id)
     query = query.where(Photo.sha256.in_(digests), ~Photo.withdrawn, Encounter.state != "withdrawn")
     with opened.catalogue.reading() as session:
-        found = dict(session.execute(query).tuples().all())
+        found = dict(map(tuple, session.execute(query)))
     numbers = set(found.values())
     return numbers.pop() if len(numbers) == 1 and len(found) == len(paths) else None
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CARD', 'CHANGED', 'WHOLE', 'BOX_FIELDS', 'Card', 'NotFound', 'Catalogue', 'find_catalogue', 'database_url',
-           'create_catalogue', 'copy_sqlite', 'upgrade_catalogue', 'now', 'model_row', 'individual_named',
-           'new_encounter', 'box_key', 'add_photo', 'pack_vector', 'unpack_vectors']
+           'create_catalogue', 'discard_empty', 'copy_sqlite', 'upgrade_catalogue', 'now', 'model_row',
+           'individual_named', 'new_encounter', 'box_key', 'add_photo', 'pack_vector', 'unpack_vectors']
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-02
+import shutil
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -246,6 +247,24 @@ def create_catalogue(folder: Path | str, data: Path | str, name: str = "", datab
     engine.dispose()
     Card(name or Path(data).name, str(Path(data).absolute()), database).write(folder)
     return Catalogue(folder)
+
+
+def discard_empty(catalogue: Catalogue) -> None:
+    """Close a catalogue and remove its own files, if it has no photos; the tables in a PostgreSQL database stay.
+
+    Args:
+        catalogue: the catalogue. Its folder is removed, too, if nothing else is in it.
+    """
+    with catalogue.reading() as session:
+        if session.scalar(select(Photo.id).limit(1)) is not None:
+            return
+    catalogue.close()
+    (catalogue.folder / CARD).unlink(missing_ok=True)
+    for path in catalogue.folder.glob("catalogue.sqlite*"):
+        path.unlink()
+    shutil.rmtree(catalogue.folder / "model", ignore_errors=True)
+    with suppress(OSError):  # not empty
+        catalogue.folder.rmdir()
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-07
 def copy_sqlite(source: Path | str, target: Path | str) -> None:

@@ -106,9 +106,10 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _in_forked_child():
-    # the parent's threads do not exist here, and its locks may be held by them
+    # the parent's threads do not exist here
     global _usage
     threads = _usage.threads if _usage.active else 1
+    _usage.lock.release()  # held since before the fork, so that no other thread was in the middle of a change
     _usage = _Usage()
     if threads != 1:
         cv2.setNumThreads(threads)
@@ -116,7 +117,11 @@ def _in_forked_child():
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)
+    os.register_at_fork(
+        before=lambda: _usage.lock.acquire(),
+        after_in_parent=lambda: _usage.lock.release(),
+        after_in_child=_in_forked_child,
+    )
 
 # %% ../../nbs/lib/core/threads.ipynb #threads-09d
 def in_threads(

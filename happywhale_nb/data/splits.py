@@ -17,7 +17,9 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..core.arguments import check_kind
 from ..core.errors import UserError
+from ..core.labels import as_names
 from .dataset import NEW, Dataset, read_table
 from .dates import read_dates
 from .encounters import encounter_facts, encounter_units
@@ -254,6 +256,7 @@ def make_folds(
         UserError: If the split is unknown, `k` is out of range, a column, an individual, dates or places are missing, a
             photograph is there twice, there are too few units for the folds, or `pairs` is missing for `similar`.
     """
+    check_kind("train", train, pd.DataFrame, "a table, such as read_dataset(folder).train")
     kind, _ = parse_split(split)
     check_table(train)
     if not 2 <= k <= len(train):
@@ -322,9 +325,15 @@ def open_set_truth(individuals: ArrayLike, gallery_individuals: ArrayLike) -> np
 
     Returns:
         `[n]` array of `str`: the individual's id, or `new_individual` if it is not in the gallery.
+
+    Raises:
+        UserError: If a query's individual is missing, or these are not columns.
     """
-    individuals = np.asarray(individuals, dtype=str)
-    return np.where(np.isin(individuals, np.asarray(gallery_individuals, dtype=str)), individuals, NEW)
+    individuals, known = as_names(individuals), as_names(gallery_individuals)
+    if individuals.ndim != 1 or known.ndim != 1 or (individuals == "").any():
+        shapes = f"individuals {list(individuals.shape)}, gallery_individuals {list(known.shape)}"
+        raise UserError(f"{shapes}: give two columns, with a name for each query")
+    return np.where(np.isin(individuals, known), individuals, NEW)
 
 # %% ../../nbs/lib/data/splits.ipynb #splits-31
 def new_queries(folds: pd.DataFrame, fold: int) -> pd.Series:

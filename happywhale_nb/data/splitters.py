@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from sklearn.utils.metadata_routing import MetadataRequest
 
 from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError
@@ -112,3 +113,13 @@ class GallerySplit:
             `n_splits`.
         """
         return self.n_splits
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """Tell scikit-learn that `groups` are for `split`, as of its own splitters with groups.
+
+        Returns:
+            The request.
+        """
+        request = MetadataRequest(owner=self)
+        request.split.add_request(param="groups", alias=True)
+        return request

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ..core.arguments import check_kind
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
@@ -266,6 +267,7 @@ def draw_demo(
     Raises:
         UserError: for numbers out of range.
     """
+    check_kind("root", root)
     check_sizes(seed, individuals, train_photos, test_photos, size)
     table, root = plan_photos(seed, individuals, train_photos, test_photos), Path(root)
     photo_bar = bar(None, "drawing", len(table), disable=not progress)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from ..core.arguments import check_same_length
+from ..core.arguments import check_kind, check_same_length
 from ..core.errors import UserError
 from ..core.labels import as_names
 from ..data.dataset import read_table
@@ -277,6 +277,7 @@ def ranked_lists(predictions: Mapping[str, np.ndarray], images: Sequence[str] | 
     Raises:
         UserError: if there is no model, or the arrays differ in length or are no lists.
     """
+    check_kind("predictions", predictions, Mapping, "a dictionary: the predictions of each model by its name")
     arrays = {name: as_names(rows) for name, rows in predictions.items()}
     if not arrays:
         raise UserError("no predictions: give those of at least one model")

@@ -37,7 +37,7 @@ def augment(
         `[n, h, w, 3]` uint8.
 
     Raises:
-        UserError: for images of another dtype or shape.
+        UserError: for images of another dtype or shape, a recipe that is not of steps, or another recipe's plan.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -45,6 +45,8 @@ def augment(
     passes = recipe_passes(recipe)
     if planned is None:
         planned = plan(recipe, len(images), seed, images.shape[2] / images.shape[1])
+    if np.shape(planned) != (shape := (len(images), passes[-1][2].stop if passes else 0)):
+        raise UserError(f"planned has the shape {list(np.shape(planned))}, but this recipe's is {list(shape)}")
     out = np.empty_like(images)
 
     def augment_one(i):

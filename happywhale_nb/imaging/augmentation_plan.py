@@ -11,6 +11,7 @@ from itertools import groupby
 
 import numpy as np
 
+from ..core.errors import UserError
 from .augmentation_geometry import Flip, affine
 from .augmentation_steps import Step
 
@@ -27,7 +28,12 @@ def recipe_passes(recipe: Sequence[Step]) -> list[tuple[str, tuple[Step, ...], s
 
     Returns:
         `(kind, steps, columns of the plan)` for each pass; kind is `flip`, `geometry`, `colour` or `paint`.
+
+    Raises:
+        UserError: for anything but steps.
     """
+    if not isinstance(recipe, Sequence) or not all(isinstance(step, Step) for step in recipe):
+        raise UserError(f"recipe={recipe!r}: give a sequence of steps, such as RECIPES['paper']")
     passes, start = [], 0
     for kind, group in groupby(recipe, lambda step: step.kind):
         for steps in _split_pass(kind, tuple(group)):
@@ -74,8 +80,14 @@ def plan(recipe: Sequence[Step], n: int, seed: int | Sequence[int], aspect: floa
 
     Returns:
         `[n, columns]` float32; `recipe_passes` gives the columns of each pass.
+
+    Raises:
+        UserError: for another seed, or anything but steps.
     """
-    rng = np.random.default_rng(seed)
+    try:
+        rng = np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        raise UserError(f"seed={seed!r}: give a whole number from 0, or several") from None
     columns = [np.empty((n, 0))]
     for kind, steps, _ in recipe_passes(recipe):
         draws = [(step, rng.random(n) < step.probability, rng.random((n, step.draws))) for step in steps]

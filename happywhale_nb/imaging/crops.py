@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ..core.arguments import check_kind
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
@@ -43,7 +45,8 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
         UserError: if it is neither, or has a side of zero.
     """
     sides = (size, size) if np.ndim(size) == 0 else tuple(size)
-    if len(sides) != 2 or any(side != int(side) or side < 1 for side in sides):
+    numbers = all(isinstance(side, Real) for side in sides)
+    if len(sides) != 2 or not numbers or not all(side >= 1 and float(side).is_integer() for side in sides):
         raise UserError(f"a crop's size is one number, or height and width, in whole pixels from 1: not {size}")
     return int(sides[0]), int(sides[1])
 
@@ -187,6 +190,10 @@ def load_crop(
     Raises:
         UserError: if the file cannot be decoded completely, or the box does not fit this image; the message names it.
     """
+    if not hasattr(path, "read"):
+        check_kind("path", path, remedy="a path, or an open binary file")
+    if box is not None and np.shape(box) != (4,):
+        raise UserError(f"box={box!r}: give x0, y0, x1, y1 in pixels, or None for the whole image")
     high, wide = height_and_width(size)
     pixels, width, region = _decode(path, high, wide, box, frame, margin, keep_aspect, resize in ("area", CENTRE))
     pixels = _cut_out(pixels, region, pixels.shape[1] / width)

@@ -14,12 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from ..core.arguments import check_kind
 from ..core.errors import Busy, UserError
 from ..core.progress import bar
 from ..core.threads import read_ahead, thread_count
@@ -237,7 +239,9 @@ class CroppingEncoder:
     """
 
     def __init__(self, encoder: Encoder | Path | str) -> None:
-        self.encoder = open_encoder(encoder) if isinstance(encoder, Path | str) else encoder
+        if not hasattr(encoder, "embed"):
+            check_kind("encoder", encoder, remedy="an open encoder, its path, or the name of a built-in one")
+        self.encoder = open_encoder(encoder) if isinstance(encoder, PathLike | str) else encoder
         self.card, self.record = self.encoder.card, self.encoder.record
         self.config, self.settings = used_preset(self.record["parameters"]), crop_settings(self.record)
         self.width, self.fingerprint = self.card.dimension, self.encoder.fingerprint

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from ..core.arguments import check_number
+from ..core.arguments import check_kind, check_number
 from ..core.artifacts import versions
 from ..core.errors import UserError, lookup
 from ..core.progress import bar
@@ -157,6 +157,7 @@ def create_model(
         UserError: for an unknown preset, a number out of range, or weights that cannot be read.
     """
     check_number("num_classes", num_classes, 0, whole=True)
+    check_kind("preset", preset, (str, Preset), "a preset, or its name")
     config = configure(preset, image_size=image_size) if isinstance(preset, str) else preset
     changed = ({"image_size": image_size} if image_size else {}) | ({} if pretrained else {"weights": ""})
     config = replace(config, **changed)

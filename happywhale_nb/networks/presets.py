@@ -11,6 +11,7 @@ __all__ = ['PAPER', 'SOFTMAX', 'ARCFACE', 'PRESETS', 'WINNERS', 'SIZES', 'PART_P
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
+from ..core.arguments import check_kind
 from ..core.errors import UserError, lookup
 from ..core.renamed import WORDS, refuse_renamed
 from ..imaging.augmentation_geometry import Flip
@@ -294,6 +295,7 @@ def configure(
     Raises:
         UserError: for an unknown name or an invalid value.
     """
+    check_kind("preset", preset, str, "the name of a preset")
     config = replace(_sized(preset, size), **dict(_parse_override(text) for text in overrides.split()))
     if epochs < 0 or image_size < 0 or 0 < image_size < 32:
         raise UserError(

@@ -18,8 +18,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
+from ..core.arguments import check_same_length
 from ..core.errors import UserError, lookup
 from ..core.labels import as_names
 from ..data.dataset import NEW
@@ -488,6 +490,9 @@ def choose_adapter(
     return replace(decided, seconds=time.perf_counter() - began)
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-48
+_VECTORS = {"dtype": (np.float64, np.float32), "ensure_all_finite": False}  # what is not finite is told with its row
+
+
 class EmbeddingAdapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Adapts embeddings to a gallery: a transformer of scikit-learn.
 
@@ -516,14 +521,15 @@ class EmbeddingAdapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Raises:
             UserError: for an unknown kind, vectors that cannot be compared, or too few photographs.
+            ValueError: for anything but `[n, d]` numbers, with n and d from 2.
         """
-        names = as_names(y)
-        if names.ndim != 1 or np.ndim(X) != 2 or (names == "").any():
-            raise UserError("give X [n, d], and y [n] with a name for each row: leave unidentified photographs out")
-        self._check_columns(X, reset=True)
+        X = validate_data(self, X, **_VECTORS, ensure_min_samples=2, ensure_min_features=2)
+        names = as_names(column_or_1d(y, warn=True))
+        if (names == "").any():
+            raise UserError("y has no name for some rows: leave unidentified photographs out")
+        check_same_length(X=X, y=names)
         auto = self.kind == "auto"
         self.adapter_ = choose_adapter(X, names, self.seed).adapter if auto else fit_adapter(X, names, self.kind)
-        self.n_features_in_ = np.shape(X)[1]
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:
@@ -537,23 +543,22 @@ class EmbeddingAdapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Raises:
             NotFittedError: before `fit`.
-            VectorError: for vectors of another width, or that cannot be compared.
+            VectorError: for vectors that cannot be compared.
+            ValueError: for anything but `[n, d]` numbers, with the width, and the names of columns, of `fit`.
         """
         check_is_fitted(self)
-        if np.ndim(X) != 2:
-            raise VectorError(f"X has the shape {list(np.shape(X))}: give [n, d]")
-        self._check_columns(X, reset=False)
-        return self.adapter_.transform(X)
+        return self.adapter_.transform(validate_data(self, X, reset=False, **_VECTORS, ensure_min_samples=0))
+
+    def __sklearn_tags__(self) -> Tags:
+        """Tell scikit-learn that the result is float32 whatever is given, and that `fit` needs `y`."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        tags.target_tags.required = True
+        return tags
 
     @property
     def _n_features_out(self) -> int:
         return self.adapter_.matrix.shape[1]
-
-    def _check_columns(self, X, reset):
-        if hasattr(X, "columns"):
-            validate_data(self, X, reset=reset, skip_check_array=True)
-        elif reset and hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
 
 # %% ../../nbs/lib/retrieval/adapters.ipynb #adapters-41
 @dataclass(frozen=True)

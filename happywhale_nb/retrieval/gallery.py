@@ -270,14 +270,16 @@ def combined_mask(size: int, allowed: np.ndarray | None = None, left_out: np.nda
         `[m]` bool, the open rows.
 
     Raises:
-        ValueError: for a mask of another length.
+        UserError: for a mask of another length, or with other values than True and False.
     """
     mask = np.ones(size, bool)
-    for rows, opens in ((allowed, True), (left_out, False)):
+    for name, rows, opens in (("allowed", allowed, True), ("left_out", left_out, False)):
         if rows is not None:
-            if np.shape(rows) != (size,):
-                raise ValueError(f"a mask of shape {np.shape(rows)} for {size} rows: give one value to each")
-            mask &= np.asarray(rows, dtype=bool) == opens
+            rows = np.asarray(rows)
+            if rows.shape != (size,) or rows.dtype != bool:
+                told = f"{name} is of {rows.dtype} and shape {list(rows.shape)}"
+                raise UserError(f"{told}, for a gallery of {size} rows: give True or False for each row")
+            mask &= rows == opens
     return mask
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #gallery-17
@@ -321,7 +323,7 @@ class Gallery(RankMixin, LabelledRows):
             a gallery that shares the vectors.
 
         Raises:
-            ValueError: for masks of another length.
+            UserError: for masks of another length, or with other values than True and False.
         """
         part = copy.copy(self)
         part._codes = self.codes_.copy()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.arguments import check_number, check_same_length
+from ..core.arguments import check_kind, check_number, check_same_length
 from ..core.errors import UserError
 from ..core.labels import as_names
 from ..data.dataset import NEW
@@ -281,6 +281,9 @@ def calibrate(
     Warns:
         CoverageWarning: if no short list can be promised that contains the truth with probability 1 − alpha.
     """
+    if np.ndim(individuals) != 1 or (np.size(vectors) and np.ndim(vectors) != 2):
+        shapes = f"vectors {list(np.shape(vectors))}, individuals {list(np.shape(individuals))}"
+        raise UserError(f"{shapes}: give vectors [n, d], and individuals [n]")
     encounters = range(len(vectors)) if encounters is None else encounters
     held_out = np.ones(len(vectors), bool) if held_out is None else held_out
     check_same_length(vectors=vectors, individuals=individuals, encounters=encounters, held_out=held_out)
@@ -468,14 +471,16 @@ def identify_individual(
         the ranking with `new_individual`.
 
     Raises:
-        UserError: for vectors that cannot be compared, an empty query, or k below 1.
-        ValueError: for masks of another length.
+        UserError: for vectors that cannot be compared, an empty query, k below 1, or masks that are not one True or
+            False for each row.
     """
+    check_number("k", k, 1, whole=True)
+    check_kind("calibration", calibration, Calibration, "what `calibrate` returns")
     vectors = unit_rows(vectors, "photograph", width=gallery.n_features_in_)
     shown = None if allowed is None else gallery.under(allowed, left_out)
     gallery = gallery.under(None, left_out)
-    if not len(vectors) or k < 1:
-        raise UserError(f"{len(vectors)} photographs and {k} names: give at least one photograph, and k of at least 1")
+    if not len(vectors):
+        raise UserError("vectors has no rows: give the embedding of at least one photograph")
     calibration = calibration.for_images(len(vectors))
     n_individuals = np.count_nonzero(np.bincount(gallery.codes_[gallery.open_]))
     if not n_individuals:

@@ -29,7 +29,7 @@ from sklearn.utils.validation import (
 
 from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError
-from ..core.labels import as_names, is_missing, padding
+from ..core.labels import as_labels, as_names, is_missing, padding
 from ..data.dataset import NEW
 from .metrics import map_at_5
 from .search import AGGREGATES, make_index
@@ -612,11 +612,16 @@ def rank_sets(
         order; drivers are the rows of X that contribute most, -1 where there are fewer predictions.
 
     Raises:
-        UserError: for vectors that cannot be compared.
+        UserError: for vectors that cannot be compared, or sets that do not fit them.
     """
+    X, sets = np.asarray(X), as_labels(sets)
+    if sets.ndim != 1 or X.ndim != 2 or is_missing(sets).any():
+        shapes = f"X has the shape {list(X.shape)}, sets {list(sets.shape)}"
+        raise UserError(f"{shapes}: give X [n, d], and sets [n] with the name of each image's set, without gaps")
     check_same_length(X=X, sets=sets)
+    check_number("n_ranked", n_ranked, 1, whole=True)
     entries, floor = head.score_candidates(X)
-    names, set_index, sizes = np.unique(np.asarray(sets), return_inverse=True, return_counts=True)
+    names, set_index, sizes = np.unique(sets, return_inverse=True, return_counts=True)
     fused = _fused(entries, floor, set_index, sizes, head.aggregate == "vote")
     entry, scores = top_candidates(fused, len(names), n_ranked)
     codes, drivers = (np.where(entry >= 0, column[entry], -1) for column in (fused.code, fused.position))

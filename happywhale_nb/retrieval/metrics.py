@@ -58,11 +58,13 @@ def check_truth(truth: ArrayLike) -> np.ndarray:
         the array `[n]`.
 
     Raises:
-        UserError: if one is missing: "", None or NaN.
+        UserError: if one is missing: "", None or NaN, or if it is no column.
     """
     truth = as_labels(truth)
+    if truth.ndim != 1:
+        raise UserError(f"truth has the shape {list(truth.shape)}: give a name for each of [n] queries")
     missing = is_missing(truth)
-    if truth.ndim == 1 and missing.any():
+    if missing.any():
         row = int(np.argmax(missing))
         raise UserError(f"truth[{row}] is missing ({truth.tolist()[row]!r}; {missing.sum()} such rows): leave them out")
     return truth

@@ -26,14 +26,16 @@ def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray,
         ids: `[n, m]` individuals, best first, padded where there are fewer; numbers become text.
         scores: `[n, m]` float, descending, -inf where there are fewer.
         threshold: score of `new_individual`, a number or `[n]`; it ranks before individuals with a lower score.
-        n_ranked: length of the resulting rankings, at most m + 1.
+        n_ranked: length of the resulting rankings, from 1.
 
     Returns:
         `[n, n_ranked]` str, best first, "" where there are fewer.
 
     Raises:
-        UserError: for scores or a threshold with a NaN, or ids, scores and thresholds that do not fit.
+        UserError: for scores or a threshold with a NaN, scores that ascend, or ids, scores and thresholds that do not
+            fit.
     """
+    check_number("n_ranked", n_ranked, 1, whole=True)
     ids, scores = as_names(ids), check_scores(scores, 0)
     if ids.shape != scores.shape:
         raise UserError(f"ids have the shape {list(ids.shape)}, scores {list(scores.shape)}: give a score to each")
@@ -41,14 +43,19 @@ def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray,
     names = np.concatenate([ids, np.full((len(ids), 1), NEW)], axis=1)
     column = np.broadcast_to(np.asarray(threshold, dtype=float), len(ids))[:, None]
     order = np.argsort(-np.concatenate([scores, column], axis=1), axis=1, kind="stable")[:, :n_ranked]
-    return np.take_along_axis(names, order, axis=1)
+    ranked = np.full((len(ids), n_ranked), "", names.dtype)
+    ranked[:, : order.shape[1]] = np.take_along_axis(names, order, axis=1)
+    return ranked
 
 
 def _check_threshold(threshold, n):
-    values = np.asarray(threshold, dtype=float)
+    remedy = f"give a number, or one for each of {n} rows"
+    try:
+        values = np.asarray(threshold, dtype=float)
+    except (TypeError, ValueError):
+        raise UserError(f"threshold={threshold!r}: {remedy}") from None
     if values.shape not in ((), (n,)) or np.isnan(values).any():
-        told = f"threshold has the shape {list(values.shape)}, or a NaN"
-        raise UserError(f"{told}: give a number, or one for each of {n} rows")
+        raise UserError(f"threshold has the shape {list(values.shape)}, or a NaN: {remedy}")
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-51
 def with_threshold(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:

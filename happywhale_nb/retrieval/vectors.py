@@ -45,7 +45,7 @@ def _unit_extremes(rows, least):
     scaled = np.ldexp(rows, -exponent)
     norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
     lengths = np.ldexp(norms, exponent)
-    return np.where(lengths >= least, scaled / norms, rows / max(least, 1e-300)), lengths
+    return np.where(lengths < least, rows / max(least, 1e-300), scaled / norms), lengths  # NaN and infinity become NaN
 
 # %% ../../nbs/lib/retrieval/vectors.ipynb #vectors-07
 class VectorError(UserError):
