@@ -614,7 +614,8 @@ def test_choose_examples_are_the_surest_right_and_wrong_ones_and_new_animals_tak
     first = np.array(["a", "a", "b", "c", NEW, "a", "b"])
     truth = np.array(["a", "a", "a", "a", NEW, NEW, NEW])
     sure = np.array([0.5, 0.9, 0.3, 0.8, 0.95, 0.2, 0.6])
-    ranking = Ranking(images=first, ids=first[:, None], scores=np.ones((7, 1)), species_of=KIND, truth=truth)
+    ids = np.where(first == NEW, "z", first)[:, None]
+    ranking = Ranking(images=first, ids=ids, scores=np.ones((7, 1)), species_of=KIND, truth=truth)
     prediction = ranking.with_new_individual(np.where(first == NEW, 2.0, 0.0)).calibrated(sure, first[:, None])
     folds = {4: prediction}
     table = choose_examples(folds, each=2)

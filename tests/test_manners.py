@@ -24,7 +24,8 @@ from happywhale_nb.core.errors import EXTRA_OF, MissingExtra, UserError, require
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, make_folds, open_set_truth
 from happywhale_nb.data.splitters import GallerySplit
 from happywhale_nb.demo.dataset import draw_demo
-from happywhale_nb.ensemble.blending import blend_rankings
+from happywhale_nb.ensemble.blending import blend_rankings, fit_ranking_weights
+from happywhale_nb.evaluation.per_query import tabulate_outcomes
 from happywhale_nb.imaging.augmentation import augment
 from happywhale_nb.imaging.augmentation_recipes import RECIPES
 from happywhale_nb.imaging.crops import load_crop
@@ -39,6 +40,7 @@ from happywhale_nb.retrieval.knn import KNNHead, rank_sets
 from happywhale_nb.retrieval.local_features import Fusion
 from happywhale_nb.retrieval.metrics import classification_metrics, map_at_5, map_at_5_scorer
 from happywhale_nb.retrieval.open_set import estimate_prior_new, fit_threshold, rank_new, threshold_for_fraction
+from happywhale_nb.retrieval.predictions import read_predictions, write_predictions
 from happywhale_nb.retrieval.vectors import unit_length, unit_rows
 
 
@@ -199,7 +201,13 @@ def test_estimators_have_a_repr_are_cloned_and_say_when_they_are_not_fitted():
         with pytest.raises(NotFittedError):
             ask(copy)
     assert clone(CandidateProbabilities(bend=2.0)).bend == 2
-    for ask in (lambda g: g.rank(vectors), lambda g: g.extend(vectors, ["a"] * 3), lambda g: g.under()):
+    asks = (
+        lambda g: g.rank(vectors),
+        lambda g: g.extend(vectors, ["a"] * 3),
+        lambda g: g.under(),
+        lambda g: g.counts(),
+    )
+    for ask in (*asks, lambda g: g.relabel([0], ["a"]), lambda g: identify_individual(g, Calibration(), vectors)):
         with pytest.raises(NotFittedError, match="call fit first"):
             ask(Gallery())
 
@@ -253,6 +261,30 @@ WRONG = {
     "recipe='paper'": lambda X, y: augment(np.zeros((1, 8, 8, 3), np.uint8), "paper"),
     "seed=-1": lambda X, y: augment(np.zeros((1, 8, 8, 3), np.uint8), RECIPES["paper"], -1),
     "this recipe's is [1, 22]": lambda X, y: augment(np.zeros((1, 8, 8, 3), np.uint8), RECIPES["paper"], 0, X),
+    "y mixes text and numbers: name": lambda X, y: KNNHead().fit(X[:2], [1, "w01"]),
+    "y[0] is nan": lambda X, y: KNNHead().fit(X[:2], [np.nan, "w01"]),
+    "y has no name for some rows": lambda X, y: EmbeddingAdapter("within").fit(X, [np.nan, *map(str, y[1:])]),
+    "seed='x'": lambda X, y: EmbeddingAdapter("within", seed="x").fit(X, y),
+    "rows are of bool": lambda X, y: Gallery().fit(X, y).replace(np.zeros(len(X), bool), X),
+    "rows are of float64": lambda X, y: Gallery().fit(X, y).relabel([1.7], ["zz"]),
+    "held_out is of int64": lambda X, y: calibrate(X, y, held_out=y % 3 - 1),
+    "held_out is of object": lambda X, y: calibrate(X, y, held_out=pd.array([True, None] * 60)),
+    "'new_individual' is not an individual: give such": lambda X, y: calibrate(X, ["new_individual", *y[1:]]),
+    "seed=-1: give a whole": lambda X, y: calibrate(X, y, seed=-1),
+    "truth[0] is missing": lambda X, y: fit_threshold([["a"]] * 2, [[0.5]] * 2, [None, "a"]),
+    "truth[1] is missing": lambda X, y: CandidateSets().fit([["a"]] * 2, [[0.5]] * 2, 0.4, ["a", ""]),
+    "ids hold 'new_individual' already": lambda X, y: rank_new([["new_individual"]], [[0.5]], 0.4),
+    "ids hold 'new_individual'": lambda X, y: fit_threshold([["new_individual"]], [[0.5]], ["a"]),
+    "threshold is infinite": lambda X, y: CandidateSets().fit([["a"]], [[0.5]], np.inf, ["a"]),
+    "weights['a']=0.0001: weights count": lambda X, y: blend_rankings({"a": [["x"]]}, {"a": 1e-4}),
+    "weights is of the type list": lambda X, y: blend_rankings({"a": [["x"]]}, [1]),
+    "the name 0 of a model is of the type int": lambda X, y: blend_rankings({0: [["x"]]}),
+    "folds have the shape [1], or a gap": lambda X, y: fit_ranking_weights({"a": [["x"]]}, ["x"], [np.nan]),
+    "gallery is of the type KNNHead": lambda X, y: identify_individual(KNNHead().fit(X, y), Calibration(), X),
+    "X has the shape [0]": lambda X, y: Gallery().fit([], []),
+    "y[1]=None is not in the gallery": lambda X, y: KNNHead().fit(X, y).calibrate(X[:2], np.array([0, None])),
+    "y[0]='0' is not in the gallery": lambda X, y: KNNHead().fit(X, y).calibrate(X[:1], ["0"]),
+    "centre_weight needs": lambda X, y: KNNHead(centre_weight=0.5).fit(X, y, centres=5),
     "weights and predictions differ in b": lambda X, y: blend_rankings({"a": [["x"]]}, {"a": 1, "b": 1}),
 }
 
@@ -291,6 +323,65 @@ def test_groups_are_routed_to_the_splitter(known):
     with config_context(enable_metadata_routing=True):
         found = cross_val_score(KNNHead(), X, y, params={"groups": np.arange(120) // 2}, **how)
     assert found.tolist() == wanted.tolist()
+
+
+def test_numbers_of_any_kind_of_column_name_the_same_individuals(known, tmp_path):
+    X, y = known
+    plain = KNNHead().fit(X, y)
+    for kind in ("Int64", "int64[pyarrow]", "UInt8"):
+        column = pd.Series(y, dtype=kind)
+        head = KNNHead().fit(X, column)
+        assert head.classes_.tolist() == plain.classes_.tolist() and head.classes_.dtype.kind == "i"
+        assert open_set_truth(column, column[:60]).tolist() == open_set_truth(y, y[:60]).tolist()
+    assert len(KNNHead().fit(X[:2], pd.Series([2**53, 2**53 + 1], dtype="Int64")).classes_) == 2
+    with_gap = pd.Series([1, 2, None])  # float
+    assert open_set_truth([1, 2, 3], with_gap).tolist() == ["1", "2", "new_individual"]
+    both = {"float": with_gap.to_numpy()[:2, None], "int": np.array([[1], [3]])}
+    assert blend_rankings(both)[:, 0].tolist()[0] == "1"
+    assert tabulate_outcomes([1, 2], [[1], [2]], gallery=with_gap)["known"].tolist() == [1, 1]
+    write_predictions(tmp_path / "p.csv", ["a.jpg", "b.jpg"], KNNHead().fit(X[:3], [0, 5, 6]).rank(X[:2])[0])
+    assert sorted(" ".join(read_predictions(tmp_path / "p.csv")[1][0]).split()) == ["0", "5", "6"]
+
+
+def test_predictions_that_a_file_cannot_hold_are_refused(tmp_path):
+    for images, rows, said in (
+        (["a"], [["Old Tom", "B"]], "'Old Tom' of a cannot be written: blanks"),
+        (["a", "a"], [["B"], ["C"]], "a is there more than once"),
+        (["a"], [["B"], ["C"]], "images 1, predictions 2"),
+        (["a"], [[None, float("nan")]], "for a are empty"),
+    ):
+        with pytest.raises(UserError, match=said):
+            write_predictions(tmp_path / "p.csv", images, rows)
+    write_predictions(tmp_path / "p.csv", ["a"], [[None, "B", float("nan")]])
+    assert (tmp_path / "p.csv").read_text() == "image,predictions\na,B\n"
+
+
+def test_options_and_temperature_after_calibrate_and_of_a_gallery(known):
+    X, y = known
+    head = KNNHead().fit(X, y)
+    flat = head.set_params(temperature=0.5).predict_proba(X[:5])
+    assert (flat == KNNHead(temperature=0.5).fit(X, y).predict_proba(X[:5])).all()
+    head.calibrate(X + 0.1, y)
+    assert clone(head).get_params() == head.get_params()
+    with pytest.raises(UserError, match="aggregate='vote' was set after calibrate: calibrate again"):
+        head.set_params(aggregate="vote").predict_proba(X[:5])
+    assert head.calibrate(X, y).predict_proba(X[:5]).shape == (5, 30)
+    gallery = Gallery().fit(X, y)
+    gallery.head.set_params(aggregate="vot")
+    with pytest.raises(UserError, match="aggregate='vot' is not known"):
+        gallery.rank(X[:2])
+
+
+def test_time_is_split_by_numbers_times_and_dates_alike(known):
+    X, y = known
+    day = np.random.default_rng(0).integers(0, 300, 120)
+    dates = pd.Timestamp("2015-03-01") + pd.to_timedelta(day, unit="D")
+    split = lambda groups: [q.tolist() for _, q in GallerySplit("time", 3).split(X, y, groups)]  # noqa: E731
+    assert split(day) == split(dates) == split(dates.strftime("%Y-%m-%d")) == split(day * 86400.0 + 1e9)
+    with pytest.raises(UserError, match=r"groups\[1\]='soon' is not a date such as"):
+        split(["2015-03-01", "soon"] * 60)
+    with pytest.raises(UserError, match="groups are missing: give the time of each row"):
+        split(None)
 
 
 def test_no_queries_get_no_answers_from_any_method(known):

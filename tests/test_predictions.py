@@ -42,7 +42,7 @@ def test_write_predictions_of_more_than_five_names_keeps_the_first_five(tmp_path
 
 @pytest.mark.parametrize("row", [["", ""], ["a", "b", "a"], [NEW, NEW]])
 def test_write_predictions_of_an_empty_or_repeated_answer_is_refused_and_writes_nothing(row, tmp_path):
-    with pytest.raises(ValueError, match=r"answers for y\.jpg are empty or repeated"):
+    with pytest.raises(ValueError, match=r"predictions for y\.jpg are empty or repeat"):
         write_predictions(tmp_path / "oof.csv", ["x.jpg", "y.jpg"], [["a"], row])
     assert not list(tmp_path.iterdir())
 

@@ -59,7 +59,7 @@ def test_rank_new_of_any_lists_equals_plain_insertion(lists, data, length):
 
 def test_rank_new_of_long_names_cuts_none():
     ids = np.array([["humpback_tail_0001_left", "humpback_tail_0001_right"]], object)
-    assert rank_new(ids, [[0.9, 0.8]], 0.5)[0].tolist() == [*ids[0], NEW]
+    assert rank_new(ids, [[0.9, 0.8]], 0.5, 3)[0].tolist() == [*ids[0], NEW]
 
 
 @laws
@@ -234,7 +234,7 @@ def test_confidence_of_an_unknown_kind_is_refused():
 @pytest.mark.parametrize("kind", ["logistic", "isotonic"])
 @pytest.mark.parametrize(("right", "chance"), [(True, 9 / 10), (False, 1 / 10)])
 def test_confidence_of_answers_all_right_or_all_wrong_follows_laplace(kind, right, chance):
-    scores = np.random.default_rng(0).random((8, 2))
+    scores = -np.sort(-np.random.default_rng(0).random((8, 2)))
     sure = TopOneCalibrator(kind).fit(scores, np.full(8, right))
     assert sure.predict(scores[:3]).tolist() == [chance] * 3
 

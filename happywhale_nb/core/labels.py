@@ -53,6 +53,10 @@ def as_labels(labels: ArrayLike) -> np.ndarray:
     Returns:
         array of the same shape; of objects if text stands beside something else, which NumPy would turn into text.
     """
+    dtype = getattr(labels, "dtype", None)
+    if isinstance(dtype, pd.api.extensions.ExtensionDtype) and pd.api.types.is_numeric_dtype(dtype):
+        values = [None if value is pd.NA else value for value in labels.astype(object)]  # no integer becomes a float
+        return np.array(values, dtype=object if None in values else None)
     array = np.asarray(labels)
     if array.dtype.kind == "U" and not isinstance(labels, np.ndarray):
         objects = np.asarray(labels, dtype=object)
@@ -67,8 +71,20 @@ def as_names(labels: ArrayLike) -> np.ndarray:
         labels: names, numbers, or objects; None, NaN and `padding` of the dtype are nobody.
 
     Returns:
-        str array of the same shape, "" for nobody.
+        str array of the same shape, "" for nobody; whole numbers are written without a point, so that a column which
+        became float because of a missing value names the same individuals.
     """
     labels = as_labels(labels)
     missing = is_missing(labels)
-    return np.where(missing, "", labels.astype(str)) if missing.any() else labels.astype(str)
+    text = _text(labels)
+    return np.where(missing, "", text) if missing.any() else text
+
+
+def _text(labels):
+    if labels.dtype.kind == "f":
+        whole = np.isfinite(labels) & (labels == np.round(labels)) & (np.abs(labels) < 2**63)
+        return np.where(whole, np.where(whole, labels, 0).astype(np.int64).astype(str), labels.astype(str))
+    if labels.dtype.kind == "O":
+        texts = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in labels.ravel()]
+        return np.array(texts, dtype=str).reshape(labels.shape)
+    return labels.astype(str)

@@ -16,12 +16,11 @@ from sklearn.utils.metadata_routing import MetadataRequest
 
 from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError
+from ..core.labels import as_labels
+from .dates import read_dates
 from .splits import fold_numbers, gallery_and_queries, make_folds, parse_split
 
 # %% ../../nbs/lib/data/splitters.ipynb #splitters-04
-_COLUMN = {"time": "date", "place": "place"}  # what `make_folds` reads of the groups
-
-
 def _table(X, y):
     """The rows as a table for `make_folds`, numbered as they are given."""
     table = X.reset_index(drop=True) if isinstance(X, pd.DataFrame) else pd.DataFrame(index=range(len(X)))
@@ -29,9 +28,25 @@ def _table(X, y):
         raise UserError("y is missing: give the individual of each row")
     if y is not None:
         check_same_length(X=X, y=y)
-        table = table.assign(individual_id=np.asarray(y))
+        table = table.assign(individual_id=as_labels(y))
     added = {"image": [f"{i:09}" for i in range(len(table))], "species": ""}
     return table.assign(**{name: values for name, values in added.items() if name not in table})
+
+
+def _dates(groups):
+    """Dates for `make_folds`: numbers and times stand for days in their order, text has to be dates."""
+    if pd.api.types.is_numeric_dtype(groups) or pd.api.types.is_datetime64_any_dtype(groups):
+        order = groups.rank(method="dense").sub(1)
+        days = np.floor(order * min(1, 40_000 / (order.max() + 1)))  # from 1900 on, and none after today
+        return (pd.Timestamp("1900-01-01") + pd.to_timedelta(days, unit="D")).dt.strftime("%Y-%m-%d")
+    found = read_dates(pd.DataFrame({"date": groups.astype(str)}))
+    if found.isna().any():
+        row = int(found.isna().argmax())
+        raise UserError(
+            f"groups[{row}]={groups[row]!r} is not a date such as 2021-06-30 ({found.isna().sum()} such rows): give "
+            "such dates, times of pandas, or numbers that grow with time"
+        )
+    return groups.astype(str)
 
 
 def _pairs(images, groups):
@@ -43,17 +58,20 @@ def _pairs(images, groups):
 def _with_groups(table, groups, kind):
     """`(table, split, pairs)` for `make_folds` with the groups that the caller gives."""
     if groups is None:
-        needed = {"similar": "group of near-duplicates", "encounter": "encounter"}.get(kind)
-        if needed and not (kind == "encounter" and {"encounter", "date"} & set(table)):
+        needed = {"similar": "group of near-duplicates"}.get(kind, kind)
+        columns = {"time": {"date"}, "place": {"place"}, "encounter": {"encounter", "date"}, "similar": set()}
+        if kind in columns and not columns[kind] & set(table):
             raise UserError(f"groups are missing: give the {needed} of each row")
         return table, kind, None
     check_same_length(X=table, groups=groups)
-    groups = pd.Series(np.asarray(groups))
+    groups = pd.Series(as_labels(groups))
     if groups.isna().any():
         row = int(groups.isna().argmax())
         raise UserError(f"groups[{row}] is missing ({groups.isna().sum()} such rows): leave these rows out")
-    if column := _COLUMN.get(kind):
-        return table.assign(**{column: groups.astype(str)}), kind, None
+    if kind == "time":
+        return table.assign(date=_dates(groups)), kind, None
+    if kind == "place":
+        return table.assign(place=groups.astype(str)), kind, None
     if kind in ("similar", "encounter"):
         return table, "similar", _pairs(table["image"], groups)
     raise UserError(f"the split {kind!r} has no use for groups: leave them out, or choose another split")

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core.arguments import check_same_length
+from ..core.arguments import check_kind, check_number, check_same_length
 from ..core.errors import UserError
+from ..core.labels import as_labels, as_names, is_missing
 from ..data.dataset import NEW, read_table
 from ..data.parts import of_part, with_parts
 from .ranked_lists import RankedLists, ranked_lists, read_ranked_lists
@@ -329,7 +330,7 @@ def blend_rankings(
 
     Args:
         predictions: `[n, k]` names of each model for the same n photos, best first, "" where there are fewer.
-        weights: weight of each model; None: 1 each.
+        weights: weight of each model, which count in thousandths; None: 1 each.
         voting: a key of `voting.VOTES`.
         counts: number of photos in the catalogue by name; needed for the rule `notebook`.
 
@@ -337,15 +338,22 @@ def blend_rankings(
         `[n, 5]` str, best first, "" where there are fewer.
 
     Raises:
-        UserError: for an unknown rule, a model without a weight, or arrays that do not fit.
+        UserError: for an unknown rule, a model without a weight, a weight below a thousandth, or arrays that do not
+            fit.
     """
     lists = ranked_lists(predictions)
+    if weights is not None:
+        check_kind("weights", weights, Mapping, "a dictionary: the weight of each model by its name")
     if voting == "notebook" and counts is None:
         raise UserError("the rule notebook needs the number of photos of each individual: give counts")
     if weights is not None and set(weights) != set(predictions):
         different = ", ".join(sorted(set(weights) ^ set(predictions)))
         raise UserError(f"weights and predictions differ in {different}: give one weight to each model")
     numbers = [1.0 if weights is None else weights[name] for name in predictions]
+    for name, number in zip(predictions, numbers, strict=True):
+        check_number(f"weights[{name!r}]", number)
+        if 0 < abs(number) < 1e-3:
+            raise UserError(f"weights[{name!r}]={number}: weights count in thousandths; multiply all of them")
     return count_votes(lists, voting, counts).predict(np.array(numbers))
 
 # %% ../../nbs/lib/ensemble/blending.ipynb #blending-33
@@ -375,8 +383,11 @@ def fit_ranking_weights(
     Raises:
         UserError: as `blend_rankings`; and if there is only one fold.
     """
-    truth = check_truth(truth)
+    truth, folds = check_truth(truth), as_labels(folds)
+    check_kind("predictions", predictions, Mapping, "a dictionary: the predictions of each model by its name")
+    if folds.ndim != 1 or is_missing(folds).any():
+        raise UserError(f"folds have the shape {list(folds.shape)}, or a gap: give the fold of each row")
     individuals = truth if individuals is None else np.asarray(individuals)
     check_same_length(truth=truth, folds=folds, individuals=individuals, predictions=next(iter(predictions.values())))
     votes = count_votes(ranked_lists(predictions), voting, counts)
-    return fit_model_weights(votes, truth.astype(str), np.asarray(folds), individuals, **how)
+    return fit_model_weights(votes, as_names(truth), folds, individuals, **how)

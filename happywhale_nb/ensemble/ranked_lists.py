@@ -96,7 +96,7 @@ def first_five(codes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, int,
         `(rows, repeated, long)`: `[n, 5]` int32, -1 for empty places; the number of rows that repeat a code; the number
         of rows with more than five codes.
     """
-    width = max(5, int(lengths.max()))
+    width = max(5, int(lengths.max(initial=0)))
     rows = np.full((len(lengths), width), -1, np.int32)
     rows[np.arange(width) < lengths[:, None]] = codes
     repeats = np.zeros(rows.shape, bool)
@@ -126,7 +126,8 @@ class NameCodes:
         Returns:
             `[k]` int, -1 for a name without a code.
         """
-        index = pc.index_in(pa.array(list(map(str, names)), pa.string()), value_set=pa.array(self.names.tolist()))
+        known = pa.array(self.names.tolist(), pa.string())
+        index = pc.index_in(pa.array(list(map(str, names)), pa.string()), value_set=known)
         return index.fill_null(-1).to_numpy(zero_copy_only=False)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -281,6 +282,8 @@ def ranked_lists(predictions: Mapping[str, np.ndarray], images: Sequence[str] | 
     arrays = {name: as_names(rows) for name, rows in predictions.items()}
     if not arrays:
         raise UserError("no predictions: give those of at least one model")
+    for name in arrays:
+        check_kind(f"the name {name!r} of a model", name, str, "text")
     check_same_length(**arrays, **({} if images is None else {"images": images}))
     if wrong := [name for name, rows in arrays.items() if rows.ndim != 2]:
         raise UserError(f"predictions of {wrong[0]} have the shape {list(arrays[wrong[0]].shape)}: give [n, k]")

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from ..core.arguments import check_same_length
 from ..core.errors import UserError
+from ..core.labels import as_names
 from ..data.dataset import NEW, read_table
 from ..data.splits import fold_numbers, gallery_and_queries, open_set_truth
 from ..retrieval.metrics import check_truth, classification_metrics, rank_of_truth
@@ -129,16 +130,16 @@ def tabulate_outcomes(
     Raises:
         UserError: if the arrays do not fit, or a truth is missing.
     """
-    truth = check_truth(truth).astype(str)
-    columns = {"individual_id": truth if individuals is None else individuals}
+    truth = as_names(check_truth(truth))
+    columns = {"individual_id": truth if individuals is None else as_names(individuals)}
     columns |= {"species": np.full(len(truth), "") if species is None else species}
     columns |= {"fold": np.zeros(len(truth), int) if folds is None else folds}
     check_same_length(truth=truth, predictions=predictions, **columns)
     table = pd.DataFrame({"image": np.arange(len(truth)).astype(str)} | {k: np.asarray(v) for k, v in columns.items()})
-    known = pd.Series([] if gallery is None else list(gallery), dtype=str).value_counts()
+    known = pd.Series([] if gallery is None else as_names(gallery), dtype=str).value_counts()
     table["truth"], table["known"] = truth, pd.Series(truth).map(known).fillna(0).astype(int)
     known_species = table.drop_duplicates("individual_id").set_index("individual_id")["species"]
-    table = _scored(table, np.asarray(predictions, dtype=str), known_species if species_of is None else species_of)
+    table = _scored(table, as_names(predictions), known_species if species_of is None else species_of)
     return table.assign(kind=classify_outcomes(table))
 
 # %% ../../nbs/lib/evaluation/per_query.ipynb #outcomes-10

@@ -21,9 +21,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from ..core.arguments import check_same_length
+from ..core.arguments import check_number, check_same_length
 from ..core.errors import UserError, lookup
-from ..core.labels import as_names
+from ..core.labels import as_labels, as_names
 from ..data.dataset import NEW
 from .adapter import KINDS, Adapter
 from .knn import KNNHead
@@ -524,7 +524,8 @@ class EmbeddingAdapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             ValueError: for anything but `[n, d]` numbers, with n and d from 2.
         """
         X = validate_data(self, X, **_VECTORS, ensure_min_samples=2, ensure_min_features=2)
-        names = as_names(column_or_1d(y, warn=True))
+        check_number("seed", self.seed, 0, whole=True)
+        names = as_names(column_or_1d(as_labels(y), warn=True))
         if (names == "").any():
             raise UserError("y has no name for some rows: leave unidentified photographs out")
         check_same_length(X=X, y=names)

@@ -17,8 +17,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.arguments import check_number, check_same_length, check_scores
+from ..core.errors import UserError
 from ..core.labels import as_names
-from .metrics import rank_of_truth
+from .metrics import check_truth, rank_of_truth
 from .open_set import insert_new
 
 # %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-05
@@ -63,7 +64,7 @@ def _group_names(groups, n):
     if groups is None:
         return np.full(n, "")
     check_same_length(groups=groups, rows=range(n))
-    return np.asarray(groups, dtype=str)
+    return as_names(groups)
 
 # %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08h
 class CoverageWarning(UserWarning):
@@ -86,7 +87,7 @@ def set_distances(
         scores: `[n, m]` float, descending, -inf where there are fewer.
         threshold: score of `new_individual`, a number or `[n]`.
         truth: `[n]` names.
-        groups: `[n]` names, such as species; None: one group.
+        groups: `[n]` names, such as species, "", None or NaN where unknown; None: one group.
         alpha: fraction of images whose truth may be outside the set, in (0, 1).
         min_rows: groups with fewer rows are pooled, 1 or more.
 
@@ -95,11 +96,14 @@ def set_distances(
         the truths are not ranked, or there are too few rows.
 
     Raises:
-        UserError: for parameters out of range, scores with a NaN, or columns of different length.
+        UserError: for parameters out of range, scores with a NaN, an infinite threshold, a truth that is missing, or
+            columns of different length.
     """
     check_number("alpha", alpha, 0, 1, "()")
     check_number("min_rows", min_rows, 1, whole=True)
-    check_same_length(ids=ids, scores=check_scores(scores, 0), truth=truth)
+    check_same_length(ids=ids, scores=check_scores(scores, 0), truth=check_truth(truth))
+    if np.isinf(np.asarray(threshold, dtype=float)).any():
+        raise UserError("threshold is infinite: give a score, below all of them if nobody is new")
     distances = _distances_to_truth(ids, scores, threshold, truth)
     return _group_distances(distances, _group_names(groups, len(distances)), alpha, min_rows)
 

@@ -14,11 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
 
-from ..core.arguments import check_number
+from ..core.arguments import check_mask, check_number
 from ..core.errors import UserError
 from ..core.labels import as_names
 from ..data.dataset import NEW
-from .knn import Candidates, KNNHead, RankMixin, aggregate_neighbours, nearest_first
+from happywhale_nb.retrieval.knn import (
+    Candidates,
+    KNNHead,
+    RankMixin,
+    aggregate_neighbours,
+    check_options,
+    nearest_first,
+)
 from .search import block_candidates, order_neighbours
 from .vectors import unit_rows
 
@@ -93,9 +100,12 @@ def _enlarged(array, capacity):
 
 
 def _check_rows(rows, size):
-    rows = np.asarray(rows, dtype=int).reshape(-1)
+    rows = np.asarray(rows).reshape(-1)
+    if len(rows) and rows.dtype.kind not in "iu":
+        raise UserError(f"rows are of {rows.dtype}: give row numbers (of a mask np.flatnonzero)")
+    rows = rows.astype(int)
     if ((rows < 0) | (rows >= size)).any():
-        raise ValueError(f"the gallery has rows 0 to {size - 1}, and {rows.tolist()} are asked for")
+        raise UserError(f"the gallery has rows 0 to {size - 1}, and {rows.tolist()} are asked for")
     return rows
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #gallery-09
@@ -140,6 +150,8 @@ class LabelledRows:
             ValueError: if the numbers of vectors and labels differ.
             UserError: for vectors that cannot be compared, and for `new_individual` among the labels.
         """
+        if np.ndim(X) != 2:
+            raise UserError(f"X has the shape {list(np.shape(X))}: give [n, d]")
         self.n_features_in_, self._size, self._labels = np.shape(X)[1], 0, LabelCodes()
         self._rows, self._codes = np.empty((16, self.n_features_in_), np.float32), np.empty(16, int)
         return self.extend(X, y)
@@ -181,7 +193,7 @@ class LabelledRows:
             ValueError: for rows that do not exist, and if the numbers of rows and labels differ.
             UserError: for `new_individual` among the labels.
         """
-        rows = _check_rows(rows, self._size)
+        rows = _check_rows(rows, self._fitted()._size)
         self._codes[rows] = self._labels.encode(labels, len(rows))
         return self
 
@@ -199,9 +211,9 @@ class LabelledRows:
             ValueError: for rows that do not exist, and if the numbers of rows and vectors differ.
             UserError: for vectors that cannot be compared.
         """
-        rows, unit = _check_rows(rows, self._size), unit_rows(vectors, width=self.n_features_in_)
+        rows, unit = _check_rows(rows, self._fitted()._size), unit_rows(vectors, width=self.n_features_in_)
         if len(rows) != len(unit):
-            raise ValueError(f"{len(unit)} vectors for {len(rows)} rows: give one to each")
+            raise UserError(f"{len(unit)} vectors for {len(rows)} rows: give one to each")
         self._rows[rows] = unit
         return self
 
@@ -211,7 +223,7 @@ class LabelledRows:
         Returns:
             `{label: number of rows}`, without "" and labels that no row has any more.
         """
-        return self._labels.counts(self.codes_)
+        return self._fitted()._labels.counts(self.codes_)
 
     def rows_of(self, label: str) -> np.ndarray:
         """Find the rows with a label.
@@ -275,11 +287,7 @@ def combined_mask(size: int, allowed: np.ndarray | None = None, left_out: np.nda
     mask = np.ones(size, bool)
     for name, rows, opens in (("allowed", allowed, True), ("left_out", left_out, False)):
         if rows is not None:
-            rows = np.asarray(rows)
-            if rows.shape != (size,) or rows.dtype != bool:
-                told = f"{name} is of {rows.dtype} and shape {list(rows.shape)}"
-                raise UserError(f"{told}, for a gallery of {size} rows: give True or False for each row")
-            mask &= rows == opens
+            mask &= check_mask(name, rows, size) == opens
     return mask
 
 # %% ../../nbs/lib/retrieval/gallery.ipynb #gallery-17
@@ -369,8 +377,9 @@ class Gallery(RankMixin, LabelledRows):
             `(candidates, floor [n] float)`; floor is the cosine of each query's farthest neighbour.
 
         Raises:
-            UserError: for vectors that cannot be compared.
+            UserError: for vectors that cannot be compared, or unknown options of the head.
         """
+        check_options(self.head)
         cosine, index = self.kneighbors(X)
         if not cosine.shape[1]:
             raise UserError("no row of the gallery is open and has a label: nobody can be ranked")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.arguments import check_kind, check_number, check_same_length
+from ..core.arguments import check_kind, check_mask, check_number, check_same_length
 from ..core.errors import UserError
 from ..core.labels import as_names
 from ..data.dataset import NEW
@@ -269,14 +269,15 @@ def calibrate(
             identified ones, all identified photographs are queries. None: all are held out.
         alpha: fraction of photographs whose truth may be outside the set, in (0, 1).
         max_queries: maximum number of queries, drawn at random.
-        seed: random seed.
+        seed: random seed, 0 or more.
         warn: whether to warn; False for who shows `measured.sentence`, what the candidate sets contain.
 
     Returns:
         the calibration; the defaults if no photograph is identified.
 
     Raises:
-        UserError: for vectors that cannot be compared, columns of different length, or numbers out of range.
+        UserError: for vectors that cannot be compared, columns of different length, numbers out of range, or
+            `new_individual` among the names.
 
     Warns:
         CoverageWarning: if no short list can be promised that contains the truth with probability 1 − alpha.
@@ -289,10 +290,14 @@ def calibrate(
     check_same_length(vectors=vectors, individuals=individuals, encounters=encounters, held_out=held_out)
     check_number("alpha", alpha, 0, 1, "()")
     check_number("max_queries", max_queries, 1, whole=True)
+    check_number("seed", seed, 0, whole=True)
+    held_out = check_mask("held_out", held_out, len(vectors))
     individuals, encounters = as_names(individuals), as_names(encounters)
+    if NEW in individuals:
+        raise UserError(f"{NEW!r} is not an individual: give such photographs the name ''")
     encounters = np.where(encounters == "", [f"\0{i}" for i in range(len(encounters))], encounters)
     rng = np.random.default_rng(seed)
-    rows, optimistic = _choose_queries(individuals != "", np.asarray(held_out, dtype=bool), max_queries, rng)
+    rows, optimistic = _choose_queries(individuals != "", held_out, max_queries, rng)
     if not len(rows):
         return Calibration(alpha=alpha)
     labels, codes = np.unique(individuals, return_inverse=True)
@@ -475,8 +480,9 @@ def identify_individual(
             False for each row.
     """
     check_number("k", k, 1, whole=True)
+    check_kind("gallery", gallery, Gallery, "a `Gallery` (of a head's vectors and names: Gallery().fit(X, y))")
     check_kind("calibration", calibration, Calibration, "what `calibrate` returns")
-    vectors = unit_rows(vectors, "photograph", width=gallery.n_features_in_)
+    vectors = gallery.check_queries(vectors)
     shown = None if allowed is None else gallery.under(allowed, left_out)
     gallery = gallery.under(None, left_out)
     if not len(vectors):

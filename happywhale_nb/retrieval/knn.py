@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'SEARCHES', 'unit_vectors', 'Candidates', 'aggregate_neighbours', 'top_candidates', 'ids_of_codes',
-           'top_five_ids', 'CandidateScorer', 'RankMixin', 'nearest_first', 'ClassScoreMixin', 'KNNHead', 'rank_sets',
-           'neighbour_grid', 'within_map5']
+           'top_five_ids', 'CandidateScorer', 'RankMixin', 'nearest_first', 'check_options', 'ClassScoreMixin',
+           'KNNHead', 'rank_sets', 'neighbour_grid', 'within_map5']
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-02
 from collections.abc import Sequence
@@ -312,8 +312,15 @@ def _mixed_with_centres(entries, centre_cosines, weight):
     return replace(entries, key=mixed, score=mixed).ordered()
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-16
-def _check_choices(head):
-    """Refuse options of a head that are unknown or out of range."""
+def check_options(head: "KNNHead") -> None:
+    """Check the options of a head.
+
+    Args:
+        head: the head, fitted or not.
+
+    Raises:
+        UserError: for an option that is unknown or out of range.
+    """
     for name, known in (("aggregate", AGGREGATES), ("search", SEARCHES)):
         if (value := getattr(head, name)) not in known:
             raise UserError(f"{name}={value!r} is not known: choose {', '.join(known)}")
@@ -341,9 +348,10 @@ def _names_and_codes(y):
 
 def _centres_of(head, centres):
     """Codes and vectors of the class centres, see `_known_centres`; the head must have `classes_`."""
-    if centres is None or head.aggregate == "vote":
+    if not isinstance(centres, tuple | list) or len(centres) != 2 or head.aggregate == "vote":
         raise UserError(
-            "centre_weight needs the network's class centres (centres.parquet; train again), and is not for votes"
+            "centre_weight needs the network's class centres (names, vectors; those of centres.parquet, train again), "
+            "and is not for votes"
         )
     names, vectors = np.asarray(centres[0]), unit_vectors(centres[1], head.n_features_in_)
     check_same_length(names=names, vectors=vectors)
@@ -363,7 +371,7 @@ def _check_columns(head, X, reset):
 def _check_again(head, X):
     """Refuse queries of a head that is not fitted, or whose options were set to something else since."""
     check_is_fitted(head)
-    _check_choices(head)
+    check_options(head)
     if head.centre_weight and head.centres_ is None:
         raise UserError("centre_weight was set after fit: fit again, with centres")
     _check_columns(head, X, reset=False)
@@ -426,7 +434,23 @@ class ClassScoreMixin:
         Raises:
             VectorError: for vectors that cannot be compared.
         """
-        return softmax(_all_scores(self, X) / self.proba_temperature_, axis=1)
+        scores = _all_scores(self, X)
+        return softmax(scores / self.proba_temperature_, axis=1)
+
+    @property
+    def proba_temperature_(self) -> float:
+        """Temperature of `predict_proba`: the calibrated one, before `calibrate` the parameter.
+
+        Raises:
+            UserError: if options were set to something else since `calibrate`.
+        """
+        if self.calibrated_ is None:
+            return self.temperature
+        value, options = self.calibrated_
+        if options != (now := self.get_params()):
+            changed = ", ".join(f"{name}={now[name]!r}" for name in now if now[name] != options[name])
+            raise UserError(f"{changed} was set after calibrate: calibrate again")
+        return value
 
     def calibrate(self, X: np.ndarray, y: np.ndarray) -> Self:
         """Fit the temperature of `predict_proba` to queries with known truth (temperature scaling, Guo et al. 2017).
@@ -442,15 +466,15 @@ class ClassScoreMixin:
             VectorError: for vectors that cannot be compared.
             UserError: for no queries, or an individual that is not in the gallery.
         """
-        scores, y = _all_scores(self, X), column_or_1d(y)
-        codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
+        scores, y = _all_scores(self, X), column_or_1d(as_labels(y))
         if not len(y) or len(scores) != len(y):
             raise UserError(f"{len(scores)} queries and {len(y)} individuals: give one to each, at least one")
-        unknown = self.classes_[codes] != y
-        if unknown.any():
-            row = int(np.argmax(unknown))
+        code_of = {name: code for code, name in enumerate(self.classes_.tolist())}
+        codes = np.array([code_of.get(name, -1) for name in y.tolist()])
+        if (codes < 0).any():
+            row = int(np.argmin(codes))
             raise UserError(f"y[{row}]={y.tolist()[row]!r} is not in the gallery: calibrate on known individuals")
-        self.proba_temperature_ = _fitted_temperature(scores, codes)
+        self.calibrated_ = _fitted_temperature(scores, codes), self.get_params()
         return self
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-14a
@@ -477,7 +501,7 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
         codes_: `[m]` int, the individual of each gallery row, an index into `classes_`.
         gallery_: the index of the rows.
         centres_: codes and vectors of the class centres, or None.
-        proba_temperature_: temperature of `predict_proba`; before `calibrate` that of `softmax_sum`.
+        calibrated_: the temperature that `calibrate` found and the options then set, or None.
     """
 
     def __init__(
@@ -509,9 +533,9 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
             VectorError: for vectors that cannot be compared.
             UserError: for unknown options, missing centres, or `new_individual` in `y`.
         """
-        _check_choices(self)
+        check_options(self)
         _check_columns(self, X, reset=True)
-        X, y = unit_vectors(X), column_or_1d(y, warn=True)
+        X, y = unit_vectors(X), column_or_1d(as_labels(y), warn=True)
         check_consistent_length(X, y)
         if not len(X):
             raise UserError("Found array with 0 sample(s): a gallery has at least one photograph (a minimum of 1)")
@@ -520,7 +544,7 @@ class KNNHead(RankMixin, ClassScoreMixin, ClassifierMixin, BaseEstimator):
         self.n_features_in_, self.codes_ = X.shape[-1], np.repeat(codes, len(rows) // len(X))
         self.gallery_, self.search_ = _index(self.search, rows), self.search
         self.centres_ = _centres_of(self, centres) if self.centre_weight else None
-        self.proba_temperature_ = self.temperature
+        self.calibrated_ = None
         return self
 
     def check_queries(self, X: np.ndarray) -> np.ndarray:
@@ -692,4 +716,4 @@ def within_map5(vectors: np.ndarray, individuals: ArrayLike) -> float:
     others = np.where(index == np.arange(len(index))[:, None], -1, head.codes_[index])
     ids = top_five_ids(head.classes_, aggregate_neighbours(others, cosine), len(vectors))
     repeated = np.bincount(head.codes_)[head.codes_] > 1
-    return map_at_5(np.asarray(individuals, dtype=str)[repeated], ids[repeated])
+    return map_at_5(as_names(individuals)[repeated], ids[repeated])

@@ -16,7 +16,7 @@ from ..core.arguments import check_number, check_same_length, check_scores
 from ..core.errors import UserError
 from ..core.labels import as_names
 from ..data.dataset import NEW
-from .metrics import rank_of_truth
+from .metrics import check_truth, rank_of_truth
 
 # %% ../../nbs/lib/retrieval/open_set.ipynb #thresholds-04
 def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray, n_ranked: int = 5) -> np.ndarray:
@@ -32,13 +32,11 @@ def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray,
         `[n, n_ranked]` str, best first, "" where there are fewer.
 
     Raises:
-        UserError: for scores or a threshold with a NaN, scores that ascend, or ids, scores and thresholds that do not
-            fit.
+        UserError: for scores or a threshold with a NaN, scores that ascend, ids, scores and thresholds that do not
+            fit, or `new_individual` among the ids.
     """
     check_number("n_ranked", n_ranked, 1, whole=True)
-    ids, scores = as_names(ids), check_scores(scores, 0)
-    if ids.shape != scores.shape:
-        raise UserError(f"ids have the shape {list(ids.shape)}, scores {list(scores.shape)}: give a score to each")
+    ids, scores = _rankings(ids, scores)
     _check_threshold(threshold, len(ids))
     names = np.concatenate([ids, np.full((len(ids), 1), NEW)], axis=1)
     column = np.broadcast_to(np.asarray(threshold, dtype=float), len(ids))[:, None]
@@ -46,6 +44,16 @@ def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray,
     ranked = np.full((len(ids), n_ranked), "", names.dtype)
     ranked[:, : order.shape[1]] = np.take_along_axis(names, order, axis=1)
     return ranked
+
+
+def _rankings(ids, scores):
+    """Names and scores `[n, m]` of rankings without `new_individual`."""
+    ids, scores = as_names(ids), check_scores(scores, 0)
+    if ids.shape != scores.shape:
+        raise UserError(f"ids have the shape {list(ids.shape)}, scores {list(scores.shape)}: give a score to each")
+    if (ids == NEW).any():
+        raise UserError(f"ids hold {NEW!r} already: give the rankings of the individuals alone")
+    return ids, scores
 
 
 def _check_threshold(threshold, n):
@@ -202,16 +210,18 @@ def fit_threshold(
         the threshold; below all scores (-1 or lower) if no truth is new, above all scores (1 or higher) if all are.
 
     Raises:
-        UserError: for a prior or a number of thresholds out of range, scores with a NaN, columns of different length,
-            or no rows.
+        UserError: for a prior or a number of thresholds out of range, scores with a NaN, a truth that is missing,
+            columns of different length, or no rows.
     """
-    check_same_length(ids=ids, scores=check_scores(scores), truth=truth)
+    check_scores(scores)
+    (ids, scores), truth = _rankings(ids, scores), as_names(check_truth(truth))
+    check_same_length(ids=ids, scores=scores, truth=truth)
     check_number("n_grid", n_grid, 2, whole=True)
     if prior_new is not None:
         check_number("prior_new", prior_new, 0, 1, "()")
     if not len(truth):
         raise UserError("no rankings to fit a threshold to: give at least one")
-    new = np.asarray(truth) == NEW
+    new = truth == NEW
     if not new.any() or new.all():
         return _threshold_beyond(scores, new.any())
     prior = new.mean() if prior_new is None else prior_new

@@ -15,8 +15,10 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
+from ..core.arguments import check_same_length
 from ..core.artifacts import atomic
 from ..core.errors import UserError
+from ..core.labels import as_names
 from ..data.dataset import NEW, read_table
 from .conformal import Coverage
 
@@ -30,16 +32,23 @@ def write_predictions(path: Path | str, images: Iterable[str], predictions: Iter
     Args:
         path: the file.
         images: `[n]` names.
-        predictions: `[n, m]` names, best first; the first five are written, "" is left out.
+        predictions: `[n, m]` names or numbers, best first; the first five are written, nobody ("", None, NaN, the
+            padding of numbers) is left out.
 
     Raises:
-        ValueError: if a row is empty or repeats a name, which is an error of the calling code.
+        UserError: if a row is empty or repeats a name, a name has a blank, or an image is there twice.
     """
-    rows = [[str(name) for name in row[:5] if name] for row in predictions]
+    images, rows = list(images), [[str(name) for name in as_names(row)[:5] if name] for row in predictions]
+    check_same_length(images=images, predictions=rows)
     for image, row in zip(images, rows, strict=True):
         if not row or len(set(row)) < len(row):
-            raise ValueError(f"answers for {image} are empty or repeated: {row}")
-    _write_csv(path, pd.DataFrame({"image": list(images), "predictions": [" ".join(row) for row in rows]}))
+            raise UserError(f"the predictions for {image} are empty or repeat a name: {row}")
+        if blank := [name for name in row if len(name.split()) != 1]:
+            raise UserError(f"{blank[0]!r} of {image} cannot be written: blanks separate names in this file")
+    if len(set(images)) < len(images):
+        twice = next(image for image in images if images.count(image) > 1)
+        raise UserError(f"{twice} is there more than once ({len(images) - len(set(images))} such): give one row each")
+    _write_csv(path, pd.DataFrame({"image": images, "predictions": [" ".join(row) for row in rows]}))
 
 
 def _write_csv(path, table):
