@@ -4,7 +4,7 @@ Each set becomes a data folder (those of bench/recognition.py), and `happywhale 
 studies/paper_small.yaml, studies/paper_demo.yaml or studies/paper_flukes.yaml. What the study's records say is gathered
 here, and what the run took beside what was planned.
 
-    python bench/paper_small.py [--quick] [--set NAME ...] --work FOLDER
+    python bench/paper_small.py [--quick] [--set NAME ...] [--busy] --work FOLDER
 
 Half an hour of two cores for the photographs or the demo, an hour for flukes; it goes on where it was stopped.
 """
@@ -95,15 +95,18 @@ def show(name, found):
     print(f"\n{name}\n| model | MAP@5 of known | of all |\n|---|--:|--:|")
     for model, row in found["models"].items():
         print(f"| {model} | {row['map5_known']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {row['map5']:.3f} |")
-    blend, total = found["blend"], found["plan"]["all"]
+    blend = found["blend"]
     print(f"blend of {blend['lists']}: " + ", ".join(f"{k} {v:.3f}" for k, v in blend.items() if k != "lists"))
-    print(f"planned {total['planned']:.0f} minutes of notebooks, taken {total['taken']:.0f}")
+    if "plan" in found:
+        total = found["plan"]["all"]
+        print(f"planned {total['planned']:.0f} minutes of notebooks, taken {total['taken']:.0f}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few drawn photographs, two epochs; nothing is written")
     parser.add_argument("--set", choices=STUDIES, action="append", help="only these")
+    parser.add_argument("--busy", action="store_true", help="other work is running: minutes are not kept")
     parser.add_argument("--work", type=Path, help="a folder in which data folders are kept; studies are in outputs/")
     parser.add_argument("--to", type=Path, default=HERE / "docs" / "results" / "paper_small.json")
     given = parser.parse_args()
@@ -124,6 +127,8 @@ def main():
             command("plan", own)
         command("run", own)
         found = gather(folder, read_dataset(root), content)
+        if given.busy:
+            del found["plan"]
         show(name, found)
         if not given.quick:
             file = read_json(given.to) if given.to.is_file() else {"name": "paper_small"}

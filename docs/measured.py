@@ -264,11 +264,12 @@ def paper_small():
             for model, told in SMALL.items():
                 row = found["models"][model]
                 rows.append([data, told, interval(row, "map5_known"), ", ".join(map(number, row["by_fold"]))])
-            blend, taken = found["blend"], found["plan"]["all"]
+            blend = found["blend"]
             value = f"{number(blend['fitted'])}; {number(blend['expected'])} with weights fitted on the other folds"
             rows.append([data, f"the blend of all {blend['lists']} models, weights fitted on all folds", value, ""])
-            minutes = f"{taken['planned']:.0f} minutes planned, {taken['taken']:.0f} taken"
-            rows.append([data, f"sum over all notebooks, of which two run at the same time: {minutes}", "", ""])
+            if taken := found.get("plan", {}).get("all"):
+                minutes = f"{taken['planned']:.0f} minutes planned, {taken['taken']:.0f} taken"
+                rows.append([data, f"sum over all notebooks, of which two run at the same time: {minutes}", "", ""])
     return table(["data", "network", "MAP@5 of known individuals", "folds"], once(rows), left=2)
 
 

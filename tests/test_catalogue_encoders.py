@@ -74,6 +74,7 @@ def test_catalogue_by_the_exported_network_gives_the_candidates_of_the_network_i
     opened.close()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_catalogue_changes_over_between_all_kinds_and_back(few, exported, tmp_path):
     from happywhale_nb.networks.embedder import embed_folder  # here: it needs TensorFlow

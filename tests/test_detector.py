@@ -179,6 +179,7 @@ def figures_and_sources(folder, monkeypatch, train_photos, epochs):
     return {name.strip(): float(iou) for name, iou, *_ in rows}, set(read_boxes(data)["source"])
 
 
+@pytest.mark.soak
 @pytest.mark.trains
 def test_detector_command_trains_one_and_boxes_all_photographs(tmp_path, monkeypatch):
     figures, sources = figures_and_sources(tmp_path, monkeypatch, 60, 2)

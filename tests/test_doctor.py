@@ -304,6 +304,7 @@ def test_doctor_of_packages_that_are_missing_names_them():
     assert found.remedy
 
 
+@pytest.mark.soak
 @pytest.mark.probe
 def test_doctor_asks_the_backend_in_a_process_of_its_own():
     code = "import sys; from happywhale_nb.workflow.doctor import examine, doctor_lines"

@@ -106,6 +106,7 @@ def test_export_on_jax_is_refused_with_the_remedy_and_writes_nothing(stored, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["model", pytest.param("detector", marks=pytest.mark.soak)])
 def test_export_command_writes_by_tensorflow_where_jax_is_chosen(stored, tmp_path, what):

@@ -358,6 +358,7 @@ def test_trained_network_and_efficientnet_are_blended_and_grad_cam_goes_through_
     assert "Loss by epoch" in (folder / "report.html").read_text()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_train_command_takes_an_encoder_from_the_project_s_folder(project, tiny, lite):
     shutil.copytree(lite, project / "encoders" / "lite48")

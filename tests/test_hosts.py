@@ -129,6 +129,7 @@ def test_train_stage_in_two_processes_one_killed_once_gives_the_results_of_one_p
         )
 
 
+@pytest.mark.soak
 def test_train_stage_in_two_processes_that_do_not_agree_is_refused_in_both(tiny, tmp_path, compiled):
     codes, said = ended(start_two(TRAIN, [[tiny, tmp_path, size] for size in (4, 2)], tmp_path, **compiled), tmp_path)
     assert codes == [1, 1]

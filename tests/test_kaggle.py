@@ -334,6 +334,7 @@ def test_train_notebook_out_of_time_fails_but_on_kaggle_where_its_output_is_kept
     run(None, kaggle=False)
 
 
+@pytest.mark.soak
 @pytest.mark.trains
 def test_train_command_out_of_time_fails_and_keeps_what_goes_on_when_run_again(project, tiny):
     command = [Path(sys.executable).with_name("happywhale"), "train", "-p", "data_dir", tiny, "-p", "study", "limited"]

@@ -118,6 +118,7 @@ def test_plan_is_compared_with_what_the_run_took(planned):
     assert "ratio" in run("--taken").output
 
 
+@pytest.mark.soak
 @pytest.mark.trains
 def test_measure_model_of_a_network_and_of_an_encoder(tiny):
     given = {"data_dir": str(tiny), "study": "plan", "folds": 2}

@@ -377,6 +377,7 @@ def wide(tiny, tmp_path_factory):
     return dataset, folder, folds
 
 
+@pytest.mark.soak
 @pytest.mark.trains
 def test_a_study_of_wide_crops_runs_from_training_to_report(wide):
     from happywhale_nb.retrieval.knn import KNNHead

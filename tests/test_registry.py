@@ -114,6 +114,7 @@ def test_run_of_a_study_with_one_stage_more_runs_it_and_then_finds_it_done(exten
     assert status == 0 and len(waiting) == 1 and "10_poster basic_cnn" in waiting[0]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_command_of_one_stage_more_has_help_checks_its_ranges_and_says_its_headline(extended, finished, tiny):
     status, text = call(extended, "--help")
@@ -125,6 +126,7 @@ def test_command_of_one_stage_more_has_help_checks_its_ranges_and_says_its_headl
     assert status == 0 and text.endswith("poster.score 10.000\n")
 
 
+@pytest.mark.soak
 def test_run_of_a_study_that_misspells_one_stage_more_names_the_place(extended, study_file):
     content = yaml.safe_load(study_file.read_text())
     for spoilt, told in (
@@ -137,6 +139,7 @@ def test_run_of_a_study_that_misspells_one_stage_more_names_the_place(extended, 
         assert status == 2 and told in text
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_compare_of_two_studies_with_one_stage_more_names_its_files_and_its_headline_first(extended, finished):
     other = shutil.copytree(finished, finished.with_name("other"))
@@ -150,6 +153,7 @@ def test_compare_of_two_studies_with_one_stage_more_names_its_files_and_its_head
     shutil.rmtree(other)
 
 
+@pytest.mark.soak
 def test_kaggle_folder_with_one_stage_more_attaches_what_it_reads(extended):
     status, text = call(extended, "-c", PACK)
     assert status == 0, text

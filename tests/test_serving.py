@@ -993,6 +993,7 @@ def hammer(address, number, told, stop):
             return
 
 
+@pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.kill
 @pytest.mark.timeout(900)

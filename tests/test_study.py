@@ -380,6 +380,7 @@ def leftovers(folder):
     return {p.name for p in (folder / "basic_cnn" / "fold1").rglob("*") if p.is_file()}
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_run_with_a_broken_fold_stops_its_branch_and_the_next_run_resumes_there(half, checkout):
     path, folder = half
@@ -408,6 +409,7 @@ def test_train_that_fails_leaves_no_done_file_and_no_record(checkout, tiny):
     assert (place / "03_train.failed.ipynb").is_file() and not (place / "03_train.ipynb").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_run_on_a_full_disk_leaves_nothing_half_written(half, checkout):
     path, folder = half
@@ -445,6 +447,7 @@ def started(checkout, path, folder):
     return run, kernels[0], hold
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_run_with_a_killed_kernel_says_so_and_only_its_fold_is_left(half, checkout):
     path, folder = half

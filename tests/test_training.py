@@ -155,6 +155,7 @@ def growing():
     return replace(config, early_size=8, late_epochs=1, freeze_bn=True)
 
 
+@pytest.mark.soak
 @pytest.mark.trains
 @pytest.mark.parametrize("inside", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_train_on_growing_crops_stopped_after_each_epoch_ends_with_the_weights_of_a_whole_training(
@@ -384,6 +385,7 @@ def asked(monkeypatch):
     return calls
 
 
+@pytest.mark.soak
 def test_train_stage_with_views_averages_the_embeddings_of_the_crops_and_trains_on_the_same(tiny, tmp_path, asked):
     dataset, config = read_dataset(tiny), small(epochs=1)
     folds, records, vectors = study_folds(dataset, tmp_path, 2, 0), {}, {}
@@ -442,6 +444,7 @@ def test_train_stage_embeds_a_training_and_a_test_photograph_of_one_name_each(ti
     assert embedded.of("test", [name])[0] == pytest.approx(own[1], abs=1e-4)
 
 
+@pytest.mark.soak
 def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_again(tiny, tmp_path):
     dataset, config = read_dataset(tiny), small(epochs=2)
     folds, place = study_folds(dataset, tmp_path, 2, 0), fold_dir(tmp_path, "limited", 0)
@@ -455,6 +458,7 @@ def test_train_stage_out_of_time_counts_as_not_trained_and_goes_on_when_run_agai
     assert pd.read_csv(place / "history.csv")["epoch"].tolist() == [1, 2] and not list(place.glob("resume*"))
 
 
+@pytest.mark.soak
 @pytest.mark.trains
 def test_train_stage_stopped_while_its_models_are_written_goes_on_with_the_weights_that_were_chosen(
     tiny, tmp_path, monkeypatch
