@@ -119,8 +119,9 @@ def classes(path):
     """The classes that a module defines or imports from the package: `{name: (path of its module, node)}`."""
     tree, found = ast.parse(read(path)), {}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            source = path.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py")
+        if isinstance(node, ast.ImportFrom):  # nbdev writes some as `from .knn`, others as `from happywhale_nb.…`
+            start = path.parents[node.level - 1] if node.level else ROOT
+            source = start.joinpath(*(node.module or "").split(".")).with_suffix(".py")
             known = classes(source) if source.is_file() else {}
             found |= {a.asname or a.name: known[a.name] for a in node.names if a.name in known}
         elif isinstance(node, ast.ClassDef):

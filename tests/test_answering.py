@@ -337,6 +337,7 @@ def test_calibrate_of_little_gives_a_calibration_that_answers(n, kind, apart):
     assert one.set_size == other.set_size
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_measured_coverage_of_bursts_has_an_interval_that_covers_the_truth(asked=0.9):
     """The truth: how often later encounters' lists hold the animal, by what earlier ones have taught."""

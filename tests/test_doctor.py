@@ -67,6 +67,7 @@ def test_requirements_gpu_lock_satisfies_the_extra_of_the_pinned_package(package
     assert not {name: str(spec) for name, spec in wanted.items() if locked.get(name) not in spec}
 
 
+@pytest.mark.soak
 @pytest.mark.index
 @pytest.mark.timeout(400)
 def test_extras_gpu_and_jax_gpu_resolve_to_the_locked_versions(tmp_path):

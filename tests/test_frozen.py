@@ -283,6 +283,7 @@ def test_encoders_side_by_side_are_one_whose_cosine_is_the_mean_of_theirs(split,
 # --- the stages after it
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_stages_after_a_frozen_model_run_and_maps_are_of_occlusion(embedded, tmp_path):
     dataset, folder, folds = embedded

@@ -308,6 +308,7 @@ def opened(study, whole, tmp_path):
     return dataset, folder, study_folds(dataset, folder, save=False)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_gradcam_stage_called_again_leaves_the_same_files_as_the_notebook(opened):
     dataset, folder, folds = opened

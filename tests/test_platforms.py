@@ -358,6 +358,7 @@ def test_requirements_have_wheels_for_every_supported_system(system, uv, tmp_pat
     print(f"{system}: {len(packages)} packages, tensorflow {packages['tensorflow']}")
 
 
+@pytest.mark.soak
 @pytest.mark.index
 def test_requirements_on_an_intel_mac_fail_for_tensorflow(uv, tmp_path):
     done = resolve(uv, tmp_path, "x86_64-apple-darwin")

@@ -402,6 +402,7 @@ def test_a_study_of_wide_crops_runs_from_training_to_report(wide):
     assert "64 × 32" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.soak
 @pytest.mark.trains
 def test_a_wide_network_is_exported_with_its_width_and_height(wide, tmp_path):
     from happywhale_nb.networks.encoders import open_encoder

@@ -1036,6 +1036,7 @@ def test_serve_killed_under_load_has_all_it_acknowledged_and_nothing_half(own, d
 # --- the season's real network
 
 
+@pytest.mark.soak
 @pytest.mark.server
 def test_serve_demo_as_a_process_decides_and_ends_on_ctrl_c_with_nothing_lost(own):
     with server(own) as (address, process), httpx.Client(base_url=address, timeout=60) as page:
@@ -1055,6 +1056,7 @@ def test_serve_demo_as_a_process_decides_and_ends_on_ctrl_c_with_nothing_lost(ow
     opened.close()
 
 
+@pytest.mark.soak
 @pytest.mark.server
 def test_build_and_re_embed_by_the_real_network_embed_only_what_is_missing(own, tmp_path, monkeypatch):
     from happywhale_nb.networks.embedder import Embedder  # here: it needs TensorFlow

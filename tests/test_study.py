@@ -163,6 +163,7 @@ def test_study_jobs_after_a_fold_was_added_wait_for_every_fold(finished):
     assert all_needs(jobs[-1]) == set(jobs[:-1])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_run_notices_results_made_by_hand_with_other_parameters(finished, checkout, tiny):
     _, folder, _ = finished

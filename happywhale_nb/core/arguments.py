@@ -90,7 +90,7 @@ def check_mask(name: str, mask: np.ndarray, n: int) -> np.ndarray:
     if values.shape != (n,) or (n and values.dtype != bool):
         told = f"{name} is of {values.dtype} and shape {list(values.shape)}"
         raise UserError(f"{told}, for {n} rows: give True or False for each row")
-    return values
+    return values.astype(bool)
 
 
 def check_same_length(**columns: Sized) -> None:
