@@ -383,6 +383,12 @@ def test_a_refused_first_build_leaves_nothing_and_bars_can_be_hidden(field, tmp_
     with pytest.raises(UserError):
         build()
     assert [path.name for path in place.iterdir()] == ["notes.txt"]
+    (place / "model").mkdir()
+    (place / "model" / "weights.txt").write_text("mine")
+    with pytest.raises(UserError):
+        build()
+    assert (place / "model" / "weights.txt").is_file()  # a folder that was there before is not ours to remove
+    shutil.rmtree(place)
     photo.write_bytes(whole)
     capsys.readouterr()
     built = build()

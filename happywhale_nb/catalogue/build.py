@@ -180,7 +180,7 @@ def build_catalogue(
     rule = read_rules(dataset.root).encounters
     parse_rule(rule)
     embedder, source, licence = opened or open_model(folder, model, detector, agree)
-    is_new = not (folder / CARD).is_file()
+    is_new = not any((folder / name).exists() for name in (CARD, "catalogue.sqlite", "model"))
     with no_bars(not progress):
         catalogue = _open_or_create(folder, dataset, name, database, log)
         catalogue.keep_licence(licence)

@@ -46,9 +46,9 @@ def rank_new(ids: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray,
     return ranked
 
 
-def _rankings(ids, scores):
-    """Names and scores `[n, m]` of rankings without `new_individual`."""
-    ids, scores = as_names(ids), check_scores(scores, 0)
+def _rankings(ids, scores, least=0):
+    """Names and scores `[n, m]` of rankings without `new_individual`; m is `least` or more."""
+    ids, scores = as_names(ids), check_scores(scores, least)
     if ids.shape != scores.shape:
         raise UserError(f"ids have the shape {list(ids.shape)}, scores {list(scores.shape)}: give a score to each")
     if (ids == NEW).any():
@@ -213,8 +213,7 @@ def fit_threshold(
         UserError: for a prior or a number of thresholds out of range, scores with a NaN, a truth that is missing,
             columns of different length, or no rows.
     """
-    check_scores(scores)
-    (ids, scores), truth = _rankings(ids, scores), as_names(check_truth(truth))
+    (ids, scores), truth = _rankings(ids, scores, 1), as_names(check_truth(truth))
     check_same_length(ids=ids, scores=scores, truth=truth)
     check_number("n_grid", n_grid, 2, whole=True)
     if prior_new is not None:
