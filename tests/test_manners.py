@@ -510,18 +510,8 @@ def test_options_set_after_fit_are_used_checked_or_refused(known):
         adapter.transform(frame[frame.columns[::-1]])
 
 
-WRONG_USES = """
-from happywhale_nb.data.splitters import GallerySplit
-from happywhale_nb.retrieval.knn import KNNHead
-KNNHead(neighbours=5)
-KNNHead("a")
-GallerySplit(3)
-"""
-
-
 @pytest.mark.slow
 def test_a_users_script_has_types_and_wrong_uses_are_found(tmp_path):
-    (tmp_path / "wrong.py").write_text(WRONG_USES)
     command = [
         sys.executable,
         "-m",
@@ -531,10 +521,14 @@ def test_a_users_script_has_types_and_wrong_uses_are_found(tmp_path):
         "--cache-dir",
         tmp_path / "cache",
     ]
-    script = Path(__file__).parent / "fixtures" / "users_script.py"
+    fixtures = Path(__file__).parent / "fixtures"
     seen = os.environ | {"PYTHONPATH": str(ROOT)}  # mypy does not follow an editable installation
     done = subprocess.run(
-        [*command, script, tmp_path / "wrong.py"], capture_output=True, text=True, cwd=tmp_path, env=seen
+        [*command, fixtures / "users_script.py", fixtures / "wrong_uses.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=seen,
     )
     found = [line for line in done.stdout.splitlines() if ": error:" in line]
-    assert len(found) == 3 and all("wrong.py" in line for line in found), done.stdout + done.stderr
+    assert len(found) == 3 and all("wrong_uses.py" in line for line in found), done.stdout + done.stderr

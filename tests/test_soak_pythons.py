@@ -1,6 +1,7 @@
 """The wheel in an environment of its own, under each Python the project is for."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -131,6 +132,25 @@ def with_opencv(venv, outside):
     return "headless"
 
 
+PYRIGHT = "basedpyright==1.40.2"  # pyright with its Node in wheels, so that it runs without fetching anything more
+
+
+def check_types(venv, outside, limits):
+    """What pyright says of a user's script is nothing, of wrong uses an error each."""
+    folder = shutil.copytree(ROOT / "tests" / "fixtures", outside / "types")
+    (folder / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    run(bin_of(venv) / "python", "-m", "pip", "install", "--quiet", "--constraint", limits, PYRIGHT, cwd=outside)
+    scripts = ("users_script.py", "wrong_uses.py")
+    seen = os.environ | {"PATH": f"{bin_of(venv)}{os.pathsep}{os.environ['PATH']}"}  # it asks the first Python there
+    done = subprocess.run(
+        [bin_of(venv) / "basedpyright", "--outputjson", *scripts], capture_output=True, text=True, cwd=folder, env=seen
+    )
+    told = json.loads(done.stdout)
+    found = [(Path(one["file"]).name, one["rule"]) for one in told["generalDiagnostics"]]
+    wrong = ("reportCallIssue", "reportArgumentType", "reportArgumentType")
+    assert told["summary"]["filesAnalyzed"] == 2 and found == [("wrong_uses.py", rule) for rule in wrong], found
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(5400)
 @pytest.mark.parametrize("version", PYTHONS)
@@ -152,6 +172,7 @@ def test_wheel_under_each_python_installs_with_the_locked_versions_and_works(ver
     if opencv == "with windows":
         run(*pip, "check", cwd=outside)
     look(venv, outside, tensorflow=True)
+    check_types(venv, outside, limits)
     told = run(bin_of(venv) / "python", "-c", "import platform; print(platform.python_version())", cwd=outside)
     table.append({"python": version, "missing": None, "found": told.strip(), "opencv": opencv, "steps": steps})
     shutil.rmtree(venv)
