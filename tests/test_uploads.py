@@ -26,7 +26,7 @@ from happywhale_nb.catalogue.uploads import (
     check_photo,
     clean_name,
     count_chunks,
-    count_scans,
+    count_segments,
     count_strips,
     keep_photo,
     show_crop,
@@ -303,7 +303,8 @@ AT_THE_LIMIT = {
     "bytes": (lambda data: len(data), {}),
     "pixels": (lambda data: 120 * 80, {}),
     "side": (lambda data: 120, {}),
-    "scans": (count_scans, {"progressive": True}),
+    "scans": (lambda data: count_segments(data)["scans"], {"progressive": True}),
+    "segments": (lambda data: count_segments(data)["segments"], {}),
     "chunks": (count_chunks, {"kind": "PNG"}),
     "strips": (count_strips, {"kind": "TIFF", "strip_size": 1000}),
     "copied": (lambda data: 120 * 80, {"kind": "WEBP"}),
@@ -411,10 +412,29 @@ def test_check_photo_of_too_many_passes_or_chunks_is_refused_before_a_pixel_is_m
     assert "20,102 chunks" in refusal(png(4, 4, chunk(b"tEXt", b"a\0b") * 20_100))
 
 
-def test_count_scans_of_a_cameras_jpeg_is_within_the_limit_and_of_many_passes_is_not():
+def test_count_segments_of_a_cameras_jpeg_is_within_the_limits_and_of_many_passes_is_not():
     usual = saved(progressive=True)
-    assert 5 < count_scans(usual) <= 12 and check_photo(usual).kind == "jpeg" and count_scans(saved()) == 1
-    assert count_scans(many_passes(500)) > 500 and "passes" in refusal(many_passes(500))
+    assert 5 < count_segments(usual)["scans"] <= 12 and check_photo(usual).kind == "jpeg"
+    assert count_segments(saved()) == {"scans": 1, "segments": 10, "padding": 0}
+    assert count_segments(many_passes(500))["scans"] == 31 and "31 passes or more" in refusal(many_passes(500))
+
+
+@pytest.mark.parametrize(
+    "part,put_in",
+    [
+        ("padding", b"\xff" * 200_000),
+        ("padding", b"\xff\x00" * 100_000),
+        ("segments", b"\xff\xe5\0\2" * 10_000),
+        ("segments", b"\xff\xfe\0\2" * 10_000),
+    ],
+)
+def test_check_photo_of_a_jpeg_of_much_padding_or_many_segments_is_refused_before_it_is_opened(
+    part, put_in, monkeypatch
+):
+    whole = saved()
+    assert check_photo(whole[:2] + put_in[:20] + whole[2:]).kind == "jpeg", "a little is allowed"
+    monkeypatch.setattr(Image, "open", lambda *given, **how: pytest.fail("it was opened"))
+    assert part in refusal(whole[:2] + put_in + whole[2:])
 
 
 def test_check_photo_of_too_many_bytes_or_none_is_refused_before_they_are_looked_at():

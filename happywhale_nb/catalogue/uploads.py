@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAME_LENGTH', 'TAKEN', 'REFUSED', 'OTHER_FILES', 'SUFFIX', 'UNREADABLE', 'ALONE', 'PATIENCE', 'clean_name',
-           'refuse_format', 'Limits', 'count_scans', 'count_chunks', 'count_strips', 'Picture', 'read_exif',
+           'refuse_format', 'Limits', 'count_segments', 'count_chunks', 'count_strips', 'Picture', 'read_exif',
            'check_photo', 'survives_heic', 'keep_photo', 'show_photo', 'show_crop']
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-02
@@ -28,7 +28,16 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.platforms import sync_folder
 from ..data.dates import exif_date
-from ..data.formats import ENDINGS, HEIC_REMEDY, heic_reader, kind_of, open_photo, quiet_pillow, upright
+from happywhale_nb.data.formats import (
+    ENDINGS,
+    HEIC_REMEDY,
+    heic_reader,
+    jpeg_segments,
+    kind_of,
+    open_photo,
+    quiet_pillow,
+    upright,
+)
 from ..imaging.crops import load_crop, size_of_aspect
 from ..imaging.photo import jpeg_bytes, upright_pixels, upright_size
 
@@ -93,6 +102,8 @@ class Limits:
         pixels: pixels of the image.
         side: pixels of its longer side.
         scans: scans of a progressive JPEG.
+        segments: segments of a JPEG.
+        padding: bytes between a JPEG's segments before its first scan.
         chunks: chunks of a PNG.
         strips: strips or tiles of a TIFF.
         copied: pixels of WebP, AVIF, HEIC and JPEG 2000, whose decoders keep several copies.
@@ -103,28 +114,35 @@ class Limits:
     pixels: int = 80_000_000
     side: int = 20_000
     scans: int = 30
+    segments: int = 5_000
+    padding: int = 100_000
     chunks: int = 20_000
     strips: int = 100_000
     copied: int = 50_000_000
     slow: int = 4_000_000
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-10a
-def count_scans(data: bytes) -> int:
-    """Count the scans of the first image in a JPEG.
+_JPEG_PARTS = {"scans": "passes", "segments": "segments", "padding": "bytes of padding"}
+
+
+def count_segments(data: bytes, limits: Limits = Limits()) -> dict[str, int]:
+    """Count what keeps the decoder of a JPEG busy, in its first image. Counting ends above a limit.
 
     Args:
         data: the file's bytes.
+        limits: `scans`, `segments` and `padding` count.
 
     Returns:
-        The count; 1 for a JPEG that is not progressive.
+        The counts under these names.
     """
-    scans, at = 0, 2
-    while (marker := _MARKER.search(data, at)) and marker[1] != b"\xd9":
-        if marker[1] == b"\xda":
-            scans += 1
-        length = data[marker.end() : marker.end() + 2]
-        at = marker.end() + max(int.from_bytes(length, "big"), 2)
-    return scans
+    counts = dict.fromkeys(_JPEG_PARTS, 0)
+    for marker, between in jpeg_segments(data):
+        counts["padding"] += 0 if counts["scans"] else between
+        counts["scans"] += marker == 0xDA
+        counts["segments"] += 1
+        if any(count > getattr(limits, name) for name, count in counts.items()):
+            break
+    return counts
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-11
 def count_chunks(data: bytes) -> int:
@@ -141,9 +159,6 @@ def count_chunks(data: bytes) -> int:
         at += 12 + int.from_bytes(data[at : at + 4], "big")
         chunks += 1
     return chunks
-
-
-_MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd7])", re.DOTALL)  # neither stuffed bytes nor restarts
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-11a
 def count_strips(data: bytes) -> int:
@@ -272,11 +287,21 @@ def _check_bytes(data, name, limits):
     kind = kind_of(data[:64], name).lower()
     if kind not in SUFFIX or (kind == "heif" and not heic_reader()):
         refuse_format(data, name)
+    if kind == "jpeg":
+        _check_segments(data, name, limits)
     if kind == "png" and (chunks := count_chunks(data)) > limits.chunks:
         raise UserError(f"{name} is a PNG of {chunks:,} chunks, {limits.chunks:,} at most: re-save it")
     if kind == "tiff" and (strips := count_strips(data)) > limits.strips:
         raise UserError(f"{name} is a TIFF of {strips:,} strips, {limits.strips:,} at most: re-save it")
     return kind
+
+
+def _check_segments(data, name, limits):
+    """Raise `UserError` if a JPEG has more passes, segments or padding than is allowed."""
+    for part, count in count_segments(data, limits).items():
+        if count > (most := getattr(limits, part)):
+            words = f"{count:,} {_JPEG_PARTS[part]} or more, {most:,} at most"
+            raise UserError(f"{name} is a JPEG of {words}: re-save it")
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-17c
 ALONE = """
@@ -312,7 +337,7 @@ def survives_heic(data: bytes, limits: Limits = Limits()) -> bool:
 def _decode(data, kind, name, limits):
     """The `Picture` of an upload. Raises `UserError` if it is refused, and Pillow's errors."""
     with quiet_pillow(), open_photo(io.BytesIO(data)) as photo:
-        _check_header(photo, data, kind, name, limits)
+        _check_header(photo, kind, name, limits)
         if kind == "png":
             photo.verify()  # checksums; the file cannot be used afterwards
     with quiet_pillow(), open_photo(io.BytesIO(data)) as photo:
@@ -322,8 +347,8 @@ def _decode(data, kind, name, limits):
     return Picture(kind, width, height, taken, latitude, longitude, hashlib.sha256(data).hexdigest())
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-18
-def _check_header(photo, data, kind, name, limits):
-    """Raise `UserError` if the header shows that an image is too large, has too many scans, or is a preview."""
+def _check_header(photo, kind, name, limits):
+    """Raise `UserError` if the header shows that an image is too large, or is a preview."""
     width, height = photo.size
     if width * height > limits.pixels or max(width, height) > limits.side:
         most = f"{limits.pixels / 1e6:.3g} million and {limits.side:,} a side at most"
@@ -332,8 +357,6 @@ def _check_header(photo, data, kind, name, limits):
     if width * height > most:
         size = f"{width:,} × {height:,} pixels, {most / 1e6:.3g} million at most in this format"
         raise UserError(f"{name} has {size}: save it as JPEG")
-    if kind == "jpeg" and (scans := count_scans(data)) > limits.scans:
-        raise UserError(f"{name} is a JPEG of {scans} passes, {limits.scans} at most: re-save it")
     if kind == "tiff":
         _check_tags(photo.tag_v2, name, limits)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'PHOTO_ENDINGS', 'RAW_ENDINGS', 'FILM_ENDINGS', 'SIGNATURES', 'HEIC_REMEDY', 'DEPTHS', 'ORIENTATION',
            'BROKEN', 'NO_PHOTOGRAPH', 'UNOPENED', 'UNREAD', 'kind_of', 'heic_reader', 'quiet_pillow', 'open_photo',
-           'eight_bits', 'to_rgb', 'orientation', 'upright_size', 'upright', 'jpeg_ends', 'is_hidden', 'unread_reason',
-           'left_out_files', 'photos_in']
+           'eight_bits', 'to_rgb', 'orientation', 'upright_size', 'upright', 'jpeg_segments', 'jpeg_ends', 'is_hidden',
+           'unread_reason', 'left_out_files', 'photos_in']
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-02
 import os
@@ -296,7 +296,26 @@ def upright(photo: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(rgb)
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-23
-_MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd7])", re.DOTALL)  # neither stuffed bytes nor restarts
+_MARKER = re.compile(rb"\xff([^\xff\x00\x01\xd0-\xd7])", re.DOTALL)  # neither stuffed bytes nor restarts
+
+
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the segments of the first image in a JPEG, in time linear in its length.
+
+    Args:
+        content: the file's bytes.
+
+    Yields:
+        The marker's second byte and the number of bytes between the segment before and this one: padding, or the
+        scan's data. The last marker of a whole image is 0xD9.
+    """
+    at = 2
+    while marker := _MARKER.search(content, at):
+        yield marker[1][0], marker.start() - at
+        if marker[1] == b"\xd9":
+            return
+        length = content[marker.end() : marker.end() + 2]
+        at = marker.end() + max(int.from_bytes(length, "big"), 2)
 
 
 def jpeg_ends(content: bytes) -> bool:
@@ -308,13 +327,7 @@ def jpeg_ends(content: bytes) -> bool:
     Returns:
         Whether its end marker exists.
     """
-    at = 2
-    while marker := _MARKER.search(content, at):
-        if marker[1] == b"\xd9":
-            return True
-        length = content[marker.end() : marker.end() + 2]
-        at = marker.end() + max(int.from_bytes(length, "big"), 2)
-    return False
+    return any(marker == 0xD9 for marker, _ in jpeg_segments(content))
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-26
 _HIDDEN = {
