@@ -2004,6 +2004,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'happywhale_nb/data/extend.py')},
             'happywhale_nb.data.file_names': { 'happywhale_nb.data.file_names._free': ( 'lib/data/file_names.html#_free',
                                                                                         'happywhale_nb/data/file_names.py'),
+                                               'happywhale_nb.data.file_names._last_bytes': ( 'lib/data/file_names.html#_last_bytes',
+                                                                                              'happywhale_nb/data/file_names.py'),
                                                'happywhale_nb.data.file_names._plain': ( 'lib/data/file_names.html#_plain',
                                                                                          'happywhale_nb/data/file_names.py'),
                                                'happywhale_nb.data.file_names._with_folders': ( 'lib/data/file_names.html#_with_folders',

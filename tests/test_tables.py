@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import openpyxl
@@ -78,7 +79,6 @@ def test_read_text_table_gives_the_cells_that_any_spreadsheet_has_written(rows, 
 
 @given(st.lists(st.sampled_from(["a.jpg", "A.JPG", "a_2.jpg", "x/a.jpg", "y/a.jpg", "x__a.jpg", "nul.jpg", ".a.jpg"])))
 def test_name_files_gives_no_name_twice_and_keeps_a_real_one(names):
-    from pathlib import Path
 
     paths = [Path("/r", name) for name in names]
     given_names = name_files(paths, Path("/r"), taken=["B.jpg"])
@@ -86,6 +86,15 @@ def test_name_files_gives_no_name_twice_and_keeps_a_real_one(names):
     owners = dict(zip(given_names, paths, strict=True))
     assert all(owners["a_2.jpg"].name == "a_2.jpg" for _ in [0] if Path("/r/a_2.jpg") in paths)
     assert all(owners["x__a.jpg"].name == "x__a.jpg" for _ in [0] if Path("/r/x__a.jpg") in paths)
+
+
+def test_name_files_of_a_name_that_is_all_ending_ends_and_keeps_its_end():
+    long = "a." + "é" * 300
+    names = name_files(
+        [Path("/r", long), Path("/r", "b" * 300 + ".jpg"), Path("/r", "c." + "d" * 190)] * 12, Path("/r")
+    )
+    assert len(set(names)) == 36 and all(len(name.encode()) <= 200 for name in names)
+    assert names[0] == "é" * 100 and names[1].endswith("b.jpg")
 
 
 @given(st.floats(-90, 90), st.sampled_from("NS"), st.booleans())

@@ -66,7 +66,7 @@ def _check_named(named, columns):
 
 
 _UNIT = re.compile(
-    r"[\s_]*[(\[](?:[dmyhs/.\-: ]+|dec(?:imal)?(?: deg(?:rees)?)?|deg(?:rees)?|°|wgs ?84|[nsew]|l/r|left/right|utc"
+    r"[(\[](?:[dmyhs/.\-: ]+|dec(?:imal)?(?: deg(?:rees)?)?|deg(?:rees)?|°|wgs ?84|[nsew]|l/r|left/right|utc"
     r"|local)[)\]]$",
     re.I,
 )

@@ -35,9 +35,14 @@ def _plain(name):
     name = clean_file_name(unicodedata.normalize("NFC", name))
     name = f"_{name}" if name.startswith(".") else name
     stem, ending = os.path.splitext(name)
-    while len((stem + ending).encode()) > LONGEST_FILE_NAME:
-        stem = stem[1:]
-    return stem + ending
+    if len(ending.encode()) > LONGEST_FILE_NAME // 2:  # what follows the last point is no ending
+        stem, ending = name, ""
+    return _last_bytes(stem, LONGEST_FILE_NAME - len(ending.encode())) + ending
+
+
+def _last_bytes(text, most):
+    # the end of a text in UTF-8, in whole characters
+    return text.encode()[-most:].decode(errors="ignore")
 
 # %% ../../nbs/lib/data/file_names.ipynb #file-names-04
 def _free(name, taken):

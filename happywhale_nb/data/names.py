@@ -116,7 +116,7 @@ def find_twins(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 # %% ../../nbs/lib/data/names.ipynb #names-17
 _DOUBT = re.compile(
-    r"^(?:prob(?:ably)?|poss(?:ibly)?|perhaps|maybe|likely|cf)(?:\.\s*|\s+)|\s*[(\[]?\?+[)\]]?\s*$", re.I
+    r"^(?:prob(?:ably)?|poss(?:ibly)?|perhaps|maybe|likely|cf)(?:\.\s*|\s+)|[(\[]?(?<!\?)\?+[)\]]?$", re.I
 )
 
 
@@ -132,8 +132,8 @@ def doubtful_names(names: Iterable[str]) -> dict[str, str]:
     names = sorted(set(names))
     known, odd = {name_key(name) for name in names}, {}
     for name in names:
-        parts = [part for part in re.split(r"\s*[,;&+/]\s*|\s+and\s+", name) if part]
-        if (plain := _DOUBT.sub("", name).strip()) != name and not is_nobody(plain):
+        parts = [part.strip() for part in re.split(r"[,;&+/]|\sand\s", name) if part.strip()]
+        if (plain := _DOUBT.sub("", name.strip()).strip()) != name and not is_nobody(plain):
             odd[name] = f"looks like {plain!r} with a doubt"
         elif len(parts) > 1 and known & {name_key(part) for part in parts}:
             odd[name] = "looks like the names of several animals"

@@ -201,7 +201,7 @@ def parse_degrees(text: str) -> float | None:
     Raises:
         UserError: If it cannot be read.
     """
-    plain = text.strip()
+    plain = " ".join(text.split())
     if plain.lower() in {"", "na", "n/a", "nan", "none", "null", "-"}:
         return None
     match = _DEGREES.fullmatch(plain)
