@@ -585,9 +585,14 @@ def test_photo_that_cannot_be_decoded_is_named(tmp_path):
 # --- our own, exported
 
 
+def by_hand(*heads):
+    """Cases that take seconds each and differ little, for `make soak`."""
+    return [pytest.param(head, marks=pytest.mark.soak) for head in heads]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("head", ["yolov5", "yolov8", "rtdetr", "yolov10", "ours"])
+@pytest.mark.parametrize("head", ["yolov8", "ours", *by_hand("yolov5", "rtdetr", "yolov10")])
 def test_own_detector_exported_to_a_head_boxes_as_it_does(tiny, tmp_path, head):
     from happywhale_nb.demo.season import demo_model
 

@@ -273,8 +273,8 @@ def test_override_of_an_unknown_or_foreign_parameter_is_refused():
 # --- the studies that come with the project
 
 
-def test_study_jobs_of_the_papers_study_are_three_networks_on_ten_folds(shared):
-    content = read_study(ROOT / "studies" / "paper.yaml") | {"data_dir": str(shared / "happywhale")}
+def test_study_jobs_of_the_papers_study_are_three_networks_on_ten_folds(tiny):
+    content = read_study(ROOT / "studies" / "paper.yaml") | {"data_dir": str(tiny)}
     _, jobs = study_jobs(content, "studies/paper.yaml")
     count = {stage: sum(job.stage == stage for job in jobs) for stage in {job.stage for job in jobs}}
     assert count == {"eda": 1, "train": 30, "knn": 3, "gradcam": 1, "robustness": 1, "blend": 1, "report": 1}

@@ -345,7 +345,7 @@ def again(whole, study, tmp_path_factory):
     return whole / "outputs" / "again-quick"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_train_with_the_same_seed_gives_the_same_files_byte_for_byte(study, again):
     names = ["submission.csv", "folds.csv"]
     names += [f"small_resnet_arcface/fold0/{name}.csv" for name in ("oof", "test", "oof_lists")]
@@ -360,7 +360,7 @@ def test_train_with_the_same_seed_gives_the_same_files_byte_for_byte(study, agai
     assert len(weights[0]) > 20
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_compare_of_two_trainings_alike_finds_no_difference_in_what_they_made(study, again):
     pair = [folder / "small_resnet_arcface" / "fold0" for folder in (study, again)]
     found = compare_runs(*pair)
