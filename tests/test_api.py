@@ -848,7 +848,7 @@ def test_gate_takes_as_many_bytes_as_it_was_told_and_no_more(mine, colours):
     def parts(count):
         yield from (b"x" * 100,) * count
 
-    with client(mine, colours, max_bytes=1000) as page:
+    with client(mine, colours, max_json=1000) as page:
         for content, status in ((b"x" * 1000, 422), (b"x" * 1001, 413), (parts(10), 422), (parts(11), 413)):
             got = page.post("/api/session", content=content, headers={"content-type": "application/json"})
             assert got.status_code == status

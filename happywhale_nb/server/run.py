@@ -21,6 +21,7 @@ from ..catalogue.store import Catalogue
 from ..core.errors import UserError
 from .app import make_app
 from .auth import list_tokens, loopback
+from .connections import counted_lines, guarded_protocol
 from .state import AppState, Options
 
 # %% ../../nbs/lib/server/run.ipynb #run-05
@@ -103,11 +104,12 @@ def serve(
     check_server(catalogue, host, port, options)
     load = (lambda: open_embedder(catalogue)) if embedder is None else (lambda: embedder)
     app = make_app(AppState(catalogue, options), load)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, **UVICORN_OPTIONS))
+    http = guarded_protocol(options.connections)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, http=http, **UVICORN_OPTIONS))
     if ready is not None:
         threading.Thread(target=_when_started, args=(server, ready), daemon=True).start()
     try:
-        with suppress(KeyboardInterrupt):  # Ctrl-C stops the server
+        with suppress(KeyboardInterrupt), counted_lines("uvicorn.error", "asyncio"):  # Ctrl-C stops the server
             server.run()
     finally:
         catalogue.close()

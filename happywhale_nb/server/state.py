@@ -23,6 +23,7 @@ from ..catalogue.store import Catalogue
 from ..catalogue.uploads import Limits
 from ..core.errors import Busy, UserError
 from .auth import Limiter
+from .connections import ConnectionLimits
 
 # %% ../../nbs/lib/server/state.ipynb #state-05
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Options:
         hosts: names of the server, in addition to those of the loopback interface.
         limits: of one uploaded photograph.
         max_photos: maximum of photographs in one upload.
-        max_bytes: maximum of bytes in one request.
+        max_bytes: maximum of bytes in one request that uploads photographs.
+        max_json: maximum of bytes in any other request.
+        connections: limits of the connections.
         rates: maximum of requests a minute from one caller, by kind of request; 0: no limit.
     """
 
@@ -43,6 +46,8 @@ class Options:
     limits: Limits = field(default_factory=Limits)
     max_photos: int = 100
     max_bytes: int = 400_000_000
+    max_json: int = 1_000_000
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     rates: Mapping[str, int] = field(default_factory=lambda: {"request": 3000, "question": 600, "sign in": 10})
 
 # %% ../../nbs/lib/server/state.ipynb #state-09a
