@@ -98,7 +98,7 @@ def require_role(role: str, kind: str = "request") -> fastapi.params.Depends:
         HTTPException: by the dependency: 401 without a valid token, 403 without the role, 429 over the limit.
     """
 
-    def check(request: Request):
+    async def check(request: Request):  # without a thread: the middleware has found the token
         caller = request.scope.get(CALLER) or authenticate(request)
         if not may(caller.role, role):
             raise HTTPException(403, f"{caller.name} has the role {caller.role}; this request needs the role {role}")
@@ -109,7 +109,7 @@ def require_role(role: str, kind: str = "request") -> fastapi.params.Depends:
     return Depends(check)
 
 # %% ../../nbs/lib/server/dependencies.ipynb #dependencies-12
-def get_state(request: Request) -> AppState:
+async def get_state(request: Request) -> AppState:
     """Get the state of the app (a FastAPI dependency).
 
     Args:

@@ -24,6 +24,7 @@ from ..catalogue.uploads import Limits
 from ..core.errors import Busy, UserError
 from .auth import Limiter
 from .connections import ConnectionLimits
+from .pools import make_pools
 
 # %% ../../nbs/lib/server/state.ipynb #state-05
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class AppState:
         matcher: the gallery in memory.
         network: a `NetworkLoader`.
         limiter: the rate limits.
+        pools: threads by kind of request, as of `pools.make_pools`.
         heat_maps: function from two crops, each a path, a box and a frame, to the `match_maps.MatchMaps` of both; it
             caches the last 256.
     """
@@ -147,7 +149,7 @@ class AppState:
         """
         self.catalogue, self.options, self.matcher = catalogue, options, Matcher(catalogue)
         self.owner, self.limiter = owner or getpass.getuser(), Limiter(options.rates)
-        self.network = NetworkLoader()
+        self.network, self.pools = NetworkLoader(), make_pools()
         self.heat_maps = lru_cache(256)(partial(_heat_maps, self.network))
 
     def view(self, number: int) -> dict:

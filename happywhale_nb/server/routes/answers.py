@@ -31,6 +31,7 @@ from happywhale_nb.server.dependencies import (
     clean_query,
     read_files,
 )
+from ..pools import PooledRoute
 from .images import CACHED
 from ..state import AppState
 
@@ -63,7 +64,7 @@ def match_photos(state: AppState, photos: Sequence[UploadFile], k: int) -> dict:
     return match_vectors(state.matcher, vectors, k, whole)
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-04
-router = APIRouter()
+router = APIRouter(route_class=PooledRoute)
 
 
 @router.post("/encounters/{number}/answers")
@@ -218,7 +219,7 @@ def uploaded_images(images: Uploads = None, bracketed: BracketUploads = None) ->
     return [*(images or ()), *(bracketed or ())]
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-09
-provider = APIRouter()
+provider = APIRouter(route_class=PooledRoute)
 
 
 @provider.post("/match")

@@ -18,9 +18,10 @@ from ...catalogue.naming import next_name
 from ...catalogue.no_animal import count_flagged, flag_conditions, marked
 from .. import schemas
 from ..dependencies import Limit, Number, Reader, State, Words, clean_query
+from ..pools import PooledRoute
 
 # %% ../../../nbs/lib/server/routes/catalogue.ipynb #routes-catalogue-03
-router = APIRouter()
+router = APIRouter(route_class=PooledRoute)
 
 
 @router.get("/facets")

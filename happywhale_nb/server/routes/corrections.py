@@ -13,10 +13,11 @@ from ...catalogue import corrections, listings
 from ...catalogue.schema import Encounter
 from .. import schemas
 from ..dependencies import Admin, Number, Reviewer, State
+from ..pools import PooledRoute
 from .decisions import decision_view
 
 # %% ../../../nbs/lib/server/routes/corrections.ipynb #routes-corrections-04
-router = APIRouter()
+router = APIRouter(route_class=PooledRoute)
 
 
 def _correct_encounter(state, act, *arguments, **more):

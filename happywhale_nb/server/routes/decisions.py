@@ -19,10 +19,11 @@ from ...catalogue.upload_photos import Metadata, ingest_uploads
 from ...core.errors import UserError
 from .. import schemas
 from ..dependencies import Number, Photographs, Reviewer, State, read_files
+from ..pools import PooledRoute
 from ..state import AppState
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-03
-router = APIRouter()
+router = APIRouter(route_class=PooledRoute)
 FormText = Annotated[str, Form(max_length=200)]
 
 

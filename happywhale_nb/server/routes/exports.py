@@ -17,9 +17,10 @@ from ...catalogue.exports.formats import EXPORTS, export_messages, export_sighti
 from ...catalogue.exports.with_photos import WITH_PHOTOS, export_with_photos, lost_photos
 from .. import schemas
 from ..dependencies import Reader, State, Words, attachment
+from ..pools import PooledRoute
 
 # %% ../../../nbs/lib/server/routes/exports.ipynb #routes-exports-03
-router = APIRouter()
+router = APIRouter(route_class=PooledRoute)
 ExportFormat = Literal[tuple(EXPORTS)]
 Occasions = Literal["year", "month", "day"]
 TABLE = {200: {"content": {"application/octet-stream": {}}, "description": "A file."}}

@@ -19,6 +19,7 @@ from ...catalogue.uploads import show_crop, show_photo
 from ...core.artifacts import atomic, fingerprint
 from ...core.errors import UserError
 from ..dependencies import Number, Reader, State, attachment
+from ..pools import PooledRoute
 
 # %% ../../../nbs/lib/server/routes/images.ipynb #routes-images-04
 PICTURE_SIDES = (160, 320, 512, 1024, 1600, 2048)  # few, to limit the number of files
@@ -68,7 +69,7 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
     return cached.read_bytes()
 
 # %% ../../../nbs/lib/server/routes/images.ipynb #routes-images-05
-router = APIRouter()
+router = APIRouter(route_class=PooledRoute)
 JPEG_RESPONSE = {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}}
 Side = Annotated[int, Query(ge=16, le=2048)]
 CACHED = {"cache-control": "private, max-age=86400"}

@@ -19,13 +19,14 @@ from ...catalogue.schema import Encounter, Individual, Photo
 from .. import schemas
 from ..auth import list_tokens, make_token, revoke
 from ..dependencies import COOKIE, Admin, Number, Reader, State, authenticate
+from ..pools import PooledRoute
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-03
-router = APIRouter()
+router = APIRouter(route_class=PooledRoute)
 
 
 @router.get("/health")
-def health(state: State) -> schemas.Health:
+async def health(state: State) -> schemas.Health:
     """Report whether the network is loaded, so that new photographs can be embedded. Requires no token.
     \f
     Args:

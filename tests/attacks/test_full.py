@@ -1,0 +1,103 @@
+"""A server whose threads are all taken: by large photographs, or by decisions that wait for the database."""
+
+import io
+import sqlite3
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from sqlalchemy import select
+from strangers import serving
+
+from happywhale_nb.catalogue.schema import Encounter
+from happywhale_nb.server.state import AppState, Options
+
+PATIENCE = 10  # seconds in which what does not wait for the others is answered
+
+
+@pytest.fixture
+def page(mine, colours, request):
+    """A client of a server whose embedder is the test's parameter, if it has one."""
+    embedder = getattr(request, "param", lambda colours: colours)(colours)
+    with serving(mine, embedder) as ((host, port, *_), token):
+        limits = httpx.Limits(max_connections=200)
+        known = {"authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=f"http://{host}:{port}", headers=known, timeout=60, limits=limits) as client:
+            client.embedder = embedder
+            yield client
+
+
+def reads(page):
+    """Ask for what only reads, with little patience. Returns the codes."""
+    paths = ("/api/health", "/api/session", "/api/encounters", "/api/individuals", "/", "/openapi.json")
+    return {path: page.get(path, timeout=PATIENCE).status_code for path in paths}
+
+
+def test_reading_goes_on_while_decisions_wait_for_the_database(page, mine):
+    with mine.reading() as session:
+        rows = session.scalars(select(Encounter).where(Encounter.state == "undecided").limit(44)).all()
+        asked = [(row.id, row.version) for row in rows]
+    assert asked
+    asked = (asked * 44)[:44]
+    lock = sqlite3.connect(mine.folder / "catalogue.sqlite", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+
+    def decide(at):
+        body = {"kind": "unsure", "version": at[1]}
+        return page.post(f"/api/encounters/{at[0]}/decisions", json=body).status_code
+
+    with ThreadPoolExecutor(44) as threads:
+        waiting = [threads.submit(decide, at) for at in asked]
+        assert set(reads(page).values()) == {200}
+        assert not all(each.done() for each in waiting), "they wait"
+        lock.execute("ROLLBACK")
+        codes = Counter(each.result() for each in waiting)
+    lock.close()
+    assert codes[200] and set(codes) <= {200, 409, 503}, codes
+
+
+class Stuck:
+    """An embedder that answers when it is told to."""
+
+    def __init__(self, embedder):
+        self.inner, self.go_on, self.held = embedder, threading.Event(), threading.Semaphore(0)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def embed(self, *given):
+        self.held.release()
+        assert self.go_on.wait(60)
+        return self.inner.embed(*given)
+
+
+def photograph(side=40):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(side).integers(0, 255, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("page", [Stuck], indirect=True)
+def test_reading_goes_on_while_all_questions_wait_for_the_network(page):
+    files = {"photos": ("fin.png", photograph())}
+    with ThreadPoolExecutor(140) as threads:
+        waiting = [threads.submit(page.post, "/api/identify", files=files) for _ in range(140)]
+        for _ in range(24):
+            assert page.embedder.held.acquire(timeout=30), "as many as there are threads"
+        assert set(reads(page).values()) == {200}
+        page.embedder.go_on.set()
+        answers = [each.result() for each in waiting]
+    codes = Counter(each.status_code for each in answers)
+    assert codes == {200: 124, 503: 16}, "124 run or wait; the others are told to come again"
+    refused = next(each for each in answers if each.status_code == 503)
+    assert "try again" in refused.json()["detail"] and refused.headers["retry-after"] == "2"
+
+
+def test_photographs_of_many_bytes_do_not_run_together(mine):
+    pool = AppState(mine, Options()).pools["photographs"]
+    assert pool.most_bytes == 2 * Options().max_bytes
