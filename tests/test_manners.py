@@ -5,14 +5,18 @@ import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from PIL import Image
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -20,6 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+import happywhale_nb as h
+from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import EXTRA_OF, MissingExtra, UserError, require
 from happywhale_nb.data.splits import fold_numbers, gallery_and_queries, make_folds, open_set_truth
 from happywhale_nb.data.splitters import GallerySplit
@@ -532,3 +538,153 @@ def test_a_users_script_has_types_and_wrong_uses_are_found(tmp_path):
     )
     found = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert len(found) == 3 and all("wrong_uses.py" in line for line in found), done.stdout + done.stderr
+
+
+# --- what a third reader found
+
+
+@pytest.mark.parametrize("write", ["predictions", "blend", "json"])
+def test_a_folder_is_never_replaced_by_a_file(tmp_path, write):
+    folder, file = tmp_path / "mine", tmp_path / "a.csv"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("x")
+    h.write_predictions(file, ["a"], [["x", "y"]])
+    writers = {
+        "predictions": lambda: h.write_predictions(folder, ["a"], [["x", "y"]]),
+        "blend": lambda: h.blend_files([file], folder),
+        "json": lambda: write_json(folder, {}),
+    }
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        writers[write]()
+    assert (folder / "precious.txt").read_text() == "x" and set(tmp_path.iterdir()) == {folder, file}
+
+
+def test_candidate_sets_keep_their_promise_for_unnamed_and_for_small_groups():
+    rng = np.random.default_rng(0)
+    n, m = 4000, 25
+    groups = np.where(rng.random(n) < 0.6, "", rng.integers(0, 40, n).astype(str))  # many unnamed, forty small groups
+    truth_rank = np.where(groups == "", rng.integers(0, 20, n), 0)
+    ids = np.tile([f"i{k:02}" for k in range(m)], (n, 1))
+    scores = np.tile(np.linspace(0.9, 0.1, m), (n, 1))
+    truth, half = ids[np.arange(n), truth_rank], np.arange(n) < n // 2
+    sets = h.CandidateSets(0.1, min_rows=200).fit(ids[half], scores[half], -1.0, truth[half], groups[half])
+    names, sizes = sets.predict(ids[~half], scores[~half], -1.0, groups[~half])
+    held = (names == truth[~half, None]) & (np.arange(m + 1) < sizes[:, None])
+    for unnamed in (True, False):
+        assert held[(groups[~half] == "") == unnamed].any(axis=1).mean() > 0.87
+
+
+def test_map_at_5_scorer_gives_what_rank_gives_whatever_the_names():
+    rng = np.random.default_rng(1)
+    X, who = rng.normal(size=(240, 8)), np.repeat(np.arange(6), 40)
+    query = np.arange(240) % 4 == 0
+    values = set()
+    for letters in ("abcdef", "fedcba", "badcfe"):
+        names = np.array(list(letters))[who]
+        head = h.KNNHead(1).fit(X[~query], names[~query])
+        score = h.map_at_5_scorer(head, X[query], names[query])
+        assert score == h.map_at_5(names[query], head.rank(X[query])[0])
+        piped = make_pipeline(StandardScaler(), h.KNNHead(1)).fit(X[~query], names[~query])
+        assert 0 < h.map_at_5_scorer(piped, X[query], names[query]) < 1
+        values.add(score)
+    assert len(values) == 1
+
+
+def test_map_at_5_scorer_of_another_classifier_credits_nobody_in_the_shared_last_place():
+    X, y = np.eye(4), np.array(list("abcd"))
+    assert h.map_at_5_scorer(DummyClassifier(strategy="uniform").fit(X, y), X, y) == 0
+    forest = RandomForestClassifier(5, random_state=0).fit(X, y)
+    chances = forest.predict_proba(X)
+    expected = [1 / (1 + (row > row[i]).sum()) if row[i] > row.min() else 0 for i, row in enumerate(chances)]
+    assert h.map_at_5_scorer(forest, X, y) <= np.mean(expected) + 1e-9
+
+
+def test_tables_read_in_many_threads_leave_the_filters_of_warnings(tmp_path):
+    h.write_predictions(tmp_path / "a.csv", ["a"], [["x"]])
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: h.read_predictions(tmp_path / "a.csv"), range(200)))
+    assert warnings.filters == before
+
+
+def test_calibrate_finds_the_temperature_of_vectors_with_a_large_common_part():
+    rng = np.random.default_rng(2)
+    who = np.repeat(np.arange(20), 20)
+    X = (rng.normal(size=(20, 16))[who] + rng.normal(size=(400, 16))) + 40
+    query = np.arange(400) % 2 == 0
+    head = h.KNNHead(10).fit(X[~query], who[~query]).calibrate(X[query], who[query])
+    confidence = head.predict_proba(X[query]).max(axis=1).mean()
+    right = (head.predict(X[query]) == who[query]).mean()
+    assert head.proba_temperature_ < 1e-3 and abs(confidence - right) < 0.15
+
+
+TABLE = pd.DataFrame({"image": list("abcdef"), "individual_id": list("xxyyzz"), "species": "s"})
+RANKED = np.array([["x", "y", "z", "u", "v"]] * 4)
+ALL_SCORES = np.tile([0.9, 0.8, 0.7, 0.6, 0.5], (4, 1))
+
+
+@pytest.mark.parametrize(
+    "call,told",
+    [
+        (lambda: h.make_folds(TABLE, k=2.5), "k=2.5: give a whole number"),
+        (lambda: h.make_folds(TABLE, k="3"), "k='3': give a whole number"),
+        (lambda: h.make_folds(TABLE, k=2, seed="a"), "seed='a'"),
+        (lambda: h.make_folds(TABLE, k=2, split=3), "split is of the type int"),
+        (lambda: h.make_folds(TABLE, k=2, split="encounter"), "needs a column encounter or date"),
+        (lambda: next(h.GallerySplit(split_by=None).split(np.eye(6), list("xxyyzz"))), "split_by is None"),
+        (lambda: h.fit_ranking_weights({}, ["x"] * 4, [0, 0, 1, 1]), "predictions are empty"),
+        (
+            lambda: h.fit_threshold(RANKED[:2], np.full((2, 5), -np.inf), ["x", "new_individual"]),
+            "nobody is ranked",
+        ),
+        (lambda: h.tabulate_outcomes(["x"] * 5, RANKED[0]), "1 dimensions: give"),
+        (lambda: h.map_at_5(3, RANKED), "truth"),
+        (lambda: h.augment(np.zeros((2, 0, 5, 3), np.uint8), h.RECIPES["paper"]), r"\[2, 0, 5, 3\]"),
+        (lambda: h.card_fingerprint(None), "card is None"),
+        (lambda: h.export_model(None, "a.onnx", "onnx"), "model is None"),
+        (lambda: h.blend_files("a.csv", "b.csv"), "files is of the type str: give a list"),
+        (lambda: h.write_predictions("b.csv", ["a"], ["xyz"]), "'xyz' is no list of names"),
+        (lambda: h.write_predictions("b.csv", ["a"], [["[42]", "x"]]), "Python's list"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(call, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", [{"frame": (0, 0)}, {"frame": (10,)}, {"margin": -1}, {"margin": float("nan")}])
+def test_load_crop_tells_of_the_argument_and_not_of_the_file(how, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=next(iter(how))):
+        h.load_crop(tmp_path / "a.png", 8, (2, 2, 20, 20), **how)
+
+
+def test_files_with_a_photograph_twice_or_a_folder_for_a_file_are_refused(tmp_path):
+    twice, truth = tmp_path / "twice.csv", tmp_path / "truth.csv"
+    twice.write_text("image,predictions\na,x\na,y\n")
+    truth.write_text("image,individual_id\na,x\na,z\n")
+    with pytest.raises(UserError, match="has a more than once"):
+        h.read_predictions(twice, images=["a"])
+    h.write_predictions(tmp_path / "one.csv", ["a"], [["x"]])
+    with pytest.raises(UserError, match="names two individuals for a"):
+        h.score_file(tmp_path / "one.csv", truth)
+    truth.write_text("image,individual_id\na, x\n")
+    assert h.score_file(tmp_path / "one.csv", truth)[0]["map5"] == 1
+    with pytest.raises(UserError, match="is a folder"):
+        h.read_predictions(tmp_path)
+
+
+def test_GallerySplit_takes_rows_without_an_encounter_each_for_themselves():
+    who, encounters = np.repeat(list("abcdefgh"), 8), np.repeat(np.arange(32).astype(str), 2)
+    blank = np.where(np.arange(64) % 2 == 0, encounters, "")
+    sizes = [len(query) for _, query in h.GallerySplit("encounter", 4).split(np.eye(64), who, blank)]
+    assert sum(sizes) == 64 and max(sizes) <= 20
+
+
+def test_blend_files_takes_weights_as_an_array(tmp_path):
+    for name in "ab":
+        h.write_predictions(tmp_path / name, ["p"], [[name, "x"]])
+    h.blend_files([tmp_path / "a", tmp_path / "b"], tmp_path / "c", weights=np.array([1.0, 3.0]))
+    assert h.read_predictions(tmp_path / "c")[1][0, 0] == "b"

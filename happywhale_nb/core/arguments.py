@@ -102,10 +102,17 @@ def check_same_length(**columns: Sized) -> None:
     Raises:
         UserError: if they differ in length.
     """
-    lengths = {name: len(column) for name, column in columns.items()}
+    lengths = {name: _length(name, column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {n}" for name, n in lengths.items())
         raise UserError(f"these differ in their number of rows: {told}; give one of each for a row")
+
+
+def _length(name, column):
+    try:
+        return len(column)
+    except TypeError:
+        raise UserError(f"{name} is {column!r}: give one value for each row") from None
 
 # %% ../../nbs/lib/core/arguments.ipynb #arguments-10
 def check_scores(scores: np.ndarray, least: int = 1, name: str = "scores") -> np.ndarray:

@@ -35,19 +35,22 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Write a file or folder completely or not at all.
 
     Args:
-        path: the file or folder to be made. Parent folders are made; an existing file or folder is replaced.
+        path: the file or folder to be made. Parent folders are made; an existing file is replaced by a file, and a
+            folder by a folder.
 
     Yields:
         A temporary path in the same folder. It is renamed to `path` on success and removed on any error.
 
     Raises:
-        UserError: If `path` cannot be written, the disk is full, or another program has the file open.
+        UserError: If `path` cannot be written or is a folder where a file is to be made, the disk is full, or another
+            program has the file open.
     """
     path = Path(path)
     scratch = _scratch_folder(path)
     try:
         yield scratch / path.name
         if path.is_dir():
+            _refuse_to_replace(path, scratch / path.name)
             rename_patiently(path, scratch / "replaced")
         rename_patiently(scratch / path.name, path)
     except OSError as error:
@@ -56,6 +59,12 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise write_fault(path, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_to_replace(folder, made):
+    """Raise `UserError` if a file was made that would take a folder's place, and its content with it."""
+    if not made.is_dir():
+        raise UserError(f"{folder} is a folder: name a file in it, or another place")
 
 # %% ../../nbs/lib/core/artifacts.ipynb #artifacts-08
 def _json_value(value):

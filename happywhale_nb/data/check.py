@@ -24,6 +24,7 @@ from PIL import Image
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.progress import bar
+from ..core.quiet import warning_filters
 from ..core.threads import thread_count
 from .boxes import BOX, box_paths, read_boxes
 from happywhale_nb.data.check_values import (
@@ -392,8 +393,8 @@ def _files_there(check, listed):
 
 
 def _inspect_all(paths, deep, progress):
-    with warnings.catch_warnings(), ThreadPoolExecutor(thread_count()) as pool:
-        warnings.simplefilter("ignore")  # Pillow warns about large images and odd EXIF; both are findings here
+    silent = warning_filters(lambda: warnings.simplefilter("ignore"))
+    with silent, ThreadPoolExecutor(thread_count()) as pool:  # Pillow warns of large images and odd EXIF: findings here
         jobs = pool.map(lambda path: inspect_photo(path, deep), paths)
         return list(bar(jobs, "decoding" if deep else "headers", len(paths), disable=not progress))
 

@@ -19,6 +19,7 @@ import pandas as pd
 from ..core.artifacts import fingerprint
 from ..core.errors import UserError
 from ..core.paths import find_data
+from ..core.quiet import warning_filters
 from .dates import dates_in_order
 from .folder_rules import read_rules
 from .formats import photos_in
@@ -44,8 +45,7 @@ def parse_csv(source: Path | str | TextIO, **options: object) -> pd.DataFrame:
         pandas.errors.ParserWarning: If a row has more cells than the header; pandas would take the first for an index.
         ValueError: If pandas cannot read the file as a table.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)
+    with warning_filters(lambda: warnings.simplefilter("error", pd.errors.ParserWarning)):
         return pd.read_csv(source, dtype=str, keep_default_na=False, index_col=False, **options)
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-07a
@@ -98,6 +98,8 @@ def read_table(path: Path | str, columns: Sequence[str]) -> pd.DataFrame:
         table = parse_csv(path, encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
+    except (IsADirectoryError, PermissionError) as error:  # Windows refuses to open folders
+        raise UserError(f"{path} is a folder, or may not be read ({error.strerror}): give a CSV file") from None
     except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise UserError(f"{path} cannot be read as a UTF-8 CSV table: {error}") from None
     _check_cells(table, path, columns)

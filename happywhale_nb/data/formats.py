@@ -11,7 +11,6 @@ __all__ = ['ENDINGS', 'PHOTO_ENDINGS', 'RAW_ENDINGS', 'FILM_ENDINGS', 'SIGNATURE
 # %% ../../nbs/lib/data/formats.ipynb #formats-02
 import os
 import re
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..core.errors import UserError
+from ..core.quiet import warning_filters
 from .left_out import LeftOut
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-05
@@ -113,27 +113,11 @@ def heic_reader() -> bool:
     return True
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-11c
-_QUIET, _READERS = threading.Lock(), []  # the previous filters, once for each current reader
-
-
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
     """Silence Pillow's warnings about damaged metadata while a photograph is read; threads may overlap."""
-    with _QUIET:
-        if not _READERS:
-            _READERS.append(warnings.catch_warnings())
-            _READERS[0].__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-        else:
-            _READERS.append(None)
-    try:
+    with warning_filters(lambda: warnings.filterwarnings("ignore", module=r"PIL\.")):
         yield
-    finally:
-        with _QUIET:
-            outermost = _READERS[0]
-            _READERS.pop()
-            if not _READERS:
-                outermost.__exit__(None, None, None)
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-13
 def open_photo(source: Path | str | BinaryIO) -> Image.Image:

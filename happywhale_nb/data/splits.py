@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ..core.arguments import check_kind
+from ..core.arguments import check_kind, check_number
 from ..core.errors import UserError
 from ..core.labels import as_names
 from .dataset import NEW, Dataset, read_table
@@ -257,8 +257,13 @@ def make_folds(
             photograph is there twice, there are too few units for the folds, or `pairs` is missing for `similar`.
     """
     check_kind("train", train, pd.DataFrame, "a table, such as read_dataset(folder).train")
+    check_kind("split", split, str, "the name of a split, such as encounter")
     kind, _ = parse_split(split)
+    check_number("k", k, whole=True)
+    check_number("seed", seed, whole=True)
     check_table(train)
+    if kind == "encounter" and pairs is None and not {"encounter", "date"} & set(train):
+        raise UserError("the split `encounter` needs a column encounter or date, or the pairs of near-duplicates")
     if not 2 <= k <= len(train):
         raise UserError(f"folds={k} is not possible with {len(train)} photographs: choose 2 to {len(train)}")
     if kind == "similar" and pairs is None:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from ..core.arguments import check_number, check_same_length
+from ..core.arguments import check_kind, check_number, check_same_length
 from ..core.errors import UserError
 from ..core.labels import as_labels
 from .dates import read_dates
@@ -50,8 +50,9 @@ def _dates(groups):
 
 
 def _pairs(images, groups):
-    """Each image with the first of its group, as near-duplicates."""
-    firsts = images.groupby(groups).transform("first")
+    """Each image with the first of its group, as near-duplicates; "" is no group."""
+    named = groups.astype(str) != ""
+    firsts = images.groupby(groups.where(named)).transform("first").where(named, images)
     return pd.DataFrame({"image_a": firsts, "image_b": images})
 
 # %% ../../nbs/lib/data/splitters.ipynb #splitters-05
@@ -110,6 +111,7 @@ class GallerySplit:
             UserError: If the split is unknown, or something that it needs is missing, or is there twice.
         """
         check_number("n_splits", self.n_splits, 2, whole=True)
+        check_kind("split_by", self.split_by, str, "the name of a split, such as encounter")
         kind, _ = parse_split(self.split_by)
         table, named, pairs = _with_groups(_table(X, y), groups, kind)
         named = self.split_by if named == kind else named

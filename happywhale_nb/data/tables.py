@@ -23,6 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import UserError
+from ..core.quiet import warning_filters
 
 # %% ../../nbs/lib/data/tables.ipynb #tables-04
 @dataclass(frozen=True)
@@ -242,8 +243,7 @@ def _choose_sheet(book, sheet, file, words):
 
 
 def _workbook_records(content, file, sheet, words):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # openpyxl warns about parts that it cannot write back
+    with warning_filters(lambda: warnings.simplefilter("ignore")):  # openpyxl's, of parts that it cannot write back
         try:
             book = _load_workbook(content, data_only=True)
         except Exception as error:  # damaged files can raise any error

@@ -210,9 +210,15 @@ def read_truth(path: Path | str, known: Collection[str] | None = None) -> pd.Dat
         one row per image (the index): individual_id, fold, truth.
 
     Raises:
-        UserError: as `read_table`.
+        UserError: as `read_table`; and for an image of two individuals.
     """
-    table = read_table(path, ["image", "individual_id"]).drop_duplicates("image").set_index("image")
+    table = read_table(path, ["image", "individual_id"])
+    table["individual_id"] = table["individual_id"].str.strip()
+    table = table.drop_duplicates(["image", "individual_id"])
+    if (twice := table["image"].duplicated()).any():
+        image = table["image"][twice].iloc[0]
+        raise UserError(f"{path} names two individuals for {image} ({twice.sum()} such rows): keep the right one")
+    table = table.set_index("image")
     if "fold" not in table:
         names, index = np.unique(table["individual_id"], return_inverse=True)
         table["fold"] = np.random.default_rng(0).permutation(len(names))[index] % 5
@@ -277,6 +283,7 @@ def blend_files(
     Raises:
         UserError: for files that cannot be read, an unknown rule, too few weights, or a photo without a prediction.
     """
+    check_kind("files", files, (list, tuple), "a list of paths")
     known, images = _read_catalogue(catalogue), read_table(like, ["image"])["image"] if like else None
     lists, messages = read_ranked_lists(files, images, None if known is None else {NEW, *known})
     _check_choices(len(files), voting, weights, known)
@@ -287,7 +294,7 @@ def blend_files(
         weights = report.models["weight"].tolist()
         messages = [*messages, report.models.round(3).to_string(), summarise_fit(report, min_gain)]
     votes = count_votes(lists, voting, counts, read_no_fin(no_fin_csv, voting, lists.images))
-    blended = votes.predict(weights or np.ones(len(files)))
+    blended = votes.predict(np.ones(len(files)) if weights is None else weights)
     _require_predictions(lists.images, blended)
     write_predictions(output, lists.images, blended)
     return [*messages, f"{len(blended):,} photographs, {len(files)} files"]
@@ -385,6 +392,8 @@ def fit_ranking_weights(
     """
     truth, folds = check_truth(truth), as_labels(folds)
     check_kind("predictions", predictions, Mapping, "a dictionary: the predictions of each model by its name")
+    if not predictions:
+        raise UserError("predictions are empty: give those of one model or more")
     if folds.ndim != 1 or is_missing(folds).any():
         raise UserError(f"folds have the shape {list(folds.shape)}, or a gap: give the fold of each row")
     individuals = truth if individuals is None else np.asarray(individuals)

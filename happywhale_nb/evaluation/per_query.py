@@ -131,6 +131,8 @@ def tabulate_outcomes(
         UserError: if the arrays do not fit, or a truth is missing.
     """
     truth = as_names(check_truth(truth))
+    if np.ndim(predictions) != 2:
+        raise UserError(f"predictions have {np.ndim(predictions)} dimensions: give [n, m] names, best first")
     columns = {"individual_id": truth if individuals is None else as_names(individuals)}
     columns |= {"species": np.full(len(truth), "") if species is None else species}
     columns |= {"fold": np.zeros(len(truth), int) if folds is None else folds}

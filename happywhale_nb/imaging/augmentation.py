@@ -40,7 +40,7 @@ def augment(
         UserError: for images of another dtype or shape, a recipe that is not of steps, or another recipe's plan.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
         raise UserError(f"images are {images.dtype} {list(images.shape)}: give uint8 [n, h, w, 3]")
     passes = recipe_passes(recipe)
     if planned is None:

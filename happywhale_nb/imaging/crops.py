@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ..core.arguments import check_kind
+from ..core.arguments import check_kind, check_number
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
@@ -194,6 +194,11 @@ def load_crop(
         check_kind("path", path, remedy="a path, or an open binary file")
     if box is not None and np.shape(box) != (4,):
         raise UserError(f"box={box!r}: give x0, y0, x1, y1 in pixels, or None for the whole image")
+    if frame is not None and (np.shape(frame) != (2,) or not np.greater(frame, 0).all()):
+        raise UserError(f"frame={frame!r}: give the width and height of a picture in pixels, or None for this image")
+    for value in box if box is not None else ():
+        check_number("box", value)
+    check_number("margin", margin, 0)
     high, wide = height_and_width(size)
     pixels, width, region = _decode(path, high, wide, box, frame, margin, keep_aspect, resize in ("area", CENTRE))
     pixels = _cut_out(pixels, region, pixels.shape[1] / width)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..core.arguments import check_kind
 from ..core.artifacts import fingerprint
 from ..core.progress import bar
 from .encoder_card import EncoderCard
@@ -86,6 +87,7 @@ def card_fingerprint(card: EncoderCard) -> str:
     Returns:
         16 hex digits; they do not depend on name, licence, source and probe.
     """
+    check_kind("card", card, EncoderCard, "an EncoderCard")
     return fingerprint({name: getattr(card, name) for name in _OF_THE_CARD})
 
 # %% ../../nbs/lib/networks/card_encoder.ipynb #card_encoder-10

@@ -427,9 +427,11 @@ class Embedder(LoadedEncoder):
             `[n, d]` float32 with rows of length 1.
 
         Raises:
-            UserError: for a photo that cannot be decoded, or after `close`.
+            UserError: for a photo that cannot be decoded, vectors that are not finite, or after `close`.
             Busy: if too many photos wait.
         """
+        if isinstance(paths, str | Path):
+            raise UserError(f"paths is {paths!r}: give a list of paths")
         paths = [Path(path) for path in paths]
         views, size = choose_boxes(paths, boxes, self.record), BATCH_SIZES[-1]
         vectors = np.zeros((len(paths), self.width), np.float32)
@@ -438,8 +440,19 @@ class Embedder(LoadedEncoder):
                 rows = slice(start, start + size)
                 with self.thread.room(len(paths[rows])):
                     for share, _ in views:
-                        vectors[rows] += share * self.thread.do(np.stack(list(islice(crops, len(paths[rows])))))
+                        made = self.thread.do(np.stack(list(islice(crops, len(paths[rows])))))
+                        vectors[rows] += share * self._checked(made, paths[rows])
         return unit_length(vectors, 1e-12)[0]
+
+    def _checked(self, made, paths):
+        """The vectors of an encoder. Raises `UserError` if they are not what its card tells, or not numbers."""
+        if np.shape(made) != (shape := (len(paths), self.width)):
+            raise UserError(f"the encoder made an array of the shape {list(np.shape(made))} instead of {list(shape)}")
+        wrong = ~np.isfinite(made).all(axis=1)
+        if wrong.any():
+            path = paths[int(wrong.argmax())]
+            raise UserError(f"the encoder made a vector that is not finite of {path.name}: train or export it again")
+        return made
 
     def detect(self, paths: Sequence[Path | str]) -> pd.DataFrame:
         """Detect the animal in photos.

@@ -19,6 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from ..core.arguments import check_kind
 from ..core.artifacts import atomic, write_json
 from ..core.errors import UserError, not_installed
 from .card_encoder import CardEncoder
@@ -172,6 +173,7 @@ def export_model(
         UserError: if the model has other inputs or outputs, the runtime is not installed, Keras computes with JAX,
             `target` has the wrong suffix, or a cosine is below `min_cosine`. Nothing is written then.
     """
+    check_kind("model", model, keras.Model, "a Keras model")
     _check_target(Path(target), file_format)
     return _export(model, _card_of(model, fields), Path(target), file_format, photos, min_cosine, ())
 

@@ -52,11 +52,15 @@ def _distances_to_truth(ids, scores, threshold, truth):
 
 # %% ../../nbs/lib/retrieval/conformal.ipynb #conformal-08f
 def _group_distances(distances, groups, alpha, min_rows):
-    """The quantile of each group with at least `min_rows` rows, and under "" that of the others, or of all."""
+    """The quantile of each group with at least `min_rows` rows; under "" that of the others, or of all.
+
+    The unnamed group has the same key as the others: its limit is the larger of both, so that either promise holds.
+    """
     names, counts = np.unique(groups, return_counts=True)
     limits = {str(name): _conformal_quantile(distances[groups == name], alpha) for name in names[counts >= min_rows]}
     small = np.isin(groups, names[counts < min_rows])
-    return {**limits, "": _conformal_quantile(distances[small] if small.sum() >= min_rows else distances, alpha)}
+    others = _conformal_quantile(distances[small] if small.sum() >= min_rows else distances, alpha)
+    return {**limits, "": max(others, limits.get("", others))}
 
 
 def _group_names(groups, n):

@@ -393,10 +393,10 @@ def _all_scores(head, X):
 
 
 def _fitted_temperature(scores, codes):
-    """The temperature with the largest likelihood of the true classes, between 0.001 and 10."""
+    """The temperature with the largest likelihood of the true classes, between a millionth and 10."""
     rows = np.arange(len(codes))
     loss = lambda log_t: -log_softmax(scores / np.exp(log_t), axis=1)[rows, codes].mean()  # noqa: E731
-    return float(np.exp(minimize_scalar(loss, bounds=np.log([1e-3, 10]), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=np.log([1e-6, 10]), method="bounded").x))
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-16e
 class ClassScoreMixin:

@@ -129,7 +129,8 @@ def map_at_5_scorer(estimator: BaseEstimator, X: np.ndarray, y: ArrayLike) -> fl
     """Compute MAP@5 of a classifier, as a `scoring` of scikit-learn: `cross_val_score(…, scoring=map_at_5_scorer)`.
 
     Args:
-        estimator: a fitted classifier or pipeline with `decision_function` or `predict_proba`, such as `KNNHead`.
+        estimator: a fitted classifier or pipeline whose last step has `rank`, such as `KNNHead`, or with
+            `decision_function` or `predict_proba`; several individuals that share the lowest score are not ranked.
         X: `[n, …]` what it predicts for.
         y: `[n]` the truth; an individual that is not in the gallery cannot be found, and scores 0.
 
@@ -139,11 +140,18 @@ def map_at_5_scorer(estimator: BaseEstimator, X: np.ndarray, y: ArrayLike) -> fl
     Raises:
         UserError: for labels of another kind than those that it was fitted with.
     """
+    *before, head = [step for _, step in getattr(estimator, "steps", [("", estimator)])]
+    if hasattr(head, "rank"):
+        return map_at_5(y, head.rank(estimator[:-1].transform(X) if before else X)[0])
     scores = np.asarray(_class_scores(estimator, X))
     if scores.ndim == 1:  # of the second of two classes
         scores = np.column_stack([-scores, scores])
     best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    return map_at_5(y, np.asarray(estimator.classes_)[best])
+    is_last = scores == scores.min(axis=1, keepdims=True)
+    is_ranked = ~is_last | (is_last.sum(axis=1, keepdims=True) == 1)  # several in the last place have no order
+    rank = rank_of_truth(check_truth(y), np.asarray(estimator.classes_)[best])
+    at = np.take_along_axis(is_ranked, best, axis=1)[np.arange(len(rank)), np.maximum(rank, 1) - 1]
+    return float(np.mean(np.where((rank > 0) & at, 1 / np.maximum(rank, 1), 0))) if len(rank) else float("nan")
 
 
 def _class_scores(estimator, X):

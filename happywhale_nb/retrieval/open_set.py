@@ -223,6 +223,8 @@ def fit_threshold(
     new = truth == NEW
     if not new.any() or new.all():
         return _threshold_beyond(scores, new.any())
+    if not np.isfinite(scores).any():
+        raise UserError("scores are all -inf: nobody is ranked, so there is no threshold to find")
     prior = new.mean() if prior_new is None else prior_new
     weights = np.where(new, prior / new.sum(), (1 - prior) / (~new).sum())
     grid = score_grid(scores, n_grid)

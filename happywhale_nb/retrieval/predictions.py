@@ -38,13 +38,18 @@ def write_predictions(path: Path | str, images: Iterable[str], predictions: Iter
     Raises:
         UserError: if a row is empty or repeats a name, a name has a blank, or an image is there twice.
     """
-    images, rows = list(images), [[str(name) for name in as_names(row)[:5] if name] for row in predictions]
+    images, predictions = list(images), list(predictions)
+    if wrong := [row for row in predictions if isinstance(row, str | bytes) or not np.ndim(row)]:
+        raise UserError(f"{wrong[0]!r} is no list of names: give a list for each image, best first")
+    rows = [[str(name) for name in as_names(row)[:5] if name] for row in predictions]
     check_same_length(images=images, predictions=rows)
     for image, row in zip(images, rows, strict=True):
         if not row or len(set(row)) < len(row):
             raise UserError(f"the predictions for {image} are empty or repeat a name: {row}")
         if blank := [name for name in row if len(name.split()) != 1]:
             raise UserError(f"{blank[0]!r} of {image} cannot be written: blanks separate names in this file")
+        if row[0].startswith("["):
+            raise UserError(f"{row[0]!r} of {image} cannot be written: what begins with [ is read as Python's list")
     if len(set(images)) < len(images):
         twice = next(image for image in images if images.count(image) > 1)
         raise UserError(f"{twice} is there more than once ({len(images) - len(set(images))} such): give one row each")
@@ -73,14 +78,16 @@ def read_predictions(path: Path | str, images: Iterable[str] | None = None) -> t
     table = read_table(path, PREDICTION_COLUMNS)
     rows = table["predictions"].str.split()
     for i, row in enumerate(rows):
-        if len(row) > 5 or len(set(row)) < len(row) or row[0].startswith("["):
+        if not row or len(row) > 5 or len(set(row)) < len(row) or row[0].startswith("["):
             text = f"{table['predictions'][i]!r} is not a list of at most five distinct names separated by blanks"
             raise UserError(f"{path}, row {i + 2}: {text}")
-    predictions = np.array([row + [""] * (5 - len(row)) for row in rows])
+    predictions = np.array([row + [""] * (5 - len(row)) for row in rows]).reshape(-1, 5)
     names = table["image"].to_numpy(dtype=str)
+    if (twice := table["image"].duplicated()).any():
+        raise UserError(f"{path} has {names[twice][0]} more than once ({twice.sum()} such rows): keep one row each")
     if images is None:
         return names, predictions
-    index = pd.Index(names).get_indexer(list(images))
+    index = pd.Index(names).get_indexer(images := list(images))
     if (index < 0).any():
         missing = np.asarray(images)[index < 0]
         raise UserError(f"{path} has no predictions for {missing[0]} ({len(missing)} are missing)")
