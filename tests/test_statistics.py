@@ -9,6 +9,7 @@ from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import NEW
 from happywhale_nb.evaluation import error_analysis as errors
 from happywhale_nb.evaluation.per_query import OUTCOME_KINDS, classify_outcomes
+from happywhale_nb.evaluation.separability import silhouettes
 from happywhale_nb.evaluation.statistics import compare_models, fold_statistics, holm, learning_curve
 
 
@@ -163,3 +164,13 @@ def test_worst_individuals_are_those_of_the_lowest_map5(table):
     assert worst["map5"].iloc[0] == pytest.approx(known["mean"].min())
     assert worst["map5"].is_monotonic_increasing and len(worst) == 3
     assert errors.worst_individuals(table.assign(score=1.0)).empty
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4, 1e-7, 0.0])
+def test_silhouettes_of_vectors_that_hardly_differ_stay_between_their_ends(apart):
+    rng = np.random.default_rng(0)
+    X = np.float32(1) + np.float32(apart) * rng.normal(size=(60, 16)).astype(np.float32)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    who = np.tile(list("abcd"), 15)
+    found = silhouettes(X[:20] @ X[20:].T, who[:20], who[20:])
+    assert (np.abs(found) <= 1).all(), "cosines of like photographs may be rounded to above 1"

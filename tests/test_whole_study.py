@@ -53,6 +53,7 @@ def test_run_of_a_whole_study_leaves_a_submission_a_report_and_its_metrics(whole
     assert metrics["test"]["map5"] == pytest.approx(expected)
     assert metrics["protocol"]["folds"] == 2 and metrics["protocol"]["split"] == "stratified-2-seed0"
     page = (folder / "report.html").read_text()
+    assert "&lt;" not in page, "no tag is shown as text"
     assert page.count("<figure") >= 6 * len(images) - 12 and "http" not in page.replace("http-equiv", "")
     assert "submission.csv" in said and "MAP@5" in said and "Next:" in said
 

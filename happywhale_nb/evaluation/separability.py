@@ -35,10 +35,11 @@ def silhouettes(cosines: np.ndarray, owners: ArrayLike, individuals: ArrayLike) 
     order, counts = np.argsort(codes, kind="stable"), np.bincount(codes)
     starts = np.cumsum(counts) - counts
     means = 1 - np.add.reduceat(np.asarray(cosines)[:, order], starts, axis=1, dtype=np.float64) / counts
+    means = np.maximum(means, 0)  # cosines of like photographs may be rounded to above 1
     own = np.asarray(owners, str)[:, None] == names
     a = np.where(own, means, 0).sum(axis=1)
     b = np.where(own, np.inf, means).min(axis=1, initial=np.inf)
-    scores = (b - a) / np.maximum(np.maximum(a, b), 1e-12)
+    scores = (b - a) / np.maximum(np.maximum(a, b), 1e-6)
     return np.where(own.any(axis=1) & np.isfinite(b), scores, np.nan)
 
 # %% ../../nbs/lib/evaluation/separability.ipynb #separability-07

@@ -31,7 +31,7 @@ TOGETHER = (
 
 def _model_table(rows):
     """Build a table with readable column titles from values by model and column."""
-    return pd.DataFrame(rows).T.rename_axis("model").rename(columns=COLUMN_TITLES)
+    return pd.DataFrame(rows, dtype=object).T.rename_axis("model").rename(columns=COLUMN_TITLES)
 
 # %% ../../nbs/lib/stages/report_models.ipynb #report-models-05
 def _spread(row):
