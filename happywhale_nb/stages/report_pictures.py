@@ -78,7 +78,7 @@ def draw_queries(study: StudyResults, examples: int) -> tuple[list[dict], Embedd
     folder, split, model = study.folder, study.split, study.best
     fold = min(int(p.parent.name.removeprefix("fold")) for p in folder.glob(f"{model}/fold*/oof.csv"))
     fold_folder = folder / model / f"fold{fold}"
-    if study.submission is not None:
+    if study.submission is not None and len(study.submission.images):
         source = _test_queries(study.dataset, study.submission, split)
     else:
         source = _fold_queries(study.dataset, fold_folder, split, fold)
