@@ -68,7 +68,7 @@ def test_atomic_with_an_exception_at_any_step_leaves_the_old_content(tmp_path, o
     target = home / "place"
     if old is not None:
         put(target, old)
-    in_the_way = isinstance(old, str) and isinstance(new, dict)  # a folder replaces no file
+    in_the_way = old is not None and isinstance(old, dict) != isinstance(new, dict)  # neither replaces the other
     try:
         with atomic(target) as part:
             write_parts(part, new, step, fault)

@@ -8,6 +8,7 @@ __all__ = ['ConnectionLimits', 'GuardedProtocol', 'guarded_protocol', 'CountedLi
 # %% ../../nbs/lib/server/connections.ipynb #connections-02
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,11 @@ class GuardedProtocol(H11Protocol):
     limits = ConnectionLimits()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin to watch a connection, and make room for it."""
+        """Begin to watch a connection, and make room for it.
+
+        Args:
+            transport: of the connection.
+        """
         super().connection_made(transport)
         self.since = self.moved = self.loop.time()  # when it began to wait for a request; when bytes last passed
         self.received, self.timer = 0, None
@@ -51,7 +56,11 @@ class GuardedProtocol(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End watching."""
+        """End watching.
+
+        Args:
+            exc: the error that ended the connection, None without one.
+        """
         self.timer.cancel()
         super().connection_lost(exc)
 
@@ -61,7 +70,11 @@ class GuardedProtocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        """Note that bytes came, and handle them."""
+        """Note that bytes came, and handle them.
+
+        Args:
+            data: the bytes.
+        """
         waited = self.is_waiting
         self.received += len(data)
         super().data_received(data)
@@ -117,12 +130,8 @@ def guarded_protocol(limits: ConnectionLimits) -> type[GuardedProtocol]:
 
 def _open_files():
     """How many files, connections among them, this process may have open."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 512
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 10**6 if most == resource.RLIM_INFINITY else most
+    most = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 512  # Windows counts handles of C files only
+    return most if most > 0 else 10**6
 
 # %% ../../nbs/lib/server/connections.ipynb #connections-10
 class CountedLines(logging.Filter):
@@ -138,7 +147,14 @@ class CountedLines(logging.Filter):
         self.seconds, self.seen = seconds, {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a line is written; its message then has the count of those left out."""
+        """Decide whether a line is written; its message then has the count of those left out.
+
+        Args:
+            record: the line.
+
+        Returns:
+            True for a line that was not written within the last seconds.
+        """
         key, now = _kind_of_line(record), time.monotonic()
         last, count = self.seen.get(key, (-self.seconds, 0))
         if now - last < self.seconds:

@@ -61,6 +61,8 @@ def grows(reader, texts):
     for name, text in texts:
         time_of(reader, text(SHORT))
         short, long = time_of(reader, text(SHORT)), time_of(reader, text(LONG))
+        if 0.05 < long < 1 and long > 8 * short:  # once more: something else may have run
+            short, long = (min(time_of(reader, text(n)) for _ in range(5)) for n in (SHORT, LONG))
         if long > 0.05 and long > 8 * short:
             return f"{name}: {short:.3f} s for {SHORT:,}, {long:.3f} s for {LONG:,}"
     return None
