@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
@@ -139,14 +140,15 @@ def quiet_logger(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 # %% ../../nbs/lib/core/quiet.ipynb #quiet-21
-_FILTERS, _BLOCKS = threading.Lock(), []
+_FILTERS, _BLOCKS, _BEFORE = threading.Lock(), Counter(), []
 
 
 @contextmanager
-def warning_filters(add: Callable[[], object]) -> Iterator[None]:
+def warning_filters(name: str, add: Callable[[], object]) -> Iterator[None]:
     """Add filters of warnings while the block runs; blocks of several threads may overlap.
 
     Args:
+        name: of the filters; blocks of one name add them once.
         add: adds them, with a function of `warnings`.
 
     Yields:
@@ -154,16 +156,16 @@ def warning_filters(add: Callable[[], object]) -> Iterator[None]:
     """
     with _FILTERS:
         if not _BLOCKS:
-            _BLOCKS.append(warnings.catch_warnings())
-            _BLOCKS[0].__enter__()
-        else:
-            _BLOCKS.append(None)
-        add()
+            _BEFORE.append(warnings.catch_warnings())
+            _BEFORE[0].__enter__()
+        if not _BLOCKS[name]:
+            add()
+        _BLOCKS[name] += 1
     try:
         yield
     finally:
         with _FILTERS:
-            first = _BLOCKS[0]
-            _BLOCKS.pop()
-            if not _BLOCKS:
-                first.__exit__(None, None, None)
+            _BLOCKS[name] -= 1
+            if not _BLOCKS.total():
+                _BLOCKS.clear()
+                _BEFORE.pop().__exit__(None, None, None)

@@ -393,7 +393,7 @@ def _files_there(check, listed):
 
 
 def _inspect_all(paths, deep, progress):
-    silent = warning_filters(lambda: warnings.simplefilter("ignore"))
+    silent = warning_filters("check", lambda: warnings.simplefilter("ignore"))
     with silent, ThreadPoolExecutor(thread_count()) as pool:  # Pillow warns of large images and odd EXIF: findings here
         jobs = pool.map(lambda path: inspect_photo(path, deep), paths)
         return list(bar(jobs, "decoding" if deep else "headers", len(paths), disable=not progress))

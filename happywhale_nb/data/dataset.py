@@ -45,7 +45,7 @@ def parse_csv(source: Path | str | TextIO, **options: object) -> pd.DataFrame:
         pandas.errors.ParserWarning: If a row has more cells than the header; pandas would take the first for an index.
         ValueError: If pandas cannot read the file as a table.
     """
-    with warning_filters(lambda: warnings.simplefilter("error", pd.errors.ParserWarning)):
+    with warning_filters("tables", lambda: warnings.simplefilter("error", pd.errors.ParserWarning)):
         return pd.read_csv(source, dtype=str, keep_default_na=False, index_col=False, **options)
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-07a

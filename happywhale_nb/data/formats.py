@@ -116,7 +116,7 @@ def heic_reader() -> bool:
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
     """Silence Pillow's warnings about damaged metadata while a photograph is read; threads may overlap."""
-    with warning_filters(lambda: warnings.filterwarnings("ignore", module=r"PIL\.")):
+    with warning_filters("Pillow", lambda: warnings.filterwarnings("ignore", module=r"PIL\.")):
         yield
 
 # %% ../../nbs/lib/data/formats.ipynb #formats-13

@@ -243,7 +243,7 @@ def _choose_sheet(book, sheet, file, words):
 
 
 def _workbook_records(content, file, sheet, words):
-    with warning_filters(lambda: warnings.simplefilter("ignore")):  # openpyxl's, of parts that it cannot write back
+    with warning_filters("workbooks", lambda: warnings.simplefilter("ignore")):  # parts that openpyxl would not write
         try:
             book = _load_workbook(content, data_only=True)
         except Exception as error:  # damaged files can raise any error
