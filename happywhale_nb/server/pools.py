@@ -13,8 +13,8 @@ from functools import partial, wraps
 from inspect import iscoroutinefunction
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import UploadFile
 from fastapi.routing import APIRoute
+from starlette.datastructures import UploadFile
 
 from ..core.errors import Busy
 

@@ -1,10 +1,13 @@
 """A server whose threads are all taken: by large photographs, or by decisions that wait for the database."""
 
+import asyncio
 import io
 import sqlite3
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import numpy as np
@@ -14,7 +17,7 @@ from sqlalchemy import select
 from strangers import serving
 
 from happywhale_nb.catalogue.schema import Encounter
-from happywhale_nb.server.state import AppState, Options
+from happywhale_nb.server.pools import Pool
 
 PATIENCE = 10  # seconds in which what does not wait for the others is answered
 
@@ -98,6 +101,29 @@ def test_reading_goes_on_while_all_questions_wait_for_the_network(page):
     assert "try again" in refused.json()["detail"] and refused.headers["retry-after"] == "2"
 
 
-def test_photographs_of_many_bytes_do_not_run_together(mine):
-    pool = AppState(mine, Options()).pools["photographs"]
-    assert pool.most_bytes == 2 * Options().max_bytes
+def test_bytes_of_uploads_are_counted_by_their_pool(page, monkeypatch):
+    sizes, run = [], Pool.run
+    monkeypatch.setattr(Pool, "run", lambda pool, function, size=0: sizes.append(size) or run(pool, function, size))
+    one, other = photograph(40), photograph(50)
+    for path, field in (("/api/identify", "photos"), ("/match", "images")):
+        files = [(field, ("one.png", one)), (field, ("other.png", other))]
+        assert page.post(path, files=files).status_code == 200
+    assert sizes == [len(one) + len(other)] * 2
+
+
+def test_photographs_of_too_many_bytes_do_not_run_together():
+    running, most = [], []
+
+    def work(size):
+        running.append(size)
+        most.append(sum(running))
+        time.sleep(0.02)
+        running.remove(size)
+
+    async def all_at_once():
+        pool = Pool(8, 100, most_bytes=1000)
+        await asyncio.gather(*[pool.run(partial(work, size), size) for size in [600, 300, 500, 400, 100, 2000] * 3])
+        assert pool.count == pool.bytes == 0
+
+    asyncio.run(all_at_once())
+    assert len(most) == 18 and max(size for size in most if size != 2000) <= 1000, "2000 runs alone"
