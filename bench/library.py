@@ -90,6 +90,7 @@ def of_512(quick):
 
 def decoded(paths, read):
     def prepare(quick):
+        cv2.setNumThreads(1)
         files = [str(path) for path in paths(quick)]
         return lambda: f"{sum(read(path).shape[0] == SIDE for path in files)} photographs"
 

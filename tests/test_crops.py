@@ -357,6 +357,58 @@ def test_opencv_decodes_a_jpeg_to_the_pixels_of_pillow(tmp_path, size, mode, tur
         assert (photo_module._jpeg_pixels(photo) is not None) == (mode == "RGB" and turned == 1)
 
 
+@pytest.mark.parametrize("size", [(823, 601), (512, 340), (17, 9), (3, 5), (1, 1)])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"comment": b"a whale" * 99}])
+def test_a_plain_jpeg_gives_the_pixels_of_pillow_whatever_decodes_it(tmp_path, monkeypatch, size, options):
+    coarse = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    file = tmp_path / "a.jpg"
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, quality=90, **options)
+    plain = photo_module.plain_jpeg(file)
+    assert plain.size == size
+    decoders = [None] if photo_module.decode_jpeg is None else [photo_module.decode_jpeg, None]
+    for decoder in decoders:
+        monkeypatch.setattr(photo_module, "decode_jpeg", decoder)
+        for reduce in (1, 2, 3, 5, 8):
+            least = (max(size[0] // reduce, 1), max(size[1] // reduce, 1))
+            with open_photo(file) as photo:
+                photo.draft("RGB", least)
+                assert (plain.pixels(least) == np.asarray(upright(photo))).all()
+
+
+def test_only_a_header_without_anything_to_interpret_is_plain(tmp_path):
+    picture, file = Image.new("RGB", (30, 20)), tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    for options in ({"exif": exif}, {"icc_profile": b"colours" * 30}):
+        picture.save(file, **options)
+        assert photo_module.plain_jpeg(file) is None
+    for mode in ("L", "CMYK"):
+        picture.convert(mode).save(file)
+        assert photo_module.plain_jpeg(file) is None
+    picture.save(tmp_path / "a.png")
+    assert photo_module.plain_jpeg(tmp_path / "a.png") is None
+    picture.save(file)
+    body = file.read_bytes()
+    for cut in range(0, body.index(b"\xff\xc0") + 10, 7):
+        file.write_bytes(body[:cut])
+        assert photo_module.plain_jpeg(file) is None
+        with pytest.raises(UserError, match="cannot be decoded"):
+            load_crop(file, 8)
+    memory = io.BytesIO(body)
+    assert photo_module.plain_jpeg(memory).size == (30, 20)
+    assert memory.tell() == 0
+
+
+def test_a_picture_too_large_for_pillow_is_refused_though_its_header_is_plain(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg")
+    body = bytearray((tmp_path / "a.jpg").read_bytes())
+    at = body.index(b"\xff\xc0")
+    body[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.jpg").write_bytes(body)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        load_crop(tmp_path / "a.jpg", 8)
+
+
 def test_a_truncated_jpeg_is_refused_whatever_decodes_it(tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(tmp_path / "whole.jpg")

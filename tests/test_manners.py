@@ -36,9 +36,10 @@ from happywhale_nb.imaging.augmentation import augment
 from happywhale_nb.imaging.augmentation_recipes import RECIPES
 from happywhale_nb.imaging.crops import load_crop
 from happywhale_nb.networks.embedder import Embedder
+from happywhale_nb.networks.encoder_card import EncoderCard
 from happywhale_nb.networks.presets import configure
 from happywhale_nb.retrieval.adapters import EmbeddingAdapter
-from happywhale_nb.retrieval.calibration import CandidateProbabilities, TopOneCalibrator
+from happywhale_nb.retrieval.calibration import CandidateProbabilities, TopOneCalibrator, cross_fit_confidence
 from happywhale_nb.retrieval.conformal import CandidateSets, CoverageWarning
 from happywhale_nb.retrieval.gallery import Gallery
 from happywhale_nb.retrieval.identifier import Calibration, calibrate, identify_individual
@@ -688,3 +689,51 @@ def test_blend_files_takes_weights_as_an_array(tmp_path):
         h.write_predictions(tmp_path / name, ["p"], [[name, "x"]])
     h.blend_files([tmp_path / "a", tmp_path / "b"], tmp_path / "c", weights=np.array([1.0, 3.0]))
     assert h.read_predictions(tmp_path / "c")[1][0, 0] == "b"
+
+
+# ---- and what was left of the list
+
+
+def test_labels_and_encounters_have_one_dimension():
+    X, y = np.eye(6), np.array(list("aabbcc"))
+    with pytest.raises(UserError, match=r"labels have the shape \[6, 1\]"):
+        Gallery().fit(X, y[:, None])
+    with pytest.raises(UserError, match=r"encounters have the shape \[6, 1\]"):
+        calibrate(X, y, encounters=y[:, None])
+    folds = [(np.array([[0.9, 0.1], [0.5, 0.4]]), np.array([True, False]))] * 2
+    with pytest.raises(UserError, match=r"shape \[2, 1\]: give \[2\]"):
+        cross_fit_confidence(folds, encounters=[np.array([["a"], ["b"]])] * 2)
+    with pytest.raises(UserError, match="encounters of 1 folds for 2"):
+        cross_fit_confidence(folds, encounters=[np.array(["a", "b"])])
+
+
+def test_a_refused_fit_of_a_gallery_changes_nothing():
+    gallery = Gallery().fit(np.eye(6), list("aabbcc"))
+    with pytest.raises(UserError, match="is not an individual"):
+        gallery.fit(np.eye(4), ["new_individual"] * 4)
+    assert gallery.vectors.tolist() == np.eye(6).tolist()
+    assert gallery.n_features_in_ == 6
+
+
+@pytest.mark.parametrize("name", [None, 3, ["lda"]])
+def test_a_name_that_is_no_text_is_told(name):
+    with pytest.raises(UserError, match="give a name as text"):
+        EmbeddingAdapter(name).fit(np.eye(6), list("aabbcc"))
+
+
+def test_a_head_fitted_to_a_frame_warns_of_an_array():
+    frame = pd.DataFrame(np.eye(6), columns=list("abcdef"))
+    head = KNNHead().fit(frame, list("aabbcc"))
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        head.predict(np.eye(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        head.predict(frame)
+
+
+@pytest.mark.parametrize("field", [{"scale": 0}, {"std": (0, 1, 1)}, {"dimension": 0}, {"resize": "nearest"}])
+def test_a_card_with_an_impossible_value_is_not_made(field):
+    values = dict(name="a", file="", sha256="", width=8, height=8, resize="area", colours="rgb", layout="nhwc")
+    values |= dict(scale=255.0, mean=(0.0,) * 3, std=(1.0,) * 3, dimension=8, licence="CC0-1.0", commercial=True)
+    with pytest.raises(UserError, match=f"card: {next(iter(field))} is"):
+        EncoderCard(**values | field)

@@ -45,6 +45,8 @@ def lookup(table: Mapping[str, Value], name: str, noun: str) -> Value:
     Raises:
         UserError: If the name is not in the table; the message lists the nearest name and all known ones.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{noun} {name!r}: give a name as text (known: {', '.join(table)})")
     if name in table:
         return table[name]
     near = difflib.get_close_matches(name, table, n=1)

@@ -24,11 +24,11 @@ from ..core.arguments import check_kind, check_number
 from ..core.artifacts import atomic, fingerprint
 from ..core.errors import UserError
 from ..core.progress import bar
-from ..core.threads import in_threads, single_opencv_thread, thread_count
+from ..core.threads import in_threads, thread_count
 from ..data.boxes import BEYOND, BOX, LEAST, CropMix, read_boxes
 from ..data.dataset import Dataset
 from ..data.formats import open_photo
-from .photo import decoding, photo_title, upright_pixels, upright_size
+from .photo import decoding, photo_title, plain_jpeg, upright_pixels, upright_size
 from .resize import CENTRE, resize_pixels
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-61
@@ -147,13 +147,23 @@ def _pad_to_aspect(pixels, aspect):
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05
 def _decode(path, high, wide, box, frame, margin, keep_aspect, reducible):
     """Decode an image as small as the crop allows: pixels, full width, and the crop's region at full size."""
-    with decoding(path), open_photo(path) as photo:
-        width, height = upright_size(photo)
-        _refuse_fault(path, box, frame, (width, height))
-        x0, y0, x1, y1 = crop_region(box, frame, (width, height), margin, keep_aspect, wide / high)
-        reduce = max(1, int(min((x1 - x0) // wide, (y1 - y0) // high))) if reducible else 1
-        pixels = upright_pixels(photo, (photo.size[0] // reduce, photo.size[1] // reduce))
-    return pixels, width, (x0, y0, x1, y1)
+
+    def plan(size):
+        _refuse_fault(path, box, frame, size)
+        x0, y0, x1, y1 = region = crop_region(box, frame, size, margin, keep_aspect, wide / high)
+        return region, max(1, int(min((x1 - x0) // wide, (y1 - y0) // high))) if reducible else 1
+
+    with decoding(path):
+        if plain := plain_jpeg(path):
+            region, reduce = plan(plain.size)
+            pixels = plain.pixels((plain.size[0] // reduce, plain.size[1] // reduce))
+            if pixels is not None:
+                return pixels, plain.size[0], region
+        with open_photo(path) as photo:
+            size = upright_size(photo)
+            region, reduce = plan(size)
+            pixels = upright_pixels(photo, (photo.size[0] // reduce, photo.size[1] // reduce))
+    return pixels, size[0], region
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05a
 def _refuse_fault(path, box, frame, image_size):
@@ -202,8 +212,7 @@ def load_crop(
     high, wide = height_and_width(size)
     pixels, width, region = _decode(path, high, wide, box, frame, margin, keep_aspect, resize in ("area", CENTRE))
     pixels = _cut_out(pixels, region, pixels.shape[1] / width)
-    with single_opencv_thread():
-        return resize_pixels(_pad_to_aspect(pixels, wide / high) if keep_aspect else pixels, high, wide, resize)
+    return resize_pixels(_pad_to_aspect(pixels, wide / high) if keep_aspect else pixels, high, wide, resize)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-15
 def crop_aspect(

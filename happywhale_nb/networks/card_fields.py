@@ -33,7 +33,8 @@ def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> 
     Returns:
         Whether it is; true and false are not numbers.
     """
-    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and low <= value <= high
 
 # %% ../../nbs/lib/networks/card_fields.ipynb #card_fields-06
 YES_OR_NO: Rule = (lambda value: type(value) is bool), "true or false"

@@ -65,6 +65,9 @@ class EncoderCard:
         probe_embedding: the encoder's embedding of the whole picture; empty: none.
         parts: folders of encoders to combine, relative to the card; empty: a single encoder.
         weights: of the parts, one for each.
+
+    Raises:
+        UserError: for a value that is not of its field's kind, such as a scale of 0.
     """
 
     name: str
@@ -95,6 +98,9 @@ class EncoderCard:
     probe_embedding: tuple[float, ...] = ()
     parts: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(RULES, vars(self), "card")
 
 # %% ../../nbs/lib/networks/encoder_card.ipynb #encoder_card-08
 _NAMES = list_of(lambda value: isinstance(value, str), "a list of names")

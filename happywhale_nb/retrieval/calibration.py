@@ -102,6 +102,14 @@ class TopOneCalibrator(BaseEstimator):
         return self.curve_.predict_proba(inputs)[:, 1] if self.method == "logistic" else self.curve_.predict(inputs)
 
 # %% ../../nbs/lib/retrieval/calibration.ipynb #calibration-07
+def _check_encounters(encounters, folds):
+    if len(encounters) != len(folds):
+        raise UserError(f"encounters of {len(encounters)} folds for {len(folds)} folds: give an array to each")
+    for units, (scores, _) in zip(encounters, folds, strict=True):
+        if np.shape(units) != (len(scores),):
+            raise UserError(f"encounters of a fold have the shape {list(np.shape(units))}: give [{len(scores)}]")
+
+
 def cross_fit_confidence(
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     method: str = "logistic",
@@ -123,6 +131,8 @@ def cross_fit_confidence(
     for i, (scores, _) in enumerate(folds):
         others = [fold for j, fold in enumerate(folds) if j != i] or folds
         learnt = list(map(np.concatenate, zip(*others, strict=True)))
+        if encounters is not None:
+            _check_encounters(encounters, folds)
         if encounters is not None and len(folds) > 1:
             theirs = np.concatenate([units for j, units in enumerate(encounters) if j != i])
             apart = ~np.isin(theirs, encounters[i])

@@ -58,7 +58,10 @@ class LabelCodes:
             ValueError: for another number of labels.
             UserError: if `new_individual` is among them; then no label is added.
         """
-        labels = as_names(list(labels)).tolist()
+        names = as_names(list(labels))
+        if names.ndim != 1:
+            raise UserError(f"labels have the shape {list(names.shape)}: give [n], one to each row")
+        labels = names.tolist()
         if len(labels) != n:
             raise UserError(f"{len(labels)} labels for {n} rows: give one to each")
         if NEW in labels:
@@ -152,9 +155,11 @@ class LabelledRows:
         """
         if np.ndim(X) != 2:
             raise UserError(f"X has the shape {list(np.shape(X))}: give [n, d]")
-        self.n_features_in_, self._size, self._labels = np.shape(X)[1], 0, LabelCodes()
-        self._rows, self._codes = np.empty((16, self.n_features_in_), np.float32), np.empty(16, int)
-        return self.extend(X, y)
+        empty, width = Gallery(), np.shape(X)[1]
+        empty.n_features_in_, empty._size, empty._labels = width, 0, LabelCodes()
+        empty._rows, empty._codes = np.empty((16, width), np.float32), np.empty(16, int)
+        vars(self).update(vars(empty.extend(X, y)))  # as the last step: a refused `fit` changes nothing
+        return self
 
     def extend(self, vectors: np.ndarray, labels: ArrayLike) -> Self:
         """Add rows.

@@ -286,6 +286,8 @@ def calibrate(
         shapes = f"vectors {list(np.shape(vectors))}, individuals {list(np.shape(individuals))}"
         raise UserError(f"{shapes}: give vectors [n, d], and individuals [n]")
     encounters = range(len(vectors)) if encounters is None else encounters
+    if np.ndim(encounters) != 1:
+        raise UserError(f"encounters have the shape {list(np.shape(encounters))}: give [n]")
     held_out = np.ones(len(vectors), bool) if held_out is None else held_out
     check_same_length(vectors=vectors, individuals=individuals, encounters=encounters, held_out=held_out)
     check_number("alpha", alpha, 0, 1, "()")

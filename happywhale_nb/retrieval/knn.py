@@ -8,6 +8,7 @@ __all__ = ['BLOCK', 'SEARCHES', 'unit_vectors', 'Candidates', 'aggregate_neighbo
            'KNNHead', 'rank_sets', 'neighbour_grid', 'within_map5']
 
 # %% ../../nbs/lib/retrieval/knn.ipynb #knn-02
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
@@ -366,6 +367,9 @@ def _check_columns(head, X, reset):
         validate_data(head, X, reset=reset, skip_check_array=True)
     elif reset and hasattr(head, "feature_names_in_"):
         del head.feature_names_in_
+    elif hasattr(head, "feature_names_in_"):
+        name = type(head).__name__  # scikit-learn's own words; its function would also count columns of views
+        warnings.warn(f"X does not have valid feature names, but {name} was fitted with feature names", stacklevel=4)
 
 
 def _check_again(head, X):
