@@ -40,6 +40,7 @@ from happywhale_nb.data.formats import (
 )
 from ..imaging.crops import load_crop, size_of_aspect
 from ..imaging.photo import jpeg_bytes, upright_pixels, upright_size
+from ..imaging.pixels_in_flight import PIXELS
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-05
 NAME_LENGTH = 100  # characters
@@ -328,7 +329,8 @@ def survives_heic(data: bytes, limits: Limits = Limits()) -> bool:
     """
     command = [sys.executable, "-c", ALONE, str(limits.copied)]
     try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, check=False)
+        with PIXELS.room(limits.copied, 1):
+            done = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         return False
     return done.returncode in (0, 1)  # 1: a Python exception
@@ -340,7 +342,7 @@ def _decode(data, kind, name, limits):
         _check_header(photo, kind, name, limits)
         if kind == "png":
             photo.verify()  # checksums; the file cannot be used afterwards
-    with quiet_pillow(), open_photo(io.BytesIO(data)) as photo:
+    with quiet_pillow(), open_photo(io.BytesIO(data)) as photo, PIXELS.room(*photo.size):
         width, height = upright_size(photo)
         taken, latitude, longitude = read_exif(photo)
         upright(photo)  # as `show_photo` does
@@ -421,16 +423,20 @@ def show_photo(path: Path | str, side: int = 1600) -> bytes:
         UserError: if the file is missing or cannot be decoded.
     """
     try:
-        with open_photo(path) as photo:
+        with open_photo(path) as photo, PIXELS.room(*photo.size):
             scale = min(1.0, side / max(photo.size))
             pixels = upright_pixels(photo, tuple(math.ceil(length * scale) for length in photo.size))
+            return jpeg_bytes(_reduced(pixels, side))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be decoded ({error}): replace the file") from None
+
+
+def _reduced(pixels, side):
     scale = min(1.0, side / max(pixels.shape[:2]))
     size = [max(1, round(length * scale)) for length in pixels.shape[1::-1]]
-    return jpeg_bytes(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels)
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-28a
 def show_crop(

@@ -78,6 +78,7 @@ def serve_page(
         if browser:
             webbrowser.open(address)
 
+    serving.return_freed_memory()
     serving.serve(store, host, port, _server_options(host, names, tokens, rate), embedder, ready)
     click.echo("\nstopped")
 

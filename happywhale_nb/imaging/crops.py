@@ -29,6 +29,7 @@ from ..data.boxes import BEYOND, BOX, LEAST, CropMix, read_boxes
 from ..data.dataset import Dataset
 from ..data.formats import open_photo
 from .photo import decoding, photo_title, plain_jpeg, upright_pixels, upright_size
+from .pixels_in_flight import PIXELS
 from .resize import CENTRE, resize_pixels
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-61
@@ -145,25 +146,31 @@ def _pad_to_aspect(pixels, aspect):
     return cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_REFLECT)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05
-def _decode(path, high, wide, box, frame, margin, keep_aspect, reducible):
-    """Decode an image as small as the crop allows: pixels, full width, and the crop's region at full size."""
+def _load(path, high, wide, box, frame, margin, keep_aspect, resize):
+    """Decode an image as small as the crop allows, cut the crop's region out, and resize it."""
+    reducible = resize in ("area", CENTRE)
 
     def plan(size):
         _refuse_fault(path, box, frame, size)
         x0, y0, x1, y1 = region = crop_region(box, frame, size, margin, keep_aspect, wide / high)
         return region, max(1, int(min((x1 - x0) // wide, (y1 - y0) // high))) if reducible else 1
 
+    def finish(pixels, width, region):
+        pixels = _cut_out(pixels, region, pixels.shape[1] / width)
+        return resize_pixels(_pad_to_aspect(pixels, wide / high) if keep_aspect else pixels, high, wide, resize)
+
     with decoding(path):
         if plain := plain_jpeg(path):
             region, reduce = plan(plain.size)
-            pixels = plain.pixels((plain.size[0] // reduce, plain.size[1] // reduce))
-            if pixels is not None:
-                return pixels, plain.size[0], region
-        with open_photo(path) as photo:
+            with PIXELS.room(*plain.size):
+                pixels = plain.pixels((plain.size[0] // reduce, plain.size[1] // reduce))
+                if pixels is not None:
+                    return finish(pixels, plain.size[0], region)
+        with open_photo(path) as photo, PIXELS.room(*photo.size):
             size = upright_size(photo)
             region, reduce = plan(size)
             pixels = upright_pixels(photo, (photo.size[0] // reduce, photo.size[1] // reduce))
-    return pixels, size[0], region
+            return finish(pixels, size[0], region)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05a
 def _refuse_fault(path, box, frame, image_size):
@@ -210,9 +217,7 @@ def load_crop(
         check_number("box", value)
     check_number("margin", margin, 0)
     high, wide = height_and_width(size)
-    pixels, width, region = _decode(path, high, wide, box, frame, margin, keep_aspect, resize in ("area", CENTRE))
-    pixels = _cut_out(pixels, region, pixels.shape[1] / width)
-    return resize_pixels(_pad_to_aspect(pixels, wide / high) if keep_aspect else pixels, high, wide, resize)
+    return _load(path, high, wide, box, frame, margin, keep_aspect, resize)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-15
 def crop_aspect(

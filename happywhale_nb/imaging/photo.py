@@ -26,6 +26,7 @@ except ImportError:
 
 from ..core.errors import Undecodable, UserError
 from ..data.formats import ORIENTATION, open_photo, orientation, to_rgb, upright, upright_size
+from .pixels_in_flight import PIXELS
 
 # %% ../../nbs/lib/imaging/photo.ipynb #photo-17
 def photo_size(path: Path | str | BinaryIO) -> tuple[int, int]:
@@ -226,7 +227,7 @@ def read_upright(path: Path | str, side: int = 0) -> np.ndarray:
         UserError: if the file cannot be read; the message names it.
     """
     try:
-        with open_photo(path) as photo:
+        with open_photo(path) as photo, PIXELS.room(*photo.size):
             return upright_pixels(photo, (side, side) if side else None)
     except UserError:
         raise

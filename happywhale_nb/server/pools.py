@@ -20,18 +20,19 @@ from ..core.errors import Busy
 
 # %% ../../nbs/lib/server/pools.ipynb #pools-05
 class Pool:
-    """Threads for one kind of request, with a limited queue."""
+    """Threads for one kind of request, with a limited queue and a limited wait."""
 
-    def __init__(self, threads: int, waiting: int, most_bytes: int = 0) -> None:
+    def __init__(self, threads: int, waiting: int, most_bytes: int = 0, patience: float = 60) -> None:
         """Start without a thread.
 
         Args:
             threads: maximum number of requests that run.
             waiting: maximum number of further requests that wait.
             most_bytes: maximum size of the photographs of all that run; one request alone may have more. 0: no limit.
+            patience: seconds that a request waits at most.
         """
-        self.threads, self.waiting, self.most_bytes = threads, waiting, most_bytes
-        self.count = self.bytes = 0
+        self.threads, self.waiting, self.most_bytes, self.patience = threads, waiting, most_bytes, patience
+        self.count = self.running = self.bytes = 0
         self._limiter = self._changed = None
 
     async def run(self, function: Callable[[], object], size: int = 0) -> object:
@@ -45,7 +46,7 @@ class Pool:
             What the function returns.
 
         Raises:
-            Busy: if too many requests wait.
+            Busy: if too many requests wait, or this one waits for too long.
         """
         if self.count >= self.threads + self.waiting:
             raise Busy(f"{self.count} requests of this kind are waiting: try again in a moment")
@@ -61,17 +62,22 @@ class Pool:
         finally:
             self.count -= 1
 
+    def _has_room(self, size):
+        few = not self.most_bytes or not self.bytes or self.bytes + size <= self.most_bytes
+        return self.running < self.threads and few
+
     async def _reserve(self, size):
-        """Wait until there is room for so many bytes."""
+        """Wait until there is a thread, and room for so many bytes."""
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: not self.most_bytes or not self.bytes or self.bytes + size <= self.most_bytes
-            )
-            self.bytes += size
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._has_room(size)), self.patience)
+            except TimeoutError:
+                raise Busy(f"{self.count} requests of this kind are being worked on: try again in a moment") from None
+            self.running, self.bytes = self.running + 1, self.bytes + size
 
     async def _give_back(self, size):
         async with self._changed:
-            self.bytes -= size
+            self.running, self.bytes = self.running - 1, self.bytes - size
             self._changed.notify_all()
 
 # %% ../../nbs/lib/server/pools.ipynb #pools-06

@@ -17,6 +17,9 @@ from sqlalchemy import select
 from strangers import serving
 
 from happywhale_nb.catalogue.schema import Encounter
+from happywhale_nb.core.errors import Busy
+from happywhale_nb.imaging import pixels_in_flight
+from happywhale_nb.imaging.pixels_in_flight import PIXELS
 from happywhale_nb.server.pools import Pool
 
 PATIENCE = 10  # seconds in which what does not wait for the others is answered
@@ -127,3 +130,41 @@ def test_photographs_of_too_many_bytes_do_not_run_together():
 
     asyncio.run(all_at_once())
     assert len(most) == 18 and max(size for size in most if size != 2000) <= 1000, "2000 runs alone"
+
+
+def test_a_request_does_not_wait_for_ever():
+    go_on = threading.Event()
+
+    async def one_too_many():
+        pool = Pool(1, 10, patience=0.1)
+        first = asyncio.create_task(pool.run(partial(go_on.wait, 30)))
+        await asyncio.sleep(0.02)
+        with pytest.raises(Busy, match="2 requests of this kind are being worked on: try again"):
+            await pool.run(lambda: "never")
+        go_on.set()
+        assert await first
+        assert await pool.run(lambda: "the next one") == "the next one"
+        assert pool.count == pool.running == 0
+
+    asyncio.run(one_too_many())
+
+
+def test_large_photographs_are_decoded_a_few_at_a_time(page, monkeypatch):
+    monkeypatch.setattr(pixels_in_flight, "SMALL", 0)
+    monkeypatch.setattr(PIXELS, "most", 30_000)
+    enter, most, asked = PIXELS._enter, [], []
+
+    def watched(pixels):
+        asked.append(pixels)
+        enter(pixels)
+        most.append(PIXELS.pixels)
+
+    monkeypatch.setattr(PIXELS, "_enter", watched)
+    sides = [100, 120, 150, 220] * 3
+    files = [{"photos": ("fin.png", photograph(side))} for side in sides]
+    with ThreadPoolExecutor(len(files)) as threads:
+        answers = list(threads.map(lambda each: page.post("/api/identify", files=each), files))
+    assert {each.status_code for each in answers} == {200}
+    assert Counter(asked) == {side**2: 6 for side in sides[:4]}, "each is checked, and embedded"
+    assert max(pixels for pixels in most if pixels != 220**2) <= 30_000, "48,400 pixels are decoded alone"
+    assert PIXELS.pixels == 0

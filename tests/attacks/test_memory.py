@@ -1,0 +1,50 @@
+"""Memory that large photographs took is given back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import json, re, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from happywhale_nb.catalogue.uploads import check_photo
+from happywhale_nb.server.run import return_freed_memory
+
+def megabytes():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+data = Path(sys.argv[1]).read_bytes()
+done = return_freed_memory() if sys.argv[2] == "1" else None
+before = megabytes()
+with ThreadPoolExecutor(6) as threads:
+    list(threads.map(lambda _: check_photo(data, "large.png"), range(6)))
+    print(json.dumps([done, before, megabytes()]))
+"""
+
+
+def grown(file, returning):
+    script = [sys.executable, "-c", SCRIPT, str(file), str(int(returning))]
+    done, before, after = json.loads(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+    return done, after - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")
+def test_memory_of_large_photographs_is_given_back(tmp_path):
+    """20 million pixels take 80 MB once decoded."""
+    pixels = np.zeros((4000, 5000, 3), np.uint8)
+    pixels[::50] = 200
+    Image.fromarray(pixels).save(tmp_path / "large.png", compress_level=1)
+    done, after = grown(tmp_path / "large.png", True)
+    if not done:
+        pytest.skip("no glibc here")
+    _, kept = grown(tmp_path / "large.png", False)
+    print(f"kept {kept:.0f} MB without, {after:.0f} MB with")
+    assert after < 60 < kept
