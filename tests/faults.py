@@ -176,9 +176,11 @@ def play(job, tell):
         for _ in writer.old(*places):
             pass
     elif job["part"] == "history":
-        states = [writer.read(*places)]
-        states += [writer.read(*places) for _ in writer.steps(*places)]
-        tell({"value": states})
+        states, names = [writer.read(*places)], names_below(places[1])
+        for _ in writer.steps(*places):
+            states.append(writer.read(*places))
+            names |= names_below(places[1])
+        tell({"value": states, "names": sorted(names)})
     elif job["part"] == "write":
         steps = Steps(places[1], writer.by_sql, arm(job["fault"]))
         try:
@@ -359,9 +361,8 @@ class Matrix:
             # written at the spot, for whatever holds its own path
             self.must("old")
             shutil.copytree(self.spot, self.before, symlinks=True, dirs_exist_ok=True)
-        names = names_below(self.spot)
-        self.states = self.must("history")["value"]
-        self.names = names | names_below(self.spot)
+        history = self.must("history")
+        self.states, self.names = history["value"], set(history["names"]) | names_below(self.spot)
         files = [path for path in self.spot.rglob("*") if path.is_file() and not path.is_symlink()]
         self.sizes = {path.stat().st_size for path in files}
         self.fresh()
