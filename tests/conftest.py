@@ -234,7 +234,10 @@ def mine(built, tmp_path):
 
 @pytest.fixture(scope="session")
 def postgres():
-    """A function that makes an empty database on a PostgreSQL server of our own; Debian's package has it."""
+    """A function that makes an empty database on a PostgreSQL server of our own; Debian's package has it.
+
+    Its attribute `crash` is a function that kills the server and starts it again.
+    """
     programs = sorted(glob("/usr/lib/postgresql/*/bin"))
     if not programs or os.geteuid() != 0 or not shutil.which("runuser"):
         pytest.skip("no PostgreSQL, or not root, who runs it as its own user: apt-get install postgresql")
@@ -248,7 +251,8 @@ def postgres():
 
     server("initdb", "--auth=trust", "--username=ann")
     port = 20000 + os.getpid() % 20000
-    server("pg_ctl", "-w", "-o", f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}", "-l", f"{folder}/log", "start")
+    started = ("-w", "-o", f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}", "-l", f"{folder}/log")
+    server("pg_ctl", *started, "start")
     address = f"postgresql://ann@127.0.0.1:{port}"
 
     def database():
@@ -259,6 +263,7 @@ def postgres():
         engine.dispose()
         return f"{address}/{name}"
 
+    database.crash = lambda: server("pg_ctl", *started, "-m", "immediate", "restart")
     yield database
     server("pg_ctl", "-m", "immediate", "stop")
     shutil.rmtree(folder)
