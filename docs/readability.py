@@ -18,7 +18,7 @@ from pathlib import Path
 from happywhale_nb.core.artifacts import read_json, write_json
 
 HERE = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md")
 LONG = 25
 
 

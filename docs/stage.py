@@ -186,7 +186,7 @@ def stage(root, folder):
     target = folder / "source"
     readme = re.sub(r"\]\(nbs/lib/(\w+)/\)", r"](docs/library.md#\1)", read(root / "README.md"))  # a folder is no page
     write(target / "index.md", readme + "\n" + read(root / "docs" / "index.md"))
-    for name in ("LICENSE", "CITATION.cff", "CONTRIBUTING.md"):
+    for name in ("LICENSE", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(root / name, target)
     shutil.copytree(root / "nbs" / "images", target / "nbs" / "images")
     for path in root.glob("nbs/**/*.ipynb"):

@@ -46,7 +46,7 @@ def test_toctrees_hold_every_notebook_and_page_once():
     entries = [entry for path in PAGES for entry in toctrees(path)]
     there = [p.relative_to(ROOT).with_suffix("").as_posix() for p in [*NOTEBOOKS, *PAGES]]
     landing = {"nbs/index", "docs/index"}
-    assert sorted(entries) == sorted({*there, "docs/functions", "CONTRIBUTING"} - landing)
+    assert sorted(entries) == sorted({*there, "docs/functions", "CONTRIBUTING", "SECURITY"} - landing)
     story = [p.relative_to(ROOT).with_suffix("").as_posix() for p in NOTEBOOKS if p.name[:2].isdigit()]
     listed = toctrees(ROOT / "docs" / "index.md")
     assert listed[listed.index(story[0]) :][: len(story)] == story
@@ -92,7 +92,14 @@ def test_python_of_the_page_on_the_library_runs(tiny, capsys):
 
 
 OWN = [p for p in NOTEBOOKS if p.parent.name != "cli"]  # those of the commands speak of old names, too
-WRITTEN = [*OWN, *PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md"]
+WRITTEN = [
+    *OWN,
+    *PAGES,
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "data" / "README.md",
+]
 COMMAND = re.compile(r"(?:`|^|\$ |&& |: )happywhale ([a-z][a-z_-]*)(?: ([a-z-]+))?([^`|&#;\n]*)", re.M)
 
 
