@@ -8,6 +8,7 @@ __all__ = ['stage_notebook', 'stage_output', 'check_ranges', 'check_training', '
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-02
 import os
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from ..stages.study_split import finished_folds, study_folds
 from .assets import find_notebook
 from .locks import locked, own_gpus
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
+from .outputs import remove_scratch, withdraw_results, write_done
 from happywhale_nb.workflow.provenance import (
     begin_record,
     done_file,
@@ -220,9 +222,17 @@ def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, 
     own = own_output(beside)  # of several processes that train together, the first writes the record
     lock, waiting = own.with_name(f".{own.stem}.lock"), f"another process runs {own}: waiting until it is done"
     with locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):
-        begun, commit = time.time(), begin_record(beside, stamp) if own == beside else None
+        begun, commit = time.time(), _begin(stage, beside, stamp) if own == beside else None
         run_notebook(stage_notebook(stage), output, values)
         if own == beside:
             record = write_record(beside, stage, full, dataset.fingerprint, time.time() - begun, commit)
-            done_file(record).touch()
+            write_done(record, read_record(record)["outputs"])
     return output
+
+
+def _begin(stage, beside, stamp):
+    """Clear away what an earlier run has left and this one must not take for its own; the commit of the code."""
+    for fault in withdraw_results(stage, record_path(beside, stamp)):
+        print(f"{beside.stem}: {fault}: its results are made again", file=sys.stderr, flush=True)
+    remove_scratch(stage, beside)
+    return begin_record(beside, stamp)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'WIDE', 'HIGH', 'read_study', 'StudySection', 'CheckedStudy', 'check_study', 'study_sources', 'override',
-           'study_of_one', 'Job', 'study_folders', 'study_notes', 'study_jobs', 'snakemake_arguments', 'plan_states',
-           'all_needs', 'plot_plan', 'failed_notebook', 'unfinished', 'machine_arguments', 'run_jobs']
+           'study_of_one', 'Job', 'study_folders', 'study_notes', 'study_jobs', 'snakemake_arguments', 'check_results',
+           'plan_states', 'all_needs', 'plot_plan', 'failed_notebook', 'unfinished', 'machine_arguments', 'run_jobs']
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-02
 import json
@@ -40,6 +40,7 @@ from ..stages.study_split import study_folds
 from .assets import find_snakefile
 from .locks import locked, visible_gpus
 from .notebooks import WORDS, read_parameters
+from .outputs import OutputCheck, check_outputs, finished_at, note_outputs
 from .registry import STAGES, reads_from, study_stages
 from happywhale_nb.workflow.runner import (
     check_encoder,
@@ -626,13 +627,48 @@ def _snakemake_summary(content):
         raise UserError(f"Snakemake cannot read the study: {done.stderr.strip() or done.stdout.strip()}")
     return {row[0]: (row[4], row[5]) for row in rows[1:]}
 
+# %% ../../nbs/lib/workflow/study.ipynb #study-19b
+def check_results(jobs: Sequence[Job], verify: bool = False) -> dict[Job, OutputCheck]:
+    """Compare the results of the finished jobs with the listings in their run records.
+
+    Args:
+        jobs: of `study_jobs`.
+        verify: hash all files; otherwise only those with another time than at the last check.
+
+    Returns:
+        The check of each job that has a done file.
+    """
+    return {job: check_outputs(_record(job), verify) for job in jobs if job.done_file.is_file()}
+
+
+def _record(job):
+    return job.done_file.with_suffix(".json")
+
+
+def _withdraw_faulty(jobs, verify):
+    """Name what is not what was made, and remove the done files of these jobs; note what was found unchanged."""
+    for job, check in check_results(jobs, verify).items():
+        if check.faults:
+            print(f"{job.title}: {_first_faults(check)}: made again", file=sys.stderr, flush=True)
+            job.done_file.unlink(missing_ok=True)
+        else:
+            note_outputs(_record(job), check)
+    _restore_dates([job.done_file for job in jobs if job.done_file.is_file()], any(map(_lost_dates, jobs)))
+
+
+def _restore_dates(done_files, lost):
+    for path in done_files if lost else ():
+        ended = finished_at(path)
+        os.utime(path, ns=(ended, ended))
+
 # %% ../../nbs/lib/workflow/study.ipynb #study-19a
-def plan_states(content: Mapping, jobs: Sequence[Job]) -> list[str]:
-    """Return the state of each job.
+def plan_states(content: Mapping, jobs: Sequence[Job], verify: bool = False) -> list[str]:
+    """Return the state of each job. Nothing is written.
 
     Args:
         content: of `read_study`.
         jobs: of `study_jobs`.
+        verify: as of `check_results`.
 
     Returns:
         A text for each job: `done` if it would not be run, else the reason to run it.
@@ -640,19 +676,37 @@ def plan_states(content: Mapping, jobs: Sequence[Job]) -> list[str]:
     Raises:
         UserError: if Snakemake cannot read the study.
     """
-    plans, states, to_run = _snakemake_summary(content), [], set()
+    plans, states, to_run, checks = _snakemake_summary(content), [], set(), check_results(jobs, verify)
     for job in jobs:
         status, plan = plans[str(job.done_file)]
         state = "done"
         if status == "missing":
             others = list(job.output.parent.glob(f"{job.output.stem}-*.run.json"))
             state = "parameters or data have changed" if others else "not run yet"
-        elif plan != "no update":
-            state = "needs jobs to be run" if to_run & set(job.needs) else "its inputs are newer"
+        elif job in checks and checks[job].faults:
+            state = _first_faults(checks[job])
+        elif to_run & set(job.needs):
+            state = "needs jobs to be run"
+        elif plan != "no update" and not _lost_dates(job):
+            state = "its inputs are newer"
         states.append(state)
         if state != "done":
             to_run.add(job)
     return states
+
+
+def _first_faults(check):
+    more = len(check.faults) - 3
+    return ", ".join(check.faults[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def _lost_dates(job):
+    """Whether a job is older than its inputs only by the dates of its files, as after a copy."""
+    files = [job.done_file, *(need.done_file for need in job.needs)]
+    if not all(path.is_file() for path in files):
+        return False
+    own, *needs = ([path.stat().st_mtime_ns, finished_at(path)] for path in files)
+    return any(date > own[0] for date, _ in needs) and not any(end > own[1] for _, end in needs)
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-21
 WIDE, HIGH = 3.1, 0.42  # inches between columns and rows
@@ -791,7 +845,12 @@ def machine_arguments() -> list[str]:
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-25a
 def run_jobs(
-    content: Mapping, folder: Path, jobs: Sequence[Job], more: Sequence[str] = (), force: bool = False
+    content: Mapping,
+    folder: Path,
+    jobs: Sequence[Job],
+    more: Sequence[str] = (),
+    force: bool = False,
+    verify: bool = False,
 ) -> list[str]:
     """Run the missing and outdated jobs of a study.
 
@@ -802,6 +861,7 @@ def run_jobs(
         more: further arguments for Snakemake, such as `--executor slurm --jobs 10`; without an executor among them,
             the study is run on this machine.
         force: run everything again.
+        verify: as of `check_results`.
 
     Returns:
         Texts of `unfinished`.
@@ -814,6 +874,7 @@ def run_jobs(
     config, start = folder / "study.yaml", time.time()
     waiting = f"another run works on {folder}: waiting until it is done"
     with locked(folder / ".run.lock", waiting):
+        _withdraw_faulty(jobs, verify)
         with atomic(config) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8", newline="\n")
         local = not any(word.startswith("--executor") for word in more)
