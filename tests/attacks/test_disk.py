@@ -1,4 +1,4 @@
-"""What is on disk is what was made: results that are deleted, cut, swapped, edited or copied after a study has ended."""
+"""What is on disk is what was made: results that are deleted, cut, swapped, edited or copied after its end."""
 
 import json
 import os
@@ -77,13 +77,9 @@ def made(template, monkeypatch):
 
 def plan(content, jobs, monkeypatch, pending=()):
     """The states of a plan: title → state; Snakemake, which sees done files alone, is asked for nothing."""
-    summary = {
-        str(job.done_file): (
-            "ok" if job.done_file.is_file() else "missing",
-            "pending" if job in pending else "no update",
-        )
-        for job in jobs
-    }
+    pending = set(pending)
+    plans = {job: "pending" if job in pending else "no update" for job in jobs}
+    summary = {str(job.done_file): ("ok" if job.done_file.is_file() else "missing", plans[job]) for job in jobs}
     monkeypatch.setattr(study_module, "_snakemake_summary", lambda content: summary)
     return {job.title: state for job, state in zip(jobs, plan_states(content, jobs), strict=True)}
 
@@ -266,6 +262,7 @@ def happywhale(root, *words):
 
 @pytest.mark.soak
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_run_makes_whatever_is_harmed_again_and_ends_as_it_began(checkout, tiny):
     path = checkout / "harmed.yaml"
     path.write_text(yaml.safe_dump({"study": "harmed", "data_dir": str(tiny)} | SMALL))
@@ -276,13 +273,14 @@ def test_run_makes_whatever_is_harmed_again_and_ends_as_it_began(checkout, tiny)
     results = [p for p in results if p.name not in ("folds.csv", "study.json", "check.json")]
     before = {p: p.read_bytes() for p in results}
     assert len(before) >= 12
-    for number, (result, content) in enumerate(before.items()):
-        harm = list(HARMS)[number % 3]
-        HARMS[harm][0](result)
+    for turn, harm in enumerate(HARMS):
+        harmed = [result for number, result in enumerate(before) if (number + turn) % 3 == 0]
+        for result in harmed:
+            HARMS[harm][0](result)
         again = happywhale(checkout, "run", path)
-        assert again.returncode == 0, (result, again.stderr[-3000:])
-        assert f"{result.name} " in again.stderr and ": made again" in again.stderr
-        assert "Made in" in again.stdout and result.read_bytes() == content
+        assert again.returncode == 0, (harm, again.stderr[-3000:])
+        assert ": made again" in again.stderr and "Made in" in again.stdout
+        assert {result: result.read_bytes() for result in before} == before
         still = happywhale(checkout, "run", path)
         assert "Nothing to do" in still.stdout and "made again" not in still.stderr
     copy = Path(shutil.copytree(folder, folder.with_name("copied-quick"), copy_function=shutil.copyfile))
