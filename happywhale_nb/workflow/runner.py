@@ -27,6 +27,7 @@ from .assets import find_notebook
 from .locks import locked, own_gpus
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
 from .outputs import remove_scratch, withdraw_results, write_done
+from .parents import ended_with_parent
 from happywhale_nb.workflow.provenance import (
     begin_record,
     done_file,
@@ -221,7 +222,7 @@ def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without start messages, with warnings and errors
     own = own_output(beside)  # of several processes that train together, the first writes the record
     lock, waiting = own.with_name(f".{own.stem}.lock"), f"another process runs {own}: waiting until it is done"
-    with locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):
+    with ended_with_parent(), locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):
         begun, commit = time.time(), _begin(stage, beside, stamp) if own == beside else None
         run_notebook(stage_notebook(stage), output, values)
         if own == beside:

@@ -17,7 +17,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from .assets import find_snakefile
 from .locks import locked, visible_gpus
 from .notebooks import WORDS, read_parameters
 from .outputs import OutputCheck, check_outputs, finished_at, note_outputs
+from .parents import as_parent
 from .registry import STAGES, reads_from, study_stages
 from happywhale_nb.workflow.runner import (
     check_encoder,
@@ -60,16 +61,64 @@ class _StudyLoader(yaml.SafeLoader):
     """YAML without duplicate keys: a copied block would silently replace the first. Values are texts as written."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # `<<` gives way to them
+        keys = [self.construct_object(key, deep=deep) for key in own]
         for i, key in enumerate(keys):
             if key in keys[:i]:
-                mark = node.value[i][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"{key!r} occurs twice", problem_mark=mark)
+                mark = own[i].start_mark
+                raise yaml.MarkedYAMLError(problem=f"{_shown(key)} occurs twice", problem_mark=mark)
         return super().construct_mapping(node, deep)
 
 
 for _kind in ("bool", "int", "float", "timestamp"):  # `007` is a study's name, not the number 7
     _StudyLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _StudyLoader.construct_yaml_str)
+
+
+def _shown(value):
+    """A value as a message shows it, in short."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+# %% ../../nbs/lib/workflow/study.ipynb #study-05b
+_MOST_BYTES, _MOST_VALUES, _DEEPEST, _LONGEST = 1_000_000, 20_000, 20, 5_000  # far more than any study has
+
+
+class _TooLarge(Exception):
+    """A file that no study needs."""
+
+
+def _measure(node, known, above=frozenset()):
+    """Values and levels of a YAML node with all aliases written out; raises `_TooLarge`."""
+    if id(node) in above:
+        raise _TooLarge("an alias (*name) stands inside its own anchor (&name)")
+    if id(node) not in known:
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [each for pair in pairs for each in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes = [_measure(child, known, above | {id(node)}) for child in children]
+        known[id(node)] = 1 + sum(n for n, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
+        if not pairs and len(node.value) > _LONGEST:
+            raise _TooLarge(f"a value has {len(node.value):,} characters: a study's have at most {_LONGEST:,}")
+    count, levels = known[id(node)]
+    if count > _MOST_VALUES or levels + len(above) > _DEEPEST:
+        most = f"a study has at most {_MOST_VALUES:,} values and {_DEEPEST} levels"
+        raise _TooLarge(f"{most}, counted with aliases (*name) written out: shorten it")
+    return known[id(node)]
+
+
+def _parse_study(text):
+    """The content of a study file; raises `_TooLarge` or YAML's errors."""
+    if len(text) > _MOST_BYTES:
+        raise _TooLarge(f"a study file has at most {_MOST_BYTES:,} bytes")
+    loader = _StudyLoader(text)
+    try:
+        if (node := loader.get_single_node()) is None:
+            return None
+        _measure(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise _TooLarge(f"it is nested too deeply: a study has at most {_DEEPEST} levels") from None
+    finally:
+        loader.dispose()
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-05a
 def read_study(path: Path | str) -> dict:
@@ -82,10 +131,15 @@ def read_study(path: Path | str) -> dict:
         Its content, not checked yet; numbers, dates and words such as `on` are texts, as in the file.
 
     Raises:
-        UserError: if the file is absent, is not UTF-8, or is not YAML with keys and values.
+        UserError: if the file is absent, is not UTF-8, is not YAML with keys and values, or is larger or deeper than
+            any study: also by aliases, of which a few lines can stand for billions of values.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _StudyLoader)
+        with Path(path).open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        content = _parse_study(text.decode("utf-8-sig"))
+    except _TooLarge as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -94,7 +148,8 @@ def read_study(path: Path | str) -> dict:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not a study's YAML ({getattr(error, 'problem', error)})") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise UserError(f"{path}{line}: not a study's YAML ({problem[:200]})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a study has keys and values, as in `study: demo`")
     return content
@@ -111,7 +166,7 @@ def _named(where):
 
 def _mapping(value, where):
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected keys and values, as in `name: {{key: value}}`, not {value!r}")
+        raise UserError(f"{where}: expected keys and values, as in `name: {{key: value}}`, not {_shown(value)}")
     return value
 
 
@@ -307,7 +362,7 @@ def _amount(value, least, where):
         with suppress(ValueError):
             value = int(value) if value.strip().isdigit() else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise UserError(f"{where}: expected a number from {least}, not {value!r}")
+        raise UserError(f"{where}: expected a number from {least}, not {_shown(value)}")
     return value
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-61
@@ -881,7 +936,7 @@ def run_jobs(
         limits = [*machine_arguments(), "--quiet", "all"] if local else []
         if local and os.cpu_count() >= 2 * min(job.resources["cores"] for job in jobs):
             os.environ.setdefault("HAPPYWHALE_BARS", "off")  # progress bars of several jobs would mix
-        with suppress(SystemExit):  # the records show the result
+        with suppress(SystemExit), as_parent() if local else nullcontext():  # the records show the result
             snakemake(snakemake_arguments(config, *limits, *more))
     lines = unfinished(jobs, start)
     if lines and not any(line.startswith("failed") for line in lines) and local:
