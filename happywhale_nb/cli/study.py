@@ -82,6 +82,19 @@ def _head(jobs, began):
     return f"Nothing to do, all {len(jobs)} notebooks are up to date:"
 
 # %% ../../nbs/lib/cli/study.ipynb #study-10
+def _note_photos(root, folder, dry_run):
+    """Name and note photographs that were replaced since the last run; a dry run notes nothing else."""
+    from happywhale_nb.data.dataset import read_dataset
+    from happywhale_nb.data.seen_photos import check_seen, keep_seen
+
+    dataset = read_dataset(root, need_photos=False)
+    seen = check_seen(dataset, folder)
+    if seen.note:
+        click.echo(seen.note, err=True)
+    if seen.changed or not dry_run:
+        keep_seen(seen, dataset, folder)
+
+
 @click.command()
 @click.argument("study", required=False, metavar="[STUDY.yaml]", type=PATH)
 @parameters_option
@@ -114,7 +127,9 @@ def run(ctx, study, parameters, dry_run, force, verify, executor, max_jobs, more
     began = time.time()
     require("snakemake", "papermill")
     content = _read_content(study, dict(parameters))
-    check = check_data(*study_folders(content, str(study or "study")))
+    root, folder = study_folders(content, str(study or "study"))
+    check = check_data(root, folder)
+    _note_photos(root, folder, dry_run)
     folder, jobs = study_jobs(content, str(study or "study"))
     keep_check(check, folder)
     if check.note:

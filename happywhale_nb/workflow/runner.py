@@ -19,6 +19,7 @@ from ..core.paths import find_data, fold_dir, study_dir
 from ..core.renamed import read_record
 from ..data.boxes import CropMix, read_boxes, wanted_sources
 from ..data.dataset import Dataset, read_dataset
+from ..data.seen_photos import SEEN, check_seen, keep_seen
 from ..data.splits import gallery_and_queries, require_catalogue
 from ..networks.presets import Preset, configure
 from ..stages.encoder_input import files_of, find_encoders, model_name, refuse_combinations
@@ -215,6 +216,7 @@ def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, 
         UserError: as for `check_stage`, or if a cell fails.
     """
     values, full = stage_values(stage, arguments)
+    _note_photos(full)
     dataset = check_stage(stage, full)
     beside = stage_output(stage, full)
     output = Path(output).absolute() if output else beside
@@ -229,6 +231,17 @@ def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, 
             record = write_record(beside, stage, full, dataset.fingerprint, time.time() - begun, commit)
             write_done(record, read_record(record)["outputs"])
     return output
+
+
+def _note_photos(values):
+    """Note photographs that were replaced since the study last looked at them, if it ever did."""
+    folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
+    if (folder / SEEN).is_file():
+        dataset = read_dataset(find_data(values["data_dir"]), need_photos=False)
+        seen = check_seen(dataset, folder)
+        keep_seen(seen, dataset, folder)
+        if seen.note:
+            print(seen.note, file=sys.stderr, flush=True)
 
 
 def _begin(stage, beside, stamp):
