@@ -23,7 +23,7 @@ from ..core.hardware import nvidia_driver
 from ..core.paths import find_checkout
 from ..core.renamed import read_record, stamp_names
 from ..stages.encoder_input import encoder_stamp
-from .outputs import list_outputs
+from .outputs import list_outputs, list_tables
 from .registry import STAGES
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-05
@@ -297,23 +297,24 @@ def write_record(
     began = datetime.now(UTC) - timedelta(seconds=seconds)
     record = _run_with(output, stage, values, data)
     path, done = record_path(output, record["stamp"]), _already_done(output, stage, began.timestamp())
-    outputs = list_outputs(stage, values, output)
-    if done and _keep_record(path, outputs):
+    listed = {"outputs": list_outputs(stage, values, output)}
+    listed["inputs"] = list_tables(stage, Path(output).parent, values["data_dir"])
+    if done and _keep_record(path, listed):
         return path
     environment = {} if done else {"commit": commit or _own_checkout()} | computing_environment()
     times = {"started": began.isoformat(timespec="seconds"), "seconds": round(seconds, 1)}
-    write_json(path, record | {"already_done": done} | environment | times | {"outputs": outputs})
+    write_json(path, record | {"already_done": done} | environment | times | listed)
     return path
 
 
-def _keep_record(path, outputs):
+def _keep_record(path, listed):
     """Give the record of the same results a new date, and today's listing; False if it cannot be read."""
     try:
         kept = read_record(path)
     except UserError:
         return False
-    if kept.get("outputs") == outputs:
+    if kept | listed == kept:
         os.utime(path)
     else:
-        write_json(path, kept | {"outputs": outputs})
+        write_json(path, kept | listed)
     return True

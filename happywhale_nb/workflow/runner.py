@@ -27,7 +27,7 @@ from ..stages.study_split import finished_folds, study_folds
 from .assets import find_notebook
 from .locks import locked, own_gpus
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
-from .outputs import remove_scratch, withdraw_results, write_done
+from .outputs import listed_places, remove_scratch, withdraw_results, write_done
 from .parents import ended_with_parent
 from happywhale_nb.workflow.provenance import (
     begin_record,
@@ -225,11 +225,11 @@ def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, 
     own = own_output(beside)  # of several processes that train together, the first writes the record
     lock, waiting = own.with_name(f".{own.stem}.lock"), f"another process runs {own}: waiting until it is done"
     with ended_with_parent(), locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):
-        begun, commit = time.time(), _begin(stage, beside, stamp) if own == beside else None
+        begun, commit = time.time(), _begin(stage, beside, stamp, dataset.root) if own == beside else None
         run_notebook(stage_notebook(stage), output, values)
         if own == beside:
             record = write_record(beside, stage, full, dataset.fingerprint, time.time() - begun, commit)
-            write_done(record, read_record(record)["outputs"])
+            write_done(record, listed_places(record, read_record(record), dataset.root))
     return output
 
 
@@ -244,9 +244,9 @@ def _note_photos(values):
             print(seen.note, file=sys.stderr, flush=True)
 
 
-def _begin(stage, beside, stamp):
+def _begin(stage, beside, stamp, data):
     """Clear away what an earlier run has left and this one must not take for its own; the commit of the code."""
-    for fault in withdraw_results(stage, record_path(beside, stamp)):
+    for fault in withdraw_results(stage, record_path(beside, stamp), data):
         print(f"{beside.stem}: {fault}: its results are made again", file=sys.stderr, flush=True)
     remove_scratch(stage, beside)
     return begin_record(beside, stamp)

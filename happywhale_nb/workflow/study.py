@@ -693,11 +693,15 @@ def check_results(jobs: Sequence[Job], verify: bool = False) -> dict[Job, Output
     Returns:
         The check of each job that has a done file.
     """
-    return {job: check_outputs(_record(job), verify) for job in jobs if job.done_file.is_file()}
+    return {job: check_outputs(_record(job), _data(job), verify) for job in jobs if job.done_file.is_file()}
 
 
 def _record(job):
     return job.done_file.with_suffix(".json")
+
+
+def _data(job):
+    return Path(job.parameters["data_dir"])
 
 
 def _withdraw_faulty(jobs, verify):
@@ -707,7 +711,7 @@ def _withdraw_faulty(jobs, verify):
             print(f"{job.title}: {_first_faults(check)}: made again", file=sys.stderr, flush=True)
             job.done_file.unlink(missing_ok=True)
         else:
-            note_outputs(_record(job), check)
+            note_outputs(_record(job), check, _data(job))
     _restore_dates([job.done_file for job in jobs if job.done_file.is_file()], any(map(_lost_dates, jobs)))
 
 

@@ -13,7 +13,15 @@ import yaml
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.workflow import provenance
 from happywhale_nb.workflow import study as study_module
-from happywhale_nb.workflow.outputs import check_outputs, finished_at, remove_scratch, withdraw_results, write_done
+from happywhale_nb.workflow.outputs import (
+    check_outputs,
+    finished_at,
+    list_tables,
+    listed_places,
+    remove_scratch,
+    withdraw_results,
+    write_done,
+)
 from happywhale_nb.workflow.provenance import begin_record, record_path, write_record
 from happywhale_nb.workflow.registry import STAGES
 from happywhale_nb.workflow.runner import stage_values
@@ -42,7 +50,7 @@ def finish(job):
     stamp = job.done_file.name.removesuffix(".run.done").rpartition("-")[2]
     record = write_record(job.output, job.stage, full, "data", 1.0, {"hash": "0" * 40, "changes": None})
     record = record.rename(record_path(job.output, stamp))
-    write_done(record, json.loads(record.read_text())["outputs"])
+    write_done(record, listed_places(record, json.loads(record.read_text()), full["data_dir"]))
     return record
 
 
@@ -53,7 +61,8 @@ def template(checkout, tiny, tmp_path_factory):
     root.mkdir()
     for part in ("nbs", "settings.ini"):
         (root / part).symlink_to(checkout / part)
-    content = {"study": "made", "data_dir": str(tiny)} | SMALL
+    data = Path(shutil.copytree(tiny, root / "data"))
+    content = {"study": "made", "data_dir": str(data)} | SMALL
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(provenance, "computing_environment", dict)  # git and the driver are asked once a record
@@ -232,10 +241,48 @@ def test_outputs_of_snapshots_and_other_crops_belong_to_their_training(made):
         (place / "embeddings.parquet").write_text(variant)
     values = stage_values("train", train.parameters)[1] | {"snapshots": "2", "other_crops": "whole"}
     record = write_record(train.output, "train", values, "data", 1.0, {})
-    write_done(record, ())
+    write_done(record, {})
     assert not check_outputs(record).faults
     (folder / "basic_cnn@2" / "fold0" / "embeddings.parquet").unlink()
     assert check_outputs(record).faults == ("../../basic_cnn@2/fold0/embeddings.parquet is missing",)
+
+
+def test_a_table_that_is_edited_between_stages_is_named_and_what_reads_it_is_made_again(made, monkeypatch):
+    content, _, jobs = made
+    data = Path(content["data_dir"])
+    boxes = sorted((data / "boxes").glob("*.csv"))[0]
+    readers = {
+        boxes: {"01_eda", "03_train basic_cnn fold 0", "03_train basic_cnn fold 1"},
+        data / "sample_submission.csv": {"06_knn basic_cnn", "07_blending"},
+        data / "train.csv": {"01_eda", "06_knn basic_cnn", "08_report"},
+    }
+    for path, expected in readers.items():
+        kept, times, name = path.read_bytes(), path.stat(), path.relative_to(data).as_posix()
+        os.utime(path)
+        assert set(plan(content, jobs, monkeypatch).values()) == {"done"}, "a copy is no change"
+        path.write_bytes(kept.rstrip(b"\n") + b" \n")
+        states = plan(content, jobs, monkeypatch)
+        named = {title for title, state in states.items() if f"{name} of the data has" in state}
+        assert named == expected, (name, states)
+        train = next(job for job in jobs if job.stage == "train")
+        faults = withdraw_results("train", train.done_file.with_suffix(".json"), data)
+        assert bool(faults) == (path == boxes)
+        path.write_bytes(kept)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        finish(train)
+
+
+def test_a_training_lists_the_boxes_of_the_sources_that_it_uses(tmp_path):
+    (tmp_path / "boxes").mkdir()
+    for name in ("boxes.csv", "boxes/detic.csv", "boxes/fullbody_train.csv", "boxes/fullbody_test.csv"):
+        (tmp_path / name).write_text("image\n")
+    assert set(list_tables("train", tmp_path, tmp_path)) >= {"boxes/detic.csv", "boxes/fullbody_test.csv"}
+    config = {"parameters": {"crops": "fullbody whole", "tta_sources": ""}, "result": {"boxes": {"whole": 3}}}
+    write_json(tmp_path / "config.json", config)
+    own = ["boxes.csv", "boxes/fullbody_test.csv", "boxes/fullbody_train.csv"]
+    assert list(list_tables("train", tmp_path, tmp_path)) == own and "boxes/detic.csv" in list_tables(
+        "eda", "", tmp_path
+    )
 
 
 def test_scratch_of_killed_runs_is_removed_and_nothing_else(made):
