@@ -7536,6 +7536,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'happywhale_nb/workflow/study.py'),
                                               'happywhale_nb.workflow.study._restore_dates': ( 'lib/workflow/study.html#_restore_dates',
                                                                                                'happywhale_nb/workflow/study.py'),
+                                              'happywhale_nb.workflow.study._restore_folds': ( 'lib/workflow/study.html#_restore_folds',
+                                                                                               'happywhale_nb/workflow/study.py'),
                                               'happywhale_nb.workflow.study._section_of': ( 'lib/workflow/study.html#_section_of',
                                                                                             'happywhale_nb/workflow/study.py'),
                                               'happywhale_nb.workflow.study._several': ( 'lib/workflow/study.html#_several',

@@ -483,8 +483,8 @@ def study_of_one(parameters: Mapping[str, str]) -> dict:
 class Job:
     """One notebook to run.
 
-    The done file is empty. It exists if and only if the results are those of these parameters and data; its date is
-    that of the run.
+    The done file exists only if the stage has ended with these parameters and data; its date is that of the run.
+    Whether the results are still there, the run record beside it tells.
 
     Attributes:
         stage: name of the stage.
@@ -715,6 +715,17 @@ def _withdraw_faulty(jobs, verify):
     _restore_dates([job.done_file for job in jobs if job.done_file.is_file()], any(map(_lost_dates, jobs)))
 
 
+def _restore_folds(content, folder, jobs):
+    """Write the folds of a study again if its results are there and `folds.csv` is not."""
+    if (folder / "folds.csv").is_file() or not any(job.done_file.is_file() for job in jobs):
+        return
+    print(f"{folder / 'folds.csv'} is missing: written again", file=sys.stderr, flush=True)
+    shared = check_study(content).shared
+    dataset = read_dataset(find_data(shared.get("data_dir", "")), need_photos=False)
+    defaults = stage_values("train", shared | {"data_dir": str(dataset.root)})[1]
+    study_folds(dataset, folder, defaults["folds"], defaults["seed"], defaults["split"])
+
+
 def _restore_dates(done_files, lost):
     for path in done_files if lost else ():
         ended = finished_at(path)
@@ -934,6 +945,7 @@ def run_jobs(
     waiting = f"another run works on {folder}: waiting until it is done"
     with locked(folder / ".run.lock", waiting):
         _withdraw_faulty(jobs, verify)
+        _restore_folds(content, folder, jobs)
         with atomic(config) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8", newline="\n")
         local = not any(word.startswith("--executor") for word in more)

@@ -285,6 +285,22 @@ def test_a_training_lists_the_boxes_of_the_sources_that_it_uses(tmp_path):
     )
 
 
+def test_folds_that_are_deleted_are_written_again_and_the_same(made, capsys):
+    content, folder, jobs = made
+    for _ in range(2):
+        study_module._restore_folds(content, folder, jobs)
+    first = (folder / "folds.csv").read_bytes()
+    (folder / "folds.csv").unlink()
+    study_module._restore_folds(content, folder, jobs)
+    assert (folder / "folds.csv").read_bytes() == first
+    assert capsys.readouterr().err.count("folds.csv is missing: written again") == 2
+    (folder / "folds.csv").unlink()
+    for job in jobs:
+        job.done_file.unlink()
+    study_module._restore_folds(content, folder, jobs)
+    assert not (folder / "folds.csv").exists(), "a new study has none yet"
+
+
 def test_scratch_of_killed_runs_is_removed_and_nothing_else(made):
     _, folder, _ = made
     fold = folder / "basic_cnn" / "fold0"
