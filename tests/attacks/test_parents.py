@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from happywhale_nb.workflow.locks import locked
-from happywhale_nb.workflow.parents import PARENT, as_parent, ended_with_parent, is_running, process_name
+from happywhale_nb.workflow.parents import PARENT, as_parent, ended_with_parent, follow, process_name
 
 STAGE = """
 import subprocess, sys, time
@@ -52,23 +52,27 @@ def wait_for(condition, seconds=30):
 def test_children_end_soon_after_their_killed_parent(tmp_path, kind):
     run = subprocess.Popen([sys.executable, "-c", RUN, STAGE, str(tmp_path), kind], stderr=subprocess.DEVNULL)
     wait_for((tmp_path / "begun").exists)
-    below = [process_name(child.pid) for child in psutil.Process(run.pid).children(recursive=True)]
+    below = [follow(process_name(child.pid)) for child in psutil.Process(run.pid).children(recursive=True)]
     assert len(below) >= 3, "a shell, a stage and its kernel"
     run.kill()
     run.wait()
-    wait_for(lambda: not any(map(is_running, below)), 10)
+    wait_for(lambda: not any(is_running() for is_running in below), 10)
     with locked(tmp_path / "lock"):
         pass
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"lock", "begun"} if kind == "obeys" else "03_train.ipynb" not in left
 
 
-def test_a_process_is_named_by_number_and_start():
+def test_a_process_is_named_by_number_and_start(monkeypatch):
     own = process_name()
-    assert is_running(own) and own.startswith(f"{os.getpid()}:")
-    assert not is_running(own + "1") and not is_running(f"{os.getpid()}:0.00")
-    for text in ("", ":", "0", "whale", "-1:2", "9" * 30 + ":1", "²:1"):
-        assert not is_running(text), text
+    number, start = own.split(":")
+    assert follow(own)() and number == str(os.getpid())
+    assert follow(f"{number}:{float(start) + 5}")(), "the clock was set"
+    for text in ("", ":", "0", "whale", "-1:2", "9" * 30 + ":1", "²:1", f"{number}:0.00", f"{number}:nan", own + ":1"):
+        assert not follow(text)(), text
+    is_running = follow(own)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: float(start) + 86400)
+    assert is_running(), "the clock was set while it was followed"
 
 
 def test_without_a_named_parent_nothing_is_watched(monkeypatch):
