@@ -747,7 +747,8 @@ def test_rank_fold_searches_the_folds_gallery_and_for_the_test_all_usable_photog
 def test_rank_fold_of_files_of_before_ranks_as_of_those_of_today(trained):
     place, tests = trained.folder / "small" / "fold1", [f"t{i}.jpg" for i in range(9)]
     stored, centres = read_embeddings(place / "embeddings.parquet"), read_centres(place / "centres.parquet")
-    images, data = [*trained.folds["image"], *tests], SimpleNamespace(test=pd.DataFrame({"image": tests}))
+    images = [*trained.folds["image"], *tests]
+    data = SimpleNamespace(test=pd.DataFrame({"image": tests}), fingerprint="d")
     write_embeddings(place / "embeddings.parquet", image_embeddings(stored.parts, images, stored.vectors))
     today = rank_fold(place, data, trained.folds, 1, KNNHead(centre_weight=0.3))
     files = {"embeddings": (images, stored.vectors), "centres": (centres.individual_ids.tolist(), centres.vectors)}

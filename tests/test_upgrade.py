@@ -65,6 +65,8 @@ def put(fixture, folder):
         stage, mark = json.loads(record.read_text(encoding="utf-8"))["stage"], done_file(record)
         mark.touch()
         os.utime(mark, (1.7e9 + ORDER.index(stage),) * 2)
+        if stage == "report":  # too large for a fixture; a run asks only whether it is there
+            record.with_name("report.json").write_text("{}")
 
 
 @pytest.fixture(params=KEPT)

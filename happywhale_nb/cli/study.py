@@ -82,16 +82,30 @@ def _head(jobs, began):
     return f"Nothing to do, all {len(jobs)} notebooks are up to date:"
 
 # %% ../../nbs/lib/cli/study.ipynb #study-10
+def _note_photos(root, folder, dry_run):
+    """Name and note photographs that were replaced since the last run; a dry run notes nothing else."""
+    from happywhale_nb.data.dataset import read_dataset
+    from happywhale_nb.data.seen_photos import check_seen, keep_seen
+
+    dataset = read_dataset(root, need_photos=False)
+    seen = check_seen(dataset, folder)
+    if seen.note:
+        click.echo(seen.note, err=True)
+    if seen.changed or not dry_run:
+        keep_seen(seen, dataset, folder)
+
+
 @click.command()
 @click.argument("study", required=False, metavar="[STUDY.yaml]", type=PATH)
 @parameters_option
 @click.option("-n", "--dry-run", is_flag=True, help="Only show what would run, and why, with a graph of the jobs.")
 @click.option("--force", is_flag=True, help="Run all jobs again.")
+@click.option("--verify", is_flag=True, help="Compare the hashes of all results, also where size and time agree.")
 @click.option("--executor", help="Snakemake executor plugin that runs the jobs: slurm, kubernetes, … [this machine].")
 @click.option("--jobs", "max_jobs", type=click.IntRange(1), help="With --executor: maximum of parallel jobs [100].")
 @click.option("--snakemake", "more", default="", help="More arguments for Snakemake, quoted as one [none].")
 @click.pass_context
-def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
+def run(ctx, study, parameters, dry_run, force, verify, executor, max_jobs, more):
     """Run the missing or outdated parts of a study: EDA, training of every fold, search, maps, blend, report.
 
     \b
@@ -102,7 +116,8 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     STUDY.yaml lists models, folds and parameters; -p overrides them. Without it the study has one model, and -p sets
     the stages' parameters (`happywhale train --help` lists those of one stage).
 
-    Before the first stage the data folder is checked, as by `happywhale data check`.
+    Before the first stage the data folder is checked, as by `happywhale data check`. Results that are missing, cut or
+    changed since they were made are named and made again, with all that depends on them.
 
     Exit status 0: all done; 1: some jobs failed, and those that depend on them were not run; 2: no job could start.
     """
@@ -112,7 +127,9 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     began = time.time()
     require("snakemake", "papermill")
     content = _read_content(study, dict(parameters))
-    check = check_data(*study_folders(content, str(study or "study")))
+    root, folder = study_folders(content, str(study or "study"))
+    check = check_data(root, folder)
+    _note_photos(root, folder, dry_run)
     folder, jobs = study_jobs(content, str(study or "study"))
     keep_check(check, folder)
     if check.note:
@@ -120,11 +137,12 @@ def run(ctx, study, parameters, dry_run, force, executor, max_jobs, more):
     for line in study_notes(content, str(study or "study")):
         click.echo(line, err=True)
     if dry_run:
-        return _show_plan(folder, jobs, ["asked to"] * len(jobs) if force else plan_states(content, jobs))
+        states = ["asked to"] * len(jobs) if force else plan_states(content, jobs, verify)
+        return _show_plan(folder, jobs, states)
     words = shlex.split(more)
     if executor:
         words = ["--executor", executor, "--jobs", str(max_jobs or 100), *words]
-    unfinished = run_jobs(content, folder, jobs, words, force)
+    unfinished = run_jobs(content, folder, jobs, words, force, verify)
     for line in unfinished:
         click.echo(line, err=True)
     if unfinished:

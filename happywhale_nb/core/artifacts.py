@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError
+from .listings import FILES, file_fault, listed_fault
 from .platforms import rename_patiently, write_fault
 
 # %% ../../nbs/lib/core/artifacts.ipynb #artifacts-04
@@ -138,12 +139,21 @@ def is_done(record: Path | str, stamp: str, outputs: Iterable[Path | str] = ()) 
         outputs: files that must exist, too.
 
     Returns:
-        True if `record` has this `stamp` and all `outputs` exist.
+        True if `record` has this `stamp`, and all `outputs` and the files that it lists exist and are those that were
+        made (`core.listings`). False for a record that is cut off.
     """
-    record = Path(record)
-    if not record.is_file() or not all(Path(p).exists() for p in outputs):
+    record, outputs = Path(record), [Path(path) for path in outputs]
+    if not record.is_file() or not all(path.exists() for path in outputs):
         return False
-    return read_json(record).get("stamp") == stamp
+    try:
+        content = read_json(record)
+    except UserError:
+        return False
+    if not isinstance(content, dict) or content.get("stamp") != stamp:
+        return False
+    own = {record.parent / name: entry for name, entry in content.get(FILES, {}).items()}
+    faults = [*(file_fault(*item) for item in own.items()), *(listed_fault(p) for p in outputs if p not in own)]
+    return not any(faults)
 
 # %% ../../nbs/lib/core/artifacts.ipynb #artifacts-19
 def versions(*packages: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from .folder_rules import read_rules
 from .formats import photos_in
 from .names import clean_name, find_twins, id_of, is_nobody
 from .parts import of_part, with_parts
+from .replaced import read_replaced, revision
 from .species import merge_species
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-05
@@ -244,7 +245,8 @@ class Dataset:
         skipped: the photographs of both parts that `skip.csv` leaves out: image, reason, part (`train` or `test`).
         train_images: folder of the training photographs; it need not exist.
         test_images: folder of the test photographs; it need not exist.
-        fingerprint: fingerprint of tables and photographs (`core.artifacts.fingerprint`).
+        fingerprint: fingerprint of tables and photographs (`core.artifacts.fingerprint`), and of the content of
+            photographs that were replaced (`data.replaced`).
     """
 
     root: Path
@@ -328,9 +330,11 @@ def _split_skipped(tables, skips):
     return kept, pd.concat(skipped, ignore_index=True)
 
 
-def _fingerprint(train, photos):
+def _fingerprint(root, train, photos):
     rows = train[["image", "species_raw", "individual_id"]].to_numpy()
-    return fingerprint(sorted(map(tuple, rows)), photos=photos)
+    others = photos if read_replaced(root) else []  # mostly no photograph was replaced
+    revised = sorted((path.parent.name, path.name, own) for path in others if (own := revision(path)))
+    return fingerprint(sorted(map(tuple, rows)), *([revised] if revised else []), photos=photos)
 
 # %% ../../nbs/lib/data/dataset.ipynb #dataset-25
 def read_dataset(data_dir: Path | str = "", need_photos: bool = True) -> Dataset:
@@ -360,4 +364,4 @@ def read_dataset(data_dir: Path | str = "", need_photos: bool = True) -> Dataset
             check_images(tables[part], root / TABLES[part], folder)
             photos += [folder / name for name in sorted(tables[part]["image"])]
     train, test = (tables[part].reset_index(drop=True) for part in TABLES)
-    return Dataset(root, train, test, skipped, folders["train"], folders["test"], _fingerprint(train, photos))
+    return Dataset(root, train, test, skipped, folders["train"], folders["test"], _fingerprint(root, train, photos))

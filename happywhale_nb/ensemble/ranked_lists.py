@@ -18,6 +18,7 @@ from pyarrow import csv
 from ..core.arguments import check_kind, check_same_length
 from ..core.errors import UserError
 from ..core.labels import as_names
+from ..core.listings import check_listed
 from ..data.dataset import read_table
 from ..retrieval.predictions import PREDICTION_COLUMNS
 
@@ -32,8 +33,10 @@ def read_columns(path: Path | str) -> tuple[pa.Array, pa.Array]:
         `(images [n], predictions [n])`, one row per photo, lists not yet split.
 
     Raises:
-        UserError: as `read_table` (no such file or column, no rows, an empty cell), or if an image is listed twice.
+        UserError: as `read_table` (no such file or column, no rows, an empty cell), if an image is listed twice, or if
+            the file is not the one its stage wrote (`core.listings`).
     """
+    check_listed(path)
     options = csv.ConvertOptions(
         column_types=dict.fromkeys(PREDICTION_COLUMNS, pa.string()),
         include_columns=PREDICTION_COLUMNS,

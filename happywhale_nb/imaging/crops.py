@@ -28,6 +28,7 @@ from ..core.threads import in_threads, thread_count
 from ..data.boxes import BEYOND, BOX, LEAST, CropMix, read_boxes
 from ..data.dataset import Dataset
 from ..data.formats import open_photo
+from ..data.replaced import revision
 from .photo import decoding, photo_title, plain_jpeg, upright_pixels, upright_size
 from .pixels_in_flight import PIXELS
 from .resize import CENTRE, resize_pixels
@@ -384,7 +385,8 @@ def _read_all(crops, into_memory):
 def _crop_key(path, *options):
     # the fingerprint uses name and size of a photograph; a test photograph may share both with a known one
     part = ("test",) if Path(path).parent.name == "test_images" else ()
-    return fingerprint(*options, *part, photos=[path])
+    replaced = (own,) if (own := revision(path)) else ()
+    return fingerprint(*options, *part, *replaced, photos=[path])
 
 
 def _crops_of(paths, chosen, size, folder, margin, keep_aspect, resize):

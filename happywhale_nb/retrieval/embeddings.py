@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from ..core.artifacts import atomic
 from ..core.errors import UserError
+from ..core.listings import check_listed
 
 # %% ../../nbs/lib/retrieval/embeddings.ipynb #embeddings-09
 UNKNOWN_PART = "?"  # for files of earlier versions, which did not store parts
@@ -199,7 +200,8 @@ def _check_vectors(path, vectors, describe):
 # %% ../../nbs/lib/retrieval/embeddings.ipynb #embeddings-22
 @contextmanager
 def _reading(path: Path | str) -> Iterator[None]:
-    """Convert Parquet's errors for a missing or invalid file into a `UserError`."""
+    """Refuse a file that is not the listed one; convert Parquet's errors into a `UserError`."""
+    check_listed(path)
     try:
         yield
     except FileNotFoundError:

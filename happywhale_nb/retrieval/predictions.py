@@ -19,6 +19,7 @@ from ..core.arguments import check_same_length
 from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.labels import as_names
+from ..core.listings import check_listed
 from ..data.dataset import NEW, read_table
 from .conformal import Coverage
 
@@ -72,9 +73,10 @@ def read_predictions(path: Path | str, images: Iterable[str] | None = None) -> t
         `(images [n] str, predictions [n, 5] str)`, short rows filled with "".
 
     Raises:
-        UserError: for a row with more than five or repeated names or with a list as printed by Python, or for an
-            image without predictions.
+        UserError: for a row with more than five or repeated names or with a list as printed by Python, for an image
+            without predictions, or for a file that is not the one its stage wrote (`core.listings`).
     """
+    check_listed(path)
     table = read_table(path, PREDICTION_COLUMNS)
     rows = table["predictions"].str.split()
     for i, row in enumerate(rows):
@@ -121,8 +123,9 @@ def read_scores(path: Path | str, images: Iterable[str]) -> tuple[np.ndarray, np
         `(ids [n, k] str, scores [n, k] float32)`.
 
     Raises:
-        UserError: if the file is missing or damaged, or lacks one of the images.
+        UserError: if the file is missing or damaged, is not the one its stage wrote, or lacks one of the images.
     """
+    check_listed(path)
     try:
         table = parquet.read_table(path)
         names, ids, scores = (table[name].to_pylist() for name in ("image", "ids", "scores"))
@@ -181,8 +184,9 @@ def read_candidate_sets(path: Path | str, images: Sequence[str]) -> tuple[np.nda
         `(confidence [n] float, candidate_sets [n, k] str)`; "" beyond the end of a set.
 
     Raises:
-        UserError: if the file is missing or damaged, or lacks one of the images.
+        UserError: if the file is missing or damaged, is not the one its stage wrote, or lacks one of the images.
     """
+    check_listed(path)
     table = read_table(path, ["image", "confidence"]).set_index("image")
     if unknown := [name for name in images if name not in table.index]:
         raise UserError(f"{path} has no list for {unknown[0]} ({len(unknown)} are missing): run 06_knn again")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.listings import FILES, list_beside
 from ..data.dataset import NEW, Dataset, names_in_both
 from ..ensemble.blending import WeightReport, fit_model_weights, mean_scores, read_no_fin
 from ..ensemble.ranked_lists import read_ranked_lists
@@ -24,7 +25,7 @@ from ..retrieval.open_set import fit_threshold, rank_new
 from ..retrieval.predictions import read_scores, write_predictions
 from .blend_inputs import fold_queries, out_of_fold, select_runs
 from .blend_record import BlendOptions, record_worth
-from .study_split import study_folds
+from .study_split import require_data, study_folds
 
 # %% ../../nbs/lib/stages/blend_steps.ipynb #blend-steps-04
 def _printed(folder, names, penalty):
@@ -139,8 +140,11 @@ def blend_lists(dataset: Dataset, folder: Path, files: Mapping[str, Sequence[Pat
         The content of `blend.json` without options, stamp and versions.
 
     Raises:
-        UserError: if a file has no predictions for the study's photos.
+        UserError: if a file has no predictions for the study's photos, is not the one that 06_knn wrote, or was made
+            from other data.
     """
+    for path in (path for of_model in files.values() for path in of_model):
+        require_data(dataset, path.with_name("metrics.json"), "06_knn")
     images, folds = dataset.test["image"].to_numpy(dtype=str), study_folds(dataset, folder, save=False)
     counts, both = dataset.train["individual_id"].value_counts().to_dict(), names_in_both(dataset.root)
     weighted, judged, worth = options.weighting != "equal" and len(files) > 1, None, None
@@ -166,4 +170,5 @@ def blend_lists(dataset: Dataset, folder: Path, files: Mapping[str, Sequence[Pat
     facts = {"prediction_files": lists.models.tolist(), "weights": weights, "unseen": skipped}
     facts |= {"models": models.to_dict()} | {"repaired": repairs, "photos": len(blended), "tested": len(images) > 0}
     facts |= {"fraction_new_first": float((blended[:, 0] == NEW).mean())}
+    facts |= {FILES: list_beside(folder, ["submission.csv"] if len(images) else [])}
     return facts | record_worth(worth) | {"agreement": _agreement(lists, owners)}

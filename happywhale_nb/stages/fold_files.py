@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.artifacts import atomic, write_json
+from ..core.listings import FILES, check_listed, list_beside
 from ..core.renamed import read_record
 from happywhale_nb.networks.callbacks import (
     Unfinished,
@@ -26,7 +27,7 @@ OUTPUTS = ("model.keras", "history.csv", "embeddings.parquet", "centres.parquet"
 def write_fold(
     folder: Path, model: object, individuals: np.ndarray, history: list, embeddings: Embeddings, record: dict
 ) -> None:
-    """Write the files of a fold's folder, `config.json` last.
+    """Write the files of a fold's folder, and last `config.json`, which lists them.
 
     Args:
         folder: the fold's folder.
@@ -47,7 +48,8 @@ def write_fold(
     write_centres(folder / "centres.parquet", class_centres(model, individuals))
     with atomic(folder / "history.csv") as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False, lineterminator="\n")
-    write_json(folder / "config.json", record | {"versions": library_versions()})
+    files = {FILES: list_beside(folder, (*OUTPUTS, "empty.parquet"))}
+    write_json(folder / "config.json", record | {"versions": library_versions()} | files)
 
 # %% ../../nbs/lib/stages/fold_files.ipynb #fold-files-07
 def stopped_record(folder: Path, record: dict, error: Unfinished) -> dict:
@@ -77,5 +79,11 @@ def read_history(folder: Path, record: dict) -> pd.DataFrame:
 
     Returns:
         One row per epoch: epoch, loss, accuracy, top5 and seconds.
+
+    Raises:
+        UserError: if the file is not the one that the training wrote.
     """
-    return pd.DataFrame(record["history"]) if "unfinished" in record else pd.read_csv(folder / "history.csv")
+    if "unfinished" in record:
+        return pd.DataFrame(record["history"])
+    check_listed(folder / "history.csv")
+    return pd.read_csv(folder / "history.csv")

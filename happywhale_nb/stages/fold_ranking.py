@@ -18,7 +18,7 @@ from ..data.splits import gallery_and_queries, open_set_truth
 from ..retrieval.embeddings import read_centres, read_embeddings
 from ..retrieval.knn import KNNHead
 from ..retrieval.rankings import Fold, Ranking
-from .study_split import finished_folds
+from .study_split import finished_folds, require_data
 
 # %% ../../nbs/lib/stages/fold_ranking.ipynb #fold-ranking-04
 def species_of_individuals(folds: pd.DataFrame) -> pd.Series:
@@ -56,7 +56,11 @@ def rank_fold(
 
     Returns:
         a `Fold` of `Ranking`s.
+
+    Raises:
+        UserError: if a file is missing, or not the one that the training wrote, or was made from other data.
     """
+    require_data(dataset, Path(folder) / "config.json", "03_train")
     vectors, tests = read_embeddings(Path(folder) / "embeddings.parquet"), dataset.test["image"].to_numpy(dtype=str)
     gallery, query = gallery_and_queries(folds, fold)
     images, individuals, species = (folds[n].to_numpy(dtype=str) for n in ("image", "individual_id", "species"))

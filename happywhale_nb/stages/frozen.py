@@ -21,6 +21,7 @@ import pandas as pd
 
 from ..core.artifacts import atomic, fingerprint, is_done, read_json, write_json
 from ..core.errors import UserError
+from ..core.listings import FILES, list_beside
 from ..core.progress import bar
 from ..core.renamed import read_record, stamp_names
 from ..core.threads import read_ahead
@@ -332,7 +333,8 @@ def _write_vectors(folder, dataset, folds, found, stamp):
         write_embeddings(folder / EMPTY, image_embeddings(list(found.kinds), keys, found.empty))
     facts = {"stamp": stamp, "shares": found.shares, "widths": found.widths, "boxes": found.boxes}
     facts["seconds"] = round(found.seconds, 1)
-    write_json(folder / EMBEDDED, facts)
+    names = [_view_file(folder, number).name for number in range(len(found.views))]
+    write_json(folder / EMBEDDED, facts | {FILES: list_beside(folder, [*names, EMPTY])})
 
 
 def _read_vectors(folder, dataset, folds):
@@ -647,7 +649,8 @@ def _write_fold(fold, found, adapter, told, vectors, weights=()):
         parameters, kept = fold.record["parameters"], place.parent / ENCODER
         write_card(place, fold_card(fold.frozen, kept, parameters, found.boxes, weights))
     facts = {"encoder": _account(fold), "adapter": told, "result": _result(fold, found, vectors)}
-    write_json(place / "config.json", fold.record | facts | {"versions": library_versions()})
+    files = {FILES: list_beside(place, ("embeddings.parquet", "centres.parquet", EMPTY, ADAPTER))}
+    write_json(place / "config.json", fold.record | facts | {"versions": library_versions()} | files)
 
 # %% ../../nbs/lib/stages/frozen.ipynb #frozen-30
 OF_THE_CARD = ("name", "width", "height", "dimension", "licence", "commercial", "source", "mirror", "resize")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.artifacts import write_json
+from ..core.listings import FILES, list_beside
 from ..core.paths import fold_dir
 from ..core.renamed import read_record
 from ..data.dataset import Dataset
@@ -88,7 +89,7 @@ def prediction_files(dataset: Dataset, folders: Sequence[Path]) -> list[Path]:
 
 
 def write_fold(folder: Path, fold: Fold, n_folds: int, no_animal: np.ndarray | None) -> None:
-    """Write the predictions and the metrics of one fold.
+    """Write the predictions of one fold, and last `metrics.json`, with its metrics and a listing of the files.
 
     Args:
         folder: the fold's folder, with `config.json`.
@@ -106,7 +107,8 @@ def write_fold(folder: Path, fold: Fold, n_folds: int, no_animal: np.ndarray | N
     metrics["threshold"] = float(np.median(fold.queries.threshold))
     metrics["threshold_from"] = "the other folds" if n_folds > 1 else "this fold (optimistic)"
     metrics["oof"] = summary(fold.queries.truth, fold.queries.predictions)
-    write_json(folder / "metrics.json", metrics)
+    names = [part + end for part in fold.by_name for end in (".csv", "_scores.parquet", "_lists.csv")]
+    write_json(folder / "metrics.json", metrics | {FILES: list_beside(folder, names)})
 
 # %% ../../nbs/lib/stages/model_predictions.ipynb #model-predictions-12
 def read_fold(folder: Path | str, folds: pd.DataFrame, fold: int) -> CalibratedPrediction:

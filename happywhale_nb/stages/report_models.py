@@ -16,6 +16,7 @@ import seaborn as sns
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ..core.listings import check_listed
 from ..evaluation.html import Section, note_block, table_block
 from ..evaluation.per_query import fold_metrics
 from ..evaluation.statistics import compare_models, fold_statistics
@@ -131,12 +132,18 @@ def plot_history(folder: Path, models: Mapping[str, ReportedModel]) -> Figure:
     figure, ax = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
     for i, (name, model) in enumerate(models.items()):
         for j, k in enumerate(model.search["folds"]):
-            history = pd.read_csv(folder / name / f"fold{k}" / "history.csv")
+            history = _epochs(folder / name / f"fold{k}" / "history.csv")
             ax.plot(history["epoch"], history["loss"], f"C{i}", lw=1, label=name if j == 0 else None)
     ax.set(xlabel="epoch", ylabel="ArcFace loss", title="Training loss, with margin")
     ax.legend(frameon=False, fontsize=7)
     sns.despine()
     return figure
+
+
+def _epochs(path):
+    """The history of a training, if it is the one that was written."""
+    check_listed(path)
+    return pd.read_csv(path)
 
 # %% ../../nbs/lib/stages/report_models.ipynb #report-models-13
 def pairs_section(study: StudyResults) -> SectionResult:

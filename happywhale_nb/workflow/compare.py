@@ -183,7 +183,7 @@ def compare_provenance(a: RunResults, b: RunResults) -> list[dict[str, object]]:
     return sorted(differences.values(), key=lambda row: (PROVENANCE_KINDS.index(row["kind"]), row["name"]))
 
 # %% ../../nbs/lib/workflow/compare.ipynb #compare-13
-NOT_METRICS = {"stamp", "protocol", "parameters", "versions", "device", "study", "architectures"}
+NOT_METRICS = {"stamp", "files", "protocol", "parameters", "versions", "device", "study", "architectures"}
 
 
 def flatten_metrics(value: object, name: str = "") -> dict[str, object]:

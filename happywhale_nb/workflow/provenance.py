@@ -18,10 +18,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..core.artifacts import fingerprint, versions, write_json
+from ..core.errors import UserError
 from ..core.hardware import nvidia_driver
 from ..core.paths import find_checkout
 from ..core.renamed import read_record, stamp_names
 from ..stages.encoder_input import encoder_stamp
+from .outputs import list_outputs, list_tables
 from .registry import STAGES
 
 # %% ../../nbs/lib/workflow/provenance.ipynb #records-05
@@ -295,10 +297,24 @@ def write_record(
     began = datetime.now(UTC) - timedelta(seconds=seconds)
     record = _run_with(output, stage, values, data)
     path, done = record_path(output, record["stamp"]), _already_done(output, stage, began.timestamp())
-    if done and path.is_file():
-        os.utime(path)
+    listed = {"outputs": list_outputs(stage, values, output)}
+    listed["inputs"] = list_tables(stage, Path(output).parent, values["data_dir"])
+    if done and _keep_record(path, listed):
         return path
     environment = {} if done else {"commit": commit or _own_checkout()} | computing_environment()
     times = {"started": began.isoformat(timespec="seconds"), "seconds": round(seconds, 1)}
-    write_json(path, record | {"already_done": done} | environment | times)
+    write_json(path, record | {"already_done": done} | environment | times | listed)
     return path
+
+
+def _keep_record(path, listed):
+    """Give the record of the same results a new date, and today's listing; False if it cannot be read."""
+    try:
+        kept = read_record(path)
+    except UserError:
+        return False
+    if kept | listed == kept:
+        os.utime(path)
+    else:
+        write_json(path, kept | listed)
+    return True

@@ -146,6 +146,7 @@ class Stage:
         inputs: the results of earlier stages that it reads, also if other inputs include them.
         outputs: files of results, as patterns below its folder; the first is its JSON record.
         not_compared: further files that it writes, for people or for later stages.
+        tables: tables of the data folder whose every cell it may use, as patterns.
         headline: dotted names of the main metrics in its record.
         describe: function of the stage, its record and its folder that returns lines for people.
         ranges: allowed ranges of its numeric parameters, by name.
@@ -163,6 +164,7 @@ class Stage:
     inputs: tuple[Input, ...] = ()
     outputs: tuple[str, ...] = ()
     not_compared: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     headline: tuple[str, ...] = ()
     describe: Callable[["Stage", Mapping, Path], list[str]] = headline_lines
     ranges: dict[str, Range] = field(default_factory=dict)
@@ -203,6 +205,7 @@ register(
         scope="study",
         outputs=("eda.json",),
         not_compared=("duplicates-*.csv",),
+        tables=("train.csv", "encounters.csv", "boxes.csv", "boxes/*.csv", "image_sizes*.csv"),
         needs_photos=False,
     )
 )
@@ -236,6 +239,7 @@ register(
             *("config.json", "history.csv", "model.keras", "embeddings.parquet", "centres.parquet"),
             *("encoder.json", "adapter.npz"),  # of an encoder, instead of history.csv and model.keras
         ),
+        tables=("boxes.csv", "boxes/*.csv"),  # of the sources that it uses
         headline=("result.map5_known", "result.map5_within"),
         describe=_training_lines,
         choices={
@@ -287,6 +291,7 @@ register(
             *("knn.json", "fold*/metrics.json", "fold*/oof.csv", "fold*/test.csv", "fold*/oof_scores.parquet"),
             *("fold*/test_scores.parquet", "fold*/oof_lists.csv", "fold*/test_lists.csv"),
         ),
+        tables=("train.csv", "encounters.csv", "sample_submission.csv"),
         headline=("oof.map5",),
         describe=_search_lines,
         ranges={
@@ -317,6 +322,7 @@ register(
         ),
         outputs=("gradcam.json",),
         not_compared=("gradcam.png", "faithfulness.png"),
+        tables=("boxes.csv", "boxes/*.csv"),
         ranges={"examples": Range(1, 1000), "photos": Range(1, 1e9)},
         study=InStudy(chosen=True, embeds=True, first_fold=True, resources=Resources(gpus=1)),
         accelerators=("gpu",),
@@ -366,6 +372,7 @@ register(
             ),
         ),
         outputs=("blend.json", "submission.csv"),
+        tables=("sample_submission.csv", "skip.csv"),
         describe=_blend_lines,
         ranges={"min_map5": Range(0, 1), "min_gain": Range(0, 1)},
         choices={"weighting": ("equal", "fit", "paper", "printed"), "voting": ("paper", "notebook", "borda", "scores")},
@@ -396,6 +403,7 @@ register(
         inputs=_REPORT_INPUTS,
         outputs=("report.json",),
         not_compared=("report.html", "answers.jpg"),
+        tables=("train.csv", "encounters.csv", "test_truth.csv"),
         headline=("test.map5",),
         describe=_no_lines,
         ranges={"examples": Range(1, 1000), "kaggle_public": Range(0, 1), "kaggle_private": Range(0, 1)},

@@ -8,6 +8,7 @@ __all__ = ['stage_notebook', 'stage_output', 'check_ranges', 'check_training', '
 
 # %% ../../nbs/lib/workflow/runner.ipynb #stages-02
 import os
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from ..core.paths import find_data, fold_dir, study_dir
 from ..core.renamed import read_record
 from ..data.boxes import CropMix, read_boxes, wanted_sources
 from ..data.dataset import Dataset, read_dataset
+from ..data.seen_photos import SEEN, check_seen, keep_seen
 from ..data.splits import gallery_and_queries, require_catalogue
 from ..networks.presets import Preset, configure
 from ..stages.encoder_input import files_of, find_encoders, model_name, refuse_combinations
@@ -25,6 +27,8 @@ from ..stages.study_split import finished_folds, study_folds
 from .assets import find_notebook
 from .locks import locked, own_gpus
 from .notebooks import check_parameters, own_output, read_parameters, run_notebook
+from .outputs import listed_places, remove_scratch, withdraw_results, write_done
+from .parents import ended_with_parent
 from happywhale_nb.workflow.provenance import (
     begin_record,
     done_file,
@@ -212,6 +216,7 @@ def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, 
         UserError: as for `check_stage`, or if a cell fails.
     """
     values, full = stage_values(stage, arguments)
+    _note_photos(full)
     dataset = check_stage(stage, full)
     beside = stage_output(stage, full)
     output = Path(output).absolute() if output else beside
@@ -219,10 +224,29 @@ def run_stage(stage: str, arguments: Mapping, output: Path | str | None = None, 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # without start messages, with warnings and errors
     own = own_output(beside)  # of several processes that train together, the first writes the record
     lock, waiting = own.with_name(f".{own.stem}.lock"), f"another process runs {own}: waiting until it is done"
-    with locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):
-        begun, commit = time.time(), begin_record(beside, stamp) if own == beside else None
+    with ended_with_parent(), locked(lock, waiting), nullcontext() if gpus is None else own_gpus(gpus):
+        begun, commit = time.time(), _begin(stage, beside, stamp, dataset.root) if own == beside else None
         run_notebook(stage_notebook(stage), output, values)
         if own == beside:
             record = write_record(beside, stage, full, dataset.fingerprint, time.time() - begun, commit)
-            done_file(record).touch()
+            write_done(record, listed_places(record, read_record(record), dataset.root))
     return output
+
+
+def _note_photos(values):
+    """Note photographs that were replaced since the study last looked at them, if it ever did."""
+    folder = study_dir(values.get("study", ""), values["data_dir"], values["quick"])
+    if (folder / SEEN).is_file():
+        dataset = read_dataset(find_data(values["data_dir"]), need_photos=False)
+        seen = check_seen(dataset, folder)
+        keep_seen(seen, dataset, folder)
+        if seen.note:
+            print(seen.note, file=sys.stderr, flush=True)
+
+
+def _begin(stage, beside, stamp, data):
+    """Clear away what an earlier run has left and this one must not take for its own; the commit of the code."""
+    for fault in withdraw_results(stage, record_path(beside, stamp), data):
+        print(f"{beside.stem}: {fault}: its results are made again", file=sys.stderr, flush=True)
+    remove_scratch(stage, beside)
+    return begin_record(beside, stamp)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'WIDE', 'HIGH', 'read_study', 'StudySection', 'CheckedStudy', 'check_study', 'study_sources', 'override',
-           'study_of_one', 'Job', 'study_folders', 'study_notes', 'study_jobs', 'snakemake_arguments', 'plan_states',
-           'all_needs', 'plot_plan', 'failed_notebook', 'unfinished', 'machine_arguments', 'run_jobs']
+           'study_of_one', 'Job', 'study_folders', 'study_notes', 'study_jobs', 'snakemake_arguments', 'check_results',
+           'plan_states', 'all_needs', 'plot_plan', 'failed_notebook', 'unfinished', 'machine_arguments', 'run_jobs']
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-02
 import json
@@ -17,7 +17,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ from ..stages.study_split import study_folds
 from .assets import find_snakefile
 from .locks import locked, visible_gpus
 from .notebooks import WORDS, read_parameters
+from .outputs import OutputCheck, check_outputs, finished_at, note_outputs
+from .parents import as_parent
 from .registry import STAGES, reads_from, study_stages
 from happywhale_nb.workflow.runner import (
     check_encoder,
@@ -59,16 +61,64 @@ class _StudyLoader(yaml.SafeLoader):
     """YAML without duplicate keys: a copied block would silently replace the first. Values are texts as written."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # `<<` gives way to them
+        keys = [self.construct_object(key, deep=deep) for key in own]
         for i, key in enumerate(keys):
             if key in keys[:i]:
-                mark = node.value[i][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"{key!r} occurs twice", problem_mark=mark)
+                mark = own[i].start_mark
+                raise yaml.MarkedYAMLError(problem=f"{_shown(key)} occurs twice", problem_mark=mark)
         return super().construct_mapping(node, deep)
 
 
 for _kind in ("bool", "int", "float", "timestamp"):  # `007` is a study's name, not the number 7
     _StudyLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _StudyLoader.construct_yaml_str)
+
+
+def _shown(value):
+    """A value as a message shows it, in short."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+# %% ../../nbs/lib/workflow/study.ipynb #study-05b
+_MOST_BYTES, _MOST_VALUES, _DEEPEST, _LONGEST = 1_000_000, 20_000, 20, 5_000  # far more than any study has
+
+
+class _TooLarge(Exception):
+    """A file that no study needs."""
+
+
+def _measure(node, known, above=frozenset()):
+    """Values and levels of a YAML node with all aliases written out; raises `_TooLarge`."""
+    if id(node) in above:
+        raise _TooLarge("an alias (*name) stands inside its own anchor (&name)")
+    if id(node) not in known:
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [each for pair in pairs for each in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes = [_measure(child, known, above | {id(node)}) for child in children]
+        known[id(node)] = 1 + sum(n for n, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
+        if not pairs and len(node.value) > _LONGEST:
+            raise _TooLarge(f"a value has {len(node.value):,} characters: a study's have at most {_LONGEST:,}")
+    count, levels = known[id(node)]
+    if count > _MOST_VALUES or levels + len(above) > _DEEPEST:
+        most = f"a study has at most {_MOST_VALUES:,} values and {_DEEPEST} levels"
+        raise _TooLarge(f"{most}, counted with aliases (*name) written out: shorten it")
+    return known[id(node)]
+
+
+def _parse_study(text):
+    """The content of a study file; raises `_TooLarge` or YAML's errors."""
+    if len(text) > _MOST_BYTES:
+        raise _TooLarge(f"a study file has at most {_MOST_BYTES:,} bytes")
+    loader = _StudyLoader(text)
+    try:
+        if (node := loader.get_single_node()) is None:
+            return None
+        _measure(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise _TooLarge(f"it is nested too deeply: a study has at most {_DEEPEST} levels") from None
+    finally:
+        loader.dispose()
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-05a
 def read_study(path: Path | str) -> dict:
@@ -81,10 +131,15 @@ def read_study(path: Path | str) -> dict:
         Its content, not checked yet; numbers, dates and words such as `on` are texts, as in the file.
 
     Raises:
-        UserError: if the file is absent, is not UTF-8, or is not YAML with keys and values.
+        UserError: if the file is absent, is not UTF-8, is not YAML with keys and values, or is larger or deeper than
+            any study: also by aliases, of which a few lines can stand for billions of values.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _StudyLoader)
+        with Path(path).open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        content = _parse_study(text.decode("utf-8-sig"))
+    except _TooLarge as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -93,7 +148,8 @@ def read_study(path: Path | str) -> dict:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not a study's YAML ({getattr(error, 'problem', error)})") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise UserError(f"{path}{line}: not a study's YAML ({problem[:200]})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a study has keys and values, as in `study: demo`")
     return content
@@ -110,7 +166,7 @@ def _named(where):
 
 def _mapping(value, where):
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected keys and values, as in `name: {{key: value}}`, not {value!r}")
+        raise UserError(f"{where}: expected keys and values, as in `name: {{key: value}}`, not {_shown(value)}")
     return value
 
 
@@ -306,7 +362,7 @@ def _amount(value, least, where):
         with suppress(ValueError):
             value = int(value) if value.strip().isdigit() else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise UserError(f"{where}: expected a number from {least}, not {value!r}")
+        raise UserError(f"{where}: expected a number from {least}, not {_shown(value)}")
     return value
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-61
@@ -427,8 +483,8 @@ def study_of_one(parameters: Mapping[str, str]) -> dict:
 class Job:
     """One notebook to run.
 
-    The done file is empty. It exists if and only if the results are those of these parameters and data; its date is
-    that of the run.
+    The done file exists only if the stage has ended with these parameters and data; its date is that of the run.
+    Whether the results are still there, the run record beside it tells.
 
     Attributes:
         stage: name of the stage.
@@ -626,13 +682,63 @@ def _snakemake_summary(content):
         raise UserError(f"Snakemake cannot read the study: {done.stderr.strip() or done.stdout.strip()}")
     return {row[0]: (row[4], row[5]) for row in rows[1:]}
 
+# %% ../../nbs/lib/workflow/study.ipynb #study-19b
+def check_results(jobs: Sequence[Job], verify: bool = False) -> dict[Job, OutputCheck]:
+    """Compare the results of the finished jobs with the listings in their run records.
+
+    Args:
+        jobs: of `study_jobs`.
+        verify: hash all files; otherwise only those with another time than at the last check.
+
+    Returns:
+        The check of each job that has a done file.
+    """
+    return {job: check_outputs(_record(job), _data(job), verify) for job in jobs if job.done_file.is_file()}
+
+
+def _record(job):
+    return job.done_file.with_suffix(".json")
+
+
+def _data(job):
+    return Path(job.parameters["data_dir"])
+
+
+def _withdraw_faulty(jobs, verify):
+    """Name what is not what was made, and remove the done files of these jobs; note what was found unchanged."""
+    for job, check in check_results(jobs, verify).items():
+        if check.faults:
+            print(f"{job.title}: {_first_faults(check)}: made again", file=sys.stderr, flush=True)
+            job.done_file.unlink(missing_ok=True)
+        else:
+            note_outputs(_record(job), check, _data(job))
+    _restore_dates([job.done_file for job in jobs if job.done_file.is_file()], any(map(_lost_dates, jobs)))
+
+
+def _restore_folds(content, folder, jobs):
+    """Write the folds of a study again if its results are there and `folds.csv` is not."""
+    if (folder / "folds.csv").is_file() or not any(job.done_file.is_file() for job in jobs):
+        return
+    print(f"{folder / 'folds.csv'} is missing: written again", file=sys.stderr, flush=True)
+    shared = check_study(content).shared
+    dataset = read_dataset(find_data(shared.get("data_dir", "")), need_photos=False)
+    defaults = stage_values("train", shared | {"data_dir": str(dataset.root)})[1]
+    study_folds(dataset, folder, defaults["folds"], defaults["seed"], defaults["split"])
+
+
+def _restore_dates(done_files, lost):
+    for path in done_files if lost else ():
+        ended = finished_at(path)
+        os.utime(path, ns=(ended, ended))
+
 # %% ../../nbs/lib/workflow/study.ipynb #study-19a
-def plan_states(content: Mapping, jobs: Sequence[Job]) -> list[str]:
-    """Return the state of each job.
+def plan_states(content: Mapping, jobs: Sequence[Job], verify: bool = False) -> list[str]:
+    """Return the state of each job. Nothing is written.
 
     Args:
         content: of `read_study`.
         jobs: of `study_jobs`.
+        verify: as of `check_results`.
 
     Returns:
         A text for each job: `done` if it would not be run, else the reason to run it.
@@ -640,19 +746,37 @@ def plan_states(content: Mapping, jobs: Sequence[Job]) -> list[str]:
     Raises:
         UserError: if Snakemake cannot read the study.
     """
-    plans, states, to_run = _snakemake_summary(content), [], set()
+    plans, states, to_run, checks = _snakemake_summary(content), [], set(), check_results(jobs, verify)
     for job in jobs:
         status, plan = plans[str(job.done_file)]
         state = "done"
         if status == "missing":
             others = list(job.output.parent.glob(f"{job.output.stem}-*.run.json"))
             state = "parameters or data have changed" if others else "not run yet"
-        elif plan != "no update":
-            state = "needs jobs to be run" if to_run & set(job.needs) else "its inputs are newer"
+        elif job in checks and checks[job].faults:
+            state = _first_faults(checks[job])
+        elif to_run & set(job.needs):
+            state = "needs jobs to be run"
+        elif plan != "no update" and not _lost_dates(job):
+            state = "its inputs are newer"
         states.append(state)
         if state != "done":
             to_run.add(job)
     return states
+
+
+def _first_faults(check):
+    more = len(check.faults) - 3
+    return ", ".join(check.faults[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def _lost_dates(job):
+    """Whether a job is older than its inputs only by the dates of its files, as after a copy."""
+    files = [job.done_file, *(need.done_file for need in job.needs)]
+    if not all(path.is_file() for path in files):
+        return False
+    own, *needs = ([path.stat().st_mtime_ns, finished_at(path)] for path in files)
+    return any(date > own[0] for date, _ in needs) and not any(end > own[1] for _, end in needs)
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-21
 WIDE, HIGH = 3.1, 0.42  # inches between columns and rows
@@ -791,7 +915,12 @@ def machine_arguments() -> list[str]:
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-25a
 def run_jobs(
-    content: Mapping, folder: Path, jobs: Sequence[Job], more: Sequence[str] = (), force: bool = False
+    content: Mapping,
+    folder: Path,
+    jobs: Sequence[Job],
+    more: Sequence[str] = (),
+    force: bool = False,
+    verify: bool = False,
 ) -> list[str]:
     """Run the missing and outdated jobs of a study.
 
@@ -802,6 +931,7 @@ def run_jobs(
         more: further arguments for Snakemake, such as `--executor slurm --jobs 10`; without an executor among them,
             the study is run on this machine.
         force: run everything again.
+        verify: as of `check_results`.
 
     Returns:
         Texts of `unfinished`.
@@ -814,13 +944,15 @@ def run_jobs(
     config, start = folder / "study.yaml", time.time()
     waiting = f"another run works on {folder}: waiting until it is done"
     with locked(folder / ".run.lock", waiting):
+        _withdraw_faulty(jobs, verify)
+        _restore_folds(content, folder, jobs)
         with atomic(config) as temporary:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8", newline="\n")
         local = not any(word.startswith("--executor") for word in more)
         limits = [*machine_arguments(), "--quiet", "all"] if local else []
         if local and os.cpu_count() >= 2 * min(job.resources["cores"] for job in jobs):
             os.environ.setdefault("HAPPYWHALE_BARS", "off")  # progress bars of several jobs would mix
-        with suppress(SystemExit):  # the records show the result
+        with suppress(SystemExit), as_parent() if local else nullcontext():  # the records show the result
             snakemake(snakemake_arguments(config, *limits, *more))
     lines = unfinished(jobs, start)
     if lines and not any(line.startswith("failed") for line in lines) and local:
