@@ -45,6 +45,7 @@ class Card:
             chosen.
         encoder: the licence of its model, as read by `licences.stored_licence`; {}: unknown.
         accepted: day of acceptance by licence key, see `licences.accept_licence`.
+        files: name of the folder of its model, in the catalogue's folder.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Card:
     encounters: str = ""
     encoder: dict = field(default_factory=dict)
     accepted: dict = field(default_factory=dict)
+    files: str = "model"
 
     @classmethod
     def read(cls, folder: Path | str) -> "Card":
@@ -108,9 +110,14 @@ class Catalogue:
         self.reading, self.writing = self.store.reading, self.store.writing
 
     @property
+    def model_folder(self) -> Path:
+        """Folder of the catalogue's copy of its encoder, as the card names it now."""
+        return self.folder / Card.read(self.folder).files
+
+    @property
     def model_path(self) -> Path:
         """The catalogue's copy of its encoder: a network's file, or else the folder of an encoder."""
-        network = self.folder / "model" / "model.keras"
+        network = self.model_folder / "model.keras"
         return network if network.is_file() else network.parent
 
     @property
@@ -149,15 +156,16 @@ class Catalogue:
         if Card.read(self.folder).model != self.fingerprint:
             raise UserError(f"the catalogue in {self.folder} {CHANGED}")
 
-    def choose_model(self, fingerprint: str, licence: Licence | None = None) -> None:
-        """Set the catalogue's model, in this object and on the card.
+    def choose_model(self, fingerprint: str, licence: Licence | None = None, files: str = "") -> None:
+        """Set the catalogue's model, in this object and on the card: a single rename, which switches all of it.
 
         Args:
             fingerprint: fingerprint of a row of `models`.
             licence: licence of its encoder; None: nothing is known.
+            files: name of the folder of its files; "": the present one.
         """
-        encoder = asdict(licence or Licence())
-        replace(Card.read(self.folder), model=fingerprint, encoder=encoder).write(self.folder)
+        card, encoder = Card.read(self.folder), asdict(licence or Licence())
+        replace(card, model=fingerprint, encoder=encoder, files=files or card.files).write(self.folder)
         self.fingerprint = fingerprint
 
     def move_data(self, folder: Path | str) -> None:
@@ -262,7 +270,7 @@ def discard_empty(catalogue: Catalogue) -> None:
     (catalogue.folder / CARD).unlink(missing_ok=True)
     for path in catalogue.folder.glob("catalogue.sqlite*"):
         path.unlink()
-    shutil.rmtree(catalogue.folder / "model", ignore_errors=True)
+    shutil.rmtree(catalogue.folder / "model", ignore_errors=True)  # a catalogue that was never switched
     with suppress(OSError):  # not empty
         catalogue.folder.rmdir()
 
