@@ -55,6 +55,7 @@ from ..core.errors import UserError
 from ..core.leases import leased
 from ..core.progress import no_bars
 from ..core.renamed import read_record
+from ..core.shares import share_line
 from ..data.boxes import box_paths
 from ..data.check import count_noun
 from ..data.dataset import Dataset, read_dataset
@@ -275,6 +276,8 @@ def agreed_licence(
 def _open_or_create(folder, dataset, name, database, log):
     """The catalogue in a folder, created if missing. Raises `UserError` if it is of another data folder."""
     if not (folder / CARD).is_file():
+        if not database and (line := share_line(folder)):
+            log(line)
         return create_catalogue(folder, dataset.root, name, database)
     catalogue = Catalogue(folder)
     if catalogue.data.resolve() != dataset.root.resolve():

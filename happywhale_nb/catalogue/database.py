@@ -7,8 +7,9 @@ __all__ = ['make_engine', 'schema_version', 'migrate', 'check_schema', 'Store']
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-02
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
@@ -149,6 +150,19 @@ def _require_usable(engine, folder):
             f"the database {address} cannot be reached ({cause}): is it running, is the name right?"
         ) from None
 
+# %% ../../nbs/lib/catalogue/database.ipynb #database-43
+def _checkpoint(engine):
+    """Write what is in the write-ahead log of a SQLite database to its file, as far as nobody else reads it now."""
+    path = Path(str(engine.url.database))
+    if not Path(f"{path}-wal").is_file():
+        return
+    with suppress(SQLAlchemyError, sqlite3.Error):  # the log stays, and the next to open the database reads it
+        connection = engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            connection.close()
+
 # %% ../../nbs/lib/catalogue/database.ipynb #database-14
 class Store:
     """The database of a catalogue.
@@ -193,5 +207,7 @@ class Store:
             yield session
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what a SQLite database has in its write-ahead log is first written to its file."""
+        if self.engine.dialect.name == "sqlite":
+            _checkpoint(self.engine)
         self.engine.dispose()

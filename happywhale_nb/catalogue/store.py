@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CARD', 'CHANGED', 'WHOLE', 'BOX_FIELDS', 'Card', 'NotFound', 'Catalogue', 'find_catalogue', 'database_url',
            'create_catalogue', 'discard_empty', 'copy_sqlite', 'upgrade_catalogue', 'now', 'model_row',
-           'individual_named', 'new_encounter', 'box_key', 'add_photo', 'pack_vector', 'unpack_vectors']
+           'individual_named', 'new_encounter', 'refuse_taken', 'box_key', 'add_photo', 'pack_vector', 'unpack_vectors']
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-02
 import shutil
 import sqlite3
+import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -108,6 +109,7 @@ class Catalogue:
         self._placed = card.data
         self.store = Store(database_url(self.folder, card.database), self.folder)
         self.reading, self.writing = self.store.reading, self.store.writing
+        weakref.finalize(self, self.store.close)  # also when the process ends
 
     @property
     def model_folder(self) -> Path:
@@ -384,10 +386,23 @@ def new_encounter(
     return _insert_encounter(session, row, name)
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-10a
-def _insert_encounter(session, row, name):
-    """Add a row of `encounters` under its name, or under a temporary name until its id is known."""
+def refuse_taken(session: Session, name: str) -> None:
+    """Refuse a name for a new encounter that another one has.
+
+    Args:
+        session: a session of the catalogue's database.
+        name: the name; "": none was chosen.
+
+    Raises:
+        UserError: if it is taken.
+    """
     if name and session.scalar(select(Encounter.id).where(Encounter.name == name)):
         raise UserError(f"there is an encounter {name!r} already: add the photographs to it, or choose another name")
+
+
+def _insert_encounter(session, row, name):
+    """Add a row of `encounters` under its name, or under a temporary name until its id is known."""
+    refuse_taken(session, name)
     row.name = name or f"unnamed {now()} {np.random.default_rng().integers(1 << 60)}"
     row.version, row.created_at, row.decided_by, row.decided_at = 1, now(), "", ""
     session.add(row)
