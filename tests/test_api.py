@@ -42,8 +42,8 @@ from happywhale_nb.catalogue.matching import Matcher, match_encounter
 from happywhale_nb.catalogue.schema import Annotation, Decision, Embedding, Encounter, Individual, Photo, Token
 from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
-from happywhale_nb.core.leases import LEASE
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.leases import LEASE
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.formats import ENDINGS, heic_reader
 from happywhale_nb.server.app import make_app

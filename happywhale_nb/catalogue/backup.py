@@ -248,8 +248,8 @@ def backup_lines(catalogue: Catalogue, manifest: Manifest) -> list[str]:
     if manifest.database == "postgresql":
         address = catalogue.store.engine.url.set(drivername="postgresql").render_as_string()
         lines.append(
-            "the database is in PostgreSQL and not part of this backup: before each backup run `pg_dump --format=custom "
-            f"--file=FILE {address}`, so that no photograph in it is missing here"
+            "the database is in PostgreSQL and not part of this backup: before each backup run `pg_dump "
+            f"--format=custom --file=FILE {address}`, so that no photograph in it is missing here"
         )
     if not manifest.data:
         lines.append(f"the photographs and tables of {catalogue.data} are not part of this backup: copy that folder")

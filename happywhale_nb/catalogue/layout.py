@@ -7,6 +7,7 @@ __all__ = ['Part', 'catalogue_layout', 'layout_lines']
 
 # %% ../../nbs/lib/catalogue/layout.ipynb #layout-02
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from sqlalchemy import func, select
@@ -15,6 +16,7 @@ from .model_files import former_models
 from .schema import Embedding, Model, Photo
 from .store import CARD, Catalogue, model_row
 from .tidy import cached_files, scratch_folders, unknown_photos
+from ..core.leases import paths_below
 
 # %% ../../nbs/lib/catalogue/layout.ipynb #layout-04
 class Part(NamedTuple):
@@ -37,8 +39,11 @@ class Part(NamedTuple):
 
 def _files(*paths):
     """The count and the bytes of files, and of all files in folders."""
-    files = [each for path in paths for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file()]
-    return len(files), sum(each.stat().st_size for each in files)
+    sizes = []
+    for each in (each for path in paths for each in (path, *paths_below(path))):
+        with suppress(FileNotFoundError):  # a command that ends removes its own
+            sizes += [each.stat().st_size] if each.is_file() else []
+    return len(sizes), sum(sizes)
 
 # %% ../../nbs/lib/catalogue/layout.ipynb #layout-05
 def _vectors(catalogue):
@@ -75,7 +80,7 @@ def catalogue_layout(catalogue: Catalogue) -> list[Part]:
     database = [path for path in folder.glob("catalogue.sqlite*") if path.suffix in (".sqlite", ".sqlite-wal")]
     place = "catalogue.sqlite" if database else catalogue.store.engine.url.render_as_string()
     unknown, _ = unknown_photos(catalogue)
-    scratch = _files(*scratch_folders(catalogue))
+    left = _files(*scratch_folders(catalogue), *(folder / path for path in unknown))
     adapted = [folder / "adapted"] if (folder / "adapted").is_dir() else []
     return [
         Part("original", "encounters, individuals, decisions, boxes, tokens", place, *_files(*database)),
@@ -87,7 +92,7 @@ def catalogue_layout(catalogue: Catalogue) -> list[Part]:
         Part("cache", "embeddings by former encoders", f"in {place}", *former),
         Part("cache", "former encoders", "model*, adapted", *_files(*former_models(catalogue), *adapted)),
         Part("cache", "copies of the database by `upgrade`", "catalogue-*.sqlite", *_files(*cached_files(catalogue))),
-        Part("cache", "left by interrupted commands", ".*", scratch[0] + len(unknown), scratch[1] + sum(unknown.values())),
+        Part("cache", "left by interrupted commands", ".*", *left),
     ]
 
 # %% ../../nbs/lib/catalogue/layout.ipynb #layout-07
@@ -103,7 +108,8 @@ def layout_lines(parts: Sequence[Part]) -> list[str]:
     shown = [part for part in parts if part.count]
     width = max((len(part.what) for part in shown), default=0)
     lines = [
-        f"{part.kind:<9}{part.bytes / 1e6:>10,.1f} MB {part.count:>9,}  {part.what:<{width}}  {part.place}" for part in shown
+        f"{part.kind:<9}{part.bytes / 1e6:>10,.1f} MB {part.count:>9,}  {part.what:<{width}}  {part.place}"
+        for part in shown
     ]
     sums = {kind: sum(part.bytes for part in parts if part.kind == kind) for kind in ("original", "derived", "cache")}
     return [*lines, ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in sums.items())]

@@ -21,7 +21,7 @@ from .model_files import PREPARING, former_models
 from .schema import Embedding, Model, Photo
 from .store import Catalogue, model_row
 from ..core.errors import UserError
-from ..core.leases import LEASE, OLD, age_of, find_leases, is_leased, remove_abandoned
+from ..core.leases import LEASE, OLD, age_of, find_leases, is_leased, paths_below, remove_abandoned
 
 # %% ../../nbs/lib/catalogue/tidy.ipynb #tidy-05
 PHOTO = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")  # as `uploads.keep_photo` names them
@@ -71,7 +71,7 @@ def unknown_photos(catalogue: Catalogue) -> tuple[dict[str, int], list[Path]]:
         `uploads.keep_photo` gives, which the catalogue has not written.
     """
     found, strangers = {}, []
-    for path in sorted((catalogue.folder / "photos").rglob("*")):
+    for path in sorted(paths_below(catalogue.folder / "photos")):
         name = path.relative_to(catalogue.folder).as_posix()
         if "/." in name or path.is_dir():
             continue
@@ -100,7 +100,7 @@ def scratch_folders(catalogue: Catalogue) -> Iterator[Path]:
         The folders.
     """
     photos = catalogue.folder / "photos"
-    for parent in (catalogue.folder, photos, *photos.glob("[0-9a-f][0-9a-f]")):
+    for parent in (catalogue.folder, catalogue.model_folder, photos, *photos.glob("[0-9a-f][0-9a-f]")):
         for path in sorted(parent.glob(".*")):
             if SCRATCH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 yield path
@@ -114,8 +114,11 @@ def _is_abandoned(path, old):
 
 
 def _bytes_of(path):
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(each.lstat().st_size for each in files if each.is_file() or each.is_symlink())
+    size = 0
+    for each in (path, *paths_below(path)):
+        with suppress(OSError):
+            size += each.lstat().st_size if each.is_symlink() or not each.is_dir() else 0
+    return size
 
 # %% ../../nbs/lib/catalogue/tidy.ipynb #tidy-10
 def _former_vectors(catalogue, remove=False):

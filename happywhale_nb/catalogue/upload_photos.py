@@ -205,7 +205,9 @@ def _placing(catalogue, scratch, columns):
         with catalogue.writing() as session:
             lock_files(session)
             yield session
-            placed += place_photos(scratch, catalogue.folder, [each["path"] for each in columns])
+            paths = [each["path"] for each in columns]
+            placed += [path for path in paths if not (catalogue.folder / path).is_file()]
+            place_photos(scratch, catalogue.folder, paths)
     except BaseException:
         if placed:
             with suppress(OSError, SQLAlchemyError):  # `tidy` removes them later

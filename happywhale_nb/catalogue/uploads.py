@@ -408,33 +408,27 @@ def keep_photo(folder: Path | str, data: bytes, picture: Picture, sync: bool = T
     return path
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-24a
-def place_photos(scratch: Path | str, folder: Path | str, paths: Sequence[str]) -> list[str]:
+def place_photos(scratch: Path | str, folder: Path | str, paths: Sequence[str]) -> None:
     """Move photos that `keep_photo` has written for one request to the catalogue's folder.
 
     Args:
         scratch: the folder of the request.
         folder: the catalogue's folder.
-        paths: their paths in both.
-
-    Returns:
-        The paths of those that were not there before.
+        paths: their paths in both; a file that is there with the same bytes stays.
 
     Raises:
         OSError: if one cannot be moved.
     """
-    new, folders = [], {Path(folder), Path(folder) / "photos"}
+    folders = {Path(folder), Path(folder) / "photos"}
     for path in paths:
         source, target = Path(scratch) / path, Path(folder) / path
         if target.is_file() and target.read_bytes() == source.read_bytes():
             continue
-        if not target.is_file():
-            new.append(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         rename_patiently(source, target)
         folders.add(target.parent)
     for each in folders:
         sync_folder(each)
-    return new
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-28
 def show_photo(path: Path | str, side: int = 1600) -> bytes:

@@ -14,7 +14,10 @@ from pathlib import Path
 from .platforms import WINDOWS
 
 # %% ../../nbs/lib/core/shares.ipynb #shares-04
-NETWORK = re.compile(r"nfs\d?|cifs|smb\d?|smbfs|ncpfs|afs|9p|ceph|glusterfs|lustre|beegfs|davfs|fuse\.(sshfs|s3fs|rclone|.*nfs.*|davfs2?|glusterfs|ceph.*)")
+NETWORK = re.compile(
+    r"nfs\d?|cifs|smb\d?|smbfs|ncpfs|afs|ceph|glusterfs|lustre|beegfs|davfs|"
+    r"fuse\.(sshfs|s3fs|rclone|.*nfs.*|davfs2?|glusterfs|ceph.*)"
+)
 
 
 def mount_type(folder: Path | str, table: str) -> str:
