@@ -8,13 +8,14 @@ __all__ = ['MANIFEST', 'FORMAT', 'DATABASE', 'Manifest', 'read_manifest', 'back_
 # %% ../../nbs/lib/catalogue/backup.ipynb #backup-02
 import hashlib
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from sqlalchemy import select
 
@@ -22,7 +23,7 @@ from .schema import Photo
 from .store import CARD, Card, Catalogue, now
 from ..core.artifacts import read_json, write_json
 from ..core.errors import UserError
-from ..core.leases import find_leases, leased, remove_abandoned
+from ..core.leases import leased, sweep
 from ..core.platforms import sync_folder, write_fault
 from ..core.progress import bar
 from ..data.boxes import box_paths
@@ -83,9 +84,8 @@ def read_manifest(folder: Path | str) -> Manifest:
         raise UserError(f"{folder} is a backup of another version of happywhale: restore it with that one")
     manifest = Manifest(**told)
     for path in manifest.files:
-        pure = PurePosixPath(path)
-        known = not pure.is_absolute() and pure.parts[:1] in (("catalogue",), ("data",))
-        if not known or ".." in pure.parts or "\\" in path or ":" in pure.parts[1]:
+        first, *parts = re.split(r"[\\/]", path)
+        if first not in ("catalogue", "data") or not parts or {"", ".", ".."} & {*parts}:
             raise UserError(f"the manifest of {folder} names {path!r}: that is no path in a backup")
     return manifest
 
@@ -190,7 +190,7 @@ def back_up(
         raise UserError(f"{target} exists: name a folder that does not, such as {target.name}-{now()[:10]}")
     if catalogue.folder in target.parents:
         raise UserError(f"{target} is in the catalogue itself: choose a folder elsewhere, best on another disk")
-    _sweep(target.parent, "backup")
+    sweep(target.parent, "backup")
     with leased(target.parent, "backup") as scratch:
         try:
             manifest = _filled(catalogue, scratch, data)
@@ -216,12 +216,6 @@ def _filled(catalogue, scratch, data):
         except FileNotFoundError:  # the files of the former encoder
             continue
     raise UserError(f"the files of {catalogue.folder} change all the time: back it up when no other command runs")
-
-
-def _sweep(folder, purpose):
-    """Remove what backups that were killed have left in a folder."""
-    for path in find_leases(folder, purpose) if folder.is_dir() else ():
-        remove_abandoned(path)
 
 
 def _finish(made, target):
@@ -298,7 +292,7 @@ def restore(folder: Path | str, target: Path | str) -> Catalogue:
     manifest = read_manifest(folder)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} is not empty, and a restore overwrites nothing: choose another folder")
-    _sweep(target.parent, "restore")
+    sweep(target.parent, "restore")
     with leased(target.parent, "restore") as scratch:
         made = scratch / "made"
         try:

@@ -27,7 +27,7 @@ from ..core.leases import leased
 from ..core.platforms import rename_patiently, sync_folder, write_fault
 
 # %% ../../nbs/lib/catalogue/model_files.ipynb #model-files-04
-PREPARING = "model"  # the purpose of a lease that is held while another encoder is prepared
+PREPARING = "encoder"  # the purpose of a lease that is held while another encoder is prepared
 FOLDERS = re.compile(r"model(-\d+)?")  # names of folders of encoders
 
 

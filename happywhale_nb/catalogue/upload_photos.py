@@ -23,7 +23,7 @@ from .listings import get_or_404
 from .naming import same_species
 from .schema import Encounter, Photo
 from .store import Catalogue, add_photo, model_row, new_encounter, refuse_taken
-from .tidy import lock_files, remove_unknown
+from .tidy import UPLOAD, lock_files, remove_unknown
 from .uploads import Limits, Picture, check_photo, clean_name, keep_photo, place_photos
 from .validation import clean_date, clean_position, clean_side, clean_text
 from ..core.errors import UserError
@@ -187,7 +187,7 @@ def ingest_uploads(
     photos = check_uploads(files, limits or Limits())
     with catalogue.reading() as session:
         _refuse_early(session, number, known, photos)
-    with leased(catalogue.folder / "photos", "upload") as scratch:
+    with leased(catalogue.folder / "photos", UPLOAD) as scratch:
         columns = _embed_uploads(scratch, embedder, photos)
         with _placing(catalogue, scratch, columns) as session:
             encounter = _encounter_to_fill(session, number, known, photos)

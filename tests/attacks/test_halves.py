@@ -15,10 +15,14 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from happywhale_nb.catalogue import ingest as intake
+from happywhale_nb.catalogue.backup import back_up, check_backup, read_manifest, restore
 from happywhale_nb.catalogue.build import build_catalogue, change_model, open_embedder
 from happywhale_nb.catalogue.matching import Matcher
-from happywhale_nb.catalogue.schema import Embedding
+from happywhale_nb.catalogue.photo_files import content_digest
+from happywhale_nb.catalogue.schema import Embedding, Photo
 from happywhale_nb.catalogue.store import CARD, Card, Catalogue
+from happywhale_nb.catalogue.tidy import tidy
+from happywhale_nb.catalogue.upload_photos import ingest_uploads
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
 
@@ -140,7 +144,124 @@ def model_in_use(ground, folder):
         catalogue.close()
 
 
+def arrivals(ground, folder):
+    """Two uploads, which are acknowledged one by one."""
+    stand_in()
+    catalogue = Catalogue(folder / "catalogue")
+    embedder = open_embedder(catalogue)
+    try:
+        for i in range(2):
+            with catalogue.reading() as session:
+                there = session.scalar(select(func.count(Photo.id)).where(Photo.kept))
+            if there <= i:
+                ingest_uploads(catalogue, embedder, "Ann", [(f"n{i}.png", (ground / f"n{i}.png").read_bytes())])
+            yield
+    finally:
+        catalogue.close()
+
+
+def uploads(ground, folder):
+    """Rows of uploads with their files. After a start there is no other file, and no hidden folder."""
+    stand_in()
+    catalogue = Catalogue(folder / "catalogue")
+    try:
+        tidy(catalogue)
+        with catalogue.reading() as session:
+            rows = session.scalars(select(Photo.path).where(Photo.kept).order_by(Photo.id)).all()
+        files = [path for path in (catalogue.folder / "photos").rglob("*") if path.is_file() or path.name[0] == "."]
+        assert sorted(path.relative_to(catalogue.folder).as_posix() for path in files) == sorted(rows), files
+        assert all(content_digest(catalogue.folder / path) == Path(path).stem for path in rows)
+        return {path: True for path in rows}
+    finally:
+        catalogue.close()
+
+
+def ground_with_catalogue(folder):
+    """What is only read: also a catalogue, with an upload in it, and a backup of it."""
+    ground(folder)
+    for i in range(2):
+        draw_photo(folder / f"n{i}.png", 200 + i)
+    for _ in build(folder, folder):
+        pass
+    catalogue = Catalogue(folder / "catalogue")
+    ingest_uploads(catalogue, open_embedder(catalogue), "Ann", [("n0.png", (folder / "n0.png").read_bytes())])
+    back_up(catalogue, folder / "backup")
+    catalogue.close()
+
+
+def copy(ground, folder):
+    catalogue = Catalogue(ground / "catalogue")
+    try:
+        if not (folder / "backup").exists():
+            back_up(catalogue, folder / "backup")
+    finally:
+        catalogue.close()
+    yield
+
+
+def whole_backup(ground, folder):
+    target = folder / "backup"
+    if not target.exists():
+        return {"backup": None}
+    assert check_backup(target) == []
+    return {"backup": sorted(read_manifest(target).files)}
+
+
+def bring_back(ground, folder):
+    if not (folder / "catalogue").exists():
+        restore(ground / "backup", folder / "catalogue").close()
+    yield
+
+
+def whole_catalogue(ground, folder):
+    stand_in()
+    if not (folder / "catalogue").exists():
+        return {"catalogue": None}
+    catalogue = Catalogue(folder / "catalogue")
+    try:
+        with catalogue.reading() as session:
+            photos = session.scalars(select(Photo).order_by(Photo.id)).all()
+        assert all(content_digest(catalogue.path(photo)) == photo.sha256 for photo in photos)
+        return {"catalogue": [len(photos), open_embedder(catalogue).fingerprint, Matcher(catalogue).model.name]}
+    finally:
+        catalogue.close()
+
+
+def untidy(ground, folder):
+    """A catalogue with much that is not needed."""
+    for _ in build(ground, folder):
+        pass
+    place = folder / "catalogue"
+    for i in range(3):
+        lost = place / "photos" / f"{i}a" / f"{i}a{'0' * 62}.png"
+        lost.parent.mkdir(parents=True)
+        lost.write_bytes(b"lost")
+        (place / "photos" / f".upload.abcd123{i}").mkdir()
+        (place / "photos" / f".upload.abcd123{i}" / "lease").touch()
+    shutil.copytree(place / "model", place / "model-2")
+    shutil.copy(place / "catalogue.sqlite", place / "catalogue-0001.sqlite")
+    yield
+
+
+def clean(ground, folder):
+    catalogue = Catalogue(folder / "catalogue")
+    try:
+        tidy(catalogue, cache=True)
+    finally:
+        catalogue.close()
+    yield
+
+
+def needed(ground, folder):
+    """What may not be lost; the rest may be there or not."""
+    return model_in_use(ground, folder) if (folder / "catalogue" / CARD).is_file() else {"model": None}
+
+
 WRITERS = {
+    "uploads": Writer(arrivals, uploads, build, ground_with_catalogue, says=False, largest=250_000, by_sql=True),
+    "backup": Writer(copy, whole_backup, None, ground_with_catalogue, untold=("write",)),
+    "restore": Writer(bring_back, whole_catalogue, None, ground_with_catalogue, untold=("write",)),
+    "tidy": Writer(clean, needed, untidy, ground, says=False, largest=250_000, by_sql=True),
     "re-embed": Writer(switch, model_in_use, build, ground, says=False, largest=250_000, by_sql=True),
 }
 MATRIX = [(name, "earlier" if each.old else "nothing") for name, each in WRITERS.items()]

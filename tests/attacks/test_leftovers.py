@@ -15,19 +15,27 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import func, select
 from strangers import serving
 
 from happywhale_nb.catalogue import upload_photos
+from happywhale_nb.catalogue.backup import back_up, check_backup, restore
+from happywhale_nb.catalogue.ingest import ingest_dataset
 from happywhale_nb.catalogue.layout import catalogue_layout
+from happywhale_nb.catalogue.matching import Matcher
+from happywhale_nb.catalogue.photo_files import content_digest
 from happywhale_nb.catalogue.schema import Decision, Encounter, Photo
-from happywhale_nb.catalogue.store import Catalogue
+from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.tidy import tidy
 from happywhale_nb.catalogue.upload_photos import Metadata, ingest_uploads
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.artifacts import read_json, write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.leases import leased
 from happywhale_nb.core.shares import mount_type, share_line
+from happywhale_nb.data.dataset import read_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -229,7 +237,7 @@ def test_tidy_cache_removes_what_can_be_made_again(mine, colours):
     assert tidy(mine).count == 0
     parts = {part.what: part.count for part in catalogue_layout(mine) if part.kind == "cache"}
     assert parts["embeddings by former encoders"] == 58 and parts["copies of the database by `upgrade`"] == 1
-    with leased(mine.folder, "model"), pytest.raises(UserError, match="being prepared"):
+    with leased(mine.folder, "encoder"), pytest.raises(UserError, match="being prepared"):
         tidy(mine, cache=True)
     assert tidy(mine, cache=True).count == 59
     assert not any(part.count for part in catalogue_layout(mine) if part.kind == "cache")
@@ -317,3 +325,126 @@ def test_network_share_is_noticed_and_a_disk_is_not(tmp_path, monkeypatch):
         monkeypatch.setattr("happywhale_nb.core.shares.mount_type", lambda folder, text, kind=kind: kind)
         assert share_line(tmp_path) == ""
     assert mount_type("/mnt/other", table.format("nfs")) == "ext4"
+
+
+# --- copies of a catalogue in use
+
+
+def test_backup_while_people_decide_has_every_photograph_that_its_rows_name(mine, colours, tmp_path):
+    """Uploads and decisions go on all the time; each backup is one moment, and is restored as such."""
+    ended, faults = threading.Event(), []
+
+    def work(part):
+        for seed in range(1000 * part, 1000 * part + 1000):
+            if ended.is_set():
+                return
+            try:
+                ingest_uploads(mine, colours, "Ann", [("a.png", photograph(10_000 + seed))])
+            except Exception as error:
+                faults.append(error)
+                return
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(2)]
+    for thread in threads:
+        thread.start()
+    manifests = [back_up(mine, tmp_path / f"backup{i}") for i in range(2)]
+    ended.set()
+    for thread in threads:
+        thread.join(60)
+    assert not faults and not any(manifest.missing or manifest.changed for manifest in manifests)
+    restored = restore(tmp_path / "backup1", tmp_path / "again")
+    with restored.reading() as session:
+        photos = session.scalars(select(Photo)).all()
+        made = session.scalar(select(func.count(Decision.id)))
+    assert made == sum(photo.kept for photo in photos) > 0
+    assert all(content_digest(restored.path(photo)) == photo.sha256 for photo in photos)
+    assert Matcher(restored).model.name == "colours" and len(photos) == 58 + made
+    restored.close()
+
+
+def test_restore_refuses_what_is_damaged_and_overwrites_nothing(mine, tmp_path):
+    manifest, source = back_up(mine, tmp_path / "backup"), tmp_path / "backup"
+    card = (mine.folder / "catalogue.json").read_bytes()
+    for target in (mine.folder, tmp_path):
+        with pytest.raises(UserError, match="overwrites nothing"):
+            restore(source, target)
+    assert (mine.folder / "catalogue.json").read_bytes() == card
+    with pytest.raises(UserError, match="exists"):
+        back_up(mine, source)
+    with pytest.raises(UserError, match="in the catalogue itself"):
+        back_up(mine, mine.folder / "photos" / "backup")
+    name = next(name for name in manifest.files if name.startswith("data/train_images"))
+    whole = (source / name).read_bytes()
+    for spoilt in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], None):
+        (source / name).unlink()
+        if spoilt is not None:
+            (source / name).write_bytes(spoilt)
+        assert len(check_backup(source)) == 1
+        with pytest.raises(UserError, match=f"1 file of the backup .*{name}"):
+            restore(source, tmp_path / "again")
+        assert not (tmp_path / "again").exists() and not list(tmp_path.glob(".restore*"))
+        (source / name).write_bytes(whole)
+    restore(source, tmp_path / "again").close()
+    strange = read_json(source / "manifest.json")
+    for path in ("../x", "/etc/x", "catalogue/../../x", "other/x", "catalogue", "data\\..\\x", "data//x"):
+        write_json(source / "manifest.json", strange | {"files": strange["files"] | {path: [0, ""]}})
+        with pytest.raises(UserError, match="no path in a backup"):
+            restore(source, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_backup_names_what_is_missing_or_changed_and_can_leave_the_data_folder(mine, tiny_copy, tmp_path):
+    mine.move_data(tiny_copy)
+    photos = sorted((tiny_copy / "train_images").iterdir())
+    photos[0].unlink()
+    photos[1].write_bytes(photos[1].read_bytes() + b"\0")
+    told = []
+    manifest = back_up(mine, tmp_path / "whole", log=told.append)
+    assert manifest.missing == (f"data/train_images/{photos[0].name}",)
+    assert manifest.changed == (f"data/train_images/{photos[1].name}",)
+    assert len(told) == 2 and "1 photograph not found" in told[0]
+    told.clear()
+    small = back_up(mine, tmp_path / "small", data=False, log=told.append)
+    assert not any(name.startswith("data/") for name in small.files) and "not part of this backup" in told[0]
+    restored = restore(tmp_path / "small", tmp_path / "again")
+    assert restored.data == tiny_copy
+    restored.close()
+
+
+def test_commands_keep_a_catalogue(mine, tmp_path):
+    mine.close()
+
+    def run(*words):
+        done = CliRunner().invoke(main, ["catalogue", *map(str, words)])
+        return done.exit_code, done.output
+
+    assert run("backup", mine.folder, tmp_path / "backup")[0] == 0
+    assert "as written" in run("restore", tmp_path / "backup", tmp_path / "again", "--dry-run")[1]
+    assert not (tmp_path / "again").exists()
+    code, told = run("restore", tmp_path / "backup", tmp_path / "again")
+    assert code == 0 and "happywhale serve" in told
+    assert run("tidy", tmp_path / "again", "--cache") == (0, "nothing to remove\n")
+    code, told = run("layout", tmp_path / "again")
+    assert code == 0 and "photographs of the data folder" in told and "cache 0.0 MB" in told
+    code, told = run("restore", tmp_path / "backup", tmp_path / "again")
+    assert code == 2 and told.count("\n") == 1 and "overwrites nothing" in told
+    assert run("restore", tmp_path, tmp_path / "x")[0] == 2
+
+
+@pytest.mark.postgres
+def test_backup_of_a_postgresql_catalogue_copies_files_and_names_pg_dump(tiny, colours, postgres, tmp_path):
+    catalogue = create_catalogue(tmp_path / "pg", tiny, "pg", postgres())
+    ingest_dataset(catalogue, colours, read_dataset(tiny), "colours")
+    catalogue.choose_model(colours.fingerprint)
+    ingest_uploads(catalogue, colours, "Ann", [("a.png", photograph(1))])
+    with pytest.raises(UserError):
+        ingest_uploads(catalogue, colours, "Ann", [("b.png", photograph(2)), ("a.png", photograph(1))])
+    assert stored(catalogue) == known(catalogue) and tidy(catalogue).lines() == ["nothing to remove"]
+    told = []
+    manifest = back_up(catalogue, tmp_path / "backup", log=told.append)
+    assert manifest.database == "postgresql" and "pg_dump" in told[0] and "pg8000" not in told[0]
+    assert sum(name.startswith("catalogue/photos/") for name in manifest.files) == 1
+    restored = restore(tmp_path / "backup", tmp_path / "again")
+    assert stored(restored) == known(restored)
+    for each in (catalogue, restored):
+        each.close()
