@@ -113,7 +113,7 @@ def _copy_database(catalogue, target):
         if (fault := copy.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise UserError(f"the database of {catalogue.folder} is damaged ({fault}): go back to an earlier backup")
         copy.execute("PRAGMA journal_mode=DELETE")  # a single file; a catalogue that is opened changes it again
-        return copy.execute("SELECT path, kept, sha256 FROM photos ORDER BY id").fetchall()
+        return copy.execute("SELECT path, kept, sha256 FROM photos WHERE path <> '' ORDER BY id").fetchall()
 
 # %% ../../nbs/lib/catalogue/backup.ipynb #backup-09
 def _photo_rows(catalogue, made):
@@ -121,7 +121,8 @@ def _photo_rows(catalogue, made):
     if catalogue.store.engine.dialect.name == "sqlite":
         return _copy_database(catalogue, made / DATABASE)
     with catalogue.reading() as session:
-        return session.execute(select(Photo.path, Photo.kept, Photo.sha256).order_by(Photo.id)).all()
+        rows = select(Photo.path, Photo.kept, Photo.sha256).where(Photo.path != "")  # a deleted photo has none
+        return session.execute(rows.order_by(Photo.id)).all()
 
 
 def _other_files(catalogue, card, with_data):

@@ -8,6 +8,7 @@ __all__ = ['make_engine', 'schema_version', 'migrate', 'check_schema', 'Store']
 # %% ../../nbs/lib/catalogue/database.ipynb #database-02
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.resources import files
@@ -153,8 +154,7 @@ def _require_usable(engine, folder):
 # %% ../../nbs/lib/catalogue/database.ipynb #database-43
 def _checkpoint(engine):
     """Write what is in the write-ahead log of a SQLite database to its file, as far as nobody else reads it now."""
-    path = Path(str(engine.url.database))
-    if not Path(f"{path}-wal").is_file():
+    if not Path(f"{engine.url.database}-wal").is_file():
         return
     with suppress(SQLAlchemyError, sqlite3.Error):  # the log stays, and the next to open the database reads it
         connection = engine.raw_connection()
@@ -162,6 +162,13 @@ def _checkpoint(engine):
             connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         finally:
             connection.close()
+
+
+def _end(engine):
+    """Close the connections of a database."""
+    if engine.dialect.name == "sqlite":
+        _checkpoint(engine)
+    engine.dispose()
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-14
 class Store:
@@ -182,6 +189,7 @@ class Store:
             UserError: if it cannot be reached, or does not have the current tables.
         """
         self.engine = make_engine(url)
+        weakref.finalize(self, _end, self.engine)  # also when the process ends
         self._lock, self._writing = Lock(), self.engine.execution_options(writes=True)
         _require_usable(self.engine, folder)
 
@@ -208,6 +216,4 @@ class Store:
 
     def close(self) -> None:
         """Close the connections; what a SQLite database has in its write-ahead log is first written to its file."""
-        if self.engine.dialect.name == "sqlite":
-            _checkpoint(self.engine)
-        self.engine.dispose()
+        _end(self.engine)

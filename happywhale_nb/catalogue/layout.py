@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from .model_files import former_models
 from .schema import Embedding, Model, Photo
 from .store import CARD, Catalogue, model_row
-from .tidy import cached_files, scratch_folders, unknown_photos
+from .tidy import cached_files, scratch_folders, small_pictures, unknown_photos
 from ..core.leases import paths_below
 
 # %% ../../nbs/lib/catalogue/layout.ipynb #layout-04
@@ -62,8 +62,8 @@ def _vectors(catalogue):
 def _photos(catalogue, kept):
     """The count and the bytes of photographs, as their rows tell."""
     with catalogue.reading() as session:
-        sizes = select(func.count(Photo.id), func.coalesce(func.sum(Photo.size), 0)).where(Photo.kept == kept)
-        return tuple(session.execute(sizes).one())
+        sizes = select(func.count(Photo.id), func.coalesce(func.sum(Photo.size), 0))
+        return tuple(session.execute(sizes.where(Photo.kept == kept, Photo.path != "")).one())
 
 # %% ../../nbs/lib/catalogue/layout.ipynb #layout-06
 def catalogue_layout(catalogue: Catalogue) -> list[Part]:
@@ -92,6 +92,7 @@ def catalogue_layout(catalogue: Catalogue) -> list[Part]:
         Part("cache", "embeddings by former encoders", f"in {place}", *former),
         Part("cache", "former encoders", "model*, adapted", *_files(*former_models(catalogue), *adapted)),
         Part("cache", "copies of the database by `upgrade`", "catalogue-*.sqlite", *_files(*cached_files(catalogue))),
+        Part("cache", "small pictures for the page", "shown", *_files(*small_pictures(catalogue))),
         Part("cache", "left by interrupted commands", ".*", *left),
     ]
 

@@ -10,7 +10,6 @@ __all__ = ['CARD', 'CHANGED', 'WHOLE', 'BOX_FIELDS', 'Card', 'NotFound', 'Catalo
 # %% ../../nbs/lib/catalogue/store.ipynb #store-02
 import shutil
 import sqlite3
-import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -105,22 +104,19 @@ class Catalogue:
             raise UserError(f"there is no catalogue in {folder}: make one with `happywhale catalogue build`")
         card = Card.read(self.folder)
         self.name, self.data, self.fingerprint = card.name, Path(card.data), card.model
-        self.encounters = card.encounters
-        self._placed = card.data
+        self.encounters, self._placed = card.encounters, card.data
         self.store = Store(database_url(self.folder, card.database), self.folder)
         self.reading, self.writing = self.store.reading, self.store.writing
-        weakref.finalize(self, self.store.close)  # also when the process ends
 
     @property
     def model_folder(self) -> Path:
-        """Folder of the catalogue's copy of its encoder, as the card names it now."""
+        """Folder of its copy of its encoder, as the card names it now."""
         return self.folder / Card.read(self.folder).files
 
     @property
     def model_path(self) -> Path:
-        """The catalogue's copy of its encoder: a network's file, or else the folder of an encoder."""
-        network = self.model_folder / "model.keras"
-        return network if network.is_file() else network.parent
+        """Its copy of its encoder: a network's file, or else `model_folder`."""
+        return network if (network := self.model_folder / "model.keras").is_file() else network.parent
 
     @property
     def licence(self) -> Licence:

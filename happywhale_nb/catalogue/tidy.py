@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHOTO', 'SCRATCH', 'UPLOAD', 'QUICK', 'lock_files', 'remove_unknown', 'unknown_photos', 'scratch_folders',
-           'cached_files', 'Tidied', 'tidy']
+           'cached_files', 'small_pictures', 'Tidied', 'tidy']
 
 # %% ../../nbs/lib/catalogue/tidy.ipynb #tidy-02
 import re
@@ -110,7 +110,8 @@ def scratch_folders(catalogue: Catalogue) -> Iterator[Path]:
         The folders.
     """
     photos = catalogue.folder / "photos"
-    for parent in (catalogue.folder, catalogue.model_folder, photos, *photos.glob("[0-9a-f][0-9a-f]")):
+    below = [*photos.glob("[0-9a-f][0-9a-f]"), *(catalogue.folder / "shown").glob("[0-9a-f][0-9a-f]")]
+    for parent in (catalogue.folder, catalogue.model_folder, photos, *below):
         for path in sorted(parent.glob(".*")):
             if SCRATCH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 yield path
@@ -149,15 +150,27 @@ def _former_vectors(catalogue, remove=False):
 
 
 def cached_files(catalogue: Catalogue) -> list[Path]:
-    """List files and folders of a catalogue that can be made again or are not needed.
+    """List copies of the database that are not needed.
 
     Args:
         catalogue: the catalogue.
 
     Returns:
-        Copies of the database that `upgrade` made, sorted.
+        Those that `upgrade` made, sorted.
     """
     return sorted(catalogue.folder.glob("catalogue-*.sqlite"))
+
+
+def small_pictures(catalogue: Catalogue) -> list[Path]:
+    """List the small pictures that the page shows, which are made again on request.
+
+    Args:
+        catalogue: the catalogue.
+
+    Returns:
+        The files, sorted.
+    """
+    return sorted((catalogue.folder / "shown").glob("[0-9a-f][0-9a-f]/*.jpg"))
 
 # %% ../../nbs/lib/catalogue/tidy.ipynb #tidy-11
 @dataclass(frozen=True)
@@ -226,6 +239,7 @@ def tidy(catalogue: Catalogue, cache: bool = False, dry_run: bool = False, old: 
         ("folders of former encoders", *_remove([] if preparing else _former(catalogue, old), dry_run, 0)),
     ]
     if cache:
+        removed.append(("small pictures for the page", *_remove(small_pictures(catalogue), dry_run, 0)))
         removed.append(("copies of the database", *_remove(cached_files(catalogue), dry_run, 0)))
         removed.append(("embeddings by former encoders", *_former_vectors(catalogue, not dry_run)))
     left = tuple(path for path in scratch if path.exists() and path not in dead)

@@ -7,6 +7,8 @@ __all__ = ['COMMANDS', 'backup', 'restore_backup', 'tidy_up', 'show_layout']
 
 # %% ../../nbs/lib/cli/keeping.ipynb #keeping-02
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -42,19 +44,23 @@ def backup(folder, target, data):
     click.echo(f"{target}: {count_noun(len(manifest.files), 'file')}, {manifest.bytes / 1e6:,.1f} MB")
 
 # %% ../../nbs/lib/cli/keeping.ipynb #keeping-05
-@click.command("restore")
-@click.argument("source", type=PATH)
-@click.argument("folder", type=PATH)
-@click.option("--dry-run", is_flag=True, help="Only compare the backup with its manifest.")
-def restore_backup(source, folder, dry_run):
-    """Make the catalogue FOLDER from the backup SOURCE. Each file is verified; nothing is overwritten.
+def restore_backup(source: Path, words: Sequence[str], dry_run: bool) -> None:
+    """Make a catalogue from a backup, for the command `catalogue restore`.
 
-    \b
-    Example: happywhale catalogue restore /mnt/disk/whales-2026-07-31 outputs/demo/catalogue
+    Args:
+        source: the backup.
+        words: what was typed after it: the folder of the catalogue to make.
+        dry_run: whether only to compare the backup with its manifest.
+
+    Raises:
+        UserError: if the folder is missing or not empty, or the backup is damaged.
     """
     from happywhale_nb.catalogue.backup import check_backup, read_manifest, restore
 
     manifest = read_manifest(source)
+    if len(words) != 1:
+        raise UserError(f"{source} is a backup: name one new folder for the catalogue after it")
+    folder = Path(words[0])
     if dry_run:
         if faults := check_backup(source):
             raise UserError("\n  ".join([f"{source} is damaged:", *faults[:20]]))
@@ -96,4 +102,4 @@ def show_layout(folder):
     click.echo("\n".join(layout_lines(catalogue_layout(_opened(folder)))))
 
 
-COMMANDS = (backup, restore_backup, tidy_up, show_layout)
+COMMANDS = (backup, tidy_up, show_layout)

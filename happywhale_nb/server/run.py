@@ -92,6 +92,9 @@ def stopped_by_signals() -> Iterator[None]:
 
     Yields:
         None.
+
+    Raises:
+        KeyboardInterrupt: only one that is not by such a signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -20,8 +20,9 @@ from PIL import Image
 from sqlalchemy import func, select
 from strangers import serving
 
-from happywhale_nb.catalogue import upload_photos
+from happywhale_nb.catalogue import corrections, upload_photos
 from happywhale_nb.catalogue.backup import back_up, check_backup, restore
+from happywhale_nb.catalogue.corrections import withdraw_encounter
 from happywhale_nb.catalogue.ingest import ingest_dataset
 from happywhale_nb.catalogue.layout import catalogue_layout
 from happywhale_nb.catalogue.matching import Matcher
@@ -177,7 +178,7 @@ def test_tidy_during_uploads_of_many_loses_nothing(mine, colours):
 
 KILLED = """
 import os, sys, threading, time
-from happywhale_nb.catalogue import upload_photos
+from happywhale_nb.catalogue import corrections, upload_photos
 from happywhale_nb.catalogue.example import ColourEmbedder
 from happywhale_nb.catalogue.store import Catalogue
 step = sys.argv[2]
@@ -234,12 +235,15 @@ def test_tidy_cache_removes_what_can_be_made_again(mine, colours):
         )
         columns = "vector, trained, sha256, box FROM embeddings WHERE model_id = 1"
         session.connection().exec_driver_sql(f"INSERT INTO embeddings SELECT annotation_id, 2, {columns}")
+    picture = mine.folder / "shown" / "ab" / "abcd.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"small")
     assert tidy(mine).count == 0
     parts = {part.what: part.count for part in catalogue_layout(mine) if part.kind == "cache"}
     assert parts["embeddings by former encoders"] == 58 and parts["copies of the database by `upgrade`"] == 1
     with leased(mine.folder, "encoder"), pytest.raises(UserError, match="being prepared"):
         tidy(mine, cache=True)
-    assert tidy(mine, cache=True).count == 59
+    assert tidy(mine, cache=True).count == 60 and not picture.exists()
     assert not any(part.count for part in catalogue_layout(mine) if part.kind == "cache")
 
 
@@ -347,7 +351,10 @@ def test_backup_while_people_decide_has_every_photograph_that_its_rows_name(mine
     threads = [threading.Thread(target=work, args=(part,)) for part in range(2)]
     for thread in threads:
         thread.start()
-    manifests = [back_up(mine, tmp_path / f"backup{i}") for i in range(2)]
+    manifests = [back_up(mine, tmp_path / "backup0")]
+    while len(known(mine)) < 3 and not faults:
+        time.sleep(0.01)
+    manifests.append(back_up(mine, tmp_path / "backup1"))
     ended.set()
     for thread in threads:
         thread.join(60)
@@ -428,7 +435,25 @@ def test_commands_keep_a_catalogue(mine, tmp_path):
     assert code == 0 and "photographs of the data folder" in told and "cache 0.0 MB" in told
     code, told = run("restore", tmp_path / "backup", tmp_path / "again")
     assert code == 2 and told.count("\n") == 1 and "overwrites nothing" in told
-    assert run("restore", tmp_path, tmp_path / "x")[0] == 2
+    assert run("restore", tmp_path, tmp_path / "x")[0] == 2 == run("restore", tmp_path / "backup")[0]
+
+
+def test_deleted_photograph_is_in_no_backup_and_one_sent_again_is_kept(mine, colours, tmp_path, monkeypatch):
+    """Another request sends the same photograph between the commit of a deletion and the removal of the file."""
+    first = ingest_uploads(mine, colours, "Ann", [("a.png", photograph(1))])
+    with mine.writing() as session:
+        withdraw_encounter(session, "Ann", first, 1, "boat")
+    original = corrections.remove_unknown
+
+    def late(catalogue, paths):
+        ingest_uploads(mine, colours, "Bo", [("again.png", photograph(1))])
+        return original(catalogue, paths)
+
+    monkeypatch.setattr(corrections, "remove_unknown", late)
+    corrections.delete_uploads(mine, "Ann", encounter=first)
+    assert stored(mine) == [name for name in known(mine) if name] and len(stored(mine)) == 1
+    manifest = back_up(mine, tmp_path / "backup")
+    assert not manifest.missing and sum(name.startswith("catalogue/photos") for name in manifest.files) == 1
 
 
 @pytest.mark.postgres
