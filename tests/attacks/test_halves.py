@@ -26,7 +26,7 @@ from happywhale_nb.catalogue.upload_photos import ingest_uploads
 from happywhale_nb.core.artifacts import write_json
 from happywhale_nb.core.errors import UserError
 
-SEED, EACH = 20260731, 4  # of the sample that is tried without `make soak`
+SEED, EACH = 20260731, 1  # of the sample that is tried without `make soak`
 
 
 class Colours:
