@@ -64,7 +64,7 @@ def stand_in(colours, names):
             self.fingerprint = sha256(files).hexdigest()[:16]
 
         def embed(self, paths, boxes=None, quiet=True):
-            names.extend(path.name for path in paths)
+            names.extend(path.name for path in paths if path.name != "probe.png")  # a check before a switch
             return super().embed(paths, boxes)
 
     return SimpleNamespace(Embedder=Embedder)

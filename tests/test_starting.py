@@ -278,7 +278,7 @@ def test_start_with_an_adapter_calibrates_on_photographs_that_it_was_not_fitted_
     path = next((place / "data" / "lab" / "train_images").iterdir())
     assert built.embedder.width == 48 and np.isclose(np.linalg.norm(built.embedder.embed([path])), 1)
     assert match_encounter(Matcher(built.catalogue), "Ann", waiting)["candidates"]
-    assert trained_on(place / "model").sha256 and starting.Start.read(place).adapter["kind"] == "centre"
+    assert trained_on(Catalogue(place).model_folder).sha256 and starting.Start.read(place).adapter["kind"] == "centre"
     ended(built)
     NAMES.clear()
     assert ended(start(lab, place, "")).embedder.fingerprint == built.embedder.fingerprint
@@ -343,14 +343,16 @@ def test_encoder_that_is_adapted_already_gets_no_second_adapter(lab, encoder, tm
     place, lines, given = tmp_path / "catalogue", [], (encoder / "adapter.npz").read_bytes()
     built = ended(start(lab, place, encoder, lines.append))
     assert any("already has an adapter" in line for line in lines)
-    assert (place / "model" / "adapter.npz").read_bytes() == given and not (place / "adapted").exists()
-    assert built.catalogue.fingerprint == StandIn(encoder).fingerprint == StandIn(place / "model").fingerprint
+    assert (built.catalogue.model_folder / "adapter.npz").read_bytes() == given and not (place / "adapted").exists()
+    assert (
+        built.catalogue.fingerprint == StandIn(encoder).fingerprint == StandIn(built.catalogue.model_folder).fingerprint
+    )
 
 
 def test_adapter_keeps_the_list_of_what_the_encoder_was_trained_on(lab, encoder, tmp_path, adapting):
     write_json(encoder / "trained_on.json", ["f" * 64])
     ended(start(lab, tmp_path / "catalogue", encoder))
-    assert {"f" * 64} < trained_on(tmp_path / "catalogue" / "model").sha256
+    assert {"f" * 64} < trained_on(Catalogue(tmp_path / "catalogue").model_folder).sha256
 
 
 def test_encoder_is_kept_by_its_whole_path_and_may_be_another_while_nothing_is_embedded(

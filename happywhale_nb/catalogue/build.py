@@ -18,7 +18,6 @@ from sqlalchemy import select
 from happywhale_nb.catalogue.embedders import (
     check_model,
     copy_model,
-    keep_detector,
     kept_detector,
     load_embedder,
     model_name,
@@ -35,6 +34,16 @@ from happywhale_nb.catalogue.ingest import (
     update_metadata,
 )
 from .licences import Licence, accept_licence, licence_of, refuse_unasked
+from happywhale_nb.catalogue.model_files import (
+    PREPARING,
+    check_copy,
+    check_embedded,
+    embed_probe,
+    place_model,
+    prepared_model,
+    remove_former,
+    same_files,
+)
 from .no_animal import learn_no_animal
 from .photo_files import is_data_of, missing_line, missing_photos
 from .schema import Photo
@@ -43,8 +52,10 @@ from .training_photos import TrainedOn, mark_trained, trained_on, write_trained
 from ..core.arguments import check_kind
 from ..core.artifacts import atomic
 from ..core.errors import UserError
+from ..core.leases import leased
 from ..core.progress import no_bars
 from ..core.renamed import read_record
+from ..core.shares import share_line
 from ..data.boxes import box_paths
 from ..data.check import count_noun
 from ..data.dataset import Dataset, read_dataset
@@ -55,13 +66,14 @@ from ..retrieval.embeddings import Embeddings, read_embeddings
 from ..retrieval.identifier import Calibration
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-05a
-def keep_model(folder: Path | str, model: Path | str, detector: Path | str = "") -> Path:
-    """Copy all files of an encoder and a detector into a catalogue's folder.
+def keep_model(folder: Path | str, model: Path | str, detector: Path | str = "", name: str = "model") -> Path:
+    """Copy all files of an encoder and a detector into the folder of a catalogue that has no encoder yet.
 
     Args:
         folder: the catalogue's folder.
         model: as for `embedders.load_embedder`.
         detector: as for `networks.detectors.open_detector`; "": keep the catalogue's detector, if any.
+        name: name of the encoder's folder.
 
     Returns:
         The copy: a network's file, or the encoder's folder.
@@ -70,10 +82,10 @@ def keep_model(folder: Path | str, model: Path | str, detector: Path | str = "")
         UserError: if a file is missing.
     """
     check_model(model, detector)
-    detector = detector or kept_detector(Path(folder) / "model")
-    with atomic(Path(folder) / "model") as temporary:
+    detector = detector or kept_detector(Path(folder) / name)
+    with atomic(Path(folder) / name) as temporary:
         copy_model(model, temporary, detector)
-    return model_source(Path(folder) / "model")
+    return model_source(Path(folder) / name)
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-06b
 def stored_embeddings(model: Path | str, dataset: Dataset) -> Embeddings | None:
@@ -202,9 +214,10 @@ def _model_files(folder, model, detector):
     """The model and the detector that a build loads. Raises `UserError` if one is missing."""
     if not (folder / CARD).is_file() and not model:
         raise UserError(f"{folder} has no catalogue yet: choose its network with --model MODEL")
-    source = model_source(model or folder / "model")
+    kept = folder / (Card.read(folder).files if (folder / CARD).is_file() else "model")
+    source = model_source(model or kept)
     check_model(source, detector)
-    return source, detector or kept_detector(folder / "model")
+    return source, detector or kept_detector(kept)
 
 
 def open_model(
@@ -263,6 +276,8 @@ def agreed_licence(
 def _open_or_create(folder, dataset, name, database, log):
     """The catalogue in a folder, created if missing. Raises `UserError` if it is of another data folder."""
     if not (folder / CARD).is_file():
+        if not database and (line := share_line(folder)):
+            log(line)
         return create_catalogue(folder, dataset.root, name, database)
     catalogue = Catalogue(folder)
     if catalogue.data.resolve() != dataset.root.resolve():
@@ -275,11 +290,11 @@ def _open_or_create(folder, dataset, name, database, log):
 # %% ../../nbs/lib/catalogue/build.ipynb #build-10b
 def _ingest(catalogue, embedder, dataset, source, detector, log):
     """Keep the model, and add new photos and new metadata of a data folder. Returns the count of added photos."""
-    title, kept = model_name(source), catalogue.folder / "model"
+    title, kept = model_name(source), catalogue.model_folder
     if not kept.is_dir():
-        keep_model(catalogue.folder, source, detector)
+        keep_model(catalogue.folder, source, detector, kept.name)
     elif detector:
-        keep_detector(detector, kept)
+        _change_detector(catalogue, detector)
     added = ingest_dataset(catalogue, embedder, dataset, title, stored_embeddings(source, dataset), log)
     for line in update_metadata(catalogue, dataset, getpass.getuser()):
         log(line)
@@ -287,6 +302,15 @@ def _ingest(catalogue, embedder, dataset, source, detector, log):
         log(f"{count_noun(boxed, 'photograph')} without a box: that of the data folder's tables is used from now on")
     re_embed(catalogue, embedder, title)  # photos from an interrupted build by another model, or with a changed box
     return added
+
+
+def _change_detector(catalogue, detector):
+    """Give the catalogue another detector: by another folder for its model, and one write of the card."""
+    with prepared_model(catalogue, catalogue.model_folder, detector) as made:
+        if not same_files(made, catalogue.model_folder):
+            former = catalogue.model_folder
+            catalogue.choose_model(catalogue.fingerprint, catalogue.licence, place_model(catalogue.folder, made))
+            remove_former(former)
 
 
 def _load_embedder(model, detector):
@@ -298,7 +322,9 @@ def change_over(
     catalogue: Catalogue, embedder: PhotoEmbedder, source: Path | str, detector: Path | str = "",
     log: Callable[[str], None] = lambda line: None, agree: Callable[[Licence], bool] = refuse_unasked,
 ) -> Calibration:  # fmt: skip
-    """Switch the catalogue to a model that has embedded all photos, and calibrate it.
+    """Calibrate a model that has embedded all photos, and switch the catalogue to it.
+
+    Everything is computed, copied and checked before; then one write of the card switches.
 
     Args:
         catalogue: the catalogue.
@@ -312,7 +338,7 @@ def change_over(
         The calibration.
 
     Raises:
-        UserError: if the licence is not accepted.
+        UserError: if the licence is not accepted, or the model cannot be used; then the former one stays in use.
     """
     trained = training_of(catalogue, source)
     if trained is not None and trained.names:
@@ -320,14 +346,37 @@ def change_over(
             f"the files of {len(trained.names):,} training photographs are missing: they are recognized by name only, "
             "and under another name they count as new photographs"
         )
+    licence = agreed_licence(catalogue.folder, embedder, source, agree)
     mark_trained(catalogue, embedder.fingerprint, trained)
-    licence, kept = agreed_licence(catalogue.folder, embedder, source, agree), model_source(catalogue.folder / "model")
+    check_embedded(catalogue, embedder.fingerprint)
+    calibration = recalibrate(catalogue, learn_no_animal(catalogue, embedder), embedder.fingerprint)
+    kept = model_source(catalogue.model_folder)
     if catalogue.fingerprint != embedder.fingerprint and Path(source).resolve() != kept.resolve():
-        keep_model(catalogue.folder, source, detector)
-    if (catalogue.fingerprint, catalogue.licence) != (embedder.fingerprint, licence):
+        _switch_files(catalogue, embedder, source, detector, licence, trained)
+    elif (catalogue.fingerprint, catalogue.licence) != (embedder.fingerprint, licence):
         catalogue.choose_model(embedder.fingerprint, licence)
-    write_trained(catalogue.folder / "model", trained)
-    return recalibrate(catalogue, learn_no_animal(catalogue, embedder))
+    write_trained(catalogue.model_folder, trained)
+    return calibration
+
+
+def _switch_files(catalogue, embedder, source, detector, licence, trained):
+    """Copy an encoder into the catalogue, check the copy, switch to it, and remove the former one."""
+    from happywhale_nb.networks.encoder_card import TRAINED
+
+    former = catalogue.model_folder
+    with prepared_model(catalogue, source, detector) as made:
+        if same_files(made, former, (TRAINED,)):  # the first build has kept it
+            catalogue.choose_model(embedder.fingerprint, licence)
+            return
+        if catalogue.fingerprint:
+            copied = _load_embedder(model_source(made), kept_detector(made))
+            try:
+                check_copy(embedder, copied)
+            finally:
+                copied.close()
+        write_trained(made, trained)
+        catalogue.choose_model(embedder.fingerprint, licence, place_model(catalogue.folder, made))
+    remove_former(former)
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-11b
 def change_model(
@@ -335,6 +384,8 @@ def change_model(
     agree: Callable[[Licence], bool] = refuse_unasked,
 ) -> tuple[int, Calibration]:  # fmt: skip
     """Embed all photos with another encoder, then switch to it. Until then, the old encoder answers queries.
+
+    Interrupted, it goes on where it was when it is called again.
 
     Args:
         catalogue: the catalogue.
@@ -347,17 +398,21 @@ def change_model(
         The count of embedded photos, and the calibration.
 
     Raises:
-        UserError: if a file is missing or cannot be used, or the licence is not accepted; then nothing changes.
+        UserError: if a file is missing or cannot be used, or the licence is not accepted; then the old encoder stays.
     """
     source = model_source(model)
     check_model(source, detector)
-    embedder = _load_embedder(source, detector or kept_detector(catalogue.folder / "model"))
-    try:
-        catalogue.keep_licence(agreed_licence(catalogue.folder, embedder, source, agree))
-        embedded = re_embed(catalogue, embedder, model_name(source))
-        return embedded, change_over(catalogue, embedder, source, detector, log, agree)
-    finally:
-        embedder.close()
+    with leased(catalogue.folder, PREPARING):
+        embedder = _load_embedder(source, detector or kept_detector(catalogue.model_folder))
+        try:
+            embed_probe(embedder)
+            catalogue.keep_licence(agreed_licence(catalogue.folder, embedder, source, agree))
+            embedded = re_embed(catalogue, embedder, model_name(source))
+            if line := missing_line(catalogue, len(missing_photos(catalogue))):
+                log(f"{line}; until then they have no embedding by this encoder")
+            return embedded, change_over(catalogue, embedder, source, detector, log, agree)
+        finally:
+            embedder.close()
 
 # %% ../../nbs/lib/catalogue/build.ipynb #build-11a
 def open_embedder(catalogue: Catalogue) -> PhotoEmbedder:
@@ -374,12 +429,12 @@ def open_embedder(catalogue: Catalogue) -> PhotoEmbedder:
     Raises:
         UserError: if the catalogue's embeddings are by another model.
     """
-    source = model_source(catalogue.folder / "model")
+    source = model_source(catalogue.model_folder)
     embedder = _load_embedder(source, kept_detector(source.parent if source.is_file() else source))
     check_fingerprint(catalogue, embedder.fingerprint)
     re_embed(catalogue, embedder, model_name(source))
     trained = training_of(catalogue, source)
-    write_trained(catalogue.folder / "model", trained)
+    write_trained(catalogue.model_folder, trained)
     mark_trained(catalogue, embedder.fingerprint, trained)
     return embedder
 

@@ -25,6 +25,7 @@ from happywhale_nb.catalogue.decisions import (
 from .listings import get_or_404
 from .schema import Annotation, Crop, Decision, Embedding, Encounter, Photo
 from .store import Catalogue, new_encounter
+from .tidy import remove_unknown, unknown_photos
 from .undoing import undo
 from .validation import clean_text
 from ..core.errors import UserError
@@ -404,6 +405,10 @@ def delete_uploads(
         row = log_decision(session, user, "delete", met.id, before=before)
         numbers = row.id, met.id
     # after the commit: a file without a row harms less than a row without a file
-    for path in [*(catalogue.folder / name for name in files), *catalogue.folder.glob("shown/*/*.jpg")]:
+    removed = set(remove_unknown(catalogue, files))
+    for path in catalogue.folder.glob("shown/*/*.jpg"):
         path.unlink(missing_ok=True)  # `shown` caches small pictures of all photos and is refilled on request
+    left = {name for name in files if name not in removed and (catalogue.folder / name).is_file()}
+    if left and (left & set(unknown_photos(catalogue)[0])):  # not those that were sent again meanwhile
+        raise UserError(f"{sorted(left)[0]} cannot be removed: close it, then run `happywhale catalogue tidy`")
     return numbers

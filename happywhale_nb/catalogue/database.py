@@ -7,8 +7,10 @@ __all__ = ['make_engine', 'schema_version', 'migrate', 'check_schema', 'Store']
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-02
 import os
+import sqlite3
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
@@ -149,6 +151,25 @@ def _require_usable(engine, folder):
             f"the database {address} cannot be reached ({cause}): is it running, is the name right?"
         ) from None
 
+# %% ../../nbs/lib/catalogue/database.ipynb #database-43
+def _checkpoint(engine):
+    """Write what is in the write-ahead log of a SQLite database to its file, as far as nobody else reads it now."""
+    if not Path(f"{engine.url.database}-wal").is_file():
+        return
+    with suppress(SQLAlchemyError, sqlite3.Error):  # the log stays, and the next to open the database reads it
+        connection = engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            connection.close()
+
+
+def _end(engine):
+    """Close the connections of a database."""
+    if engine.dialect.name == "sqlite":
+        _checkpoint(engine)
+    engine.dispose()
+
 # %% ../../nbs/lib/catalogue/database.ipynb #database-14
 class Store:
     """The database of a catalogue.
@@ -168,6 +189,7 @@ class Store:
             UserError: if it cannot be reached, or does not have the current tables.
         """
         self.engine = make_engine(url)
+        weakref.finalize(self, _end, self.engine)  # also when the process ends
         self._lock, self._writing = Lock(), self.engine.execution_options(writes=True)
         _require_usable(self.engine, folder)
 
@@ -193,5 +215,5 @@ class Store:
             yield session
 
     def close(self) -> None:
-        """Close the connections."""
-        self.engine.dispose()
+        """Close the connections; what a SQLite database has in its write-ahead log is first written to its file."""
+        _end(self.engine)

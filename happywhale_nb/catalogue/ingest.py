@@ -529,18 +529,19 @@ def _unread_messages(dataset):
     return messages
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-22
-def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None) -> Calibration:
-    """Calibrate the catalogue's model on its current content, and store the result.
+def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None, fingerprint: str = "") -> Calibration:
+    """Calibrate a model on the catalogue's current content, and store the result.
 
     Args:
         catalogue: the catalogue, with a model.
         no_animal: the test for photos without an animal; None: keep the stored one.
+        fingerprint: fingerprint of the model; "": the catalogue's.
 
     Returns:
         The calibration.
     """
     with catalogue.reading() as session:
-        model = model_row(session, catalogue.fingerprint)
+        model = model_row(session, fingerprint or catalogue.fingerprint)
         stored = (model.calibration or {}).get("no_animal")
         columns = (Embedding.vector, Embedding.trained, Photo.id, Encounter.individual_id, Encounter.species)
         rows = select(*columns).join(Annotation, Annotation.id == Embedding.annotation_id)

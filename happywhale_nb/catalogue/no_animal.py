@@ -84,18 +84,19 @@ def _named_photos(session, model):
     return held_out if len(held_out) >= least_photographs() else [number for number, _ in named]
 
 # %% ../../nbs/lib/catalogue/no_animal.ipynb #catalogue-no-animal-06
-def animal_photos(catalogue: Catalogue, seed: int = 0) -> AnimalPhotos:
+def animal_photos(catalogue: Catalogue, seed: int = 0, fingerprint: str = "") -> AnimalPhotos:
     """Read identified photographs of a catalogue, sampled at random if there are many.
 
     Args:
         catalogue: the catalogue, with a model.
         seed: random seed.
+        fingerprint: fingerprint of the model whose embeddings are read; "": the catalogue's.
 
     Returns:
         At most `MOST` photographs; training photographs of the network only if there are too few others.
     """
     with catalogue.reading() as session:
-        model = model_row(session, catalogue.fingerprint)
+        model = model_row(session, fingerprint or catalogue.fingerprint)
         made = (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model.id)
         query = select(Photo, Crop, Embedding.vector, Encounter.individual_id)
         query = query.join(Annotation, Annotation.photo_id == Photo.id).join(Crop, Crop.annotation_id == Annotation.id)
@@ -174,7 +175,7 @@ def learn_no_animal(catalogue: Catalogue, embedder: PhotoEmbedder, seed: int = 0
 
     Args:
         catalogue: the catalogue.
-        embedder: its network.
+        embedder: its network, or another one that has embedded its photographs.
         seed: random seed.
 
     Returns:
@@ -183,7 +184,7 @@ def learn_no_animal(catalogue: Catalogue, embedder: PhotoEmbedder, seed: int = 0
     """
     if not embedder.settings.get("embeds", True):
         return NoAnimal(note=f"{UNTOLD}: the vectors of this catalogue were made elsewhere.")
-    known = animal_photos(catalogue, seed)
+    known = animal_photos(catalogue, seed, embedder.fingerprint)
     sent = known.take(_sent_rows(known, np.random.default_rng(seed)))
     if (n := len(sent.paths)) < (least := least_photographs()):  # before anything is drawn and embedded in vain
         return NoAnimal(note=f"{UNTOLD}: that takes {least} named photographs, but only {n} files are available.")

@@ -357,7 +357,7 @@ def _with_adapter(catalogue, embedder, source, known, fitted, kind):
         copy_model(source, folder)
         write_adapter(folder / "adapter.npz", adapter)
         write_trained(folder, replace(seen, sha256=seen.sha256 | {*known.sha256[fitted].tolist()}))
-    adapted = load_embedder(catalogue.folder / "adapted", kept_detector(catalogue.folder / "model"))
+    adapted = load_embedder(catalogue.folder / "adapted", kept_detector(catalogue.model_folder))
     name = model_name(catalogue.folder / "adapted")
     adapt_stored(catalogue, embedder.fingerprint, adapted, adapter, name)
     return adapted, catalogue.folder / "adapted"

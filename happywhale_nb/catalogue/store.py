@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'CHANGED', 'WHOLE', 'BOX_FIELDS', 'Card', 'NotFound', 'Catalogue', 'find_catalogue', 'database_url',
            'create_catalogue', 'discard_empty', 'copy_sqlite', 'upgrade_catalogue', 'now', 'model_row',
-           'individual_named', 'new_encounter', 'box_key', 'add_photo', 'pack_vector', 'unpack_vectors']
+           'individual_named', 'new_encounter', 'refuse_taken', 'box_key', 'add_photo', 'pack_vector', 'unpack_vectors']
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-02
 import shutil
@@ -45,6 +45,7 @@ class Card:
             chosen.
         encoder: the licence of its model, as read by `licences.stored_licence`; {}: unknown.
         accepted: day of acceptance by licence key, see `licences.accept_licence`.
+        files: name of the folder of its model, in the catalogue's folder.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Card:
     encounters: str = ""
     encoder: dict = field(default_factory=dict)
     accepted: dict = field(default_factory=dict)
+    files: str = "model"
 
     @classmethod
     def read(cls, folder: Path | str) -> "Card":
@@ -102,16 +104,19 @@ class Catalogue:
             raise UserError(f"there is no catalogue in {folder}: make one with `happywhale catalogue build`")
         card = Card.read(self.folder)
         self.name, self.data, self.fingerprint = card.name, Path(card.data), card.model
-        self.encounters = card.encounters
-        self._placed = card.data
+        self.encounters, self._placed = card.encounters, card.data
         self.store = Store(database_url(self.folder, card.database), self.folder)
         self.reading, self.writing = self.store.reading, self.store.writing
 
     @property
+    def model_folder(self) -> Path:
+        """Folder of its copy of its encoder, as the card names it now."""
+        return self.folder / Card.read(self.folder).files
+
+    @property
     def model_path(self) -> Path:
-        """The catalogue's copy of its encoder: a network's file, or else the folder of an encoder."""
-        network = self.folder / "model" / "model.keras"
-        return network if network.is_file() else network.parent
+        """Its copy of its encoder: a network's file, or else `model_folder`."""
+        return network if (network := self.model_folder / "model.keras").is_file() else network.parent
 
     @property
     def licence(self) -> Licence:
@@ -149,15 +154,16 @@ class Catalogue:
         if Card.read(self.folder).model != self.fingerprint:
             raise UserError(f"the catalogue in {self.folder} {CHANGED}")
 
-    def choose_model(self, fingerprint: str, licence: Licence | None = None) -> None:
-        """Set the catalogue's model, in this object and on the card.
+    def choose_model(self, fingerprint: str, licence: Licence | None = None, files: str = "") -> None:
+        """Set the catalogue's model, in this object and on the card: a single rename, which switches all of it.
 
         Args:
             fingerprint: fingerprint of a row of `models`.
             licence: licence of its encoder; None: nothing is known.
+            files: name of the folder of its files; "": the present one.
         """
-        encoder = asdict(licence or Licence())
-        replace(Card.read(self.folder), model=fingerprint, encoder=encoder).write(self.folder)
+        card, encoder = Card.read(self.folder), asdict(licence or Licence())
+        replace(card, model=fingerprint, encoder=encoder, files=files or card.files).write(self.folder)
         self.fingerprint = fingerprint
 
     def move_data(self, folder: Path | str) -> None:
@@ -262,7 +268,7 @@ def discard_empty(catalogue: Catalogue) -> None:
     (catalogue.folder / CARD).unlink(missing_ok=True)
     for path in catalogue.folder.glob("catalogue.sqlite*"):
         path.unlink()
-    shutil.rmtree(catalogue.folder / "model", ignore_errors=True)
+    shutil.rmtree(catalogue.folder / "model", ignore_errors=True)  # a catalogue that was never switched
     with suppress(OSError):  # not empty
         catalogue.folder.rmdir()
 
@@ -376,10 +382,23 @@ def new_encounter(
     return _insert_encounter(session, row, name)
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-10a
-def _insert_encounter(session, row, name):
-    """Add a row of `encounters` under its name, or under a temporary name until its id is known."""
+def refuse_taken(session: Session, name: str) -> None:
+    """Refuse a name for a new encounter that another one has.
+
+    Args:
+        session: a session of the catalogue's database.
+        name: the name; "": none was chosen.
+
+    Raises:
+        UserError: if it is taken.
+    """
     if name and session.scalar(select(Encounter.id).where(Encounter.name == name)):
         raise UserError(f"there is an encounter {name!r} already: add the photographs to it, or choose another name")
+
+
+def _insert_encounter(session, row, name):
+    """Add a row of `encounters` under its name, or under a temporary name until its id is known."""
+    refuse_taken(session, name)
     row.name = name or f"unnamed {now()} {np.random.default_rng().integers(1 << 60)}"
     row.version, row.created_at, row.decided_by, row.decided_at = 1, now(), "", ""
     session.add(row)

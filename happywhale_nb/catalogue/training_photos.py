@@ -7,6 +7,7 @@ __all__ = ['photo_key', 'TrainedOn', 'trained_on', 'write_trained', 'mark_traine
 
 # %% ../../nbs/lib/catalogue/training_photos.ipynb #training_photos-02
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from .photo_files import content_digest
 from .schema import Annotation, Embedding, Model, Photo
 from .store import Catalogue
 from ..core.artifacts import read_json, write_json
+from ..core.errors import UserError
 from ..core.renamed import read_record
 from ..data.dataset import photo_folder, read_table
 from ..data.splits import FOLD_COLUMNS, gallery_and_queries
@@ -127,8 +129,14 @@ def write_trained(folder: Path | str, trained: TrainedOn | None) -> None:
     """
     from happywhale_nb.networks.encoder_card import TRAINED
 
-    if trained is not None and not trained.every:
-        write_json(Path(folder) / TRAINED, sorted(trained.sha256 | trained.names))
+    path = Path(folder) / TRAINED
+    if trained is None or trained.every:
+        return
+    entries = sorted(trained.sha256 | trained.names)
+    with suppress(UserError):  # missing or damaged
+        if read_json(path) == entries:
+            return
+    write_json(path, entries)
 
 # %% ../../nbs/lib/catalogue/training_photos.ipynb #training_photos-10
 def _training_folder(study):

@@ -8,10 +8,12 @@ __all__ = ['BadPhoto', 'TooLarge', 'Duplicate', 'CheckedPhoto', 'check_uploads',
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-02
 import re
 from collections.abc import Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from .decisions import Conflict, log_decision, refuse_withdrawn, update_encounter
@@ -19,10 +21,12 @@ from .ingest import PhotoEmbedder, add_detected_boxes, crop_row, refuse_made_els
 from .listings import get_or_404
 from .naming import same_species
 from .schema import Encounter, Photo
-from .store import Catalogue, add_photo, model_row, new_encounter
-from .uploads import Limits, Picture, check_photo, clean_name, keep_photo
+from .store import Catalogue, add_photo, model_row, new_encounter, refuse_taken
+from .tidy import UPLOAD, lock_files, remove_unknown
+from .uploads import Limits, Picture, check_photo, clean_name, keep_photo, place_photos
 from .validation import clean_date, clean_position, clean_side, clean_text
 from ..core.errors import UserError
+from ..core.leases import leased
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-05
 class BadPhoto(UserError):
@@ -176,16 +180,43 @@ def ingest_uploads(
     catalogue.refuse_changed()
     refuse_made_elsewhere(embedder)
     photos = check_uploads(files, limits or Limits())
+    with catalogue.reading() as session:
+        _refuse_early(session, number, known, photos)
+    with leased(catalogue.folder / "photos", UPLOAD) as scratch:
+        columns = _embed_uploads(scratch, embedder, photos)
+        with _placing(catalogue, scratch, columns) as session:
+            encounter = _encounter_to_fill(session, number, known, photos)
+            added = _add_photos(session, embedder.fingerprint, encounter, photos, columns, side)
+            if added:
+                _log_upload(session, user, encounter, added, photos, is_new=number is None)
+            return encounter.id
+
+
+@contextmanager
+def _placing(catalogue, scratch, columns):
+    """A session that writes. At its end the photos move to their places; if it fails they are not left there."""
+    placed = []
+    try:
+        with catalogue.writing() as session:
+            lock_files(session)
+            yield session
+            paths = [each["path"] for each in columns]
+            placed += [path for path in paths if not (catalogue.folder / path).is_file()]
+            place_photos(scratch, catalogue.folder, paths)
+    except BaseException:
+        if placed:
+            with suppress(OSError, SQLAlchemyError):  # `tidy` removes them later
+                remove_unknown(catalogue, placed)
+        raise
+
+
+def _refuse_early(session, number, known, photos):
+    """Raise the error that the transaction would raise, before anything is written and embedded."""
     if number is None:
-        with catalogue.reading() as session:
-            _refuse_duplicates(session, photos, None)
-    columns = _embed_uploads(catalogue, embedder, photos)
-    with catalogue.writing() as session:
-        encounter = _encounter_to_fill(session, number, known, photos)
-        added = _add_photos(session, embedder.fingerprint, encounter, photos, columns, side)
-        if added:
-            _log_upload(session, user, encounter, added, photos, is_new=number is None)
-        return encounter.id
+        refuse_taken(session, known.name)
+    else:
+        refuse_withdrawn(get_or_404(session, Encounter, number, "encounter"))
+    _refuse_duplicates(session, photos, number)
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-41
 def _encounter_to_fill(session, number, metadata, photos):
@@ -216,15 +247,15 @@ def _log_upload(session, user, encounter, added, photos, is_new):
     log_decision(session, user, "upload", encounter_id=encounter.id, note=note, after=after)
 
 # %% ../../nbs/lib/catalogue/upload_photos.ipynb #upload-photos-16
-def _embed_uploads(catalogue, embedder, photos):
-    """Store and embed checked photos. Returns the arguments of `add_photo` for each."""
-    paths = [keep_photo(catalogue.folder, photo.data, photo.picture) for photo in photos]
+def _embed_uploads(scratch, embedder, photos):
+    """Write checked photos to a request's folder, and embed them. Returns the arguments of `add_photo` for each."""
+    paths = [keep_photo(scratch, photo.data, photo.picture, sync=False) for photo in photos]
     boxes = add_detected_boxes(embedder, paths)
     vectors, crops = embedder.embed(paths, boxes), embedder.crop_boxes([str(path) for path in paths], boxes)
     return [
         {
             "name": photo.name,
-            "path": path.relative_to(catalogue.folder).as_posix(),
+            "path": path.relative_to(scratch).as_posix(),
             "kept": True,
             "sha256": photo.picture.sha256,
             "size": len(photo.data),

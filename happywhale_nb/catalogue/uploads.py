@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAME_LENGTH', 'TAKEN', 'REFUSED', 'OTHER_FILES', 'SUFFIX', 'UNREADABLE', 'ALONE', 'PATIENCE', 'clean_name',
            'refuse_format', 'Limits', 'count_segments', 'count_chunks', 'count_strips', 'Picture', 'read_exif',
-           'check_photo', 'survives_heic', 'keep_photo', 'show_photo', 'show_crop']
+           'check_photo', 'survives_heic', 'keep_photo', 'place_photos', 'show_photo', 'show_crop']
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-02
 import hashlib
@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..core.artifacts import atomic
 from ..core.errors import UserError
-from ..core.platforms import sync_folder
+from ..core.platforms import rename_patiently, sync_folder
 from ..data.dates import exif_date
 from happywhale_nb.data.formats import (
     ENDINGS,
@@ -379,13 +379,14 @@ def _check_tags(tags, name, limits):
         raise UserError(f"{name} {REFUSED['RAW']}")
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-24
-def keep_photo(folder: Path | str, data: bytes, picture: Picture) -> Path:
+def keep_photo(folder: Path | str, data: bytes, picture: Picture, sync: bool = True) -> Path:
     """Store an upload atomically as `photos/<two digits>/<sha256>` with the suffix of its format.
 
     Args:
-        folder: the catalogue's folder.
+        folder: the catalogue's folder, or the folder of a request, see `place_photos`.
         data: the file's bytes.
         picture: result of `check_photo`.
+        sync: whether its folders are written to disk, too.
 
     Returns:
         The file. If it exists with these bytes, it is not written again.
@@ -404,9 +405,32 @@ def keep_photo(folder: Path | str, data: bytes, picture: Picture) -> Path:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    for parent in (path.parent, photos, Path(folder)):
+    for parent in (path.parent, photos, Path(folder)) if sync else ():
         sync_folder(parent)
     return path
+
+# %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-24a
+def place_photos(scratch: Path | str, folder: Path | str, paths: Sequence[str]) -> None:
+    """Move photos that `keep_photo` has written for one request to the catalogue's folder.
+
+    Args:
+        scratch: the folder of the request.
+        folder: the catalogue's folder.
+        paths: their paths in both; a file that is there with the same bytes stays.
+
+    Raises:
+        OSError: if one cannot be moved.
+    """
+    folders = {Path(folder), Path(folder) / "photos"}
+    for path in paths:
+        source, target = Path(scratch) / path, Path(folder) / path
+        if target.is_file() and target.read_bytes() == source.read_bytes():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        rename_patiently(source, target)
+        folders.add(target.parent)
+    for each in folders:
+        sync_folder(each)
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-28
 def show_photo(path: Path | str, side: int = 1600) -> bytes:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .corrections import COMMANDS
+from .keeping import COMMANDS as KEEPING
 from .options import PATH, accept_option, licence_question
 from ..core.artifacts import atomic
 from ..core.errors import UserError
@@ -458,5 +459,5 @@ def token(folder, name, role, end):
             click.echo(make_token(session, name, role)[1])
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-20
-for command in COMMANDS:
+for command in (*COMMANDS, *KEEPING):
     catalogue.add_command(command)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .keeping import restore_backup
 from .options import PATH
 from ..core.errors import UserError
 from ..data.check import count_noun
@@ -184,14 +185,21 @@ def _refuse_nothing(encounters, photos):
 @folder_argument
 @click.argument("encounters", nargs=-1)
 @photo_option
-def restore(folder, encounters, photos):
-    """Restore withdrawn ENCOUNTERS or photographs.
+@click.option("--dry-run", is_flag=True, help="Of a backup: only compare it with its manifest.")
+def restore(folder, encounters, photos, dry_run):
+    """Restore withdrawn ENCOUNTERS or photographs; or a whole catalogue, if FOLDER is a backup.
 
     \b
-    Example: happywhale catalogue restore outputs/demo/catalogue E00012
+    Examples: happywhale catalogue restore outputs/demo/catalogue E00012
+              happywhale catalogue restore /mnt/disk/whales-2026-07-31 outputs/demo/catalogue
+
+    From a backup, the second folder is made. Each file is verified, and nothing is overwritten.
     """
     from happywhale_nb.catalogue.corrections import restore as put_back
 
+    if (folder / "manifest.json").is_file():
+        restore_backup(folder, encounters, dry_run)
+        return
     _refuse_nothing(encounters, photos)
     with _open(folder).writing() as session:
         user = getpass.getuser()

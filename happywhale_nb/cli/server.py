@@ -15,6 +15,7 @@ import click
 from .catalogue import open_chosen_catalogue
 from .options import PATH
 from ..core.paths import project_root
+from ..core.shares import share_line
 
 if TYPE_CHECKING:  # both load slowly
     from happywhale_nb.catalogue.ingest import PhotoEmbedder
@@ -72,6 +73,8 @@ def serve_page(
     from happywhale_nb.server import run as serving
 
     address = _server_address(host, names, port)
+    if store.store.engine.dialect.name == "sqlite" and (line := share_line(store.folder)):
+        click.echo(line, err=True)
 
     def ready():
         click.echo(f"{store.name}: {address} ({time.perf_counter() - began:.1f} s; Ctrl-C stops it)")
