@@ -249,7 +249,7 @@ def test_store_on_sqlite_waits_for_the_disk_and_checks_references(mine):
         ("mysql://x/y", "not in mysql"),
         ("nonsense", "not a database URL"),
         ("postgresql://ann@127.0.0.1:9/b", "cannot be reached"),
-        ("sqlite:///{folder}/empty.sqlite", "has no catalogue"),
+        ("sqlite:///{folder}/empty.sqlite", "it is missing"),
     ],
 )
 def test_catalogue_with_a_database_that_cannot_be_used_is_refused_with_the_remedy(tmp_path, url, told):

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['content_digest', 'file_columns', 'KnownFile', 'count_photos', 'missing_photos', 'missing_line', 'RelinkPlan',
-           'plan_relink', 'is_data_of', 'write_relink']
+           'plan_relink', 'is_data_of', 'write_relink', 'changed_photos']
 
 # %% ../../nbs/lib/catalogue/photo_files.ipynb #photo_files-02
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from PIL import Image
@@ -19,10 +21,12 @@ from sqlalchemy import func, select
 
 from .schema import Photo
 from .store import Catalogue
+from .stored_values import path_fault, photo_place
 from .uploads import UNREADABLE, read_exif
 from ..core.artifacts import atomic
 from ..core.errors import Undecodable, UserError
 from ..core.platforms import link_file
+from ..core.progress import bar
 from ..data.formats import PHOTO_ENDINGS, open_photo
 from ..imaging.photo import upright_size
 
@@ -105,7 +109,7 @@ def _known_files(catalogue):
     with catalogue.reading() as session:
         rows = session.execute(select(*columns).where(~Photo.withdrawn).order_by(Photo.id)).all()
     roots = {True: catalogue.folder, False: catalogue.data}
-    return [KnownFile(*row[:4], roots[row.kept] / row.path, *row[4:]) for row in rows]
+    return [KnownFile(*row[:4], photo_place(roots[bool(row.kept)], row.path), *row[4:]) for row in rows]
 
 # %% ../../nbs/lib/catalogue/photo_files.ipynb #photo_files-09
 def _present(folder):
@@ -195,9 +199,11 @@ def plan_relink(catalogue: Catalogue, photos: Path | str) -> RelinkPlan:
         raise UserError(f"{photos} is missing or not a folder")
     gone = missing_photos(catalogue)
     files = _files_by_content(Path(photos).absolute(), gone)
-    data = None if catalogue.data.is_dir() else _moved_folder(gone, files)
-    left = [known for known in gone if data is None or known.kept or not (data / known.path).is_file()]
-    found = {known.id: files[known.sha256][0] for known in left if known.sha256 in files}
+    named = [known for known in gone if not path_fault(known.path)]
+    data = None if catalogue.data.is_dir() else _moved_folder(named, files)
+    left = [known for known in gone if data is None or known.kept or not photo_place(data, known.path).is_file()]
+    usable = [known for known in left if not path_fault(known.path)]
+    found = {known.id: files[known.sha256][0] for known in usable if known.sha256 in files}
     return RelinkPlan(data, found, tuple(known for known in left if known.id not in found))
 
 # %% ../../nbs/lib/catalogue/photo_files.ipynb #photo_files-15
@@ -223,8 +229,9 @@ def is_data_of(catalogue: Catalogue, folder: Path | str, most: int = 20) -> bool
     Returns:
         True if some of them exist under their paths, and none of those read has another content.
     """
-    files = [(Path(folder) / known.path, known.sha256) for known in _known_files(catalogue) if not known.kept]
-    there = [(path, sha256) for path, sha256 in files if path.is_file()][:most]
+    files = [known for known in _known_files(catalogue) if not known.kept]
+    places = [(photo_place(Path(folder), known.path), known.sha256) for known in files]
+    there = [(path, sha256) for path, sha256 in places if path.is_file()][:most]
     return bool(there) and all(content_digest(path) == sha256 for path, sha256 in there)
 
 # %% ../../nbs/lib/catalogue/photo_files.ipynb #photo_files-16
@@ -246,7 +253,57 @@ def write_relink(catalogue: Catalogue, plan: RelinkPlan) -> int:
         catalogue.move_data(plan.data)
     for number, file in plan.found.items():
         known = gone[number]
-        target = (catalogue.folder if known.kept else catalogue.data) / known.path
+        target = photo_place(catalogue.folder if known.kept else catalogue.data, known.path)
         with atomic(target) as temporary:
             link_file(file, temporary)
     return len(gone) - len(missing_photos(catalogue))
+
+# %% ../../nbs/lib/catalogue/photo_files.ipynb #photo_files-31
+def _written_after(stat, added_at):
+    """Whether a file was written after a time of `store.now`; an unreadable time counts as before it."""
+    try:
+        return stat.st_mtime > datetime.fromisoformat(added_at).timestamp()
+    except (TypeError, ValueError):
+        return True
+
+
+def _stats(folder):
+    """The `os.stat_result` of each file in a folder by name, of a link that of its target; {} without the folder."""
+    found = {}
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if entry.is_file():
+                    found[entry.name] = entry.stat()
+    return found
+
+# %% ../../nbs/lib/catalogue/photo_files.ipynb #photo_files-32
+def changed_photos(catalogue: Catalogue, every: bool = False) -> list[KnownFile]:
+    """Find the photos whose files have another content than when they were read; missing files are not among them.
+
+    Args:
+        catalogue: the catalogue.
+        every: whether all files are read, and not only those with another size or a later date.
+
+    Returns:
+        These photos, ordered by id, without withdrawn ones.
+    """
+    files = [known for known in _known_files(catalogue) if known.sha256]
+    with catalogue.reading() as session:
+        added = dict(session.execute(select(Photo.id, Photo.added_at)).all())
+    stats = {folder: _stats(folder) for folder in {known.file.parent for known in files}}
+    doubted = []
+    for known in files:
+        stat = stats[known.file.parent].get(known.file.name)
+        if stat and (every or stat.st_size != known.size or _written_after(stat, added[known.id])):
+            doubted.append((known, stat))
+    found = bar(doubted, "reading", disable=len(doubted) < 256)
+    return [known for known, stat in found if _is_changed(known, stat)]
+
+
+def _is_changed(known, stat):
+    """Whether a file has another content than a photo; one that cannot be read has not."""
+    try:
+        return known.size not in (None, stat.st_size) or content_digest(known.file) != known.sha256
+    except OSError:
+        return False

@@ -86,6 +86,7 @@ def serve(
     options: Options | None = None,
     embedder: PhotoEmbedder | None = None,
     ready: Callable[[], object] | None = None,
+    log: Callable[[str], object] = lambda line: None,
 ) -> None:
     """Serve a catalogue until it is stopped (Ctrl-C); then the catalogue is closed.
 
@@ -96,14 +97,18 @@ def serve(
         options: of the server; None: the defaults, with tokens unless `host` is a loopback address.
         embedder: the network; None: it is loaded after the server has started.
         ready: called once the server accepts requests.
+        log: receives a line on each damaged part of the catalogue that is left out.
 
     Raises:
-        UserError: as `check_server`.
+        UserError: as `check_server`, and if the catalogue is damaged so that no answer would be right.
     """
     options = Options(tokens=not loopback(host)) if options is None else options
     check_server(catalogue, host, port, options)
     load = (lambda: open_embedder(catalogue)) if embedder is None else (lambda: embedder)
-    app = make_app(AppState(catalogue, options), load)
+    state = AppState(catalogue, options, files=embedder is None)
+    for finding in state.check.findings:
+        log(finding.line)
+    app = make_app(state, load)
     http = guarded_protocol(options.connections)
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, http=http, **UVICORN_OPTIONS))
     if ready is not None:
