@@ -980,6 +980,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'happywhale_nb/catalogue/photo_files.py'),
                                                      'happywhale_nb.catalogue.photo_files.missing_photos': ( 'lib/catalogue/photo_files.html#missing_photos',
                                                                                                              'happywhale_nb/catalogue/photo_files.py'),
+                                                     'happywhale_nb.catalogue.photo_files.missing_rows': ( 'lib/catalogue/photo_files.html#missing_rows',
+                                                                                                           'happywhale_nb/catalogue/photo_files.py'),
                                                      'happywhale_nb.catalogue.photo_files.plan_relink': ( 'lib/catalogue/photo_files.html#plan_relink',
                                                                                                           'happywhale_nb/catalogue/photo_files.py'),
                                                      'happywhale_nb.catalogue.photo_files.write_relink': ( 'lib/catalogue/photo_files.html#write_relink',

@@ -221,8 +221,9 @@ def test_photo_can_be_added_after_the_migration_to_annotations(before):
 
 def test_upgrade_catalogue_that_fails_midway_leaves_the_tables_as_they_were(mine, next_version):
     next_version("SELECT * FROM nowhere")
-    with pytest.raises(tables.OperationalError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         upgrade_catalogue(mine.folder)
+    assert not list(mine.folder.glob("catalogue-*.sqlite"))
     with mine.store.engine.connect() as connection:
         names = {row[1] for row in connection.execute(text("PRAGMA table_info(individuals)"))}
         assert "name" in names and "sex" not in names

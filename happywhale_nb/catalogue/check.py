@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from .database import unusable
 from .embedders import VECTORS, is_network, kept_detector, model_source
-from .photo_files import changed_photos, count_photos, missing_photos
+from .photo_files import changed_photos, count_photos, missing_rows
 from happywhale_nb.catalogue.schema import (
     Annotation,
     Answer,
@@ -267,13 +267,13 @@ def _rows_of_photos(catalogue: Catalogue) -> Iterator[Finding]:
 def _files_of_photos(catalogue: Catalogue) -> Iterator[Finding]:
     """Photos whose files are missing."""
     relink = f"`happywhale catalogue relink {catalogue.folder} --photos FOLDER` finds the files by their content"
-    gone = [known for known in missing_photos(catalogue) if not path_fault(known.path)]
-    if gone and not catalogue.data.is_dir() and not all(known.kept for known in gone):
+    gone = [(path, kept) for _, path, kept in missing_rows(catalogue) if not path_fault(path)]
+    if gone and not catalogue.data.is_dir() and not all(kept for _, kept in gone):
         what = f"the data folder with {count_noun(len(gone), 'photograph')} is missing"
         yield Finding("files", what, str(catalogue.data), relink, REDUCES, len(gone))
     elif gone:
         what = f"the file of {count_noun(len(gone), 'photograph')} is missing"
-        yield Finding("files", what, _listed([known.path for known in gone]), relink, REDUCES, len(gone))
+        yield Finding("files", what, _listed([path for path, _ in gone]), relink, REDUCES, len(gone))
 
 # %% ../../nbs/lib/catalogue/check.ipynb #catalogue-check-16
 def _model_files(catalogue: Catalogue, whole: bool) -> Iterator[Finding]:

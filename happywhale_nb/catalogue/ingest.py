@@ -647,12 +647,13 @@ def _embed_lot(catalogue, embedder, model_id, numbers):
         for (photo, annotation, crop), vector in zip(rows, vectors, strict=True):
             key = {"annotation_id": annotation.id, "model_id": model_id}
             made = session.get(Embedding, key) or Embedding(**key, trained=False)
-            made.vector, made.sha256 = pack_vector(vector), photo.sha256
-            made.box = box_key(getattr(crop, name) for name in BOX_FIELDS)
-            if is_present and made in session and photo.encounter_id not in changed:  # a running server reads it
+            before, box = (made.sha256, made.box), box_key(getattr(crop, name) for name in BOX_FIELDS)
+            made.vector, made.sha256, made.box = pack_vector(vector), photo.sha256, box
+            if is_present and before == (photo.sha256, box):  # it was damaged
                 changed.add(photo.encounter_id)
-                session.get(Encounter, photo.encounter_id).version += 1
             session.add(made)
+        for encounter in session.scalars(select(Encounter).where(Encounter.id.in_(changed))):
+            encounter.version += 1  # so that a running server reads it
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-25
 def crop_boxes(rows: Iterable[tuple[Photo, Crop]]) -> pd.DataFrame:
