@@ -191,13 +191,15 @@ def _pages(catalogue: Catalogue, whole: bool) -> Iterator[Finding]:
         return
     with catalogue.reading() as session:
         lines = session.scalars(text("PRAGMA integrity_check(3)" if whole else "PRAGMA quick_check(3)")).all()
-        missing = session.execute(text("PRAGMA foreign_key_check")).all() if whole and lines == ["ok"] else []
+        tables = "foreign_key_check" if whole else "foreign_key_check(encounters)"
+        missing = session.execute(text(f"PRAGMA {tables}")).all() if lines == ["ok"] else []
     if lines != ["ok"]:
         said = " ".join(" ".join(map(str, lines)).split())[:200]
         yield Finding("database", f"its file is damaged ({said})", engine.url.database, RESTORE, STOPS)
     if missing:
         rows = [f"{table} {row} names a row of {other} that is missing" for table, row, other, _ in missing]
-        yield Finding("database", f"{count_noun(len(rows), 'reference')} lead nowhere", _listed(rows), RESTORE, REDUCES)
+        what = f"{count_noun(len(rows), 'reference')} to rows that are missing"
+        yield Finding("database", what, _listed(rows), RESTORE, REDUCES, len(rows))
 
 # %% ../../nbs/lib/catalogue/check.ipynb #catalogue-check-12
 def _model(catalogue: Catalogue) -> Iterator[Finding]:
@@ -232,10 +234,12 @@ def _vectors(catalogue: Catalogue, whole: bool) -> Iterator[Finding]:
             short = select(Annotation.photo_id).join(Embedding, Embedding.annotation_id == Annotation.id)
             short = short.where(Embedding.model_id == number, func.length(Embedding.vector) != 4 * width)
             found = [(photo, f"has another size than {4 * width} bytes") for photo in session.scalars(short)]
+        count = session.scalar(select(func.count()).select_from(Embedding).where(Embedding.model_id == number))
         named = _photo_names(session, found)
+    severity = STOPS if 0 < count == len(found) else REDUCES
     for fault, names in named:
         what = f"the embedding of {count_noun(len(names), 'photograph')} {fault}, so it is left out"
-        yield Finding("embeddings", what, _listed(names), again(catalogue.folder), REDUCES, len(names))
+        yield Finding("embeddings", what, _listed(names), again(catalogue.folder), severity, len(names))
 
 
 def _boxes(catalogue: Catalogue) -> Iterator[Finding]:

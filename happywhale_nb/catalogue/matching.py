@@ -188,8 +188,9 @@ def _read_photos(session, model, photo_ids):
     """Read photos from the database, as `KnownPhotos`; and what is wrong with the embeddings of others, by photo."""
     is_out = Photo.withdrawn | (Encounter.state == "withdrawn")
     facts = (Encounter.id, Encounter.species, Annotation.side, Encounter.place, Encounter.date)
-    columns = (Photo.id, Encounter.individual_id, is_out, *facts)
+    columns = (Photo.id, Individual.id.label("individual"), is_out, *facts)  # a reference may lead nowhere
     query = select(*columns, Embedding.vector).join(Encounter, Encounter.id == Photo.encounter_id)
+    query = query.join(Individual, Individual.id == Encounter.individual_id, isouter=True)
     query = query.join(Annotation, Annotation.photo_id == Photo.id)
     query = query.join(Embedding, (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model.id))
     rows = []
