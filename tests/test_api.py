@@ -437,7 +437,7 @@ def test_upload_while_the_network_is_being_loaded_waits_for_it(mine, colours):
         assert page.get("/api/health").json()["status"] == "loading"
         threading.Timer(0.2, loaded.set).start()
         assert upload(page, ("a.jpg", jpeg(1))).status_code == 201
-        assert page.get("/api/health").json() == {"status": "ready", "detail": ""}
+        assert page.get("/api/health").json() == {"status": "ready", "detail": "", "damage": []}
 
 
 def test_failed_network_is_told_without_the_servers_paths(mine):

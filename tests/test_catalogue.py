@@ -221,8 +221,9 @@ def test_photo_can_be_added_after_the_migration_to_annotations(before):
 
 def test_upgrade_catalogue_that_fails_midway_leaves_the_tables_as_they_were(mine, next_version):
     next_version("SELECT * FROM nowhere")
-    with pytest.raises(tables.OperationalError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         upgrade_catalogue(mine.folder)
+    assert not list(mine.folder.glob("catalogue-*.sqlite"))
     with mine.store.engine.connect() as connection:
         names = {row[1] for row in connection.execute(text("PRAGMA table_info(individuals)"))}
         assert "name" in names and "sex" not in names
@@ -249,7 +250,7 @@ def test_store_on_sqlite_waits_for_the_disk_and_checks_references(mine):
         ("mysql://x/y", "not in mysql"),
         ("nonsense", "not a database URL"),
         ("postgresql://ann@127.0.0.1:9/b", "cannot be reached"),
-        ("sqlite:///{folder}/empty.sqlite", "has no catalogue"),
+        ("sqlite:///{folder}/empty.sqlite", "it is missing"),
     ],
 )
 def test_catalogue_with_a_database_that_cannot_be_used_is_refused_with_the_remedy(tmp_path, url, told):

@@ -24,6 +24,11 @@ if TYPE_CHECKING:  # its methods call the functions below
     from happywhale_nb.catalogue.identified import Identified
 
 # %% ../../nbs/lib/catalogue/answer_display.ipynb #answer-display-04
+def _percent(candidate, form):
+    """The probability of a candidate; a dash without one, if the catalogue's calibration is damaged."""
+    return "–" if candidate["probability"] is None else format(candidate["probability"], form)
+
+
 def _query_crop(identified):
     """Return the crop of the query photo that is nearest to the best candidate."""
     opened = identified.opened
@@ -73,7 +78,7 @@ def _plot_candidate(ax, candidate, opened):
     """Plot a candidate's nearest photo, with a solid frame if it is in the conformal set."""
     photo = candidate["photo"]
     ax.imshow(opened.crop(photo["id"]) if photo else np.full((256, 384, 3), 235, np.uint8))
-    ax.set_title(f"{candidate['rank']}. {candidate_name(candidate)}\n{candidate['probability']:.0%}", fontsize=9)
+    ax.set_title(f"{candidate['rank']}. {candidate_name(candidate)}\n{_percent(candidate, '.0%')}", fontsize=9)
     lines = (photo["name"], photo["date"], photo["place"]) if photo else ()
     ax.set_xlabel("\n".join(line[-24:] for line in lines if line), fontsize=7)
     if candidate["in_set"]:
@@ -143,7 +148,7 @@ def answer_text(catalogue: Catalogue, answer: dict, state: dict | None = None) -
     for each in answer["candidates"]:
         star, photo = "*" if each["in_set"] else " ", each["photo"]["name"] if each["photo"] else ""
         name = candidate_name(each, "new ({})")
-        lines.append(f"{each['rank']:>2}. {name:<20} {each['probability']:6.1%} {star} {photo}")
+        lines.append(f"{each['rank']:>2}. {name:<20} {_percent(each, '6.1%')} {star} {photo}")
     return "\n".join([*lines, list_sentence(answer) + _decision_text(state)])
 
 # %% ../../nbs/lib/catalogue/answer_display.ipynb #answer-display-17

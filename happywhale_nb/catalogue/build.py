@@ -46,6 +46,7 @@ from happywhale_nb.catalogue.model_files import (
 )
 from .no_animal import learn_no_animal
 from .photo_files import is_data_of, missing_line, missing_photos
+from .repair import restore_boxes, take_changed
 from .schema import Photo
 from .store import CARD, Card, Catalogue, create_catalogue, discard_empty
 from .training_photos import TrainedOn, mark_trained, trained_on, write_trained
@@ -298,6 +299,9 @@ def _ingest(catalogue, embedder, dataset, source, detector, log):
     added = ingest_dataset(catalogue, embedder, dataset, title, stored_embeddings(source, dataset), log)
     for line in update_metadata(catalogue, dataset, getpass.getuser()):
         log(line)
+    if restored := restore_boxes(catalogue):
+        log(f"boxes of {count_noun(restored, 'photograph')} were damaged: restored from the record of its embedding")
+    take_changed(catalogue, embedder, dataset, log)
     if boxed := take_boxes(catalogue, embedder, dataset):
         log(f"{count_noun(boxed, 'photograph')} without a box: that of the data folder's tables is used from now on")
     re_embed(catalogue, embedder, title)  # photos from an interrupted build by another model, or with a changed box

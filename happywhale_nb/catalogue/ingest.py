@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOT', 'READ', 'PhotoEmbedder', 'folder_table', 'ingest_dataset', 'check_fingerprint', 'register_model',
            'refuse_made_elsewhere', 'check_vectors', 'add_detected_boxes', 'count_uncropped', 'embed_missing',
-           'crop_row', 'update_metadata', 'recalibrate', 're_embed', 'crop_boxes', 'take_boxes']
+           'crop_row', 'update_metadata', 'recalibrate', 're_embed', 'crop_boxes', 'take_boxes', 'boxed_by_people']
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-02
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,8 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import select
+from sqlalchemy import Text, cast, select, update
+from sqlalchemy.orm import Session
 
 from .folder_changes import given_row, read_changes, seen_by_name
 from .grouping import encounter_names, known_units, own_name, say_unchecked
@@ -35,6 +36,13 @@ from happywhale_nb.catalogue.store import (
     now,
     pack_vector,
     unpack_vectors,
+)
+from happywhale_nb.catalogue.stored_values import (
+    box_fault,
+    damaged_vectors,
+    read_calibration,
+    settings_fault,
+    sound_rows,
 )
 from .training_photos import photo_key
 from .uploads import clean_name
@@ -299,7 +307,8 @@ def check_fingerprint(catalogue: Catalogue, fingerprint: str) -> None:
     """
     if catalogue.fingerprint not in ("", fingerprint):
         with catalogue.reading() as session:
-            name = model_row(session, catalogue.fingerprint).name
+            row = model_row(session, catalogue.fingerprint)
+            name = "unknown, its row is missing" if row is None else row.name
         raise UserError(
             f"the catalogue in {catalogue.folder} has embeddings by the model {catalogue.fingerprint} ({name}), but "
             f"this model is {fingerprint}: their embeddings cannot be compared. To switch to it, embed all photographs "
@@ -308,7 +317,7 @@ def check_fingerprint(catalogue: Catalogue, fingerprint: str) -> None:
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-10a
 def register_model(catalogue: Catalogue, embedder: PhotoEmbedder, name: str) -> int:
-    """Find a model in the catalogue, or add it.
+    """Find a model in the catalogue, or add it; damaged settings are written again.
 
     Args:
         catalogue: the catalogue.
@@ -325,7 +334,14 @@ def register_model(catalogue: Catalogue, embedder: PhotoEmbedder, name: str) -> 
             row.settings, row.width = embedder.settings, embedder.width
             session.add(row)
             session.flush()
+        elif settings_fault(_text_of(session, Model.settings, row.id)) or row.width != embedder.width:
+            row.settings, row.width = embedder.settings, embedder.width
         return row.id
+
+
+def _text_of(session, column, number):
+    """The JSON text of a column of `models`, which may be damaged."""
+    return session.scalar(select(cast(column, Text)).where(Model.id == number))
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-10d
 def refuse_made_elsewhere(embedder: PhotoEmbedder, what: str = "new photographs cannot be embedded") -> None:
@@ -542,24 +558,32 @@ def recalibrate(catalogue: Catalogue, no_animal: NoAnimal | None = None, fingerp
     """
     with catalogue.reading() as session:
         model = model_row(session, fingerprint or catalogue.fingerprint)
-        stored = (model.calibration or {}).get("no_animal")
+        kept = _kept_test(_text_of(session, Model.calibration, model.id), model.width)
         columns = (Embedding.vector, Embedding.trained, Photo.id, Encounter.individual_id, Encounter.species)
         rows = select(*columns).join(Annotation, Annotation.id == Embedding.annotation_id)
         rows = rows.join(Photo, Photo.id == Annotation.photo_id).join(Encounter, Encounter.id == Photo.encounter_id)
         rows = rows.where(Embedding.model_id == model.id, ~Photo.withdrawn, Encounter.state != "withdrawn")
         known = session.execute(rows.where(Encounter.individual_id.is_not(None)).order_by(Photo.id)).all()
-        width, number = model.width, model.id
+        known, width, number = sound_rows(known, model.width), model.width, model.id
         vectors, trained, photos, individuals, species = zip(*known, strict=True) if known else [()] * 5
         units, unchecked = known_units(catalogue, session, photos)
     queries = ~np.array(trained, bool)
     labels = np.array(individuals).astype(str)
     vectors = unpack_vectors(vectors, width)
     calibration = say_unchecked(calibrate(vectors, labels, units, queries, warn=False), unchecked, len(photos))
-    learnt = {"no_animal": no_animal or (stored and NoAnimal.from_dict(stored))}
+    learnt = {"no_animal": no_animal or kept}
     calibration = replace(calibration, **learnt, species=fit_species(vectors, labels, species, queries))
     with catalogue.writing() as session:
-        session.get(Model, number).calibration = calibration.as_dict()
+        session.execute(update(Model).where(Model.id == number).values(calibration=calibration.as_dict()))
     return calibration
+
+
+def _kept_test(stored, width):
+    """The test for photos without an animal of a stored calibration; None without one, or if it is damaged."""
+    try:
+        return read_calibration(stored, width).no_animal if stored else None
+    except UserError:
+        return None
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-24
 def re_embed(catalogue: Catalogue, embedder: PhotoEmbedder, name: str) -> int:
@@ -594,14 +618,22 @@ def _check_lot(catalogue, embedder, numbers):
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-32
 def _stale_photos(catalogue, model_id):
-    """Ids of the photos whose embedding by a model is missing, or was made from another content or box."""
-    columns = [getattr(Crop, name) for name in BOX_FIELDS]
-    rows = select(Photo.id, Photo.sha256, Embedding.sha256, Embedding.box, *columns).select_from(Annotation)
+    """Ids of the photos whose embedding by a model is missing, damaged, or was made from another content or box."""
+    columns = [getattr(Crop, name) for name in ("source", *BOX_FIELDS)]
+    rows = select(Photo.id, Photo.sha256, Embedding.sha256.label("of"), Embedding.box, *columns).select_from(Annotation)
     rows = rows.join(Photo, Photo.id == Annotation.photo_id).join(Crop, Crop.annotation_id == Annotation.id)
     made = (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model_id)
     with catalogue.reading() as session:
         found = session.execute(rows.join(Embedding, made, isouter=True).order_by(Photo.id)).all()
-    return [number for number, now, of, of_box, *box in found if (of, of_box) != (now, box_key(box))]
+        damaged = {number for number, _ in damaged_vectors(session, model_id)}
+    return [row.id for row in found if row.id in damaged or _is_stale(row)]
+
+
+def _is_stale(row):
+    """Whether an embedding is of another content or box; one of a damaged box is kept, and `restore_boxes` reads it."""
+    if row.of is not None and box_fault(row):
+        return row.of != row.sha256
+    return (row.of, row.box) != (row.sha256, box_key(getattr(row, name) for name in BOX_FIELDS))
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-24a
 def _embed_lot(catalogue, embedder, model_id, numbers):
@@ -611,12 +643,18 @@ def _embed_lot(catalogue, embedder, model_id, numbers):
     paths = [catalogue.path(photo) for photo, *_ in rows]
     vectors = embedder.embed(paths, crop_boxes((photo, crop) for photo, _, crop in rows))
     with catalogue.writing() as session:
+        present, changed = model_row(session, catalogue.fingerprint), set()
+        is_present = present is not None and present.id == model_id
         for (photo, annotation, crop), vector in zip(rows, vectors, strict=True):
             key = {"annotation_id": annotation.id, "model_id": model_id}
             made = session.get(Embedding, key) or Embedding(**key, trained=False)
-            made.vector, made.sha256 = pack_vector(vector), photo.sha256
-            made.box = box_key(getattr(crop, name) for name in BOX_FIELDS)
+            before, box = (made.sha256, made.box), box_key(getattr(crop, name) for name in BOX_FIELDS)
+            made.vector, made.sha256, made.box = pack_vector(vector), photo.sha256, box
+            if is_present and before == (photo.sha256, box):  # it was damaged
+                changed.add(photo.encounter_id)
             session.add(made)
+        for encounter in session.scalars(select(Encounter).where(Encounter.id.in_(changed))):
+            encounter.version += 1  # so that a running server reads it
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-25
 def crop_boxes(rows: Iterable[tuple[Photo, Crop]]) -> pd.DataFrame:
@@ -630,7 +668,7 @@ def crop_boxes(rows: Iterable[tuple[Photo, Crop]]) -> pd.DataFrame:
     """
     boxes = []
     for photo, crop in rows:
-        if crop.x0 is not None:
+        if crop.x0 is not None and not box_fault(crop):
             frame = (crop.frame_width or photo.width, crop.frame_height or photo.height)
             box = (crop.x0, crop.y0, crop.x1, crop.y1, *frame)
             numbers = dict(zip((*BOX, "W", "H"), map(float, box), strict=True))
@@ -656,7 +694,7 @@ def take_boxes(catalogue: Catalogue, embedder: PhotoEmbedder, dataset: Dataset) 
         return 0
     with catalogue.writing() as session:
         whole = session.execute(annotated().where(~Photo.kept, Crop.source == "whole")).all()
-        decided = _boxed_by_people(session) if whole else set()
+        decided = boxed_by_people(session) if whole else set()
         rows = [(photo, crop) for photo, _, crop in whole if photo.id not in decided]
         if not rows:
             return 0
@@ -669,8 +707,15 @@ def take_boxes(catalogue: Catalogue, embedder: PhotoEmbedder, dataset: Dataset) 
     return len(taken)
 
 
-def _boxed_by_people(session):
-    """Ids of the photos whose box a person has drawn or removed."""
+def boxed_by_people(session: Session) -> set[int]:
+    """List the photos whose box a person has drawn or removed.
+
+    Args:
+        session: a session of the catalogue's database.
+
+    Returns:
+        Their ids.
+    """
     edits = select(Decision.after).where(Decision.kind == "edit", Decision.undone_by_id.is_(None))
     photos = [edit.get("photos", {}) for edit in session.scalars(edits)]
     return {int(number) for each in photos for number, values in each.items() if "box" in values}

@@ -21,6 +21,7 @@ from .audit import can_undo, describe_decisions
 from .naming import former_names
 from .schema import Annotation, Answer, Base, Crop, Decision, Encounter, Individual, Photo
 from .store import NotFound
+from .stored_values import MOST, box_fault
 from .validation import clean_date
 from ..core.errors import UserError
 from ..core.renamed import ANSWERS, with_new_keys
@@ -63,16 +64,16 @@ def get_or_404(session: Session, table: type[Base], number: int, what: str) -> B
     return row
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-05b
-def crop_box(crop: Crop) -> tuple[list[float] | None, list[float] | None]:
+def crop_box(crop: Crop | None) -> tuple[list[float] | None, list[float] | None]:
     """Read the box of a crop, in the form for `crops.load_crop`.
 
     Args:
         crop: a row of `crops`.
 
     Returns:
-        x0, y0, x1, y1, or None for the whole photo; and its frame (width, height), or None.
+        x0, y0, x1, y1, or None for the whole photo, and for a damaged box; and its frame (width, height), or None.
     """
-    if crop.x0 is None:
+    if crop is None or crop.x0 is None or box_fault(crop):
         return None, None
     frame = None if crop.frame_width is None else [crop.frame_width, crop.frame_height]
     return [crop.x0, crop.y0, crop.x1, crop.y1], frame
@@ -120,11 +121,16 @@ def photo_view(photo: Photo, annotation: Annotation, crop: Crop, settings: dict)
     """
     box, frame = crop_box(crop)
     options = settings["margin"], settings["keep_aspect"], settings.get("aspect", 1.0)
-    aspect = crop_aspect(photo.width, photo.height, box, frame, *options)
+    size = photo.width, photo.height
+    aspect = crop_aspect(*size, box, frame, *options) if _is_size(size) else options[2]  # a damaged row has no shape
     part = {"source": crop.source, "box": box, "aspect": round(aspect, 4)}
     fields = ("id", "name", "width", "height", "taken", "encounter_id")
     view = {name: getattr(photo, name) for name in fields} | {"side": annotation.side, "crop": part}
     return view | {"withdrawn": "withdrawn" if photo.withdrawn else "", "uploaded": photo.kept}
+
+
+def _is_size(sides):
+    return all(isinstance(side, int) and 0 < side < MOST for side in sides)
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-30
 def _withdrawals(session, rows, withdrawn_photos):

@@ -32,10 +32,10 @@ from happywhale_nb.catalogue.schema import (
     Model,
     Photo,
 )
-from .store import Catalogue, model_row, now, unpack_vectors
+from .store import Catalogue, now, unpack_vectors
+from .stored_values import Damaged, again, read_calibration, settings_fault, vector_faults
 from .validation import clean_date
 from ..core.errors import UserError
-from ..core.renamed import CALIBRATIONS, with_new_keys
 from ..data.dataset import NEW
 from ..data.sampling import QUARTERS, sampling_remark
 from ..retrieval import identifier
@@ -137,7 +137,8 @@ class GalleryModel:
         name: its name.
         width: dimension of its embeddings.
         settings: how it crops photos, see `networks.embedder.Embedder`.
-        calibration: calibration of its scores.
+        calibration: calibration of its scores; the default if the stored one is damaged.
+        fault: what is wrong with the stored calibration; "": nothing. With a fault, answers have no probabilities.
     """
 
     id: int
@@ -145,6 +146,7 @@ class GalleryModel:
     width: int
     settings: dict
     calibration: Calibration
+    fault: str = ""
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-05e
 def gallery_model(catalogue: Catalogue) -> GalleryModel:
@@ -157,41 +159,53 @@ def gallery_model(catalogue: Catalogue) -> GalleryModel:
         The model.
 
     Raises:
-        UserError: if the catalogue has no calibrated model.
+        UserError: if the catalogue has no calibrated model, or its settings are damaged.
     """
+    columns = Model.id, Model.name, Model.width, cast(Model.settings, Text), cast(Model.calibration, Text)
     with catalogue.reading() as session:
-        model = model_row(session, catalogue.fingerprint)
-        if model is None or model.calibration is None:
-            raise UserError(
-                f"the catalogue in {catalogue.folder} has not been built to the end: run `happywhale catalogue "
-                "build` or `re-embed` again to resume"
-            )
-        calibration = _read_calibration(model.calibration)
-        return GalleryModel(model.id, model.name, model.width, model.settings, calibration)
+        found = session.execute(select(*columns).where(Model.fingerprint == catalogue.fingerprint)).first()
+    if found is None or found[-1] is None:
+        raise UserError(
+            f"the catalogue in {catalogue.folder} has not been built to the end: run `happywhale catalogue "
+            "build` or `re-embed` again to resume"
+        )
+    number, name, width, settings, calibration = found
+    fault = settings_fault(settings) or ("" if isinstance(width, int) and width > 0 else f"have the width {width}")
+    if fault:
+        raise Damaged("settings", fault, f"settings of the model {name}", again(catalogue.folder))
+    return GalleryModel(number, name, width, json.loads(settings), *_calibration_or_fault(calibration, width))
 
 
-def _read_calibration(stored):
-    return Calibration.from_dict(with_new_keys(stored, CALIBRATIONS))
+def _calibration_or_fault(stored, width):
+    """A stored calibration and ""; the default and what is wrong, if it is damaged."""
+    try:
+        return read_calibration(stored, width), ""
+    except UserError as error:
+        return Calibration(note=f"the calibration {error}, so there are no probabilities: calibrate again"), str(error)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-08a
 def _read_photos(session, model, photo_ids):
-    """Read photos from the database, as `KnownPhotos`."""
+    """Read photos from the database, as `KnownPhotos`; and what is wrong with the embeddings of others, by photo."""
     is_out = Photo.withdrawn | (Encounter.state == "withdrawn")
     facts = (Encounter.id, Encounter.species, Annotation.side, Encounter.place, Encounter.date)
-    columns = (Photo.id, Encounter.individual_id, is_out, *facts)
+    columns = (Photo.id, Individual.id.label("individual"), is_out, *facts)  # a reference may lead nowhere
     query = select(*columns, Embedding.vector).join(Encounter, Encounter.id == Photo.encounter_id)
+    query = query.join(Individual, Individual.id == Encounter.individual_id, isouter=True)
     query = query.join(Annotation, Annotation.photo_id == Photo.id)
     query = query.join(Embedding, (Embedding.annotation_id == Annotation.id) & (Embedding.model_id == model.id))
     rows = []
     for start in range(0, len(photo_ids), 10_000):  # databases limit the number of values in a query
         rows += session.execute(query.where(Photo.id.in_(photo_ids[start : start + 10_000]))).all()
     rows.sort(key=lambda row: row[0])
+    faults = vector_faults([row.vector for row in rows], model.width)
+    damaged = {row[0]: fault for row, fault in zip(rows, faults, strict=True) if fault}
+    rows = [row for row in rows if row[0] not in damaged] if damaged else rows
     ids, individuals, is_out, *facts, vectors = zip(*rows, strict=True) if rows else [()] * 9
     known = zip(individuals, is_out, strict=True)
     labels = np.array(["" if number is None or out else str(number) for number, out in known], dtype=object)
     facts[0] = [OUT if out else number for number, out in zip(facts[0], is_out, strict=True)]
     facts = {field: np.array(values, dtype=object) for field, values in zip(FILTER_FIELDS, facts, strict=True)}
-    return KnownPhotos(np.array(ids, dtype=int), labels, facts, unpack_vectors(vectors, model.width))
+    return KnownPhotos(np.array(ids, dtype=int), labels, facts, unpack_vectors(vectors, model.width)), damaged
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-08d
 @dataclass(frozen=True)
@@ -264,6 +278,7 @@ class Matcher:
         proposed: cache of the next free name by species, because reading all names takes time; cleared on changes.
         flagged: cached result of `encounters_without_animal` with its model; None after changes.
         kinds: cached result of `known_kinds`; None after changes.
+        left_out: what is wrong with the embeddings of photos that are left out, by id.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -277,7 +292,7 @@ class Matcher:
         """
         self.catalogue, self.lock, self.model = catalogue, RLock(), gallery_model(catalogue)
         self.photos, self.seen, self.sums, self.proposed = PhotoIndex(self.model.width), None, {}, {}
-        self.flagged, self.kinds = None, None
+        self.flagged, self.kinds, self.left_out = None, None, {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -287,11 +302,15 @@ class Matcher:
             if state == self.seen:
                 return
             if self.seen is not None and state.calibration not in (None, self.seen.calibration):  # built again
-                self.model = replace(self.model, calibration=_read_calibration(json.loads(state.calibration)))
+                calibration, fault = _calibration_or_fault(state.calibration, self.model.width)
+                self.model = replace(self.model, calibration=calibration, fault=fault)
             sums = _block_sums(session, self.model)
             numbers, changed = _changed_photos(session, self.sums, sums)
-            photos = _read_photos(session, self.model, numbers)
+            photos, damaged = _read_photos(session, self.model, numbers)
             in_changed = {number for number in self.photos.rows if ("photos", number // BLOCK) in changed}
+            in_changed.update(number for number in damaged if number in self.photos.rows)
+            read = set(numbers)
+            self.left_out = {n: fault for n, fault in self.left_out.items() if n not in read} | damaged
             self.photos.update(photos)
             self.photos.forget(sorted(in_changed - set(photos.ids.tolist())))
             self.seen, self.sums, self.proposed, self.flagged, self.kinds = state, sums, {}, None, None
@@ -421,10 +440,12 @@ def answer_content(
         individual = None if name == NEW else individuals[int(name)]
         query = _nearest_query(ranked, i, query_ids)
         shown = {"photos": int(counts.get(name, 0)) if individual else 0, "photo": photos[i], "query_photo": query}
-        candidates.append(_candidate(ranked, i, individual, rejected) | shown)
+        candidate = _candidate(ranked, i, individual, rejected) | shown
+        candidates.append(candidate | {"probability": None} if matcher.model.fault else candidate)
     content = {"created_at": now(), "alpha": matcher.model.calibration.alpha, "set_size": int(ranked.set_size)}
     content |= _promise(ranked.measured)
-    other_probability = round(float(ranked.other), 6)
+    other_probability = None if matcher.model.fault else round(float(ranked.other), 6)
+    note = "; ".join(text for text in (matcher.model.calibration.note if matcher.model.fault else "", note) if text)
     content |= {"heat_maps": matcher.model.settings.get("heat_maps", "grad-cam")}
     return content | {"other_probability": other_probability, "note": note, "candidates": candidates}
 
@@ -513,6 +534,7 @@ def _encounter_content(matcher, session, encounter, k, filters):
     whole = select(func.count()).select_from(Crop).join(Annotation, Annotation.id == Crop.annotation_id)
     whole = whole.where(Annotation.photo_id.in_(ids), Crop.source == "whole")
     note = note_uncropped(note, session.scalar(whole) if matcher.model.settings["boxed"] else 0, len(ids))
+    note = _note_left_out(matcher, session, note, encounter.id)
     content = answer_content(matcher, session, ranked, note, ids, rejected) | {"no_animal": no_animal}
     content = with_species(matcher, content, vectors, encounter.id, encounter.species)
     content["note"] = note_sampling(matcher, content["note"], encounter.place, encounter.date)
@@ -529,8 +551,21 @@ def _embedded_photos(matcher, session, encounter):
     ids = [each for each in stored if each in matcher.photos.rows]
     if not ids:
         why = "its photographs are not embedded by this model: restart the server" if stored else "it has none"
+        damaged = [matcher.left_out[each] for each in stored if each in matcher.left_out]
+        why = f"its embedding {damaged[0]}: `happywhale catalogue build` makes it again" if damaged else why
         raise UserError(f"encounter {encounter.name} has no photographs to match ({why})")
     return ids
+
+# %% ../../nbs/lib/catalogue/matching.ipynb #matching-61
+def _note_left_out(matcher, session, note, encounter):
+    """Add to a note how many photos of an encounter are left out, because their embeddings are damaged."""
+    if not matcher.left_out:
+        return note
+    own = session.scalars(select(Photo.id).where(Photo.encounter_id == encounter, ~Photo.withdrawn)).all()
+    if not (count := sum(number in matcher.left_out for number in own)):
+        return note
+    said = f"{count} of {len(own)} photographs left out: their embeddings are damaged"
+    return "; ".join(text for text in (said, note) if text)
 
 # %% ../../nbs/lib/catalogue/matching.ipynb #matching-16
 def note_uncropped(note: str, whole: int, n: int) -> str:

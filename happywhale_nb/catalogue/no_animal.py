@@ -21,6 +21,7 @@ from .ingest import PhotoEmbedder, add_detected_boxes
 from .listings import crop_box
 from .schema import Annotation, Crop, Embedding, Encounter, Photo
 from .store import Catalogue, model_row, unpack_vectors
+from .stored_values import sound_rows
 from ..core.errors import UserError
 from ..data.boxes import read_boxes
 from ..demo.scenes import develop, draw_scene, draw_weather, sea_tile
@@ -102,7 +103,7 @@ def animal_photos(catalogue: Catalogue, seed: int = 0, fingerprint: str = "") ->
         query = query.join(Annotation, Annotation.photo_id == Photo.id).join(Crop, Crop.annotation_id == Annotation.id)
         query = query.join(Encounter, Encounter.id == Photo.encounter_id).join(Embedding, made)
         chosen = np.random.default_rng(seed).permutation(_named_photos(session, model))[:MOST].tolist()
-        rows = session.execute(query.where(Photo.id.in_(chosen)).order_by(Photo.id)).all()
+        rows = sound_rows(session.execute(query.where(Photo.id.in_(chosen)).order_by(Photo.id)).all(), model.width)
         paths = [catalogue.path(photo) for photo, *_ in rows]
         boxes = [_fractions(photo, crop) for photo, crop, *_ in rows]
         sizes, width = [(photo.width, photo.height) for photo, *_ in rows], model.width

@@ -31,6 +31,7 @@ from .ingest import PhotoEmbedder, re_embed, register_model
 from .licences import Licence, refuse_unasked
 from .schema import Annotation, Embedding, Encounter, Photo
 from .store import CARD, Card, Catalogue, model_row, pack_vector, unpack_vectors
+from .stored_values import sound_rows
 from .training_photos import TrainedOn, write_trained
 from ..core.artifacts import atomic, read_json, write_json
 from ..core.errors import Undecodable, UserError
@@ -256,7 +257,7 @@ def known_vectors(catalogue: Catalogue, fingerprint: str) -> KnownVectors:
         model = model_row(session, fingerprint)
         rows = rows.where(Embedding.model_id == model.id, Encounter.individual_id.is_not(None))
         rows = rows.where(~Photo.withdrawn, Encounter.state != "withdrawn").order_by(Photo.id)
-        found, width = session.execute(rows).all(), model.width
+        found, width = sound_rows(session.execute(rows).all(), model.width), model.width
     vectors, *names = zip(*found, strict=True) if found else [()] * 4
     return KnownVectors(unpack_vectors(vectors, width), *(np.array(each).astype(str) for each in names))
 
@@ -300,7 +301,7 @@ def adapt_stored(catalogue: Catalogue, fingerprint: str, embedder: PhotoEmbedder
         old = model_row(session, fingerprint)
         there = set(session.scalars(select(Embedding.annotation_id).where(Embedding.model_id == model_id)))
         rows = session.scalars(select(Embedding).where(Embedding.model_id == old.id)).all()
-        rows = [row for row in rows if row.annotation_id not in there]
+        rows = sound_rows([row for row in rows if row.annotation_id not in there], old.width)
         vectors = adapter.transform(unpack_vectors([row.vector for row in rows], old.width)) if rows else ()
         for row, vector in zip(rows, vectors, strict=True):
             made = Embedding(annotation_id=row.annotation_id, model_id=model_id, trained=False)

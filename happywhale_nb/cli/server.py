@@ -82,7 +82,8 @@ def serve_page(
             webbrowser.open(address)
 
     serving.return_freed_memory()
-    serving.serve(store, host, port, _server_options(host, names, tokens, rate), embedder, ready)
+    said = lambda line: click.echo(line, err=True)  # noqa: E731
+    serving.serve(store, host, port, _server_options(host, names, tokens, rate), embedder, ready, said)
     click.echo("\nstopped")
 
 # %% ../../nbs/lib/cli/server.ipynb #server-05
@@ -104,13 +105,11 @@ def serve(folder, demo, host, port, names, tokens, rate, browser):
               happywhale serve outputs/mine/catalogue --host 0.0.0.0 --name whales.example
     """
     from happywhale_nb.catalogue.build import demo_catalogue
-    from happywhale_nb.catalogue.photo_files import missing_line, missing_photos
 
     began, embedder = time.perf_counter(), None
     if demo:
         opened, embedder = demo_catalogue(folder or project_root() / "outputs" / "demo-season")
     else:
         opened = open_chosen_catalogue(folder)
-    if line := missing_line(opened, len(missing_photos(opened))):
-        click.echo(line, err=True)
+
     serve_page(opened, embedder, began, host, port, names, tokens, rate, browser)

@@ -6,6 +6,7 @@
 __all__ = ['STATUS', 'PROBLEMS', 'API_DESCRIPTION', 'make_app', 'example_app']
 
 # %% ../../nbs/lib/server/app.ipynb #app-02
+import logging
 import mimetypes
 import os
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from ..catalogue.example import example_catalogue
 from ..catalogue.ingest import PhotoEmbedder
 from ..catalogue.schema import Decision, Individual, Photo
 from ..catalogue.store import NotFound
+from ..catalogue.stored_values import Damaged
 from ..catalogue.upload_photos import BadPhoto, Duplicate, TooLarge
 from ..core.errors import Busy, UserError
 from . import schemas
@@ -42,6 +44,7 @@ STATUS = {
     Duplicate: 409,
     TooLarge: 413,
     BadPhoto: 422,
+    Damaged: 500,
     UserError: 400,
     Busy: 503,
 }
@@ -114,6 +117,7 @@ PROBLEMS = {
     413: {"model": schemas.Problem, "description": "Too many photographs or bytes in one request."},
     422: {"model": schemas.Problem, "description": "A field or a photograph is not valid."},
     429: {"model": schemas.Problem, "description": "Too many requests."},
+    500: {"model": schemas.Problem, "description": "The catalogue is damaged: `happywhale catalogue check`."},
     503: {"model": schemas.Problem, "description": "The network is not loaded yet, or its queue is full: try again."},
 }
 
@@ -177,12 +181,20 @@ def _lifespan(state, load):
     @asynccontextmanager
     async def lifespan(app):
         if load is not None:
-            Thread(target=state.network.open, args=(load,), daemon=True).start()
+            Thread(target=_load, args=(state.network, load), daemon=True).start()
         yield
         if state.network.embedder is not None:
             state.network.embedder.close()
 
     return lifespan
+
+
+def _load(network, load):
+    """Load the embedder; a fault of its files is one line in the log, as in `network.detail`."""
+    try:
+        network.open(load)
+    except UserError as error:
+        logging.getLogger("uvicorn.error").error("the network is not loaded: %s", " ".join(str(error).split()))
 
 # %% ../../nbs/lib/server/app.ipynb #app-17
 @contextmanager

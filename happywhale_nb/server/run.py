@@ -144,6 +144,7 @@ def serve(
     options: Options | None = None,
     embedder: PhotoEmbedder | None = None,
     ready: Callable[[], object] | None = None,
+    log: Callable[[str], object] = lambda line: None,
 ) -> None:
     """Serve a catalogue until it is stopped (Ctrl-C, SIGTERM); however it ends, the catalogue is closed.
 
@@ -156,16 +157,20 @@ def serve(
         options: of the server; None: the defaults, with tokens unless `host` is a loopback address.
         embedder: the network; None: it is loaded after the server has started.
         ready: called once the server accepts requests.
+        log: receives a line on each damaged part of the catalogue that is left out, and on what was removed.
 
     Raises:
-        UserError: as `check_server`.
+        UserError: as `check_server`, and if the catalogue is damaged so that no answer would be right.
     """
     options = Options(tokens=not loopback(host)) if options is None else options
     load = (lambda: open_embedder(catalogue)) if embedder is None else (lambda: embedder)
     with stopped_by_signals(), closing(catalogue):
         check_server(catalogue, host, port, options)
-        _tidy(catalogue)
-        app = make_app(AppState(catalogue, options), load)
+        state = AppState(catalogue, options, files=embedder is None)
+        for finding in state.check.findings:
+            log(finding.line)
+        _tidy(catalogue, log)
+        app = make_app(state, load)
         http = guarded_protocol(options.connections)
         server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, http=http, **UVICORN_OPTIONS))
         if ready is not None:
@@ -174,15 +179,15 @@ def serve(
             server.run()
 
 
-def _tidy(catalogue):
+def _tidy(catalogue, log):
     """Remove what killed requests have left, and tell it. A fault does not keep the server from starting."""
     try:
         found = tidy(catalogue)
     except (UserError, OSError, SQLAlchemyError) as error:
-        print(f"{catalogue.folder} was not tidied: {error}", file=sys.stderr)
+        log(f"{catalogue.folder} was not tidied: {error}")
         return
-    if found.count:
-        print("\n".join(found.lines()), file=sys.stderr)
+    for line in found.lines() if found.count else ():
+        log(line)
 
 # %% ../../nbs/lib/server/run.ipynb #run-07
 def _when_started(server, ready):

@@ -381,7 +381,8 @@ class Candidate(BaseModel):
     `score`: a cosine, or for the new individual the threshold. `in_set`: whether it belongs to the candidate set.
     `proposed`: the name that a new individual would get. `photo`: its photograph nearest to the query. `query_photo`:
     number of the query's photograph nearest to it. `photos`: number of its known photographs. `species`: of the new
-    individual, the likeliest species; null if that is unknown.
+    individual, the likeliest species; null if that is unknown. `probability`: null if the catalogue's calibration is
+    damaged.
     """
 
     rank: int
@@ -389,7 +390,7 @@ class Candidate(BaseModel):
     individual: CandidateIndividual | None
     proposed: str
     score: float
-    probability: float
+    probability: float | None
     in_set: bool
     rejected: bool
     photo: MatchedPhoto | None
@@ -406,8 +407,9 @@ class AnswerView(BaseModel):
     was measured on `coverage_encounters` held-out encounters. `promise` describes this in a sentence. If the coverage
     cannot be reached or was not measured, `promised` is false and `set_size` is 0.
 
-    `other_probability`: the sum over all individuals that are not listed. Probabilities are relative to all known
-    individuals, including those that filters hide. `id` and `encounter_id`: null for an answer that is not stored.
+    `other_probability`: the sum over all individuals that are not listed; null as in `Candidate`. Probabilities are
+    relative to all known individuals, including those that filters hide. `id` and `encounter_id`: null for an answer
+    that is not stored.
     `no_animal`: whether the photographs probably show no animal; null if unknown. `heat_maps`: the method, "grad-cam"
     or "occlusion", or "" if there are none. `species`: the likeliest species first, also for a new individual; empty
     if unknown.
@@ -424,7 +426,7 @@ class AnswerView(BaseModel):
     coverage_encounters: int = 0
     promised: bool = False
     promise: str = ""
-    other_probability: float
+    other_probability: float | None
     no_animal: bool | None = None
     heat_maps: Literal["grad-cam", "occlusion", ""] = "grad-cam"
     species: list[SpeciesView] = []
@@ -492,10 +494,15 @@ class SessionView(BaseModel):
 
 # %% ../../nbs/lib/server/schemas.ipynb #schemas-23
 class Health(BaseModel):
-    """Whether the network is loaded, so that new photographs can be embedded."""
+    """Whether the network is loaded, so that new photographs can be embedded.
+
+    `damage`: what is damaged in the catalogue and left out of answers, a line each; empty: nothing. Names and remedies
+    are shown by `happywhale catalogue check`.
+    """
 
     status: Literal["ready", "loading", "failed"]
     detail: str
+    damage: list[str] = []
 
 
 class MissingPhotos(BaseModel):

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Event
 
 from ..catalogue import listings
+from ..catalogue.check import check_open
 from ..catalogue.ingest import PhotoEmbedder, refuse_made_elsewhere
 from ..catalogue.matching import Matcher, encounters_without_animal
 from ..catalogue.no_animal import marked
@@ -130,6 +131,7 @@ class AppState:
     Attributes:
         catalogue: the catalogue that is served.
         options: of the server.
+        check: the `CatalogueCheck` of the start.
         owner: the user of requests on a server without tokens.
         matcher: the gallery in memory.
         network: a `NetworkLoader`.
@@ -139,18 +141,38 @@ class AppState:
             caches the last 256.
     """
 
-    def __init__(self, catalogue: Catalogue, options: Options, owner: str = "") -> None:
-        """Read the gallery of a catalogue.
+    def __init__(self, catalogue: Catalogue, options: Options, owner: str = "", files: bool = False) -> None:
+        """Check a catalogue shortly, and read its gallery.
 
         Args:
             catalogue: the catalogue.
             options: of the server.
             owner: the user of requests without tokens; "": the user of the operating system.
+            files: whether the model's files are checked, too.
+
+        Raises:
+            UserError: if the catalogue is damaged so that no answer would be right.
         """
+        self.check = check_open(catalogue, files=files)
+        self.check.refuse()
         self.catalogue, self.options, self.matcher = catalogue, options, Matcher(catalogue)
         self.owner, self.limiter = owner or getpass.getuser(), Limiter(options.rates)
         self.network, self.pools = NetworkLoader(), make_pools()
         self.heat_maps = lru_cache(256)(partial(_heat_maps, self.network))
+
+    @property
+    def damage(self) -> list[str]:
+        """What is damaged and left out of answers, a line each, without names and folders.
+
+        Embeddings and calibration are those of now, the rest those of the start.
+        """
+        lines = [each.told for each in self.check.findings if each.part not in ("embeddings", "calibration")]
+        if fault := self.matcher.model.fault:
+            lines.insert(0, f"calibration: it {fault}, so answers have no probabilities")
+        if number := len(self.matcher.left_out):
+            noun = "photograph" if number == 1 else "photographs"
+            lines.append(f"embeddings: {number:,} {noun} left out, because the embedding is damaged")
+        return lines
 
     def view(self, number: int) -> dict:
         """Show the present state of an encounter.

@@ -246,7 +246,7 @@ def match(
     answer = match_photos(state, images, MAX_MATCHES)
     candidates = answer["candidates"]
     known = [each for each in candidates if not each["is_new"]]
-    probability_new = sum(each["probability"] for each in candidates if each["is_new"])
+    probability_new = sum(each["probability"] or 0.0 for each in candidates if each["is_new"])
     matches = [_match(rank, each, probability_new) for rank, each in enumerate(known, 1)]
     return {"matches": [_doubted(match) for match in matches] if answer["no_animal"] else matches}
 
@@ -256,8 +256,10 @@ def _match(rank, candidate, probability_new):
     photo = candidate["photo"]
     origin = ", ".join(text for text in (photo["date"], photo["place"]) if text)
     details = f"{photo['name']}{' (' + origin + ')' if origin else ''}; {candidate['photos']} photographs known"
-    rating = round(min(max(candidate["probability"], 0.0), 1.0), 4)
-    details = f"{details}; new: {probability_new:.0%}"
+    rating = round(min(max(candidate["probability"] or 0.0, 0.0), 1.0), 4)
+    lost = candidate["probability"] is None
+    new = "no probabilities, the calibration is damaged" if lost else f"{probability_new:.0%}"
+    details = f"{details}; new: {new}"
     return {"rank": rank, "id": candidate["individual"]["name"], "rating": rating, "details": details}
 
 

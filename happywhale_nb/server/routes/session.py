@@ -27,7 +27,7 @@ router = APIRouter(route_class=PooledRoute)
 
 @router.get("/health")
 async def health(state: State) -> schemas.Health:
-    """Report whether the network is loaded, so that new photographs can be embedded. Requires no token.
+    """Report whether the network is loaded, and what is damaged in the catalogue. Requires no token.
     \f
     Args:
         state: the state of the app.
@@ -35,7 +35,7 @@ async def health(state: State) -> schemas.Health:
     Returns:
         A dict as of `schemas.Health`.
     """
-    return {"status": state.network.status, "detail": state.network.detail}
+    return {"status": state.network.status, "detail": state.network.detail, "damage": state.damage}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-04
 COUNTED = {

@@ -125,13 +125,17 @@ async function start() {
   await show();
 }
 
-/** Shows missing photographs after the start; the page does not wait for this. */
+/** Shows missing photographs and other damage after the start; the page does not wait for this. */
 async function lookForPhotos() {
   const node = document.getElementById("missing");
   try {
-    const { missing, names, text } = await api("/missing-photos");
-    node.hidden = !missing;
-    fill(node, missing > 0 && [el("p", {}, el("b", { text }), `. The first: ${names.join(", ")}`), button("×", () => { node.hidden = true; }, { class: "plain close", "aria-label": "Close" })]);
+    const [{ missing, names, text }, { damage }] = await Promise.all([api("/missing-photos"), api("/health")]);
+    const other = damage.filter((line) => !missing || !line.startsWith("files: "));
+    node.hidden = !missing && !other.length;
+    fill(node, !node.hidden && [
+      missing > 0 && el("p", {}, el("b", { text }), `. The first: ${names.join(", ")}`),
+      ...other.map((line) => el("p", {}, el("b", { text: line }), ". See `happywhale catalogue check`")),
+      button("×", () => { node.hidden = true; }, { class: "plain close", "aria-label": "Close" })]);
   } catch {
     node.hidden = true;  // other requests report such errors
   }

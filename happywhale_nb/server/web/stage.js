@@ -203,7 +203,7 @@ function matchCaption(view, photo, flip) {
     el("small", { role: "status", text: view.flipped ? view.flippedAt : `${one.photos} photographs` }), turn(1, "Next photograph", "›")),
   one.rank && el("span", { class: "rank", text: one.rank }),
     el("a", { href: `#/individual/${individual.id}`, title: "All photographs of this individual" }, el("b", { text: individual.name })), " ",
-    one.probability !== null ? el("span", { class: "probability", text: percent(one.probability) }) : el("small", { class: "inline", text: "chosen by name" }), one.rejected && el("span", { class: "state rejected", text: "rejected" }),
+    one.rank !== null ? el("span", { class: "probability", text: percent(one.probability) }) : el("small", { class: "inline", text: "chosen by name" }), one.rejected && el("span", { class: "state rejected", text: "rejected" }),
     el("small", {}, from ? `${from} · ` : "", photo?.encounter && [el("a", { href: `#/encounter/${photo.encounter.id}`, text: photo.encounter.name }), " · "], count(one.photos, "known photograph")),
     photo && el("small", { class: "file", text: photo.name }));
 }
