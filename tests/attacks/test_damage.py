@@ -1,4 +1,4 @@
-"""A catalogue on disk that is damaged: a check names it in one line, and the server refuses it or leaves the part out."""
+"""A damaged catalogue: a check names the damage in one line, and the server refuses it or leaves the part out."""
 
 import json
 import os
