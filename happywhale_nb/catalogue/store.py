@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import inspect, select, text
 from sqlalchemy.orm import Session
 
 from .database import Store, make_engine, migrate, schema_version
@@ -300,9 +300,22 @@ def upgrade_catalogue(folder: Path | str) -> str:
         return f"the catalogue's tables already have version {newest}"
     if engine.dialect.name == "sqlite":
         copy_sqlite(engine.url.database, Path(folder) / f"catalogue-{version}.sqlite")
+    before = _token_names(engine)
     migrate(engine)
+    after = _token_names(engine)
     engine.dispose()
-    return f"the catalogue's tables now have version {newest}; the version before was {version or 'none'}"
+    done = f"the catalogue's tables now have version {newest}; the version before was {version or 'none'}"
+    changed = {row: name for row, name in before.items() if name != after[row]}
+    numbered = [f"one of the tokens of {name} has the name {after[row]} now" for row, name in changed.items()]
+    return "; ".join([done, *numbered])
+
+
+def _token_names(engine):
+    """The names of all tokens by id; none before there are tables."""
+    if not inspect(engine).has_table("tokens"):
+        return {}
+    with engine.connect() as connection:
+        return dict(connection.execute(text("SELECT id, name FROM tokens")).all())
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-09
 def now() -> str:

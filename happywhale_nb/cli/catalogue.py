@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['folder_argument', 'MODEL_HELP', 'catalogue', 'open_chosen_catalogue', 'calibration_lines', 'build', 'photo_files',
            'grouped_files', 'sent_names', 'tell_no_animal', 'add', 're_embed', 'upgrade', 'status', 'list_species',
-           'relink', 'export', 'token']
+           'relink', 'export', 'token', 'pseudonym']
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-02
 import getpass
@@ -22,6 +22,7 @@ from ..core.artifacts import atomic
 from ..core.errors import UserError
 from ..core.paths import find_data, study_dir
 from ..core.platforms import check_file_name
+from ..core.roles import ROLES
 from ..data.check import count_noun
 from ..data.formats import photos_in
 from ..data.left_out import left_out_lines
@@ -434,14 +435,17 @@ def export(folder, kind, output, species, occasions, submitter, photos, dry_run)
 @click.argument("name")
 @click.option(
     "--role",
-    type=click.Choice(["read", "review", "admin"]),
+    type=click.Choice(ROLES),
     default="read",
     show_default=True,
     help="What the token permits.",
 )
 @click.option("--end", is_flag=True, help="Revoke all tokens of this NAME instead.")
-def token(folder, name, role, end):
+@click.option("--replace", is_flag=True, help="NAME has or had a token: it is the same user, who gets another one.")
+def token(folder, name, role, end, replace):
     """Create an access token for the user or program NAME. It is shown once; only a digest is stored.
+
+    No two users have the same NAME, because the audit log shows it.
 
     \b
     Example: happywhale catalogue token outputs/demo/catalogue Ann --role review
@@ -455,7 +459,33 @@ def token(folder, name, role, end):
                 revoke(session, row.id)
             click.echo(f"{count_noun(len(ended), 'token')} of {name} revoked")
         else:
-            click.echo(make_token(session, name, role)[1])
+            click.echo(make_token(session, name, role, replace)[1])
+
+# %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-60
+@catalogue.command()
+@folder_argument
+@click.argument("name")
+@click.argument("pseudonym")
+def pseudonym(folder, name, pseudonym):
+    """Replace the NAME of a user by a PSEUDONYM in the audit log, in exports and on tokens. All decisions stay.
+
+    \b
+    Example: happywhale catalogue pseudonym outputs/demo/catalogue Ann "observer 1"
+
+    Notes are not changed, nor are earlier exports and backups of the database.
+    """
+    from happywhale_nb.catalogue.pseudonyms import give_pseudonym
+
+    store = open_chosen_catalogue(folder)
+    with store.writing() as session:
+        done = give_pseudonym(session, getpass.getuser(), name, pseudonym)
+    replaced = {"entry of the log": done.decisions, "answer": done.answers, "encounter": done.encounters}
+    places = ", ".join(f"{number:,} × {what}" for what, number in (replaced | {"token": done.tokens}).items())
+    click.echo(f"{name} is {pseudonym} now: {places}")
+    if done.notes:
+        click.echo(f"{count_noun(done.notes, 'note')} in the log may contain the name: they stay as they are", err=True)
+    for copy in sorted(store.folder.glob("catalogue-*.sqlite")):
+        click.echo(f"{os.path.relpath(copy)}, a backup, still has the name: delete it if you can", err=True)
 
 # %% ../../nbs/lib/cli/catalogue.ipynb #catalogue-20
 for command in COMMANDS:

@@ -30,6 +30,7 @@ from ..catalogue.store import NotFound
 from ..catalogue.upload_photos import BadPhoto, Duplicate, TooLarge
 from ..core.errors import Busy, UserError
 from . import schemas
+from .auth import NameInUse
 from .middleware import SecurityMiddleware
 from .routes import answers, catalogue, corrections, exports, images, session
 from .routes import decisions as decision_routes
@@ -40,6 +41,7 @@ STATUS = {
     NotFound: 404,
     decisions.Conflict: 409,
     Duplicate: 409,
+    NameInUse: 409,
     TooLarge: 413,
     BadPhoto: 422,
     UserError: 400,
@@ -59,7 +61,7 @@ def _error(request, error):
 def _conflict(request, error):
     """The response to a conflict, with the data of `schemas.ConflictProblem`."""
     state, body = request.app.state.shared, {"detail": str(error), "species": getattr(error, "species", None)}
-    body |= {"encounter": None, "decision": None, "individual": None}
+    body |= {"encounter": None, "decision": None, "individual": None, "alike": isinstance(error, decisions.NameAlike)}
     with state.catalogue.reading() as session:
         if (number := getattr(error, "individual", None)) is not None:
             body["individual"] = listings.individual_views(session, [session.get(Individual, number)])[0]
