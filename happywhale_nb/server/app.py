@@ -8,6 +8,7 @@ __all__ = ['STATUS', 'PROBLEMS', 'API_DESCRIPTION', 'make_app', 'example_app']
 # %% ../../nbs/lib/server/app.ipynb #app-02
 import mimetypes
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from threading import Thread
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -26,9 +28,10 @@ from ..catalogue import decisions, listings
 from ..catalogue.example import example_catalogue
 from ..catalogue.ingest import PhotoEmbedder
 from ..catalogue.schema import Decision, Individual, Photo
+from ..catalogue.storage import storage_fault
 from ..catalogue.store import NotFound
 from ..catalogue.upload_photos import BadPhoto, Duplicate, TooLarge
-from ..core.errors import Busy, UserError
+from ..core.errors import Busy, CannotWrite, NoRoom, UserError
 from . import schemas
 from .auth import NameInUse
 from .middleware import SecurityMiddleware
@@ -46,6 +49,8 @@ STATUS = {
     BadPhoto: 422,
     UserError: 400,
     Busy: 503,
+    CannotWrite: 503,
+    NoRoom: 507,
 }
 
 
@@ -101,12 +106,21 @@ def _invalid(request, error):
 # %% ../../nbs/lib/server/app.ipynb #app-07
 def _http_error(request, error):
     """The response to an error that already has a status, such as FastAPI's own errors."""
+    if fault := storage_fault(error.__cause__):  # a form of photographs is kept on the disk while it comes
+        return _error(request, fault)
     detail = str(error.detail)
     if detail == "Not Found":
         detail = "not found: /docs lists all endpoints"
     return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
 # %% ../../nbs/lib/server/app.ipynb #app-15
+def _storage(request, error):
+    """The response to an error of a disk or a database; another one is raised again."""
+    if (fault := storage_fault(error)) is None:
+        raise error
+    return _error(request, fault)
+
+
 PROBLEMS = {
     400: {"model": schemas.Problem, "description": "The request cannot be carried out."},
     401: {"model": schemas.Problem, "description": "A token is missing or not valid."},
@@ -116,7 +130,8 @@ PROBLEMS = {
     413: {"model": schemas.Problem, "description": "Too many photographs or bytes in one request."},
     422: {"model": schemas.Problem, "description": "A field or a photograph is not valid."},
     429: {"model": schemas.Problem, "description": "Too many requests."},
-    503: {"model": schemas.Problem, "description": "The network is not loaded yet, or its queue is full: try again."},
+    503: {"model": schemas.Problem, "description": "Try again: the network is loading, or a queue is full."},
+    507: {"model": schemas.Problem, "description": "The disk is full: nothing was stored."},
 }
 
 # %% ../../nbs/lib/server/app.ipynb #app-09
@@ -132,6 +147,8 @@ def _add_handlers(app):
         app.add_exception_handler(error_class, _error)
     app.add_exception_handler(decisions.Conflict, _conflict)
     app.add_exception_handler(RequestValidationError, _invalid)
+    for error_class in (OSError, sqlite3.Error, DBAPIError):
+        app.add_exception_handler(error_class, _storage)
     app.add_exception_handler(HTTPException, _http_error)
 
 

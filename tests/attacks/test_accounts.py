@@ -128,12 +128,14 @@ def test_addresses_are_taken_from_a_named_proxy_alone(mine, colours, proxies, le
         assert list(guesses(address)) == [401] * let_by + [429] * (14 - let_by)
 
 
-def test_proxy_is_an_address_and_not_everybody():
+def test_proxy_is_an_address_and_not_everybody(mine):
     check_proxies(["127.0.0.1", "::1", "10.0.0.0/24"])
     for wrong in ("*", "", "proxy.example", "0.0.0.0/0", "::/0", "10.0.0.1/24"):
         with pytest.raises(UserError, match="--proxy"):
             check_proxies([wrong])
     assert not server_config(None, Options(), port=0).proxy_headers
+    refused = CliRunner().invoke(main, ["serve", str(mine.folder), "--no-browser", "--proxy", "proxy.example"])
+    assert refused.exit_code == 2 and "is not an IP address" in refused.stderr
 
 
 # --- look-alike individuals

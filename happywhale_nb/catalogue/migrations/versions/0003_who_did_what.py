@@ -55,6 +55,4 @@ def _number_names():
 def downgrade():
     op.drop_index(op.f("uq_tokens_valid_name"), table_name="tokens")
     op.drop_table("sign_ins")
-    with op.batch_alter_table("decisions", schema=None) as batch_op:
-        batch_op.drop_constraint(batch_op.f("fk_decisions_token_id"), type_="foreignkey")
-        batch_op.drop_column("token_id")
+    op.drop_column("decisions", "token_id")
