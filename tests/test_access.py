@@ -1,22 +1,25 @@
 """Tokens and roles, requests a minute, and from which hosts and pages a request may come."""
 
+from itertools import pairwise
+
 import pytest
 from sqlalchemy import create_engine, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from happywhale_nb.catalogue.schema import Base, Token
 from happywhale_nb.catalogue.store import NotFound
 from happywhale_nb.core.errors import UserError
+from happywhale_nb.core.roles import PERMISSIONS, ROLES, may, role_with
 from happywhale_nb.server.auth import (
-    ROLES,
     Limiter,
+    NameInUse,
     cross_site_reason,
     find_token,
     host_name,
     list_tokens,
     loopback,
     make_token,
-    may,
     revoke,
 )
 
@@ -54,15 +57,14 @@ def test_make_token_with_no_name_or_no_role_is_refused(session, name, role, told
 
 @pytest.mark.parametrize("role", ROLES)
 def test_make_token_gives_a_long_random_token_with_its_role(session, role):
-    (one, first), (_, second) = make_token(session, "x" * 80, role), make_token(session, "x" * 80, role)
+    (one, first), (_, second) = make_token(session, "x" * 80, role), make_token(session, "y" * 80, role)
     assert first != second and all(len(token) >= 43 and token.startswith("hw_") for token in (first, second))
     assert find_token(session, first) is one and (one.name, one.role, one.revoked_at) == ("x" * 80, role, "")
 
 
 def test_holder_knows_whole_tokens_that_are_not_revoked_and_no_others(session):
-    (old, ended), (row, token) = make_token(session, "Ann", "admin"), make_token(session, "Ann", "review")
-    revoke(session, old.id)
-    assert find_token(session, token) is row, "the other token of the same name stays"
+    (_, ended), (row, token) = make_token(session, "Ann", "admin"), make_token(session, "Ann", "review", replace=True)
+    assert find_token(session, token) is row and [each.name for each in list_tokens(session)] == ["Ann"]
     for wrong in (ended, "", token[:-1], token + "x", token.upper(), row.digest, "hw_", "\udcff"):
         assert find_token(session, wrong) is None, wrong
 
@@ -83,10 +85,37 @@ def test_revoke_of_a_token_that_is_not_there_or_revoked_raises_not_found(session
     assert row.revoked_at == ended != ""
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_may_of_a_role_is_itself_and_the_ones_before_it(role):
-    allowed = {"read": {"read"}, "review": {"read", "review"}, "admin": {"read", "review", "admin"}}
-    assert {needed for needed in ROLES if may(role, needed)} == allowed[role]
+@pytest.mark.parametrize("name", ["Ann", "ann", "\u0410nn", " Ann "])
+@pytest.mark.parametrize("ended", [False, True])
+def test_name_of_a_token_is_not_given_to_a_second_user_unasked(session, name, ended):
+    row, _ = make_token(session, "Ann", "review")
+    if ended:
+        revoke(session, row.id)
+    with pytest.raises(NameInUse, match=r"Ann ha[ds] a token"):
+        make_token(session, name, "read")
+    assert len(session.scalars(select(Token)).all()) == 1
+    if name.strip() == "Ann":
+        again, _ = make_token(session, name, "admin", replace=True)
+        assert list_tokens(session) == [again]
+    else:
+        with pytest.raises(NameInUse, match="looks like it"):
+            make_token(session, name, "read", replace=True)
+
+
+def test_two_valid_tokens_of_one_name_are_refused_by_the_database_too(session):
+    make_token(session, "Ann", "read")
+    session.add(Token(name="Ann", role="read", digest="0", created_at="", revoked_at=""))
+    with pytest.raises(IntegrityError):
+        session.flush()
+
+
+def test_each_role_has_the_permissions_of_those_before_it_and_more():
+    for role, more in pairwise(ROLES):
+        assert set(PERMISSIONS[role]) < set(PERMISSIONS[more])
+    assert not may("read", "decide") and may("review", "decide") and not may("review", "undo others")
+    assert {role_with(each) for each in ("delete", "tokens", "undo others")} == {"admin"}
+    with pytest.raises(UserError, match="unknown role 'owner'"):
+        may("owner", "read")
 
 
 # --- requests a minute

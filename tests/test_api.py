@@ -44,10 +44,11 @@ from happywhale_nb.catalogue.store import Catalogue, create_catalogue
 from happywhale_nb.catalogue.uploads import Limits
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.leases import LEASE
+from happywhale_nb.core.roles import ROLES
 from happywhale_nb.data.dataset import read_dataset
 from happywhale_nb.data.formats import ENDINGS, heic_reader
 from happywhale_nb.server.app import make_app
-from happywhale_nb.server.auth import ROLES, digest, make_token
+from happywhale_nb.server.auth import digest, make_token
 from happywhale_nb.server.state import AppState, Options
 
 HERE = "http://127.0.0.1:8000"

@@ -91,13 +91,13 @@ def test_catalogue_with_tables_of_another_version_is_refused_with_the_remedy(cat
     with pytest.raises(UserError, match="newer than this happywhale"):
         Catalogue(catalogue.folder)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     Catalogue(catalogue.folder).close()
 
 
 NEXT = """
 from alembic import op
-revision, down_revision = "0003", "0002"
+revision, down_revision = "0004", "0003"
 def upgrade():
     op.execute("ALTER TABLE individuals ADD COLUMN sex VARCHAR NOT NULL DEFAULT ''")
     op.execute("{then}")
@@ -106,12 +106,12 @@ def upgrade():
 
 @pytest.fixture
 def next_version(tmp_path, monkeypatch):
-    """A function that makes today's version of the tables 0003; `then`: what its migration does after adding a
+    """A function that makes today's version of the tables 0004; `then`: what its migration does after adding a
     column."""
 
     def make(then):
         folder = shutil.copytree(Path(tables.__file__).parent / "migrations", tmp_path / "migrations")
-        (folder / "versions" / "0003_next.py").write_text(NEXT.format(then=then))
+        (folder / "versions" / "0004_next.py").write_text(NEXT.format(then=then))
         config = tables.Config()
         config.set_main_option("script_location", str(folder))
         monkeypatch.setattr(tables, "_migrations_config", lambda: config)
@@ -120,22 +120,22 @@ def next_version(tmp_path, monkeypatch):
 
 
 def test_upgrade_catalogue_copies_the_sqlite_file_before_it_changes_it(mine, next_version):
-    assert "already have version 0002" in upgrade_catalogue(mine.folder)
+    assert "already have version 0003" in upgrade_catalogue(mine.folder)
     with mine.reading() as session:
         count = session.scalar(select(func.count()).select_from(Photo))
     next_version("SELECT 1")
-    with pytest.raises(UserError, match=f"0003 is needed: run `happywhale catalogue upgrade {mine.folder}`"):
+    with pytest.raises(UserError, match=f"0004 is needed: run `happywhale catalogue upgrade {mine.folder}`"):
         Catalogue(mine.folder)
-    assert "now have version 0003; the version before was 0002" in upgrade_catalogue(mine.folder)
+    assert "now have version 0004; the version before was 0003" in upgrade_catalogue(mine.folder)
     opened = Catalogue(mine.folder)
     with opened.reading() as session:
         assert session.scalar(select(func.count()).select_from(Photo)) == count > 0
         assert set(session.scalars(text("SELECT sex FROM individuals"))) == {""}
     opened.close()
-    copy = tables.make_engine(f"sqlite:///{mine.folder}/catalogue-0002.sqlite")
+    copy = tables.make_engine(f"sqlite:///{mine.folder}/catalogue-0003.sqlite")
     with copy.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(Photo)) == count
-        assert tables.schema_version(copy)[0] == "0002"
+        assert tables.schema_version(copy)[0] == "0003"
     copy.dispose()
 
 
@@ -188,7 +188,7 @@ def before(request, tmp_path):
 
 def test_migration_to_annotations_keeps_all_rows_and_can_be_undone(before):
     kept = rows_of(before, *OLD_TABLES)
-    move_tables(before, "upgrade", "0002")
+    move_tables(before, "upgrade", "head")
     with before.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
         made = connection.execute(select(Annotation).order_by(Annotation.id)).all()
@@ -219,6 +219,25 @@ def test_photo_can_be_added_after_the_migration_to_annotations(before):
         assert session.scalar(select(Annotation.box).where(Annotation.photo_id == photo.id)) == 0
 
 
+def test_migration_numbers_the_tokens_of_one_name_and_keeps_all_else(before):
+    move_tables(before, "upgrade", "0002")
+    columns = "id, name, role, digest, created_at, revoked_at"
+    keep = f"INSERT INTO tokens ({columns}) VALUES (:id, :name, 'read', CAST(:id AS TEXT), '', '')"
+    with before.connect().execution_options(writes=True) as connection, connection.begin():
+        names = ["Ann", "Ann", "Bo", "Ann", "Ann (2)", "Ann"]
+        rows = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+        connection.execute(text(keep), rows)
+        connection.execute(text("UPDATE tokens SET revoked_at = '2026' WHERE id = 4"))
+    kept = rows_of(before, "decisions", "answers", "encounters")
+    move_tables(before, "upgrade", "head")
+    with before.connect() as connection:
+        found = connection.scalars(text("SELECT name FROM tokens ORDER BY id")).all()
+        assert found == ["Ann", "Ann (3)", "Bo", "Ann", "Ann (2)", "Ann (4)"], "a revoked one keeps its name"
+        assert set(connection.scalars(text("SELECT token_id FROM decisions"))) <= {None}
+    move_tables(before, "downgrade", "0002")
+    assert rows_of(before, "decisions", "answers", "encounters") == kept
+
+
 def test_upgrade_catalogue_that_fails_midway_leaves_the_tables_as_they_were(mine, next_version):
     next_version("SELECT * FROM nowhere")
     with pytest.raises(UserError, match="nowhere"):
@@ -227,7 +246,7 @@ def test_upgrade_catalogue_that_fails_midway_leaves_the_tables_as_they_were(mine
     with mine.store.engine.connect() as connection:
         names = {row[1] for row in connection.execute(text("PRAGMA table_info(individuals)"))}
         assert "name" in names and "sex" not in names
-    assert tables.schema_version(mine.store.engine)[0] == "0002"
+    assert tables.schema_version(mine.store.engine)[0] == "0003"
 
 
 def test_upgrade_catalogue_without_a_catalogue_is_refused(tmp_path):

@@ -408,7 +408,7 @@ def test_catalogue_add_command_keeps_folders_by_which_photographs_are_grouped_la
 
 
 def test_catalogue_upgrade_command_of_todays_tables_says_so(mine):
-    assert "already have version 0002" in happywhale("catalogue", "upgrade", mine.folder).stdout
+    assert "already have version 0003" in happywhale("catalogue", "upgrade", mine.folder).stdout
 
 
 # --- the server as a process

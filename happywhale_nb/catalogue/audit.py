@@ -49,6 +49,7 @@ PHRASES = {
     "merge": "merged {other} into {individual}",
     "split": "split {individual} off {other}",
     "upload": "added {note} to {encounter}",
+    "pseudonym": "gave a user the pseudonym {note}",
 }
 
 

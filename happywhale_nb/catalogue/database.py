@@ -24,11 +24,12 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from .storage import storage_fault
 from .stored_values import Damaged
-from ..core.errors import UserError
+from ..core.errors import NoRoom, UserError
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-05
 def make_engine(url: str) -> Engine:
@@ -53,6 +54,8 @@ def make_engine(url: str) -> Engine:
         size["json_deserializer"] = _read_json
         if address.get_backend_name() == "sqlite":
             engine = create_engine(address, **size, connect_args={"timeout": 60, "check_same_thread": False})
+            event.listen(engine, "do_connect", _connect_sqlite)
+            event.listen(engine, "checkout", _leave_fixed)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
@@ -63,6 +66,30 @@ def make_engine(url: str) -> Engine:
         raise UserError("PostgreSQL's driver is not installed: pip install 'happywhale_nb[postgres]'") from None
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-06
+def _connect_sqlite(dialect, record, arguments, options):
+    """Connect to a SQLite file; to one on a read-only disk, where SQLite cannot make its files, as to a fixed one."""
+    connection = dialect.connect(*arguments, **options)
+    try:
+        connection.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError:
+        connection.close()
+        path = Path(arguments[0])
+        changes = path.with_name(f"{path.name}-wal")
+        if not path.is_file() or os.access(path.parent, os.W_OK) or (changes.is_file() and changes.stat().st_size):
+            raise
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, **options)
+        record.info["fixed"] = path.parent
+    return connection
+
+
+def _leave_fixed(connection, record, proxy):
+    """Open a file anew that was opened as a fixed one, if its disk can be written by now."""
+    folder = record.info.get("fixed")
+    if folder is not None and os.access(folder, os.W_OK):
+        del record.info["fixed"]
+        raise DisconnectionError("the disk is not read-only any more")
+
+
 def _prepare_sqlite(connection, record):
     connection.isolation_level = None  # transactions are begun below, not by the driver
     for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=60000"):
@@ -228,6 +255,8 @@ def _require_usable(engine, folder):
     try:
         check_schema(engine, folder)
     except SQLAlchemyError as error:
+        if isinstance(fault := storage_fault(error), NoRoom):
+            raise fault from None
         raise unusable(engine, error) from None
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-43

@@ -52,7 +52,7 @@ from ..core.progress import bar
 from ..data.boxes import BOX, BOX_COLUMNS, read_boxes
 from ..data.dataset import Dataset
 from ..data.encounter_table import WHEN_AND_WHERE, folder_photos, read_encounters
-from ..data.names import is_nobody, name_key
+from ..data.names import find_lookalikes, is_nobody, name_key
 from ..data.parts import split_path
 from ..data.values import Faults, parse_side
 from ..retrieval.embeddings import UNKNOWN_PART, Embeddings, find_rows
@@ -512,13 +512,21 @@ def update_metadata(catalogue: Catalogue, dataset: Dataset, user: str) -> list[s
         user: name of the user, for the audit log.
 
     Returns:
-        Sentences about filled-in values, differences, and ignored columns.
+        Sentences about filled-in values, differences, ignored columns, and names that look like each other.
 
     Raises:
         UserError: for invalid values in the folder.
     """
     rows = {row.path: given_row(row) for row in folder_table(dataset).itertuples()}
-    return read_changes(catalogue, rows, user).lines() + _unread_messages(dataset)
+    return read_changes(catalogue, rows, user).lines() + _unread_messages(dataset) + _alike_messages(catalogue)
+
+
+def _alike_messages(catalogue, most=5):
+    """Sentences about individuals whose names cannot be told apart by eye."""
+    with catalogue.reading() as session:
+        twins = find_lookalikes(session.scalars(select(Individual.name).where(Individual.active)))
+    lines = [f"{', '.join(map(repr, names))} look alike in different letters: one individual?" for names in twins]
+    return lines[:most] + [f"{len(lines) - most} more such names"] * (len(lines) > most)
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-20a
 READ = {"image", "part", "individual_id", "individual_name", "species", "species_raw", *WHEN_AND_WHERE}

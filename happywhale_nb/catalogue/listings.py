@@ -570,6 +570,7 @@ def decision_views(session: Session, rows: Sequence[Decision]) -> list[dict]:
     for row, text in zip(rows, describe_decisions(session, rows), strict=True):
         view = {name: getattr(row, name) for name in DECISION_FIELDS}
         view |= {"user": row.who, "probability": row.chance, "text": text, "can_undo": can_undo(row)}
+        view["token_id"] = row.token_id
         view["photos"] = [int(number) for number in row.before.get("photos", {})]
         subjects = {name: names[name].get(getattr(row, column)) for name, (_, column) in linked.items()}
         views.append(view | subjects | {"undoes": row.undoes_id, "undone_by": row.undone_by_id})

@@ -517,7 +517,7 @@ def match_encounter(matcher: Matcher, user: str, number: int, k: int = 10, filte
         encounter = get_or_404(session, Encounter, number, "encounter")
         content = _encounter_content(matcher, session, encounter, k, filters)
     with matcher.catalogue.writing() as session:
-        row = Answer(encounter_id=number, model_id=matcher.model.id, at=content["created_at"], who=user)
+        row = Answer(encounter_id=number, model_id=matcher.model.id, at=content["created_at"], who=str(user))
         row.filters, row.content = asdict(filters), content
         session.add(row)
         session.flush()

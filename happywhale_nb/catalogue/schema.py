@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'Base', 'Model', 'Individual', 'Encounter', 'Photo', 'Annotation', 'Crop', 'Embedding', 'Answer', 'Decision',
-           'Token']
+           'Token', 'SignIn']
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-02
 from typing import ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, MetaData, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, MetaData, String, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-04
@@ -164,10 +164,11 @@ class Answer(Base):
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-10
 class Decision(Base):
-    """One entry of the audit log; only `undone_by_id` ever changes.
+    """One entry of the audit log; only `undone_by_id` ever changes, and `who` if a user gets a pseudonym.
 
     `before` holds the values that an undo restores, `after` those that the decision has set, both by name. `after` is
-    empty in entries written before schema version 0002.
+    empty in entries written before schema version 0002. `token_id`: the token that was used; None without one, and in
+    entries written before schema version 0003.
     """
 
     __tablename__ = "decisions"
@@ -186,15 +187,30 @@ class Decision(Base):
     after: Mapped[dict] = mapped_column(JSON, default=dict)
     undoes_id: Mapped[int | None] = mapped_column(ForeignKey("decisions.id"))
     undone_by_id: Mapped[int | None] = mapped_column(ForeignKey("decisions.id"))
+    token_id: Mapped[int | None] = mapped_column(ForeignKey("tokens.id"))
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-11
+_VALID = {"sqlite_where": text("revoked_at = ''"), "postgresql_where": text("revoked_at = ''")}
+
+
 class Token(Base):
-    """An access token with its role; only its SHA-256 digest is stored."""
+    """An access token with its role; only its SHA-256 digest is stored. No two valid ones have the same name."""
 
     __tablename__ = "tokens"
+    __table_args__ = (Index("uq_tokens_valid_name", "name", unique=True, **_VALID),)
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     role: Mapped[str]
     digest: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[str]
     revoked_at: Mapped[str]
+
+
+class SignIn(Base):
+    """A browser that is signed in with a token, until it signs out; only the digest of its cookie is stored."""
+
+    __tablename__ = "sign_ins"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token_id: Mapped[int] = mapped_column(ForeignKey("tokens.id"))
+    digest: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[str]

@@ -19,7 +19,7 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, defer
 
@@ -338,12 +338,25 @@ def upgrade_catalogue(folder: Path | str) -> str:
         version, newest = known_version(engine)
         if version == newest:
             return f"the catalogue's tables already have version {newest}"
+        before = _token_names(engine)
         _copy_and_migrate(engine, Path(folder) / f"catalogue-{version}.sqlite")
+        after = _token_names(engine)
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise unusable(engine, error) from error
     finally:
         engine.dispose()
-    return f"the catalogue's tables now have version {newest}; the version before was {version}"
+    done = f"the catalogue's tables now have version {newest}; the version before was {version}"
+    changed = {row: name for row, name in before.items() if name != after[row]}
+    numbered = [f"one of the tokens of {name} has the name {after[row]} now" for row, name in changed.items()]
+    return "; ".join([done, *numbered])
+
+
+def _token_names(engine):
+    """The names of all tokens by id; none before there are tables."""
+    if not inspect(engine).has_table("tokens"):
+        return {}
+    with engine.connect() as connection:
+        return dict(connection.execute(text("SELECT id, name FROM tokens")).all())
 
 
 def _copy_and_migrate(engine, copy):

@@ -113,6 +113,7 @@ INSTEAD = {
     "upload": "withdraw the encounter instead",
     "delete": "upload the photographs again",
     "undo": "decide again instead",
+    "pseudonym": "the former name is no longer known",
     "edit": "an earlier version did not store the former values, so edit again instead",
 }
 

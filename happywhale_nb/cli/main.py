@@ -6,12 +6,13 @@
 __all__ = ['STUDY', 'GROUPS', 'RENAMED', 'Entry', 'LazyGroup', 'MainGroup', 'main']
 
 # %% ../../nbs/lib/cli/main.ipynb #main-02
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 
 import click
 
-from ..core.errors import EXTRA_OF, UserError, not_installed
+from ..core.errors import EXTRA_OF, MissingExtra, UserError, not_installed
 from ..core.platforms import check_platform, lenient_console
 from ..core.quiet import quiet_tensorflow
 from ..workflow.registry import command_stages
@@ -79,6 +80,17 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, entry.help) for name, entry in self.entries.items()])
 
 # %% ../../nbs/lib/cli/main.ipynb #main-08
+def _fault_of_storage(error):
+    """What to tell of a full disk or a locked database, as of `catalogue.storage`; None for another error."""
+    if not isinstance(error, OSError) and "sqlalchemy" not in sys.modules:
+        return None
+    try:
+        from happywhale_nb.catalogue.storage import storage_fault
+    except MissingExtra:
+        return None
+    return storage_fault(error)
+
+
 class MainGroup(LazyGroup):
     """The top-level group: prints a `UserError` as one line."""
 
@@ -101,6 +113,11 @@ class MainGroup(LazyGroup):
             if not extra:
                 raise
             click.echo(f"error: {not_installed(error, extra)}", err=True)
+            ctx.exit(2)
+        except Exception as error:
+            if (fault := _fault_of_storage(error)) is None:
+                raise
+            click.echo(f"error: {fault}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("\ninterrupted; run the same command again to resume", err=True)

@@ -22,13 +22,13 @@ if TYPE_CHECKING:  # both load slowly
     from happywhale_nb.catalogue.store import Catalogue
 
 # %% ../../nbs/lib/cli/server.ipynb #server-41
-def _server_options(host, names, tokens, rate):
+def _server_options(host, names, tokens, rate, proxies=()):
     """Options of a server; with `tokens` None it requires tokens unless it listens on the loopback interface."""
     from happywhale_nb.server import run as serving
 
     asks = not serving.loopback(host) if tokens is None else tokens
     rates = serving.Options().rates | {"question": rate} if rate else {}
-    return serving.Options(asks, (host, *names), rates=rates)
+    return serving.Options(asks, (host, *names), tuple(proxies), rates=rates)
 
 
 def _server_address(host, names, port):
@@ -56,6 +56,7 @@ def check_address(port: int, host: str = "127.0.0.1") -> None:
 def serve_page(
     store: "Catalogue", embedder: "PhotoEmbedder | None", began: float, host: str = "127.0.0.1", port: int = 8000,
     names: tuple[str, ...] = (), tokens: bool | None = None, rate: int = 600, browser: bool = True,
+    proxies: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Serve a catalogue until it is stopped, and print its URL.
 
@@ -69,6 +70,7 @@ def serve_page(
         tokens: whether to require tokens; None: unless `host` is a loopback address.
         rate: maximum of queries a minute from one caller; 0: no limit.
         browser: whether to open the page.
+        proxies: addresses of proxies whose `X-Forwarded-For` is believed.
     """
     from happywhale_nb.server import run as serving
 
@@ -83,7 +85,7 @@ def serve_page(
 
     serving.return_freed_memory()
     said = lambda line: click.echo(line, err=True)  # noqa: E731
-    serving.serve(store, host, port, _server_options(host, names, tokens, rate), embedder, ready, said)
+    serving.serve(store, host, port, _server_options(host, names, tokens, rate, proxies), embedder, ready, said)
     click.echo("\nstopped")
 
 # %% ../../nbs/lib/cli/server.ipynb #server-05
@@ -94,9 +96,10 @@ def serve_page(
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option("--name", "names", multiple=True, help="Host name of this server in URLs; repeatable.")
 @click.option("--tokens/--no-tokens", default=None, help="Whether to require tokens [yes, except on localhost].")
+@click.option("--proxy", "proxies", multiple=True, help="Address of a proxy whose X-Forwarded-For counts; repeatable.")
 @click.option("--rate", default=600, show_default=True, help="Maximum of queries a minute per caller; 0: no limit.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Whether to open the page.")
-def serve(folder, demo, host, port, names, tokens, rate, browser):
+def serve(folder, demo, host, port, names, tokens, proxies, rate, browser):
     """Serve a catalogue: its web page, its HTTP API (/docs), and POST /match for the Photo ID App.
 
     \b
@@ -112,4 +115,4 @@ def serve(folder, demo, host, port, names, tokens, rate, browser):
     else:
         opened = open_chosen_catalogue(folder)
 
-    serve_page(opened, embedder, began, host, port, names, tokens, rate, browser)
+    serve_page(opened, embedder, began, host, port, names, tokens, rate, browser, proxies)

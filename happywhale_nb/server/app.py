@@ -9,6 +9,7 @@ __all__ = ['STATUS', 'PROBLEMS', 'API_DESCRIPTION', 'make_app', 'example_app']
 import logging
 import mimetypes
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from threading import Thread
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -27,11 +29,13 @@ from ..catalogue import decisions, listings
 from ..catalogue.example import example_catalogue
 from ..catalogue.ingest import PhotoEmbedder
 from ..catalogue.schema import Decision, Individual, Photo
+from ..catalogue.storage import storage_fault
 from ..catalogue.store import NotFound
 from ..catalogue.stored_values import Damaged
 from ..catalogue.upload_photos import BadPhoto, Duplicate, TooLarge
-from ..core.errors import Busy, UserError
+from ..core.errors import Busy, CannotWrite, NoRoom, UserError
 from . import schemas
+from .auth import NameInUse
 from .middleware import SecurityMiddleware
 from .routes import answers, catalogue, corrections, exports, images, session
 from .routes import decisions as decision_routes
@@ -42,11 +46,14 @@ STATUS = {
     NotFound: 404,
     decisions.Conflict: 409,
     Duplicate: 409,
+    NameInUse: 409,
     TooLarge: 413,
     BadPhoto: 422,
     Damaged: 500,
     UserError: 400,
     Busy: 503,
+    CannotWrite: 503,
+    NoRoom: 507,
 }
 
 
@@ -62,7 +69,7 @@ def _error(request, error):
 def _conflict(request, error):
     """The response to a conflict, with the data of `schemas.ConflictProblem`."""
     state, body = request.app.state.shared, {"detail": str(error), "species": getattr(error, "species", None)}
-    body |= {"encounter": None, "decision": None, "individual": None}
+    body |= {"encounter": None, "decision": None, "individual": None, "alike": isinstance(error, decisions.NameAlike)}
     with state.catalogue.reading() as session:
         if (number := getattr(error, "individual", None)) is not None:
             body["individual"] = listings.individual_views(session, [session.get(Individual, number)])[0]
@@ -102,12 +109,21 @@ def _invalid(request, error):
 # %% ../../nbs/lib/server/app.ipynb #app-07
 def _http_error(request, error):
     """The response to an error that already has a status, such as FastAPI's own errors."""
+    if fault := storage_fault(error.__cause__):  # a form of photographs is kept on the disk while it comes
+        return _error(request, fault)
     detail = str(error.detail)
     if detail == "Not Found":
         detail = "not found: /docs lists all endpoints"
     return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
 # %% ../../nbs/lib/server/app.ipynb #app-15
+def _storage(request, error):
+    """The response to an error of a disk or a database; another one is raised again."""
+    if (fault := storage_fault(error)) is None:
+        raise error
+    return _error(request, fault)
+
+
 PROBLEMS = {
     400: {"model": schemas.Problem, "description": "The request cannot be carried out."},
     401: {"model": schemas.Problem, "description": "A token is missing or not valid."},
@@ -118,7 +134,8 @@ PROBLEMS = {
     422: {"model": schemas.Problem, "description": "A field or a photograph is not valid."},
     429: {"model": schemas.Problem, "description": "Too many requests."},
     500: {"model": schemas.Problem, "description": "The catalogue is damaged: `happywhale catalogue check`."},
-    503: {"model": schemas.Problem, "description": "The network is not loaded yet, or its queue is full: try again."},
+    503: {"model": schemas.Problem, "description": "Try again: the network is loading, or a queue is full."},
+    507: {"model": schemas.Problem, "description": "The disk is full: nothing was stored."},
 }
 
 # %% ../../nbs/lib/server/app.ipynb #app-09
@@ -134,6 +151,8 @@ def _add_handlers(app):
         app.add_exception_handler(error_class, _error)
     app.add_exception_handler(decisions.Conflict, _conflict)
     app.add_exception_handler(RequestValidationError, _invalid)
+    for error_class in (OSError, sqlite3.Error, DBAPIError):
+        app.add_exception_handler(error_class, _storage)
     app.add_exception_handler(HTTPException, _http_error)
 
 

@@ -6,14 +6,18 @@
 __all__ = ['POLICY', 'SAFE_HEADERS', 'WITHOUT_TOKEN', 'needs_token', 'most_bytes', 'SecurityMiddleware']
 
 # %% ../../nbs/lib/server/middleware.ipynb #middleware-02
+import sqlite3
 from collections.abc import Mapping
 
 from anyio import CapacityLimiter, to_thread
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..catalogue.storage import storage_fault
+from ..core.errors import NoRoom
 from .auth import cross_site_reason, host_name, loopback
 from .dependencies import CALLER, authenticate
 from .pools import is_upload
@@ -109,7 +113,12 @@ class SecurityMiddleware:
         """Note the caller in the request's scope. Raises `HTTPException` for a stranger."""
         if self.options.tokens and needs_token(scope["method"], scope["path"]):
             self.threads = self.threads or CapacityLimiter(4)  # their own: a full server still knows its callers
-            scope[CALLER] = await to_thread.run_sync(authenticate, Request(scope), limiter=self.threads)
+            try:
+                scope[CALLER] = await to_thread.run_sync(authenticate, Request(scope), limiter=self.threads)
+            except (OSError, sqlite3.Error, DBAPIError) as error:
+                if (fault := storage_fault(error)) is None:
+                    raise
+                raise HTTPException(507 if isinstance(fault, NoRoom) else 503, str(fault)) from error
 
 # %% ../../nbs/lib/server/middleware.ipynb #middleware-09
 def _counted(receive, max_bytes):

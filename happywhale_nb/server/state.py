@@ -35,6 +35,8 @@ class Options:
     Attributes:
         tokens: whether requests require a token; necessary if other machines can reach the server.
         hosts: names of the server, in addition to those of the loopback interface.
+        proxies: addresses or networks of the proxies whose headers `X-Forwarded-For` and `X-Forwarded-Proto` are
+            believed; none: the headers are ignored.
         limits: of one uploaded photograph.
         max_photos: maximum of photographs in one upload.
         max_bytes: maximum of bytes in one request that uploads photographs.
@@ -45,6 +47,7 @@ class Options:
 
     tokens: bool = True
     hosts: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     max_photos: int = 100
     max_bytes: int = 400_000_000

@@ -10,6 +10,7 @@ import uvicorn
 from happywhale_nb.server.app import make_app
 from happywhale_nb.server.auth import make_token
 from happywhale_nb.server.connections import ConnectionLimits, guarded_protocol
+from happywhale_nb.server.run import server_config
 from happywhale_nb.server.state import AppState, Options
 
 HEAD = "{} {} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {}\r\ncontent-length: {}\r\n{}\r\n"
@@ -22,11 +23,9 @@ def serving(catalogue, embedder, tokens=True, connections=QUICK, **options):
     """A server of a catalogue, on a thread: its address and a token."""
     with catalogue.writing() as session:
         token = make_token(session, "Ann", "admin")[1]
-    state = AppState(catalogue, Options(tokens=tokens, connections=connections, rates={}, **options))
-    http = guarded_protocol(connections)
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(state, lambda: embedder), port=0, http=http, log_config=None, timeout_keep_alive=1)
-    )
+    state = AppState(catalogue, Options(**{"tokens": tokens, "connections": connections, "rates": {}} | options))
+    how = {"http": guarded_protocol(connections), "log_config": None, "timeout_keep_alive": 1}
+    server = uvicorn.Server(server_config(make_app(state, lambda: embedder), state.options, port=0, **how))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

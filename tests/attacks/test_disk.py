@@ -1,352 +1,311 @@
-"""What is on disk is what was made: results that are deleted, cut, swapped, edited or copied after its end."""
+"""A disk that is full, read-only or over its quota, and a locked database: what is told, and what still works."""
 
-import json
+import errno
+import io
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
+from click.testing import CliRunner
+from fastapi.testclient import TestClient
+from faults import MAKES, Steps
+from PIL import Image
+from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError, OperationalError
+from starlette.formparsers import MultiPartParser
 
-from happywhale_nb.core.artifacts import write_json
-from happywhale_nb.workflow import provenance
-from happywhale_nb.workflow import study as study_module
-from happywhale_nb.workflow.outputs import (
-    check_outputs,
-    finished_at,
-    list_tables,
-    listed_places,
-    remove_scratch,
-    withdraw_results,
-    write_done,
-)
-from happywhale_nb.workflow.provenance import begin_record, record_path, write_record
-from happywhale_nb.workflow.registry import STAGES
-from happywhale_nb.workflow.runner import stage_values
-from happywhale_nb.workflow.study import all_needs, check_results, plan_states, study_jobs
+from happywhale_nb.catalogue.schema import Decision, Encounter, Individual, Photo
+from happywhale_nb.catalogue.storage import storage_fault
+from happywhale_nb.catalogue.store import Catalogue
+from happywhale_nb.cli.main import main
+from happywhale_nb.core.artifacts import atomic
+from happywhale_nb.core.errors import CannotWrite, NoRoom
+from happywhale_nb.server.app import make_app
+from happywhale_nb.server.auth import make_token
+from happywhale_nb.server.state import AppState, Options
 
-BIN = Path(sys.executable).parent
-SMALL = {"folds": 2, "seed": 3, "quick": True, "models": {"basic_cnn": {}}, "gradcam": False, "robustness": False}
-TRAINED = ("config.json", "history.csv", "model.keras", "embeddings.parquet", "centres.parquet")
-SEARCHED = ("metrics.json", "oof.csv", "test.csv", "oof_scores.parquet", "test_scores.parquet")
-OUTPUTS = {
-    "eda": ("eda.json",),
-    "train": TRAINED,
-    "knn": ("knn.json", *(f"fold{k}/{name}" for k in (0, 1) for name in SEARCHED)),
-    "blend": ("blend.json", "submission.csv"),
-    "report": ("report.json", "report.html", "answers.jpg"),
-}
+HERE = "http://127.0.0.1:8000"
+READS = ("/health", "/session", "/facets", "/encounters", "/individuals", "/individuals/1", "/audit-log", "/tokens")
+READS += ("/exports/csv", "/photos/1/file", "/photos/1/picture?side=160", "/photos/2/crop?side=160")
 
 
-def finish(job):
-    """Leave what a stage leaves: its files, the executed notebook, the run record and the done file."""
-    folder, full = job.output.parent, stage_values(job.stage, job.parameters)[1]
-    for name in OUTPUTS[job.stage]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{job.title} {name}\n" * 9 if not name.endswith(".json") else '{"stamp": "s"}')
-    job.output.write_text("{}")
-    stamp = job.done_file.name.removesuffix(".run.done").rpartition("-")[2]
-    record = write_record(job.output, job.stage, full, "data", 1.0, {"hash": "0" * 40, "changes": None})
-    record = record.rename(record_path(job.output, stamp))
-    write_done(record, listed_places(record, json.loads(record.read_text()), full["data_dir"]))
-    return record
+def photograph(side):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(side).integers(0, 255, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def template(checkout, tiny, tmp_path_factory):
-    """A finished study of two folds in a checkout of its own: its root, content, folder and jobs."""
-    root = tmp_path_factory.mktemp("disk") / "root"
-    root.mkdir()
-    for part in ("nbs", "settings.ini"):
-        (root / part).symlink_to(checkout / part)
-    data = Path(shutil.copytree(tiny, root / "data"))
-    content = {"study": "made", "data_dir": str(data)} | SMALL
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr(provenance, "computing_environment", dict)  # git and the driver are asked once a record
-        folder, jobs = study_jobs(content)
-        for job in jobs:
-            finish(job)
-    shutil.copytree(folder, root / "template")
-    return root, content, folder, jobs
+def upload(side, field="photos"):
+    return {"files": {field: ("fin.png", photograph(side))}}
+
+
+def writes(page):
+    """A request to each route that writes: name of the route, address and arguments. None undoes another's ground."""
+    with page.catalogue.reading() as session:
+        waiting = session.scalars(
+            select(Encounter.id).where(Encounter.state == "undecided").order_by(Encounter.id)
+        ).all()
+        photos = session.execute(select(Photo.encounter_id, Photo.id).order_by(Photo.id)).all()
+        several = select(Encounter.individual_id).group_by(Encounter.individual_id).having(func.count() > 1)
+        split = session.scalar(several.where(Encounter.individual_id.is_not(None)))
+        own = session.scalar(select(Encounter.id).where(Encounter.individual_id == split))
+        kinds = {}
+        for each in session.scalars(select(Individual).where(Individual.active).order_by(Individual.id)):
+            kinds.setdefault(each.species, []).append(each.id)
+    gone, stays = next(numbers for numbers in kinds.values() if len(numbers) > 1)[:2]
+    photo = {encounter: number for encounter, number in reversed(photos)}
+    one, two, three, four, five, six, seven = waiting[:7]
+    made = page.ready
+    yield "post /encounters", "", upload(40)
+    yield "post /encounters/{number}/photos", one, upload(50)
+    yield "patch /encounters/{number}", two, {"json": {"version": 1, "place": "Ness"}}
+    yield "patch /photos/{number}", photo[three], {"json": {"version": 1, "side": "left"}}
+    yield "put /photos/{number}/crop", photo[four], {"json": {"version": 1, "box": [1, 1, 30, 30]}}
+    yield "post /encounters/{number}/decisions", five, {"json": {"version": 1, "kind": "unsure"}}
+    yield "post /decisions/{number}/undo", made["decision"], {}
+    yield "post /individuals/{number}/split", split, {"json": {"encounter_ids": [own]}}
+    yield "patch /individuals/{number}", split, {"json": {"name": "Another name"}}
+    yield "post /individuals/{number}/merge", gone, {"json": {"into": stays}}
+    yield "post /encounters/{number}/withdraw", six, {"json": {"version": 1, "reason": "boat"}}
+    yield "post /photos/{number}/withdraw", photo[seven], {"json": {"version": 1, "reason": "boat"}}
+    yield "post /encounters/{number}/restore", made["withdrawn"], {}
+    yield "post /photos/{number}/restore", made["withdrawn photo"], {}
+    yield "post /photos/move", "", {"json": {"photo_ids": [photo[one]]}}
+    yield "post /encounters/regroup", "", {"json": {"encounter_ids": [two, three], "by": "folder"}}
+    yield "delete /photos/{number}", made["gone photo"], {}
+    yield "delete /encounters/{number}", made["gone"], {}
+    yield "post /encounters/{number}/answers", two, {"json": {}}
+    yield "post /identify", "", upload(60)
+    yield "post /match", "", upload(60, "images")
+    yield "post /tokens", "", {"json": {"name": "Cem", "role": "read"}}
+    yield "delete /tokens/{number}", made["token"], {}
+    yield "post /session", "", {"json": {"token": page.token}}
+    yield "delete /session", "", {"headers": {"cookie": page.cookie}}
+
+
+def address(route, number):
+    method, path = route.split(" ")
+    return method, f"{'' if path == '/match' else '/api'}{path}".replace("{number}", str(number))
+
+
+def send(page, route, number, given):
+    return page.request(*address(route, number), **given)
 
 
 @pytest.fixture
-def made(template, monkeypatch):
-    """The finished study, as it was made: its content, its folder and its jobs."""
-    root, content, folder, jobs = template
-    shutil.rmtree(folder)
-    shutil.copytree(root / "template", folder)  # keeps the files' times
-    monkeypatch.chdir(root)
-    monkeypatch.setattr(provenance, "computing_environment", dict)
-    return content, folder, jobs
+def page(mine, colours, tmp_path, monkeypatch):
+    """A client with a token, of a server whose temporary files lie in the catalogue's folder, too."""
+    with client(mine, colours, monkeypatch) as opened:
+        yield opened
 
 
-def plan(content, jobs, monkeypatch, pending=()):
-    """The states of a plan: title → state; Snakemake, which sees done files alone, is asked for nothing."""
-    pending = set(pending)
-    plans = {job: "pending" if job in pending else "no update" for job in jobs}
-    summary = {str(job.done_file): ("ok" if job.done_file.is_file() else "missing", plans[job]) for job in jobs}
-    monkeypatch.setattr(study_module, "_snakemake_summary", lambda content: summary)
-    return {job.title: state for job, state in zip(jobs, plan_states(content, jobs), strict=True)}
+def client(catalogue, embedder, monkeypatch):
+    temporary = catalogue.folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(MultiPartParser, "spool_max_size", 1000)
+    with catalogue.writing() as session:
+        token = make_token(session, "Ann", "admin")[1]
+        spare = make_token(session, "Spare", "read")[0].id
+    app = make_app(AppState(catalogue, Options(rates={})), lambda: embedder)
+    page = TestClient(app, base_url=HERE, raise_server_exceptions=False, headers={"authorization": f"Bearer {token}"})
+    page.catalogue, page.token, page.ready = catalogue, token, {"token": spare}
+    return page
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-3])
+def prepare(page):
+    """Make what some requests need: a decision to undo, and what is withdrawn."""
+    page.post("/api/session", json={"token": page.token})
+    page.cookie = f"happywhale={page.cookies['happywhale']}"
+    page.cookies.clear()
+    reason, ids = {"version": 1, "reason": "boat"}, []
+    for side in (70, 80, 90, 100):
+        ids.append(page.post("/api/encounters", **upload(side)).json())
+    one, two, three, four = ids
+    decided = page.post(f"/api/encounters/{one['id']}/decisions", json={"kind": "unsure", "version": 1}).json()
+    for each in (two, three):
+        assert page.post(f"/api/encounters/{each['id']}/withdraw", json=reason).status_code == 200
+    again = page.post(f"/api/encounters/{four['id']}/photos", **upload(110)).json()
+    photos = [photo["id"] for photo in again["photos"]]
+    for version, photo in enumerate(photos, again["version"]):
+        assert page.post(f"/api/photos/{photo}/withdraw", json=reason | {"version": version}).status_code == 200
+    page.ready |= {"decision": decided["decision"]["id"], "withdrawn": two["id"], "gone": three["id"]}
+    page.ready |= {"withdrawn photo": photos[0], "gone photo": photos[1]}
 
 
-def edit(path):
-    data, times = bytearray(path.read_bytes()), path.stat()
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1_000_000))
+class Disk:
+    """Lets all writes below a folder fail from one step on."""
+
+    def __init__(self, folder):
+        self.error = self.fails_from = None
+        self.steps = Steps(str(folder), True, self.before)
+        self.steps.on = False
+
+    def before(self, number, name, path):
+        if number < self.fails_from:
+            return
+        number, of_files, of_database = self.error
+        if name == "sql BEGIN":  # of reading, too
+            return
+        if name.startswith("sql "):
+            wrapped = number % 2  # an error of the driver, as it comes out of a pool, or as SQLAlchemy tells it
+            error = sqlite3.OperationalError(of_database)
+            raise OperationalError(name, {}, error) if wrapped else error
+        if name in MAKES or of_files == errno.EROFS:
+            raise OSError(of_files, os.strerror(of_files), path)
+
+    def sending(self, page, error, fails_from, request):
+        """The answer to a request while writes fail, and whether one was tried."""
+        self.error, self.fails_from, self.steps.names = error, fails_from, []
+        self.steps.on = True
+        try:
+            return send(page, *request), len(self.steps.names) >= fails_from
+        finally:
+            self.steps.on = False
 
 
-HARMS = {"deleted": (Path.unlink, "is missing"), "cut": (cut, "it was cut"), "edited": (edit, "has changed")}
-CASES = [(stage, name) for stage, names in OUTPUTS.items() for name in names]
+FAULTS = {
+    "full": (errno.ENOSPC, "database or disk is full", 507),
+    "quota": (errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC, "database or disk is full", 507),
+    "read-only": (errno.EROFS, "attempt to write a readonly database", 503),
+    "failing": (errno.EROFS, "disk I/O error", 503),
+    "locked": (errno.EROFS, "database is locked", 503),
+}
+SAMPLE_AND_REST = [pytest.param(name, marks=[] if name == "full" else pytest.mark.soak) for name in FAULTS]
 
 
-@pytest.mark.parametrize("harm", HARMS)
-def test_plan_of_a_harmed_result_names_it_and_all_that_depends_on_it(made, monkeypatch, harm):
-    content, _, jobs = made
-    does, expected = HARMS[harm]
-    assert set(plan(content, jobs, monkeypatch).values()) == {"done"}
-    for stage, name in CASES:
-        job = next(job for job in jobs if job.stage == stage)
-        path = job.output.parent / name
-        kept, times = path.read_bytes(), path.stat()
-        does(path)
-        states = plan(content, jobs, monkeypatch)
-        assert name in states[job.title] and expected in states[job.title], (stage, name, states[job.title])
-        after = {other.title for other in jobs if job in all_needs(other)}
-        assert {title for title, state in states.items() if state == "needs jobs to be run"} == after
-        assert {title for title, state in states.items() if state != "done"} == {job.title} | after
-        path.write_bytes(kept)
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+@pytest.mark.parametrize("fault", SAMPLE_AND_REST)
+def test_every_write_of_every_route_is_told_when_it_fails(page, fault):
+    with page:
+        prepare(page)
+        (of_files, of_database, status), tried = FAULTS[fault], set()
+        disk, seen = Disk(page.catalogue.folder), 0
+        for route, number, given in writes(page):
+            fails_from, got = 0, None
+            while got is None or got.status_code >= 300:
+                fails_from += 1
+                before = decisions(page.catalogue)
+                error = (fails_from, of_files, of_database)
+                got, wrote = disk.sending(page, error, fails_from, (route, number, given))
+                seen += wrote
+                told = f"{route}, {disk.steps.names[fails_from - 1 :][:1]}: {got.status_code} {got.text}"
+                assert got.status_code in (200, 201, 204, status), told
+                if "still on the disk" in got.text:  # after the commit: what was not done is said
+                    assert route.startswith("delete /") and decisions(page.catalogue) == before + 1
+                    break
+                if got.status_code == status:
+                    assert wrote and ("try again" in got.text or "free some space" in got.text), told
+                    assert decisions(page.catalogue) == before, told
+                    assert page.get("/api/encounters").status_code == 200
+            tried.add(route)
+        described = page.get("/openapi.json").json()["paths"]
+    routes = {f"{method} {path.removeprefix('/api')}" for path, methods in described.items() for method in methods}
+    assert {route for route in routes if not route.startswith("get ")} == tried
+    assert seen > 60
+    with sqlite3.connect(page.catalogue.folder / "catalogue.sqlite") as tables:
+        assert tables.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_an_edit_that_keeps_size_and_time_is_found_by_verify_alone(made):
-    _, folder, jobs = made
-    path = folder / "submission.csv"
-    times = path.stat()
-    edit(path)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert not any(check.faults for check in check_results(jobs).values())
-    (fault,) = [check.faults for check in check_results(jobs, verify=True).values() if check.faults]
-    assert fault == ("submission.csv has changed since it was made",)
+def decisions(catalogue):
+    with catalogue.reading() as session:
+        return session.scalar(select(func.count()).select_from(Decision))
 
 
-def test_two_swapped_files_of_two_folds_are_both_named(made):
-    _, folder, jobs = made
-    a, b = (folder / "basic_cnn" / f"fold{k}" / "test.csv" for k in (0, 1))
-    a.write_text("of fold 0\n"), b.write_text("of fold 1\n")
-    knn = next(job for job in jobs if job.stage == "knn")
-    finish(knn)
-    a.write_text("of fold 0\n"), b.write_text("of fold 1\n")
-    record = knn.done_file.with_suffix(".json")
-    content = json.loads(record.read_text())
-    a.rename(folder / "x"), b.rename(a), (folder / "x").rename(b)
-    assert set(content["outputs"]) >= {"fold0/test.csv", "fold1/test.csv"}
-    assert [fault.partition(" ")[0] for fault in check_outputs(record).faults] == ["fold0/test.csv", "fold1/test.csv"]
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_pictures_are_shown_though_none_can_be_kept(page, fault):
+    with page:
+        disk = Disk(page.catalogue.folder)
+        of_files, of_database, _ = FAULTS[fault]
+        for path in ("/photos/1/picture?side=160", "/photos/1/crop?side=160"):
+            got, wrote = disk.sending(page, (1, of_files, of_database), 1, (f"get {path}", "", {}))
+            assert wrote and got.status_code == 200 and got.content.startswith(b"\xff\xd8"), got.text
+    assert not (page.catalogue.folder / "shown").exists() or not list((page.catalogue.folder / "shown").rglob("*.jpg"))
 
 
-def test_withdrawing_removes_the_marks_of_harmed_jobs_alone_and_says_why(made, capsys):
-    _, folder, jobs = made
-    (folder / "submission.csv").unlink()
-    study_module._withdraw_faulty(jobs, False)
-    assert [job.title for job in jobs if not job.done_file.is_file()] == ["07_blending"]
-    assert capsys.readouterr().err == "07_blending: submission.csv is missing: made again\n"
+def test_caller_who_cannot_be_looked_up_is_told_so(page, monkeypatch):
+    def shut(*_):
+        raise OperationalError("SELECT", {}, sqlite3.OperationalError("unable to open database file"))
+
+    with page:
+        monkeypatch.setattr("happywhale_nb.server.dependencies.find_token", shut)
+        got = page.get("/api/encounters")
+        assert got.status_code == 503 and "try again" in got.json()["detail"]
 
 
-def test_a_copied_study_is_hashed_once_and_nothing_is_made_again(made, monkeypatch):
-    content, folder, jobs = made
-    for number, path in enumerate(sorted(folder.rglob("*"), reverse=True)):
-        if path.is_file():  # an archive without times, unpacked in any order
-            os.utime(path, ns=(10**18 + number * 10**9,) * 2)
-    dates = {job: job.done_file.stat().st_mtime for job in jobs}
-    newer = [job for job in jobs if any(dates[need] > dates[job] for need in job.needs)]
-    assert newer and set(plan(content, jobs, monkeypatch, pending=newer).values()) == {"done"}
-    study_module._withdraw_faulty(jobs, False)
-    assert all(job.done_file.is_file() for job in jobs)
-    assert not any(check.hashed or check.faults for check in check_results(jobs).values())
-    for job in jobs:
-        assert job.done_file.stat().st_mtime_ns == finished_at(job.done_file)
-        assert all(need.done_file.stat().st_mtime_ns <= job.done_file.stat().st_mtime_ns for need in job.needs)
+@pytest.mark.parametrize("text,fault", [("database or disk is full", NoRoom), ("database is locked", CannotWrite)])
+def test_command_on_a_full_disk_says_so_in_one_line(mine, monkeypatch, text, fault):
+    def fails(*_, **__):
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError(text))
+
+    monkeypatch.setattr("happywhale_nb.server.auth.make_token", fails)
+    done = CliRunner().invoke(main, ["catalogue", "token", str(mine.folder), "Ann"])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and "try again" in done.stderr
+    assert type(storage_fault(OperationalError("", {}, sqlite3.OperationalError(text)))) is fault
 
 
-def test_records_of_earlier_versions_get_a_listing_and_a_missing_first_output_is_noticed(made, monkeypatch):
-    content, folder, jobs = made
-    for job in jobs:
-        record = job.done_file.with_suffix(".json")
-        write_json(record, {k: v for k, v in json.loads(record.read_text()).items() if k != "outputs"})
-        job.done_file.write_bytes(b"")
-    write_json(folder / "blend.json", {"tested": True})
-    assert set(plan(content, jobs, monkeypatch).values()) == {"done"}
-    for name in ("submission.csv", "basic_cnn/knn.json"):
-        (folder / name).rename(folder / "away")
-        states = plan(content, jobs, monkeypatch)
-        assert f"{Path(name).name} is missing" in states.values()
-        (folder / "away").rename(folder / name)
-    study_module._withdraw_faulty(jobs, False)
-    for job in jobs:
-        record = json.loads(job.done_file.with_suffix(".json").read_text())
-        assert set(record["outputs"]) == {*OUTPUTS[job.stage], job.output.name} and record["outputs_listed"] == "later"
-    (folder / "report.html").unlink()
-    assert plan(content, jobs, monkeypatch)["08_report"] == "report.html is missing"
+def test_other_errors_are_no_faults_of_a_disk(tmp_path):
+    assert storage_fault(None) is storage_fault(KeyError("disk is full")) is None
+    assert storage_fault(FileNotFoundError(errno.ENOENT, "none")) is None
+    assert storage_fault(OperationalError("", {}, sqlite3.OperationalError("no such table: x"))) is None
+    assert isinstance(storage_fault(DBAPIError("", {}, Exception({"C": "53100", "M": "no"}))), NoRoom)
+    with pytest.raises(NoRoom, match="free some space"), atomic(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("spoilt", [None, b"", b"{", b"[]", b'{"outputs": 3}'])
-def test_a_run_record_that_is_gone_or_damaged_is_made_again(made, monkeypatch, spoilt):
-    content, _, jobs = made
-    record = jobs[-1].done_file.with_suffix(".json")
-    record.unlink() if spoilt is None else record.write_bytes(spoilt)
-    state = plan(content, jobs, monkeypatch)["08_report"]
-    assert state == "done" if spoilt == b'{"outputs": 3}' else "run.json is missing or damaged" in state
+@pytest.fixture
+def small_disk(built, tmp_path):
+    """A catalogue on a file system of a few megabytes, and a function that fills it, empties it, or shuts it."""
+    place, size = tmp_path / "disk", 6_000_000 + sum(path.stat().st_size for path in built.rglob("*") if path.is_file())
+    place.mkdir()
+    if not sys.platform.startswith("linux") or not shutil.which("mount"):
+        pytest.skip("small file systems are made by Linux' mount")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here: only root may")
+
+    def make(state):
+        if state in ("ro", "rw"):
+            subprocess.run(["mount", "-o", f"remount,{state}", str(place)], check=True)
+        elif state == "full":
+            with (place / "filler").open("wb", buffering=0) as file:
+                try:
+                    while file.write(bytes(1 << 16)):
+                        pass
+                except OSError:
+                    pass
+        else:
+            (place / "filler").unlink()
+
+    catalogue = Catalogue(shutil.copytree(built, place / "catalogue"))
+    yield catalogue, make
+    catalogue.close()
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("spoilt", [b"", b"{", b'{"finished": "x"}', b"[1]", b'{"finished": 5, "times": 3}'])
-def test_a_done_file_with_anything_in_it_costs_a_hash_and_no_run(made, monkeypatch, spoilt):
-    content, _, jobs = made
-    jobs[-1].done_file.write_bytes(spoilt)
-    assert plan(content, jobs, monkeypatch)["08_report"] == "done"
-
-
-def test_an_executed_notebook_may_be_saved_but_not_be_gone(made, monkeypatch):
-    content, _, jobs = made
-    jobs[-1].output.write_text('{"saved": "in Jupyter"}')
-    assert plan(content, jobs, monkeypatch)["08_report"] == "done"
-    jobs[-1].output.unlink()
-    assert plan(content, jobs, monkeypatch)["08_report"] == "08_report.ipynb is missing"
-    assert withdraw_results("report", jobs[-1].done_file.with_suffix(".json")) == (), "its results are as they were"
-
-
-def test_a_stage_that_begins_withdraws_the_record_of_harmed_results(made):
-    _, _, jobs = made
-    for job in jobs:
-        record = job.done_file.with_suffix(".json")
-        assert withdraw_results(job.stage, record) == ()
-        (job.output.parent / OUTPUTS[job.stage][-1]).unlink()
-        assert withdraw_results(job.stage, record)
-        assert not (job.output.parent / STAGES[job.stage].outputs[0]).exists() and not job.done_file.exists()
-
-
-def test_outputs_of_snapshots_and_other_crops_belong_to_their_training(made):
-    _, folder, jobs = made
-    train = next(job for job in jobs if job.stage == "train")
-    for variant in ("2", "whole"):
-        place = folder / f"basic_cnn@{variant}" / "fold0"
-        place.mkdir(parents=True)
-        (place / "embeddings.parquet").write_text(variant)
-    values = stage_values("train", train.parameters)[1] | {"snapshots": "2", "other_crops": "whole"}
-    record = write_record(train.output, "train", values, "data", 1.0, {})
-    write_done(record, {})
-    assert not check_outputs(record).faults
-    (folder / "basic_cnn@2" / "fold0" / "embeddings.parquet").unlink()
-    assert check_outputs(record).faults == ("../../basic_cnn@2/fold0/embeddings.parquet is missing",)
-
-
-def test_a_table_that_is_edited_between_stages_is_named_and_what_reads_it_is_made_again(made, monkeypatch):
-    content, _, jobs = made
-    data = Path(content["data_dir"])
-    boxes = sorted((data / "boxes").glob("*.csv"))[0]
-    readers = {
-        boxes: {"01_eda", "03_train basic_cnn fold 0", "03_train basic_cnn fold 1"},
-        data / "sample_submission.csv": {"06_knn basic_cnn", "07_blending"},
-        data / "train.csv": {"01_eda", "06_knn basic_cnn", "08_report"},
-    }
-    for path, expected in readers.items():
-        kept, times, name = path.read_bytes(), path.stat(), path.relative_to(data).as_posix()
-        os.utime(path)
-        assert set(plan(content, jobs, monkeypatch).values()) == {"done"}, "a copy is no change"
-        path.write_bytes(kept.rstrip(b"\n") + b" \n")
-        states = plan(content, jobs, monkeypatch)
-        named = {title for title, state in states.items() if f"{name} of the data has" in state}
-        assert named == expected, (name, states)
-        train = next(job for job in jobs if job.stage == "train")
-        faults = withdraw_results("train", train.done_file.with_suffix(".json"), data)
-        assert bool(faults) == (path == boxes)
-        path.write_bytes(kept)
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        finish(train)
-
-
-def test_a_training_lists_the_boxes_of_the_sources_that_it_uses(tmp_path):
-    (tmp_path / "boxes").mkdir()
-    for name in ("boxes.csv", "boxes/detic.csv", "boxes/fullbody_train.csv", "boxes/fullbody_test.csv"):
-        (tmp_path / name).write_text("image\n")
-    assert set(list_tables("train", tmp_path, tmp_path)) >= {"boxes/detic.csv", "boxes/fullbody_test.csv"}
-    config = {"parameters": {"crops": "fullbody whole", "tta_sources": ""}, "result": {"boxes": {"whole": 3}}}
-    write_json(tmp_path / "config.json", config)
-    own = ["boxes.csv", "boxes/fullbody_test.csv", "boxes/fullbody_train.csv"]
-    assert list(list_tables("train", tmp_path, tmp_path)) == own and "boxes/detic.csv" in list_tables(
-        "eda", "", tmp_path
-    )
-
-
-def test_folds_that_are_deleted_are_written_again_and_the_same(made, capsys):
-    content, folder, jobs = made
-    for _ in range(2):
-        study_module._restore_folds(content, folder, jobs)
-    first = (folder / "folds.csv").read_bytes()
-    (folder / "folds.csv").unlink()
-    study_module._restore_folds(content, folder, jobs)
-    assert (folder / "folds.csv").read_bytes() == first
-    assert capsys.readouterr().err.count("folds.csv is missing: written again") == 2
-    (folder / "folds.csv").unlink()
-    for job in jobs:
-        job.done_file.unlink()
-    study_module._restore_folds(content, folder, jobs)
-    assert not (folder / "folds.csv").exists(), "a new study has none yet"
-
-
-def test_scratch_of_killed_runs_is_removed_and_nothing_else(made):
-    _, folder, _ = made
-    fold = folder / "basic_cnn" / "fold0"
-    scratch = [fold / f".03_train.ipynb.ab{i}defg_" for i in range(9)] + [fold / ".model.keras.abcdefgh"]
-    others = [fold / ".oof.csv.abcdefgh", fold / ".resume.json.abcdefgh", fold / ".mine", fold / ".model.keras.short"]
-    for place in scratch + others:
-        place.mkdir()
-        (place / "part").write_text("half")
-    (fold / ".config.json.abcdefgh").write_text("a file")
-    assert remove_scratch("train", fold / "03_train.ipynb") == sorted(place.name for place in scratch)
-    assert all(place.is_dir() for place in others) and (fold / ".config.json.abcdefgh").is_file()
-    begin_record(fold / "03_train.ipynb", "0" * 16)
-
-
-# --- whole runs
-
-
-def happywhale(root, *words):
-    command = [str(BIN / "happywhale"), *map(str, words)]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
-
-
-@pytest.mark.soak
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_run_makes_whatever_is_harmed_again_and_ends_as_it_began(checkout, tiny):
-    path = checkout / "harmed.yaml"
-    path.write_text(yaml.safe_dump({"study": "harmed", "data_dir": str(tiny)} | SMALL))
-    folder = checkout / "outputs" / "harmed-quick"
-    first = happywhale(checkout, "run", path)
-    assert first.returncode == 0, first.stderr[-3000:]
-    results = [p for p in folder.rglob("*") if p.suffix in (".csv", ".keras", ".json") and ".run" not in p.name]
-    results = [p for p in results if p.name not in ("folds.csv", "study.json", "check.json")]
-    before = {p: p.read_bytes() for p in results}
-    assert len(before) >= 12
-    for turn, harm in enumerate(HARMS):
-        harmed = [result for number, result in enumerate(before) if (number + turn) % 3 == 0]
-        for result in harmed:
-            HARMS[harm][0](result)
-        again = happywhale(checkout, "run", path)
-        assert again.returncode == 0, (harm, again.stderr[-3000:])
-        assert ": made again" in again.stderr and "Made in" in again.stdout
-        assert {result: result.read_bytes() for result in before} == before
-        still = happywhale(checkout, "run", path)
-        assert "Nothing to do" in still.stdout and "made again" not in still.stderr
-    copy = Path(shutil.copytree(folder, folder.with_name("copied-quick"), copy_function=shutil.copyfile))
-    path.write_text(path.read_text().replace("harmed", "copied"))
-    moved = happywhale(checkout, "run", path)
-    assert "Nothing to do" in moved.stdout and copy.is_dir(), moved.stderr[-3000:]
+@pytest.mark.parametrize("shut,opened,status", [("full", "room", 507), ("ro", "rw", 503)])
+def test_server_on_a_real_disk_goes_on_reading_and_then_writing(small_disk, colours, monkeypatch, shut, opened, status):
+    catalogue, make = small_disk
+    with client(catalogue, colours, monkeypatch) as page:
+        prepare(page)
+        if shut == "ro":
+            catalogue.store.engine.dispose()  # a disk with files that are open for writing cannot be shut
+        make(shut)
+        for path in READS:
+            assert page.get(f"/api{path}").status_code == 200, path
+        before = decisions(catalogue)
+        codes = {route: send(page, route, number, given).status_code for route, number, given in writes(page)}
+        assert set(codes.values()) <= {200, 204, status} and status in codes.values(), codes
+        assert list(codes.values()).count(status) > 15, codes
+        done = decisions(catalogue) - before
+        for path in READS:
+            assert page.get(f"/api{path}").status_code == 200, path
+        make(opened)
+        for route, number, given in writes(page):
+            if codes[route] == status:
+                assert send(page, route, number, given).status_code < 300, route
+        assert decisions(catalogue) > before + done

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from ...catalogue import corrections, listings
 from ...catalogue.schema import Encounter
 from .. import schemas
-from ..dependencies import Admin, Number, Reviewer, State
+from ..dependencies import Deleter, Number, Reviewer, State
 from ..pools import PooledRoute
 from .decisions import decision_view
 
@@ -124,7 +124,7 @@ def _delete(state, caller, **which):
 
 
 @router.delete("/photos/{number}")
-def delete_photo(state: State, caller: Admin, number: Number) -> schemas.EncounterDecision:
+def delete_photo(state: State, caller: Deleter, number: Number) -> schemas.EncounterDecision:
     """Delete a withdrawn upload permanently: its file and its embeddings. The audit log keeps its name.
     \f
     Args:
@@ -143,7 +143,7 @@ def delete_photo(state: State, caller: Admin, number: Number) -> schemas.Encount
 
 # %% ../../../nbs/lib/server/routes/corrections.ipynb #routes-corrections-11
 @router.delete("/encounters/{number}")
-def delete_encounter(state: State, caller: Admin, number: Number) -> schemas.EncounterDecision:
+def delete_encounter(state: State, caller: Deleter, number: Number) -> schemas.EncounterDecision:
     """Delete all photographs of a withdrawn encounter permanently. The empty encounter stays.
     \f
     Args:

@@ -217,6 +217,7 @@ def decide(state: State, caller: Reviewer, number: Number, body: schemas.Decisio
         UserError: for an inconsistent decision.
     """
     decision = (body.kind, body.version, body.individual_id, body.name or "", body.answer_id, body.note, body.species)
+    decision += (body.alike,)
     with state.catalogue.writing() as session:
         row, _ = decisions.decide(session, caller.name, number, *decision)
         view = listings.decision_views(session, [row])[0]
@@ -242,7 +243,7 @@ def undo(state: State, caller: Reviewer, number: Number) -> schemas.EncounterDec
         UserError: if it cannot be undone, or is another user's.
         Busy: if a photo has to be embedded again, and the network is not loaded.
     """
-    ready, any_user = state.network.ready, caller.role == "admin"
+    ready, any_user = state.network.ready, caller.may("undo others")
     undone, encounter = undo_decision(state.catalogue, ready, caller.name, number, any_user)
     with state.catalogue.reading() as session:
         changed = session.get(Decision, undone).after["encounters"]
@@ -296,7 +297,7 @@ def split(state: State, caller: Reviewer, number: Number, body: schemas.SplitReq
         NotFound: if there is no such individual.
         UserError: if it is not active, for encounters of other individuals, and for a name in use.
     """
-    arguments = (caller.name, number, body.encounter_ids, body.name or "", body.note)
+    arguments = (caller.name, number, body.encounter_ids, body.name or "", body.note, body.alike)
     return _decide_about_individuals(state, decisions.split, *arguments)
 
 # %% ../../../nbs/lib/server/routes/decisions.ipynb #routes-decisions-14
@@ -322,6 +323,9 @@ def edit_individual(
     """
     if (body.name is None) == (body.species is None):
         raise UserError("give either a name or a species, not both: each is a separate decision")
-    act = decisions.rename_individual if body.species is None else decisions.give_species
-    done = _decide_about_individuals(state, act, caller.name, number, body.name or body.species or "")
+    if body.species is None:
+        act, arguments = decisions.rename_individual, (body.name or "", body.alike)
+    else:
+        act, arguments = decisions.give_species, (body.species,)
+    done = _decide_about_individuals(state, act, caller.name, number, *arguments)
     return done["individual"] | {"decision": done["decision"]}

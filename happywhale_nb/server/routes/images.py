@@ -17,7 +17,7 @@ from ...catalogue.schema import Photo
 from ...catalogue.store import Catalogue, NotFound
 from ...catalogue.uploads import show_crop, show_photo
 from ...core.artifacts import atomic, fingerprint
-from ...core.errors import UserError
+from ...core.errors import CannotWrite, UserError
 from ..dependencies import Number, Reader, State, attachment
 from ..pools import PooledRoute
 
@@ -64,8 +64,11 @@ def cached_image(catalogue: Catalogue, number: int, side: int, settings: dict | 
             data = show_crop(path, *options) if settings else show_photo(path, side)
         except UserError as error:  # do not disclose the server's folders
             raise _told(error, path, place) from None
-        with atomic(cached) as temporary:
-            temporary.write_bytes(data)
+        try:
+            with atomic(cached) as temporary:
+                temporary.write_bytes(data)
+        except CannotWrite:  # a full disk delays the next look, and hides no picture
+            return data
     return cached.read_bytes()
 
 # %% ../../../nbs/lib/server/routes/images.ipynb #routes-images-05

@@ -15,10 +15,11 @@ from sqlalchemy import func, select
 from ...catalogue.listings import is_shown_as
 from ...catalogue.photo_files import missing_line
 from ...catalogue.photo_files import missing_photos as find_missing
-from ...catalogue.schema import Encounter, Individual, Photo
-from .. import schemas
-from ..auth import list_tokens, make_token, revoke
-from ..dependencies import COOKIE, Admin, Number, Reader, State, authenticate
+from ...catalogue.schema import Encounter, Individual, Photo, Token
+from ...core.roles import PERMISSIONS
+from .. import auth, schemas
+from ..auth import SIGNED_IN, list_tokens, make_token, revoke
+from ..dependencies import COOKIE, Number, Reader, State, TokenKeeper, authenticate
 from ..pools import PooledRoute
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-03
@@ -59,7 +60,8 @@ def _session_view(state, caller):
     counts["encoder"]["boxes"] = [each.sentence for each in licence.boxes if each.sentence]
     counts["encoder"]["commercial"] = all(each.commercial for each in (licence, *licence.boxes))
     counts |= {"encounters_by": state.catalogue.encounters}
-    return {"user": caller.name, "role": caller.role, "tokens": state.options.tokens, "catalogue": counts}
+    view = {"user": caller.name, "role": caller.role, "permissions": list(PERMISSIONS[caller.role])}
+    return view | {"tokens": state.options.tokens, "catalogue": counts}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-14
 NAMED = 5  # maximum of photos to name
@@ -98,12 +100,12 @@ def session(state: State, caller: Reader) -> schemas.SessionView:
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-09
 @router.post("/session")
 def sign_in(state: State, request: Request, response: Response, body: schemas.SignInRequest) -> schemas.SessionView:
-    """Sign in: store a token in a cookie that the page's scripts cannot read.
+    """Sign in: the browser gets a cookie that the page's scripts cannot read.
     \f
     Args:
         state: the state of the app.
         request: the request, for its address and scheme.
-        response: gets the cookie, for 30 days.
+        response: gets the cookie, for `auth.SIGNED_IN`.
         body: the token.
 
     Returns:
@@ -113,24 +115,31 @@ def sign_in(state: State, request: Request, response: Response, body: schemas.Si
         HTTPException: 401 for an invalid token, 429 after too many invalid tokens from one address.
     """
     caller = authenticate(request, body.token)
-    secure = request.url.scheme == "https"
     if state.options.tokens:
-        response.set_cookie(COOKIE, body.token, httponly=True, samesite="strict", secure=secure, max_age=30 * 86400)
+        with state.catalogue.writing() as session:
+            cookie = auth.sign_in(session, session.get(Token, caller.name.token_id))
+        secure, seconds = request.url.scheme == "https", int(SIGNED_IN.total_seconds())
+        response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", secure=secure, max_age=seconds)
     return _session_view(state, caller)
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-12
 @router.delete("/session", status_code=204)
-def sign_out(response: Response) -> None:
-    """Sign out: delete the cookie.
+def sign_out(state: State, request: Request, response: Response) -> None:
+    """Sign out: the cookie and all copies of it end.
     \f
     Args:
+        state: the state of the app.
+        request: has the cookie.
         response: instructs the browser to delete it.
     """
+    if cookie := request.cookies.get(COOKIE, ""):
+        with state.catalogue.writing() as session:
+            auth.sign_out(session, cookie)
     response.delete_cookie(COOKIE)
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-07
 @router.get("/tokens")
-def tokens(state: State, caller: Admin) -> list[schemas.TokenView]:
+def tokens(state: State, caller: TokenKeeper) -> list[schemas.TokenView]:
     """List the valid tokens, without their text.
     \f
     Args:
@@ -149,27 +158,28 @@ def _token_view(row):
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-10
 @router.post("/tokens", status_code=201)
-def new_token(state: State, caller: Admin, body: schemas.TokenRequest) -> schemas.NewTokenView:
+def new_token(state: State, caller: TokenKeeper, body: schemas.TokenRequest) -> schemas.NewTokenView:
     """Create a token. Only this response contains it.
     \f
     Args:
         state: the state of the app.
         caller: an admin.
-        body: name and role.
+        body: name and role, and whether it replaces the user's token.
 
     Returns:
         A dict as of `schemas.NewTokenView`.
 
     Raises:
+        NameInUse: if a token has or had the name, or one like it, and is not to be replaced.
         UserError: for a name that is empty or too long.
     """
     with state.catalogue.writing() as session:
-        row, token = make_token(session, body.name, body.role)
+        row, token = make_token(session, body.name, body.role, body.replace)
         return _token_view(row) | {"token": token}
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-11
 @router.delete("/tokens/{number}", status_code=204)
-def end_token(state: State, caller: Admin, number: Number) -> None:
+def end_token(state: State, caller: TokenKeeper, number: Number) -> None:
     """Revoke a token.
     \f
     Args:

@@ -20,7 +20,7 @@ const placeOf = (file) => `${folderOf(file)}/${file.name}`;
 const MANY = 12;  // more photographs than this are unlikely to be one encounter
 
 export async function showAdd(main, route, signal) {
-  if (!may("review")) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Add" }), el("p", { text: "Your token is read-only. To add photographs, ask for a token with the role review." })));
+  if (!may("decide")) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Add" }), el("p", { text: "Your token is read-only. To add photographs, ask for a token with the role review." })));
   if (session.catalogue.embeds === false) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Add" }), el("p", { text: "This catalogue cannot embed new photographs: its embeddings were imported. Switch it to an encoder with “happywhale catalogue re-embed”." })));
   const facets = await loadFacets(signal);
   const [rule, gap] = (session.catalogue.encounters_by ?? "").split(":");  // of the data folder, proposed for new photographs

@@ -12,7 +12,7 @@
 //                 #candidates-…; chips [data-chip=KEY|all]
 //   queue         #total, #queue [data-encounter=ID], #more
 //   encounter     #encounter [data-state], [data-version]; #confirm #reject #new #new-name #new-confirm #new-species
-//                 #new-known #new-is-known #someone #someone-q #unsure #next #back #note; [data-flip="-1"|"1"];
+//                 #new-known #new-is-known #new-alike #someone #someone-q #unsure #next #back #note; [data-flip="-1"|"1"];
 //                 #photographs #move-new #move-other #photos-withdraw #photos-back; #withdraw #withdraw-yes #put-back #regroup; #heat #zoom; #query-photo #match-photo (img), .heatmap (img);
 //                 #candidates [data-candidate=RANK][aria-current]; #photos [data-photo=ID]; #filters-note
 //                 #edit #edit-save #draw #box-save #ask; #conflict; #history
@@ -85,7 +85,7 @@ async function show() {
 }
 
 function showNav(current) {
-  const pages = NAV.filter((name) => (name === "tokens" ? may("admin") : name === "add" ? may("review") : true));
+  const pages = NAV.filter((name) => (name === "tokens" ? may("tokens") : name === "add" ? may("decide") : true));
   const on = { encounter: "queue", individual: "individuals" }[current] ?? current;
   fill(document.getElementById("nav"), pages.map((name) => el("a",
     { href: `#/${name}`, data: { page: name }, "aria-current": name === on ? "page" : null }, VIEWS[name][0],

@@ -32,7 +32,7 @@ export function actionBar(view) {
   let busy = false;
 
   async function decide(kind, { individual = null, name = null, ...more } = {}) {
-    if (busy || !may("review")) return;
+    if (busy || !may("decide")) return;
     busy = true;
     show();
     const { encounter, answer } = view;
@@ -46,8 +46,8 @@ export function actionBar(view) {
       if (kind === "reject") rejected(result, individual);
       else await goNext(view);
     } catch (error) {
-      const { individual: known, species, encounter: now } = error.body ?? {};
-      if (error.status === 409 && kind === "new" && (known || species)) { view.asksBack = { text: error.message, known, species, more }; view.ponder(); }
+      const { individual: known, species, alike, encounter: now } = error.body ?? {};
+      if (error.status === 409 && kind === "new" && (known || species)) { view.asksBack = { text: error.message, known, species, alike, more }; view.ponder(); }
       else if (error.status === 409 && now) view.conflict(error);
       else fail(error);
     } finally {

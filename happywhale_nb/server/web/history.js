@@ -56,7 +56,7 @@ function undoing(decision, after) {
       fail(error);
     }
   }, { data: { undo: decision.id }, "aria-label": `Undo: ${told(decision)}` }));
-  if (may("review") && !may("admin") && decision.user !== session.user) {
+  if (may("decide") && !may("undo others") && decision.user !== session.user) {
     control.disabled = true;
     control.title = "Only an admin can undo decisions of other users.";
   }

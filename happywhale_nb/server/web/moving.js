@@ -79,7 +79,7 @@ export async function photographs(view) {
     const acts = {
       fresh: button("To a new encounter", () => close("fresh"), { id: "move-new" }), other: button("To another encounter …", () => close("other"), { id: "move-other" }),
       out: button("Withdraw …", () => close("out"), { id: "photos-withdraw" }), back: button("Put back", () => close("back"), { id: "photos-back" }),
-      away: may("admin") && button("Delete permanently …", () => close("away"), { id: "photos-delete" }),
+      away: may("delete") && button("Delete permanently …", () => close("away"), { id: "photos-delete" }),
     };
     const show = () => {
       const [here, out] = [picked(false), picked(true)];

@@ -42,7 +42,7 @@ export async function showQueue(main, route, signal) {
       total.textContent = got.total ? count(got.total, "encounter") : "";
       empty.hidden = got.total > 0;
       if (!got.total) fill(empty, nothing(values, bar, change, facets));
-      select.hidden = !got.total || !may("review");
+      select.hidden = !got.total || !may("decide");
       more.hidden = !cursor;
     } catch (error) {
       fail(error);
@@ -93,7 +93,7 @@ export async function showQueue(main, route, signal) {
 /** What to do when the list is empty. */
 function nothing(values, bar, change, facets) {
   const shown = Object.values(facets.states).reduce((sum, number) => sum + number, 0);
-  const add = may("review") && el("a", { class: "button primary", href: "#/add", text: "Add photographs" });
+  const add = may("decide") && el("a", { class: "button primary", href: "#/add", text: "Add photographs" });
   const all = button("Show all encounters", () => { values.state = "all"; document.querySelector('#queue-state [value="all"]').checked = true; change(); }, { id: "show-all" });
   const clear = button("Clear the filters", () => { for (const key of ["no_animal", ...KEYS]) values[key] = ""; remember("queue", values, "/queue"); dispatchEvent(new CustomEvent("catalogue:again")); }, { id: "clear-filters", class: "primary" });
   if (values.no_animal || KEYS.some((key) => values[key])) return [el("p", { text: "No encounter matches these filters." }), el("div", { class: "buttons" }, clear, !every(values) && all)];

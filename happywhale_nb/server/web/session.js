@@ -2,8 +2,7 @@
 
 import { api } from "./api.js";
 
-const RANK = { read: 0, review: 1, admin: 2 };
-export const session = { user: "", role: "", tokens: false, catalogue: {} };
+export const session = { user: "", role: "", permissions: [], tokens: false, catalogue: {} };
 let facets = null;
 
 export async function loadSession() {
@@ -12,13 +11,14 @@ export async function loadSession() {
   return session;
 }
 
-export const may = (role) => (RANK[session.role] ?? -1) >= RANK[role];
+/** Whether the user's role has a permission; the server's table of roles says which. */
+export const may = (permission) => session.permissions.includes(permission);
 
-/** Disables a control without the required role, and explains why. */
-export function guard(control, role = "review") {
-  if (may(role)) return control;
+/** Disables a control without the required permission, and explains why. */
+export function guard(control, permission = "decide") {
+  if (may(permission)) return control;
   control.disabled = true;
-  control.title = role === "admin" ? "Only an admin can do this." : "Your token is read-only. Ask for a token with the role review.";
+  control.title = permission === "decide" ? "Your token is read-only. Ask for a token with the role review." : "Only an admin can do this.";
   return control;
 }
 

@@ -231,11 +231,12 @@ function kindOf(view) {
 
 /** The server's question about a new individual: is it this known one, or what is its species? */
 function asksBack(view) {
-  const { text, known, species: kinds } = view.asksBack ?? {};
+  const { text, known, species: kinds, alike } = view.asksBack ?? {};
   if (!text) return null;
   return el("div", { class: "notice", role: "alert", id: "new-known" }, el("p", { text: `${text[0].toUpperCase()}${text.slice(1)}.` }),
     known && el("div", { class: "buttons" }, button(`It is ${known.name}`, () => view.decideKnown(known), { id: "new-is-known", class: "primary" }),
-      el("a", { class: "button", href: `#/individual/${known.id}`, target: "_blank", text: "View" })),
+      el("a", { class: "button", href: `#/individual/${known.id}`, target: "_blank", text: "View" }),
+      alike && button("Another individual", () => view.decideNew({ ...view.asksBack.more, alike: true }), { id: "new-alike" })),
     kinds && el("label", { class: "field" }, el("span", { class: "label", text: "Species" }), whichSpecies(view, kinds)));
 }
 

@@ -9,7 +9,7 @@ import { moment } from "./words.js";
 const ROLES = [["read", "read: view and query"], ["review", "review: add and decide"], ["admin", "admin: everything, including tokens"]];
 
 export async function showTokens(main, route, signal) {
-  if (!may("admin")) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Tokens" }), el("p", { text: "Only an admin can manage tokens." })));
+  if (!may("tokens")) return void fill(main, el("div", { class: "empty" }, el("h1", { text: "Tokens" }), el("p", { text: "Only an admin can manage tokens." })));
   const name = el("input", { type: "text", id: "token-name", required: true, autocomplete: "off", maxlength: 80 });
   const kind = select(ROLES, "review", { id: "token-role" });
   const made = el("div", { id: "token-made", "aria-live": "polite" });
@@ -36,10 +36,22 @@ export async function showTokens(main, route, signal) {
     }
   }
 
+  /** Creates a token; if the name has or had one, asks whether it is the same user. */
+  async function create(replace = false) {
+    try {
+      return await api("/tokens", { method: "POST", body: { name: name.value.trim(), role: kind.value, replace } });
+    } catch (error) {
+      if (error.status !== 409 || replace) throw error;
+      const same = await confirmed(`Is it the same ${name.value.trim()}?`, [`${error.message}.`, "The new token replaces the other one, and its user can undo the decisions under this name."], "The same: replace");
+      return same ? create(true) : null;
+    }
+  }
+
   async function make(event) {
     event.preventDefault();
     try {
-      const token = await api("/tokens", { method: "POST", body: { name: name.value.trim(), role: kind.value } });
+      const token = await create();
+      if (!token) return;
       fill(made, el("div", { class: "notice" }, el("p", { text: `Token of ${token.name}. It is shown only once:` }),
         el("p", {}, el("code", { text: token.token, id: "token-text" })),
         button("Copy", async () => {
