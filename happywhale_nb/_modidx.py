@@ -6565,6 +6565,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'happywhale_nb/stages/blend_inputs.py'),
                                                    'happywhale_nb.stages.blend_inputs._good_enough': ( 'lib/stages/blend_inputs.html#_good_enough',
                                                                                                        'happywhale_nb/stages/blend_inputs.py'),
+                                                   'happywhale_nb.stages.blend_inputs._require_folds': ( 'lib/stages/blend_inputs.html#_require_folds',
+                                                                                                         'happywhale_nb/stages/blend_inputs.py'),
                                                    'happywhale_nb.stages.blend_inputs.fold_queries': ( 'lib/stages/blend_inputs.html#fold_queries',
                                                                                                        'happywhale_nb/stages/blend_inputs.py'),
                                                    'happywhale_nb.stages.blend_inputs.out_of_fold': ( 'lib/stages/blend_inputs.html#out_of_fold',

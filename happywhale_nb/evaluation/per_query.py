@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from ..core.arguments import check_same_length
 from ..core.errors import UserError
 from ..core.labels import as_names
+from ..core.listings import check_listed
 from ..data.dataset import NEW, read_table
 from ..data.splits import fold_numbers, gallery_and_queries, open_set_truth
 from ..retrieval.metrics import check_truth, classification_metrics, rank_of_truth
@@ -52,6 +53,7 @@ def _query_truth(folds, fold):
 # %% ../../nbs/lib/evaluation/per_query.ipynb #outcomes-15
 def _fold_outcomes(fold_folder, folds, fold):
     """The outcomes of a fold, or None if it has no predictions."""
+    check_listed(fold_folder / "oof.csv")  # metrics.json may know of one that is gone
     if not (fold_folder / "oof.csv").is_file():
         return None
     table = _query_truth(folds, fold)
@@ -94,7 +96,8 @@ def read_outcomes(folder: Path, model: str, folds: pd.DataFrame) -> pd.DataFrame
         `predictions.write_candidate_sets`; kind (from `OUTCOME_KINDS`).
 
     Raises:
-        UserError: If no fold has predictions, or a fold has no `oof_lists.csv`.
+        UserError: If no fold has predictions, a file is missing or not the one that 06_knn wrote, or a fold has no
+            `oof_lists.csv`.
     """
     tables = [_fold_outcomes(folder / model / f"fold{k}", folds, k) for k in fold_numbers(folds)]
     tables = [table for table in tables if table is not None]

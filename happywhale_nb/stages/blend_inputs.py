@@ -72,7 +72,8 @@ def prediction_files(
         the files of all folds, by model.
 
     Raises:
-        UserError: if there is no such file, a named model has none, or no model reaches `min_map5`.
+        UserError: if there is no such file, a named model or a fold that was searched has none, or no model reaches
+            `min_map5`.
     """
     files = {}
     for path in sorted(Path(folder).glob(f"*/fold*/{file}")):
@@ -82,7 +83,18 @@ def prediction_files(
     if not files:
         raise UserError(f"no {file} in {folder}: run 03_train and 06_knn first")
     names = _good_enough(models.split() or list(files), folder, min_map5, always_include.split())
+    for name in names:
+        _require_folds(Path(folder) / name, files[name], file)
     return {name: files[name] for name in names}
+
+
+def _require_folds(folder, files, file):
+    """Raise `UserError` if a fold that was searched has no file of predictions: a blend would silently lack it."""
+    record = folder / "knn.json"
+    searched = read_record(record).get("folds", {}) if record.is_file() else {}
+    places = [folder / f"fold{k}" / file for k in searched]
+    if missing := [path for path in places if path not in files]:
+        raise UserError(f"{missing[0]} is missing, and {record.name} counts its fold: run 06_knn again")
 
 # %% ../../nbs/lib/stages/blend_inputs.ipynb #blend-inputs-09
 def _good_enough(names, folder, min_map5, always_include):

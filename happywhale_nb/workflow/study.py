@@ -80,7 +80,7 @@ def _shown(value):
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 # %% ../../nbs/lib/workflow/study.ipynb #study-05b
-_MOST_BYTES, _MOST_VALUES, _DEEPEST, _LONGEST = 1_000_000, 20_000, 20, 5_000  # far more than any study has
+_MOST_BYTES, _MOST_VALUES, _DEEPEST, _LONGEST = 1_000_000, 10_000, 20, 5_000  # far more than any study has
 
 
 class _TooLarge(Exception):

@@ -48,7 +48,7 @@ def wait_for(condition, seconds=30):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["obeys", "deaf"])
+@pytest.mark.parametrize("kind", ["obeys", pytest.param("deaf", marks=pytest.mark.soak)])
 def test_children_end_soon_after_their_killed_parent(tmp_path, kind):
     run = subprocess.Popen([sys.executable, "-c", RUN, STAGE, str(tmp_path), kind], stderr=subprocess.DEVNULL)
     wait_for((tmp_path / "begun").exists)

@@ -12,6 +12,7 @@ from pyarrow import parquet
 from happywhale_nb.core.artifacts import is_done, read_json, write_json
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.core.listings import FILES, RECORDS, list_beside
+from happywhale_nb.evaluation.per_query import read_outcomes
 from happywhale_nb.retrieval.embeddings import ClassCentres, read_centres, read_embeddings, write_centres
 from happywhale_nb.retrieval.knn import KNNHead
 from happywhale_nb.retrieval.predictions import read_candidate_sets, read_predictions, read_scores
@@ -164,6 +165,18 @@ def test_report_refuses_half_a_history_and_a_submission_without_its_end(study):
     cut_in_a_line(study.folder / "submission.csv")
     with pytest.raises(UserError, match=r"submission\.csv has .*: it was cut, by the listing in blend\.json"):
         read_submission(study.dataset, study.folder)
+
+
+def test_a_fold_whose_predictions_are_gone_is_not_left_out_in_silence(study):
+    write_json(study.folder / study.model / "knn.json", {"folds": {str(k): {} for k in range(3)}})
+    assert len(prediction_files(study.folder)[study.model]) == 3
+    assert set(read_outcomes(study.folder, study.model, study.folds)["fold"]) == {0, 1, 2}
+    for name in ("test.csv", "oof.csv"):
+        (study.fold_folders[1] / name).unlink()
+    with pytest.raises(UserError, match=r"fold1/test\.csv is missing, and knn\.json counts its fold: run 06_knn again"):
+        blend(study)
+    with pytest.raises(UserError, match=r"fold1/oof\.csv is missing, by the listing in metrics\.json"):
+        read_outcomes(study.folder, study.model, study.folds)
 
 
 def test_folders_of_two_folds_that_are_swapped_are_refused(study):
