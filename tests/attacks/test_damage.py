@@ -17,11 +17,11 @@ from sqlalchemy import select, text
 
 from happywhale_nb.catalogue.build import _ingest
 from happywhale_nb.catalogue.check import check_catalogue, check_open, orphans
-from happywhale_nb.catalogue.ingest import re_embed, recalibrate
+from happywhale_nb.catalogue.ingest import ingest_dataset, re_embed, recalibrate
 from happywhale_nb.catalogue.matching import Matcher
 from happywhale_nb.catalogue.repair import take_changed
 from happywhale_nb.catalogue.schema import Embedding, Photo
-from happywhale_nb.catalogue.store import CARD, Catalogue, upgrade_catalogue
+from happywhale_nb.catalogue.store import CARD, Catalogue, create_catalogue, upgrade_catalogue
 from happywhale_nb.cli.main import main
 from happywhale_nb.core.errors import UserError
 from happywhale_nb.data.dataset import read_dataset
@@ -577,4 +577,26 @@ def test_paths_that_lead_out_are_not_sent(place):
     assert not catalogue.path(SimpleNamespace(kept=False, path="../secret.jpg")).exists()
     with TestClient(make_app(AppState(catalogue, Options(tokens=False, rates={}))), base_url=HERE) as page:
         assert page.get("/api/photos/1/file").status_code == page.get("/api/photos/1/picture").status_code == 404
+    catalogue.close()
+
+
+@pytest.mark.postgres
+def test_catalogue_in_postgresql_is_checked_as_far_as_that_goes(postgres, tiny, colours, tmp_path):
+    catalogue = create_catalogue(tmp_path / "catalogue", tiny, database=postgres())
+    ingest_dataset(catalogue, colours, read_dataset(tiny), "colours")
+    catalogue.choose_model(colours.fingerprint)
+    recalibrate(catalogue)
+    assert check_open(catalogue, whole=True, files=False).healthy
+    with catalogue.writing() as session:
+        session.execute(text("UPDATE embeddings SET vector = '\\x0102' WHERE annotation_id = 1"))
+        session.execute(text("UPDATE crops SET x0 = 'NaN' WHERE annotation_id = 2"))
+        session.execute(text("UPDATE photos SET path = '../x.jpg' WHERE id = 3"))
+        session.execute(text("UPDATE models SET calibration = '[]'"))
+    for whole in (False, True):
+        found = check_open(catalogue, whole, files=False)
+        assert {each.part for each in found.findings} == {"embeddings", "boxes", "photographs", "calibration"}
+        assert not found.stops
+    with catalogue.writing() as session:
+        session.execute(text("ALTER TABLE photos DROP COLUMN taken"))
+    assert [each.part for each in check_open(catalogue, files=False).stops] == ["database"]
     catalogue.close()
