@@ -428,7 +428,11 @@ def test_ask_while_the_network_is_loaded_answers_and_uploads_wait(mine):
 
         with pytest.raises(OSError):
             desk.network.open(broken)
-        assert page.get("/api/health").json() == {"status": "failed", "detail": "OSError('the disk is gone')"}
+        assert page.get("/api/health").json() == {
+            "status": "failed",
+            "detail": "OSError('the disk is gone')",
+            "damage": [],
+        }
 
 
 def test_upload_while_the_network_is_being_loaded_waits_for_it(mine, colours):

@@ -21,7 +21,7 @@ from .audit import can_undo, describe_decisions
 from .naming import former_names
 from .schema import Annotation, Answer, Base, Crop, Decision, Encounter, Individual, Photo
 from .store import NotFound
-from .stored_values import MOST, box_fault
+from .stored_values import MOST, STATES, box_fault
 from .validation import clean_date
 from ..core.errors import UserError
 from ..core.renamed import ANSWERS, with_new_keys
@@ -126,6 +126,7 @@ def photo_view(photo: Photo, annotation: Annotation, crop: Crop, settings: dict)
     part = {"source": crop.source, "box": box, "aspect": round(aspect, 4)}
     fields = ("id", "name", "width", "height", "taken", "encounter_id")
     view = {name: getattr(photo, name) for name in fields} | {"side": annotation.side, "crop": part}
+    view |= {} if _is_size(size) else {"width": 0, "height": 0}
     return view | {"withdrawn": "withdrawn" if photo.withdrawn else "", "uploaded": photo.kept}
 
 
@@ -232,7 +233,8 @@ def _encounter_view(row, photos, decision):
     view = {name: getattr(row, name) for name in ENCOUNTER_FIELDS}
     view |= {"photos": photos, "side": "both" if len(sides) > 1 else "".join(sides)}
     withdrawn = _withdrawal_view(row, shown, decision)
-    return view | {"withdrawn": withdrawn, "state": "withdrawn" if withdrawn else row.state}
+    state = row.state if row.state in STATES else "unsure"  # a damaged state: somebody has to decide again
+    return view | {"withdrawn": withdrawn, "state": "withdrawn" if withdrawn else state}
 
 # %% ../../nbs/lib/catalogue/listings.ipynb #listings-08a
 def encounter_view(session: Session, settings: dict, number: int) -> dict:
