@@ -27,7 +27,7 @@ from .schema import Annotation, Crop, Decision, Embedding, Encounter, Photo
 from .store import Catalogue, new_encounter
 from .undoing import undo
 from .validation import clean_text
-from ..core.errors import UserError
+from ..core.errors import CannotWrite, UserError
 from ..data.encounters import assign_encounters
 
 # %% ../../nbs/lib/catalogue/corrections.ipynb #corrections-05
@@ -392,6 +392,7 @@ def delete_uploads(
     Raises:
         NotFound: if there is no such encounter or photo.
         UserError: if a photo is not withdrawn, or is in the data folder. Then nothing is deleted.
+        CannotWrite: if a file could not be removed from the disk; in the catalogue it is deleted.
     """
     with catalogue.writing() as session:
         photos = _deletable(session, encounter, photo)
@@ -404,6 +405,19 @@ def delete_uploads(
         row = log_decision(session, user, "delete", met.id, before=before)
         numbers = row.id, met.id
     # after the commit: a file without a row harms less than a row without a file
-    for path in [*(catalogue.folder / name for name in files), *catalogue.folder.glob("shown/*/*.jpg")]:
-        path.unlink(missing_ok=True)  # `shown` caches small pictures of all photos and is refilled on request
+    # `shown` caches small pictures of all photos and is refilled on request
+    _remove_files([*(catalogue.folder / name for name in files), *catalogue.folder.glob("shown/*/*.jpg")])
     return numbers
+
+
+def _remove_files(paths):
+    """Remove the files of photos that the catalogue no longer has. Raises `CannotWrite` if one stays."""
+    left = []
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            left.append(f"{path.name} ({error.strerror})")
+    if left:
+        files = f"{left[0]} and {len(left) - 1} more" if len(left) > 1 else left[0]
+        raise CannotWrite(f"deleted here, but still on the disk, where you have to remove them: {files}")
