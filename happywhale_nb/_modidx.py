@@ -215,6 +215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'happywhale_nb/catalogue/corrections.py'),
                                                      'happywhale_nb.catalogue.corrections._reason': ( 'lib/catalogue/corrections.html#_reason',
                                                                                                       'happywhale_nb/catalogue/corrections.py'),
+                                                     'happywhale_nb.catalogue.corrections._remove_files': ( 'lib/catalogue/corrections.html#_remove_files',
+                                                                                                            'happywhale_nb/catalogue/corrections.py'),
                                                      'happywhale_nb.catalogue.corrections.delete_uploads': ( 'lib/catalogue/corrections.html#delete_uploads',
                                                                                                              'happywhale_nb/catalogue/corrections.py'),
                                                      'happywhale_nb.catalogue.corrections.group_photos': ( 'lib/catalogue/corrections.html#group_photos',

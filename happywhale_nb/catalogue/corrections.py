@@ -8,11 +8,13 @@ __all__ = ['REASONS', 'withdraw_encounter', 'withdraw_photo', 'withdrawal', 'res
 
 # %% ../../nbs/lib/catalogue/corrections.ipynb #corrections-02
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pandas as pd
 from sqlalchemy import delete, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from happywhale_nb.catalogue.decisions import (
@@ -28,7 +30,7 @@ from .store import Catalogue, new_encounter
 from .tidy import remove_unknown, unknown_photos
 from .undoing import undo
 from .validation import clean_text
-from ..core.errors import UserError
+from ..core.errors import CannotWrite, UserError
 from ..data.encounters import assign_encounters
 
 # %% ../../nbs/lib/catalogue/corrections.ipynb #corrections-05
@@ -393,6 +395,7 @@ def delete_uploads(
     Raises:
         NotFound: if there is no such encounter or photo.
         UserError: if a photo is not withdrawn, or is in the data folder. Then nothing is deleted.
+        CannotWrite: if a file could not be removed from the disk; in the catalogue it is deleted.
     """
     with catalogue.writing() as session:
         photos = _deletable(session, encounter, photo)
@@ -404,11 +407,27 @@ def delete_uploads(
         update_encounter(session, met, met.version)
         row = log_decision(session, user, "delete", met.id, before=before)
         numbers = row.id, met.id
-    # after the commit: a file without a row harms less than a row without a file
-    removed = set(remove_unknown(catalogue, files))
-    for path in catalogue.folder.glob("shown/*/*.jpg"):
-        path.unlink(missing_ok=True)  # `shown` caches small pictures of all photos and is refilled on request
-    left = {name for name in files if name not in removed and (catalogue.folder / name).is_file()}
-    if left and (left & set(unknown_photos(catalogue)[0])):  # not those that were sent again meanwhile
-        raise UserError(f"{sorted(left)[0]} cannot be removed: close it, then run `happywhale catalogue tidy`")
+    if left := _remove_files(catalogue, files):  # after the commit: a file without a row harms less than the opposite
+        names = f"{left[0]} and {len(left) - 1} more" if len(left) > 1 else left[0]
+        remedy = "`happywhale catalogue tidy` removes them once they can be removed"
+        raise CannotWrite(f"deleted here, but still on the disk: {names}: {remedy}")
     return numbers
+
+
+def _remove_files(catalogue, files):
+    """Remove the files of photos that the catalogue no longer has, and all small pictures. Returns what stays."""
+    with suppress(OSError, SQLAlchemyError):
+        remove_unknown(catalogue, files)  # not those that were sent again meanwhile
+    left = sorted(name for name in files if (catalogue.folder / name).is_file())
+    for path in catalogue.folder.glob("shown/*/*.jpg"):  # it caches pictures of all photos, and is refilled on request
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            left.append(path.relative_to(catalogue.folder).as_posix())
+    if not left:
+        return left
+    try:
+        unknown = unknown_photos(catalogue)[0]
+    except SQLAlchemyError:
+        return left
+    return [name for name in left if name in unknown or name.startswith("shown/")]
