@@ -7,6 +7,7 @@ __all__ = ['REASONS', 'withdraw_encounter', 'withdraw_photo', 'withdrawal', 'res
            'group_photos', 'regroup', 'delete_uploads']
 
 # %% ../../nbs/lib/catalogue/corrections.ipynb #corrections-02
+import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -414,9 +415,12 @@ def delete_uploads(
     return numbers
 
 
+_UNWRITABLE = (OSError, sqlite3.Error, SQLAlchemyError)
+
+
 def _remove_files(catalogue, files):
     """Remove the files of photos that the catalogue no longer has, and all small pictures. Returns what stays."""
-    with suppress(OSError, SQLAlchemyError):
+    with suppress(*_UNWRITABLE):
         remove_unknown(catalogue, files)  # not those that were sent again meanwhile
     left = sorted(name for name in files if (catalogue.folder / name).is_file())
     for path in catalogue.folder.glob("shown/*/*.jpg"):  # it caches pictures of all photos, and is refilled on request
@@ -428,6 +432,6 @@ def _remove_files(catalogue, files):
         return left
     try:
         unknown = unknown_photos(catalogue)[0]
-    except SQLAlchemyError:
+    except _UNWRITABLE:
         return left
     return [name for name in left if name in unknown or name.startswith("shown/")]

@@ -59,7 +59,9 @@ def make_engine(url: str) -> Engine:
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        return create_engine(address, **size, pool_pre_ping=True, connect_args=_password(address))
+        engine = create_engine(address, **size, pool_pre_ping=True, connect_args=_password(address))
+        event.listen(engine, "do_connect", _connect_postgres)
+        return engine
     except (ArgumentError, NoSuchModuleError):
         raise UserError(f"{url!r} is not a database URL: use sqlite:///FILE or postgresql://USER@HOST/NAME") from None
     except ImportError:
@@ -88,6 +90,14 @@ def _leave_fixed(connection, record, proxy):
     if folder is not None and os.access(folder, os.W_OK):
         del record.info["fixed"]
         raise DisconnectionError("the disk is not read-only any more")
+
+
+def _connect_postgres(dialect, record, arguments, given):
+    """Connect as always; where the server goes away meanwhile, the driver raises errors that are not its own."""
+    try:
+        return dialect.connect(*arguments, **given)
+    except OSError as error:
+        raise dialect.loaded_dbapi.InterfaceError(f"network error: {error}") from error
 
 
 def _prepare_sqlite(connection, record):
@@ -158,8 +168,7 @@ def unusable(engine: Engine, error: Exception) -> UserError:
 
 # %% ../../nbs/lib/catalogue/database.ipynb #database-53
 SIGNS = (  # parts of the messages of SQLite and PostgreSQL that show a damaged database
-    *("malformed", "not a database", "no such table", "no such column", "unable to open database file"),
-    *("disk I/O error", "file is encrypted", "42P01", "42703"),
+    *("malformed", "not a database", "no such table", "no such column", "file is encrypted", "42P01", "42703"),
 )
 
 

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..catalogue.storage import storage_fault
+from ..catalogue.stored_values import Damaged
 from ..core.errors import NoRoom
 from .auth import cross_site_reason, host_name, loopback
 from .dependencies import CALLER, authenticate
@@ -115,6 +116,8 @@ class SecurityMiddleware:
             self.threads = self.threads or CapacityLimiter(4)  # their own: a full server still knows its callers
             try:
                 scope[CALLER] = await to_thread.run_sync(authenticate, Request(scope), limiter=self.threads)
+            except Damaged as error:
+                raise HTTPException(500, str(error)) from error
             except (OSError, sqlite3.Error, DBAPIError) as error:
                 if (fault := storage_fault(error)) is None:
                     raise

@@ -325,16 +325,18 @@ def test_network_whose_vectors_are_not_finite_is_refused_before_anything_changes
     assert open_embedder(own).fingerprint == own.fingerprint and Matcher(own)
 
 
-def test_stored_vectors_that_are_not_finite_keep_the_encoder_in_use(own, grounds, monkeypatch):
-    two, first = grounds / "two" / "model.keras", own.fingerprint
+def test_stored_vectors_that_are_not_finite_are_made_again_before_a_switch(own, grounds):
+    two = grounds / "two" / "model.keras"
     change_model(own, two)
     change_model(own, grounds / "one" / "model.keras")
     with own.writing() as session:
         for row in session.scalars(select(Embedding).where(Embedding.model_id == 2)):
             row.vector = np.full(12, np.nan, "<f4").tobytes()
-    with pytest.raises(UserError, match="zero or not finite"):
-        change_model(own, two)
-    assert Card.read(own.folder).model == own.fingerprint == first and open_embedder(own).fingerprint == first
+    count, _ = change_model(own, two)
+    with own.reading() as session:
+        vectors = session.scalars(select(Embedding.vector).where(Embedding.model_id == 2)).all()
+    assert count == len(vectors) > 0 and np.isfinite(np.frombuffer(b"".join(vectors), "<f4")).all()
+    assert Card.read(own.folder).model == own.fingerprint == open_embedder(own).fingerprint
 
 
 def test_copy_that_differs_from_the_encoder_is_not_used(own, grounds, monkeypatch):
