@@ -249,8 +249,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'happywhale_nb/catalogue/database.py'),
                                                   'happywhale_nb.catalogue.database._checkpoint': ( 'lib/catalogue/database.html#_checkpoint',
                                                                                                     'happywhale_nb/catalogue/database.py'),
-                                                  'happywhale_nb.catalogue.database._connect_postgres': ( 'lib/catalogue/database.html#_connect_postgres',
-                                                                                                          'happywhale_nb/catalogue/database.py'),
                                                   'happywhale_nb.catalogue.database._connect_sqlite': ( 'lib/catalogue/database.html#_connect_sqlite',
                                                                                                         'happywhale_nb/catalogue/database.py'),
                                                   'happywhale_nb.catalogue.database._damaged': ( 'lib/catalogue/database.html#_damaged',

@@ -27,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from .storage import storage_fault
+from .storage import NOT_STORED, storage_fault
 from .stored_values import Damaged
 from ..core.errors import NoRoom, UserError
 
@@ -59,9 +59,7 @@ def make_engine(url: str) -> Engine:
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        engine = create_engine(address, **size, pool_pre_ping=True, connect_args=_password(address))
-        event.listen(engine, "do_connect", _connect_postgres)
-        return engine
+        return create_engine(address, **size, pool_pre_ping=True, connect_args=_password(address))
     except (ArgumentError, NoSuchModuleError):
         raise UserError(f"{url!r} is not a database URL: use sqlite:///FILE or postgresql://USER@HOST/NAME") from None
     except ImportError:
@@ -90,14 +88,6 @@ def _leave_fixed(connection, record, proxy):
     if folder is not None and os.access(folder, os.W_OK):
         del record.info["fixed"]
         raise DisconnectionError("the disk is not read-only any more")
-
-
-def _connect_postgres(dialect, record, arguments, given):
-    """Connect as always; where the server goes away meanwhile, the driver raises errors that are not its own."""
-    try:
-        return dialect.connect(*arguments, **given)
-    except OSError as error:
-        raise dialect.loaded_dbapi.InterfaceError(f"network error: {error}") from error
 
 
 def _prepare_sqlite(connection, record):
@@ -333,9 +323,12 @@ class Store:
 
     @contextmanager
     def _told(self):
-        """Raise `Damaged` for an error that shows that the database is damaged."""
+        """Raise `Damaged` for an error that shows that the database is damaged, `CannotWrite` for a lost connection."""
         try:
             yield
+        except ConnectionError as error:  # pg8000 passes on some errors of its socket
+            fault, told = NOT_STORED["broken"]
+            raise fault(told) from error
         except DBAPIError as error:
             if not any(sign in str(error.orig) for sign in SIGNS):
                 raise

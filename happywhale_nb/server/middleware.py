@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..catalogue.storage import storage_fault
 from ..catalogue.stored_values import Damaged
-from ..core.errors import NoRoom
+from ..core.errors import CannotWrite, NoRoom
 from .auth import cross_site_reason, host_name, loopback
 from .dependencies import CALLER, authenticate
 from .pools import is_upload
@@ -118,7 +118,7 @@ class SecurityMiddleware:
                 scope[CALLER] = await to_thread.run_sync(authenticate, Request(scope), limiter=self.threads)
             except Damaged as error:
                 raise HTTPException(500, str(error)) from error
-            except (OSError, sqlite3.Error, DBAPIError) as error:
+            except (OSError, sqlite3.Error, DBAPIError, CannotWrite) as error:
                 if (fault := storage_fault(error)) is None:
                     raise
                 raise HTTPException(507 if isinstance(fault, NoRoom) else 503, str(fault)) from error

@@ -82,7 +82,8 @@ def test_what_was_acknowledged_is_there_when_the_server_crashes_under_load(catal
             stop.set()
         for each in working:
             each.result(60)
-        assert page.get("/api/encounters").status_code == 200
+        met, version = encounters(catalogue)[-1]
+        assert edit(page, met, version, "after the storm")[0] == 200
         with catalogue.reading() as session:
             found = dict.fromkeys(told)
             for met in told:
@@ -90,7 +91,7 @@ def test_what_was_acknowledged_is_there_when_the_server_crashes_under_load(catal
                 found[met] = row.version, row.place
             lines = session.scalar(select(func.count()).select_from(Decision).where(Decision.kind == "edit"))
             changes = sum(version - 1 for version in session.scalars(select(Encounter.version)))
-    assert codes[200] > 20 and codes[503], codes
+    assert codes[200] and codes[503], codes
     for met, (version, place) in told.items():
         assert found[met] >= (version, place) and found[met][0] <= version + 1, (
             "at most one more, whose answer got lost"
