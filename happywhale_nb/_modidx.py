@@ -1112,6 +1112,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store._insert_encounter': ( 'lib/catalogue/store.html#_insert_encounter',
                                                                                                     'happywhale_nb/catalogue/store.py'),
+                                               'happywhale_nb.catalogue.store._licence_of': ( 'lib/catalogue/store.html#_licence_of',
+                                                                                              'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store.add_photo': ( 'lib/catalogue/store.html#add_photo',
                                                                                             'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store.box_key': ( 'lib/catalogue/store.html#box_key',

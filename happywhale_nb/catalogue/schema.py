@@ -7,9 +7,10 @@ __all__ = ['NAMES', 'Base', 'Model', 'Individual', 'Encounter', 'GivenValues', '
            'Answer', 'Decision', 'Token']
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-02
+from collections.abc import Callable
 from typing import ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, MetaData, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Dialect, ForeignKey, MetaData, String, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-04
@@ -85,8 +86,16 @@ class GivenValues(TypeDecorator):
 
     impl, cache_ok = JSON, True
 
-    def result_processor(self, dialect, coltype):
-        """Make the function that reads a value of the database."""
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[object], dict | None]:
+        """Make the function that reads a value of the database.
+
+        Args:
+            dialect: of SQLAlchemy.
+            coltype: the type that the driver reports.
+
+        Returns:
+            The function.
+        """
         inner = super().result_processor(dialect, coltype) or (lambda value: value)
 
         def read(value):
