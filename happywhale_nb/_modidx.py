@@ -1225,6 +1225,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store._insert_encounter': ( 'lib/catalogue/store.html#_insert_encounter',
                                                                                                     'happywhale_nb/catalogue/store.py'),
+                                               'happywhale_nb.catalogue.store._licence_of': ( 'lib/catalogue/store.html#_licence_of',
+                                                                                              'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store._token_names': ( 'lib/catalogue/store.html#_token_names',
                                                                                                'happywhale_nb/catalogue/store.py'),
                                                'happywhale_nb.catalogue.store.add_photo': ( 'lib/catalogue/store.html#add_photo',

@@ -185,6 +185,9 @@ def schema_version(engine: Engine) -> tuple[str, str]:
 
     Returns:
         `(version, newest version)`; "" for an empty database.
+
+    Raises:
+        Damaged: if it has several versions at once.
     """
     with engine.connect() as connection:
         try:

@@ -7,9 +7,21 @@ __all__ = ['NAMES', 'Base', 'Model', 'Individual', 'Encounter', 'GivenValues', '
            'Answer', 'Decision', 'Token', 'SignIn']
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-02
+from collections.abc import Callable
 from typing import ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, MetaData, String, TypeDecorator, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # %% ../../nbs/lib/catalogue/schema.ipynb #schema-04
@@ -85,8 +97,16 @@ class GivenValues(TypeDecorator):
 
     impl, cache_ok = JSON, True
 
-    def result_processor(self, dialect, coltype):
-        """Make the function that reads a value of the database."""
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[object], dict | None]:
+        """Make the function that reads a value of the database.
+
+        Args:
+            dialect: of SQLAlchemy.
+            coltype: the type that the driver reports.
+
+        Returns:
+            The function.
+        """
         inner = super().result_processor(dialect, coltype) or (lambda value: value)
 
         def read(value):

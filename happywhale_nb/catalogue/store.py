@@ -51,6 +51,14 @@ def _card_fault(card, values):
     return f"{', '.join(wrong)} has a value of the wrong kind" if wrong else ""
 
 
+def _licence_of(card, path):
+    """The licence of the encoder on a card. Raises `Damaged`."""
+    try:
+        return stored_licence(card.encoder)
+    except (TypeError, AttributeError):
+        raise Damaged("card", "its licence of the encoder is damaged", path, RESTORE) from None
+
+
 @dataclass(frozen=True)
 class Card:
     """Contents of a catalogue's `catalogue.json`.
@@ -150,10 +158,7 @@ class Catalogue:
     @property
     def licence(self) -> Licence:
         """Licence of the encoder; it has no name in catalogues made by earlier versions."""
-        try:
-            return stored_licence(Card.read(self.folder).encoder)
-        except (TypeError, AttributeError):
-            raise Damaged("card", "its licence of the encoder is damaged", self.folder / CARD, RESTORE) from None
+        return _licence_of(Card.read(self.folder), self.folder / CARD)
 
     def keep_licence(self, licence: Licence) -> None:
         """Record on the card that a user has accepted a licence.
