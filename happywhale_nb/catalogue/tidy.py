@@ -7,6 +7,7 @@ __all__ = ['PHOTO', 'SCRATCH', 'UPLOAD', 'QUICK', 'lock_files', 'remove_unknown'
            'cached_files', 'small_pictures', 'Tidied', 'tidy']
 
 # %% ../../nbs/lib/catalogue/tidy.ipynb #tidy-02
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -79,20 +80,24 @@ def unknown_photos(catalogue: Catalogue) -> tuple[dict[str, int], list[Path]]:
         `(sizes, strangers)`: bytes by path, as in the table `photos`, and files with other names than
         `uploads.keep_photo` gives, which the catalogue has not written.
     """
-    found, strangers = {}, []
-    for path in sorted(paths_below(catalogue.folder / "photos")):
-        name = path.relative_to(catalogue.folder).as_posix()
-        if "/." in name or path.is_dir():
-            continue
-        if PHOTO.fullmatch(path.name) and name == f"photos/{path.name[:2]}/{path.name}":
-            with suppress(FileNotFoundError):
-                found[name] = path.lstat().st_size
-        else:
-            strangers.append(path)
+    names = [name for name in _names_below(catalogue.folder / "photos", "photos") if "/." not in name]
     with catalogue.reading() as session:
         known = set(session.scalars(select(Photo.path).where(Photo.kept)))
-    strangers = [path for path in strangers if path.relative_to(catalogue.folder).as_posix() not in known]
-    return {path: size for path, size in found.items() if path not in known}, strangers
+    found, strangers = {}, []
+    for folder, name, path in ((*path.rpartition("/")[::2], path) for path in sorted({*names} - known)):
+        if PHOTO.fullmatch(name) and folder == f"photos/{name[:2]}":
+            with suppress(FileNotFoundError):
+                found[path] = (catalogue.folder / path).lstat().st_size
+        else:
+            strangers.append(catalogue.folder / path)
+    return found, strangers
+
+
+def _names_below(folder, prefix):
+    """Files below a folder, with a prefix and "/" as in the database: without `Path`, because there are many."""
+    for parent, _, names in os.walk(folder):
+        start = "/".join([prefix, *Path(parent).relative_to(folder).parts])
+        yield from (f"{start}/{name}" for name in names)
 
 # %% ../../nbs/lib/catalogue/tidy.ipynb #tidy-08
 SCRATCH = re.compile(r"\..+\.[a-z0-9_]{8}(\.dead)?")  # as `tempfile.mkdtemp` names them
