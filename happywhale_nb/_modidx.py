@@ -1315,6 +1315,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'happywhale_nb/catalogue/tidy.py'),
                                               'happywhale_nb.catalogue.tidy._is_abandoned': ( 'lib/catalogue/tidy.html#_is_abandoned',
                                                                                               'happywhale_nb/catalogue/tidy.py'),
+                                              'happywhale_nb.catalogue.tidy._names_below': ( 'lib/catalogue/tidy.html#_names_below',
+                                                                                             'happywhale_nb/catalogue/tidy.py'),
                                               'happywhale_nb.catalogue.tidy._recover_model': ( 'lib/catalogue/tidy.html#_recover_model',
                                                                                                'happywhale_nb/catalogue/tidy.py'),
                                               'happywhale_nb.catalogue.tidy._remove': ( 'lib/catalogue/tidy.html#_remove',

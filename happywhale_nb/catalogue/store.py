@@ -112,7 +112,10 @@ class Card:
         Args:
             folder: the catalogue's folder.
         """
-        write_json(Path(folder) / CARD, asdict(self))
+        told = asdict(self)
+        if self.files == "model":  # earlier versions have no such field, and read the card
+            del told["files"]
+        write_json(Path(folder) / CARD, told)
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-04b
 CHANGED = "has switched to another model: restart this server or notebook before you change the catalogue"

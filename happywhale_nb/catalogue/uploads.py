@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..core.artifacts import atomic
 from ..core.errors import UserError
-from ..core.platforms import rename_patiently, sync_folder
+from ..core.platforms import rename_patiently, sync_folder, write_fault
 from ..data.dates import exif_date
 from happywhale_nb.data.formats import (
     ENDINGS,
@@ -419,18 +419,21 @@ def place_photos(scratch: Path | str, folder: Path | str, paths: Sequence[str]) 
         paths: their paths in both; a file that is there with the same bytes stays.
 
     Raises:
-        OSError: if one cannot be moved.
+        UserError: if one cannot be moved.
     """
     folders = {Path(folder), Path(folder) / "photos"}
-    for path in paths:
-        source, target = Path(scratch) / path, Path(folder) / path
-        if target.is_file() and target.read_bytes() == source.read_bytes():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        rename_patiently(source, target)
-        folders.add(target.parent)
-    for each in folders:
-        sync_folder(each)
+    try:
+        for path in paths:
+            source, target = Path(scratch) / path, Path(folder) / path
+            if target.is_file() and target.read_bytes() == source.read_bytes():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            rename_patiently(source, target)
+            folders.add(target.parent)
+        for each in folders:
+            sync_folder(each)
+    except OSError as error:
+        raise write_fault(Path(folder) / "photos", error) from error
 
 # %% ../../nbs/lib/catalogue/uploads.ipynb #uploads-28
 def show_photo(path: Path | str, side: int = 1600) -> bytes:

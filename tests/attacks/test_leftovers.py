@@ -473,3 +473,21 @@ def test_backup_of_a_postgresql_catalogue_copies_files_and_names_pg_dump(tiny, c
     assert stored(restored) == known(restored)
     for each in (catalogue, restored):
         each.close()
+
+
+def test_question_in_progress_is_left_alone_and_leaves_nothing(mine, colours):
+    stuck, codes = Stuck(colours), []
+    with serving(mine, stuck) as ((host, port, *_), token):
+        known = {"files": {"photos": ("fin.png", photograph(7))}, "headers": {"authorization": f"Bearer {token}"}}
+
+        def send():
+            codes.append(httpx.post(f"http://{host}:{port}/api/identify", timeout=60, **known).status_code)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        assert stuck.reached.wait(30)
+        told = tidy(mine, old=0)
+        assert told.count == 0 and [path.name.split(".")[1] for path in told.left] == ["question"]
+        stuck.go_on.set()
+        thread.join(60)
+    assert codes == [200] and not list(mine.folder.glob(".*"))

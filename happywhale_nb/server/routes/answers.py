@@ -7,9 +7,7 @@ __all__ = ['router', 'PNG', 'MAX_MATCHES', 'Uploads', 'BracketUploads', 'provide
            'heat_map_png', 'heat', 'uploaded_images', 'match']
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-02
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Query, Response, UploadFile
@@ -19,7 +17,9 @@ from ...catalogue.ingest import add_detected_boxes, count_uncropped, refuse_made
 from ...catalogue.matching import Filters, match_encounter, match_vectors, stored_answer
 from ...catalogue.schema import Photo
 from ...catalogue.store import NotFound
+from ...catalogue.tidy import QUESTION
 from ...catalogue.upload_photos import BadPhoto, check_uploads
+from ...core.leases import leased
 from .. import schemas
 from happywhale_nb.server.dependencies import (
     PHOTOGRAPHS,
@@ -37,7 +37,7 @@ from ..state import AppState
 
 # %% ../../../nbs/lib/server/routes/answers.ipynb #routes-answers-03
 def match_photos(state: AppState, photos: Sequence[UploadFile], k: int) -> dict:
-    """Rank individuals for uploads of one animal. Their temporary files are deleted.
+    """Rank individuals for uploads of one animal. Their files are deleted, after a kill by `catalogue.tidy`.
 
     Args:
         state: the state of the app.
@@ -55,8 +55,8 @@ def match_photos(state: AppState, photos: Sequence[UploadFile], k: int) -> dict:
     embedder = state.network.ready()
     refuse_made_elsewhere(embedder)
     uploads = check_uploads(read_files(state, photos), state.options.limits)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{upload.picture.sha256}.{upload.picture.kind}" for upload in uploads]
+    with leased(state.catalogue.folder, QUESTION) as folder:
+        paths = [folder / f"{upload.picture.sha256}.{upload.picture.kind}" for upload in uploads]
         for path, upload in zip(paths, uploads, strict=True):
             path.write_bytes(upload.data)
         boxes = add_detected_boxes(embedder, paths)
