@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core.artifacts import parse_json
 from ..core.errors import UserError
 from .coco import is_no_animal
 from .columns import SourceRows
@@ -57,7 +58,7 @@ def is_camtrap(source: Path) -> bool:
 # %% ../../nbs/lib/data/camtrap.ipynb #camtrap-06
 def _resource_paths(read, source):
     try:
-        description = json.loads(decode_text(read(DESCRIPTION), DESCRIPTION)[0])
+        description = parse_json(decode_text(read(DESCRIPTION), DESCRIPTION)[0])
         resources = {r["name"]: r["path"] for r in description["resources"] if isinstance(r.get("path"), str)}
     except UserError:
         raise

@@ -6,12 +6,12 @@
 __all__ = ['NO_ANIMAL', 'STRUCTURE', 'json_text', 'read_json_file', 'is_no_animal', 'read_coco']
 
 # %% ../../nbs/lib/data/coco.ipynb #coco-02
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from ..core.artifacts import parse_json
 from ..core.errors import UserError
 from .columns import SYNONYMS, SourceRows, match_columns
 from .left_out import LeftOut
@@ -49,7 +49,7 @@ def read_json_file(source: Path) -> tuple[object, tuple[str, ...]]:
     """
     try:
         text, notes = decode_text(source.read_bytes(), source.name)
-        return json.loads(text), notes
+        return parse_json(text), notes
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}") from None
     except UserError:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from ..core.platforms import readable_name
 from .formats import PHOTO_ENDINGS, RAW_ENDINGS, unread_reason
-from .layouts import walk_files
+from .layouts import OUTSIDE_FILES, walk_files
 
 # %% ../../nbs/lib/data/lookup.ipynb #lookup-04
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class PhotoLookup:
             root: the folder, with photographs at any depth.
             follow_links: whether to follow links to folders outside it.
         """
-        self.root = Path(root).absolute()
+        self.root, self._follow_links = Path(root).absolute(), follow_links
         self._files = {}  # parts below the root -> path
         self._by_name, self._by_folded, self._by_stem = (defaultdict(list) for _ in range(3))
         for path in walk_files(self.root, follow_links)[0]:
@@ -117,7 +117,7 @@ class PhotoLookup:
         if written in self._files:
             return self._checked(self._files[written], False)
         if outside := _file(self.root / name):
-            return self._checked(outside, False)
+            return Found(outside, unread=OUTSIDE_FILES) if self._is_shut(outside) else self._checked(outside, False)
         parts, guessed = _meant(self, written, taken)
         paths = tuple(self._files[p] for p in parts)
         readable = tuple(path for path in paths if not unread_reason(path))
@@ -135,6 +135,11 @@ class PhotoLookup:
             Parts of these files, relative to the root.
         """
         return {written for name in names if (written := written_parts(name)) in self._files}
+
+    def _is_shut(self, path):
+        """Whether a file of the folder is a link that leads out of it, and such links are not followed."""
+        inside = path.is_relative_to(self.root) and not self._follow_links
+        return inside and not path.resolve().is_relative_to(self.root.resolve())
 
     def _checked(self, path, guessed):
         reason = unread_reason(path, thorough=True)

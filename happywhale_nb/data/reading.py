@@ -20,6 +20,7 @@ from .clocks import camera_of, correct_clocks
 from .columns import SourceRows
 from .dates import camera_date
 from .formats import UNOPENED, open_photo, upright_size
+from .layouts import OUTSIDE_FILES
 from .left_out import LeftOut
 from .lookup import Found, PhotoLookup, split_cell
 from .names import clean_name, is_nobody
@@ -78,6 +79,9 @@ def _refuse_several(rows, found, lookup, faults):
 def _refuse_unread(rows, found, faults):
     for row in rows.itertuples():
         if reason := found[row.image].unread:
+            if reason == OUTSIDE_FILES:
+                faults.add(row.where, f"{row.image} is a link to a file outside the folder: --follow-links follows it")
+                continue
             damaged = reason == UNOPENED and Path(row.image).suffix.lower() in {".jpg", ".jpeg"}
             remedy = "it is damaged, cut off or too large" if damaged else f"export it as JPEG ({reason})"
             faults.add(row.where, f"{row.image} cannot be read: {remedy}")

@@ -6,14 +6,13 @@
 __all__ = ['input_of', 'make_card', 'read_expected', 'write_new_card']
 
 # %% ../../nbs/lib/networks/new_card.ipynb #new_card-03
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..core.artifacts import atomic
+from ..core.artifacts import atomic, parse_json
 from ..core.errors import UserError
 from .encoder_card import EncoderCard, check_card, files_digest, write_card
 from .graph_files import further_files
@@ -139,9 +138,9 @@ def read_expected(path: Path | str) -> np.ndarray:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False).astype(np.float64).reshape(-1)
         text = path.read_text(encoding="utf-8").strip()
-        values = json.loads(text) if text.startswith("[") else text.replace(",", " ").split()
+        values = parse_json(text) if text.startswith("[") else text.replace(",", " ").split()
         return np.asarray(values, np.float64).reshape(-1)
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
         raise UserError(f"{path} holds no embedding ({str(error).splitlines()[0]})") from None
 
 

@@ -6,7 +6,6 @@
 __all__ = ['NAMES', 'READERS', 'VectorTable', 'open_vectors']
 
 # %% ../../nbs/lib/networks/vector_tables.ipynb #vector_tables-03
-import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.artifacts import fingerprint
+from ..core.artifacts import fingerprint, parse_json
 from ..core.errors import UserError
 from ..data.parts import with_parts
 from .card_encoder import card_fingerprint, card_record
@@ -141,9 +140,9 @@ def _name_column(path, columns):
 def _parse_list(path, row, value):
     """The vector in a cell, such as `[0.1, 0.2]`."""
     try:
-        values = json.loads(value) if isinstance(value, str) else value
+        values = parse_json(value) if isinstance(value, str) else value
         return np.asarray(values, np.float64).reshape(-1)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UserError(f"{path}, row {row + 2}: {str(value)[:40]!r} is not a list of numbers") from None
 
 

@@ -6,6 +6,7 @@
 __all__ = ['STATUS', 'PROBLEMS', 'API_DESCRIPTION', 'make_app', 'example_app']
 
 # %% ../../nbs/lib/server/app.ipynb #app-02
+import asyncio
 import logging
 import mimetypes
 import os
@@ -190,18 +191,20 @@ def make_app(state: AppState, load: Callable[[], PhotoEmbedder] | None = None) -
     app.include_router(answers.provider, responses={code: PROBLEMS[code] for code in (401, 422, 429, 503)})
     _add_handlers(app)
     _add_pages(app)
-    app.add_middleware(SecurityMiddleware, options=state.options)
+    app.add_middleware(SecurityMiddleware, options=state.options, tidier=state.tidier)
     return app
 
 # %% ../../nbs/lib/server/app.ipynb #app-16
 def _lifespan(state, load):
-    """The app's lifespan: load the embedder in a thread at startup, and close it at shutdown."""
+    """The app's lifespan: load the embedder in a thread at startup, tidy up after requests, close it at the end."""
 
     @asynccontextmanager
     async def lifespan(app):
         if load is not None:
             Thread(target=_load, args=(state.network, load), daemon=True).start()
+        tidying = asyncio.create_task(state.tidier.run())
         yield
+        tidying.cancel()
         if state.network.embedder is not None:
             state.network.embedder.close()
 

@@ -23,6 +23,7 @@ from .auth import cross_site_reason, host_name, loopback
 from .dependencies import CALLER, authenticate
 from .pools import is_upload
 from .state import Options
+from .tidying import Tidier
 
 # %% ../../nbs/lib/server/middleware.ipynb #middleware-05
 POLICY = (
@@ -86,14 +87,15 @@ def _refusal(method: str, headers: Mapping[str, str], options: Options, most: in
 class SecurityMiddleware:
     """ASGI middleware that rejects other hosts and sites, strangers and long bodies, and adds `SAFE_HEADERS`."""
 
-    def __init__(self, app: ASGIApp, options: Options) -> None:
+    def __init__(self, app: ASGIApp, options: Options, tidier: Tidier | None = None) -> None:
         """Wrap an app.
 
         Args:
             app: any ASGI app.
             options: of the server; `tokens`, `hosts`, `max_bytes` and `max_json` are used here.
+            tidier: tidies up after requests; None: nothing does.
         """
-        self.app, self.options, self.threads = app, options, None
+        self.app, self.options, self.threads, self.tidier = app, options, None, tidier or Tidier()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request as ASGI defines it; a rejected one does not reach the app."""
@@ -108,7 +110,10 @@ class SecurityMiddleware:
         except HTTPException as error:
             added = SAFE_HEADERS | {"connection": "close"} | dict(error.headers or {})
             return await JSONResponse({"detail": error.detail}, error.status_code, added)(scope, receive, send)
-        return await self.app(scope, _counted(receive, most), _with_headers(send))
+        try:
+            return await self.app(scope, _counted(receive, most), _with_headers(send))
+        finally:
+            self.tidier.touched = True
 
     async def _identify(self, scope):
         """Note the caller in the request's scope. Raises `HTTPException` for a stranger."""

@@ -32,6 +32,7 @@ from .app import make_app
 from .auth import list_tokens, loopback
 from .connections import counted_lines, guarded_protocol
 from .state import AppState, Options
+from .tidying import limit_arenas
 
 # %% ../../nbs/lib/server/run.ipynb #run-05
 def check_server(catalogue: Catalogue, host: str, port: int, options: Options) -> None:
@@ -199,6 +200,7 @@ def serve(
         UserError: as `check_server`, and if the catalogue is damaged so that no answer would be right.
     """
     options = Options(tokens=not loopback(host)) if options is None else options
+    limit_arenas()
     load = (lambda: open_embedder(catalogue)) if embedder is None else (lambda: embedder)
     with stopped_by_signals(), closing(catalogue):
         check_server(catalogue, host, port, options)

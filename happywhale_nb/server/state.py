@@ -26,6 +26,7 @@ from ..core.errors import Busy, UserError
 from .auth import Limiter
 from .connections import ConnectionLimits
 from .pools import make_pools
+from .tidying import Tidier
 
 # %% ../../nbs/lib/server/state.ipynb #state-05
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class AppState:
         network: a `NetworkLoader`.
         limiter: the rate limits.
         pools: threads by kind of request, as of `pools.make_pools`.
+        tidier: gives back memory and threads after requests.
         heat_maps: function from two crops, each a path, a box and a frame, to the `match_maps.MatchMaps` of both; it
             caches the last 256.
     """
@@ -160,7 +162,7 @@ class AppState:
         self.check.refuse()
         self.catalogue, self.options, self.matcher = catalogue, options, Matcher(catalogue)
         self.owner, self.limiter = owner or getpass.getuser(), Limiter(options.rates)
-        self.network, self.pools = NetworkLoader(), make_pools()
+        self.network, self.pools, self.tidier = NetworkLoader(), make_pools(), Tidier()
         self.heat_maps = lru_cache(256)(partial(_heat_maps, self.network))
 
     @property

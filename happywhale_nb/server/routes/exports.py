@@ -10,7 +10,6 @@ from typing import Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Response
-from fastapi.responses import StreamingResponse
 
 from ...catalogue import listings
 from ...catalogue.exports.formats import EXPORTS, export_messages, export_sightings, of_species
@@ -18,6 +17,7 @@ from ...catalogue.exports.with_photos import WITH_PHOTOS, export_with_photos, lo
 from .. import schemas
 from ..dependencies import Reader, State, Words, attachment
 from ..pools import PooledRoute
+from ..tidying import ClosedStream
 
 # %% ../../../nbs/lib/server/routes/exports.ipynb #routes-exports-03
 router = APIRouter(route_class=PooledRoute)
@@ -58,7 +58,7 @@ def export(
     if photos:
         pieces, name = export_with_photos(state.catalogue, table, kind, species, submitter)
         headers |= {"content-disposition": attachment(name)}
-        return StreamingResponse(pieces, media_type="application/zip", headers=headers)
+        return ClosedStream(pieces, media_type="application/zip", headers=headers)
     data, name, media_type = export_sightings(table, kind, species, occasions, submitter, origin)
     return Response(data, media_type=media_type, headers=headers | {"content-disposition": attachment(name)})
 
