@@ -129,10 +129,12 @@ def is_leased(folder: Path | str, old: float = OLD) -> bool:
         True if its lock is held.
     """
     try:
-        with (Path(folder) / LEASE).open("ab") as file:
+        with (Path(folder) / LEASE).open("rb+") as file:
             taken = _lock(file)
     except FileNotFoundError:
         return Path(folder).exists() and age_of(folder) < old
+    except OSError:
+        return True  # nothing can be told
     return age_of(folder) < old if taken is None else not taken
 
 # %% ../../nbs/lib/core/leases.ipynb #leases-09
@@ -178,14 +180,14 @@ def remove_abandoned(folder: Path | str, old: float = OLD) -> bool:
     """
     folder, dead = Path(folder), Path(folder)
     try:
-        with (folder / LEASE).open("ab") as file:
+        with (folder / LEASE).open("rb+") as file:
             taken = _lock(file)
             if not taken and (taken is False or age_of(folder) < old):
                 return False
             if not WINDOWS:  # which renames no folder with an open file
+                os.rename(folder, folder.with_name(f"{folder.name}.dead"))
                 dead = folder.with_name(f"{folder.name}.dead")
-                os.rename(folder, dead)
-    except FileNotFoundError:
+    except OSError:  # somebody else removes it, or the disk does not let it: the next time
         return False
     _clear(dead)
     return not dead.exists()

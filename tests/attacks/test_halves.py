@@ -236,8 +236,6 @@ def untidy(ground, folder):
         lost = place / "photos" / f"{i}a" / f"{i}a{'0' * 62}.png"
         lost.parent.mkdir(parents=True)
         lost.write_bytes(b"lost")
-        (place / "photos" / f".upload.abcd123{i}").mkdir()
-        (place / "photos" / f".upload.abcd123{i}" / "lease").touch()
     shutil.copytree(place / "model", place / "model-2")
     shutil.copy(place / "catalogue.sqlite", place / "catalogue-0001.sqlite")
     yield
