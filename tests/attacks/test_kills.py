@@ -23,7 +23,7 @@ class Closable(Colours):
         """As an embedder has it."""
 
 
-SEED, EACH = 20261130, 2
+SEED, EACH = 20261130, 1
 
 
 def photographs(ground, *names, field="photos"):
