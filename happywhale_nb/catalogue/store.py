@@ -24,7 +24,7 @@ from .database import Store, make_engine, migrate, schema_version
 from .licences import Licence, stored_licence
 from .naming import next_encounter_name
 from .schema import Annotation, Crop, Embedding, Encounter, Individual, Model, Photo
-from ..core.artifacts import atomic, read_json, write_json
+from ..core.artifacts import atomic, read_dataclass, write_json
 from ..core.errors import UserError
 from ..data.encounters import parse_rule
 
@@ -64,8 +64,11 @@ class Card:
 
         Returns:
             The card.
+
+        Raises:
+            UserError: if it is missing or has other fields.
         """
-        return cls(**read_json(Path(folder) / CARD))
+        return read_dataclass(cls, Path(folder) / CARD, "restore it from a backup, or build the catalogue again")
 
     def write(self, folder: Path | str) -> None:
         """Write the card; an existing one is replaced.

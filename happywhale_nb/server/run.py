@@ -25,7 +25,7 @@ from .app import make_app
 from .auth import list_tokens, loopback
 from .connections import counted_lines, guarded_protocol
 from .state import AppState, Options
-from .tidying import limit_arenas
+from .tidying import keep_little
 
 # %% ../../nbs/lib/server/run.ipynb #run-05
 def check_server(catalogue: Catalogue, host: str, port: int, options: Options) -> None:
@@ -138,7 +138,7 @@ def serve(
         UserError: as `check_server`.
     """
     options = Options(tokens=not loopback(host)) if options is None else options
-    limit_arenas()
+    keep_little()
     check_server(catalogue, host, port, options)
     load = (lambda: open_embedder(catalogue)) if embedder is None else (lambda: embedder)
     app = make_app(AppState(catalogue, options), load)
