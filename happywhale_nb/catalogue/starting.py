@@ -33,7 +33,7 @@ from .schema import Annotation, Embedding, Encounter, Photo
 from .store import CARD, Card, Catalogue, model_row, pack_vector, unpack_vectors
 from .stored_values import sound_rows
 from .training_photos import TrainedOn, write_trained
-from ..core.artifacts import atomic, read_json, write_json
+from ..core.artifacts import atomic, read_dataclass, write_json
 from ..core.errors import Undecodable, UserError
 from ..data.boxes import read_boxes
 from ..data.check import check_folder, count_noun, write_skips
@@ -83,7 +83,7 @@ class Start:
             The record; None if there is none.
         """
         path = Path(place) / RECORD
-        return cls(**read_json(path)) if path.is_file() else None
+        return read_dataclass(cls, path, "remove it, and start again") if path.is_file() else None
 
     def write(self, place: Path | str) -> None:
         """Write the record.

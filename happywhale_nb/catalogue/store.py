@@ -8,7 +8,6 @@ __all__ = ['CARD', 'RESTORE', 'CHANGED', 'WHOLE', 'BOX_FIELDS', 'Card', 'NotFoun
            'individual_named', 'new_encounter', 'refuse_taken', 'box_key', 'add_photo', 'pack_vector', 'unpack_vectors']
 
 # %% ../../nbs/lib/catalogue/store.ipynb #store-02
-import json
 import shutil
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,7 @@ from .licences import Licence, stored_licence
 from .naming import next_encounter_name
 from .schema import Annotation, Crop, Embedding, Encounter, Individual, Model, Photo
 from .stored_values import Damaged, photo_place
-from ..core.artifacts import atomic, write_json
+from ..core.artifacts import atomic, parse_json, write_json
 from ..core.errors import UserError
 from ..data.encounters import parse_rule
 
@@ -99,7 +98,7 @@ class Card:
         """
         path = Path(folder) / CARD
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise Damaged("card", f"it cannot be read ({error})", path, RESTORE) from None
         if fault := _card_fault(cls, values):

@@ -83,7 +83,7 @@ def serve_page(
         if browser:
             webbrowser.open(address)
 
-    serving.return_freed_memory()
+
     said = lambda line: click.echo(line, err=True)  # noqa: E731
     serving.serve(store, host, port, _server_options(host, names, tokens, rate, proxies), embedder, ready, said)
     click.echo("\nstopped")

@@ -164,7 +164,10 @@ def study_data(folder: Path | str) -> Path:
         raise UserError(f"no study in {folder} (there: {', '.join(studies) or 'none'})")
     if not (folder / "study.json").is_file():
         raise UserError(f"{folder} does not record its data folder: specify it once with -p data_dir")
-    data_dir = Path(read_json(folder / "study.json")["data_dir"])
+    record = read_json(folder / "study.json")
+    if not isinstance(record, dict) or not isinstance(record.get("data_dir"), str):
+        raise UserError(f"{folder / 'study.json'} does not record the data folder: specify it once with -p data_dir")
+    data_dir = Path(record["data_dir"])
     if not data_dir.is_dir():
         raise UserError(f"the data of {folder} were in {data_dir}, which no longer exists: give the new -p data_dir")
     return data_dir

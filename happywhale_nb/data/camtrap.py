@@ -6,7 +6,6 @@
 __all__ = ['DESCRIPTION', 'CAMTRAP_TABLES', 'BOX_CELLS', 'is_camtrap', 'read_camtrap']
 
 # %% ../../nbs/lib/data/camtrap.ipynb #camtrap-02
-import json
 import re
 import zipfile
 from collections.abc import Callable
@@ -71,9 +70,11 @@ def _resource_paths(read, source):
 
 def _cells(read: Callable[[str], bytes], path: str, needed: str) -> pd.DataFrame:
     # a table of the package; empty if it has no rows
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise UserError(f"{path} of the Camtrap DP package is outside the package")
     try:
         content = read(path)
-    except (OSError, KeyError):
+    except (OSError, KeyError, ValueError):
         raise UserError(f"{path} of the Camtrap DP package is missing") from None
     if content.count(b"\n") <= 1 and not content.strip().count(b"\n"):
         return pd.DataFrame(columns=[needed], dtype=str)

@@ -32,7 +32,8 @@ def json_text(value: object) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return value.strip() if isinstance(value, str) else str(value)
+    text = value.strip() if isinstance(value, str) else str(value)
+    return text.encode("utf-8", "replace").decode()  # no name has half a character
 
 
 def read_json_file(source: Path) -> tuple[object, tuple[str, ...]]:
@@ -204,7 +205,10 @@ def read_coco(source: Path, named: Mapping[str, str] | None = None) -> SourceRow
         raise UserError(f"{source.name}: {message}")
     rows, orphans, empty = _rows(by_id, annotations, match, categories)
     unknown = sorted({json_text(a.get("category_id")) for a in annotations} - set(categories) - {""})
-    table = pd.DataFrame(rows).fillna({name: "" for name in ("where", "species", *match)})
+    if not rows:
+        raise UserError(f"{source.name} lists no photograph of an animal")
+    table = pd.DataFrame([{"where": ""} | row for row in rows])
+    table = table.fillna({name: "" for name in ("where", "species", *match)})
     table["where"] = [f"{source.name}, {row['where'] or 'image'} ({row['image']})" for _, row in table.iterrows()]
     names = {ours: match.get(ours, ours) for ours in SYNONYMS} | {"species": match.get("species", "category_id")}
     left_out = _kinds(orphans, empty, unread, [f"category {key}" for key in unknown])

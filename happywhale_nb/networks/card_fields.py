@@ -34,7 +34,7 @@ def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> 
         Whether it is; true and false are not numbers.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and low <= value <= high
+    return number and low <= value <= high and abs(value) < 1e300  # also of a number of a thousand digits
 
 # %% ../../nbs/lib/networks/card_fields.ipynb #card_fields-06
 YES_OR_NO: Rule = (lambda value: type(value) is bool), "true or false"

@@ -141,7 +141,7 @@ def read_expected(path: Path | str) -> np.ndarray:
         values = parse_json(text) if text.startswith("[") else text.replace(",", " ").split()
         return np.asarray(values, np.float64).reshape(-1)
     except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
-        raise UserError(f"{path} holds no embedding ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path} holds no embedding ({str(error).splitlines()[0][:100]})") from None
 
 
 def write_new_card(path: Path | str, card: EncoderCard, change: bool = False) -> Path:

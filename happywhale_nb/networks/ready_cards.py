@@ -77,7 +77,9 @@ def parse_ready_card(values: object, path: Path | str = "card") -> ReadyCard:
     known = {each.name: each for each in fields(ReadyCard)}
     for name in values:
         lookup(known, name, f"field of the card {path}")
-    given = {name: value for name, value in dict(values["card"]).items() if name not in _OF_THE_FILE}
+    if not isinstance(values["card"], dict):
+        raise UserError(f"{path}: `card` is not a JSON object with the fields of an encoder's card")
+    given = {name: value for name, value in values["card"].items() if name not in _OF_THE_FILE}
     card = parse_card({**given, "file": ENCODER_FILE, "sha256": _UNKNOWN_DIGEST}, path)
     ready = ReadyCard(**{**values, "card": card})
     lookup(dict.fromkeys(NETWORKS), ready.network, f"network of the card {path}")

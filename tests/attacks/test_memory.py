@@ -16,13 +16,13 @@ import json, re, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from happywhale_nb.catalogue.uploads import check_photo
-from happywhale_nb.server.run import return_freed_memory
+from happywhale_nb.server.tidying import keep_little
 
 def megabytes():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 data = Path(sys.argv[1]).read_bytes()
-done = return_freed_memory() if sys.argv[2] == "1" else None
+done = keep_little() if sys.argv[2] == "1" else None
 before = megabytes()
 with ThreadPoolExecutor(4) as threads:
     list(threads.map(lambda _: check_photo(data, "large.png"), range(4)))
