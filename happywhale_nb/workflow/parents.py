@@ -116,12 +116,15 @@ def ended_with_parent(end: Callable[[threading.Event], None] = _end_process) -> 
         None.
     """
     parent, over = os.environ.get(PARENT, ""), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(parent, over, end), name="parent", daemon=True)
     if parent:
-        threading.Thread(target=_watch, args=(parent, over, end), name="parent", daemon=True).start()
+        watcher.start()
     try:
         yield
     finally:
         over.set()
+        if parent:
+            watcher.join(POLL)
 
 
 @contextmanager
