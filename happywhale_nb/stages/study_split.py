@@ -150,7 +150,7 @@ def finished_folds(study_folder: Path | str, model: str, folds: pd.DataFrame) ->
         )
     return finished
 
-# %% ../../nbs/lib/stages/study_split.ipynb #study_split-15
+# %% ../../nbs/lib/stages/study_split.ipynb #study_split-52
 def require_data(dataset: Dataset, record: Path, stage: str) -> None:
     """Refuse results that were made from other photographs or names.
 
