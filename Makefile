@@ -18,10 +18,10 @@ demo: .venv/.ready  ## draw the demo photographs and run the whole study on them
 	@happywhale demo
 
 test: .venv/.ready check  ## under five minutes: every notebook's lessons, and the tests that need nothing else
-	pytest -q -n 2 --dist worksteal -m "not rest"
+	pytest -q -n 3 --dist worksteal -m "not rest"
 
 test-all: .venv/.ready check  ## these and the rest: Chromium, PostgreSQL, Slurm, several hosts, benchmarks, kills, real photographs
-	pytest -q -n 2 --dist worksteal -rs
+	pytest -q -n 3 --dist worksteal -rs
 
 soak: .venv/.ready  ## by hand, two hours: a kill at every write, full disks, a million rows, the paper's study on flukes; results go to docs/results
 	HAPPYWHALE_KEEP_RESULTS=1 pytest -v -m soak -rs --timeout 3600

@@ -225,7 +225,7 @@ def _finish(made, target):
         os.sync()
     with suppress(FileNotFoundError):
         target.rmdir()
-    os.rename(made, target)
+    made.rename(target)
     sync_folder(target.parent)
 
 # %% ../../nbs/lib/catalogue/backup.ipynb #backup-13

@@ -121,6 +121,7 @@ def run(ctx, study, parameters, dry_run, force, verify, executor, max_jobs, more
 
     Exit status 0: all done; 1: some jobs failed, and those that depend on them were not run; 2: no job could start.
     """
+    from happywhale_nb.data.seen_photos import SEEN
     from happywhale_nb.workflow.data_check import check_data, keep_check
     from happywhale_nb.workflow.study import plan_states, run_jobs, study_folders, study_jobs, study_notes
 
@@ -129,8 +130,11 @@ def run(ctx, study, parameters, dry_run, force, verify, executor, max_jobs, more
     content = _read_content(study, dict(parameters))
     root, folder = study_folders(content, str(study or "study"))
     check = check_data(root, folder)
-    _note_photos(root, folder, dry_run)
+    if not (is_first := not (folder / SEEN).is_file()):  # what was replaced changes the jobs
+        _note_photos(root, folder, dry_run)
     folder, jobs = study_jobs(content, str(study or "study"))
+    if is_first:  # a study that is refused leaves nothing
+        _note_photos(root, folder, dry_run)
     keep_check(check, folder)
     if check.note:
         click.echo(check.note, err=True)

@@ -185,7 +185,7 @@ def remove_abandoned(folder: Path | str, old: float = OLD) -> bool:
             if not taken and (taken is False or age_of(folder) < old):
                 return False
             if not WINDOWS:  # which renames no folder with an open file
-                os.rename(folder, folder.with_name(f"{folder.name}.dead"))
+                folder.rename(folder.with_name(f"{folder.name}.dead"))
                 dead = folder.with_name(f"{folder.name}.dead")
     except OSError:  # somebody else removes it, or the disk does not let it: the next time
         return False

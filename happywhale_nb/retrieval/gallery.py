@@ -155,10 +155,10 @@ class LabelledRows:
         """
         if np.ndim(X) != 2:
             raise UserError(f"X has the shape {list(np.shape(X))}: give [n, d]")
-        empty, width = Gallery(), np.shape(X)[1]
-        empty.n_features_in_, empty._size, empty._labels = width, 0, LabelCodes()
-        empty._rows, empty._codes = np.empty((16, width), np.float32), np.empty(16, int)
-        vars(self).update(vars(empty.extend(X, y)))  # as the last step: a refused `fit` changes nothing
+        made, width = copy.copy(self), np.shape(X)[1]
+        made.n_features_in_, made._size, made._labels = width, 0, LabelCodes()
+        made._rows, made._codes = np.empty((16, width), np.float32), np.empty(16, int)
+        vars(self).update(vars(made.extend(X, y)))  # as the last step: a refused `fit` changes nothing
         return self
 
     def extend(self, vectors: np.ndarray, labels: ArrayLike) -> Self:

@@ -184,7 +184,7 @@ def test_a_client_who_reads_no_answer_is_closed(mine, colours):
         ask = head("GET", "/api/encounters?limit=200", more=f"authorization: Bearer {token}\r\n")
         began, taken = time.monotonic(), True
         client.settimeout(0.5)
-        while taken and time.monotonic() - began < 15:
+        while taken and time.monotonic() - began < 60:
             try:
                 client.send(ask)
             except TimeoutError:
