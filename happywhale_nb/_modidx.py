@@ -1606,8 +1606,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'happywhale_nb/cli/keeping.py'),
                                            'happywhale_nb.cli.keeping.restore_backup': ( 'lib/cli/keeping.html#restore_backup',
                                                                                          'happywhale_nb/cli/keeping.py'),
-                                           'happywhale_nb.cli.keeping.show_layout': ( 'lib/cli/keeping.html#show_layout',
-                                                                                      'happywhale_nb/cli/keeping.py'),
                                            'happywhale_nb.cli.keeping.tidy_up': ( 'lib/cli/keeping.html#tidy_up',
                                                                                   'happywhale_nb/cli/keeping.py')},
             'happywhale_nb.cli.main': { 'happywhale_nb.cli.main.Entry': ('lib/cli/main.html#entry', 'happywhale_nb/cli/main.py'),

@@ -425,7 +425,7 @@ def _orphans(catalogue: Catalogue) -> Iterator[Finding]:
     """Files that no row knows."""
     if found := [path.relative_to(catalogue.folder).as_posix() for path in orphans(catalogue)]:
         what = f"{count_noun(len(found), 'file')} that no row knows"
-        remedy = "remove what nobody needs; they have no effect"
+        remedy = "they have no effect; `happywhale catalogue tidy` removes those of killed requests"
         yield Finding("orphans", what, _listed(found), remedy, NOTE, len(found))
 
 # %% ../../nbs/lib/catalogue/check.ipynb #catalogue-check-22

@@ -12,6 +12,7 @@ import getpass
 import json
 import os
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -333,8 +334,9 @@ def _encoder_name(store):
 @folder_argument
 @click.option("--quick", is_flag=True, help="Only what every start of the server checks.")
 @click.option("--every-file", is_flag=True, help="Read all photographs, not only those of another size or date.")
+@click.option("--layout", is_flag=True, help="Only show what is original, derived and cache, with sizes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check_command(folder, quick, every_file, as_json):
+def check_command(folder, quick, every_file, layout, as_json):
     """Check the catalogue in FOLDER: database, embeddings, calibration, settings, card, model, photographs, orphans.
 
     \b
@@ -344,8 +346,12 @@ def check_command(folder, quick, every_file, as_json):
     1 with findings.
     """
     from happywhale_nb.catalogue.check import check_catalogue
-    from happywhale_nb.catalogue.store import find_catalogue
+    from happywhale_nb.catalogue.layout import catalogue_layout, layout_lines
+    from happywhale_nb.catalogue.store import Catalogue, find_catalogue
 
+    if layout:
+        with closing(Catalogue(find_catalogue(folder))) as opened:
+            return click.echo("\n".join(layout_lines(catalogue_layout(opened))))
     found = check_catalogue(find_catalogue(folder), whole=not quick, every=every_file)
     click.echo(json.dumps(found.as_dict(), indent=1) if as_json else "\n".join(found.lines))
     if not found.healthy:

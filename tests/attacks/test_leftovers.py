@@ -431,7 +431,7 @@ def test_commands_keep_a_catalogue(mine, tmp_path):
     code, told = run("restore", tmp_path / "backup", tmp_path / "again")
     assert code == 0 and "happywhale serve" in told
     assert run("tidy", tmp_path / "again", "--cache") == (0, "nothing to remove\n")
-    code, told = run("layout", tmp_path / "again")
+    code, told = run("check", tmp_path / "again", "--layout")
     assert code == 0 and "photographs of the data folder" in told and "cache 0.0 MB" in told
     code, told = run("restore", tmp_path / "backup", tmp_path / "again")
     assert code == 2 and told.count("\n") == 1 and "overwrites nothing" in told
