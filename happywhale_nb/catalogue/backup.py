@@ -21,6 +21,7 @@ from sqlalchemy import select
 
 from .schema import Photo
 from .store import CARD, Card, Catalogue, now
+from .stored_values import path_fault
 from ..core.artifacts import read_json, write_json
 from ..core.errors import UserError
 from ..core.leases import leased, sweep
@@ -145,7 +146,9 @@ def _fill(catalogue, made, with_data):
         files[name] = _copy_hashed(path, made / name)
     missing, changed, photos = [], [], {}
     for path, kept, sha256 in rows:
-        if kept or with_data:
+        if path_fault(path):  # it could lead out of the folders
+            missing.append(f"{'catalogue' if kept else 'data'}/{path}")
+        elif kept or with_data:
             photos[f"{'catalogue' if kept else 'data'}/{path}"] = roots[bool(kept)] / path, sha256
     for name, (path, sha256) in bar(photos.items(), "backup", disable=len(photos) < 500):
         try:

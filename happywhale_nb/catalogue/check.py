@@ -283,7 +283,7 @@ def _files_of_photos(catalogue: Catalogue) -> Iterator[Finding]:
 # %% ../../nbs/lib/catalogue/check.ipynb #catalogue-check-16
 def _model_files(catalogue: Catalogue, whole: bool) -> Iterator[Finding]:
     """What is wrong with the files of the catalogue's model."""
-    folder = catalogue.folder / "model"
+    folder = catalogue.model_folder
     remedy = f"{RESTORE}, or run `happywhale catalogue re-embed {catalogue.folder} --model MODEL`"
     try:
         fault = _file_fault(model_source(folder), whole) or _file_fault(kept_detector(folder) or "", whole)
@@ -418,7 +418,14 @@ def orphans(catalogue: Catalogue, least: float = RECENT) -> list[Path]:
     scratch = [path for path in root.glob(".*.*") if path.is_dir()]  # of `core.artifacts.atomic`
     found += [path for folder in scratch for path in folder.rglob("*") if path.is_file()]
     oldest = time.time() - least
-    return sorted(path for path in set(found) if path.lstat().st_mtime <= oldest)
+    return sorted(path for path in set(found) if _is_older(path, oldest))
+
+
+def _is_older(path, moment):
+    try:
+        return path.lstat().st_mtime <= moment
+    except FileNotFoundError:  # a request has moved or removed it meanwhile
+        return False
 
 
 def _orphans(catalogue: Catalogue) -> Iterator[Finding]:
@@ -439,7 +446,8 @@ def _told(catalogue: Catalogue, part: Callable, *options: object) -> list[Findin
         told = unusable(catalogue.store.engine, error)
         return [Finding("database", " ".join(str(told).split()), str(catalogue.folder), RESTORE, STOPS)]
     except OSError as error:
-        return [Finding("files", f"a file cannot be read ({error})", str(catalogue.folder), RESTORE, REDUCES)]
+        where = str(error.filename or catalogue.folder)
+        return [Finding("files", f"a file cannot be read ({error.strerror or error})", where, RESTORE, REDUCES)]
 
 
 def check_open(catalogue: Catalogue, whole: bool = False, files: bool = True, every: bool = False) -> CatalogueCheck:

@@ -270,7 +270,7 @@ def _whose(session):
     """Pairs of a photo's name in the tables and the id of its individual."""
     rows = select(Photo.given, Encounter.individual_id).join(Encounter, Encounter.id == Photo.encounter_id)
     rows = session.execute(rows.where(~Photo.kept, Photo.given.is_not(None)))
-    return [(given["individual_id"], number) for given, number in rows]
+    return [(given["individual_id"], number) for given, number in rows if given]
 
 # %% ../../nbs/lib/catalogue/ingest.ipynb #ingest-27
 def _stored_vectors(embeddings, paths, twice):

@@ -55,7 +55,7 @@ def prepared_model(catalogue: Catalogue, model: Path | str, detector: Path | str
             else:
                 copy_model(model, made, detector or kept_detector(present))
         except OSError as error:
-            raise write_fault(catalogue.folder / "model", error) from error
+            raise write_fault(catalogue.folder, error) from error
         yield made
 
 # %% ../../nbs/lib/catalogue/model_files.ipynb #model-files-05

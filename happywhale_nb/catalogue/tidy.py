@@ -144,6 +144,7 @@ def _bytes_of(path):
 def _former_vectors(catalogue, remove=False):
     """The count and the bytes of embeddings by former encoders, which are removed if asked."""
     with (catalogue.writing if remove else catalogue.reading)() as session:
+        catalogue.refuse_changed()
         present = model_row(session, catalogue.fingerprint)
         if present is None:
             return 0, 0
@@ -229,11 +230,13 @@ def tidy(catalogue: Catalogue, cache: bool = False, dry_run: bool = False, old: 
         What was removed.
 
     Raises:
-        UserError: with `cache`, while another encoder is being prepared.
+        UserError: with `cache`, while another encoder is being prepared, or if another command has changed to one.
     """
     preparing = any(is_leased(path, old) for path in find_leases(catalogue.folder, PREPARING))
     if cache and preparing:
         raise UserError("another encoder is being prepared: wait until that command has ended")
+    if cache:
+        catalogue.refuse_changed()
     if not (preparing or dry_run):
         _recover_model(catalogue)
     scratch, (unknown, strangers) = list(scratch_folders(catalogue)), unknown_photos(catalogue)

@@ -450,10 +450,11 @@ def show_photo(path: Path | str, side: int = 1600) -> bytes:
         UserError: if the file is missing or cannot be decoded.
     """
     try:
-        with open_photo(path) as photo, PIXELS.room(*photo.size):
+        with open_photo(path) as photo:
             scale = min(1.0, side / max(photo.size))
-            pixels = upright_pixels(photo, tuple(math.ceil(length * scale) for length in photo.size))
-            return jpeg_bytes(_reduced(pixels, side))
+            photo.draft("RGB", least := tuple(math.ceil(length * scale) for length in photo.size))
+            with PIXELS.room(*photo.size):
+                return jpeg_bytes(_reduced(upright_pixels(photo, least), side))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (*UNREADABLE, Image.DecompressionBombError) as error:

@@ -200,6 +200,8 @@ def restore(folder, encounters, photos, dry_run):
     if (folder / "manifest.json").is_file():
         restore_backup(folder, encounters, dry_run)
         return
+    if dry_run:
+        raise UserError(f"{folder} is not a backup: --dry-run is for backups")
     _refuse_nothing(encounters, photos)
     with _open(folder).writing() as session:
         user = getpass.getuser()

@@ -63,14 +63,14 @@ def restore_backup(source: Path, words: Sequence[str], dry_run: bool) -> None:
     from happywhale_nb.catalogue.backup import check_backup, read_manifest, restore
 
     manifest = read_manifest(source)
-    if len(words) != 1:
-        raise UserError(f"{source} is a backup: name one new folder for the catalogue after it")
-    folder = Path(words[0])
     if dry_run:
         if faults := check_backup(source):
             raise UserError("\n  ".join([f"{source} is damaged:", *faults[:20]]))
         click.echo(f"{count_noun(len(manifest.files), 'file')} as written, {manifest.bytes / 1e6:,.1f} MB")
         return
+    if len(words) != 1:
+        raise UserError(f"{source} is a backup: name one new folder for the catalogue after it")
+    folder = Path(words[0])
     if manifest.database == "postgresql":
         click.echo("the database is in PostgreSQL: restore it with `pg_restore`, from the dump of that day", err=True)
     restore(source, folder).close()

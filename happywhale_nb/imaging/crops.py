@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -163,15 +164,22 @@ def _load(path, high, wide, box, frame, margin, keep_aspect, resize):
     with decoding(path):
         if plain := plain_jpeg(path):
             region, reduce = plan(plain.size)
-            with PIXELS.room(*plain.size):
-                pixels = plain.pixels((plain.size[0] // reduce, plain.size[1] // reduce))
+            least = plain.size[0] // reduce, plain.size[1] // reduce
+            with PIXELS.room(*least):
+                pixels = plain.pixels(least)
                 if pixels is not None:
                     return finish(pixels, plain.size[0], region)
-        with open_photo(path) as photo, PIXELS.room(*photo.size):
+        with open_photo(path) as photo, _room_of_whole(photo):
             size = upright_size(photo)
             region, reduce = plan(size)
-            pixels = upright_pixels(photo, (photo.size[0] // reduce, photo.size[1] // reduce))
-            return finish(pixels, size[0], region)
+            least = photo.size[0] // reduce, photo.size[1] // reduce
+            with PIXELS.room(*least):
+                return finish(upright_pixels(photo, least), size[0], region)
+
+
+def _room_of_whole(photo):
+    # a JPEG is decoded reduced; others as a whole, some of them to find their orientation
+    return nullcontext() if photo.format == "JPEG" else PIXELS.room(*photo.size)
 
 # %% ../../nbs/lib/imaging/crops.ipynb #crops-05a
 def _refuse_fault(path, box, frame, image_size):

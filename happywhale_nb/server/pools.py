@@ -8,6 +8,7 @@ __all__ = ['UPLOADS', 'Pool', 'make_pools', 'is_upload', 'pool_of', 'PooledRoute
 # %% ../../nbs/lib/server/pools.ipynb #pools-02
 import asyncio
 import re
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from inspect import iscoroutinefunction
@@ -33,6 +34,7 @@ class Pool:
         """
         self.threads, self.waiting, self.most_bytes, self.patience = threads, waiting, most_bytes, patience
         self.count = self.running = self.bytes = 0
+        self._queue = deque()
         self._limiter = self._changed = None
 
     async def run(self, function: Callable[[], object], size: int = 0) -> object:
@@ -67,13 +69,19 @@ class Pool:
         return self.running < self.threads and few
 
     async def _reserve(self, size):
-        """Wait until there is a thread, and room for so many bytes."""
+        """Wait until there is a thread, and room for so many bytes, in the order of coming."""
+        ticket = object()
         async with self._changed:
+            self._queue.append(ticket)
+            turn = self._changed.wait_for(lambda: self._queue[0] is ticket and self._has_room(size))
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._has_room(size)), self.patience)
+                await asyncio.wait_for(turn, self.patience)
+                self.running, self.bytes = self.running + 1, self.bytes + size
             except TimeoutError:
                 raise Busy(f"{self.count} requests of this kind are being worked on: try again in a moment") from None
-            self.running, self.bytes = self.running + 1, self.bytes + size
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
 
     async def _give_back(self, size):
         async with self._changed:
@@ -85,14 +93,15 @@ def make_pools() -> dict[str, Pool]:
     """Make the pools of a server.
 
     Returns:
-        For each kind of request its pool: uploads of `photographs`, `images` of photographs, `exports`, and `changes`
-        of the database.
+        For each kind of request its pool: uploads of `photographs`, `images` of photographs, `exports`, `changes`
+        of the database, and `sign-ins`, also those of strangers.
     """
     return {
         "photographs": Pool(24, 100, 800_000_000),
         "images": Pool(8, 400),
         "exports": Pool(2, 20),
         "changes": Pool(8, 400),
+        "sign-ins": Pool(4, 100),
     }
 
 
@@ -119,13 +128,13 @@ def pool_of(path: str, methods: frozenset[str]) -> str | None:
         methods: HTTP methods in upper case.
 
     Returns:
-        A key of `make_pools`; None for a route that only reads, as signing in and out do.
+        A key of `make_pools`; None for a route that only reads.
     """
-    if path.endswith("/session"):
-        return None
     if methods == {"GET"}:
         is_image = path.rpartition("/")[2] in ("picture", "crop", "heat")
         return "exports" if "/exports/" in path else "images" if is_image else None
+    if path.endswith("/session"):
+        return "sign-ins"
     return "photographs" if "POST" in methods and is_upload(path) else "changes"
 
 # %% ../../nbs/lib/server/pools.ipynb #pools-07

@@ -168,3 +168,30 @@ def test_large_photographs_are_decoded_a_few_at_a_time(page, monkeypatch):
     assert Counter(asked) == {side**2: 6 for side in sides[:4]}, "each is checked, and embedded"
     assert max(pixels for pixels in most if pixels != 220**2) <= 30_000, "48,400 pixels are decoded alone"
     assert PIXELS.pixels == 0
+
+
+def test_a_large_request_is_not_overtaken_for_ever():
+    done = []
+
+    async def crowd():
+        pool = Pool(4, 100, most_bytes=100)
+        first = [asyncio.create_task(pool.run(partial(time.sleep, 0.05), 60)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        large = asyncio.create_task(pool.run(partial(done.append, "large"), 95))
+        await asyncio.sleep(0)
+        small = [asyncio.create_task(pool.run(partial(done.append, "small"), 5)) for _ in range(9)]
+        await asyncio.gather(*first, large, *small)
+
+    asyncio.run(crowd())
+    assert done[0] == "large"
+
+
+def test_cookies_of_strangers_write_nothing(page, mine):
+    lock = sqlite3.connect(mine.folder / "catalogue.sqlite", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    try:
+        gone = page.delete("/api/session", headers={"cookie": "happywhale=junk"}, timeout=PATIENCE)
+        assert gone.status_code == 204, "though another program writes"
+    finally:
+        lock.execute("ROLLBACK")
+        lock.close()

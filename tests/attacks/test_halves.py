@@ -17,10 +17,11 @@ from sqlalchemy import func, select
 from happywhale_nb.catalogue import ingest as intake
 from happywhale_nb.catalogue.backup import back_up, check_backup, read_manifest, restore
 from happywhale_nb.catalogue.build import build_catalogue, change_model, open_embedder
+from happywhale_nb.catalogue.check import check_open
 from happywhale_nb.catalogue.matching import Matcher
 from happywhale_nb.catalogue.photo_files import content_digest
 from happywhale_nb.catalogue.schema import Embedding, Photo
-from happywhale_nb.catalogue.store import CARD, Card, Catalogue
+from happywhale_nb.catalogue.store import CARD, CHANGED, Card, Catalogue
 from happywhale_nb.catalogue.tidy import tidy
 from happywhale_nb.catalogue.upload_photos import ingest_uploads
 from happywhale_nb.core.artifacts import write_json
@@ -360,3 +361,28 @@ def test_switch_leaves_one_folder_of_an_encoder(own, grounds):
     change_model(own, grounds / "one" / "model.keras")
     assert own.model_path.read_bytes() == b"one"
     assert [path.name for path in own.folder.iterdir() if path.name.startswith(("model", "."))] == ["model"]
+
+
+def test_check_and_tidy_after_a_switch_look_at_the_encoder_in_use(own, grounds):
+    """The stand-ins are no real networks, and that is what the check says of the folder in use."""
+    other = Catalogue(own.folder)
+    change_model(own, grounds / "two" / "model.keras")
+    assert own.model_folder.name == "model-2"
+    assert [each.where for each in check_open(own, files=True).findings if each.part == "model"] == [
+        str(own.model_folder)
+    ]
+    with pytest.raises(UserError, match=CHANGED):
+        tidy(other, cache=True)
+    other.close()
+    tidy(own, cache=True)
+    with own.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Embedding)) == 8, "those of the encoder in use"
+
+
+def test_backup_leaves_out_a_row_whose_path_leads_out(own, tmp_path):
+    (own.folder.parent / "secret.txt").write_text("not yours", encoding="utf-8", newline="\n")
+    with own.writing() as session:
+        session.get(Photo, 1).path = "../secret.txt"
+    manifest = back_up(own, tmp_path / "backup")
+    assert manifest.missing == ("data/../secret.txt",) and not check_backup(tmp_path / "backup")
+    assert not list(tmp_path.rglob("backup/**/secret.txt")) and not (tmp_path / "backup" / "secret.txt").exists()

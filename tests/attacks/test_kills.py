@@ -38,6 +38,10 @@ def count(folder, table):
     return one(folder, f"SELECT count(*) FROM {table}")
 
 
+def is_revoked(folder):
+    return one(folder, "SELECT count(*) FROM tokens WHERE revoked_at = ''") == 1
+
+
 def has(table, rows):
     return lambda folder: count(folder, table) == rows
 

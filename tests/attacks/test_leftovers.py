@@ -426,7 +426,8 @@ def test_commands_keep_a_catalogue(mine, tmp_path):
         return done.exit_code, done.output
 
     assert run("backup", mine.folder, tmp_path / "backup")[0] == 0
-    assert "as written" in run("restore", tmp_path / "backup", tmp_path / "again", "--dry-run")[1]
+    assert "as written" in run("restore", tmp_path / "backup", "--dry-run")[1]
+    assert run("restore", mine.folder, "E1", "--dry-run")[0] == 2
     assert not (tmp_path / "again").exists()
     code, told = run("restore", tmp_path / "backup", tmp_path / "again")
     assert code == 0 and "happywhale serve" in told

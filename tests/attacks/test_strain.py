@@ -65,8 +65,12 @@ def child(built, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["serve", str(built), "--no-browser", "--port", str(port)]
-    code = "from happywhale_nb.cli.main import main; main()"
+    words = [str(built), str(port)]
+    code = (
+        "import sys; from happywhale_nb.catalogue.example import ColourEmbedder;"
+        "from happywhale_nb.catalogue.store import Catalogue; from happywhale_nb.server.run import serve;"
+        "serve(Catalogue(sys.argv[1]), port=int(sys.argv[2]), embedder=ColourEmbedder())"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -133,8 +133,11 @@ def sign_out(state: State, request: Request, response: Response) -> None:
         response: instructs the browser to delete it.
     """
     if cookie := request.cookies.get(COOKIE, ""):
-        with state.catalogue.writing() as session:
-            auth.sign_out(session, cookie)
+        with state.catalogue.reading() as session:
+            known = auth.find_sign_in(session, cookie) is not None
+        if known:  # strangers write nothing
+            with state.catalogue.writing() as session:
+                auth.sign_out(session, cookie)
     response.delete_cookie(COOKIE)
 
 # %% ../../../nbs/lib/server/routes/session.ipynb #routes-session-07
