@@ -104,7 +104,9 @@ class GuardedProtocol(H11Protocol):
     def _watch(self):
         """Close the connection if its client was silent for too long, else look again later."""
         now, limits = self.loop.time(), self.limits
-        if self.is_waiting:
+        if self.transport.is_closing():  # after a request that was none, with an answer that the client does not read
+            is_silent = now - self.moved > limits.silence
+        elif self.is_waiting:
             is_silent = now - self.since > limits.headers
         elif self.cycle.more_body and self.flow.read_paused and not self.flow.write_paused:
             self.moved, is_silent = now, False  # the server reads no more for the moment

@@ -178,7 +178,8 @@ def test_one_address_cannot_take_the_places_of_all(mine, colours, monkeypatch):
         assert status(clients[-1]) == 200
 
 
-def test_a_client_who_reads_no_answer_is_closed(mine, colours):
+@pytest.mark.parametrize("after", [b"", b"this is no request\r\n\r\n"])
+def test_a_client_who_reads_no_answer_is_closed(mine, colours, after):
     with serving(mine, colours) as (address, token), connected(address) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         ask = head("GET", "/api/encounters?limit=200", more=f"authorization: Bearer {token}\r\n")
@@ -186,7 +187,7 @@ def test_a_client_who_reads_no_answer_is_closed(mine, colours):
         client.settimeout(0.5)
         while taken and time.monotonic() - began < 60:
             try:
-                client.send(ask)
+                client.send(ask + after)
             except TimeoutError:
                 continue
             except ConnectionError:
