@@ -77,6 +77,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'happywhale_nb/catalogue/backup.py'),
                                                 'happywhale_nb.catalogue.backup._finish': ( 'lib/catalogue/backup.html#_finish',
                                                                                             'happywhale_nb/catalogue/backup.py'),
+                                                'happywhale_nb.catalogue.backup._is_readable': ( 'lib/catalogue/backup.html#_is_readable',
+                                                                                                 'happywhale_nb/catalogue/backup.py'),
                                                 'happywhale_nb.catalogue.backup._other_files': ( 'lib/catalogue/backup.html#_other_files',
                                                                                                  'happywhale_nb/catalogue/backup.py'),
                                                 'happywhale_nb.catalogue.backup._photo_rows': ( 'lib/catalogue/backup.html#_photo_rows',

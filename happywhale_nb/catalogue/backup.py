@@ -151,20 +151,26 @@ def _fill(catalogue, made, with_data):
         elif kept or with_data:
             photos[f"{'catalogue' if kept else 'data'}/{path}"] = roots[bool(kept)] / path, sha256
     for name, (path, sha256) in bar(photos.items(), "backup", disable=len(photos) < 500):
-        try:
-            files.setdefault(name, None)
-            files[name] = files[name] or _copy_hashed(path, made / name)
-        except FileNotFoundError:
-            del files[name]
+        if not _is_readable(path):
             missing.append(name)
-        else:
-            changed += [name] if files[name][1] != sha256 else []
+            continue
+        files[name] = files.get(name) or _copy_hashed(path, made / name)
+        changed += [name] if files[name][1] != sha256 else []
     if Card.read(catalogue.folder) != card:
         return None
     kind = catalogue.store.engine.dialect.name
     return Manifest(
         card.name, now(), kind, with_data, files, tuple(missing), tuple(changed), version("happywhale_nb")
     )
+
+
+def _is_readable(path):
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError:  # missing, a folder, without permission, or on a failing disk
+        return False
+    return True
 
 
 def _facts(path):

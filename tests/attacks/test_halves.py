@@ -386,3 +386,18 @@ def test_backup_leaves_out_a_row_whose_path_leads_out(own, tmp_path):
     manifest = back_up(own, tmp_path / "backup")
     assert manifest.missing == ("data/../secret.txt",) and not check_backup(tmp_path / "backup")
     assert not list(tmp_path.rglob("backup/**/secret.txt")) and not (tmp_path / "backup" / "secret.txt").exists()
+
+
+def test_backup_names_a_photograph_that_cannot_be_read(own, tmp_path):
+    with own.reading() as session:
+        photo = session.get(Photo, 1)
+        path = own.path(photo)
+    content = path.read_bytes()
+    try:
+        path.unlink()
+        path.mkdir()
+        manifest = back_up(own, tmp_path / "backup")
+    finally:
+        path.rmdir()
+        path.write_bytes(content)
+    assert manifest.missing == (f"data/{photo.path}",) and not check_backup(tmp_path / "backup")
